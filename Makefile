@@ -1,0 +1,46 @@
+# The two commands that matter: `make demo` and `make check`. Both prepare .venv themselves; neither asks anything.
+.DEFAULT_GOAL := help
+.PHONY: help demo check format test docs clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+CHECKED := .venv/.installed-dev
+
+help:  ## Show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(INSTALLED)  ## Train, evaluate and use a tiny CLIP, in under three minutes on two cores
+	@$(BIN)/diptych demo
+
+check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, tests, docs, examples
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+	$(BIN)/mkdocs build --strict --quiet
+	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
+	@echo "check: all is well"
+
+format: $(CHECKED)  ## Format, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(CHECKED)  ## Serve the documentation with live reload
+	$(BIN)/mkdocs serve
+
+clean:  ## Remove what the other targets made, but for runs/
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Diptych needs Python 3.10 or newer; name one with PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv || { echo "No venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; rm -rf .venv; exit 2; }
+
+$(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(CHECKED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,71 @@
+"""Diptych: train, evaluate, search with and ship CLIP models.
+
+    >>> import diptych
+    >>> clip = diptych.load("runs/demo/bundle")  # doctest: +SKIP
+    >>> clip.rank_images("a red circle", "pictures/")  # doctest: +SKIP
+
+Importing this module loads nothing heavy: each name below is fetched when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diptych.bundle.folder import Bundle, load_bundle, save_bundle
+    from diptych.core.errors import DiptychError
+    from diptych.data.sources.choice import open_source
+    from diptych.inference.loaded import LoadedBundle, load
+    from diptych.losses.contrastive import clip_loss
+    from diptych.models.clip import CLIP
+    from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+    from diptych.presets import PRESETS
+    from diptych.training.config import TrainConfig
+    from diptych.training.run import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIP",
+    "PRESETS",
+    "Bundle",
+    "CLIPConfig",
+    "DiptychError",
+    "LoadedBundle",
+    "TextConfig",
+    "TrainConfig",
+    "ViTConfig",
+    "clip_loss",
+    "load",
+    "load_bundle",
+    "open_source",
+    "save_bundle",
+    "train",
+]
+
+_HOME = {
+    "Bundle": "bundle.folder",
+    "load_bundle": "bundle.folder",
+    "save_bundle": "bundle.folder",
+    "DiptychError": "core.errors",
+    "open_source": "data.sources.choice",
+    "LoadedBundle": "inference.loaded",
+    "load": "inference.loaded",
+    "clip_loss": "losses.contrastive",
+    "CLIP": "models.clip",
+    "CLIPConfig": "models.config",
+    "TextConfig": "models.config",
+    "ViTConfig": "models.config",
+    "PRESETS": "presets",
+    "TrainConfig": "training.config",
+    "train": "training.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'diptych' has no attribute '{name}'")
+    return getattr(import_module(f"diptych.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

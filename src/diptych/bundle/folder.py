@@ -1,0 +1,169 @@
+"""A bundle is a folder with all that use needs; it loads with no network and no pickle.
+
+config.json        the model's config, its temperature, its metrics with their protocol, where it came from
+model.safetensors  the weights
+tokenizer.json     the tokenizer's own file
+README.md          a model card, for people
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from diptych.core.errors import BundleError, ConfigError
+from diptych.core.settings import from_plain, to_plain
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig
+from diptych.tokenizers.choice import load_tokenizer
+from diptych.tokenizers.protocol import Tokenizer
+
+FORMAT_VERSION = 1
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A model with everything that its use needs."""
+
+    model: CLIP
+    tokenizer: Tokenizer
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Figures, each with the protocol it was measured by."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: recipe, data, seed, steps, versions."""
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The architecture and the image transform."""
+        return self.model.config
+
+
+def save_bundle(bundle: Bundle, path: Path) -> None:
+    """Write the folder whole or not at all; one that is there already is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        _write(bundle, beside)
+        beside.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """The bundle in a folder, on the CPU, in evaluation mode.
+
+    Raises:
+        BundleError: the folder is missing, no bundle, incomplete, damaged, or of a newer format.
+    """
+    folder = Path(path)
+    _check_folder(folder)
+    content = _read_config(folder / "config.json")
+    try:
+        config = from_plain(CLIPConfig, content.get("model"), what=f"{folder / 'config.json'}")
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
+    model = CLIP(config)
+    _load_weights(model, folder / "model.safetensors")
+    try:
+        tokenizer = load_tokenizer(
+            config.text.tokenizer, folder / "tokenizer.json", context_length=config.text.context_length
+        )
+    except Exception as error:  # The engine raises bare exceptions.
+        raise BundleError(f"{folder / 'tokenizer.json'}: is damaged ({error})") from None
+    if tokenizer.vocab_size != config.text.vocab_size:
+        raise BundleError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, its model {config.text.vocab_size}"
+        )
+    return Bundle(
+        model=model.eval(), tokenizer=tokenizer, metrics=content.get("metrics", {}), origin=content.get("origin", {})
+    )
+
+
+def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
+    """Keep more figures in a bundle that is already on disk."""
+    config = path / "config.json"
+    content = _read_config(config)
+    content["metrics"] = {**content.get("metrics", {}), **metrics}
+    beside = config.with_suffix(".json.new")
+    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    beside.rename(config)
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    content = {
+        "format_version": FORMAT_VERSION,
+        "model": to_plain(bundle.config),
+        "logit_scale": round(bundle.model.logit_scale.item(), 4),
+        "metrics": bundle.metrics,
+        "origin": bundle.origin,
+    }
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "model.safetensors").chmod(0o644)
+    bundle.tokenizer.save(folder / "tokenizer.json")
+    (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8")
+
+
+def _model_card(bundle: Bundle) -> str:
+    image, text = bundle.config.image, bundle.config.text
+    lines = [
+        "# A CLIP model trained with Diptych",
+        "",
+        f"- image tower: {image.layers} layers of width {image.width}, {image.image_px} px in patches of {image.patch_px} px",
+        f"- text tower: {text.layers} layers of width {text.width}, {text.tokenizer} tokenizer of {text.vocab_size} entries",
+        f"- parameters: {sum(parameter.numel() for parameter in bundle.model.parameters()):,}",
+        *(f"- {name}: {value}" for name, value in bundle.origin.items()),
+        "",
+        "```python",
+        "import diptych",
+        "",
+        'clip = diptych.load("path/to/this/folder")',
+        'clip.rank_images("a dog in the snow", "photos/")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if not missing:
+        return
+    inside = next((name for name in ("bundle-best", "bundle") if (folder / name).is_dir()), None)
+    if inside:
+        raise BundleError(f"{folder}: is a run, not a bundle; its bundle is {folder / inside}")
+    if len(missing) == len(FILES):
+        raise BundleError(f"{folder}: is not a bundle; a bundle holds {', '.join(FILES)}")
+    raise BundleError(f"{folder}: is incomplete; {', '.join(missing)} is missing")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path}: is not JSON: {error}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{path}: format_version is {version!r}; this Diptych reads {FORMAT_VERSION}")
+    return dict(content)
+
+
+def _load_weights(model: CLIP, path: Path) -> None:
+    try:
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise BundleError(f"{path}: is damaged ({error})") from None
+    except RuntimeError as error:
+        first = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
+        raise BundleError(f"{path}: does not fit its config.json: {first}") from None

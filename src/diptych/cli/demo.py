@@ -1,0 +1,169 @@
+"""`diptych demo`: train, evaluate and use a tiny CLIP, in under three minutes on two cores."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diptych.cli.output import console, percent, print_table
+from diptych.cli.reports import print_retrieval
+from diptych.cli.train import train_with_display
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diptych.data.sources.protocol import Source
+    from diptych.inference.loaded import LoadedBundle
+
+QUERIES = (
+    "a red circle",
+    "a large green triangle",
+    "a small blue circle",
+    "a purple square on a white background",
+    "an orange triangle on a black background",
+    "a red square",
+)
+_TEMPLATES = ("a {}", "a small {}", "a large {}")
+_NUM_PICTURES = 120
+
+
+def demo(
+    *,
+    out: Annotated[Path, Parameter(help="Run folder; an earlier demo in it is replaced.")] = Path("runs/demo"),
+    epochs: Annotated[float | None, Parameter(help="Passes over the drawings, if not the usual number.")] = None,
+) -> int:
+    """Draw coloured shapes, train a tiny CLIP on them, measure it, and use it in all four ways."""
+    from diptych.core.settings import override
+    from diptych.data.sources.shapes import NOVEL_CLASSES
+    from diptych.inference.loaded import load
+    from diptych.recipes.demo import demo as demo_recipe
+
+    config = demo_recipe() if epochs is None else override(demo_recipe(), {"schedule.epochs": epochs})
+    say = console().print
+    say("Drawing 6 colours x 3 shapes. Three pairs stay out of training: " + ", ".join(NOVEL_CLASSES) + ".")
+    result = train_with_display(config, out, overwrite=_holds_demo(out))
+    if result.interrupted:
+        say(f"Stopped and saved. Go on with: diptych train --resume {out}", soft_wrap=True)
+        return 0
+    assert result.bundle is not None
+    assert result.retrieval is not None
+    print_retrieval(result.retrieval)
+    clip = load(result.bundle)
+    _measure(clip, config.data.source)
+    pictures = _write_pictures(out / "pictures", config.data.source)
+    _use(clip, pictures)
+    _search_sheet(clip, config.data.source).save(out / "search.png")
+    _print_next(out, pictures)
+    return 0
+
+
+def _holds_demo(run: Path) -> bool:
+    """Whether the folder holds an earlier demo, which this one may replace."""
+    from diptych.core.errors import DiptychError
+    from diptych.training.config import read_config
+    from diptych.training.run_folder import CONFIG
+
+    try:
+        return (run / CONFIG).is_file() and read_config(run / CONFIG).recipe == "demo"
+    except DiptychError:
+        return False
+
+
+def _measure(clip: "LoadedBundle", data: str) -> None:
+    from dataclasses import asdict
+
+    from diptych.bundle.folder import add_metrics
+    from diptych.data.sources.choice import open_source
+    from diptych.data.sources.subset import take_split
+    from diptych.evaluation.zero_shot import evaluate_zero_shot
+
+    rows, kept = [], {}
+    for split, what in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs it never saw together")):
+        report = evaluate_zero_shot(
+            clip.embedder, take_split(open_source(data), split), split=split, templates=_TEMPLATES
+        )
+        rows.append([what, str(report.protocol["images"]), percent(report.top1)])
+        kept[f"zero_shot_{split}"] = asdict(report)
+    rows.append(["guessing among 18 names", "", percent(1 / 18)])
+    print_table("Zero-shot: which of 18 colour-shape pairs is it?", ["", "pictures", "right"], rows)
+    if clip.path is not None:
+        add_metrics(clip.path, kept)
+
+
+def _write_pictures(folder: Path, data: str) -> list[Path]:
+    """Some validation pictures as files, for the commands that the demo ends with."""
+    folder.mkdir(exist_ok=True)
+    return [_save(picture, folder / f"{key}.png") for key, picture in _pictures(data, _NUM_PICTURES)]
+
+
+def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
+    from diptych.data.sources.shapes import COLOURS, SHAPES
+
+    picture = pictures[0]
+    texts = ("a red circle", "a blue circle", "a red triangle", "a green square")
+    similar = clip.similarity([picture], texts)
+    rows = [
+        [t, f"{c:.3f}", percent(p)] for t, c, p in zip(texts, similar.cosine[0], similar.probability[0], strict=True)
+    ]
+    print_table(f"Similarity: {picture.name} and four texts", ["text", "cosine", "among these"], rows)
+
+    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    answer = clip.classify(pictures[1:4], names, templates=_TEMPLATES)
+    rows = [[Path(a.image).name, a.scores[0].name, percent(a.scores[0].probability)] for a in answer]
+    print_table("Classification among 18 names", ["picture", "class", "probability"], rows)
+
+    found = clip.rank_images("a large yellow triangle", pictures, top=3)
+    rows = [[Path(result.item).name, f"{result.score:.3f}"] for result in found.results]
+    print_table(f"Images for a text: {found.query}", ["picture", "cosine"], rows)
+
+    said = clip.rank_texts(pictures[4], [f"a {name}" for name in names], top=3)
+    rows = [[result.item, f"{result.score:.3f}"] for result in said.results]
+    print_table(f"Texts for an image: {pictures[4].name}", ["text", "cosine"], rows)
+
+
+def _search_sheet(clip: "LoadedBundle", data: str) -> "Image":
+    from diptych.images.sheet import SheetRow, contact_sheet
+    from diptych.inference.rank import rank_images_for_texts
+
+    pictures = [picture for _, picture in _pictures(data, None)]
+    rankings = rank_images_for_texts(clip.embedder, QUERIES, pictures, top=5)
+    rows = []
+    for ranking in rankings:
+        never = "   (a pair it never saw in training)" if ranking.query == "a red square" else ""
+        found = [(pictures[result.position], f"{result.score:.2f}") for result in ranking.results]
+        rows.append(SheetRow(ranking.query + never, found))
+    return contact_sheet(rows, tile_px=128)
+
+
+def _pictures(data: str, limit: int | None) -> "list[tuple[str, Image]]":
+    """Keys and pictures of the validation split and, if there is no limit, of the novel one."""
+    from diptych.data.sources.choice import open_source
+    from diptych.data.sources.subset import take_split
+    from diptych.images.decode import decode
+
+    source = open_source(data)
+    splits: list[Source] = [take_split(source, "val")]
+    if limit is None:
+        splits.append(take_split(source, "novel"))
+    samples = [split[i] for split in splits for i in range(len(split))][:limit]
+    return [(sample.key, decode(sample.image)) for sample in samples]
+
+
+def _save(picture: "Image", path: Path) -> Path:
+    picture.save(path)
+    return path
+
+
+def _print_next(out: Path, pictures: list[Path]) -> None:
+    say = console().print
+    say(f"Curves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n", soft_wrap=True)
+    say("Try next:", style="bold")
+    bundle = out / "bundle"
+    for line in (
+        f"diptych rank-images {bundle} {pictures[0].parent} 'a small green circle' --sheet found.png",
+        f"diptych classify {bundle} {pictures[0]} --classes 'red circle' 'blue square' --template 'a {{}}'",
+        f"diptych similarity {bundle} {pictures[0]} 'a red circle' 'a blue square'",
+        f"diptych evaluate zero-shot {bundle} --data shapes --split novel --template 'a {{}}'",
+        "diptych train --help",
+    ):
+        say("  " + line, soft_wrap=True, markup=False)

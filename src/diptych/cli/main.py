@@ -1,0 +1,48 @@
+"""`diptych`: the commands, and what happens to errors."""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+import diptych
+from diptych.cli.demo import demo
+from diptych.cli.evaluate import retrieval, zero_shot
+from diptych.cli.models import presets, recipes
+from diptych.cli.output import warn
+from diptych.cli.train import dotted_to_set, train
+from diptych.cli.use import classify, rank_images, rank_texts, similarity
+from diptych.core.errors import DiptychError
+
+app = App(
+    name="diptych",
+    help="Train, evaluate, search with and ship CLIP models. Start with: diptych demo",
+    version=diptych.__version__,
+    help_format="plaintext",
+)
+evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
+for command in (demo, train):
+    app.command(command)
+app.command(evaluate_app)
+for command in (retrieval, zero_shot):
+    evaluate_app.command(command)
+for command in (similarity, classify, rank_images, rank_texts, presets, recipes):
+    app.command(command)
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run one command. Errors that a user can mend are one line on standard error and exit code 2."""
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
+    except (CycloptsError, DiptychError) as error:
+        warn(str(error))
+        return 2
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return 130
+    except BrokenPipeError:  # `diptych ... | head`
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0

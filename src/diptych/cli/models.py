@@ -1,0 +1,43 @@
+"""`diptych presets` and `diptych recipes`: what there is to choose from."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from diptych.cli.output import print_json, print_table
+
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="")]
+
+
+def presets(*, as_json: Json = False) -> None:
+    """List the models with their parameters and multiply-adds."""
+    from diptych.models.size import model_size
+    from diptych.presets import PRESETS
+
+    sizes = {name: model_size(config) for name, config in PRESETS.items()}
+    if as_json:
+        print_json(sizes)
+        return
+    rows = [
+        [
+            name,
+            f"{size.parameters:,}",
+            f"{size.image_multiply_adds / 1e6:,.1f} M",
+            f"{size.text_multiply_adds / 1e6:,.1f} M",
+            f"{PRESETS[name].image.image_px} px",
+            str(PRESETS[name].text.context_length),
+        ]
+        for name, size in sizes.items()
+    ]
+    print_table("Presets", ["name", "parameters", "an image", "a text", "picture", "context"], rows)
+
+
+def recipes(*, as_json: Json = False) -> None:
+    """List the recipes: complete runs for `diptych train`."""
+    from diptych.recipes.choice import RECIPES
+
+    first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in RECIPES.items()}
+    if as_json:
+        print_json(first_lines)
+        return
+    print_table("Recipes", ["name", "what it does"], [[name, line] for name, line in first_lines.items()])

@@ -1,0 +1,69 @@
+"""What commands print: tables for people, JSON for programs."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PIPED_WIDTH = 200
+"""Columns of a table that no terminal shows: wide enough that nothing is folded."""
+
+
+@lru_cache(maxsize=1)
+def console() -> "Console":
+    """Standard output."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print dataclasses, arrays and paths as JSON, and nothing else."""
+    text = json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
+    sys.stdout.write(text + "\n")
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; every column but the first is aligned to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Say on standard error how many images could not be read, and name the first three."""
+    if skipped:
+        first = "; ".join(reason for _, reason in skipped[:3])
+        warn(f"{len(skipped)} images could not be read and were left out: {first}")
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"diptych: {' '.join(text.split())}\n")
+
+
+def percent(share: float) -> str:
+    """A share as people read it.
+
+    >>> percent(0.123)
+    '12.3 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,162 @@
+"""`diptych train`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from diptych.cli.output import console, warn
+from diptych.cli.reports import print_retrieval
+from diptych.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diptych.training.config import TrainConfig
+    from diptych.training.run import RunResult
+
+
+def train(
+    recipe: str | None = None,
+    /,
+    *,
+    data: Annotated[
+        str | None, Parameter(help="Pictures and captions, as kind:location, such as flickr30k:DIR.")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder; runs/RECIPE if not given.")] = None,
+    preset: Annotated[
+        str | None, Parameter(help="Another model than the recipe's; `diptych presets` lists them.")
+    ] = None,
+    minutes: Annotated[float | None, Parameter(help="End after so much time, annealed.")] = None,
+    epochs: Annotated[float | None, Parameter(help="End after so many passes over the data.")] = None,
+    steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
+    max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Pairs a step.")] = None,
+    lr: Annotated[float | None, Parameter(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, Parameter(help="Decides weights, order, augmentation and captions.")] = None,
+    device: Annotated[str | None, Parameter(help="cpu, cuda, mps or auto.")] = None,
+    config: Annotated[Path | None, Parameter(help="A config.yaml to run instead of a recipe.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Go on with the run in this folder.")] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace the run that the folder holds.", negative="")] = False,
+    changes: Annotated[
+        list[str] | None,
+        Parameter(
+            name="--set", help="Any setting by its path, such as optimizer.eps=1e-8; `--optimizer.eps 1e-8` works too."
+        ),
+    ] = None,
+) -> int:
+    """Train a model from a recipe; `diptych recipes` lists them."""
+    from diptych.training.config import read_config
+    from diptych.training.run_folder import CONFIG
+
+    options = {
+        "data.source": data,
+        "data.max_samples": max_samples,
+        "batch_size": batch_size,
+        "optimizer.lr": lr,
+        "seed": seed,
+        "device": device,
+    }
+    given = {path: value for path, value in options.items() if value is not None}
+    if resume is not None:
+        others = (recipe, out, preset, minutes, epochs, steps, config, changes)
+        if given or overwrite or any(value is not None for value in others):
+            raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
+        return run_and_report(read_config(resume / CONFIG), resume, resume=True)
+    base = _base_config(recipe, config)
+    given |= _length({"minutes": minutes, "epochs": epochs, "steps": steps})
+    resolved = _resolve(base, preset, given, changes or [])
+    return run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
+
+
+def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False, resume: bool = False) -> int:
+    """Train with the live display, then print what came out."""
+    result = train_with_display(config, run, overwrite=overwrite, resume=resume)
+    if result.interrupted:
+        console().print(
+            f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}", soft_wrap=True
+        )
+        return 0
+    assert result.retrieval is not None
+    print_retrieval(result.retrieval)
+    console().print(f"Curves: {run / 'curves.png'}", soft_wrap=True)
+    console().print(f"Bundle: {result.bundle}", soft_wrap=True)
+    return 0
+
+
+def train_with_display(
+    config: "TrainConfig", run: Path, *, overwrite: bool = False, resume: bool = False
+) -> "RunResult":
+    """Train while a panel, or lines, tell how it goes; end with one line that sums it up."""
+    from diptych.training.display import Display
+    from diptych.training.run import train as run_training
+    from diptych.training.run_folder import check_run_folder
+
+    check_run_folder(run, overwrite=overwrite, resume=resume)
+    console().print(f"Training [bold]{config.recipe}[/] on {config.data.source} into {run}", soft_wrap=True)
+    display = Display(config.recipe, batch_size=config.batch_size, console=console())
+    try:
+        result = run_training(config, run, overwrite=overwrite, resume=resume, observers=[display])
+    finally:
+        display.close()
+    rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)
+    console().print(
+        f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s with validation; "
+        f"waited for data {result.data_wait:.1%} of the time",
+        soft_wrap=True,
+    )
+    if result.num_skipped:
+        warn(f"{result.num_skipped} unreadable samples were replaced; they are listed in {run / 'skipped.jsonl'}")
+    return result
+
+
+def dotted_to_set(words: Sequence[str]) -> list[str]:
+    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`.
+
+    >>> dotted_to_set(["train", "demo", "--optimizer.lr", "1e-3"])
+    ['train', 'demo', '--set', 'optimizer.lr=1e-3']
+    """
+    out: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and "." in name and " " not in name:
+            new = value if equals else next(rest, None)
+            if new is None:
+                raise ConfigError(f"{name} needs a value")
+            out += ["--set", f"{name[2:].replace('-', '_')}={new}"]
+        else:
+            out.append(word)
+    return out
+
+
+def _base_config(name: str | None, path: Path | None) -> "TrainConfig":
+    from diptych.recipes.choice import RECIPES, recipe
+    from diptych.training.config import read_config
+
+    if (name is None) == (path is None):
+        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}) or give --config FILE, not both")
+    return read_config(path) if path is not None else recipe(name or "")
+
+
+def _length(limits: dict[str, float | None]) -> dict[str, Any]:
+    """The one limit that is given replaces the recipe's, whichever it has."""
+    given = [name for name, value in limits.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"--{' and --'.join(given)} exclude each other")
+    return {f"schedule.{name}": value for name, value in limits.items()} if given else {}
+
+
+def _resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any], changes: list[str]) -> "TrainConfig":
+    import dataclasses
+
+    from diptych.core.settings import override
+    from diptych.presets import preset
+
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
+        given[path] = value
+    if preset_name is not None:
+        base = dataclasses.replace(base, model=preset(preset_name))
+    return override(base, given)

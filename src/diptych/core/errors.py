@@ -1,0 +1,50 @@
+"""Every exception that Diptych raises on purpose.
+
+    DiptychError
+    ├── ConfigError     a setting, an option or a name
+    ├── DataError       a source, its captions or its splits
+    │   └── ImageError  one picture that cannot be decoded
+    ├── BundleError     a folder that is not a whole bundle, or one that does not fit
+    └── RunError        a run folder, a checkpoint, or training itself
+
+The command line prints the message on one line and exits with code 2.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DiptychError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(DiptychError):
+    """A setting, an option or a name is wrong."""
+
+
+class DataError(DiptychError):
+    """A source cannot be read, or does not hold what was asked for."""
+
+
+class ImageError(DataError):
+    """One picture cannot be decoded."""
+
+
+class BundleError(DiptychError):
+    """A folder is not a whole bundle, or the bundle does not fit its use."""
+
+
+class RunError(DiptychError):
+    """A run folder or a training run cannot go on."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known: the nearest one that is, then all of them.
+
+    >>> unknown_name("preset", "shape-demo", ["shapes-demo", "photos-small"])
+    "unknown preset 'shape-demo'; did you mean 'shapes-demo'? Known: shapes-demo, photos-small"
+    """
+    names = list(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{near[0]}'?" if near else "."
+    return f"unknown {what} '{name}'{hint} Known: {', '.join(names)}"

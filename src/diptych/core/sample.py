@@ -1,0 +1,47 @@
+"""What flows through the house: a sample (one image and its captions) and a batch (the tensors that one step trains on).
+
+Shapes: B batch, H height, W width, T tokens of the batch's longest caption.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+ImageInput: TypeAlias = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A path, an encoded file's bytes, a PIL image, or pixels as a uint8 array (height, width, 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with all its captions."""
+
+    key: str
+    """Names the sample, the same on every machine; all randomness about it is keyed by it."""
+    image: ImageInput
+    captions: tuple[str, ...]
+    label: int | None = None
+    """Index into the source's `classes`, if it has any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one training step sees. Pixels are not normalised; ids are padded to the longest caption of the batch."""
+
+    pixels: UInt8[Tensor, "B 3 H W"]
+    ids: Int64[Tensor, "B T"]
+    lengths: Int64[Tensor, " B"]
+    """Tokens of each caption, its start and end marks included."""
+    groups: Int64[Tensor, " B"]
+    """Rows of one group are positives of each other."""
+    keys: tuple[str, ...]
+    captions: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    """(key, reason) of the samples that could not be read and were replaced."""
+    num_cut: int = 0
+    """Captions that were longer than the context and lost their tail."""

@@ -1,0 +1,93 @@
+"""Frozen dataclasses as settings: made from YAML or JSON, checked by type, written back, overridden by dotted path."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+import yaml
+from typing_extensions import dataclass_transform
+
+from diptych.core.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make a frozen keyword-only dataclass whose unknown keys are refused."""
+    cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+
+def to_plain(value: Any) -> Any:
+    """The same settings as dicts, lists and scalars, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
+    """Settings from dicts, lists and scalars.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest known one is named), missing, or of the wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (50 ms that `--help` need not pay)
+
+    try:
+        return TypeAdapter(cls).validate_python(plain)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            raise ConfigError(f"{what}: {_unknown_key(cls, path)}") from None
+        where = f"'{path}'" if path else "the whole"
+        raise ConfigError(
+            f"{what}: {where} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        ) from None
+
+
+def override(value: T, changes: Mapping[str, Any]) -> T:
+    """The settings with some fields changed, each named by its dotted path; text is read as YAML.
+
+    Raises:
+        ConfigError: a path names no field (the nearest is named), or its new value does not fit.
+    """
+    plain = to_plain(value)
+    for path, new in changes.items():
+        *parents, last = path.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise ConfigError(f"config: {_unknown_key(type(value), path, known=list(_paths(plain)))}")
+        node[last] = _read(new) if isinstance(new, str) else new
+    return from_plain(type(value), plain)
+
+
+def _read(text: str) -> Any:
+    if text.lower() in {"none", "null"}:
+        return None
+    return yaml.safe_load(text) if text.startswith("[") else text  # pydantic reads numbers and booleans from text
+
+
+def _unknown_key(cls: type[Any], path: str, known: list[str] | None = None) -> str:
+    return unknown_name("setting", path, known if known is not None else list(_type_paths(cls)))
+
+
+def _paths(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _type_paths(cls: type[Any], prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.type):
+            yield from _type_paths(cast(type[Any], field.type), f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}"

@@ -1,0 +1,188 @@
+"""From a source to batches, in worker processes, the same whatever their number. Shapes: H W pixels."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from numpy import ndarray
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.randomness import keyed_generator
+from diptych.core.sample import Batch
+from diptych.core.settings import settings
+from diptych.data.groups import Positives, group_rows
+from diptych.data.order import StepOrder
+from diptych.data.sources.protocol import Source
+from diptych.images.decode import decode
+from diptych.images.transforms import AugmentConfig, PixelConfig, random_view, training_pixels
+from diptych.tokenizers.protocol import Tokenizer
+
+_MAX_REPLACEMENTS = 50
+"""Unreadable samples in a row before a worker gives up."""
+
+
+@settings
+class DataConfig:
+    """What a run trains and validates on."""
+
+    source: str = "shapes"
+    """`kind:location` of the pictures and captions."""
+    train_split: str = "train"
+    """Split that the run trains on."""
+    val_split: str = "val"
+    """Split that the run is measured on."""
+    val_fraction: float = 0.05
+    """Share of the samples held back as `val` where the source itself has no such split."""
+    max_samples: int | None = None
+    """Train on at most so many samples; a stable subset."""
+    caption: str = "random"
+    """Which caption of an image a step sees: `random`, or `first`."""
+    positives: Positives = "caption"
+    """What counts as a positive beside a picture's own caption: `caption`, `class`, or nothing (`pair`)."""
+    max_skipped: float = 0.05
+    """Share of unreadable samples above which the run stops."""
+    workers: int | None = None
+    """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most 8."""
+
+    def __post_init__(self) -> None:
+        if self.caption not in {"random", "first"}:
+            raise ConfigError(f"data.caption is {self.caption!r}; it is 'random' or 'first'")
+        if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
+            raise ConfigError(
+                f"data.val_fraction {self.val_fraction} and data.max_skipped {self.max_skipped} must be shares below 1"
+            )
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ConfigError(f"data.max_samples is {self.max_samples}; it must be at least 1")
+
+    @property
+    def num_workers(self) -> int:
+        """The processes that read ahead, with the default resolved."""
+        return self.workers if self.workers is not None else max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a batch, before it is put together."""
+
+    key: str
+    pixels: UInt8[ndarray, "3 H W"]
+    caption: str
+    label: int | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+class TrainingExamples(Dataset[Example]):
+    """Decoded and augmented rows. Every choice is keyed by (seed, epoch, key), so any process gives the same row."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        config: DataConfig,
+        augment: AugmentConfig,
+        pixels: PixelConfig,
+        image_px: int,
+        seed: int,
+    ) -> None:
+        self.source = source
+        self.config = config
+        self.augment = augment
+        self.pixels = pixels
+        self.image_px = image_px
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, place: tuple[int, int]) -> Example:
+        """The row at (epoch, index); an unreadable sample is replaced by another, always the same one.
+
+        Raises:
+            DataError: fifty samples in a row were unreadable.
+        """
+        epoch, index = place
+        skipped: list[tuple[str, str]] = []
+        for attempt in range(_MAX_REPLACEMENTS):
+            try:
+                return self._example(epoch, index, tuple(skipped))
+            except ImageError as error:
+                key = self.source.key(index)
+                skipped.append((key, str(error)))
+                index = int(keyed_generator(self.seed, "replace", epoch, key, attempt).integers(len(self.source)))
+        raise DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
+
+    def _example(self, epoch: int, index: int, skipped: tuple[tuple[str, str], ...]) -> Example:
+        sample = self.source[index]
+        generator = keyed_generator(self.seed, "augment", epoch, sample.key)
+        choice = int(generator.integers(len(sample.captions))) if self.config.caption == "random" else 0
+        image = decode(sample.image)
+        view = random_view(image.width, image.height, self.augment, generator)
+        caption = mirror_words(sample.captions[choice]) if view.flipped else sample.captions[choice]
+        pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels)
+        return Example(sample.key, pixels, caption, sample.label, skipped)
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Puts rows together into a batch."""
+
+    tokenizer: Tokenizer
+    positives: Positives
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        """The batch of the rows, in their order."""
+        keys = tuple(example.key for example in examples)
+        captions = tuple(example.caption for example in examples)
+        encoded = self.tokenizer.encode(captions)
+        groups = group_rows(keys, captions, [example.label for example in examples], positives=self.positives)
+        return Batch(
+            pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
+            ids=torch.from_numpy(encoded.ids),
+            lengths=torch.from_numpy(encoded.lengths),
+            groups=torch.tensor(groups),
+            keys=keys,
+            captions=captions,
+            skipped=tuple(skip for example in examples for skip in example.skipped),
+            num_cut=encoded.num_cut,
+        )
+
+
+def training_batches(
+    examples: TrainingExamples, tokenizer: Tokenizer, *, batch_size: int, first_step: int = 0
+) -> Iterator[Batch]:
+    """Batches from a step on, without end: stop taking them when the run is done."""
+    workers = examples.config.num_workers
+    order = StepOrder(num_samples=len(examples), batch_size=batch_size, seed=examples.seed, first_step=first_step)
+    loader = DataLoader(
+        examples,
+        batch_sampler=order,  # type: ignore[arg-type]
+        collate_fn=Collate(tokenizer, examples.config.positives),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_start_worker,
+    )
+    return iter(loader)
+
+
+def _start_worker(_number: int) -> None:
+    """One thread a worker, and Ctrl-C is for the training process: it finishes its step and saves."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def mirror_words(caption: str) -> str:
+    """The caption of the mirror image.
+
+    >>> mirror_words("A man on the left, turned right")
+    'A man on the right, turned left'
+    """
+    swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    return re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda match: swap[match[0]], caption)

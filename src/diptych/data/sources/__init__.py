@@ -1,0 +1,1 @@
+"""Sources: every layout that pictures and captions come in, as one sequence of samples."""

@@ -1,0 +1,75 @@
+"""Part of a source: one split of it, or a stable few of its samples."""
+
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+
+from diptych.core.errors import DataError
+from diptych.core.randomness import stable_fraction, stable_hash
+from diptych.core.sample import Sample
+from diptych.data.sources.protocol import Source
+
+
+class Subset:
+    """Some samples of a source, in its order."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source = source
+        self.indices = indices
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[self.indices[index]]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The sample's captions."""
+        return self.source.captions(self.indices[index])
+
+    def key(self, index: int) -> str:
+        """The sample's key."""
+        return self.source.key(self.indices[index])
+
+    def split(self, index: int) -> str | None:
+        """The sample's split."""
+        return self.source.split(self.indices[index])
+
+
+def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:
+    """The samples of a split: the source's own where it has them, else `train` and `val` by a hash of the key.
+
+    `all` takes everything. A source with splits of its own but no `val` gets one cut from its `train`.
+
+    Raises:
+        DataError: there is no such split (the known ones are named with their sizes).
+    """
+    if split == "all":
+        return Subset(source, range(len(source)))
+    own = [source.split(i) for i in range(len(source))]
+    cut = [i for i, name in enumerate(own) if name is None or (name == "train" and "val" not in own)]
+    names: list[str | None] = list(own)
+    for i in cut:
+        names[i] = "val" if stable_fraction(source.key(i), "split") < val_fraction else "train"
+    indices = [i for i, name in enumerate(names) if name == split]
+    if not indices:
+        sizes = ", ".join(f"{name} ({size})" for name, size in Counter(names).items())
+        raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({len(source)})")
+    return Subset(source, indices)
+
+
+def take_few(source: Source, max_samples: int | None) -> Source:
+    """At most so many samples, chosen by a hash of their keys, so that a larger few holds a smaller one."""
+    if max_samples is None or len(source) <= max_samples:
+        return source
+    chosen = sorted(range(len(source)), key=lambda i: stable_hash(source.key(i), "few"))[:max_samples]
+    return Subset(source, sorted(chosen))
+
+
+def split_hash(source: Source) -> str:
+    """Twelve hex digits of the keys, in order: two figures with the same hash were measured on the same samples."""
+    digest = sha256()
+    for i in range(len(source)):
+        digest.update(source.key(i).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Figures that say what they mean: each carries the protocol it was measured by."""

@@ -1,0 +1,80 @@
+"""Zero-shot classification of a labelled source (Radford et al. 2021, sec. 3.1). Shapes: N images, C classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from diptych.core.errors import DataError
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import split_hash
+from diptych.inference.classify import class_embeddings
+from diptych.inference.embedder import Embedder, encode_readable
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotReport:
+    """How often the right class came first, and how it was measured. All shares within [0, 1]."""
+
+    top1: float
+    top5: float
+    mean_per_class: float
+    """Mean over the classes that occur of the share of theirs that came first."""
+    per_class: dict[str, float]
+    chance: float
+    """What guessing among the classes gives."""
+    protocol: dict[str, str | int]
+
+
+def evaluate_zero_shot(
+    embedder: Embedder, source: Source, *, split: str, templates: Sequence[str], classes: Sequence[str] | None = None
+) -> ZeroShotReport:
+    """Classify every image of a labelled source among its classes, from nothing but their names.
+
+    Args:
+        embedder: the model.
+        source: samples with labels.
+        split: its name, for the protocol.
+        templates: texts with `{}` for a class's name.
+        classes: names to use instead of the source's own, in the same order.
+
+    Raises:
+        DataError: the samples have no labels, or no image can be read.
+        ConfigError: a template lacks `{}`, or the classes repeat.
+    """
+    names = tuple(classes) if classes is not None else source.classes
+    samples = [source[i] for i in range(len(source))]
+    if not source.classes or any(sample.label is None for sample in samples):
+        raise DataError(
+            "the data has no labels, which zero-shot evaluation needs; give rows a 'label', or evaluate retrieval"
+        )
+    if len(names) != len(source.classes):
+        raise DataError(f"{len(names)} class names given, but the data has {len(source.classes)} classes")
+    class_emb = class_embeddings(embedder, names, templates)
+    image_emb, good, skipped = encode_readable(embedder, [sample.image for sample in samples])
+    if not good:
+        raise DataError(f"none of {len(source)} images can be read; the first: {skipped[0][1]}")
+    labels = np.array([samples[position].label for position in good])
+    ranked = np.argsort(-(image_emb @ class_emb.T), axis=1, kind="stable")
+    hit = ranked[:, 0] == labels
+    per_class = {names[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
+    return ZeroShotReport(
+        top1=float(hit.mean()),
+        top5=float((ranked[:, :5] == labels[:, None]).any(axis=1).mean()),
+        mean_per_class=float(np.mean(list(per_class.values()))),
+        per_class=per_class,
+        chance=1 / len(names),
+        protocol={
+            "split": split,
+            "split_hash": split_hash(source),
+            "images": len(good),
+            "skipped_images": len(skipped),
+            "classes": len(names),
+            "templates": len(templates),
+            "prompt_hash": sha256("\0".join([*names, "", *templates]).encode()).hexdigest()[:12],
+            "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
+            "image_px": embedder.bundle.config.image.image_px,
+            "precision": "float32",
+        },
+    )

@@ -1,0 +1,1 @@
+"""Bytes to pixels, and pictures for people to look at."""

@@ -1,0 +1,100 @@
+"""Any image that a user hands over, as an upright RGB picture, or an error that names it."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diptych.core.errors import ImageError
+from diptych.core.sample import ImageInput
+
+MAX_PIXELS = 200_000_000
+"""Larger pictures are refused before they are decoded: a small file can claim a size that fills the memory."""
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+"""What counts as a picture when a folder is read."""
+
+
+def decode(image: ImageInput) -> Image.Image:
+    """The picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
+
+    Raises:
+        ImageError: it is missing, empty, truncated, no picture at all, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of harmless metadata; what matters raises.
+            return _upright_rgb(_open(image))
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{describe(image)}: no such file") from None
+    except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.
+        raise ImageError(f"{describe(image)}: cannot be decoded ({_reason(error)})") from None
+
+
+def describe(image: ImageInput) -> str:
+    """A name for messages and tables: the path, or what kind of thing it is."""
+    match image:
+        case str() | Path():
+            return str(image)
+        case bytes():
+            return f"<{len(image)} bytes>"
+        case Image.Image():
+            return f"<image {image.width}x{image.height}>"
+        case _:
+            return f"<array {'x'.join(str(size) for size in np.shape(image))}>"
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Every picture in a folder and its subfolders, by name, hidden ones left out.
+
+    Raises:
+        ImageError: the folder is missing or holds no picture.
+    """
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
+def _open(image: ImageInput) -> Image.Image:
+    match image:
+        case str() | Path():
+            opened: Image.Image = Image.open(image)
+        case bytes():
+            opened = Image.open(io.BytesIO(image))
+        case Image.Image():
+            opened = image
+        case np.ndarray():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise ImageError(f"{describe(image)}: an array must be uint8 with shape (height, width, 3)")
+            opened = Image.fromarray(image)
+        case _:
+            raise ImageError(f"{image!r:.60}: not a path, bytes, a PIL image or an array")
+    if opened.width * opened.height > MAX_PIXELS:
+        raise ImageError(f"{describe(image)}: {opened.width}x{opened.height} is over the limit of {MAX_PIXELS} pixels")
+    return opened
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    image.load()
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split("\n")[0].split(" <_io")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

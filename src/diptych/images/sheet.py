@@ -1,0 +1,58 @@
+"""Contact sheets: rows of pictures with a line under each, under a heading."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+_PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (30, 30, 30), (120, 120, 120), (225, 225, 225)
+_MARGIN, _GAP, _HEADING, _CAPTION = 24, 12, 34, 22
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A heading and the pictures under it, each with its caption."""
+
+    heading: str
+    pictures: Sequence[tuple[Image.Image, str]]
+
+
+def contact_sheet(rows: Sequence[SheetRow], *, tile_px: int = 150, columns: int | None = None) -> Image.Image:
+    """One picture of all rows. A row longer than `columns` goes on in the next line; pictures keep their proportions."""
+    columns = columns or max(1, *(len(row.pictures) for row in rows))
+    lines = [-(-len(row.pictures) // columns) for row in rows]
+    width = 2 * _MARGIN + columns * tile_px + (columns - 1) * _GAP
+    height = 2 * _MARGIN + sum(_HEADING + n * (tile_px + _CAPTION + _GAP) for n in lines)
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    heading_font, caption_font = ImageFont.load_default(18), ImageFont.load_default(13)
+    top = _MARGIN
+    for row, num_lines in zip(rows, lines, strict=True):
+        draw.text((_MARGIN, top), _fit(row.heading, width - 2 * _MARGIN, heading_font), fill=_INK, font=heading_font)
+        top += _HEADING
+        for number, (picture, caption) in enumerate(row.pictures):
+            left = _MARGIN + (number % columns) * (tile_px + _GAP)
+            upper = top + (number // columns) * (tile_px + _CAPTION + _GAP)
+            _paste(sheet, picture, left, upper, tile_px)
+            draw.text((left, upper + tile_px + 3), _fit(caption, tile_px, caption_font), fill=_FAINT, font=caption_font)
+        top += num_lines * (tile_px + _CAPTION + _GAP)
+    return sheet
+
+
+def _paste(sheet: Image.Image, picture: Image.Image, left: int, upper: int, tile_px: int) -> None:
+    small = min(picture.size) < tile_px
+    fitted = ImageOps.contain(
+        picture, (tile_px, tile_px), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
+    )
+    x, y = left + (tile_px - fitted.width) // 2, upper + (tile_px - fitted.height) // 2
+    sheet.paste(fitted, (x, y))
+    ImageDraw.Draw(sheet).rectangle((left - 1, upper - 1, left + tile_px, upper + tile_px), outline=_RULE)
+
+
+def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text, shortened until it fits."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

@@ -1,0 +1,105 @@
+"""Pictures to pixels of the model's size: exact for evaluation, cropped and flipped for training.
+
+Pixels stay uint8 until they are on the device; `normalize` makes floats of them there. Shapes: B batch, H W pixels.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+from diptych.core.errors import ConfigError
+from diptych.core.settings import settings
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+@settings
+class PixelConfig:
+    """How pictures become the model's input; kept in the bundle."""
+
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    """Subtracted from each channel of pixels in [0, 1]."""
+    std: tuple[float, float, float] = OPENAI_STD
+    """Divides each channel after the mean is gone."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter of every resize."""
+
+
+@settings
+class AugmentConfig:
+    """What training does to a picture before it is resized to the model's size."""
+
+    crop_area: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Width over height of the crop, from and to."""
+    flip: float = 0.0
+    """Chance of a mirror image. Where it happens, "left" and "right" change places in the caption."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ConfigError(f"augment.crop_area is {self.crop_area}; it must rise within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ConfigError(f"augment.crop_ratio is {self.crop_ratio}; it must rise from above 0")
+        if not 0 <= self.flip <= 1:
+            raise ConfigError(f"augment.flip is {self.flip}; it is a chance, within [0, 1]")
+
+
+class View(NamedTuple):
+    """What a training step sees of a picture."""
+
+    box: tuple[int, int, int, int]
+    """Left, upper, right, lower, in pixels of the picture."""
+    flipped: bool
+
+
+def random_view(width: int, height: int, augment: AugmentConfig, generator: np.random.Generator) -> View:
+    """A crop of random area and ratio at a random place, as torchvision's `RandomResizedCrop` draws it."""
+    flipped = bool(generator.random() < augment.flip)
+    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
+    for _ in range(10):
+        area = (
+            width * height * (augment.crop_area[0] + generator.random() * (augment.crop_area[1] - augment.crop_area[0]))
+        )
+        ratio = math.exp(low + generator.random() * (high - low))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(generator.random() * (width - crop_width + 1))
+            upper = int(generator.random() * (height - crop_height + 1))
+            return View((left, upper, left + crop_width, upper + crop_height), flipped)
+    side = min(width, height)  # A very long picture: its centre.
+    left, upper = (width - side) // 2, (height - side) // 2
+    return View((left, upper, left + side, upper + side), flipped)
+
+
+def training_pixels(image: Image.Image, view: View, *, image_px: int, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
+    """The view of the picture at the model's size."""
+    resized = image.resize((image_px, image_px), _FILTERS[config.interpolation], box=view.box)
+    pixels = np.asarray(resized)
+    return np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))
+
+
+def evaluation_pixels(image: Image.Image, *, image_px: int, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
+    """Short side to the model's size, then the centre: OpenAI's evaluation transform (`clip.load`'s `preprocess`)."""
+    short = min(image.size)
+    size = (image_px * image.width // short, image_px * image.height // short)
+    resized = image if size == image.size else image.resize(size, _FILTERS[config.interpolation])
+    left, upper = round((size[0] - image_px) / 2), round((size[1] - image_px) / 2)
+    cropped = resized.crop((left, upper, left + image_px, upper + image_px))
+    return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+
+
+def normalize(pixels: UInt8[Tensor, "B 3 H W"], config: PixelConfig) -> Float[Tensor, "B 3 H W"]:
+    """Floats with the mean taken off and the deviation divided out, on the device of the pixels."""
+    mean = torch.tensor(config.mean, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(config.std, device=pixels.device).view(1, 3, 1, 1)
+    return (pixels.float() / 255 - mean) / std

@@ -1,0 +1,1 @@
+"""Using a model: embeddings, and the four things they are for."""

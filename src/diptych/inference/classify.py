@@ -1,0 +1,109 @@
+"""Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: C classes, E embedding."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError
+from diptych.core.sample import ImageInput
+from diptych.images.decode import describe
+from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.similarity import softmax
+
+DEFAULT_TEMPLATES = ("a photo of a {}",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class for one image."""
+
+    name: str
+    probability: float
+    """Softmax over the classes at the model's temperature."""
+    cosine: float
+    """Cosine of the image and the class's embedding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """One image's classes, the likeliest first."""
+
+    image: str
+    scores: tuple[ClassScore, ...]
+
+
+def classify(
+    embedder: Embedder,
+    images: Sequence[ImageInput],
+    classes: Sequence[str],
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+) -> list[Classification]:
+    """Each image's classes, ranked.
+
+    Args:
+        images: what is classified.
+        classes: names of the classes, each once.
+        templates: texts with `{}` for the name; a class's embedding is the mean over them.
+
+    Raises:
+        ConfigError: the classes are empty or repeat, or a template lacks `{}`.
+        ImageError: an image cannot be read.
+    """
+    check_not_empty(images, "image")
+    cosine = embedder.encode_images(images) @ class_embeddings(embedder, classes, templates).T
+    probability = softmax(cosine * np.float32(embedder.logit_scale))
+    results = []
+    for row, image in enumerate(images):
+        ranked = np.argsort(-cosine[row], kind="stable")
+        scores = tuple(
+            ClassScore(name=classes[i], probability=float(probability[row, i]), cosine=float(cosine[row, i]))
+            for i in ranked
+        )
+        results.append(Classification(image=describe(image), scores=scores))
+    return results
+
+
+def class_embeddings(embedder: Embedder, classes: Sequence[str], templates: Sequence[str]) -> Float32[ndarray, "C E"]:
+    """One unit embedding a class: the mean of its prompts' unit embeddings, renormalised (Radford et al. 2021, sec. 3.1.4).
+
+    Raises:
+        ConfigError: the classes are empty or repeat, or a template lacks `{}`.
+    """
+    check_classes(classes)
+    check_templates(templates)
+    emb = embedder.encode_texts([template.replace("{}", name) for name in classes for template in templates])
+    mean = emb.reshape(len(classes), len(templates), -1).mean(axis=1)
+    return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Refuse a list of classes that is empty, holds an empty name, or repeats one.
+
+    Raises:
+        ConfigError: which of these it is.
+    """
+    if len(classes) == 0:
+        raise ConfigError("the list of classes is empty")
+    if not all(name.strip() for name in classes):
+        raise ConfigError("a class has an empty name")
+    repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
+    if repeated:
+        raise ConfigError(f"classes given more than once: {', '.join(repeated[:5])}")
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse templates without a place for the class.
+
+    Raises:
+        ConfigError: there is none, or one lacks `{}`.
+    """
+    if not templates:
+        raise ConfigError("no template given; the plain one is '{}'")
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"template {template!r} has no {{}} for the class name, as in 'a photo of a {{}}'")

@@ -1,0 +1,133 @@
+"""The one way from pictures and texts to embeddings. Shapes: N inputs, E embedding."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+
+from diptych.bundle.folder import Bundle
+from diptych.core.errors import DiptychError, ImageError
+from diptych.core.sample import ImageInput
+from diptych.images.decode import decode, describe
+from diptych.images.transforms import evaluation_pixels, normalize
+
+T = TypeVar("T")
+
+
+class Embedder:
+    """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
+
+    def __init__(self, bundle: Bundle, *, batch_size: int = 64) -> None:
+        self.bundle = bundle
+        self.batch_size = batch_size
+        self.device = next(bundle.model.parameters()).device
+
+    @property
+    def logit_scale(self) -> float:
+        """What cosines are multiplied by before a softmax."""
+        return float(self.bundle.model.logit_scale.item())
+
+    def encode_images(
+        self, images: Iterable[ImageInput], *, on_error: Callable[[int, ImageError], None] | None = None
+    ) -> Float32[ndarray, "N E"]:
+        """Unit embeddings of the images, in order; memory is bounded however many there are.
+
+        Args:
+            images: paths, bytes, PIL images or uint8 arrays.
+            on_error: called with (position, error) for an image that cannot be read, whose row is then NaN.
+
+        Raises:
+            ImageError: an image cannot be read and there is no `on_error`.
+        """
+        rows = [self._encode_pixels(pixels) for pixels in self._pixel_batches(images, on_error)]
+        return np.concatenate(rows) if rows else self._nothing()
+
+    def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
+        """Unit embeddings of the texts, in order. Texts of like length share a batch, so that little padding is encoded."""
+        encoded = self.bundle.tokenizer.encode(texts)
+        by_length = np.argsort(encoded.lengths, kind="stable")
+        out = np.empty((len(texts), self.bundle.config.embed_dim), dtype=np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.batch_size):
+                rows = by_length[start : start + self.batch_size]
+                lengths = torch.from_numpy(encoded.lengths[rows])
+                ids = torch.from_numpy(encoded.ids[rows])[:, : int(lengths.max())]
+                emb = self.bundle.model.encode_text(ids.to(self.device), lengths.to(self.device))
+                out[rows] = emb.float().cpu().numpy()
+        return out
+
+    def _pixel_batches(
+        self, images: Iterable[ImageInput], on_error: Callable[[int, ImageError], None] | None
+    ) -> Iterator[list[UInt8[ndarray, "3 H W"] | None]]:
+        def read(item: tuple[int, ImageInput]) -> UInt8[ndarray, "3 H W"] | ImageError:
+            config = self.bundle.config
+            try:
+                return evaluation_pixels(decode(item[1]), image_px=config.image.image_px, config=config.pixels)
+            except ImageError as error:
+                return error
+
+        position = 0
+        with ThreadPoolExecutor(2) as pool:
+            for chunk in _read_ahead(pool, read, enumerate(images), self.batch_size):
+                batch: list[UInt8[ndarray, "3 H W"] | None] = []
+                for result in chunk:
+                    if isinstance(result, ImageError):
+                        if on_error is None:
+                            raise result
+                        on_error(position, result)
+                    batch.append(None if isinstance(result, ImageError) else result)
+                    position += 1
+                yield batch
+
+    def _encode_pixels(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> Float32[ndarray, "N E"]:
+        out = np.full((len(batch), self.bundle.config.embed_dim), np.nan, dtype=np.float32)
+        good = [row for row, pixels in enumerate(batch) if pixels is not None]
+        if good:
+            stacked = torch.from_numpy(np.stack([pixels for pixels in batch if pixels is not None])).to(self.device)
+            with torch.inference_mode():
+                emb = self.bundle.model.encode_image(normalize(stacked, self.bundle.config.pixels))
+            out[good] = emb.float().cpu().numpy()
+        return out
+
+    def _nothing(self) -> Float32[ndarray, "N E"]:
+        return np.empty((0, self.bundle.config.embed_dim), dtype=np.float32)
+
+
+def encode_readable(
+    embedder: Embedder, images: Sequence[ImageInput]
+) -> tuple[Float32[ndarray, "N E"], list[int], list[tuple[str, str]]]:
+    """Embeddings of the images that can be read, their positions, and (name, reason) of those that cannot."""
+    broken: dict[int, str] = {}
+    emb = embedder.encode_images(images, on_error=lambda position, error: broken.update({position: str(error)}))
+    good = [position for position in range(len(images)) if position not in broken]
+    return emb[good], good, [(describe(images[position]), reason) for position, reason in broken.items()]
+
+
+def check_not_empty(items: Sequence[object], what: str) -> None:
+    """Refuse an empty list.
+
+    Raises:
+        DiptychError: there is nothing in it.
+    """
+    if len(items) == 0:
+        raise DiptychError(f"no {what} given; at least one is needed")
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor,
+    read: Callable[[tuple[int, ImageInput]], T],
+    items: Iterable[tuple[int, ImageInput]],
+    size: int,
+) -> Iterator[list[T]]:
+    """Chunks of results, the next one always under way while the last one is used."""
+    source = iter(items)
+    ahead = [pool.submit(read, item) for item in islice(source, size)]
+    while ahead:
+        following = [pool.submit(read, item) for item in islice(source, size)]
+        yield [future.result() for future in ahead]
+        ahead = following

@@ -1,0 +1,41 @@
+"""Contrastive losses. Shapes: B batch, E embedding."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+
+def clip_loss(
+    image_emb: Float[Tensor, "B E"],
+    text_emb: Float[Tensor, "B E"],
+    logit_scale: Float[Tensor, ""],
+    groups: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean of the image-to-text and text-to-image cross-entropies (Radford et al. 2021, fig. 3), with several positives a row.
+
+    Without `groups` the positives lie on the diagonal. With them, rows of one group are positives of each other, and a row's
+    target is spread evenly over its positives (the outer sum of Khosla et al. 2020, eq. 2); groups of one member give the
+    paper's loss. Both embeddings are of unit length.
+
+    >>> emb = torch.eye(4)
+    >>> bool(clip_loss(emb, emb, torch.tensor(100.0)) < 1e-6)
+    True
+    """
+    logits = logit_scale * image_emb @ text_emb.T
+    if groups is None:
+        diagonal = torch.arange(len(logits), device=logits.device)
+        return (functional.cross_entropy(logits, diagonal) + functional.cross_entropy(logits.T, diagonal)) / 2
+    positive = groups[:, None] == groups[None, :]
+    target = positive / positive.sum(dim=1, keepdim=True)
+    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+
+def batch_accuracy(
+    image_emb: Float[Tensor, "B E"], text_emb: Float[Tensor, "B E"], groups: Int64[Tensor, " B"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Share of images whose most similar text of the batch is a positive, and share of texts whose image is; both in [0, 1]."""
+    cosine = image_emb @ text_emb.T
+    image_to_text = groups[cosine.argmax(dim=1)] == groups
+    text_to_image = groups[cosine.argmax(dim=0)] == groups
+    return image_to_text.float().mean(), text_to_image.float().mean()

@@ -1,0 +1,1 @@
+"""The two towers and what joins them: single-device modules, shapes in their signatures."""

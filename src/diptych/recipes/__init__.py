@@ -1,0 +1,1 @@
+"""Complete runs by name: each recipe is a function that returns a TrainConfig."""

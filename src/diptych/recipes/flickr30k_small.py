@@ -1,0 +1,21 @@
+"""A small CLIP for a few thousand captioned photos and a CPU."""
+
+from diptych.data.loader import DataConfig
+from diptych.images.transforms import AugmentConfig
+from diptych.presets import preset
+from diptych.training.config import TrainConfig
+from diptych.training.optimizer import OptimizerConfig
+from diptych.training.schedule import ScheduleConfig
+
+
+def flickr30k_small() -> TrainConfig:
+    """Small pictures, small towers, words of the captions' own, and augmentation against learning 6,000 photos by heart."""
+    return TrainConfig(
+        recipe="flickr30k-small",
+        model=preset("photos-small"),
+        data=DataConfig(source="flickr30k:flickr30k"),
+        augment=AugmentConfig(crop_area=(0.5, 1.0), flip=0.5),
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.2),
+        schedule=ScheduleConfig(epochs=30, warmup_steps=100),
+        batch_size=128,
+    )

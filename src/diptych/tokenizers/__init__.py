@@ -1,0 +1,1 @@
+"""Text to ids: one contract, and the tokenizers that keep it."""

@@ -1,0 +1,60 @@
+"""One token a character, over the alphabet of the captions it was made from. Small, and easy to follow."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Encoded, check_texts, pad_and_mark
+
+
+class CharacterTokenizer:
+    """Lower-cases, folds white space, and looks each character up.
+
+    >>> tokenizer = CharacterTokenizer.train(["a red circle"], context_length=32)
+    >>> encoded = tokenizer.encode(["A  circle"])
+    >>> tokenizer.decode(encoded.ids[0])
+    'a circle'
+    """
+
+    kind = "character"
+
+    def __init__(self, alphabet: Sequence[str], *, context_length: int) -> None:
+        self.alphabet = tuple(alphabet)
+        self.context_length = context_length
+        self._ids = {character: len(SPECIAL_TOKENS) + i for i, character in enumerate(self.alphabet)}
+
+    @classmethod
+    def train(cls, captions: Iterable[str], *, context_length: int) -> "CharacterTokenizer":
+        """The tokenizer whose alphabet is every character that the captions hold."""
+        return cls(
+            sorted({character for text in captions for character in _clean(text)}), context_length=context_length
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """The alphabet and the four special tokens."""
+        return len(SPECIAL_TOKENS) + len(self.alphabet)
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids of the texts; a character outside the alphabet becomes the unknown token."""
+        check_texts(texts)
+        rows = [[self._ids.get(character, UNKNOWN) for character in _clean(text)] for text in texts]
+        return pad_and_mark(rows, context_length=self.context_length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, without marks and padding."""
+        first = len(SPECIAL_TOKENS)
+        return "".join(self.alphabet[i - first] for i in ids if i >= first)
+
+    def save(self, path: Path) -> None:
+        """Write the alphabet as JSON."""
+        path.write_text(json.dumps({"alphabet": "".join(self.alphabet)}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, *, context_length: int) -> "CharacterTokenizer":
+        """The tokenizer that `save` wrote."""
+        return cls(json.loads(path.read_text(encoding="utf-8"))["alphabet"], context_length=context_length)
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -1,0 +1,71 @@
+"""Byte-pair encoding learned from one's own captions (Sennrich et al. 2016), over bytes as in GPT-2.
+
+A vocabulary of the data's own words is smaller and its texts are shorter than with CLIP's 49,408 entries, which pays on
+small data. The engine is the `tokenizers` library, and its own JSON file is what a bundle holds.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, Encoded, check_texts, pad_and_mark
+
+
+class LearnedBPETokenizer:
+    """Lower-cases, folds white space, splits into words, merges bytes. Every Unicode text has an encoding.
+
+    >>> tokenizer = LearnedBPETokenizer.train(["two dogs", "two cats"], vocab_size=300, context_length=16)
+    >>> tokenizer.decode(tokenizer.encode(["Two dogs é"]).ids[0])
+    'two dogs é'
+    """
+
+    kind = "learned-bpe"
+
+    def __init__(self, engine: Engine, *, context_length: int) -> None:
+        self.context_length = context_length
+        self._engine = engine
+        self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a mark.
+
+    @classmethod
+    def train(cls, captions: Iterable[str], *, vocab_size: int, context_length: int) -> "LearnedBPETokenizer":
+        """Learn the merges. Few captions give fewer entries than `vocab_size`; 260 (bytes and marks) is the least."""
+        engine = Engine(models.BPE())
+        engine.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        engine.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        engine.train_from_iterator(captions, trainer)
+        return cls(engine, context_length=context_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """Bytes, merges and the four special tokens."""
+        return int(self._engine.get_vocab_size())
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids of the texts."""
+        check_texts(texts)
+        rows = [encoding.ids for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)]
+        return pad_and_mark(rows, context_length=self.context_length)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, without marks and padding."""
+        return str(self._engine.decode([int(i) for i in ids if i >= len(SPECIAL_TOKENS)])).strip()
+
+    def save(self, path: Path) -> None:
+        """Write the engine's own JSON."""
+        self._engine.save(str(path))
+
+    @classmethod
+    def load(cls, path: Path, *, context_length: int) -> "LearnedBPETokenizer":
+        """The tokenizer that `save` wrote."""
+        return cls(Engine.from_file(str(path)), context_length=context_length)

@@ -1,0 +1,104 @@
+"""What a person sees while a run goes: a live panel on a terminal, a line now and then elsewhere."""
+
+import math
+import time
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from diptych.training.report import StepReport
+from diptych.training.validation import Validation
+
+_PLAIN_LINE_S = 10.0
+_REFRESH_S = 0.25
+
+
+class Display:
+    """Shows loss beside the ln(N) of a model that knows nothing, accuracies, speed, waiting and time left."""
+
+    def __init__(self, title: str, *, batch_size: int, console: Console | None = None) -> None:
+        self._title = title
+        self._batch_size = batch_size
+        self._console = console or Console()
+        self._shown_at = -math.inf
+        self._validation: tuple[int, Validation] | None = None
+        self._live = (
+            Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+        )
+        if self._live:
+            self._live.start()
+
+    def on_step(self, report: StepReport) -> None:
+        """Refresh the panel, or print a line if the last one is ten seconds old."""
+        now = time.monotonic()
+        if now - self._shown_at < (_REFRESH_S if self._live else _PLAIN_LINE_S):
+            return
+        self._shown_at = now
+        if self._live:
+            self._live.update(self._panel(report), refresh=True)
+        else:
+            self._console.print(self._line(report), soft_wrap=True, highlight=False)
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """Show it in the panel; elsewhere print it."""
+        self._validation = (step, validation)
+        if not self._live:
+            self._console.print(f"step {step:>6}  {_describe(validation)}", soft_wrap=True, highlight=False)
+
+    def on_message(self, text: str) -> None:
+        """Print it above the panel."""
+        self._console.print(text, highlight=False)
+
+    def close(self) -> None:
+        """Take the panel away."""
+        if self._live:
+            self._live.stop()
+
+    def _panel(self, report: StepReport) -> Panel:
+        result = report.result
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim")
+        table.add_column()
+        knows_nothing = f"[dim](ln {self._batch_size} = {math.log(self._batch_size):.2f} knows nothing)[/]"
+        table.add_row("loss", f"[bold]{result.loss:.3f}[/]  {knows_nothing}")
+        table.add_row(
+            "right in batch", f"image to text {result.image_to_text:4.0%}   text to image {result.text_to_image:4.0%}"
+        )
+        table.add_row("speed", f"{report.pairs_per_s:,.0f} pairs/s   waiting for data {report.data_wait:.1%}")
+        if self._validation:
+            table.add_row("validation", _describe(self._validation[1]) + f" [dim](step {self._validation[0]})[/]")
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column()
+        bar.add_column(ratio=1)
+        bar.add_column(justify="right")
+        where = f"step {report.step:,}, epoch {report.epoch:.1f}"
+        bar.add_row(where, ProgressBar(total=1.0, completed=report.progress), f"{_clock(report.seconds_left)} left")
+        return Panel(Group(bar, Text(), table), title=self._title, title_align="left", border_style="dim", width=78)
+
+    def _line(self, report: StepReport) -> str:
+        result = report.result
+        return (
+            f"step {report.step:>6}  {report.progress:4.0%}  loss {result.loss:.3f} (ln N {math.log(self._batch_size):.2f})"
+            f"  i2t {result.image_to_text:.0%}  t2i {result.text_to_image:.0%}  {report.pairs_per_s:,.0f} pairs/s"
+            f"  wait {report.data_wait:.1%}  {_clock(report.seconds_left)} left"
+        )
+
+
+def _describe(validation: Validation) -> str:
+    image_to_text, text_to_image = validation.retrieval.image_to_text, validation.retrieval.text_to_image
+    return (
+        f"loss {validation.loss:.3f}  R@1 {100 * image_to_text.r1:.1f} / {100 * text_to_image.r1:.1f}"
+        f"  R@10 {100 * image_to_text.r10:.1f} / {100 * text_to_image.r10:.1f}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

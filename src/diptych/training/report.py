@@ -1,0 +1,96 @@
+"""What a run tells while it goes: one small protocol, and the files of the run folder that follow from it."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from diptych.training.step import StepResult
+from diptych.training.validation import Validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step and where the run stands after it."""
+
+    step: int
+    """Steps done, this one included."""
+    epoch: float
+    """Passes over the training data so far."""
+    progress: float
+    """Share of the run that is done, within [0, 1]."""
+    elapsed_s: float
+    seconds_left: float
+    lr: float
+    pairs_per_s: float
+    """Over the last few seconds of training, validation left out."""
+    data_wait: float
+    """Share of training time spent waiting for data, within [0, 1]."""
+    result: StepResult
+
+
+class Observer(Protocol):
+    """Is told what happens; never changes it."""
+
+    def on_step(self, report: StepReport) -> None:
+        """After each step."""
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """After each validation; step 0 is the untrained model."""
+
+    def on_message(self, text: str) -> None:
+        """Something a person should read."""
+
+    def close(self) -> None:
+        """The run is over, finished or not."""
+
+
+class EventLog:
+    """`events.jsonl` (one object a logged step or validation), TensorBoard files, and `curves.png`."""
+
+    def __init__(self, run: Path, *, batch_size: int, every_steps: int = 5) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  (half a second that use need not pay)
+
+        self._run = run
+        self._batch_size = batch_size
+        self._every_steps = every_steps
+        self._file = (run / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._board = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+
+    def on_step(self, report: StepReport) -> None:
+        """Log every few steps."""
+        if report.step % self._every_steps and report.step > 1:
+            return
+        figures = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
+        del figures["result"]
+        self._write(report.step, figures, ("loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm"))
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """Log, and draw the curves anew."""
+        figures = validation.figures()
+        self._write(step, {"step": step, **figures}, tuple(figures))
+        self._draw()
+
+    def on_message(self, text: str) -> None:
+        """Log."""
+        self._file.write(json.dumps({"message": text}) + "\n")
+
+    def close(self) -> None:
+        """Draw the curves a last time."""
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+        self._draw()
+
+    def _write(self, step: int, figures: dict[str, Any], scalars: tuple[str, ...]) -> None:
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
+        self._file.write(json.dumps(rounded) + "\n")
+        for name in scalars:
+            tag = f"validation/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+            self._board.add_scalar(tag, figures[name], step)  # type: ignore[no-untyped-call]
+
+    def _draw(self) -> None:
+        from diptych.training.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
+
+        events = (self._run / "events.jsonl").read_text(encoding="utf-8").splitlines()
+        draw_curves([json.loads(line) for line in events], self._run / "curves.png", ln_n=math.log(self._batch_size))

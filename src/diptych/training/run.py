@@ -1,0 +1,342 @@
+"""The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom."""
+
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+import diptych
+from diptych.bundle.folder import Bundle, add_metrics, save_bundle
+from diptych.core.device import choose_device
+from diptych.core.errors import ConfigError, DataError
+from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.order import steps_per_epoch
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import split_hash, take_few, take_split
+from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from diptych.inference.embedder import Embedder
+from diptych.models.clip import CLIP
+from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
+from diptych.tokenizers.protocol import Tokenizer
+from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from diptych.training.config import TrainConfig, write_config
+from diptych.training.optimizer import build_optimizer
+from diptych.training.report import EventLog, Observer, StepReport
+from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
+from diptych.training.schedule import Schedule
+from diptych.training.step import StepResult, train_step
+from diptych.training.validation import Validation, validate
+
+_SPEED_WINDOW_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    run: Path
+    bundle: Path | None
+    """The trained model; None if the run was interrupted."""
+    steps: int
+    elapsed_s: float
+    retrieval: RetrievalReport | None
+    """On the whole validation split; None if the run was interrupted."""
+    num_skipped: int
+    data_wait: float
+    """Share of the training time that was spent waiting for data, within [0, 1]."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run early. It can be resumed."""
+        return self.bundle is None
+
+
+def train(
+    config: TrainConfig,
+    run: str | Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> RunResult:
+    """Train a CLIP and leave a run folder: config, events, curves, checkpoints, `bundle` and `bundle-best`.
+
+    Args:
+        config: everything that decides the run.
+        run: the run's folder.
+        overwrite: replace a run that the folder holds.
+        resume: go on with the run that the folder holds, from its newest checkpoint.
+        observers: told what happens.
+
+    Raises:
+        ConfigError: a setting contradicts another or the data.
+        DataError: the data cannot be read, or too much of it is broken.
+        RunError: the folder may not be used, or the loss is no longer a finite number.
+    """
+    run = Path(run)
+    check_run_folder(run, overwrite=overwrite, resume=resume)
+    train_source, val_source = _open_data(config)
+    return _Run(config, run, train_source, val_source, resume=resume, observers=observers).go()
+
+
+class _Run:
+    """The state of one run, and the loop over its steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        train_source: Source,
+        val_source: Source,
+        *,
+        resume: bool,
+        observers: Sequence[Observer],
+    ) -> None:
+        device = choose_device(config.device)
+        self.tokenizer = _load_or_train_tokenizer(config, run, train_source, resume=resume)
+        text = replace(config.model.text, vocab_size=self.tokenizer.vocab_size)
+        self.config = config
+        self.path = run
+        self.train_source, self.val_source = train_source, val_source
+        torch.manual_seed(config.seed)
+        self.model = CLIP(replace(config.model, text=text)).to(device)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.schedule = Schedule(config.schedule, steps_per_epoch(len(train_source), config.batch_size))
+        self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
+        self.skipped: dict[str, str] = {}
+        self.step, self.best_metric, self._elapsed_before = 0, -math.inf, 0.0
+        if resume:
+            self._restore(load_checkpoint(run, self.model, self.optimizer))
+        else:
+            create_run_folder(run)
+            write_config(config, run / CONFIG)
+            self.tokenizer.save(run / TOKENIZER)
+        self.observers: list[Observer] = [EventLog(run, batch_size=config.batch_size), *observers]
+        self._wait_s = self._train_s = 0.0
+        self._num_cut = 0
+
+    def go(self) -> RunResult:
+        """Train until the schedule is done or a signal comes."""
+        self._started = time.monotonic() - self._elapsed_before
+        self._recent = [(time.monotonic(), self.step)]
+        self._saved_at = time.monotonic()
+        try:
+            with _stop_on_signal() as stop_requested:
+                finished = self._loop(stop_requested)
+            return self._finish() if finished else self._interrupt()
+        finally:
+            for observer in self.observers:
+                observer.close()
+
+    def _loop(self, stop_requested: Callable[[], bool]) -> bool:
+        config = self.config
+        batches = training_batches(
+            TrainingExamples(
+                self.train_source,
+                config=config.data,
+                augment=config.augment,
+                pixels=config.model.pixels,
+                image_px=config.model.image.image_px,
+                seed=config.seed,
+            ),
+            self.tokenizer,
+            batch_size=config.batch_size,
+            first_step=self.step,
+        )
+        if self.step == 0:
+            self._validate()
+        next_validation = math.floor(self._progress() * config.validations) + 1
+        while self._progress() < 1:
+            if stop_requested():
+                return False
+            began = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - began
+            self._count_skipped(batch.skipped)
+            self._num_cut += batch.num_cut
+            lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
+            self.model.train()
+            result = train_step(self.model, self.optimizer, batch, lr=lr, max_grad_norm=config.optimizer.max_grad_norm)
+            self.step += 1
+            self._wait_s += waited
+            self._train_s += time.monotonic() - began
+            self._report_step(result, lr)
+            if self._progress() * config.validations >= next_validation and self._progress() < 1:
+                next_validation = math.floor(self._progress() * config.validations) + 1
+                self._validate()
+            if time.monotonic() - self._saved_at > 60 * config.checkpoint_minutes:
+                self._save_checkpoint()
+        return True
+
+    def _progress(self) -> float:
+        return self.schedule.progress(self.step, self._elapsed_s())
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started
+
+    def _report_step(self, result: StepResult, lr: float) -> None:
+        now, config, progress = time.monotonic(), self.config, self._progress()
+        self._recent = [(at, step) for at, step in self._recent if now - at < _SPEED_WINDOW_S] + [(now, self.step)]
+        (first_at, first_step), elapsed = self._recent[0], self._elapsed_s()
+        report = StepReport(
+            step=self.step,
+            epoch=self.step / self.schedule.steps_per_epoch,
+            progress=progress,
+            elapsed_s=elapsed,
+            seconds_left=elapsed * (1 - progress) / progress if progress else math.inf,
+            lr=lr,
+            pairs_per_s=(self.step - first_step) * config.batch_size / max(now - first_at, 1e-9),
+            data_wait=self._wait_s / self._train_s,
+            result=result,
+        )
+        for observer in self.observers:
+            observer.on_step(report)
+
+    def _validate(self) -> Validation:
+        config = self.config
+        few = take_few(self.val_source, config.val_samples)
+        validation = validate(
+            self.embedder, few, batch_size=config.batch_size, positives=config.data.positives, seed=config.seed
+        )
+        for observer in self.observers:
+            observer.on_validation(self.step, validation)
+        if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
+            self.best_metric = validation.retrieval.mean_r1
+            save_bundle(self._bundle(validation.figures()), self.path / "bundle-best")
+        self._recent = []  # Speed is measured over training alone.
+        return validation
+
+    def _count_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
+        """Note unreadable samples once each; stop when they are too many.
+
+        The share is of the samples that were tried, so that a hopeless source is found out within a thousand.
+        """
+        new = {key: reason for key, reason in skipped if key not in self.skipped}
+        if not new:
+            return
+        self.skipped.update(new)
+        with (self.path / SKIPPED).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in new.items())
+        tried = max((self.step + 1) * self.config.batch_size, 1000)
+        share = len(self.skipped) / min(len(self.train_source), tried)
+        if share > self.config.data.max_skipped:
+            raise DataError(
+                f"{len(self.skipped)} of {min(len(self.train_source), tried)} samples cannot be read, more than "
+                f"{self.config.data.max_skipped:.0%} (data.max_skipped); all are listed in {self.path / SKIPPED}; the "
+                f"first: {next(iter(self.skipped.values()))}"
+            )
+
+    def _save_checkpoint(self) -> None:
+        progress = Progress(
+            step=self.step,
+            elapsed_s=self._elapsed_s(),
+            best_metric=self.best_metric,
+            skipped=tuple(self.skipped.items()),
+        )
+        save_checkpoint(self.path, self.model, self.optimizer, progress)
+        self._saved_at = time.monotonic()
+
+    def _restore(self, progress: Progress) -> None:
+        self.step, self._elapsed_before = progress.step, progress.elapsed_s
+        self.best_metric, self.skipped = progress.best_metric, dict(progress.skipped)
+
+    def _interrupt(self) -> RunResult:
+        self._save_checkpoint()
+        return self._result(None, None)
+
+    def _finish(self) -> RunResult:
+        elapsed = self._elapsed_s()
+        self._save_checkpoint()
+        validation = self._validate()
+        bundle = self.path / "bundle"
+        save_bundle(self._bundle(validation.figures()), bundle)
+        retrieval = evaluate_retrieval(self.embedder, self.val_source, split=self.config.data.val_split)
+        add_metrics(bundle, {"retrieval": asdict(retrieval)})
+        if self._num_cut:
+            text = (
+                f"{self._num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
+            )
+            for observer in self.observers:
+                observer.on_message(text)
+        return replace(self._result(bundle, retrieval), elapsed_s=elapsed)
+
+    def _result(self, bundle: Path | None, retrieval: RetrievalReport | None) -> RunResult:
+        return RunResult(
+            run=self.path,
+            bundle=bundle,
+            steps=self.step,
+            elapsed_s=self._elapsed_s(),
+            retrieval=retrieval,
+            num_skipped=len(self.skipped),
+            data_wait=self._wait_s / self._train_s if self._train_s else 0.0,
+        )
+
+    def _bundle(self, figures: dict[str, float]) -> Bundle:
+        origin = {
+            "recipe": self.config.recipe,
+            "data": self.config.data.source,
+            "train_split_hash": split_hash(self.train_source),
+            "steps": self.step,
+            "batch_size": self.config.batch_size,
+            "seed": self.config.seed,
+            "diptych": diptych.__version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+        }
+        rounded = {name: round(value, 5) for name, value in figures.items()}
+        return Bundle(model=self.model, tokenizer=self.tokenizer, metrics={"during_training": rounded}, origin=origin)
+
+
+def _open_data(config: TrainConfig) -> tuple[Source, Source]:
+    data = config.data
+    source = open_source(data.source)
+    train_source = take_few(take_split(source, data.train_split, val_fraction=data.val_fraction), data.max_samples)
+    val_source = take_split(source, data.val_split, val_fraction=data.val_fraction)
+    if config.batch_size > len(train_source):
+        raise ConfigError(
+            f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "
+            f"set --batch-size {max(2, len(train_source) // 2)} or less"
+        )
+    if len(val_source) < 2:
+        raise ConfigError(f"the validation split '{data.val_split}' has {len(val_source)} samples; it needs 2 or more")
+    return train_source, val_source
+
+
+def _load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
+    text = config.model.text
+    if resume:
+        return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
+    captions = (caption for i in range(len(source)) for caption in source.captions(i))
+    return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM came; the first is noted, a second SIGINT interrupts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    requested = threading.Event()
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(_kind: int, _frame: FrameType | None) -> None:
+        requested.set()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    for kind in before:
+        signal.signal(kind, note)
+    try:
+        yield requested.is_set
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
