@@ -19,7 +19,7 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
 	@echo "check: all is well"
 
@@ -28,7 +28,7 @@ format: $(CHECKED)  ## Format, and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 
 docs: $(CHECKED)  ## Serve the documentation with live reload
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:  ## Remove what the other targets made, but for runs/
 	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis

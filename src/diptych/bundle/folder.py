@@ -1,9 +1,11 @@
 """A bundle is a folder with all that use needs; it loads with no network and no pickle.
 
-config.json        the model's config, its temperature, its metrics with their protocol, where it came from
-model.safetensors  the weights
-tokenizer.json     the tokenizer's own file
-README.md          a model card, for people
+    config.json        the model's config, its temperature, its metrics with their protocol, where it came from
+    model.safetensors  the weights
+    tokenizer.json     the tokenizer's own file
+    README.md          a model card, for people
+
+It is written beside its place and renamed, so that whatever bears the name is whole.
 """
 
 import json

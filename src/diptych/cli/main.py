@@ -21,13 +21,17 @@ app = App(
     help_format="plaintext",
 )
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
-for command in (demo, train):
-    app.command(command)
+app.command(demo)
+app.command(train)
 app.command(evaluate_app)
-for command in (retrieval, zero_shot):
-    evaluate_app.command(command)
-for command in (similarity, classify, rank_images, rank_texts, presets, recipes):
-    app.command(command)
+evaluate_app.command(retrieval)
+evaluate_app.command(zero_shot)
+app.command(similarity)
+app.command(classify)
+app.command(rank_images)
+app.command(rank_texts)
+app.command(presets)
+app.command(recipes)
 
 
 def main(tokens: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import print_json, print_table
 
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
 
 
 def presets(*, as_json: Json = False) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: str | None = None,
+    recipe: Annotated[str | None, Parameter(help="Name of the recipe.")] = None,
     /,
     *,
     data: Annotated[
@@ -36,17 +36,21 @@ def train(
     device: Annotated[str | None, Parameter(help="cpu, cuda, mps or auto.")] = None,
     config: Annotated[Path | None, Parameter(help="A config.yaml to run instead of a recipe.")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with the run in this folder.")] = None,
-    overwrite: Annotated[bool, Parameter(help="Replace the run that the folder holds.", negative="")] = False,
+    overwrite: Annotated[
+        bool, Parameter(help="Replace the run that the folder holds.", negative="", show_default=False)
+    ] = False,
     changes: Annotated[
         list[str] | None,
         Parameter(
-            name="--set", help="Any setting by its path, such as optimizer.eps=1e-8; `--optimizer.eps 1e-8` works too."
+            name="--set",
+            negative="",
+            help="Any setting by its path, such as optimizer.eps=1e-8; `--optimizer.eps 1e-8` works too.",
         ),
     ] = None,
 ) -> int:
     """Train a model from a recipe; `diptych recipes` lists them."""
     from diptych.training.config import read_config
-    from diptych.training.run_folder import CONFIG
+    from diptych.training.run_folder import CONFIG, check_run_folder
 
     options = {
         "data.source": data,
@@ -61,6 +65,7 @@ def train(
         others = (recipe, out, preset, minutes, epochs, steps, config, changes)
         if given or overwrite or any(value is not None for value in others):
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
+        check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(read_config(resume / CONFIG), resume, resume=True)
     base = _base_config(recipe, config)
     given |= _length({"minutes": minutes, "epochs": epochs, "steps": steps})
@@ -89,10 +94,7 @@ def train_with_display(
     """Train while a panel, or lines, tell how it goes; end with one line that sums it up."""
     from diptych.training.display import Display
     from diptych.training.run import train as run_training
-    from diptych.training.run_folder import check_run_folder
 
-    check_run_folder(run, overwrite=overwrite, resume=resume)
-    console().print(f"Training [bold]{config.recipe}[/] on {config.data.source} into {run}", soft_wrap=True)
     display = Display(config.recipe, batch_size=config.batch_size, console=console())
     try:
         result = run_training(config, run, overwrite=overwrite, resume=resume, observers=[display])
@@ -133,8 +135,10 @@ def _base_config(name: str | None, path: Path | None) -> "TrainConfig":
     from diptych.recipes.choice import RECIPES, recipe
     from diptych.training.config import read_config
 
-    if (name is None) == (path is None):
-        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}) or give --config FILE, not both")
+    if name is None and path is None:
+        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}), or give --config FILE")
+    if name is not None and path is not None:
+        raise ConfigError("a recipe and --config exclude each other")
     return read_config(path) if path is not None else recipe(name or "")
 
 

@@ -9,7 +9,7 @@ from diptych.cli.output import console, percent, print_json, print_skipped, prin
 from diptych.core.errors import DataError
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder.")]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="")]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
 
 
 def similarity(
@@ -37,9 +37,9 @@ def classify(
     bundle: BundlePath,
     /,
     *images: Annotated[Path, Parameter(help="Image files.")],
-    classes: Annotated[list[str], Parameter(help="Names of the classes.", consume_multiple=True)],
+    classes: Annotated[list[str], Parameter(help="Names of the classes.", consume_multiple=True, negative="")],
     template: Annotated[
-        list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.")
+        list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
     ] = None,
     top: Annotated[int, Parameter(help="Classes to show for each image.")] = 5,
     as_json: Json = False,

@@ -13,6 +13,8 @@ The command line prints the message on one line and exits with code 2.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_MAX_LISTED = 12
+
 
 class DiptychError(Exception):
     """Base of all errors that a user can cause and mend."""
@@ -47,4 +49,5 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean '{near[0]}'?" if near else "."
-    return f"unknown {what} '{name}'{hint} Known: {', '.join(names)}"
+    more = f", and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"unknown {what} '{name}'{hint} Known: {', '.join(names[:_MAX_LISTED])}{more}"

@@ -50,7 +50,9 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
 
 
 def override(value: T, changes: Mapping[str, Any]) -> T:
-    """The settings with some fields changed, each named by its dotted path; text is read as YAML.
+    """The settings with some fields changed, each named by its dotted path.
+
+    Text becomes what the field wants: a number, true or false, none, or with brackets a list.
 
     Raises:
         ConfigError: a path names no field (the nearest is named), or its new value does not fit.
@@ -74,7 +76,10 @@ def _read(text: str) -> Any:
 
 
 def _unknown_key(cls: type[Any], path: str, known: list[str] | None = None) -> str:
-    return unknown_name("setting", path, known if known is not None else list(_type_paths(cls)))
+    paths = known if known is not None else list(_type_paths(cls))
+    room = path.rpartition(".")[0]
+    siblings = [known_path for known_path in paths if known_path.rpartition(".")[0] == room]
+    return unknown_name("setting", path, siblings or paths)
 
 
 def _paths(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

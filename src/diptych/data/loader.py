@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class DataConfig:
     """Share of the samples held back as `val` where the source itself has no such split."""
     max_samples: int | None = None
     """Train on at most so many samples; a stable subset."""
-    caption: str = "random"
+    caption: Literal["random", "first"] = "random"
     """Which caption of an image a step sees: `random`, or `first`."""
     positives: Positives = "caption"
     """What counts as a positive beside a picture's own caption: `caption`, `class`, or nothing (`pair`)."""
@@ -51,14 +52,14 @@ class DataConfig:
     """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most 8."""
 
     def __post_init__(self) -> None:
-        if self.caption not in {"random", "first"}:
-            raise ConfigError(f"data.caption is {self.caption!r}; it is 'random' or 'first'")
         if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
             raise ConfigError(
                 f"data.val_fraction {self.val_fraction} and data.max_skipped {self.max_skipped} must be shares below 1"
             )
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"data.max_samples is {self.max_samples}; it must be at least 1")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"data.workers is {self.workers}; it must be at least 0")
 
     @property
     def num_workers(self) -> int:
@@ -161,7 +162,7 @@ def training_batches(
     order = StepOrder(num_samples=len(examples), batch_size=batch_size, seed=examples.seed, first_step=first_step)
     loader = DataLoader(
         examples,
-        batch_sampler=order,  # type: ignore[arg-type]
+        batch_sampler=order,
         collate_fn=Collate(tokenizer, examples.config.positives),
         num_workers=workers,
         prefetch_factor=4 if workers else None,

@@ -63,18 +63,27 @@ def evaluate_retrieval(embedder: Embedder, source: Source, *, split: str) -> Ret
     return RetrievalReport(
         image_to_text=image_to_text,
         text_to_image=text_to_image,
-        protocol={
-            "split": split,
-            "split_hash": split_hash(source),
-            "images": len(good),
-            "texts": len(captions),
-            "skipped_images": len(skipped),
-            "captions": "all of each image; ties count against the model",
-            "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
-            "image_px": embedder.bundle.config.image.image_px,
-            "precision": "float32",
-        },
+        protocol=retrieval_protocol(
+            embedder, source, split=split, images=len(good), texts=len(captions), skipped=len(skipped)
+        ),
     )
+
+
+def retrieval_protocol(
+    embedder: Embedder, source: Source, *, split: str, images: int, texts: int, skipped: int
+) -> dict[str, str | int]:
+    """What a retrieval figure must say of itself to be compared."""
+    return {
+        "split": split,
+        "split_hash": split_hash(source),
+        "images": images,
+        "texts": texts,
+        "skipped_images": skipped,
+        "captions": "all of each image; ties count against the model",
+        "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
+        "image_px": embedder.bundle.config.image.image_px,
+        "precision": "float32",
+    }
 
 
 def retrieval_recalls(

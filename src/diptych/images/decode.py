@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.sample import ImageInput
@@ -31,6 +31,10 @@ def decode(image: ImageInput) -> Image.Image:
         raise
     except FileNotFoundError:
         raise ImageError(f"{describe(image)}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{describe(image)}: is not a picture") from None
+    except IsADirectoryError:
+        raise ImageError(f"{describe(image)}: is a folder, not a picture") from None
     except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.
         raise ImageError(f"{describe(image)}: cannot be decoded ({_reason(error)})") from None
 

@@ -33,6 +33,10 @@ class PixelConfig:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of every resize."""
 
+    def __post_init__(self) -> None:
+        if min(self.std) <= 0:
+            raise ConfigError(f"model.pixels.std is {self.std}; each must be above 0")
+
 
 @settings
 class AugmentConfig:
@@ -41,7 +45,7 @@ class AugmentConfig:
     crop_area: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    """Width over height of the crop, from and to."""
+    """Width over height of the crop, from and to (torchvision's default)."""
     flip: float = 0.0
     """Chance of a mirror image. Where it happens, "left" and "right" change places in the caption."""
 

@@ -55,7 +55,8 @@ def classify(
         ImageError: an image cannot be read.
     """
     check_not_empty(images, "image")
-    cosine = embedder.encode_images(images) @ class_embeddings(embedder, classes, templates).T
+    class_emb = class_embeddings(embedder, classes, templates)
+    cosine = embedder.encode_images(images) @ class_emb.T
     probability = softmax(cosine * np.float32(embedder.logit_scale))
     results = []
     for row, image in enumerate(images):

@@ -11,9 +11,11 @@ Activation: TypeAlias = Literal["gelu", "quick_gelu"]
 """`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with."""
 
 
-def _check_transformer(where: str, width: int, layers: int, heads: int) -> None:
+def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
     if min(width, layers, heads) < 1:
         raise ConfigError(f"{where}: width {width}, layers {layers} and heads {heads} must be at least 1")
+    if mlp_ratio <= 0:
+        raise ConfigError(f"{where}.mlp_ratio is {mlp_ratio}; it must be above 0")
     if width % heads:
         raise ConfigError(f"{where}: width {width} is no multiple of heads {heads}")
 
@@ -43,7 +45,7 @@ class ViTConfig:
     """What stands for the picture: the class token, or the mean over the patches."""
 
     def __post_init__(self) -> None:
-        _check_transformer("model.image", self.width, self.layers, self.heads)
+        _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
         if self.patch_px < 1 or self.image_px % self.patch_px:
             raise ConfigError(f"model.image.image_px is {self.image_px}, no multiple of patch_px {self.patch_px}")
         if self.stem == "conv" and self.patch_px & (self.patch_px - 1):
@@ -79,7 +81,7 @@ class TextConfig:
     """Non-linearity of the MLPs."""
 
     def __post_init__(self) -> None:
-        _check_transformer("model.text", self.width, self.layers, self.heads)
+        _check_transformer("model.text", self.width, self.layers, self.heads, self.mlp_ratio)
         if self.context_length < 3:
             raise ConfigError(f"model.text.context_length is {self.context_length}; two marks and a token need 3")
 

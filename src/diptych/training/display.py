@@ -51,7 +51,7 @@ class Display:
 
     def on_message(self, text: str) -> None:
         """Print it above the panel."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the panel away."""

@@ -49,14 +49,15 @@ class Observer(Protocol):
 class EventLog:
     """`events.jsonl` (one object a logged step or validation), TensorBoard files, and `curves.png`."""
 
-    def __init__(self, run: Path, *, batch_size: int, every_steps: int = 5) -> None:
+    def __init__(self, run: Path, *, batch_size: int, first_step: int = 0, every_steps: int = 5) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  (half a second that use need not pay)
 
         self._run = run
         self._batch_size = batch_size
         self._every_steps = every_steps
+        _forget_after(run / "events.jsonl", first_step)
         self._file = (run / "events.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run / "tensorboard"))
 
     def on_step(self, report: StepReport) -> None:
         """Log every few steps."""
@@ -79,7 +80,7 @@ class EventLog:
     def close(self) -> None:
         """Draw the curves a last time."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
         self._draw()
 
     def _write(self, step: int, figures: dict[str, Any], scalars: tuple[str, ...]) -> None:
@@ -87,10 +88,19 @@ class EventLog:
         self._file.write(json.dumps(rounded) + "\n")
         for name in scalars:
             tag = f"validation/{name[4:]}" if name.startswith("val_") else f"train/{name}"
-            self._board.add_scalar(tag, figures[name], step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(tag, figures[name], step)
 
     def _draw(self) -> None:
         from diptych.training.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
 
         events = (self._run / "events.jsonl").read_text(encoding="utf-8").splitlines()
         draw_curves([json.loads(line) for line in events], self._run / "curves.png", ln_n=math.log(self._batch_size))
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop what a killed run logged after the checkpoint from which it goes on."""
+    if not log.exists():
+        return
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    log.write_text("".join(line for line in whole if json.loads(line).get("step", 0) <= step), encoding="utf-8")

@@ -17,7 +17,7 @@ import torch
 import diptych
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
-from diptych.core.errors import ConfigError, DataError
+from diptych.core.errors import ConfigError, DataError, RunError
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.choice import open_source
@@ -121,7 +121,7 @@ class _Run:
             create_run_folder(run)
             write_config(config, run / CONFIG)
             self.tokenizer.save(run / TOKENIZER)
-        self.observers: list[Observer] = [EventLog(run, batch_size=config.batch_size), *observers]
+        self.observers: list[Observer] = [EventLog(run, batch_size=config.batch_size, first_step=self.step), *observers]
         self._wait_s = self._train_s = 0.0
         self._num_cut = 0
 
@@ -130,6 +130,10 @@ class _Run:
         self._started = time.monotonic() - self._elapsed_before
         self._recent = [(time.monotonic(), self.step)]
         self._saved_at = time.monotonic()
+        self._tell(
+            f"Training {self.config.recipe}: {len(self.train_source):,} images of {self.config.data.source}, "
+            f"{sum(p.numel() for p in self.model.parameters()):,} parameters, on {self.embedder.device}, into {self.path}"
+        )
         try:
             with _stop_on_signal() as stop_requested:
                 finished = self._loop(stop_requested)
@@ -205,14 +209,12 @@ class _Run:
     def _validate(self) -> Validation:
         config = self.config
         few = take_few(self.val_source, config.val_samples)
-        validation = validate(
-            self.embedder, few, batch_size=config.batch_size, positives=config.data.positives, seed=config.seed
-        )
+        validation = validate(self.embedder, few, config=config.data, batch_size=config.batch_size, seed=config.seed)
         for observer in self.observers:
             observer.on_validation(self.step, validation)
         if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
             self.best_metric = validation.retrieval.mean_r1
-            save_bundle(self._bundle(validation.figures()), self.path / "bundle-best")
+            save_bundle(self._bundle(validation), self.path / "bundle-best")
         self._recent = []  # Speed is measured over training alone.
         return validation
 
@@ -259,16 +261,18 @@ class _Run:
         self._save_checkpoint()
         validation = self._validate()
         bundle = self.path / "bundle"
-        save_bundle(self._bundle(validation.figures()), bundle)
+        save_bundle(self._bundle(validation), bundle)
         retrieval = evaluate_retrieval(self.embedder, self.val_source, split=self.config.data.val_split)
         add_metrics(bundle, {"retrieval": asdict(retrieval)})
         if self._num_cut:
-            text = (
+            self._tell(
                 f"{self._num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
             )
-            for observer in self.observers:
-                observer.on_message(text)
         return replace(self._result(bundle, retrieval), elapsed_s=elapsed)
+
+    def _tell(self, text: str) -> None:
+        for observer in self.observers:
+            observer.on_message(text)
 
     def _result(self, bundle: Path | None, retrieval: RetrievalReport | None) -> RunResult:
         return RunResult(
@@ -281,11 +285,13 @@ class _Run:
             data_wait=self._wait_s / self._train_s if self._train_s else 0.0,
         )
 
-    def _bundle(self, figures: dict[str, float]) -> Bundle:
+    def _bundle(self, validation: Validation) -> Bundle:
         origin = {
             "recipe": self.config.recipe,
             "data": self.config.data.source,
             "train_split_hash": split_hash(self.train_source),
+            "val_split": self.config.data.val_split,
+            "val_fraction": self.config.data.val_fraction,
             "steps": self.step,
             "batch_size": self.config.batch_size,
             "seed": self.config.seed,
@@ -293,8 +299,12 @@ class _Run:
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         }
-        rounded = {name: round(value, 5) for name, value in figures.items()}
-        return Bundle(model=self.model, tokenizer=self.tokenizer, metrics={"during_training": rounded}, origin=origin)
+        during_training = {
+            **{name: round(value, 5) for name, value in validation.figures().items()},
+            "protocol": validation.retrieval.protocol,
+        }
+        metrics = {"during_training": during_training}
+        return Bundle(model=self.model, tokenizer=self.tokenizer, metrics=metrics, origin=origin)
 
 
 def _open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -315,7 +325,10 @@ def _open_data(config: TrainConfig) -> tuple[Source, Source]:
 def _load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
     text = config.model.text
     if resume:
-        return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
+        try:
+            return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
+        except Exception as error:  # The engine raises bare exceptions.
+            raise RunError(f"{run / TOKENIZER}: is damaged ({error})") from None
     captions = (caption for i in range(len(source)) for caption in source.captions(i))
     return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)
 

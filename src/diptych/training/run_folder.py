@@ -18,12 +18,13 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
         raise RunError("--overwrite and --resume exclude each other")
     if run.exists() and not run.is_dir():
         raise RunError(f"{run}: is a file; a run needs a folder")
-    holds_run = (run / CONFIG).is_file()
+    holds_run = (run / CONFIG).is_file() and (run / TOKENIZER).is_file()
     if resume and not holds_run:
         raise RunError(f"{run}: holds no run to resume")
     if holds_run and not (overwrite or resume):
         raise RunError(
-            f"{run}: already holds a run; use --resume to go on with it, --overwrite to replace it, or --out"
+            f"{run}: already holds a run; go on with it (diptych train --resume {run}), replace it (--overwrite), "
+            "or choose another folder (--out)"
         )
     if run.is_dir() and not holds_run and any(run.iterdir()):
         raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from diptych.core.randomness import keyed_generator
-from diptych.data.groups import Positives, group_rows
+from diptych.data.groups import group_rows
+from diptych.data.loader import DataConfig
 from diptych.data.sources.protocol import Source
-from diptych.evaluation.retrieval import RetrievalReport, retrieval_recalls
+from diptych.evaluation.retrieval import RetrievalReport, retrieval_protocol, retrieval_recalls
 from diptych.inference.embedder import Embedder, encode_readable
 from diptych.losses.contrastive import batch_accuracy, clip_loss
 
@@ -35,11 +36,11 @@ class Validation:
         }
 
 
-def validate(embedder: Embedder, source: Source, *, batch_size: int, positives: Positives, seed: int) -> Validation:
+def validate(embedder: Embedder, source: Source, *, config: DataConfig, batch_size: int, seed: int) -> Validation:
     """Encode a validation source once; from that, loss, accuracies and retrieval. Leaves the model in evaluation mode."""
     embedder.bundle.model.eval()
     samples = [source[i] for i in range(len(source))]
-    image_emb, good, _ = encode_readable(embedder, [sample.image for sample in samples])
+    image_emb, good, skipped = encode_readable(embedder, [sample.image for sample in samples])
     samples = [samples[position] for position in good]
     captions = [caption for sample in samples for caption in sample.captions]
     image_of_text = np.array([row for row, sample in enumerate(samples) for _ in sample.captions], dtype=np.int64)
@@ -58,16 +59,19 @@ def validate(embedder: Embedder, source: Source, *, batch_size: int, positives: 
                 [samples[row].key for row in batch],
                 [captions[chosen[row]] for row in batch],
                 [samples[row].label for row in batch],
-                positives=positives,
+                positives=config.positives,
             )
         )
         image, text = torch.from_numpy(image_emb[batch]), torch.from_numpy(text_emb[chosen[batch]])
         loss = clip_loss(image, text, torch.tensor(embedder.logit_scale), groups)
         sums += [loss.item(), *(accuracy.item() for accuracy in batch_accuracy(image, text, groups))]
+    protocol = retrieval_protocol(
+        embedder, source, split=config.val_split, images=len(samples), texts=len(captions), skipped=len(skipped)
+    )
     loss_mean, image_to_text, text_to_image = (float(value) for value in sums / len(starts))
     return Validation(
         loss=loss_mean,
         image_to_text=image_to_text,
         text_to_image=text_to_image,
-        retrieval=RetrievalReport(image_to_text=recalls[0], text_to_image=recalls[1], protocol={}),
+        retrieval=RetrievalReport(image_to_text=recalls[0], text_to_image=recalls[1], protocol=protocol),
     )

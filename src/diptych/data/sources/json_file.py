@@ -83,8 +83,12 @@ def _merge_repeated(records: list[Record]) -> list[Record]:
     merged: dict[str, Record] = {}
     for record in records:
         before = merged.get(record.key)
-        captions = (*before.captions, *record.captions) if before else record.captions
-        merged[record.key] = Record(record.key, record.path, captions, record.label, record.split)
+        if before is None:
+            merged[record.key] = record
+            continue
+        label = before.label if record.label is None else record.label
+        captions = (*before.captions, *record.captions)
+        merged[record.key] = Record(record.key, record.path, captions, label, record.split or before.split)
     return list(merged.values())
 
 

@@ -58,7 +58,8 @@ def check_images_exist(names: Iterable[str], root: Path, *, where: Path) -> None
     def exists(name: str) -> bool:
         folder, file = os.path.split(root / name)
         if folder not in listings:
-            listings[folder] = frozenset(os.listdir(folder)) if Path(folder).is_dir() else frozenset()  # noqa: PTH208
+            parent = Path(folder)  # Path("") is the working folder.
+            listings[folder] = frozenset(os.listdir(parent)) if parent.is_dir() else frozenset()  # noqa: PTH208
         return file in listings[folder]
 
     all_names = list(names)

@@ -1,0 +1,62 @@
+"""What a trained model gives: embeddings, similarities, classes.
+
+The model is trained here for some seconds on drawn shapes, enough to tell colours apart. Any bundle takes its place:
+`clip = diptych.load("path/to/bundle")`.
+"""
+
+import tempfile
+from pathlib import Path
+
+import diptych
+from diptych.core.settings import override
+from diptych.data.sources.shapes import COLOURS
+from diptych.data.sources.subset import take_split
+from diptych.inference.loaded import LoadedBundle
+from diptych.recipes.choice import recipe
+
+
+def train_briefly(run: Path) -> LoadedBundle:
+    """A model of drawn shapes, far from done."""
+    changes = {
+        "data.source": "shapes:600",
+        "data.workers": 0,
+        "schedule.epochs": None,
+        "schedule.steps": 80,
+        "schedule.warmup_steps": 10,
+        "batch_size": 64,
+        "validations": 1,
+        "val_samples": 64,
+        "device": "cpu",
+    }
+    result = diptych.train(override(recipe("demo"), changes), run)
+    assert result.bundle is not None
+    return diptych.load(result.bundle, device="cpu")
+
+
+def main() -> None:
+    """Train, then use the model on pictures that it has not seen."""
+    with tempfile.TemporaryDirectory() as folder:
+        clip = train_briefly(Path(folder) / "run")
+    unseen = take_split(diptych.open_source("shapes:600"), "val")
+    samples = [unseen[i] for i in (0, 4, 8, 12)]
+    images = [sample.image for sample in samples]
+    texts = [f"a {colour} circle" for colour in COLOURS]
+
+    # Embeddings are of unit length, so that their product is the cosine.
+    image_emb, text_emb = clip.encode_images(images), clip.encode_texts(texts)
+    print("embeddings:", image_emb.shape, text_emb.shape)
+    print("cosines:\n", (image_emb @ text_emb.T).round(2))
+
+    # The same cosines, and the softmax over the texts at the model's temperature.
+    similar = clip.similarity(images, texts)
+    print("probabilities:\n", similar.probability.round(2))
+
+    # Zero-shot classification: nothing but the names of the classes.
+    answers = clip.classify(images, tuple(COLOURS), templates=("a {} circle", "a {} square", "a {} triangle"))
+    for sample, answer in zip(samples, answers, strict=True):
+        best = answer.scores[0]
+        print(f"{sample.captions[0]!r} is classified as {best.name!r} ({best.probability:.0%})")
+
+
+if __name__ == "__main__":
+    main()

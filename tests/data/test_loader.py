@@ -1,0 +1,138 @@
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.core.errors import ConfigError, DataError
+from diptych.core.sample import Batch
+from diptych.data.loader import DataConfig, TrainingExamples, mirror_words, training_batches
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.images.transforms import AugmentConfig, PixelConfig
+from diptych.tokenizers.character import CharacterTokenizer
+
+
+def _batches(
+    source: Source, *, count: int = 6, workers: int = 0, first_step: int = 0, batch_size: int = 4, seed: int = 0
+) -> list[Batch]:
+    tokenizer = CharacterTokenizer.train(["abcdefghijklmnopqrstuvwxyz0123456789"], context_length=64)
+    examples = TrainingExamples(
+        source,
+        config=DataConfig(workers=workers),
+        augment=AugmentConfig(crop_area=(0.5, 1.0), flip=0.5),
+        pixels=PixelConfig(),
+        image_px=16,
+        seed=seed,
+    )
+    return list(islice(training_batches(examples, tokenizer, batch_size=batch_size, first_step=first_step), count))
+
+
+def _assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.pixels, b.pixels)
+        assert torch.equal(a.ids, b.ids)
+        assert torch.equal(a.lengths, b.lengths)
+        assert torch.equal(a.groups, b.groups)
+        assert (a.keys, a.captions, a.skipped, a.num_cut) == (b.keys, b.captions, b.skipped, b.num_cut)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int, json_file: Path) -> None:
+    (json_file.parent / "c.png").write_bytes(b"broken")
+    source = open_source(f"json:{json_file}")
+    _assert_same(_batches(source, workers=workers, batch_size=3), _batches(source, batch_size=3))
+
+
+def test_starting_at_a_step_gives_what_it_would_have_been() -> None:
+    source = open_source("shapes:20")
+    _assert_same(_batches(source, count=7)[3:], _batches(source, count=4, first_step=3))
+
+
+def test_seeds_differ_and_epochs_are_augmented_anew() -> None:
+    source = open_source("shapes:1")  # One of train, 900 of val, 180 of novel.
+    assert _batches(source, count=1)[0].keys != _batches(source, count=1, seed=1)[0].keys
+    examples = TrainingExamples(
+        source, config=DataConfig(), augment=AugmentConfig(), pixels=PixelConfig(), image_px=16, seed=0
+    )
+    views = {examples[epoch, 5].pixels.tobytes() for epoch in range(5)}
+    captions = {examples[epoch, 5].caption for epoch in range(20)}
+    assert len(views) == 5
+    assert captions == set(source.captions(5))
+    first = TrainingExamples(
+        source, config=DataConfig(caption="first"), augment=AugmentConfig(), pixels=PixelConfig(), image_px=16, seed=0
+    )
+    assert {first[epoch, 5].caption for epoch in range(9)} == {source.captions(5)[0]}
+
+
+def test_a_broken_image_is_replaced_always_by_the_same_and_reported(json_file: Path) -> None:
+    (json_file.parent / "b.png").write_bytes(b"")
+    source = open_source(f"json:{json_file}")
+    (batch,) = _batches(source, count=1)
+    assert "b.png" not in batch.keys
+    assert len(batch.keys) == 4
+    assert {key for key, _ in batch.skipped} == {"b.png"}
+    assert "b.png: " in batch.skipped[0][1]
+    _assert_same([batch], _batches(source, count=1))
+    (twice,) = [key for key in batch.keys if batch.keys.count(key) == 2][:1]
+    rows = [row for row, key in enumerate(batch.keys) if key == twice]
+    assert len(set(batch.groups[rows].tolist())) == 1  # A picture that stands twice is its own positive.
+
+
+def test_nothing_but_broken_images_is_an_error(json_file: Path) -> None:
+    for name in "abcd":
+        (json_file.parent / f"{name}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="50 unreadable images in a row"):
+        _batches(open_source(f"json:{json_file}"), count=1)
+
+
+def test_captions_that_are_cut_are_counted(json_file: Path) -> None:
+    source = open_source(f"json:{json_file}")
+    tokenizer = CharacterTokenizer.train(["picture"], context_length=6)
+    examples = TrainingExamples(
+        source, config=DataConfig(workers=0), augment=AugmentConfig(), pixels=PixelConfig(), image_px=16, seed=0
+    )
+    batch = next(training_batches(examples, tokenizer, batch_size=4))
+    assert batch.num_cut == 4
+    assert batch.ids.shape == (4, 6)
+
+
+@pytest.mark.parametrize(
+    ("caption", "mirrored"),
+    [
+        ("a man on the left of a Right-handed girl", "a man on the right of a Left-handed girl"),
+        ("leftover rights, bright", "leftover rights, bright"),
+        ("left left right", "right right left"),
+        ("", ""),
+    ],
+)
+def test_mirror_words(caption: str, mirrored: str) -> None:
+    assert mirror_words(caption) == mirrored
+    assert mirror_words(mirrored) == caption
+
+
+def test_flipped_rows_and_only_they_are_mirrored(json_file: Path) -> None:
+    content = json_file.read_text("utf-8").replace("picture", "left picture")
+    json_file.write_text(content, "utf-8")
+    source = open_source(f"json:{json_file}")
+    whole = AugmentConfig(crop_area=(1.0, 1.0), crop_ratio=(1.5, 1.5))
+    make = {
+        flip: TrainingExamples(
+            source, config=DataConfig(), augment=replace(whole, flip=flip), pixels=PixelConfig(), image_px=16, seed=0
+        )
+        for flip in (0.0, 1.0)
+    }
+    for i in range(4):
+        plain, flipped = make[0.0][0, i], make[1.0][0, i]
+        assert plain.caption.startswith("left")
+        assert flipped.caption.startswith("right")
+        assert (plain.pixels[:, :, ::-1] == flipped.pixels).all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"caption": "last"}, {"val_fraction": 0.0}, {"val_fraction": 1.0}, {"max_skipped": 1.0}, {"max_samples": 0}]
+)
+def test_impossible_data_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        DataConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diptych.core.errors import DataError
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
+from diptych.data.sources.subset import take_split
+from diptych.images.decode import decode
+
+
+@pytest.fixture(params=["shapes", "json", "flickr"])
+def source(request: pytest.FixtureRequest) -> Source:
+    match request.param:
+        case "shapes":
+            return open_source("shapes:10")
+        case "json":
+            return open_source(f"json:{request.getfixturevalue('json_file')}")
+        case _:
+            return open_source(f"flickr30k:{request.getfixturevalue('flickr_folder')}")
+
+
+def test_every_source_keeps_the_contract(source: Source) -> None:
+    again = pickle.loads(pickle.dumps(source))
+    keys = [source.key(i) for i in range(len(source))]
+    assert len(set(keys)) == len(keys) >= 4
+    for i in range(4):
+        sample = source[i]
+        assert (sample.key, sample.captions) == (source.key(i), source.captions(i))
+        assert sample.captions
+        assert all(caption == caption.strip() for caption in sample.captions)
+        assert sample.label is None or source.classes[sample.label]
+        assert np.array_equal(np.asarray(decode(again[i].image)), np.asarray(decode(sample.image)))
+        assert (again.key(i), again.split(i)) == (source.key(i), source.split(i))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("shape:9", r"unknown source kind 'shape'; did you mean 'shapes'\?"),
+        ("json", "has no location: write json:PATH"),
+        ("shapes:many", "number of training pictures"),
+        ("shapes:0", "number of training pictures"),
+        ("flickr30k:/nowhere", "/nowhere: no such folder"),
+        ("json:/nowhere.json", "/nowhere.json: no such file"),
+        ("json:/", "is a folder"),
+        ("", "unknown source kind ''"),
+    ],
+)
+def test_a_source_that_is_not_there(spec: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(spec)
+
+
+# json
+
+
+def _read(path: Path, content: object) -> Source:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return open_source(f"json:{path}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"image": "a.png"}, "holds an object, not a list of rows"),
+        ("text", "is not JSON"),
+        ([], "holds no rows"),
+        ([{"image": "a.png", "caption": "x"}, 7], "row 1 is a number, not an object"),
+        ([{"image": "a.png", "caption": "x"}, {"caption": "x", "id": 1}], "row 1 has no key 'image'; it has: caption, id"),
+        ([{"image": "a.png", "text": "x"}], "row 0 has neither 'caption' nor 'captions'; it has: image, text"),
+        ([{}], "row 0 has no key 'image'; it has: none"),
+        ([{"image": 3, "caption": "x"}], "row 0: 'image' is a number, not a path"),
+        ([{"image": "a.png", "caption": None}], "row 0: its captions are not texts"),
+        ([{"image": "a.png", "captions": []}], "row 0: its captions are not texts"),
+        ([{"image": "a.png", "captions": ["x", 3]}], "row 0: its captions are not texts"),
+        ([{"image": "a.png", "caption": "x", "label": 3}], "row 0: 'label' is a number, not a text"),
+        ([{"image": "a.png", "caption": "x", "split": None}], "row 0: 'split' is null, not a text"),
+    ],
+)
+def test_json_names_what_is_wrong_and_where(json_file: Path, rows: object, message: str) -> None:
+    path = json_file.with_name("bad.json")
+    with pytest.raises(DataError, match=message) as caught:
+        _read(path, rows)
+    assert str(path) in str(caught.value)
+
+
+def test_json_counts_missing_images_and_names_three(json_file: Path) -> None:
+    rows = [{"image": f"{name}.png", "caption": "x"} for name in ("a", "p", "q", "r", "s")]
+    with pytest.raises(DataError, match=r"4 of 5 images are not under .*: p\.png, q\.png, r\.png$"):
+        _read(json_file.with_name("bad.json"), rows)
+
+
+def test_json_reads_a_byte_order_mark_and_lines(json_file: Path) -> None:
+    rows = json.loads(json_file.read_text("utf-8"))
+    marked = _read(json_file.with_name("bom.json"), "\ufeff" + json.dumps(rows))
+    lines = _read(json_file.with_name("rows.jsonl"), "\n".join(json.dumps(row) for row in rows) + "\n\n")
+    for source in (marked, lines):
+        assert [source.key(i) for i in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
+        assert source.classes == ("cat", "dog")
+        assert [source[i].label for i in range(4)] == [1, 0, 1, 0]
+
+
+def test_jsonl_keeps_captions_with_line_separators(json_file: Path) -> None:
+    """JSON allows U+2028 and U+0085 inside a string; they do not end a line of JSONL."""
+    line = json.dumps({"image": "a.png", "caption": "one\u2028two\u0085three"}, ensure_ascii=False)
+    assert _read(json_file.with_name("rows.jsonl"), line).captions(0) == ("one\u2028two\u0085three",)
+
+
+def test_json_merges_rows_of_one_image(json_file: Path) -> None:
+    rows = [{"image": n, "caption": c} for n, c in (("a.png", "one"), ("b.png", "two"), ("a.png", "three"))]
+    source = _read(json_file.with_name("repeat.json"), rows)
+    assert [source.captions(i) for i in range(len(source))] == [("one", "three"), ("two",)]
+
+
+def test_json_merging_keeps_the_label_that_one_row_gives(json_file: Path) -> None:
+    rows = [{"image": "a.png", "caption": "one", "label": "dog", "split": "val"}, {"image": "a.png", "caption": "two"}]
+    source = _read(json_file.with_name("repeat.json"), rows)
+    assert (source[0].label, source.split(0)) == (0, "val")
+
+
+# Flickr
+
+
+def test_flickr_reads_the_table_with_its_broken_row_and_the_splits(flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    assert [source.key(i) for i in range(4)] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
+    assert source.captions(0) == ("Photo 1 , caption 0 .", "Photo 1 , caption 1 .")
+    assert source.captions(1) == ("Photo 2 , caption 0 .", "A dog runs across the grass .")
+    assert [source.split(i) for i in range(4)] == ["train", "train", "val", "test"]
+    assert decode(source[0].image).size == (60, 40)
+
+
+def test_flickr_from_the_splits_alone(flickr_folder: Path) -> None:
+    (flickr_folder / "results.csv").unlink()
+    assert open_source(f"flickr8k:{flickr_folder}").captions(2) == ("photo one",)
+
+
+def test_flickr_from_the_table_alone_leaves_splits_to_the_hash(flickr_folder: Path) -> None:
+    (flickr_folder / "dataset_flickr30k.json").unlink()
+    assert open_source(f"flickr30k:{flickr_folder}").split(0) is None
+
+
+def test_flickr_says_what_is_wrong(flickr_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither results.csv nor dataset_"):
+        open_source(f"flickr30k:{tmp_path}")
+    table = flickr_folder / "results.csv"
+    table.write_text(table.read_text("utf-8") + "9.jpg| 0| gone\n", "utf-8")
+    with pytest.raises(DataError, match=r"1 of 5 images are not under .*: 9\.jpg"):
+        open_source(f"flickr30k:{flickr_folder}")
+    table.write_text("image_name| comment_number| comment\nno row at all\n", "utf-8")
+    with pytest.raises(DataError, match="line 2 is not 'image| number| caption': 'no row at all'"):
+        open_source(f"flickr30k:{flickr_folder}")
+    table.write_text("image_name| comment_number| comment\n", "utf-8")
+    with pytest.raises(DataError, match="holds no captions"):
+        open_source(f"flickr30k:{flickr_folder}")
+    (flickr_folder / "dataset_flickr30k.json").write_text('{"images": [{"filename": "1.jpg"}]}')
+    with pytest.raises(DataError, match="is not Karpathy's split file"):
+        open_source(f"flickr30k:{flickr_folder}")
+
+
+# Shapes
+
+
+def test_shapes_are_a_pure_function_of_their_number() -> None:
+    small, large = ShapesSource(num_train=20), ShapesSource(num_train=4000)
+    for a, b in ((small[7], large[7]), (small[25], large[4005])):
+        assert (a.key, a.captions, a.label) == (b.key, b.captions, b.label)
+        assert np.array_equal(np.asarray(a.image), np.asarray(b.image))
+    other = ShapesSource(num_train=20, seed=1)
+    assert not np.array_equal(np.asarray(small[7].image), np.asarray(other[7].image))
+
+
+def test_shapes_captions_match_their_label_and_colour() -> None:
+    source = ShapesSource(num_train=90)
+    for i in range(90):
+        sample = source[i]
+        assert sample.label is not None
+        assert all(CLASSES[sample.label] in caption for caption in sample.captions)
+        article = "an" if CLASSES[sample.label].startswith("orange") else "a"
+        assert sample.captions[0] == f"{article} {CLASSES[sample.label]}"
+        assert all(" a orange" not in f" {caption}" for caption in sample.captions)
+        assert len(sample.captions) in {2, 3}
+        colour = CLASSES[sample.label].split()[0]
+        assert not sample.captions[-1].endswith(f"{colour} background")
+
+
+def test_novel_pairs_are_in_no_other_split() -> None:
+    source = open_source("shapes:400")
+    seen = {}
+    for name in ("train", "val", "novel"):
+        part = take_split(source, name)
+        seen[name] = {part.captions(i)[0].split(maxsplit=1)[1] for i in range(len(part))}
+    assert seen["novel"] == set(NOVEL_CLASSES)
+    assert seen["train"] == seen["val"] == set(CLASSES) - set(NOVEL_CLASSES)
+
+
+def test_shapes_end_where_their_length_says() -> None:
+    source = ShapesSource(num_train=3)
+    assert source.key(2) == "train-000002"
+    assert source.key(3) == "val-000000"
+    with pytest.raises(IndexError):
+        source[len(source)]

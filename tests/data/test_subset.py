@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diptych.core.errors import DataError
+from diptych.data.groups import group_rows
+from diptych.data.order import StepOrder, batch_of_step, steps_per_epoch
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import Listing, Record
+from diptych.data.sources.subset import split_hash, take_few, take_split
+
+
+def _listing(num: int, split: str | None = None) -> Listing:
+    return Listing([Record(f"p{i}.jpg", f"p{i}.jpg", (f"caption {i}",), None, split) for i in range(num)])
+
+
+def _keys(source: Listing, split: str, fraction: float = 0.05) -> set[str]:
+    part = take_split(source, split, val_fraction=fraction)
+    return {part.key(i) for i in range(len(part))}
+
+
+def test_hash_split_is_stable_whatever_is_added() -> None:
+    small, large = _listing(1000), _listing(3000)
+    train, val = _keys(small, "train"), _keys(small, "val")
+    assert train | val == {f"p{i}.jpg" for i in range(1000)}
+    assert not train & val
+    assert val == _keys(large, "val") & {f"p{i}.jpg" for i in range(1000)}
+    assert val <= _keys(small, "val", 0.2)
+    assert 100 < len(_keys(large, "val")) < 200
+
+
+def test_split_hash_is_golden_and_depends_on_keys_and_order() -> None:
+    source = _listing(4)
+    assert split_hash(source) == split_hash(_listing(4, "train"))
+    assert split_hash(source) != split_hash(_listing(5))
+    backwards = Listing(source.records[::-1])
+    assert split_hash(source) != split_hash(backwards)
+
+
+def test_own_splits_are_kept_and_val_is_cut_from_train_where_it_lacks() -> None:
+    records = [Record(f"p{i}", f"p{i}", ("x",), None, "test" if i % 2 else "train") for i in range(400)]
+    source = Listing(records)
+    test = {f"p{i}" for i in range(1, 400, 2)}
+    assert _keys(source, "test") == test
+    train, val = _keys(source, "train", 0.1), _keys(source, "val", 0.1)
+    assert train | val | test == _keys(source, "all")
+    assert not (train & val or (train | val) & test)
+    assert 8 < len(val) < 35
+
+
+def test_unknown_split_names_those_there_are() -> None:
+    with pytest.raises(DataError, match=r"no split 'dev'; it has: train \(5\), val \(900\), novel \(180\), and all \(1085"):
+        take_split(open_source("shapes:5"), "dev")
+
+
+@given(st.integers(1, 80), st.integers(1, 80))
+def test_a_larger_few_holds_the_smaller_one(one: int, other: int) -> None:
+    source = _listing(60)
+    small, large = sorted((one, other))
+    few, more = take_few(source, small), take_few(source, large)
+    keys = [few.key(i) for i in range(len(few))]
+    assert len(keys) == min(small, 60)
+    assert set(keys) <= {more.key(i) for i in range(len(more))}
+    assert keys == sorted(keys, key=lambda key: int(key[1:-4]))
+
+
+def test_none_takes_all() -> None:
+    source = _listing(3)
+    assert take_few(source, None) is source
+
+
+# Groups
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from("uvwxyz"), st.sampled_from([None, 0, 1])), max_size=9)
+
+
+@given(rows=ROWS, by_class=st.booleans())
+def test_groups_are_the_connected_parts(rows: list[tuple[str, str, int | None]], by_class: bool) -> None:
+    groups = group_rows(
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+        positives="class" if by_class else "caption",
+    )
+    reach = [set(range(len(rows))) & {i} for i in range(len(rows))]  # Slow twin: grow until nothing changes.
+    for _ in rows:
+        for i, a in enumerate(rows):
+            for j, b in enumerate(rows):
+                if a[0] == b[0] or a[1] == b[1] or (by_class and a[2] is not None and a[2] == b[2]):
+                    reach[i] |= reach[j]
+    for i in range(len(rows)):
+        assert {j for j in range(len(rows)) if groups[j] == groups[i]} == reach[i]
+
+
+def test_pair_groups_nothing_and_captions_ignore_case_and_space() -> None:
+    assert group_rows("aa", ["x", "x"], [0, 0], positives="pair") == [0, 1]
+    assert len(set(group_rows("ab", ["A  dog", "a dog "], [None, None], positives="caption"))) == 1
+    assert len(set(group_rows("ab", ["x", "y"], [1, 1], positives="caption"))) == 2
+
+
+# Order
+
+
+@given(num=st.integers(2, 60), batch_size=st.integers(1, 12), epoch=st.integers(0, 5), seed=st.integers(0, 3))
+def test_an_epoch_shows_nothing_twice(num: int, batch_size: int, epoch: int, seed: int) -> None:
+    batch_size = min(batch_size, num)
+    per_epoch = steps_per_epoch(num, batch_size)
+    seen: list[int] = []
+    for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+        at, indices = batch_of_step(step, num_samples=num, batch_size=batch_size, seed=seed)
+        assert at == epoch
+        assert len(indices) == batch_size
+        seen += indices.tolist()
+    assert len(set(seen)) == len(seen) == per_epoch * batch_size
+    assert set(seen) <= set(range(num))
+
+
+def test_epochs_and_seeds_differ_and_walks_agree() -> None:
+    def walk(first_step: int, count: int, seed: int = 0) -> list[list[tuple[int, int]]]:
+        order = iter(StepOrder(num_samples=50, batch_size=8, seed=seed, first_step=first_step))
+        return [next(order) for _ in range(count)]
+
+    assert walk(0, 20)[13:] == walk(13, 7)
+    assert {index for row in walk(0, 6) for _, index in row} != {index for row in walk(6, 6) for _, index in row}
+    assert walk(0, 1) != walk(0, 1, seed=1)
+
+
+def test_flickr_splits_are_taken(flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    assert [len(take_split(source, name)) for name in ("train", "val", "test", "all")] == [2, 1, 1, 4]

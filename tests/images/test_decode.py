@@ -1,0 +1,161 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.core.errors import ImageError
+from diptych.images import decode as decode_module
+from diptych.images.decode import decode, list_images
+from diptych.images.sheet import SheetRow, contact_sheet
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _noise(width: int = 64, height: int = 48) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.jpg", b"", "cannot be decoded"),
+        ("text.jpg", b"<html>not found</html>", "cannot be decoded"),
+        ("half.jpg", _jpeg(_noise())[:1500], "truncated"),
+        ("head.png", b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
+        ("gone.jpg", None, "no such file"),
+    ],
+)
+def test_a_broken_picture_is_an_error_that_names_it(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    for form in (path, str(path)):
+        with pytest.raises(ImageError, match=f"{name}: .*{reason}") as caught:
+            decode(form)
+        assert "\n" not in str(caught.value)
+
+
+def test_broken_bytes_and_folders_are_image_errors(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="<3 bytes>"):
+        decode(b"abc")
+    with pytest.raises(ImageError):
+        decode(tmp_path)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 1000)
+    with pytest.raises(ImageError, match="64x48 is over the limit of 1000 pixels"):
+        decode(_jpeg(_noise()))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    upright = Image.new("RGB", (32, 16), (255, 0, 0))
+    upright.paste((0, 0, 255), (0, 0, 8, 8))  # Blue at the top left.
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=exif)
+    assert np.array_equal(np.asarray(decode(buffer.getvalue())), np.asarray(upright))
+
+
+def test_palette_with_alpha_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 10, 200, 30])
+    image.info["transparency"] = 0
+    image.save(tmp_path / "p.png", transparency=bytes([0, 255]))
+    assert decode(tmp_path / "p.png").getpixel((0, 0)) == (10, 200, 30)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    levels = np.array([[0, 128 * 256, 255 * 256 + 255]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert np.asarray(decode(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "CMYK", "RGBA", "YCbCr", "F", "P"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    source = Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode)
+    decoded = decode(source)
+    assert (decoded.mode, decoded.size) == ("RGB", (6, 4))
+    assert decoded.getpixel((2, 2)) == (255, 255, 255)
+
+
+def test_cmyk_jpeg_from_a_file(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "c.jpg")
+    red, green, blue = np.asarray(decode(tmp_path / "c.jpg"))[4, 4].tolist()
+    assert red > 240
+    assert max(green, blue) < 20
+
+
+def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_arrays_pass_unchanged_and_wrong_ones_are_refused() -> None:
+    pixels = np.asarray(_noise())
+    assert np.array_equal(np.asarray(decode(pixels)), pixels)
+    for wrong in (pixels[..., 0], pixels[..., :2], np.zeros((3, 8, 8), np.uint8)):
+        with pytest.raises(ImageError, match=r"must be uint8 with shape \(height, width, 3\)"):
+            decode(wrong)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4, 3), np.float32), None, 7])
+def test_what_is_no_image_is_refused(wrong: object) -> None:
+    with pytest.raises(ImageError):
+        decode(wrong)  # type: ignore[arg-type]
+
+
+def test_a_given_picture_is_left_as_it_was() -> None:
+    image = Image.new("RGBA", (4, 4), (1, 2, 3, 4))
+    decode(image)
+    assert image.mode == "RGBA"
+
+
+def test_list_images_is_sorted_deep_and_leaves_hidden_ones_out(photos: Path) -> None:
+    (photos / ".hidden").mkdir()
+    (photos / ".hidden" / "x.png").write_bytes(b"")
+    (photos / "notes.txt").write_text("no picture")
+    (photos / "LOUD.JPG").write_bytes(b"")
+    names = [path.relative_to(photos).as_posix() for path in list_images(photos)]
+    assert sorted(names) == ["LOUD.JPG", "a.png", "b.png", "c.png", "d.png", "e.png", "more/f.jpg"]
+    assert list_images(photos) == sorted(list_images(photos))
+
+
+def test_list_images_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="holds no pictures"):
+        list_images(tmp_path)
+    with pytest.raises(ImageError, match="no such folder"):
+        list_images(tmp_path / "gone")
+
+
+def test_contact_sheet_has_room_for_every_tile() -> None:
+    picture = Image.new("RGB", (30, 10), (255, 0, 0))
+    rows = [SheetRow("one", [(picture, "a caption that is far too long for its tile")] * 3), SheetRow("two", [])]
+    one, wrapped = contact_sheet(rows, tile_px=60), contact_sheet(rows, tile_px=60, columns=2)
+    assert one.width == 2 * 24 + 3 * 60 + 2 * 12
+    assert wrapped.width == 2 * 24 + 2 * 60 + 12
+    assert wrapped.height - one.height == 60 + 22 + 12  # One line more.
+    red = (np.asarray(one) == (255, 0, 0)).all(axis=2)
+    assert red.sum() == 3 * 60 * 20  # Proportions are kept.

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from diptych.core.errors import ConfigError
+from diptych.images.transforms import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    AugmentConfig,
+    PixelConfig,
+    View,
+    evaluation_pixels,
+    normalize,
+    random_view,
+    training_pixels,
+)
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (33, 100), (32, 32), (20, 30), (7, 300)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_evaluation_pixels_equal_a_plain_reference(size: tuple[int, int], interpolation: str) -> None:
+    """torchvision's Resize(32) and CenterCrop(32): long side truncated, offset rounded."""
+    image = _noise(*size)
+    width, height = size
+    new = (32, int(32 * height / width)) if width <= height else (int(32 * width / height), 32)
+    resized = np.asarray(image.resize(new, getattr(Image.Resampling, interpolation.upper())))
+    top, left = round((new[1] - 32) / 2), round((new[0] - 32) / 2)
+    expected = resized[top : top + 32, left : left + 32].transpose(2, 0, 1)
+    config = PixelConfig(interpolation=interpolation)  # type: ignore[arg-type]
+    assert np.array_equal(evaluation_pixels(image, image_px=32, config=config), expected)
+
+
+def test_flip_mirrors_the_same_crop() -> None:
+    image, config = _noise(50, 40), PixelConfig()
+    plain = training_pixels(image, View((3, 5, 43, 35), False), image_px=24, config=config)
+    flipped = training_pixels(image, View((3, 5, 43, 35), True), image_px=24, config=config)
+    assert np.array_equal(flipped, plain[:, :, ::-1])
+    assert not np.array_equal(flipped, plain)
+
+
+def test_training_pixels_are_of_the_box_alone() -> None:
+    image = Image.new("RGB", (40, 40), (0, 0, 0))
+    image.paste((255, 255, 255), (10, 10, 30, 30))
+    inside = training_pixels(image, View((10, 10, 30, 30), False), image_px=8, config=PixelConfig())
+    assert inside[:, 1:-1, 1:-1].min() > 250  # Pillow's filter reaches a little over the edge of the box.
+    assert inside.min() > 200
+
+
+@given(
+    width=st.integers(1, 600),
+    height=st.integers(1, 600),
+    low=st.floats(0.05, 1),
+    ratio=st.floats(0.3, 1),
+    seed=st.integers(0, 99),
+)
+def test_random_view_stays_inside_the_picture(width: int, height: int, low: float, ratio: float, seed: int) -> None:
+    augment = AugmentConfig(crop_area=(low, 1.0), crop_ratio=(ratio, 1 / ratio))
+    left, upper, right, lower = random_view(width, height, augment, np.random.default_rng(seed)).box
+    assert 0 <= left < right <= width
+    assert 0 <= upper < lower <= height
+
+
+def test_random_view_keeps_the_area_it_was_told() -> None:
+    augment = AugmentConfig(crop_area=(0.25, 0.5), crop_ratio=(0.8, 1.25))
+    generator = np.random.default_rng(0)
+    views = [random_view(400, 400, augment, generator) for _ in range(300)]
+    areas = np.array([(r - x) * (b - y) / 400**2 for (x, y, r, b), _ in views])
+    assert 0.245 < areas.min() < 0.3
+    assert 0.45 < areas.max() < 0.505
+    assert len({view.box[0] for view in views}) > 50
+
+
+def test_whole_picture_without_augmentation() -> None:
+    augment = AugmentConfig(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    assert random_view(64, 64, augment, np.random.default_rng(0)) == View((0, 0, 64, 64), False)
+
+
+def test_flip_happens_as_often_as_it_is_told() -> None:
+    generator = np.random.default_rng(0)
+    share = np.mean([random_view(9, 9, AugmentConfig(flip=0.3), generator).flipped for _ in range(2000)])
+    assert 0.26 < share < 0.34
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"crop_area": (0.0, 1.0)},
+        {"crop_area": (0.9, 0.5)},
+        {"crop_area": (0.5, 1.1)},
+        {"crop_ratio": (0.0, 1.0)},
+        {"flip": 1.5},
+    ],
+)
+def test_impossible_augmentation_is_refused(wrong: dict[str, tuple[float, float] | float]) -> None:
+    with pytest.raises(ConfigError, match=rf"augment\.{next(iter(wrong))} is"):
+        AugmentConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_normalize_takes_each_channel_by_its_own() -> None:
+    pixels = torch.arange(0, 240, 10, dtype=torch.uint8).view(1, 3, 2, 4)
+    out = normalize(pixels, PixelConfig())
+    for channel in range(3):
+        expected = (pixels[0, channel].double() / 255 - OPENAI_MEAN[channel]) / OPENAI_STD[channel]
+        torch.testing.assert_close(out[0, channel].double(), expected, atol=1e-5, rtol=0)
