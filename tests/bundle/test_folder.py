@@ -56,7 +56,7 @@ def test_incomplete(bundle: Path, missing: str) -> None:
 def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle folder"):
         load_bundle(tmp_path / "gone")
-    with pytest.raises(BundleError, match="is not a bundle; a bundle holds config.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle; a bundle holds config.json"):
         load_bundle(tmp_path)
     with pytest.raises(BundleError, match="no such bundle folder"):
         load_bundle(tiny_bundle / "config.json")
@@ -68,7 +68,7 @@ def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> 
 def test_damaged_weights(bundle: Path, size: int) -> None:
     weights = bundle / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
-    with pytest.raises(BundleError, match="model.safetensors: is damaged") as caught:
+    with pytest.raises(BundleError, match=r"model.safetensors: is damaged") as caught:
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
 

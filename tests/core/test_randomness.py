@@ -22,7 +22,7 @@ def test_permutation_holds_every_number_once(size: int, seed: int) -> None:
 
 
 def test_parts_do_not_run_into_each_other() -> None:
-    keys = [("ab", "c"), ("a", "bc"), (1, "c"), ("1", "c"), (1,), ("1",), (), ("",)]
+    keys: list[tuple[int | str, ...]] = [("ab", "c"), ("a", "bc"), (1, "c"), ("1", "c"), (1,), ("1",), (), ("",)]
     assert len({stable_hash(*key) for key in keys}) == len(keys)
 
 
@@ -35,6 +35,6 @@ def test_fractions_are_spread_evenly() -> None:
 
 
 def test_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="this machine has no device 'tpu'; it has:.*cpu"):
+    with pytest.raises(ConfigError, match=r"this machine has no device 'tpu'; it has:.*cpu"):
         choose_device("tpu")
     assert choose_device("cpu").type == "cpu"

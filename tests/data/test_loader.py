@@ -7,6 +7,7 @@ import torch
 
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.sample import Batch
+from diptych.core.settings import from_plain
 from diptych.data.loader import DataConfig, TrainingExamples, mirror_words, training_batches
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
@@ -131,8 +132,13 @@ def test_flipped_rows_and_only_they_are_mirrored(json_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"caption": "last"}, {"val_fraction": 0.0}, {"val_fraction": 1.0}, {"max_skipped": 1.0}, {"max_samples": 0}]
+    "wrong", [{"val_fraction": 0.0}, {"val_fraction": 1.0}, {"max_skipped": 1.0}, {"max_samples": 0}]
 )
 def test_impossible_data_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         DataConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_way_to_choose_captions_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match=r"caption.*last"):
+        from_plain(DataConfig, {"caption": "last"})

@@ -71,7 +71,10 @@ def _read(path: Path, content: object) -> Source:
         ("text", "is not JSON"),
         ([], "holds no rows"),
         ([{"image": "a.png", "caption": "x"}, 7], "row 1 is a number, not an object"),
-        ([{"image": "a.png", "caption": "x"}, {"caption": "x", "id": 1}], "row 1 has no key 'image'; it has: caption, id"),
+        (
+            [{"image": "a.png", "caption": "x"}, {"caption": "x", "id": 1}],
+            "row 1 has no key 'image'; it has: caption, id",
+        ),
         ([{"image": "a.png", "text": "x"}], "row 0 has neither 'caption' nor 'captions'; it has: image, text"),
         ([{}], "row 0 has no key 'image'; it has: none"),
         ([{"image": 3, "caption": "x"}], "row 0: 'image' is a number, not a path"),
@@ -146,14 +149,14 @@ def test_flickr_from_the_table_alone_leaves_splits_to_the_hash(flickr_folder: Pa
 
 
 def test_flickr_says_what_is_wrong(flickr_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="neither results.csv nor dataset_"):
+    with pytest.raises(DataError, match=r"neither results.csv nor dataset_"):
         open_source(f"flickr30k:{tmp_path}")
     table = flickr_folder / "results.csv"
     table.write_text(table.read_text("utf-8") + "9.jpg| 0| gone\n", "utf-8")
     with pytest.raises(DataError, match=r"1 of 5 images are not under .*: 9\.jpg"):
         open_source(f"flickr30k:{flickr_folder}")
     table.write_text("image_name| comment_number| comment\nno row at all\n", "utf-8")
-    with pytest.raises(DataError, match="line 2 is not 'image| number| caption': 'no row at all'"):
+    with pytest.raises(DataError, match=r"line 2 is not 'image\| number\| caption': 'no row at all'"):
         open_source(f"flickr30k:{flickr_folder}")
     table.write_text("image_name| comment_number| comment\n", "utf-8")
     with pytest.raises(DataError, match="holds no captions"):

@@ -24,10 +24,10 @@ def _noise(width: int = 64, height: int = 48) -> Image.Image:
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("empty.jpg", b"", "cannot be decoded"),
-        ("text.jpg", b"<html>not found</html>", "cannot be decoded"),
+        ("empty.jpg", b"", "is not a picture"),
+        ("text.jpg", b"<html>not found</html>", "is not a picture"),
         ("half.jpg", _jpeg(_noise())[:1500], "truncated"),
-        ("head.png", b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
+        ("head.png", b"\x89PNG\r\n\x1a\n", "is not a picture"),
         ("gone.jpg", None, "no such file"),
     ],
 )

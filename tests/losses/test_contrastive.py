@@ -102,7 +102,9 @@ def test_batch_accuracy_knows_its_directions() -> None:
     assert (image_to_text.item(), text_to_image.item()) == (0.5, 0.5)
     third = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # Cosines [[1, 0.6], [0.8, 0.96]]: all right.
     assert [share.item() for share in batch_accuracy(image, third, torch.tensor([0, 1]))] == [1.0, 1.0]
-    fourth = torch.tensor([[0.8, 0.6], [0.0, 1.0]])  # Rows [[0.8, 0], [1, 0.6]]: the images take text 0, the texts image 1.
+    fourth = torch.tensor(
+        [[0.8, 0.6], [0.0, 1.0]]
+    )  # Rows [[0.8, 0], [1, 0.6]]: the images take text 0, the texts image 1.
     lopsided = batch_accuracy(torch.cat([image, image[:1]]), torch.cat([fourth, fourth[:1]]), torch.tensor([0, 1, 0]))
     assert lopsided[0].item() == pytest.approx(2 / 3)
     assert lopsided[1].item() == pytest.approx(1 / 3)

@@ -18,7 +18,12 @@ from tests.conftest import TINY_MODEL
 GOLDEN = {
     "shapes-demo": ([0.11874, -0.00532, 0.0615, 0.09393], [0.11805, -0.08534, 0.23628, -0.04803], 20.0, 274_673),
     "shapes-character": ([0.11874, -0.00532, 0.0615, 0.09393], [-0.01335, -0.10958, 0.19032, -0.03116], 20.0, 248_049),
-    "photos-small": ([-0.01996, -0.03515, 0.04685, -0.0486], [0.13044, -0.08901, 0.07523, -0.00609], 1 / 0.07, 5_055_193),
+    "photos-small": (
+        [-0.01996, -0.03515, 0.04685, -0.0486],
+        [0.13044, -0.08901, 0.07523, -0.00609],
+        1 / 0.07,
+        5_055_193,
+    ),
 }
 """Name: first numbers of an image's and a text's embedding, logit scale, parameters. A preset that changes is a new model."""
 
@@ -68,9 +73,10 @@ def test_pooled_equals_the_plain_forward(is_causal: bool, layers: int) -> None:
 def test_attention_equals_torchs_own() -> None:
     torch.manual_seed(0)
     ours, theirs = Attention(16, 4), torch.nn.MultiheadAttention(16, 4, batch_first=True)
-    theirs.in_proj_weight = ours.qkv.weight
-    theirs.in_proj_bias = ours.qkv.bias
-    theirs.out_proj.weight, theirs.out_proj.bias = ours.out.weight, ours.out.bias
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.qkv.weight)
+        theirs.in_proj_bias.copy_(ours.qkv.bias)
     x = torch.randn(2, 5, 16)
     mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
     torch.testing.assert_close(ours(x, is_causal=False), theirs(x, x, x, need_weights=False)[0], atol=1e-5, rtol=0)

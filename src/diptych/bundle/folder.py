@@ -53,9 +53,12 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     try:
         _write(bundle, beside)
         beside.chmod(0o755)
+        old = path.with_name(f".{path.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            shutil.rmtree(path)
+            path.rename(old)
         beside.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

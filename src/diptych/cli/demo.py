@@ -103,7 +103,8 @@ def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
     texts = ("a red circle", "a blue circle", "a red triangle", "a green square")
     similar = clip.similarity([picture], texts)
     rows = [
-        [t, f"{c:.3f}", percent(p)] for t, c, p in zip(texts, similar.cosine[0], similar.probability[0], strict=True)
+        [t, f"{c:.3f}", percent(float(p))]
+        for t, c, p in zip(texts, similar.cosine[0], similar.probability[0], strict=True)
     ]
     print_table(f"Similarity: {picture.name} and four texts", ["text", "cosine", "among these"], rows)
 
@@ -156,7 +157,7 @@ def _save(picture: "Image", path: Path) -> Path:
 
 def _print_next(out: Path, pictures: list[Path]) -> None:
     say = console().print
-    say(f"Curves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n", soft_wrap=True)
+    say(f"\nCurves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n", soft_wrap=True)
     say("Try next:", style="bold")
     bundle = out / "bundle"
     for line in (

@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diptych.cli.output import console, percent, print_json, print_skipped, print_table
-from diptych.core.errors import DataError
+from diptych.core.errors import ConfigError, DataError
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder.")]
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
@@ -27,7 +27,7 @@ def similarity(
         print_json(result)
         return
     rows = [
-        [text, f"{cosine:.3f}", percent(probability)]
+        [text, f"{cosine:.3f}", percent(float(probability))]
         for text, cosine, probability in zip(result.texts, result.cosine[0], result.probability[0], strict=True)
     ]
     print_table(str(image), ["text", "cosine", "among these"], rows)
@@ -41,13 +41,15 @@ def classify(
     template: Annotated[
         list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
     ] = None,
-    top: Annotated[int, Parameter(help="Classes to show for each image.")] = 5,
+    top: Annotated[int, Parameter(help="Classes to show for each image; JSON has all.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Classify images from nothing but the names of the classes."""
     from diptych.inference.classify import DEFAULT_TEMPLATES
     from diptych.inference.loaded import load
 
+    if top < 1:
+        raise ConfigError(f"--top is {top}; it must be at least 1")
     results = load(bundle).classify(images, classes, templates=template or DEFAULT_TEMPLATES)
     if as_json:
         print_json(results)

@@ -77,8 +77,9 @@ def _read(text: str) -> Any:
 
 def _unknown_key(cls: type[Any], path: str, known: list[str] | None = None) -> str:
     paths = known if known is not None else list(_type_paths(cls))
-    room = path.rpartition(".")[0]
-    siblings = [known_path for known_path in paths if known_path.rpartition(".")[0] == room]
+    room, depth = path.rpartition(".")[0], path.count(".") + 1
+    cut = dict.fromkeys(".".join(known_path.split(".")[:depth]) for known_path in paths)
+    siblings = [known_path for known_path in cut if known_path.rpartition(".")[0] == room]
     return unknown_name("setting", path, siblings or paths)
 
 

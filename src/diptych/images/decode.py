@@ -1,7 +1,6 @@
 """Any image that a user hands over, as an upright RGB picture, or an error that names it."""
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,15 @@ def decode(image: ImageInput) -> Image.Image:
         ImageError: it is missing, empty, truncated, no picture at all, or larger than `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of harmless metadata; what matters raises.
-            return _upright_rgb(_open(image))
+        opened = _open(image)
+        try:
+            if opened.width * opened.height > MAX_PIXELS:
+                size = f"{opened.width}x{opened.height}"
+                raise ImageError(f"{describe(image)}: {size} is over the limit of {MAX_PIXELS} pixels")
+            return _upright_rgb(opened)
+        finally:
+            if opened is not image:
+                opened.close()
     except ImageError:
         raise
     except FileNotFoundError:
@@ -85,8 +90,6 @@ def _open(image: ImageInput) -> Image.Image:
             opened = Image.fromarray(image)
         case _:
             raise ImageError(f"{image!r:.60}: not a path, bytes, a PIL image or an array")
-    if opened.width * opened.height > MAX_PIXELS:
-        raise ImageError(f"{describe(image)}: {opened.width}x{opened.height} is over the limit of {MAX_PIXELS} pixels")
     return opened
 
 

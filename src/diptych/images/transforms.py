@@ -86,7 +86,7 @@ def random_view(width: int, height: int, augment: AugmentConfig, generator: np.r
 
 
 def training_pixels(image: Image.Image, view: View, *, image_px: int, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
-    """The view of the picture at the model's size."""
+    """The view of the picture at the model's size; at its edges the filter reaches a pixel or two past the box."""
     resized = image.resize((image_px, image_px), _FILTERS[config.interpolation], box=view.box)
     pixels = np.asarray(resized)
     return np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from diptych.bundle.folder import Bundle
-from diptych.core.errors import DiptychError, ImageError
+from diptych.core.errors import ConfigError, DiptychError, ImageError
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe
 from diptych.images.transforms import evaluation_pixels, normalize
@@ -23,6 +23,8 @@ class Embedder:
     """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
 
     def __init__(self, bundle: Bundle, *, batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         self.bundle = bundle
         self.batch_size = batch_size
         self.device = next(bundle.model.parameters()).device

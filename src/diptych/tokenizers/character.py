@@ -12,7 +12,7 @@ class CharacterTokenizer:
 
     >>> tokenizer = CharacterTokenizer.train(["a red circle"], context_length=32)
     >>> encoded = tokenizer.encode(["A  circle"])
-    >>> tokenizer.decode(encoded.ids[0])
+    >>> tokenizer.decode(encoded.ids[0].tolist())
     'a circle'
     """
 

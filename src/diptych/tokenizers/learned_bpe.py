@@ -7,17 +7,16 @@ small data. The engine is the `tokenizers` library, and its own JSON file is wha
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, Encoded, check_texts, pad_and_mark
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
-
-from diptych.tokenizers.protocol import SPECIAL_TOKENS, Encoded, check_texts, pad_and_mark
 
 
 class LearnedBPETokenizer:
     """Lower-cases, folds white space, splits into words, merges bytes. Every Unicode text has an encoding.
 
     >>> tokenizer = LearnedBPETokenizer.train(["two dogs", "two cats"], vocab_size=300, context_length=16)
-    >>> tokenizer.decode(tokenizer.encode(["Two dogs é"]).ids[0])
+    >>> tokenizer.decode(tokenizer.encode(["Two dogs é"]).ids[0].tolist())
     'two dogs é'
     """
 

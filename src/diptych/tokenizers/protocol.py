@@ -6,7 +6,7 @@ Shapes: B texts, T tokens of the longest text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -30,6 +30,7 @@ class Encoded:
     """Texts that were longer than the context. Their end mark is kept."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Turns texts into ids and back. Saved inside the bundle as one file."""
 

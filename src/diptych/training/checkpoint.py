@@ -64,8 +64,8 @@ def load_checkpoint(run: Path, model: CLIP, optimizer: torch.optim.Optimizer) ->
         model.load_state_dict(torch.load(newest / "model.pt", weights_only=True))
         optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
         return Progress(**{**state, "skipped": tuple((key, reason) for key, reason in state["skipped"])})
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{newest}: cannot be loaded ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # A damaged file makes the unpickler raise almost anything.
+        raise RunError(f"{newest}: cannot be loaded ({type(error).__name__}: {error})") from None
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -27,7 +27,7 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.betas is {self.betas}; each must lie within [0, 1)")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ConfigError(f"optimizer.max_grad_norm is {self.max_grad_norm}; it must be above 0, or none")
-        if self.lr <= 0 or self.eps <= 0 or self.weight_decay < 0:
+        if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):  # Not a number is refused, too.
             raise ConfigError(
                 f"optimizer: lr {self.lr} and eps {self.eps} must be above 0, weight_decay {self.weight_decay} at least 0"
             )

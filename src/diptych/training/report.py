@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
@@ -30,6 +30,7 @@ class StepReport:
     result: StepResult
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Is told what happens; never changes it."""
 

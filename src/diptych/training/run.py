@@ -3,37 +3,32 @@
 import json
 import math
 import platform
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 import diptych
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
-from diptych.core.errors import ConfigError, DataError, RunError
+from diptych.core.errors import DataError
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
-from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash, take_few, take_split
+from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
-from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
-from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.optimizer import build_optimizer
+from diptych.training.prepare import load_or_train_tokenizer, open_data
 from diptych.training.report import EventLog, Observer, StepReport
 from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
 from diptych.training.schedule import Schedule
+from diptych.training.signals import stop_on_signal
 from diptych.training.step import StepResult, train_step
 from diptych.training.validation import Validation, validate
 
@@ -85,7 +80,7 @@ def train(
     """
     run = Path(run)
     check_run_folder(run, overwrite=overwrite, resume=resume)
-    train_source, val_source = _open_data(config)
+    train_source, val_source = open_data(config)
     return _Run(config, run, train_source, val_source, resume=resume, observers=observers).go()
 
 
@@ -103,7 +98,7 @@ class _Run:
         observers: Sequence[Observer],
     ) -> None:
         device = choose_device(config.device)
-        self.tokenizer = _load_or_train_tokenizer(config, run, train_source, resume=resume)
+        self.tokenizer = load_or_train_tokenizer(config, run, train_source, resume=resume)
         text = replace(config.model.text, vocab_size=self.tokenizer.vocab_size)
         self.config = config
         self.path = run
@@ -135,7 +130,7 @@ class _Run:
             f"{sum(p.numel() for p in self.model.parameters()):,} parameters, on {self.embedder.device}, into {self.path}"
         )
         try:
-            with _stop_on_signal() as stop_requested:
+            with stop_on_signal() as stop_requested:
                 finished = self._loop(stop_requested)
             return self._finish() if finished else self._interrupt()
         finally:
@@ -305,51 +300,3 @@ class _Run:
         }
         metrics = {"during_training": during_training}
         return Bundle(model=self.model, tokenizer=self.tokenizer, metrics=metrics, origin=origin)
-
-
-def _open_data(config: TrainConfig) -> tuple[Source, Source]:
-    data = config.data
-    source = open_source(data.source)
-    train_source = take_few(take_split(source, data.train_split, val_fraction=data.val_fraction), data.max_samples)
-    val_source = take_split(source, data.val_split, val_fraction=data.val_fraction)
-    if config.batch_size > len(train_source):
-        raise ConfigError(
-            f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "
-            f"set --batch-size {max(2, len(train_source) // 2)} or less"
-        )
-    if len(val_source) < 2:
-        raise ConfigError(f"the validation split '{data.val_split}' has {len(val_source)} samples; it needs 2 or more")
-    return train_source, val_source
-
-
-def _load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
-    text = config.model.text
-    if resume:
-        try:
-            return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
-        except Exception as error:  # The engine raises bare exceptions.
-            raise RunError(f"{run / TOKENIZER}: is damaged ({error})") from None
-    captions = (caption for i in range(len(source)) for caption in source.captions(i))
-    return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the first is noted, a second SIGINT interrupts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    requested = threading.Event()
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(_kind: int, _frame: FrameType | None) -> None:
-        requested.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    for kind in before:
-        signal.signal(kind, note)
-    try:
-        yield requested.is_set
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

@@ -39,7 +39,7 @@ def read_flickr(location: str) -> Listing:
 
 def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
     captions: dict[str, list[str]] = {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue

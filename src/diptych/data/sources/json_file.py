@@ -47,7 +47,7 @@ def _rows(path: Path) -> list[Any]:
         raise DataError(f"{path}: cannot be read ({error})") from None
     is_lines = path.suffix in {".jsonl", ".ndjson"}
     try:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()] if is_lines else json.loads(text)
+        content = [json.loads(line) for line in text.split("\n") if line.strip()] if is_lines else json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, list):

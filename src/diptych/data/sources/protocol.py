@@ -1,10 +1,11 @@
 """The contract of every source: a sequence of samples with random access."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from diptych.core.sample import Sample
 
 
+@runtime_checkable
 class Source(Protocol):
     """`len(source)`, `source[i] -> Sample`. Picklable, the same in every process."""
 

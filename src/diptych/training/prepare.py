@@ -1,0 +1,49 @@
+"""What a run needs before its first step: samples and a tokenizer."""
+
+from pathlib import Path
+
+from diptych.core.errors import ConfigError, RunError
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import take_few, take_split
+from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
+from diptych.tokenizers.protocol import Tokenizer
+from diptych.training.config import TrainConfig
+from diptych.training.run_folder import TOKENIZER
+
+
+def open_data(config: TrainConfig) -> tuple[Source, Source]:
+    """The samples to train on and those to validate on.
+
+    Raises:
+        DataError: the source cannot be read, or has no such split.
+        ConfigError: there are fewer samples than a batch, or fewer than two to validate on.
+    """
+    data = config.data
+    source = open_source(data.source)
+    train_source = take_few(take_split(source, data.train_split, val_fraction=data.val_fraction), data.max_samples)
+    val_source = take_split(source, data.val_split, val_fraction=data.val_fraction)
+    if config.batch_size > len(train_source):
+        raise ConfigError(
+            f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "
+            f"set --batch-size {max(2, len(train_source) // 2)} or less"
+        )
+    if len(val_source) < 2:
+        raise ConfigError(f"the validation split '{data.val_split}' has {len(val_source)} samples; it needs 2 or more")
+    return train_source, val_source
+
+
+def load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
+    """The run's own tokenizer where it goes on, else one made from the captions it trains on.
+
+    Raises:
+        RunError: the run's tokenizer is damaged.
+    """
+    text = config.model.text
+    if resume:
+        try:
+            return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
+        except Exception as error:  # The engine raises bare exceptions.
+            raise RunError(f"{run / TOKENIZER}: is damaged ({error})") from None
+    captions = (caption for i in range(len(source)) for caption in source.captions(i))
+    return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)

@@ -1,0 +1,192 @@
+"""Commands as a person types them: one line of error and code 2, JSON that parses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diptych.cli.main import main
+from diptych.cli.output import console
+from diptych.training.config import TrainConfig, write_config
+
+
+@pytest.fixture(autouse=True)
+def _fresh_console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    console.cache_clear()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def places(tiny_bundle: Path, photos: Path, flickr_folder: Path) -> dict[str, str]:
+    """What the capital words of a command line stand for."""
+    return {"BUNDLE": str(tiny_bundle), "PHOTOS": str(photos), "FLICKR": str(flickr_folder)}
+
+
+def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert err.startswith("diptych: ")
+    assert "Traceback" not in err
+    return err
+
+
+def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("trian demo", "train"),
+        ("train", "name a recipe (demo, flickr30k-small"),
+        ("train dmo", "did you mean 'demo'"),
+        ("train demo --preset shapes-dem", "did you mean 'shapes-demo'"),
+        ("train demo --data shape:5", "did you mean 'shapes'"),
+        ("train demo --data json:/nowhere.json", "/nowhere.json: no such file"),
+        ("train demo --data flickr30k:/nowhere", "/nowhere: no such folder"),
+        ("train demo --bach-size 3", "--batch-size"),
+        ("train demo --batch-size many", "many"),
+        ("train demo --batch-size 1", "batch_size is 1"),
+        ("train demo --batch-size 7000", "larger than the training data"),
+        ("train demo --optimiser.lr 1", "did you mean 'optimizer.lr'"),
+        ("train demo --optimizer.lr", "--optimizer.lr needs a value"),
+        ("train demo --optimizer.lr fast", "'optimizer.lr' is 'fast'"),
+        ("train demo --set eps", "write path=value"),
+        ("train demo --epochs 3 --steps 3", "exclude each other"),
+        ("train demo --device tpu", "no device 'tpu'"),
+        ("train demo --config x.yaml", "exclude each other"),
+        ("train --config /nowhere.yaml", "/nowhere.yaml: cannot be read"),
+        ("train --resume /nowhere", "/nowhere: holds no run to resume"),
+        ("train --resume /nowhere --lr 1", "nothing but the run's folder"),
+        ("evaluate retrieval /nowhere --data shapes:9", "/nowhere: no such bundle folder"),
+        ("evaluate retrieval /nowhere", "--data"),
+        ("similarity /nowhere x.png text", "/nowhere: no such bundle folder"),
+        ("presets --jsn", "--json"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], line: str, says: str) -> None:
+    assert says in _fails(capsys, *line.split())
+    assert list(Path().iterdir()) == []  # And leaves nothing behind.
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("classify BUNDLE PHOTOS/a.png --classes", "the list of classes is empty"),
+        ("classify BUNDLE PHOTOS/a.png", "--classes"),
+        ("classify BUNDLE --classes a b", "no image given"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b a", "given more than once: a"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b --template photo", "has no {} for the class name"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b --top 0", "top is 0"),
+        ("classify BUNDLE PHOTOS/gone.png --classes a b", "gone.png: no such file"),
+        ("similarity BUNDLE PHOTOS/a.png", "text"),
+        ("similarity BUNDLE PHOTOS text", "PHOTOS: is a folder"),
+        ("similarity PHOTOS PHOTOS/a.png text", "PHOTOS: is not a bundle"),
+        ("rank-images BUNDLE /nowhere red", "/nowhere: no such folder"),
+        ("rank-images BUNDLE . red", "holds no pictures"),
+        ("rank-images BUNDLE PHOTOS red --top 0", "top is 0"),
+        ("rank-images BUNDLE PHOTOS red --sheet /nowhere/x.png", "/nowhere/x.png: cannot be written"),
+        ("rank-texts BUNDLE PHOTOS/a.png --texts /nowhere.txt", "/nowhere.txt: cannot be read"),
+        ("rank-texts BUNDLE PHOTOS/a.png --texts PHOTOS/a.png", "a.png: is not UTF-8 text"),
+        ("evaluate retrieval BUNDLE --data shapes:9 --split dev", "no split 'dev'"),
+        ("evaluate retrieval BUNDLE --data shapes:9 --max-samples 0", "max"),
+        ("evaluate zero-shot BUNDLE --data flickr30k:FLICKR --split all", "the data has no labels"),
+        ("evaluate zero-shot BUNDLE --data shapes:9 --classes a b", "2 class names given, but the data has 18"),
+    ],
+)
+def test_a_wrong_use_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], places: dict[str, str], line: str, says: str
+) -> None:
+    for name, place in places.items():
+        line, says = line.replace(name, place), says.replace(name, place)
+    assert says in _fails(capsys, *line.split())
+
+
+def test_json_of_every_command(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path) -> None:
+    bundle, image = str(tiny_bundle), str(photos / "a.png")
+    texts = photos / "texts.txt"
+    texts.write_text("\ufeffa red circle\n\n  blue \n", "utf-8")
+    similar = _json(capsys, "similarity", bundle, image, "a red circle", "ein Käse")
+    assert similar["texts"] == ["a red circle", "ein Käse"]
+    assert sum(similar["probability"][0]) == pytest.approx(1, abs=1e-5)
+    (answer,) = _json(capsys, "classify", bundle, image, "--classes", "red circle", "blue square", "--template", "a {}")
+    assert answer["image"] == image
+    assert {score["name"] for score in answer["scores"]} == {"red circle", "blue square"}
+    found = _json(capsys, "rank-images", bundle, str(photos), "a red circle", "--top", "2")
+    assert [len(found["results"]), found["skipped"]] == [2, []]
+    said = _json(capsys, "rank-texts", bundle, image, "--texts", str(texts))
+    assert {result["item"] for result in said["results"]} == {"a red circle", "blue"}
+    recall = _json(capsys, "evaluate", "retrieval", bundle, "--data", "shapes:9", "--max-samples", "20")
+    assert recall["protocol"]["images"] == 20
+    shot = _json(capsys, "evaluate", "zero-shot", bundle, "--data", "shapes:9", "--max-samples", "20")
+    assert shot["protocol"]["classes"] == 18
+    assert set(_json(capsys, "presets")) >= {"shapes-demo"}
+    assert set(_json(capsys, "recipes")) >= {"demo"}
+
+
+def test_tables(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path) -> None:
+    bundle, image = str(tiny_bundle), str(photos / "a.png")
+    for words, says in (
+        (["similarity", bundle, image, "a [red] circle", "blue"], "a [red] circle"),
+        (["classify", bundle, image, "--classes", "red circle", "blue square", "--top", "1"], " %"),
+        (["evaluate", "zero-shot", bundle, "--data", "shapes:9", "--max-samples", "20"], "Zero-shot on val: 20 images"),
+        (["presets"], "shapes-demo"),
+        (["recipes"], "flickr30k-small"),
+    ):
+        assert main(words) == 0
+        out, err = capsys.readouterr()
+        assert says in out
+        assert err == ""
+
+
+def test_rank_images_skips_what_is_broken_and_draws_the_rest(
+    capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path
+) -> None:
+    (photos / "broken.jpg").write_bytes(b"")
+    sheet = photos.parent / "sheet.png"
+    assert main(["rank-images", str(tiny_bundle), str(photos), "red", "--top", "6", "--sheet", str(sheet)]) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("diptych: 1 images could not be read")
+    assert "broken.jpg" in err
+    assert "a.png" in out
+    assert sheet.stat().st_size > 1000
+
+
+def test_train_by_config_then_refused_then_overwritten(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_run: TrainConfig
+) -> None:
+    config, run = tmp_path / "c.yaml", tmp_path / "run"
+    write_config(tiny_run, config)
+    assert main(["train", "--config", str(config), "--out", str(run), "--steps", "2", "--optimizer.eps", "1e-7"]) == 0
+    out, _ = capsys.readouterr()
+    assert f"Bundle: {run / 'bundle'}" in out
+    assert "eps: 1.0e-07" in (run / "config.yaml").read_text("utf-8")
+    assert "already holds a run" in _fails(capsys, "train", "--config", str(config), "--out", str(run))
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(run), "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_demo_at_its_shortest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import diptych.recipes.demo as demo_module
+    from diptych.core.settings import override
+    from tests.conftest import TINY_RUN
+
+    monkeypatch.setattr(demo_module, "demo", lambda: override(TINY_RUN, {"recipe": "demo", "schedule.steps": "2"}))
+    for _ in range(2):  # A second demo replaces the first.
+        assert main(["demo"]) == 0
+        out, _ = capsys.readouterr()
+        assert "Zero-shot" in out
+    run = Path("runs/demo")
+    assert (run / "search.png").is_file()
+    assert len(list((run / "pictures").iterdir())) == 120
+    metrics = json.loads((run / "bundle" / "config.json").read_text("utf-8"))["metrics"]
+    assert {"zero_shot_val", "zero_shot_novel", "retrieval"} <= set(metrics)

@@ -1,0 +1,124 @@
+"""The rules of the house that a linter does not know."""
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from cyclopts import App
+
+import diptych
+from diptych.cli.main import app
+from diptych.presets import PRESETS
+from diptych.recipes.choice import RECIPES
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "diptych"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def _commands(of: App, prefix: str = "") -> Iterator[tuple[str, App]]:
+    for name in of:
+        if name.startswith("-"):
+            continue
+        command = of[name]
+        yield f"{prefix}{name}", command
+        yield from _commands(command, f"{prefix}{name} ")
+
+
+COMMANDS = dict(_commands(app))
+
+
+def test_files_are_there_and_short() -> None:
+    assert len(FILES) > 50
+    sizes = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert {name: size for name, size in sizes.items() if size > 400} == {}
+
+
+def test_folders_are_two_deep_at_most() -> None:
+    assert [path for path in FILES if len(path.relative_to(SOURCE).parts) > 3] == []
+
+
+def test_no_file_is_named_for_nothing() -> None:
+    names = {path.stem for path in [*FILES, *(ROOT / "tests").rglob("*.py")]}
+    assert names & {"utils", "helpers", "common", "misc", "util", "helper"} == set()
+
+
+def test_public_names() -> None:
+    assert len(diptych.__all__) <= 20
+    assert sorted(set(diptych.__all__)) == sorted(diptych.__all__)
+    assert set(diptych.__all__) <= set(dir(diptych))
+    for name in diptych.__all__:
+        assert (getattr(diptych, name).__doc__ or "").strip(), name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = diptych.nothing
+
+
+def test_every_module_says_what_it_is() -> None:
+    bare = [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert bare == []
+
+
+def test_every_setting_has_a_docstring() -> None:
+    """A class under @settings: each field is followed by a string."""
+    bare = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.ClassDef) or "settings" not in [ast.unparse(d) for d in node.decorator_list]:
+                continue
+            for field, following in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
+                documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+                if isinstance(field, ast.AnnAssign) and not documented:
+                    bare.append(f"{path.name}: {ast.unparse(field.target)}")
+    assert bare == []
+
+
+def test_importing_has_no_effect_and_every_module_imports() -> None:
+    for path in FILES:
+        if path.name != "__main__.py":
+            name = ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+            assert import_module(name)
+
+
+def test_the_commands_are_found() -> None:
+    assert {"demo", "train", "evaluate retrieval", "rank-images"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help.strip()
+    if command.default_command is None:
+        return
+    for argument in command.assemble_argument_collection():
+        assert (argument.parameter.help or "").strip(), f"{name}: {argument.name}"
+
+
+def _documents() -> str:
+    paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    return "\n".join(path.read_text("utf-8") for path in paths if path.is_file())
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *RECIPES])
+def test_every_preset_and_recipe_is_documented(name: str) -> None:
+    assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", _documents()), f"{name} is in no document"
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_is_documented(name: str) -> None:
+    assert f"diptych {name}" in _documents()
+
+
+def test_the_readmes_tree_is_the_disks() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    trees = [
+        found
+        for block in re.findall(r"```[^\n]*\n(.*?)```", readme, flags=re.DOTALL)
+        if "core" in (found := re.findall(r"^[\s│├└─]*([a-z_]+)/(?=\s|$)", block, flags=re.MULTILINE))
+    ]
+    assert len(trees) <= 1
+    for tree in trees:
+        assert set(tree) - {"diptych", "src"} == rooms

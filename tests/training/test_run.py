@@ -1,0 +1,303 @@
+"""The loop and what it leaves behind."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diptych.bundle.folder import load_bundle
+from diptych.core.errors import ConfigError, DataError, RunError
+from diptych.core.settings import override
+from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.subset import take_split
+from diptych.models.clip import CLIP
+from diptych.tokenizers.choice import train_tokenizer
+from diptych.training.config import TrainConfig, read_config, write_config
+from diptych.training.optimizer import OptimizerConfig, build_optimizer
+from diptych.training.report import StepReport
+from diptych.training.run import RunResult, train
+from diptych.training.step import train_step
+from diptych.training.validation import Validation
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than ten steps do; one finished run has its curves."""
+    assert (finished_run / "curves.png").is_file()
+    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+
+
+class Watcher:
+    """Keeps what it is told, and sends a signal after a step."""
+
+    def __init__(self, signal_at: int | None = None, kind: signal.Signals = signal.SIGINT) -> None:
+        self.signal_at, self.kind = signal_at, kind
+        self.steps: list[StepReport] = []
+        self.validations: list[int] = []
+        self.messages: list[str] = []
+        self.closed = 0
+
+    def on_step(self, report: StepReport) -> None:
+        self.steps.append(report)
+        if report.step == self.signal_at:
+            os.kill(os.getpid(), self.kind)
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        self.validations.append(step)
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def _assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = _weights(one), _weights(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_run_leaves_what_it_says(finished_run: Path) -> None:
+    names = {path.name for path in finished_run.iterdir()}
+    assert {"config.yaml", "tokenizer.json", "events.jsonl", "curves.png", "checkpoints", "bundle"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    events = [json.loads(line) for line in (finished_run / "events.jsonl").read_text("utf-8").splitlines()]
+    losses = [event for event in events if "loss" in event]
+    assert [event["step"] for event in losses] == [1, 5, 10]
+    assert all(event["ln_n"] == round(math.log(16), 6) for event in losses)
+    assert [event["step"] for event in events if "val_loss" in event] == [0, 5, 10]
+    assert [path.name for path in (finished_run / "checkpoints").iterdir()] == ["step-00000010"]
+
+
+def test_its_config_runs_again_to_the_same_weights(finished_run: Path, tmp_path: Path) -> None:
+    train(read_config(finished_run / "config.yaml"), tmp_path / "again")
+    _assert_same_weights(finished_run, tmp_path / "again")
+    again, first = (path.joinpath("config.yaml").read_text("utf-8") for path in (tmp_path / "again", finished_run))
+    assert again == first
+
+
+def test_seed_and_learning_rate_matter(finished_run: Path, tiny_run: TrainConfig, tmp_path: Path) -> None:
+    train(override(tiny_run, {"seed": "1"}), tmp_path / "other")
+    other, first = _weights(tmp_path / "other"), _weights(finished_run)
+    assert not torch.equal(other["image_tower.stem.embed.weight"], first["image_tower.stem.embed.weight"])
+
+
+@pytest.mark.parametrize(("stop", "kind"), [(3, signal.SIGINT), (5, signal.SIGTERM), (9, signal.SIGINT)])
+def test_an_interrupted_and_resumed_run_equals_the_unbroken_one(
+    finished_run: Path, tiny_run: TrainConfig, tmp_path: Path, stop: int, kind: signal.Signals
+) -> None:
+    """Bit for bit."""
+    run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    watcher = Watcher(stop, kind)
+    stopped = train(tiny_run, run, observers=[watcher])
+    assert (stopped.interrupted, stopped.bundle, stopped.steps, watcher.closed) == (True, None, stop, 1)
+    assert not (run / "bundle").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+    goes_on = Watcher()
+    finished = train(tiny_run, run, resume=True, observers=[goes_on])
+    assert (finished.interrupted, finished.steps) == (False, 10)
+    assert [report.step for report in goes_on.steps] == list(range(stop + 1, 11))
+    _assert_same_weights(finished_run, run)
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(
+    tiny_run: TrainConfig, tmp_path: Path, finished_run: Path
+) -> None:
+    train(tiny_run, tmp_path / "run")
+    assert train(tiny_run, tmp_path / "run", resume=True).steps == 10
+    _assert_same_weights(finished_run, tmp_path / "run")
+
+
+def test_a_checkpoint_that_died_half_written_is_not_used(
+    tiny_run: TrainConfig, tmp_path: Path, finished_run: Path
+) -> None:
+    run = tmp_path / "run"
+    train(tiny_run, run, observers=[Watcher(4)])
+    half = run / "checkpoints" / ".step-00000008.new"
+    half.mkdir()
+    (half / "model.pt").write_bytes(b"half")
+    train(tiny_run, run, resume=True)
+    _assert_same_weights(finished_run, run)
+
+
+def test_a_damaged_checkpoint_is_a_run_error(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_run, run, observers=[Watcher(2)])
+    (run / "checkpoints" / "step-00000002" / "model.pt").write_bytes(b"rubbish")
+    with pytest.raises(RunError, match="step-00000002: cannot be loaded"):
+        train(tiny_run, run, resume=True)
+    (run / "checkpoints" / "step-00000002" / "model.pt").unlink()
+    with pytest.raises(RunError, match="step-00000002: cannot be loaded"):
+        train(tiny_run, run, resume=True)
+
+
+def test_a_run_folder_is_refused_untouched(tiny_run: TrainConfig, finished_run: Path, tmp_path: Path) -> None:
+    before = sorted(path.stat().st_mtime_ns for path in finished_run.rglob("*"))
+    with pytest.raises(RunError, match=r"already holds a run.*--resume.*--overwrite.*--out"):
+        train(tiny_run, finished_run)
+    with pytest.raises(RunError, match="exclude each other"):
+        train(tiny_run, finished_run, overwrite=True, resume=True)
+    assert sorted(path.stat().st_mtime_ns for path in finished_run.rglob("*")) == before
+    with pytest.raises(RunError, match="holds no run to resume"):
+        train(tiny_run, tmp_path / "gone", resume=True)
+    assert not (tmp_path / "gone").exists()
+    (tmp_path / "thesis.tex").write_text("dear")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="is not empty and holds no run"):
+            train(tiny_run, tmp_path, overwrite=overwrite)
+    with pytest.raises(RunError, match="is a file"):
+        train(tiny_run, tmp_path / "thesis.tex", overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "dear"
+
+
+def test_overwrite_replaces_all_of_the_old_run(tiny_run: TrainConfig, tmp_path: Path, finished_run: Path) -> None:
+    run = tmp_path / "run"
+    train(override(tiny_run, {"schedule.steps": "4"}), run)
+    (run / "old.txt").write_text("old")
+    train(tiny_run, run, overwrite=True)
+    assert not (run / "old.txt").exists()
+    _assert_same_weights(finished_run, run)
+
+
+def test_a_run_that_cannot_start_leaves_the_old_one(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(override(tiny_run, {"schedule.steps": "2"}), run)
+    with pytest.raises(DataError):
+        train(override(tiny_run, {"data.source": "json:/nowhere.json"}), run, overwrite=True)
+    with pytest.raises(ConfigError, match=r"batch_size 300 is larger than the training data \(256 samples\)"):
+        train(override(tiny_run, {"batch_size": "300"}), run, overwrite=True)
+    assert load_bundle(run / "bundle").origin["steps"] == 2
+
+
+def test_reports(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    watcher = Watcher()
+    result: RunResult = train(tiny_run, tmp_path / "run", observers=[watcher])
+    assert [report.step for report in watcher.steps] == list(range(1, 11))
+    assert [report.progress for report in watcher.steps] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert watcher.validations == [0, 5, 10]
+    assert [round(report.lr / 2e-3, 4) for report in watcher.steps[:2]] == [
+        0.5,
+        round((1 + math.cos(0.1 * math.pi)) / 2, 4),
+    ]
+    assert watcher.steps[3].epoch == 4 / 16
+    assert result.retrieval is not None
+    assert result.retrieval.protocol["images"] == 900
+    assert watcher.closed == 1
+
+
+def _captioned(folder: Path, num: int, broken: int) -> str:
+    from tests.conftest import draw_photos
+
+    names = [f"{i:03d}.png" for i in range(num)]
+    draw_photos(folder, names)
+    for name in names[:broken]:
+        (folder / name).write_bytes(b"broken")
+    rows = [{"image": name, "caption": f"picture {name}", "split": "train"} for name in names]
+    rows[-8:] = [{**row, "split": "val"} for row in rows[-8:]]
+    (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+    return f"json:{folder / 'rows.json'}"
+
+
+def test_too_many_broken_images_stop_the_run_and_are_listed(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    config = override(tiny_run, {"data.source": _captioned(tmp_path / "set", 40, 10)})
+    with pytest.raises(DataError, match=r"of 32 samples cannot be read, more than 5% .* listed in .*skipped\.jsonl"):
+        train(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "skipped.jsonl").read_text("utf-8").splitlines()
+    listed = {json.loads(line)["key"] for line in lines}
+    assert 2 <= len(listed) == len(lines)
+    assert listed <= {f"{i:03d}.png" for i in range(10)}
+
+
+def test_a_few_broken_images_are_counted_once_each_also_over_a_resume(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    source = _captioned(tmp_path / "set", 40, 2)
+    config = override(tiny_run, {"data.source": source, "data.max_skipped": "0.2"})
+    assert train(config, tmp_path / "one").num_skipped == 2
+    train(config, tmp_path / "two", observers=[Watcher(4)])
+    assert train(config, tmp_path / "two", resume=True).num_skipped == 2
+    assert len((tmp_path / "two" / "skipped.jsonl").read_text("utf-8").splitlines()) == 2
+    _assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_captions_that_lose_their_tail_are_told(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    watcher = Watcher()
+    train(
+        override(tiny_run, {"model.text.context_length": "4", "schedule.steps": "2"}),
+        tmp_path / "run",
+        observers=[watcher],
+    )
+    assert any("captions were longer than 4 tokens and lost their tail" in message for message in watcher.messages)
+
+
+def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Path) -> None:
+    result = train(override(character_run, {"schedule.steps": "2"}), tmp_path / "run")
+    assert result.bundle is not None
+    bundle = load_bundle(result.bundle)
+    assert bundle.config.text.vocab_size == bundle.tokenizer.vocab_size < 40
+
+
+def test_a_batch_is_learned_by_heart(tiny_run: TrainConfig) -> None:
+    torch.manual_seed(0)
+    source = take_split(open_source("shapes:8"), "train")
+    captions = [caption for i in range(8) for caption in source.captions(i)]
+    tokenizer = train_tokenizer("learned-bpe", captions, vocab_size=300, context_length=24)
+    data = override(tiny_run.data, {"caption": "first", "positives": "pair"})
+    examples = TrainingExamples(
+        source, config=data, augment=tiny_run.augment, pixels=tiny_run.model.pixels, image_px=32, seed=0
+    )
+    batch = next(training_batches(examples, tokenizer, batch_size=8))
+    model = CLIP(tiny_run.model)
+    optimizer = build_optimizer(model, OptimizerConfig())
+    results = [train_step(model, optimizer, batch, lr=5e-3, max_grad_norm=1.0) for _ in range(60)]
+    assert 0.5 * math.log(8) < results[0].loss < 2.5 * math.log(8)
+    assert results[-1].loss < 0.1 * math.log(8)
+    assert (results[-1].image_to_text, results[-1].text_to_image) == (1.0, 1.0)
+    assert model.logit_scale.item() <= 100.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(tiny_run: TrainConfig, bad: float) -> None:
+    source = open_source("shapes:8")
+    tokenizer = train_tokenizer("learned-bpe", ["a b"], vocab_size=300, context_length=24)
+    examples = TrainingExamples(
+        source, config=tiny_run.data, augment=tiny_run.augment, pixels=tiny_run.model.pixels, image_px=32, seed=0
+    )
+    batch = next(training_batches(examples, tokenizer, batch_size=4))
+    model = CLIP(tiny_run.model)
+    with torch.no_grad():
+        model.image_tower.projection.weight[0, 0] = bad
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RunError, match=f"not finite. Lower --lr, or look at the batch's samples: {batch.keys[0]}"):
+        train_step(model, build_optimizer(model, OptimizerConfig()), batch, lr=1e-3, max_grad_norm=1.0)
+    for name, value in model.state_dict().items():
+        assert np.array_equal(value.numpy(), before[name].numpy(), equal_nan=True)
+
+
+def test_config_files(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    write_config(tiny_run, path)
+    assert read_config(path) == tiny_run
+    for content, message in (
+        ("a: [", "c.yaml: is not YAML"),
+        ("batchsize: 3", "did you mean 'batch_size'"),
+        ("- 1", "c.yaml: the whole is"),
+        ("", "c.yaml: the whole is None"),
+        ("batch_size: many", "'batch_size' is 'many'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=message) as caught:
+            read_config(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "gone.yaml")
