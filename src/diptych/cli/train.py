@@ -102,9 +102,7 @@ def train_with_display(
         display.close()
     rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)
     console().print(
-        f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s with validation; "
-        f"waited for data {result.data_wait:.1%} of the time",
-        soft_wrap=True,
+        f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s; waited for data {result.data_wait:.1%}"
     )
     if result.num_skipped:
         warn(f"{result.num_skipped} unreadable samples were replaced; they are listed in {run / 'skipped.jsonl'}")
