@@ -127,6 +127,7 @@ def test_json_of_every_command(capsys: pytest.CaptureFixture[str], tiny_bundle: 
     recall = _json(capsys, "evaluate", "retrieval", bundle, "--data", "shapes:9", "--max-samples", "20")
     assert recall["protocol"]["images"] == 20
     shot = _json(capsys, "evaluate", "zero-shot", bundle, "--data", "shapes:9", "--max-samples", "20")
+    assert shot["protocol"]["templates"] == 3  # the drawn shapes bring their own
     assert shot["protocol"]["classes"] == 18
     assert set(_json(capsys, "presets")) >= {"shapes-demo"}
     assert set(_json(capsys, "recipes")) >= {"demo"}

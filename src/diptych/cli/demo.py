@@ -23,7 +23,6 @@ QUERIES = (
     "an orange triangle on a black background",
     "a red square",
 )
-_TEMPLATES = ("a {}", "a small {}", "a large {}")
 _NUM_PICTURES = 120
 
 
@@ -79,9 +78,8 @@ def _measure(clip: "LoadedBundle", data: str) -> None:
 
     rows, kept = [], {}
     for split, what in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs it never saw together")):
-        report = evaluate_zero_shot(
-            clip.embedder, take_split(open_source(data), split), split=split, templates=_TEMPLATES
-        )
+        source = take_split(open_source(data), split)
+        report = evaluate_zero_shot(clip.embedder, source, split=split, templates=source.templates)
         rows.append([what, str(report.protocol["images"]), percent(report.top1)])
         kept[f"zero_shot_{split}"] = asdict(report)
     rows.append(["guessing among 18 names", "", percent(1 / 18)])
@@ -97,7 +95,7 @@ def _write_pictures(folder: Path, data: str) -> list[Path]:
 
 
 def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
-    from diptych.data.sources.shapes import COLOURS, SHAPES
+    from diptych.data.sources.shapes import COLOURS, SHAPES, ShapesSource
 
     picture = pictures[0]
     texts = ("a red circle", "a blue circle", "a red triangle", "a green square")
@@ -109,7 +107,7 @@ def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
     print_table(f"Similarity: {picture.name} and four texts", ["text", "cosine", "among these"], rows)
 
     names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    answer = clip.classify(pictures[1:4], names, templates=_TEMPLATES)
+    answer = clip.classify(pictures[1:4], names, templates=ShapesSource.templates)
     rows = [[Path(a.image).name, a.scores[0].name, percent(a.scores[0].probability)] for a in answer]
     print_table("Classification among 18 names", ["picture", "class", "probability"], rows)
 
@@ -164,7 +162,7 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
         f"diptych rank-images {bundle} {pictures[0].parent} 'a small green circle' --sheet found.png",
         f"diptych classify {bundle} {pictures[0]} --classes 'red circle' 'blue square' --template 'a {{}}'",
         f"diptych similarity {bundle} {pictures[0]} 'a red circle' 'a blue square'",
-        f"diptych evaluate zero-shot {bundle} --data shapes --split novel --template 'a {{}}'",
+        f"diptych evaluate zero-shot {bundle} --data shapes --split novel",
         "diptych train --help",
     ):
         say("  " + line, soft_wrap=True, markup=False)

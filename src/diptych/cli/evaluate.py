@@ -50,7 +50,10 @@ def zero_shot(
     data: Data,
     split: Split = "val",
     template: Annotated[
-        list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
+        list[str] | None,
+        Parameter(
+            help="Prompt with {} for the class, several for an ensemble; the data's own if not given.", negative=""
+        ),
     ] = None,
     classes: Annotated[
         list[str] | None,
@@ -68,7 +71,7 @@ def zero_shot(
     clip = load(bundle)
     source = _source(clip, data, split, val_fraction, max_samples)
     report = evaluate_zero_shot(
-        clip.embedder, source, split=split, templates=template or DEFAULT_TEMPLATES, classes=classes
+        clip.embedder, source, split=split, templates=template or source.templates or DEFAULT_TEMPLATES, classes=classes
     )
     print_json(report) if as_json else print_zero_shot(report)
 

@@ -26,6 +26,7 @@ class Listing:
     def __init__(self, records: Sequence[Record], *, classes: tuple[str, ...] = ()) -> None:
         self.records = records
         self.classes = classes
+        self.templates: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)

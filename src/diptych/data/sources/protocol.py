@@ -11,6 +11,8 @@ class Source(Protocol):
 
     classes: tuple[str, ...]
     """Names of the labels; empty if the samples have none."""
+    templates: tuple[str, ...]
+    """Prompts with `{}` for a label's name, in the words of the captions; empty if the source has no words of its own."""
 
     def __len__(self) -> int:
         """The number of samples."""

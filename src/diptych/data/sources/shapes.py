@@ -60,6 +60,7 @@ class ShapesSource:
     """
 
     classes = CLASSES
+    templates: tuple[str, ...] = ("a {}", "a small {}", "a large {}")
 
     def __init__(self, *, num_train: int = SPLIT_SIZES["train"], seed: int = 0) -> None:
         self.sizes = {**SPLIT_SIZES, "train": num_train}

@@ -17,6 +17,7 @@ class Subset:
         self.source = source
         self.indices = indices
         self.classes = source.classes
+        self.templates = source.templates
 
     def __len__(self) -> int:
         return len(self.indices)
