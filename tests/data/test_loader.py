@@ -8,7 +8,7 @@ import torch
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.sample import Batch
 from diptych.core.settings import from_plain
-from diptych.data.loader import DataConfig, TrainingExamples, mirror_words, training_batches
+from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, training_batches
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.images.transforms import AugmentConfig, PixelConfig
@@ -28,6 +28,12 @@ def _batches(
         seed=seed,
     )
     return list(islice(training_batches(examples, tokenizer, batch_size=batch_size, first_step=first_step), count))
+
+
+def _row(examples: TrainingExamples, epoch: int, index: int) -> Example:
+    row = examples[epoch, index]
+    assert isinstance(row, Example)
+    return row
 
 
 def _assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -57,14 +63,14 @@ def test_seeds_differ_and_epochs_are_augmented_anew() -> None:
     examples = TrainingExamples(
         source, config=DataConfig(), augment=AugmentConfig(), pixels=PixelConfig(), image_px=16, seed=0
     )
-    views = {examples[epoch, 5].pixels.tobytes() for epoch in range(5)}
-    captions = {examples[epoch, 5].caption for epoch in range(20)}
+    views = {_row(examples, epoch, 5).pixels.tobytes() for epoch in range(5)}
+    captions = {_row(examples, epoch, 5).caption for epoch in range(20)}
     assert len(views) == 5
     assert captions == set(source.captions(5))
     first = TrainingExamples(
         source, config=DataConfig(caption="first"), augment=AugmentConfig(), pixels=PixelConfig(), image_px=16, seed=0
     )
-    assert {first[epoch, 5].caption for epoch in range(9)} == {source.captions(5)[0]}
+    assert {_row(first, epoch, 5).caption for epoch in range(9)} == {source.captions(5)[0]}
 
 
 def test_a_broken_image_is_replaced_always_by_the_same_and_reported(json_file: Path) -> None:
@@ -81,11 +87,14 @@ def test_a_broken_image_is_replaced_always_by_the_same_and_reported(json_file: P
     assert len(set(batch.groups[rows].tolist())) == 1  # A picture that stands twice is its own positive.
 
 
-def test_nothing_but_broken_images_is_an_error(json_file: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nothing_but_broken_images_is_an_error_of_one_line(workers: int, json_file: Path) -> None:
+    """Also when a worker process found out: its traceback is nothing for a user."""
     for name in "abcd":
         (json_file.parent / f"{name}.png").write_bytes(b"")
-    with pytest.raises(DataError, match="50 unreadable images in a row"):
-        _batches(open_source(f"json:{json_file}"), count=1)
+    with pytest.raises(DataError, match="50 unreadable images in a row") as caught:
+        _batches(open_source(f"json:{json_file}"), count=1, workers=workers)
+    assert "\n" not in str(caught.value)
 
 
 def test_captions_that_are_cut_are_counted(json_file: Path) -> None:
@@ -125,7 +134,7 @@ def test_flipped_rows_and_only_they_are_mirrored(json_file: Path) -> None:
         for flip in (0.0, 1.0)
     }
     for i in range(4):
-        plain, flipped = make[0.0][0, i], make[1.0][0, i]
+        plain, flipped = _row(make[0.0], 0, i), _row(make[1.0], 0, i)
         assert plain.caption.startswith("left")
         assert flipped.caption.startswith("right")
         assert (plain.pixels[:, :, ::-1] == flipped.pixels).all()

@@ -220,6 +220,17 @@ def test_too_many_broken_images_stop_the_run_and_are_listed(tiny_run: TrainConfi
     assert listed <= {f"{i:03d}.png" for i in range(10)}
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_source_without_one_readable_image_is_an_error_of_one_line(
+    tiny_run: TrainConfig, tmp_path: Path, workers: str
+) -> None:
+    source = _captioned(tmp_path / "set", 40, 40)
+    config = override(tiny_run, {"data.source": source, "data.workers": workers})
+    with pytest.raises(DataError, match=r"none of \d+ images can be read; the first: .*\.png") as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_few_broken_images_are_counted_once_each_also_over_a_resume(tiny_run: TrainConfig, tmp_path: Path) -> None:
     source = _captioned(tmp_path / "set", 40, 2)
     config = override(tiny_run, {"data.source": source, "data.max_skipped": "0.2"})

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import print_json
+from diptych.cli.output import Json, print_json
 from diptych.cli.reports import print_retrieval, print_zero_shot
 from diptych.core.errors import ConfigError
 
@@ -20,7 +20,6 @@ ValFraction = Annotated[
     float | None,
     Parameter(help="Share cut off as val where the data has no such split; the bundle's own if not given."),
 ]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
 
 
 def retrieval(

@@ -1,12 +1,6 @@
 """`diptych presets` and `diptych recipes`: what there is to choose from."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from diptych.cli.output import print_json, print_table
-
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
+from diptych.cli.output import Json, print_json, print_table
 
 
 def presets(*, as_json: Json = False) -> None:

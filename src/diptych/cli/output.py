@@ -5,10 +5,15 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
+"""The option that every command with figures has."""
 
 _PIPED_WIDTH = 200
 """Columns of a table that no terminal shows: wide enough that nothing is folded."""

@@ -5,11 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, percent, print_json, print_skipped, print_table
+from diptych.cli.output import Json, console, percent, print_json, print_skipped, print_table
 from diptych.core.errors import ConfigError, DataError
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder.")]
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
 
 
 def similarity(

@@ -78,7 +78,7 @@ class Example:
     skipped: tuple[tuple[str, str], ...]
 
 
-class TrainingExamples(Dataset[Example]):
+class TrainingExamples(Dataset["Example | DataError"]):
     """Decoded and augmented rows. Every choice is keyed by (seed, epoch, key), so any process gives the same row."""
 
     def __init__(
@@ -101,11 +101,11 @@ class TrainingExamples(Dataset[Example]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, place: tuple[int, int]) -> Example:
+    def __getitem__(self, place: tuple[int, int]) -> Example | DataError:
         """The row at (epoch, index); an unreadable sample is replaced by another, always the same one.
 
-        Raises:
-            DataError: fifty samples in a row were unreadable.
+        Fifty unreadable samples in a row give an error, as a value: raised here, it would reach the training process as a
+        traceback of the worker's.
         """
         epoch, index = place
         skipped: list[tuple[str, str]] = []
@@ -116,7 +116,7 @@ class TrainingExamples(Dataset[Example]):
                 key = self.source.key(index)
                 skipped.append((key, str(error)))
                 index = int(keyed_generator(self.seed, "replace", epoch, key, attempt).integers(len(self.source)))
-        raise DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
+        return DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
 
     def _example(self, epoch: int, index: int, skipped: tuple[tuple[str, str], ...]) -> Example:
         sample = self.source[index]
@@ -136,8 +136,11 @@ class Collate:
     tokenizer: Tokenizer
     positives: Positives
 
-    def __call__(self, examples: list[Example]) -> Batch:
-        """The batch of the rows, in their order."""
+    def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
+        """The batch of the rows, in their order, or the first error among them."""
+        examples = [row for row in rows if isinstance(row, Example)]
+        if len(examples) < len(rows):
+            return next(row for row in rows if isinstance(row, DataError))
         keys = tuple(example.key for example in examples)
         captions = tuple(example.caption for example in examples)
         encoded = self.tokenizer.encode(captions)
@@ -157,7 +160,11 @@ class Collate:
 def training_batches(
     examples: TrainingExamples, tokenizer: Tokenizer, *, batch_size: int, first_step: int = 0
 ) -> Iterator[Batch]:
-    """Batches from a step on, without end: stop taking them when the run is done."""
+    """Batches from a step on, without end: stop taking them when the run is done.
+
+    Raises:
+        DataError: fifty samples in a row were unreadable.
+    """
     workers = examples.config.num_workers
     order = StepOrder(num_samples=len(examples), batch_size=batch_size, seed=examples.seed, first_step=first_step)
     loader = DataLoader(
@@ -168,7 +175,10 @@ def training_batches(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
 
 
 def _start_worker(_number: int) -> None:

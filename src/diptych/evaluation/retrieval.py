@@ -13,7 +13,8 @@ from numpy import ndarray
 from diptych.core.errors import DataError
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
-from diptych.inference.embedder import Embedder, encode_readable
+from diptych.evaluation.pairs import EncodedPairs, encode_pairs
+from diptych.inference.embedder import Embedder
 
 CHUNK = 1024
 """Queries that are scored at once; the whole matrix is never held."""
@@ -53,37 +54,28 @@ def evaluate_retrieval(embedder: Embedder, source: Source, *, split: str) -> Ret
     Raises:
         DataError: no image of the source can be read.
     """
-    samples = [source[i] for i in range(len(source))]
-    image_emb, good, skipped = encode_readable(embedder, [sample.image for sample in samples])
-    if not good:
-        raise DataError(f"none of {len(source)} images can be read; the first: {skipped[0][1]}")
-    captions = [caption for position in good for caption in samples[position].captions]
-    image_of_text = np.array([row for row, p in enumerate(good) for _ in samples[p].captions], dtype=np.int64)
-    image_to_text, text_to_image = retrieval_recalls(image_emb, embedder.encode_texts(captions), image_of_text)
+    pairs = encode_pairs(embedder, source)
+    return report_retrieval(embedder, source, pairs, split=split)
+
+
+def report_retrieval(embedder: Embedder, source: Source, pairs: EncodedPairs, *, split: str) -> RetrievalReport:
+    """Measure both directions on a source that is encoded already."""
+    image_to_text, text_to_image = retrieval_recalls(pairs.image_emb, pairs.text_emb, pairs.image_of_text)
     return RetrievalReport(
         image_to_text=image_to_text,
         text_to_image=text_to_image,
-        protocol=retrieval_protocol(
-            embedder, source, split=split, images=len(good), texts=len(captions), skipped=len(skipped)
-        ),
+        protocol={
+            "split": split,
+            "split_hash": split_hash(source),
+            "images": len(pairs.samples),
+            "texts": len(pairs.captions),
+            "skipped_images": pairs.num_skipped,
+            "captions": "all of each image; ties count against the model",
+            "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
+            "image_px": embedder.bundle.config.image.image_px,
+            "precision": "float32",
+        },
     )
-
-
-def retrieval_protocol(
-    embedder: Embedder, source: Source, *, split: str, images: int, texts: int, skipped: int
-) -> dict[str, str | int]:
-    """What a retrieval figure must say of itself to be compared."""
-    return {
-        "split": split,
-        "split_hash": split_hash(source),
-        "images": images,
-        "texts": texts,
-        "skipped_images": skipped,
-        "captions": "all of each image; ties count against the model",
-        "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
-        "image_px": embedder.bundle.config.image.image_px,
-        "precision": "float32",
-    }
 
 
 def retrieval_recalls(

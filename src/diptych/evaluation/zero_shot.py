@@ -9,8 +9,9 @@ import numpy as np
 from diptych.core.errors import DataError
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
+from diptych.evaluation.pairs import encode_samples
 from diptych.inference.classify import class_embeddings
-from diptych.inference.embedder import Embedder, encode_readable
+from diptych.inference.embedder import Embedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +45,17 @@ def evaluate_zero_shot(
         ConfigError: a template lacks `{}`, or the classes repeat.
     """
     names = tuple(classes) if classes is not None else source.classes
-    samples = [source[i] for i in range(len(source))]
-    if not source.classes or any(sample.label is None for sample in samples):
+    if not source.classes:
         raise DataError(
             "the data has no labels, which zero-shot evaluation needs; give rows a 'label', or evaluate retrieval"
         )
     if len(names) != len(source.classes):
         raise DataError(f"{len(names)} class names given, but the data has {len(source.classes)} classes")
     class_emb = class_embeddings(embedder, names, templates)
-    image_emb, good, skipped = encode_readable(embedder, [sample.image for sample in samples])
-    if not good:
-        raise DataError(f"none of {len(source)} images can be read; the first: {skipped[0][1]}")
-    labels = np.array([samples[position].label for position in good])
+    samples, image_emb, num_skipped = encode_samples(embedder, source)
+    if any(sample.label is None for sample in samples):
+        raise DataError("some samples have no label; zero-shot evaluation needs one on every row")
+    labels = np.array([sample.label for sample in samples])
     ranked = np.argsort(-(image_emb @ class_emb.T), axis=1, kind="stable")
     hit = ranked[:, 0] == labels
     per_class = {names[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
@@ -68,8 +68,8 @@ def evaluate_zero_shot(
         protocol={
             "split": split,
             "split_hash": split_hash(source),
-            "images": len(good),
-            "skipped_images": len(skipped),
+            "images": len(samples),
+            "skipped_images": num_skipped,
             "classes": len(names),
             "templates": len(templates),
             "prompt_hash": sha256("\0".join([*names, "", *templates]).encode()).hexdigest()[:12],

@@ -103,6 +103,8 @@ class _Run:
         self.config = config
         self.path = run
         self.train_source, self.val_source = train_source, val_source
+        self._few_val = take_few(val_source, config.val_samples)
+        self._train_split_hash = split_hash(train_source)
         torch.manual_seed(config.seed)
         self.model = CLIP(replace(config.model, text=text)).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
@@ -203,8 +205,9 @@ class _Run:
 
     def _validate(self) -> Validation:
         config = self.config
-        few = take_few(self.val_source, config.val_samples)
-        validation = validate(self.embedder, few, config=config.data, batch_size=config.batch_size, seed=config.seed)
+        validation = validate(
+            self.embedder, self._few_val, config=config.data, batch_size=config.batch_size, seed=config.seed
+        )
         for observer in self.observers:
             observer.on_validation(self.step, validation)
         if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
@@ -284,7 +287,7 @@ class _Run:
         origin = {
             "recipe": self.config.recipe,
             "data": self.config.data.source,
-            "train_split_hash": split_hash(self.train_source),
+            "train_split_hash": self._train_split_hash,
             "val_split": self.config.data.val_split,
             "val_fraction": self.config.data.val_fraction,
             "steps": self.step,

@@ -9,8 +9,9 @@ from diptych.core.randomness import keyed_generator
 from diptych.data.groups import group_rows
 from diptych.data.loader import DataConfig
 from diptych.data.sources.protocol import Source
-from diptych.evaluation.retrieval import RetrievalReport, retrieval_protocol, retrieval_recalls
-from diptych.inference.embedder import Embedder, encode_readable
+from diptych.evaluation.pairs import encode_pairs
+from diptych.evaluation.retrieval import RetrievalReport, report_retrieval
+from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import batch_accuracy, clip_loss
 
 
@@ -39,14 +40,9 @@ class Validation:
 def validate(embedder: Embedder, source: Source, *, config: DataConfig, batch_size: int, seed: int) -> Validation:
     """Encode a validation source once; from that, loss, accuracies and retrieval. Leaves the model in evaluation mode."""
     embedder.bundle.model.eval()
-    samples = [source[i] for i in range(len(source))]
-    image_emb, good, skipped = encode_readable(embedder, [sample.image for sample in samples])
-    samples = [samples[position] for position in good]
-    captions = [caption for sample in samples for caption in sample.captions]
-    image_of_text = np.array([row for row, sample in enumerate(samples) for _ in sample.captions], dtype=np.int64)
-    text_emb = embedder.encode_texts(captions)
-    recalls = retrieval_recalls(image_emb, text_emb, image_of_text)
-    firsts = np.searchsorted(image_of_text, np.arange(len(samples)))
+    pairs = encode_pairs(embedder, source)
+    samples = pairs.samples
+    firsts = np.searchsorted(pairs.image_of_text, np.arange(len(samples)))
     chosen = firsts + [int(keyed_generator(seed, "val", s.key).integers(len(s.captions))) for s in samples]
     rows = keyed_generator(seed, "val-batches").permutation(len(samples))
     sums = np.zeros(3)
@@ -57,21 +53,18 @@ def validate(embedder: Embedder, source: Source, *, config: DataConfig, batch_si
         groups = torch.tensor(
             group_rows(
                 [samples[row].key for row in batch],
-                [captions[chosen[row]] for row in batch],
+                [pairs.captions[chosen[row]] for row in batch],
                 [samples[row].label for row in batch],
                 positives=config.positives,
             )
         )
-        image, text = torch.from_numpy(image_emb[batch]), torch.from_numpy(text_emb[chosen[batch]])
+        image, text = torch.from_numpy(pairs.image_emb[batch]), torch.from_numpy(pairs.text_emb[chosen[batch]])
         loss = clip_loss(image, text, torch.tensor(embedder.logit_scale), groups)
         sums += [loss.item(), *(accuracy.item() for accuracy in batch_accuracy(image, text, groups))]
-    protocol = retrieval_protocol(
-        embedder, source, split=config.val_split, images=len(samples), texts=len(captions), skipped=len(skipped)
-    )
     loss_mean, image_to_text, text_to_image = (float(value) for value in sums / len(starts))
     return Validation(
         loss=loss_mean,
         image_to_text=image_to_text,
         text_to_image=text_to_image,
-        retrieval=RetrievalReport(image_to_text=recalls[0], text_to_image=recalls[1], protocol=protocol),
+        retrieval=report_retrieval(embedder, source, pairs, split=config.val_split),
     )
