@@ -11,13 +11,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diptych.bundle.folder import Bundle, load_bundle, save_bundle
+    from diptych.bundle.choice import export_bundle, open_bundle
+    from diptych.bundle.folder import Bundle, save_bundle
     from diptych.core.errors import DiptychError
     from diptych.data.sources.choice import open_source
     from diptych.inference.loaded import LoadedBundle, load
     from diptych.losses.contrastive import clip_loss
     from diptych.models.clip import CLIP
-    from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+    from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
     from diptych.presets import PRESETS
     from diptych.training.config import TrainConfig
     from diptych.training.run import train
@@ -31,12 +32,14 @@ __all__ = [
     "CLIPConfig",
     "DiptychError",
     "LoadedBundle",
+    "ResNetConfig",
     "TextConfig",
     "TrainConfig",
     "ViTConfig",
     "clip_loss",
+    "export_bundle",
     "load",
-    "load_bundle",
+    "open_bundle",
     "open_source",
     "save_bundle",
     "train",
@@ -44,7 +47,8 @@ __all__ = [
 
 _HOME = {
     "Bundle": "bundle.folder",
-    "load_bundle": "bundle.folder",
+    "open_bundle": "bundle.choice",
+    "export_bundle": "bundle.choice",
     "save_bundle": "bundle.folder",
     "DiptychError": "core.errors",
     "open_source": "data.sources.choice",
@@ -53,6 +57,7 @@ _HOME = {
     "clip_loss": "losses.contrastive",
     "CLIP": "models.clip",
     "CLIPConfig": "models.config",
+    "ResNetConfig": "models.config",
     "TextConfig": "models.config",
     "ViTConfig": "models.config",
     "PRESETS": "presets",

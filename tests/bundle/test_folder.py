@@ -39,7 +39,7 @@ def test_saved_and_loaded_embeds_bit_for_bit_the_same(tiny_bundle: Path, tmp_pat
 def test_a_bundle_is_what_the_format_says(tiny_bundle: Path) -> None:
     assert {path.name for path in tiny_bundle.iterdir()} == {*FILES, "README.md"}
     config = json.loads((tiny_bundle / "config.json").read_text("utf-8"))
-    assert config["format_version"] == 1
+    assert config["format_version"] == 2
     assert config["origin"]["steps"] == 10
     assert set(config["metrics"]) == {"during_training", "retrieval"}
     assert config["metrics"]["retrieval"]["protocol"]["split"] == "val"
@@ -54,11 +54,11 @@ def test_incomplete(bundle: Path, missing: str) -> None:
 
 
 def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> None:
-    with pytest.raises(BundleError, match="no such bundle folder"):
+    with pytest.raises(BundleError, match="no such file or folder"):
         load_bundle(tmp_path / "gone")
-    with pytest.raises(BundleError, match=r"is not a bundle; a bundle holds config.json"):
+    with pytest.raises(BundleError, match=r"is no bundle, which holds config.json"):
         load_bundle(tmp_path)
-    with pytest.raises(BundleError, match="no such bundle folder"):
+    with pytest.raises(BundleError, match="is no folder, and no file of weights"):
         load_bundle(tiny_bundle / "config.json")
     with pytest.raises(BundleError, match=f"is a run, not a bundle; its bundle is {finished_run}/bundle"):
         load_bundle(finished_run)
@@ -91,9 +91,9 @@ def test_weights_of_another_model(bundle: Path, change: str) -> None:
     [
         ("config.json", "{", "config.json: is not JSON"),
         ("config.json", "[]", "format_version is None"),
-        ("config.json", '{"format_version": 2}', "format_version is 2; this Diptych reads 1"),
-        ("config.json", '{"format_version": 1}', "config.json"),
-        ("config.json", '{"format_version": 1, "model": {"widht": 3}}', "unknown setting 'widht'"),
+        ("config.json", '{"format_version": 1}', "format_version is 1; this Diptych reads 2"),
+        ("config.json", '{"format_version": 2}', "config.json"),
+        ("config.json", '{"format_version": 2, "model": {"widht": 3}}', "unknown setting 'widht'"),
         ("tokenizer.json", "{}", "tokenizer.json: is damaged"),
         ("tokenizer.json", "", "tokenizer.json: is damaged"),
     ],

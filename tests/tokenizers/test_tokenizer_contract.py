@@ -1,26 +1,30 @@
 """Every tokenizer keeps one contract."""
 
+import pickle
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.core.errors import DataError
+from diptych.core.errors import ConfigError, DataError
 from diptych.tokenizers.choice import TokenizerKind, load_tokenizer, train_tokenizer
-from diptych.tokenizers.protocol import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Tokenizer
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 
 CAPTIONS = ["a red circle", "two dogs run < over > the grass / end", "the quick brown fox jumps over the lazy dog", "É"]
-KINDS: list[TokenizerKind] = ["character", "learned-bpe"]
+VOCAB_SIZES: dict[TokenizerKind, int] = {"character": 320, "learned-bpe": 320, "clip-bpe": 49_408, "hashing": 320}
+KINDS = list(VOCAB_SIZES)
 CONTEXT = 24
 
 
 def _make(kind: TokenizerKind, context_length: int = CONTEXT) -> Tokenizer:
-    return train_tokenizer(kind, CAPTIONS, vocab_size=320, context_length=context_length)
+    return train_tokenizer(kind, CAPTIONS, vocab_size=VOCAB_SIZES[kind], context_length=context_length)
 
 
-LONG = {kind: _make(kind, 4000) for kind in KINDS}
+LONG: dict[str, Tokenizer] = {kind: _make(kind, 4000) for kind in KINDS}
+KNOWN_TEXTS = st.text(alphabet="abcdefghijklmnopqrstuvwxyz <>/ABC\t\n", max_size=60)
 
 
 @pytest.fixture(params=KINDS)
@@ -28,11 +32,19 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return _make(request.param)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(text=st.text(alphabet="abcdefghijklmnopqrstuvwxyz <>/ABC\t\n", max_size=60))
+def _there_and_back(tokenizer: Tokenizer, text: str) -> str:
+    return tokenizer.decode(tokenizer.encode([text]).ids[0].tolist())
+
+
+@pytest.mark.parametrize("kind", ["character", "learned-bpe"])
+@given(text=KNOWN_TEXTS)
 def test_round_trip_of_known_characters(kind: TokenizerKind, text: str) -> None:
-    encoded = LONG[kind].encode([text])
-    assert LONG[kind].decode(encoded.ids[0].tolist()) == " ".join(text.lower().split())
+    assert _there_and_back(LONG[kind], text) == " ".join(text.lower().split())
+
+
+@given(text=KNOWN_TEXTS)
+def test_round_trip_of_clip_but_for_white_space(text: str) -> None:
+    assert "".join(_there_and_back(LONG["clip-bpe"], text).split()) == "".join(text.lower().split())
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
@@ -45,15 +57,29 @@ def test_bpe_round_trip_of_any_unicode(text: str) -> None:
     assert UNKNOWN not in encoded.ids
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@given(texts=st.lists(st.text(st.characters(), max_size=20), max_size=4))
+def test_any_string_has_ids_the_same_alone_and_in_company(kind: TokenizerKind, texts: list[str]) -> None:
+    together = LONG[kind].encode(texts)
+    for ids, length, text in zip(together.ids, together.lengths, texts, strict=True):
+        alone = LONG[kind].encode([text])
+        assert alone.lengths.tolist() == [length]
+        assert alone.ids[0, :length].tolist() == ids[:length].tolist()
+
+
 def test_empty_text_is_the_two_marks(tokenizer: Tokenizer) -> None:
-    encoded = tokenizer.encode(["", "a"])
-    assert encoded.ids[0].tolist() == [START, END, PAD]
-    assert encoded.lengths.tolist() == [2, 3]
-    assert tokenizer.decode(encoded.ids[0].tolist()) == ""
+    encoded = tokenizer.encode(["", "a", " \n\t "])
+    start, end, pad = tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id
+    assert encoded.ids[0].tolist() == encoded.ids[2].tolist() == [start, end, pad]
+    assert encoded.lengths.tolist() == [2, 3, 2]
+    assert _there_and_back(tokenizer, "") == ""
 
 
 def test_no_text_at_all(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode([]).ids.shape[0] == 0
+    encoded = tokenizer.encode([])
+    assert encoded.ids.shape == (0, 2)
+    assert encoded.ids.dtype == encoded.lengths.dtype == np.int64
+    assert encoded.num_cut == 0
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -69,25 +95,57 @@ def test_one_string_is_not_a_list_of_texts(tokenizer: Tokenizer) -> None:
 
 
 def test_cut_keeps_the_end_mark_and_is_counted(tokenizer: Tokenizer) -> None:
-    encoded = tokenizer.encode(["a" * 100 + " " + "qx" * 100, "a", "z" * 300])
+    encoded = tokenizer.encode(["a q x " * 30, "a", "z " * 300])
     assert encoded.num_cut == 2
     assert encoded.lengths.tolist() == [CONTEXT, 3, CONTEXT]
-    assert encoded.ids[0, -1] == encoded.ids[2, -1] == END
+    assert encoded.ids[0, -1] == encoded.ids[2, -1] == tokenizer.end_id
 
 
-def test_what_just_fits_is_not_cut() -> None:
-    encoded = _make("character", 5).encode(["abc", "abcd"])
-    assert (encoded.num_cut, encoded.lengths.tolist()) == (1, [5, 5])
+def test_a_cut_text_keeps_its_beginning(tokenizer: Tokenizer) -> None:
+    text = "the quick brown fox " * 20
+    cut, whole = tokenizer.encode([text]).ids[0], LONG[tokenizer.kind].encode([text]).ids[0]
+    assert cut.tolist() == [*whole[: CONTEXT - 1].tolist(), tokenizer.end_id]
+
+
+def test_too_long_is_an_error_on_request(tokenizer: Tokenizer) -> None:
+    short = ["a", "a b"]
+    assert tokenizer.encode(short, truncate="error").ids.tolist() == tokenizer.encode(short).ids.tolist()
+    too_long = "a b " * CONTEXT
+    tokens = int(LONG[tokenizer.kind].encode([too_long]).lengths[0])
+    with pytest.raises(DataError, match=f"text 2 has {tokens} tokens, .* the context holds {CONTEXT}"):
+        tokenizer.encode([*short, too_long, "c " * 300], truncate="error")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_just_fits_is_not_cut(kind: TokenizerKind) -> None:
+    tokenizer = _make(kind, int(LONG[kind].encode(["a red dog"]).lengths[0]))
+    encoded = tokenizer.encode(["a red dog", "a red dog b"])
+    assert (encoded.num_cut, encoded.lengths.tolist()) == (1, [tokenizer.context_length] * 2)
+    assert tokenizer.encode(["a red dog"], truncate="error").num_cut == 0
+    with pytest.raises(DataError, match="text 1 has"):
+        tokenizer.encode(["a red dog", "a red dog b"], truncate="error")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_another_way_to_truncate_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"unknown value of truncate 'ends'; did you mean 'end'\? Known: end, error"):
+        tokenizer.encode(["a"], truncate="ends")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_context_without_room_is_refused(kind: TokenizerKind) -> None:
+    with pytest.raises(ConfigError, match="context length is 2; two marks and a token need 3"):
+        _make(kind, 2)
 
 
 def test_padding_goes_to_the_longest_and_no_further(tokenizer: Tokenizer) -> None:
     encoded = tokenizer.encode(["a red circle", "a"])
     assert encoded.ids.shape[1] == encoded.lengths.max() < CONTEXT
     for ids, length in zip(encoded.ids, encoded.lengths, strict=True):
-        assert ids[0] == START
-        assert ids[length - 1] == END
-        assert (ids[length:] == PAD).all()
-        assert (ids[1 : length - 1] > END).all()
+        assert ids[0] == tokenizer.start_id
+        assert ids[length - 1] == tokenizer.end_id
+        assert (ids[length:] == tokenizer.pad_id).all()
+        assert not {tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id} & set(ids[1 : length - 1].tolist())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,11 +158,17 @@ def test_saved_and_loaded_gives_the_same_ids(kind: TokenizerKind, tmp_path: Path
     assert (after.vocab_size, after.kind, after.context_length) == (before.vocab_size, kind, CONTEXT)
 
 
+def test_a_worker_process_gets_the_same_tokenizer(tokenizer: Tokenizer) -> None:
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode(CAPTIONS).ids.tolist() == tokenizer.encode(CAPTIONS).ids.tolist()
+
+
 @pytest.mark.parametrize("mark", SPECIAL_TOKENS)
 def test_a_mark_in_a_caption_is_text(tokenizer: Tokenizer, mark: str) -> None:
+    # CLIP's own marks are the exception, and are tested beside its tokenizer.
     encoded = tokenizer.encode([f"a {mark} b"])
     inner = encoded.ids[0, 1 : encoded.lengths[0] - 1]
-    assert not {PAD, START, END} & set(inner.tolist())
+    assert not {tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id} & set(inner.tolist())
     if tokenizer.kind == "learned-bpe":
         assert tokenizer.decode(encoded.ids[0].tolist()) == f"a {mark} b"
 
@@ -115,9 +179,29 @@ def test_ids_lie_within_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert encoded.ids.max() < tokenizer.vocab_size
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+def test_an_id_outside_the_vocabulary_is_named_by_position(tokenizer: Tokenizer, wrong: int) -> None:
+    with pytest.raises(DataError, match=f"id {wrong} at position 1 is in no vocabulary of {tokenizer.vocab_size}"):
+        tokenizer.decode([5, wrong])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_twice_gives_the_same_tokenizer(kind: TokenizerKind) -> None:
     assert _make(kind).encode(CAPTIONS).ids.tolist() == _make(kind).encode(CAPTIONS).ids.tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lone_surrogate_in_a_caption_is_a_character_like_any_other(kind: TokenizerKind) -> None:
+    tokenizer = train_tokenizer(kind, ["dog \ud800"], vocab_size=VOCAB_SIZES[kind], context_length=CONTEXT)
+    encoded = tokenizer.encode(["dog \ud800"])
+    assert UNKNOWN not in encoded.ids
+    assert encoded.lengths[0] > tokenizer.encode(["dog"]).lengths[0]
+
+
+@pytest.mark.parametrize("kind", ["learned-bpe", "clip-bpe"])
+def test_bpe_joins_surrogate_pairs_and_replaces_lone_ones(kind: TokenizerKind) -> None:
+    torn, whole = LONG[kind].encode(["a \ud83d\ude00 b \udc00"]), LONG[kind].encode(["a 😀 b \ufffd"])
+    assert torn.ids.tolist() == whole.ids.tolist()
 
 
 def test_bpe_keeps_to_its_vocabulary_size() -> None:

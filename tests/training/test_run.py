@@ -258,6 +258,22 @@ def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Pa
     assert bundle.config.text.vocab_size == bundle.tokenizer.vocab_size < 40
 
 
+def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_bundle: Path, tmp_path: Path) -> None:
+    """Model, tokenizer and transform are the bundle's, also after a resume; the first loss is that of the bundle."""
+    from_bundle = override(tiny_run, {"init": str(tiny_bundle), "model.text.layers": "2"})
+    before, after = Watcher(signal_at=3), Watcher()
+    train(from_bundle, tmp_path / "run", observers=[before])
+    saved = read_config(tmp_path / "run" / "config.yaml")
+    assert (saved.model, saved.init) == (load_bundle(tiny_bundle).config, str(tiny_bundle))
+    result = train(saved, tmp_path / "run", resume=True, observers=[after])
+    assert [report.step for report in after.steps] == [4, 5, 6, 7, 8, 9, 10]
+    assert result.bundle is not None
+    assert load_bundle(result.bundle).origin["init"] == str(tiny_bundle)
+    fresh = Watcher()
+    train(tiny_run, tmp_path / "fresh", observers=[fresh])
+    assert before.steps[0].result.loss < fresh.steps[0].result.loss - 0.05
+
+
 def test_a_batch_is_learned_by_heart(tiny_run: TrainConfig) -> None:
     torch.manual_seed(0)
     source = take_split(open_source("shapes:8"), "train")
@@ -287,7 +303,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(tiny_run: TrainCo
     batch = next(training_batches(examples, tokenizer, batch_size=4))
     model = CLIP(tiny_run.model)
     with torch.no_grad():
-        model.image_tower.projection.weight[0, 0] = bad
+        model.text_tower.projection.weight[0, 0] = bad
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(RunError, match=f"not finite. Lower --lr, or look at the batch's samples: {batch.keys[0]}"):
         train_step(model, build_optimizer(model, OptimizerConfig()), batch, lr=1e-3, max_grad_norm=1.0)

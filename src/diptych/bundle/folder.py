@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain, to_plain
+from diptych.images.transforms import size_name
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig
+from diptych.models.config import CLIPConfig, ImageConfig, TextConfig, ViTConfig
 from diptych.tokenizers.choice import load_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 had query, key and value in one matrix."""
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
@@ -76,8 +78,7 @@ def load_bundle(path: str | Path) -> Bundle:
         config = from_plain(CLIPConfig, content.get("model"), what=f"{folder / 'config.json'}")
     except ConfigError as error:
         raise BundleError(str(error)) from None
-    model = CLIP(config)
-    _load_weights(model, folder / "model.safetensors")
+    model = _load_model(config, folder / "model.safetensors")
     try:
         tokenizer = load_tokenizer(
             config.text.tokenizer, folder / "tokenizer.json", context_length=config.text.context_length
@@ -89,7 +90,7 @@ def load_bundle(path: str | Path) -> Bundle:
             f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, its model {config.text.vocab_size}"
         )
     return Bundle(
-        model=model.eval(), tokenizer=tokenizer, metrics=content.get("metrics", {}), origin=content.get("origin", {})
+        model=model, tokenizer=tokenizer, metrics=content.get("metrics", {}), origin=content.get("origin", {})
     )
 
 
@@ -119,13 +120,28 @@ def _write(bundle: Bundle, folder: Path) -> None:
     (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8")
 
 
+def describe_image_tower(image: ImageConfig) -> str:
+    """In half a sentence."""
+    if isinstance(image, ViTConfig):
+        patches = f"patches of {size_name(image.patch_px)} px"
+        return f"vision transformer, {image.layers} layers of {image.width}, {patches}, {image.pooling} pooling"
+    return f"ResNet, {' + '.join(map(str, image.layers))} blocks, width {image.width}, attention pooling"
+
+
+def describe_text_tower(text: TextConfig) -> str:
+    """In half a sentence."""
+    kind = "causal" if text.is_causal else "bidirectional"
+    entries = f"{text.tokenizer} tokenizer of {text.vocab_size:,} entries"
+    return f"{kind}, {text.layers} layers of {text.width}, {entries}, context {text.context_length}"
+
+
 def _model_card(bundle: Bundle) -> str:
-    image, text = bundle.config.image, bundle.config.text
+    config = bundle.config
     lines = [
-        "# A CLIP model trained with Diptych",
+        "# A CLIP model in Diptych's format",
         "",
-        f"- image tower: {image.layers} layers of width {image.width}, {image.image_px} px in patches of {image.patch_px} px",
-        f"- text tower: {text.layers} layers of width {text.width}, {text.tokenizer} tokenizer of {text.vocab_size} entries",
+        f"- image tower: {describe_image_tower(config.image)}; pictures of {size_name(config.image.image_px)} px",
+        f"- text tower: {describe_text_tower(config.text)}",
         f"- parameters: {sum(parameter.numel() for parameter in bundle.model.parameters()):,}",
         *(f"- {name}: {value}" for name, value in bundle.origin.items()),
         "",
@@ -141,7 +157,9 @@ def _model_card(bundle: Bundle) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise BundleError(f"{folder}: no such bundle folder")
+        if folder.exists():
+            raise BundleError(f"{folder}: is no folder, and no file of weights (.safetensors, .pt, .pth, .bin)")
+        raise BundleError(f"{folder}: no such file or folder")
     missing = [name for name in FILES if not (folder / name).is_file()]
     if not missing:
         return
@@ -149,7 +167,9 @@ def _check_folder(folder: Path) -> None:
     if inside:
         raise BundleError(f"{folder}: is a run, not a bundle; its bundle is {folder / inside}")
     if len(missing) == len(FILES):
-        raise BundleError(f"{folder}: is not a bundle; a bundle holds {', '.join(FILES)}")
+        raise BundleError(
+            f"{folder}: is no bundle, which holds {', '.join(FILES)}, nor a model folder of open_clip's or Hugging Face's"
+        )
     raise BundleError(f"{folder}: is incomplete; {', '.join(missing)} is missing")
 
 
@@ -164,9 +184,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _load_weights(model: CLIP, path: Path) -> None:
+def _load_model(config: CLIPConfig, path: Path) -> CLIP:
     try:
-        model.load_state_dict(load_file(path))
+        return CLIP.from_weights(config, load_file(path))
     except SafetensorError as error:
         raise BundleError(f"{path}: is damaged ({error})") from None
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from diptych.cli.models import presets, recipes
 from diptych.cli.output import warn
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.use import classify, rank_images, rank_texts, similarity
+from diptych.cli.weights import export, import_model
 from diptych.core.errors import DiptychError
 
 app = App(
@@ -30,6 +31,8 @@ app.command(similarity)
 app.command(classify)
 app.command(rank_images)
 app.command(rank_texts)
+app.command(import_model, name="import")
+app.command(export)
 app.command(presets)
 app.command(recipes)
 

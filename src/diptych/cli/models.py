@@ -1,14 +1,16 @@
 """`diptych presets` and `diptych recipes`: what there is to choose from."""
 
-from diptych.cli.output import Json, print_json, print_table
+from diptych.cli.output import Json, errors, print_json, print_table
 
 
 def presets(*, as_json: Json = False) -> None:
     """List the models with their parameters and multiply-adds."""
+    from diptych.images.transforms import size_name
     from diptych.models.size import model_size
     from diptych.presets import PRESETS
 
-    sizes = {name: model_size(config) for name, config in PRESETS.items()}
+    with errors().status(f"Counting {len(PRESETS)} models ..."):
+        sizes = {name: model_size(config) for name, config in PRESETS.items()}
     if as_json:
         print_json(sizes)
         return
@@ -16,9 +18,9 @@ def presets(*, as_json: Json = False) -> None:
         [
             name,
             f"{size.parameters:,}",
-            f"{size.image_multiply_adds / 1e6:,.1f} M",
-            f"{size.text_multiply_adds / 1e6:,.1f} M",
-            f"{PRESETS[name].image.image_px} px",
+            _short(size.image_multiply_adds),
+            _short(size.text_multiply_adds),
+            f"{size_name(PRESETS[name].image.image_px)} px",
             str(PRESETS[name].text.context_length),
         ]
         for name, size in sizes.items()
@@ -35,3 +37,7 @@ def recipes(*, as_json: Json = False) -> None:
         print_json(first_lines)
         return
     print_table("Recipes", ["name", "what it does"], [[name, line] for name, line in first_lines.items()])
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +27,14 @@ def console() -> "Console":
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
+@lru_cache(maxsize=1)
+def errors() -> "Console":
+    """Standard error: what is under way, on a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def print_json(value: Any) -> None:
     """Print dataclasses, arrays and paths as JSON, and nothing else."""
     text = json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
@@ -45,6 +53,20 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def print_facts(title: str, facts: Mapping[str, str]) -> None:
+    """Print names and what they are, in two columns."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console().print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(Text(name), Text(fact))
     console().print(table)
 
 

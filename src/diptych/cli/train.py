@@ -26,6 +26,9 @@ def train(
     preset: Annotated[
         str | None, Parameter(help="Another model than the recipe's; `diptych presets` lists them.")
     ] = None,
+    init: Annotated[
+        str | None, Parameter(help="Weights to start from: a bundle, or whatever `diptych import` reads.")
+    ] = None,
     minutes: Annotated[float | None, Parameter(help="End after so much time, annealed.")] = None,
     epochs: Annotated[float | None, Parameter(help="End after so many passes over the data.")] = None,
     steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
@@ -53,6 +56,7 @@ def train(
     from diptych.training.run_folder import CONFIG, check_run_folder
 
     options = {
+        "init": init,
         "data.source": data,
         "data.max_samples": max_samples,
         "batch_size": batch_size,
@@ -159,6 +163,12 @@ def _resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any]
         if not equals:
             raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
         given[path] = value
+    if given.get("init") is not None:
+        of_model = [f"--{path}" for path in given if path.startswith("model.")] + ["--preset"] * (
+            preset_name is not None
+        )
+        if of_model:
+            raise ConfigError(f"--init brings its own model; it excludes {', '.join(of_model)}")
     if preset_name is not None:
         base = dataclasses.replace(base, model=preset(preset_name))
     return override(base, given)

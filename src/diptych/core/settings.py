@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from typing_extensions import dataclass_transform
@@ -39,14 +39,21 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
     try:
         return TypeAdapter(cls).validate_python(plain)
     except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "unexpected_keyword_argument":
-            raise ConfigError(f"{what}: {_unknown_key(cls, path)}") from None
-        where = f"'{path}'" if path else "the whole"
-        raise ConfigError(
-            f"{what}: {where} is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
-        ) from None
+        raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
+
+
+def _explain(cls: type[Any], error: Any) -> str:
+    path = ".".join(str(part) for part in _without_kinds(cls, error["loc"]))
+    where, context = f"'{path}'" if path else "the whole", error.get("ctx", {})
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return _unknown_key(cls, path)
+        case "union_tag_not_found":
+            return f"{where} needs a kind, which says what it is"
+        case "union_tag_invalid":
+            return f"'{path}.kind' is '{context['tag']}'; known: {context['expected_tags']}"
+        case _:
+            return f"{where} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def override(value: T, changes: Mapping[str, Any]) -> T:
@@ -93,7 +100,27 @@ def _paths(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _type_paths(cls: type[Any], prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            yield from _type_paths(cast(type[Any], field.type), f"{prefix}{field.name}.")
-        else:
+        inner = _settings_of(field.type)
+        for kind in inner:
+            yield from _type_paths(kind, f"{prefix}{field.name}.")
+        if not inner:
             yield f"{prefix}{field.name}"
+
+
+def _without_kinds(cls: type[Any], location: tuple[Any, ...]) -> Iterator[Any]:
+    """The place of an error as a file has it: where there are several kinds, pydantic puts the kind's name between."""
+    kinds: list[type[Any]] = [cls]
+    for part in location:
+        if len(kinds) > 1:
+            kinds = [kind for kind in kinds if kind.kind == part]
+            continue
+        types = {field.name: field.type for kind in kinds for field in dataclasses.fields(kind)}
+        kinds = _settings_of(types.get(part))
+        yield part
+
+
+def _settings_of(annotation: Any) -> list[type[Any]]:
+    """The settings that an annotation names: none, one, or the kinds of a union."""
+    if dataclasses.is_dataclass(annotation):
+        return [cast(type[Any], annotation)]
+    return [kind for member in get_args(annotation) for kind in _settings_of(member)]

@@ -21,7 +21,7 @@ from diptych.data.groups import Positives, group_rows
 from diptych.data.order import StepOrder
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode
-from diptych.images.transforms import AugmentConfig, PixelConfig, random_view, training_pixels
+from diptych.images.transforms import AugmentConfig, PixelConfig, Pixels, random_view, training_pixels
 from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
@@ -88,7 +88,7 @@ class TrainingExamples(Dataset["Example | DataError"]):
         config: DataConfig,
         augment: AugmentConfig,
         pixels: PixelConfig,
-        image_px: int,
+        image_px: Pixels,
         seed: int,
     ) -> None:
         self.source = source

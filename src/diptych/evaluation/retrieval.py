@@ -14,6 +14,7 @@ from diptych.core.errors import DataError
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
 from diptych.evaluation.pairs import EncodedPairs, encode_pairs
+from diptych.images.transforms import size_name
 from diptych.inference.embedder import Embedder
 
 CHUNK = 1024
@@ -72,7 +73,7 @@ def report_retrieval(embedder: Embedder, source: Source, pairs: EncodedPairs, *,
             "skipped_images": pairs.num_skipped,
             "captions": "all of each image; ties count against the model",
             "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
-            "image_px": embedder.bundle.config.image.image_px,
+            "image_px": size_name(embedder.bundle.config.image.image_px),
             "precision": "float32",
         },
     )

@@ -10,6 +10,7 @@ from diptych.core.errors import DataError
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
 from diptych.evaluation.pairs import encode_samples
+from diptych.images.transforms import size_name
 from diptych.inference.classify import class_embeddings
 from diptych.inference.embedder import Embedder
 
@@ -74,7 +75,7 @@ def evaluate_zero_shot(
             "templates": len(templates),
             "prompt_hash": sha256("\0".join([*names, "", *templates]).encode()).hexdigest()[:12],
             "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
-            "image_px": embedder.bundle.config.image.image_px,
+            "image_px": size_name(embedder.bundle.config.image.image_px),
             "precision": "float32",
         },
     )

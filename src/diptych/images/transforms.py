@@ -4,7 +4,7 @@ Pixels stay uint8 until they are on the device; `normalize` makes floats of them
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -19,6 +19,28 @@ from diptych.core.settings import settings
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
+Pixels: TypeAlias = int | tuple[int, int]
+"""The side of a square, or height and width."""
+
+
+def height_width(pixels: Pixels) -> tuple[int, int]:
+    """Both sides.
+
+    >>> height_width(224), height_width((224, 112))
+    ((224, 224), (224, 112))
+    """
+    return (pixels, pixels) if isinstance(pixels, int) else pixels
+
+
+def size_name(pixels: Pixels) -> int | str:
+    """How reports name a size.
+
+    >>> size_name(224), size_name((224, 112))
+    (224, '224x112')
+    """
+    return pixels if isinstance(pixels, int) else f"{pixels[0]}x{pixels[1]}"
+
+
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -32,6 +54,9 @@ class PixelConfig:
     """Divides each channel after the mean is gone."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """Filter of every resize."""
+    crop_rounding: Literal["even", "down"] = "even"
+    """Which pixel the centre is when it lies between two: the even one, as torchvision and OpenAI have it, or the lower one,
+    as Hugging Face's image processors do."""
 
     def __post_init__(self) -> None:
         if min(self.std) <= 0:
@@ -85,20 +110,33 @@ def random_view(width: int, height: int, augment: AugmentConfig, generator: np.r
     return View((left, upper, left + side, upper + side), flipped)
 
 
-def training_pixels(image: Image.Image, view: View, *, image_px: int, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
+def training_pixels(
+    image: Image.Image, view: View, *, image_px: Pixels, config: PixelConfig
+) -> UInt8[ndarray, "3 H W"]:
     """The view of the picture at the model's size; at its edges the filter reaches a pixel or two past the box."""
-    resized = image.resize((image_px, image_px), _FILTERS[config.interpolation], box=view.box)
+    height, width = height_width(image_px)
+    resized = image.resize((width, height), _FILTERS[config.interpolation], box=view.box)
     pixels = np.asarray(resized)
     return np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))
 
 
-def evaluation_pixels(image: Image.Image, *, image_px: int, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
-    """Short side to the model's size, then the centre: OpenAI's evaluation transform (`clip.load`'s `preprocess`)."""
-    short = min(image.size)
-    size = (image_px * image.width // short, image_px * image.height // short)
+def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
+    """Scaled until it just covers the model's size, then its centre: OpenAI's evaluation transform (`clip.load`).
+
+    For a square input that is: the short side becomes `image_px`, the long side is cut.
+    """
+    height, width = height_width(image_px)
+    scale = max(height / image.height, width / image.width)
+    if height != width:  # As open_clip rounds.
+        size = (round(image.width * scale), round(image.height * scale))
+    elif image.width <= image.height:
+        size = (width, width * image.height // image.width)
+    else:
+        size = (height * image.width // image.height, height)
     resized = image if size == image.size else image.resize(size, _FILTERS[config.interpolation])
-    left, upper = round((size[0] - image_px) / 2), round((size[1] - image_px) / 2)
-    cropped = resized.crop((left, upper, left + image_px, upper + image_px))
+    rounded = round if config.crop_rounding == "even" else math.floor
+    left, upper = rounded((size[0] - width) / 2), rounded((size[1] - height) / 2)
+    cropped = resized.crop((left, upper, left + width, upper + height))
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 

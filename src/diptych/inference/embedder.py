@@ -59,7 +59,7 @@ class Embedder:
                 rows = by_length[start : start + self.batch_size]
                 lengths = torch.from_numpy(encoded.lengths[rows])
                 ids = torch.from_numpy(encoded.ids[rows])[:, : int(lengths.max())]
-                emb = self.bundle.model.encode_text(ids.to(self.device), lengths.to(self.device))
+                emb = self.bundle.model.encode_text(ids.to(self.device), lengths)
                 out[rows] = emb.float().cpu().numpy()
         return out
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.bundle.folder import Bundle, load_bundle
+from diptych.bundle.choice import open_bundle
+from diptych.bundle.folder import Bundle
 from diptych.core.device import choose_device
 from diptych.core.sample import ImageInput
+from diptych.images.transforms import Pixels
 from diptych.inference import rank
 from diptych.inference.classify import DEFAULT_TEMPLATES, Classification, classify
 from diptych.inference.embedder import Embedder
 from diptych.inference.similarity import Similarity, similarity
+from diptych.models.config import Activation
 
 
 class LoadedBundle:
@@ -52,18 +55,30 @@ class LoadedBundle:
         return rank.rank_texts(self.embedder, image, texts, top=top)
 
 
-def load(path: str | Path, *, device: str = "auto", batch_size: int = 64) -> LoadedBundle:
-    """The bundle in a folder, ready for use.
+def load(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    batch_size: int = 64,
+    activation: Activation | None = None,
+    preset: str | None = None,
+    image_px: Pixels | None = None,
+) -> LoadedBundle:
+    """A model, ready for use.
 
     Args:
-        path: the bundle folder.
+        path: a bundle folder; or what `diptych import` reads: a model folder of open_clip's or Hugging Face's, a file of
+            weights in OpenAI's naming, `hf:` and a hub id.
         device: `cpu`, `cuda`, `mps`, or `auto` for the fastest that is there.
         batch_size: images or texts that are encoded at once.
+        activation: what a bare file of weights was trained with, if it does not say.
+        preset: the architecture of a bare file of weights, where its tensors do not tell.
+        image_px: pictures of another size than the model's; position embeddings are resized.
 
     Raises:
-        BundleError: the folder is no bundle, or not a whole one.
-        ConfigError: the machine has no such device.
+        BundleError: nothing of the kind is there, it is damaged, or it has something that Diptych has not.
+        ConfigError: the machine has no such device, or an argument does not go with the model.
     """
-    bundle = load_bundle(path)
+    bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
     bundle.model.to(choose_device(device))
     return LoadedBundle(bundle, path=Path(path), batch_size=batch_size)

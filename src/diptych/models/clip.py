@@ -1,20 +1,38 @@
 """CLIP: an image tower and a text tower, hinged at one embedding space (Radford et al. 2021, fig. 3).
 
-Shapes: B batch, T tokens, H W pixels, E embedding.
+Shapes: B batch, T tokens of the longest text, N tokens of all texts, H W pixels, E embedding.
 """
 
 import math
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import assert_never
 
-from diptych.models.config import CLIPConfig
+from diptych.core.errors import ConfigError
+from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, ViTConfig
+from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
 MAX_LOGIT_SCALE = 100.0
+
+
+class CLIPOutput(NamedTuple):
+    """All that a loss needs."""
+
+    image_emb: Float[Tensor, "B E"]
+    """Of unit length."""
+    text_emb: Float[Tensor, "B E"]
+    """Of unit length."""
+    logit_scale: Float[Tensor, ""]
+    """What cosines are multiplied by: the inverse temperature."""
+    logit_bias: Float[Tensor, ""] | None
+    """What is added then; None for a model without."""
 
 
 class CLIP(nn.Module):
@@ -23,9 +41,23 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.image_tower = VisionTransformer(config.image, config.embed_dim)
+        self.image_tower = image_tower(config.image, config.embed_dim)
         self.text_tower = TextTransformer(config.text, config.embed_dim)
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(config.init_temperature)))
+        bias = config.init_logit_bias
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
+
+    @classmethod
+    def from_weights(cls, config: CLIPConfig, weights: Mapping[str, Tensor]) -> "CLIP":
+        """The model with these very tensors, in evaluation mode; no random weights are drawn first.
+
+        Raises:
+            RuntimeError: names or shapes are not those of the config.
+        """
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(weights, assign=True)
+        return model.eval()
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -33,20 +65,58 @@ class CLIP(nn.Module):
         return self.log_logit_scale.exp()
 
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Unit embeddings of normalised pixels."""
-        return functional.normalize(self.image_tower(pixels), dim=-1)
+        """Unit embeddings of normalised pixels, in float32 whatever the weights are."""
+        return functional.normalize(self.image_tower(pixels).float(), dim=-1)
 
-    def encode_text(self, ids: Int64[Tensor, "B T"], lengths: Int64[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """Unit embeddings of texts, padded after their `lengths`."""
-        return functional.normalize(self.text_tower(ids, lengths), dim=-1)
+    def encode_text(
+        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B E"]:
+        """Unit embeddings of texts, padded after their `lengths` or one after another without padding; in float32."""
+        return functional.normalize(self.text_tower(ids, lengths).float(), dim=-1)
 
     def forward(
-        self, pixels: Float[Tensor, "B 3 H W"], ids: Int64[Tensor, "B T"], lengths: Int64[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E"], Float[Tensor, ""]]:
-        """Image embeddings, text embeddings, logit scale: all that a loss needs."""
-        return self.encode_image(pixels), self.encode_text(ids, lengths), self.logit_scale
+        self,
+        pixels: Float[Tensor, "B 3 H W"],
+        ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"],
+        lengths: Int64[Tensor, " B"],
+    ) -> CLIPOutput:
+        """Both embeddings, the logit scale and the logit bias."""
+        return CLIPOutput(self.encode_image(pixels), self.encode_text(ids, lengths), self.logit_scale, self.logit_bias)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Keep the logit scale within [1, 100]; called after each step (Radford et al. 2021, sec. 2.5)."""
         self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+
+    def set_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Whether blocks forget their activations and compute them again backward: less memory, a third more time.
+
+        Raises:
+            ConfigError: the image tower is a ResNet, whose batch norms would count every batch twice.
+        """
+        if enabled and isinstance(self.image_tower, ModifiedResNet):
+            raise ConfigError("gradient checkpointing needs transformers; model.image is a ResNet with batch norms")
+        self.text_tower.transformer.gradient_checkpointing = enabled
+        if isinstance(self.image_tower, VisionTransformer):
+            self.image_tower.transformer.gradient_checkpointing = enabled
+
+    @torch.no_grad()
+    def convert(self, dtype: torch.dtype) -> "CLIP":
+        """Give the weights another precision, in place; norms, temperature and bias stay float32."""
+        for module in self.modules():
+            if module is self or isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+        return self
+
+
+def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet:
+    """The image tower that a config describes, with random weights."""
+    match config:
+        case ViTConfig():
+            return VisionTransformer(config, embed_dim)
+        case ResNetConfig():
+            return ModifiedResNet(config, embed_dim)
+        case _:
+            assert_never(config)

@@ -1,14 +1,17 @@
 """What a CLIP is made of: one frozen dataclass a tower, and one that joins them."""
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
-from diptych.images.transforms import PixelConfig
+from diptych.images.transforms import PixelConfig, Pixels, height_width
 from diptych.tokenizers.choice import TokenizerKind
+from diptych.tokenizers.clip_bpe import VOCAB_SIZE as CLIP_VOCAB_SIZE
 
-Activation: TypeAlias = Literal["gelu", "quick_gelu"]
-"""`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with."""
+Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
+"""`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with; `gelu_tanh` is SigLIP's."""
 
 
 def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
@@ -24,10 +27,12 @@ def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_rati
 class ViTConfig:
     """A vision transformer (Dosovitskiy et al. 2021, with CLIP's extra layer norm before the first block)."""
 
-    image_px: int = 224
-    """Side of the square input, in pixels."""
-    patch_px: int = 32
-    """Side of a patch, in pixels; divides `image_px`."""
+    kind: Literal["vit"] = "vit"
+    """Tells the image towers apart in a file."""
+    image_px: Pixels = 224
+    """Side of the input in pixels, or height and width."""
+    patch_px: Pixels = 32
+    """Side of a patch in pixels, or height and width; divides `image_px`."""
     stem: Literal["patch", "conv"] = "patch"
     """How patches become tokens: one linear map each, as in the paper, or strided 3x3 convolutions, which learn faster from
     little data (Xiao et al. 2021)."""
@@ -41,30 +46,85 @@ class ViTConfig:
     """Hidden width of a block's MLP over `width`."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """What stands for the picture: the class token, or the mean over the patches."""
+    pooling: Literal["cls", "mean", "attention"] = "cls"
+    """What stands for the picture: the class token, the mean over the patches, or a learned query that asks all tokens
+    (SigLIP's head, Zhai et al. 2022)."""
+    layout: Literal["clip", "siglip"] = "clip"
+    """`siglip` has no class token, no norm before the first block, a bias on patches, no projection, and 1e-6 in its norms."""
+    patch_dropout: float = 0.0
+    """Share of the patches that each training step leaves out (FLIP, Li et al. 2023), within [0, 1)."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
-        if self.patch_px < 1 or self.image_px % self.patch_px:
+        height, width = height_width(self.patch_px)
+        if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._leaves_a_rest():
             raise ConfigError(f"model.image.image_px is {self.image_px}, no multiple of patch_px {self.patch_px}")
-        if self.stem == "conv" and self.patch_px & (self.patch_px - 1):
+        if self.stem == "conv" and (height != width or height & (height - 1)):
             raise ConfigError(
                 f"model.image.patch_px is {self.patch_px}; a convolutional stem halves, so it needs a power of 2"
             )
+        if not 0 <= self.patch_dropout < 1:
+            raise ConfigError(f"model.image.patch_dropout is {self.patch_dropout}; it must lie within [0, 1)")
+        if self.layout == "siglip" and self.pooling == "cls":
+            raise ConfigError("model.image.pooling is 'cls', but SigLIP's layout has no class token; take 'attention'")
+
+    def _leaves_a_rest(self) -> bool:
+        sides = zip(height_width(self.image_px), height_width(self.patch_px), strict=True)
+        return any(image % patch for image, patch in sides)
 
     @property
-    def num_patches(self) -> int:
-        """Patches of one picture."""
-        return (self.image_px // self.patch_px) ** 2
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        (height, width), (patch_height, patch_width) = height_width(self.image_px), height_width(self.patch_px)
+        return (height // max(patch_height, 1), width // max(patch_width, 1))
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """Tokens before the patches: the class token, if there is one."""
+        return 1 if self.layout == "clip" else 0
+
+
+@settings
+class ResNetConfig:
+    """CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4): RN50 has layers (3, 4, 6, 3), width 64, heads 32."""
+
+    kind: Literal["resnet"] = "resnet"
+    """Tells the image towers apart in a file."""
+    image_px: Pixels = 224
+    """Side of the input in pixels, or height and width; a multiple of 32."""
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    """Bottleneck blocks of the four stages."""
+    width: int = 64
+    """Channels after the stem; the last stage has 32 times as many."""
+    heads: int = 32
+    """Heads of the attention pooling; divides 32 times `width`."""
+
+    def __post_init__(self) -> None:
+        if min(self.layers) < 1 or self.heads < 1 or self.width < 2 or self.width % 2:
+            raise ConfigError(
+                f"model.image: layers {self.layers} and heads {self.heads} must be at least 1, width {self.width} even"
+            )
+        if (32 * self.width) % self.heads:
+            raise ConfigError(f"model.image: 32 times width {self.width} is no multiple of heads {self.heads}")
+        if any(side < 32 or side % 32 for side in height_width(self.image_px)):
+            raise ConfigError(f"model.image.image_px is {self.image_px}; a ResNet halves five times: a multiple of 32")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last stage's map."""
+        height, width = height_width(self.image_px)
+        return (height // 32, width // 32)
+
+
+ImageConfig: TypeAlias = Annotated[ViTConfig | ResNetConfig, Field(discriminator="kind")]
 
 
 @settings
 class TextConfig:
-    """A causal text transformer whose end mark stands for the text (Radford et al. 2021, sec. 2.4), and its tokenizer."""
+    """A text transformer and its tokenizer; causal with the end mark for the text, as in Radford et al. 2021, sec. 2.4."""
 
     tokenizer: TokenizerKind = "learned-bpe"
-    """`learned-bpe` and `character` are made from the run's own captions."""
+    """`clip-bpe` is CLIP's own; `learned-bpe` and `character` are made from the run's captions; `hashing` needs neither."""
     vocab_size: int = 8192
     """The most entries the tokenizer may have; of a trained model, the entries it has."""
     context_length: int = 77
@@ -79,11 +139,22 @@ class TextConfig:
     """Hidden width of a block's MLP over `width`."""
     activation: Activation = "gelu"
     """Non-linearity of the MLPs."""
+    is_causal: bool = True
+    """Whether a token sees only those before it, as in GPT; if not, all see all, as in BERT (Devlin et al. 2019)."""
+    pooling: Literal["eot", "cls", "mean"] = "eot"
+    """What stands for the text: its end mark, its start mark (which must see the rest: `is_causal` false), or the mean."""
+    layout: Literal["clip", "siglip"] = "clip"
+    """`siglip` fills every text up to the context and attends to the filling, has a bias on its projection, and 1e-6 in its
+    norms. Its `eot` is the last place of the context."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.text", self.width, self.layers, self.heads, self.mlp_ratio)
         if self.context_length < 3:
             raise ConfigError(f"model.text.context_length is {self.context_length}; two marks and a token need 3")
+        if self.tokenizer == "clip-bpe" and self.vocab_size != CLIP_VOCAB_SIZE:
+            raise ConfigError(f"model.text.vocab_size is {self.vocab_size}; clip-bpe has {CLIP_VOCAB_SIZE} entries")
+        if self.is_causal and self.pooling == "cls":
+            raise ConfigError("model.text.pooling is 'cls', but a causal start mark sees nothing; set is_causal false")
 
 
 @settings
@@ -92,7 +163,7 @@ class CLIPConfig:
 
     embed_dim: int = 512
     """Numbers an embedding."""
-    image: ViTConfig = ViTConfig()
+    image: ImageConfig = ViTConfig()
     """The image tower."""
     text: TextConfig = TextConfig()
     """The text tower."""
@@ -100,9 +171,16 @@ class CLIPConfig:
     """How pictures become its input."""
     init_temperature: float = 0.07
     """Temperature at the start; it is learned, and never below 0.01 (logit scale 100)."""
+    init_logit_bias: float | None = None
+    """Added to the logits at the start, and learned, where the loss wants it (SigLIP: -10); None for a model without."""
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
             raise ConfigError(f"model.embed_dim is {self.embed_dim}; it must be at least 1")
         if not 0.01 <= self.init_temperature <= 1:
             raise ConfigError(f"model.init_temperature is {self.init_temperature}; it must lie within [0.01, 1]")
+        if isinstance(self.image, ViTConfig) and self.image.layout == "siglip" and self.embed_dim != self.image.width:
+            raise ConfigError(
+                f"model.embed_dim is {self.embed_dim}; SigLIP's image tower has no projection, so it must be its width "
+                f"{self.image.width}"
+            )

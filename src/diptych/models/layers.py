@@ -1,14 +1,41 @@
 """The pre-norm transformer that both towers stand on (Radford et al. 2021, sec. 2.4; GPT-2's layout).
 
-Shapes: B batch, T tokens, W width, Q queried tokens, H heads.
+All sequences of a batch lie side by side in one tensor of tokens, without padding; `Runs` tell them apart. Pictures are one
+run of equal length; texts are several, the shortest first (see `packing.py`).
+
+Shapes: N tokens of all sequences, S sequences, W width.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from diptych.models.config import Activation
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of one length."""
+
+    num: int
+    length: int
+
+
+Runs: TypeAlias = tuple[Run, ...]
+
+
+class LayerNorm(nn.LayerNorm):
+    """Computes in its own precision and gives back the input's: its weights stay fp32 in a half-precision model."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The same shape."""
+        normed = functional.layer_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.to(x.dtype)
 
 
 class QuickGELU(nn.Module):
@@ -19,72 +46,89 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "quick_gelu": QuickGELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+}
+
+
+def hidden_width(width: int, ratio: float) -> int:
+    """Of an MLP. Rounding must not make 2047 of 768 * (2048 / 768)."""
+    return int(width * ratio + 1e-6)
+
+
+def mlp(width: int, *, ratio: float, activation: Activation) -> nn.Sequential:
+    """Two linear maps around the non-linearity."""
+    hidden = hidden_width(width, ratio)
+    return nn.Sequential(nn.Linear(width, hidden), _ACTIVATIONS[activation](), nn.Linear(hidden, width))
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; queries may be fewer than keys."""
+    """Multi-head attention within each sequence. Query, key and value are linear maps of their own, as adapters need them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B T W"], *, is_causal: bool) -> Float[Tensor, "B T W"]:
-        """Every token asks every token, or, when causal, itself and those before it."""
-        q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        return self._merge(functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal))
-
-    def pooled(
-        self, query: Float[Tensor, "B Q W"], x: Float[Tensor, "B T W"], *, visible: Bool[Tensor, "B 1 Q T"] | None
-    ) -> Float[Tensor, "B Q W"]:
-        """A few queries ask the tokens that they may see (all, if `visible` is None)."""
-        width = x.shape[-1]
-        q = functional.linear(query, self.qkv.weight[:width], self.qkv.bias[:width])
-        k, v = functional.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
-        q, k, v = self._split(q), self._split(k), self._split(v)
-        return self._merge(functional.scaled_dot_product_attention(q, k, v, attn_mask=visible))
-
-    def _split(self, x: Float[Tensor, "B T W"]) -> Float[Tensor, "B H T D"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-    def _merge(self, x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T W"]:
-        merged: Tensor = self.out(x.transpose(1, 2).flatten(2))
+    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
+        """Every token asks every token of its sequence, or, when causal, itself and those before it."""
+        merged: Tensor = self.out(self._attend(self.query(x), x, runs, runs, is_causal=is_causal))
         return merged
+
+    def pooled(self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
+        """One query a sequence asks all its tokens."""
+        single = tuple(Run(run.num, 1) for run in runs)
+        merged: Tensor = self.out(self._attend(self.query(asking), x, single, runs, is_causal=False))
+        return merged
+
+    def _attend(self, q: Tensor, x: Tensor, asking: Runs, asked: Runs, *, is_causal: bool) -> Tensor:
+        parts = zip(
+            self._split(q, asking), self._split(self.key(x), asked), self._split(self.value(x), asked), strict=True
+        )
+        heard = [functional.scaled_dot_product_attention(*qkv, is_causal=is_causal) for qkv in parts]
+        merged = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in heard]
+        return merged[0] if len(merged) == 1 else torch.cat(merged)
+
+    def _split(self, x: Tensor, runs: Runs) -> list[Tensor]:
+        """By run: sequences, heads, tokens, numbers a head."""
+        parts = [x] if len(runs) == 1 else x.split([run.num * run.length for run in runs])
+        return [
+            part.view(run.num, run.length, self.heads, -1).transpose(1, 2)
+            for part, run in zip(parts, runs, strict=True)
+        ]
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: float, activation: Activation) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: float, activation: Activation, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        hidden = int(width * mlp_ratio)
-        self.norm_1 = nn.LayerNorm(width)
+        self.norm_1 = LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
-        self.norm_2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU() if activation == "gelu" else QuickGELU(), nn.Linear(hidden, width)
-        )
+        self.norm_2 = LayerNorm(width, eps=norm_eps)
+        self.mlp = mlp(width, ratio=mlp_ratio, activation=activation)
 
-    def forward(self, x: Float[Tensor, "B T W"], *, is_causal: bool) -> Float[Tensor, "B T W"]:
+    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """The next layer's tokens."""
-        x = x + self.attention(self.norm_1(x), is_causal=is_causal)
+        x = x + self.attention(self.norm_1(x), runs, is_causal=is_causal)
         out: Tensor = x + self.mlp(self.norm_2(x))
         return out
 
-    def pooled(
-        self, x: Float[Tensor, "B T W"], position: Int64[Tensor, " B"], *, is_causal: bool
-    ) -> Float[Tensor, "B W"]:
-        """The next layer's token at one position a row, exactly as `forward` gives it, and nothing for the others.
+    def pooled(self, x: Float[Tensor, "N W"], runs: Runs, chosen: Int64[Tensor, " S"]) -> Float[Tensor, "S W"]:
+        """The next layer's token at one place a sequence, exactly as `forward` gives it, and nothing for the others.
 
-        After the last block only the pooled token is read, so nothing else needs its query, projection or MLP.
+        After the last block only the pooled token is read, so nothing else needs its query, projection or MLP. In a causal
+        tower the place must be the sequence's last, which sees everything.
         """
-        rows = torch.arange(x.shape[0], device=x.device)
         normed = self.norm_1(x)
-        visible = None
-        if is_causal:
-            visible = (torch.arange(x.shape[1], device=x.device) <= position[:, None])[:, None, None, :]
-        token = (
-            x[rows, position] + self.attention.pooled(normed[rows, position][:, None], normed, visible=visible)[:, 0]
-        )
+        token = x[chosen] + self.attention.pooled(normed[chosen], normed, runs)
         out: Tensor = token + self.mlp(self.norm_2(token))
         return out
 
@@ -92,32 +136,69 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks. Initialised as OpenAI's text tower (deviations fall with width and depth)."""
 
-    def __init__(self, width: int, layers: int, heads: int, *, mlp_ratio: float, activation: Activation) -> None:
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        mlp_ratio: float,
+        activation: Activation,
+        norm_eps: float = 1e-5,
+    ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation) for _ in range(layers)
+            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps) for _ in range(layers)
         )
         for block in self.blocks:
             assert isinstance(block, Block)
-            nn.init.normal_(block.attention.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.attention.out.weight, std=(width * 2 * layers) ** -0.5)
-            nn.init.normal_(block.mlp[0].weight, std=(2 * width) ** -0.5)  # type: ignore[arg-type]
-            nn.init.normal_(block.mlp[2].weight, std=(width * 2 * layers) ** -0.5)  # type: ignore[arg-type]
-            for linear in (block.attention.qkv, block.attention.out, block.mlp[0], block.mlp[2]):
-                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+            init_attention(block.attention, std=width**-0.5, out_std=(width * 2 * layers) ** -0.5)
+            init_mlp(block.mlp, std=(2 * width) ** -0.5, out_std=(width * 2 * layers) ** -0.5)
 
-    def forward(self, x: Float[Tensor, "B T W"], *, is_causal: bool) -> Float[Tensor, "B T W"]:
+    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """All tokens after the last block."""
-        for block in self.blocks:
-            x = block(x, is_causal=is_causal)
-        return x
+        return self._through(self.blocks, x, runs, is_causal=is_causal)
 
     def pooled(
-        self, x: Float[Tensor, "B T W"], position: Int64[Tensor, " B"], *, is_causal: bool
-    ) -> Float[Tensor, "B W"]:
-        """The token at one position a row after the last block."""
+        self, x: Float[Tensor, "N W"], runs: Runs, chosen: Int64[Tensor, " S"], *, is_causal: bool
+    ) -> Float[Tensor, "S W"]:
+        """The token at one place a sequence after the last block; see `Block.pooled`."""
         *body, last = self.blocks
-        for block in body:
-            x = block(x, is_causal=is_causal)
+        x = self._through(body, x, runs, is_causal=is_causal)
         assert isinstance(last, Block)
-        return last.pooled(x, position, is_causal=is_causal)
+        return last.pooled(x, runs, chosen)
+
+    def _through(self, blocks: Iterable[nn.Module], x: Tensor, runs: Runs, *, is_causal: bool) -> Tensor:
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, runs, is_causal=is_causal, use_reentrant=False)
+            else:
+                x = block(x, runs, is_causal=is_causal)
+        return x
+
+
+def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
+    """Normal weights, biases of zero."""
+    for linear in (attention.query, attention.key, attention.value):
+        nn.init.normal_(linear.weight, std=std)
+        nn.init.zeros_(linear.bias)
+    nn.init.normal_(attention.out.weight, std=out_std)
+    nn.init.zeros_(attention.out.bias)
+
+
+def init_mlp(layers: nn.Sequential, *, std: float, out_std: float) -> None:
+    """Normal weights, biases of zero."""
+    first, _, second = layers
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    nn.init.normal_(first.weight, std=std)
+    nn.init.normal_(second.weight, std=out_std)
+    nn.init.zeros_(first.bias)
+    nn.init.zeros_(second.bias)
+
+
+def mean_of_each(x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
+    """The mean over the tokens of each sequence."""
+    parts = x.split([run.num * run.length for run in runs])
+    return torch.cat([part.view(run.num, run.length, -1).mean(dim=1) for part, run in zip(parts, runs, strict=True)])

@@ -1,34 +1,74 @@
-"""The text tower: a causal transformer read at the end mark. Shapes: B batch, T tokens, E embedding."""
+"""The text tower: a transformer, causal or not.
+
+Shapes: B texts, T tokens of the longest, N tokens of all texts, E embedding.
+"""
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional
 
 from diptych.models.config import TextConfig
-from diptych.models.layers import Transformer
+from diptych.models.layers import LayerNorm, Transformer, mean_of_each
+from diptych.models.packing import Packing, pack
 
 
 class TextTransformer(nn.Module):
-    """Tokens and positions, causal blocks, the end mark's token, layer norm, projection (Radford et al. 2021, sec. 2.4).
+    """Tokens and positions, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4).
 
-    Attention is causal and padding comes last, so no token that is read ever sees padding.
+    Padding is dropped before the first product. Only SigLIP's layout attends to it, and so is filled up to the context.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
+        is_siglip = config.layout == "siglip"
+        norm_eps = 1e-6 if is_siglip else 1e-5
+        self.config = config
         self.token_emb = nn.Embedding(config.vocab_size, config.width)
         self.position_emb = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
         self.transformer = Transformer(
-            config.width, config.layers, config.heads, mlp_ratio=config.mlp_ratio, activation=config.activation
+            config.width,
+            config.layers,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            norm_eps=norm_eps,
         )
-        self.norm_post = nn.LayerNorm(config.width)
-        self.projection = nn.Linear(config.width, embed_dim, bias=False)
+        self.norm_post = LayerNorm(config.width, eps=norm_eps)
+        self.projection = nn.Linear(config.width, embed_dim, bias=is_siglip)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
+        if is_siglip:
+            nn.init.zeros_(self.projection.bias)
 
-    def forward(self, ids: Int64[Tensor, "B T"], lengths: Int64[Tensor, " B"]) -> Float[Tensor, "B E"]:
-        """Embeddings of padded texts whose end mark stands at `lengths - 1`, not yet of unit length."""
-        x = self.token_emb(ids) + self.position_emb[: ids.shape[1]]
-        pooled = self.transformer.pooled(x, lengths - 1, is_causal=True)
-        out: Tensor = self.projection(self.norm_post(pooled))
-        return out
+    def forward(
+        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B E"]:
+        """Embeddings of texts, not yet of unit length.
+
+        Args:
+            ids: one text a row, padded after its length; or the texts one after another without padding.
+            lengths: tokens of each text, marks included. They are read on the CPU and may stay there.
+        """
+        if self.config.layout == "siglip":
+            ids, lengths = self._filled_up(ids, lengths)
+        packing = pack(lengths, padded_to=ids.shape[1] if ids.ndim == 2 else None, device=ids.device)
+        positions = functional.embedding(packing.position, self.position_emb)
+        x = self.token_emb(ids.flatten()[packing.place]) + positions
+        out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
+        return out[packing.rank]
+
+    def _pooled(self, x: Float[Tensor, "N W"], packing: Packing) -> Float[Tensor, "B W"]:
+        is_causal = self.config.is_causal
+        if self.config.pooling == "mean":
+            return mean_of_each(self.transformer(x, packing.runs, is_causal=is_causal), packing.runs)
+        chosen = packing.last if self.config.pooling == "eot" else packing.first
+        return self.transformer.pooled(x, packing.runs, chosen, is_causal=is_causal)
+
+    def _filled_up(
+        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
+    ) -> tuple[Int64[Tensor, "B C"], Int64[Tensor, " B"]]:
+        context = self.config.context_length
+        if ids.ndim == 1:
+            ids = torch.nn.utils.rnn.pad_sequence(list(torch.split(ids, lengths.tolist())), batch_first=True)
+        return functional.pad(ids, (0, context - ids.shape[1])), torch.full_like(lengths, context)

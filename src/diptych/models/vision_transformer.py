@@ -1,4 +1,7 @@
-"""The image tower as a vision transformer. Shapes: B batch, H W pixels, N patches, P numbers a patch, E embedding."""
+"""The image tower as a vision transformer.
+
+Shapes: B batch, H W pixels, N patches, D numbers a token, T tokens a picture, E embedding.
+"""
 
 from itertools import pairwise
 
@@ -6,22 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diptych.images.transforms import Pixels, height_width
 from diptych.models.config import ViTConfig
-from diptych.models.layers import Transformer
+from diptych.models.layers import Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, mlp
 
 
 class PatchStem(nn.Module):
-    """Each patch by one linear map: a convolution with stride and kernel of the patch's side, as one matrix product."""
+    """Each patch by one linear map: a convolution with stride and kernel of the patch's size, as one matrix product."""
 
-    def __init__(self, patch_px: int, width: int) -> None:
+    def __init__(self, patch_px: Pixels, width: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.patch_px = patch_px
-        self.embed = nn.Linear(3 * patch_px**2, width, bias=False)
+        self.height, self.width = height_width(patch_px)
+        self.embed = nn.Linear(3 * self.height * self.width, width, bias=bias)
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N Width"]:
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token a patch, row by row; a patch is flattened as (channel, row, column)."""
-        side = self.patch_px
-        grid = pixels.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # B 3 rows side columns side
+        grid = pixels.unflatten(3, (-1, self.width)).unflatten(2, (-1, self.height))  # B 3 rows height columns width
         tokens: Tensor = self.embed(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
         return tokens
 
@@ -38,10 +41,31 @@ class ConvStem(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.GroupNorm(1, after), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 
-    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N Width"]:
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token a patch, row by row."""
         tokens: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
         return tokens
+
+
+class AttentionPool(nn.Module):
+    """A learned query asks all tokens; an MLP follows (Zhai et al. 2022; SigLIP's head)."""
+
+    def __init__(self, config: ViTConfig, *, norm_eps: float) -> None:
+        super().__init__()
+        width = config.width
+        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.attention = Attention(width, config.heads)
+        self.norm = LayerNorm(width, eps=norm_eps)
+        self.mlp = mlp(width, ratio=config.mlp_ratio, activation=config.activation)
+        init_attention(self.attention, std=width**-0.5, out_std=(2 * width) ** -0.5)
+        init_mlp(self.mlp, std=(2 * width) ** -0.5, out_std=(2 * width) ** -0.5)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        """One vector a picture."""
+        asking = self.query.expand(len(x), -1)
+        heard = self.attention.pooled(asking, x.flatten(0, 1), (Run(x.shape[0], x.shape[1]),))
+        out: Tensor = heard + self.mlp(self.norm(heard))
+        return out
 
 
 class VisionTransformer(nn.Module):
@@ -49,28 +73,62 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig, embed_dim: int) -> None:
         super().__init__()
-        width = config.width
+        width, is_siglip = config.width, config.layout == "siglip"
+        norm_eps = 1e-6 if is_siglip else 1e-5
         self.config = config
-        self.stem = PatchStem(config.patch_px, width) if config.stem == "patch" else ConvStem(config.patch_px, width)
-        self.class_emb = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.position_emb = nn.Parameter(torch.randn(config.num_patches + 1, width) * width**-0.5)
-        self.norm_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(
-            width, config.layers, config.heads, mlp_ratio=config.mlp_ratio, activation=config.activation
+        self.stem = (
+            PatchStem(config.patch_px, width, bias=is_siglip)
+            if config.stem == "patch"
+            else ConvStem(height_width(config.patch_px)[0], width)
         )
-        self.norm_post = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, embed_dim, bias=False)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        rows, columns = config.grid
+        self.class_emb = nn.Parameter(torch.randn(width) * width**-0.5) if config.num_extra_tokens else None
+        self.position_emb = nn.Parameter(torch.randn(config.num_extra_tokens + rows * columns, width) * width**-0.5)
+        self.norm_pre = nn.Identity() if is_siglip else LayerNorm(width)
+        self.transformer = Transformer(
+            width,
+            config.layers,
+            config.heads,
+            mlp_ratio=config.mlp_ratio,
+            activation=config.activation,
+            norm_eps=norm_eps,
+        )
+        self.norm_post = LayerNorm(width, eps=norm_eps)
+        self.pool = AttentionPool(config, norm_eps=norm_eps) if config.pooling == "attention" else None
+        self.projection = nn.Identity() if is_siglip else nn.Linear(width, embed_dim, bias=False)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         """Embeddings of normalised pixels, not yet of unit length."""
-        tokens = self.stem(pixels)
-        class_token = self.class_emb.expand(len(tokens), 1, -1)
-        x = self.norm_pre(torch.cat([class_token, tokens], dim=1) + self.position_emb)
-        if self.config.pooling == "cls":
-            first = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            pooled = self.transformer.pooled(x, first, is_causal=False)
-        else:
-            pooled = self.transformer(x, is_causal=False)[:, 1:].mean(dim=1)
-        out: Tensor = self.projection(self.norm_post(pooled))
+        out: Tensor = self.projection(self._pooled(self.norm_pre(self._tokens(pixels))))
         return out
+
+    def _tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
+        patches = self.stem(pixels.to(self.position_emb.dtype))
+        extra = self.config.num_extra_tokens
+        x: Tensor = self._without_some(patches + self.position_emb[extra:])
+        if self.class_emb is None:
+            return x
+        class_token = (self.class_emb + self.position_emb[0]).expand(len(x), 1, -1)
+        return torch.cat([class_token, x], dim=1)
+
+    def _without_some(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
+        """In training, a random choice of each picture's patches (FLIP, Li et al. 2023)."""
+        if not self.training or self.config.patch_dropout == 0:
+            return patches
+        batch, num, width = patches.shape
+        num_kept = max(1, int(num * (1 - self.config.patch_dropout)))
+        kept = torch.rand(batch, num, device=patches.device).topk(num_kept, dim=1).indices
+        return patches.gather(1, kept[:, :, None].expand(-1, -1, width))
+
+    def _pooled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+        batch, num = x.shape[:2]
+        runs, flat = (Run(batch, num),), x.flatten(0, 1)
+        if self.config.pooling == "cls":
+            first = torch.arange(0, batch * num, num, device=x.device)
+            return self.norm_post(self.transformer.pooled(flat, runs, first, is_causal=False))
+        tokens = self.transformer(flat, runs, is_causal=False).unflatten(0, (batch, num))
+        if self.pool is None:
+            return self.norm_post(tokens[:, self.config.num_extra_tokens :].mean(dim=1))
+        return self.pool(self.norm_post(tokens))

@@ -4,7 +4,19 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Encoded, check_texts, pad_and_mark
+from diptych.tokenizers.protocol import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    UNKNOWN,
+    Encoded,
+    Truncate,
+    check_context_length,
+    check_ids,
+    check_texts,
+    pad_and_mark,
+)
 
 
 class CharacterTokenizer:
@@ -17,8 +29,10 @@ class CharacterTokenizer:
     """
 
     kind = "character"
+    pad_id, start_id, end_id = PAD, START, END
 
     def __init__(self, alphabet: Sequence[str], *, context_length: int) -> None:
+        check_context_length(context_length)
         self.alphabet = tuple(alphabet)
         self.context_length = context_length
         self._ids = {character: len(SPECIAL_TOKENS) + i for i, character in enumerate(self.alphabet)}
@@ -35,14 +49,15 @@ class CharacterTokenizer:
         """The alphabet and the four special tokens."""
         return len(SPECIAL_TOKENS) + len(self.alphabet)
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
         """Ids of the texts; a character outside the alphabet becomes the unknown token."""
         check_texts(texts)
         rows = [[self._ids.get(character, UNKNOWN) for character in _clean(text)] for text in texts]
-        return pad_and_mark(rows, context_length=self.context_length)
+        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, without marks and padding."""
+        check_ids(ids, vocab_size=self.vocab_size)
         first = len(SPECIAL_TOKENS)
         return "".join(self.alphabet[i - first] for i in ids if i >= first)
 

@@ -7,7 +7,18 @@ small data. The engine is the `tokenizers` library, and its own JSON file is wha
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from diptych.tokenizers.protocol import SPECIAL_TOKENS, Encoded, check_texts, pad_and_mark
+from diptych.tokenizers.protocol import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    Encoded,
+    Truncate,
+    check_context_length,
+    check_ids,
+    check_texts,
+    pad_and_mark,
+)
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
@@ -21,8 +32,10 @@ class LearnedBPETokenizer:
     """
 
     kind = "learned-bpe"
+    pad_id, start_id, end_id = PAD, START, END
 
     def __init__(self, engine: Engine, *, context_length: int) -> None:
+        check_context_length(context_length)
         self.context_length = context_length
         self._engine = engine
         self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a mark.
@@ -42,7 +55,7 @@ class LearnedBPETokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        engine.train_from_iterator(captions, trainer)
+        engine.train_from_iterator(map(_encodable, captions), trainer)
         return cls(engine, context_length=context_length)
 
     @property
@@ -50,14 +63,16 @@ class LearnedBPETokenizer:
         """Bytes, merges and the four special tokens."""
         return int(self._engine.get_vocab_size())
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
         """Ids of the texts."""
         check_texts(texts)
-        rows = [encoding.ids for encoding in self._engine.encode_batch(list(texts), add_special_tokens=False)]
-        return pad_and_mark(rows, context_length=self.context_length)
+        encodings = self._engine.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, without marks and padding."""
+        check_ids(ids, vocab_size=self.vocab_size)
         return str(self._engine.decode([int(i) for i in ids if i >= len(SPECIAL_TOKENS)])).strip()
 
     def save(self, path: Path) -> None:
@@ -68,3 +83,8 @@ class LearnedBPETokenizer:
     def load(cls, path: Path, *, context_length: int) -> "LearnedBPETokenizer":
         """The tokenizer that `save` wrote."""
         return cls(Engine.from_file(str(path)), context_length=context_length)
+
+
+def _encodable(text: str) -> str:
+    # The engine takes UTF-8, which has no lone surrogates (JSON's "\ud800"): they become U+FFFD, as in CLIP's tokenizer.
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -6,17 +6,20 @@ Shapes: B texts, T tokens of the longest text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
 from numpy import ndarray
 
-from diptych.core.errors import DataError
+from diptych.core.errors import ConfigError, DataError, unknown_name
+
+Truncate: TypeAlias = Literal["end", "error"]
+"""What becomes of a text longer than the context: `end` cuts its tail and keeps the end mark, `error` refuses it."""
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")
-"""The first entries of every vocabulary that is learned from captions, in the order of their ids."""
+"""The first entries of every vocabulary of our own, in the order of their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class Encoded:
 
     ids: Int64[ndarray, "B T"]
     lengths: Int64[ndarray, " B"]
-    """Tokens of each text, the start and the end mark included; the end mark stands at `length - 1`."""
+    """Tokens of each text up to and including its first end mark, which stands at `length - 1` and is the token pooled."""
     num_cut: int
     """Texts that were longer than the context. Their end mark is kept."""
 
@@ -38,16 +41,22 @@ class Tokenizer(Protocol):
     """The name under which a config chooses it."""
     context_length: int
     """The most tokens a text may have, both marks included."""
+    pad_id: int
+    """The id that fills a row behind its text."""
+    start_id: int
+    """The mark before every text."""
+    end_id: int
+    """The mark after every text."""
 
     @property
     def vocab_size(self) -> int:
         """The number of different ids."""
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
         """Ids of the texts. An empty text is legal: it is the two marks.
 
         Raises:
-            DataError: an element is not a string; its position is named.
+            DataError: an element is not a string, or is too long where `truncate` is "error"; its position is named.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -70,16 +79,63 @@ def check_texts(texts: Sequence[str]) -> None:
             raise DataError(f"text {position} is not a string but {type(text).__name__}: {text!r:.60}")
 
 
-def pad_and_mark(tokens: Sequence[Sequence[int]], *, context_length: int) -> Encoded:
+def check_context_length(context_length: int) -> None:
+    """Refuse a context in which no token has room.
+
+    Raises:
+        ConfigError: it is below 3.
+    """
+    if context_length < 3:
+        raise ConfigError(f"the context length is {context_length}; two marks and a token need 3")
+
+
+def check_ids(ids: Sequence[int], *, vocab_size: int) -> None:
+    """Refuse ids that no entry of the vocabulary has.
+
+    Raises:
+        DataError: an id is negative, or not below `vocab_size`; its position is named.
+    """
+    for position, i in enumerate(ids):
+        if not 0 <= i < vocab_size:
+            raise DataError(f"id {i} at position {position} is in no vocabulary of {vocab_size} entries")
+
+
+def pad_and_mark(
+    tokens: Sequence[Sequence[int]],
+    *,
+    context_length: int,
+    truncate: Truncate = "end",
+    pad_id: int = PAD,
+    start_id: int = START,
+    end_id: int = END,
+) -> Encoded:
     """Start mark, tokens, end mark; cut to the context, padded to the longest.
 
     >>> pad_and_mark([[7, 8], [9]], context_length=8).ids.tolist()
     [[2, 7, 8, 3], [2, 9, 3, 0]]
+
+    Raises:
+        DataError: a text is longer than the context, and `truncate` is "error".
+        ConfigError: `truncate` is neither.
     """
     room = context_length - 2
-    lengths = np.array([min(len(row), room) + 2 for row in tokens], dtype=np.int64)
-    ids = np.full((len(tokens), int(lengths.max(initial=2))), PAD, dtype=np.int64)
-    for row, source in enumerate(tokens):
-        marked = [START, *source[:room], END]
-        ids[row, : len(marked)] = marked
-    return Encoded(ids=ids, lengths=lengths, num_cut=sum(len(row) > room for row in tokens))
+    num_cut = sum(len(row) > room for row in tokens)
+    if truncate != "end":
+        _refuse_too_long(tokens, context_length=context_length, truncate=truncate)
+    marked = [[start_id, *row[:room], end_id] for row in tokens]
+    ids = np.full((len(marked), max(map(len, marked), default=2)), pad_id, dtype=np.int64)
+    for into, row in zip(ids, marked, strict=True):
+        into[: len(row)] = row
+    lengths = np.array([row.index(end_id) + 1 for row in marked], dtype=np.int64)
+    return Encoded(ids=ids, lengths=lengths, num_cut=num_cut)
+
+
+def _refuse_too_long(tokens: Sequence[Sequence[int]], *, context_length: int, truncate: str) -> None:
+    if truncate not in get_args(Truncate):
+        raise ConfigError(unknown_name("value of truncate", truncate, get_args(Truncate)))
+    for position, row in enumerate(tokens):
+        if len(row) + 2 > context_length:
+            raise DataError(
+                f"text {position} has {len(row) + 2} tokens, both marks included; the context holds {context_length}. "
+                'Shorten it, or cut it with truncate="end".'
+            )

@@ -21,6 +21,9 @@ class TrainConfig:
     """Name of the recipe it came from."""
     model: CLIPConfig = CLIPConfig()
     """Both towers, tokenizer and image transform."""
+    init: str | None = None
+    """Weights to start from: a bundle, or whatever else `diptych import` reads. They bring their model, whatever `model` says;
+    None for random weights."""
     data: DataConfig = DataConfig()
     """What it trains and validates on."""
     augment: AugmentConfig = AugmentConfig()

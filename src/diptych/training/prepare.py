@@ -1,11 +1,17 @@
-"""What a run needs before its first step: samples and a tokenizer."""
+"""What a run needs before its first step: samples, a model and its tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from diptych.bundle.choice import open_bundle
+from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, RunError
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import take_few, take_split
+from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
@@ -33,12 +39,22 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     return train_source, val_source
 
 
-def load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
-    """The run's own tokenizer where it goes on, else one made from the captions it trains on.
+def starting_point(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Bundle:
+    """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
 
     Raises:
+        BundleError: `config.init` is nothing that can be read.
         RunError: the run's tokenizer is damaged.
     """
+    if config.init is not None and not resume:
+        return open_bundle(config.init)
+    tokenizer = _load_or_train_tokenizer(config, run, source, resume=resume)
+    torch.manual_seed(config.seed)
+    text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
+    return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
+
+
+def _load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
     text = config.model.text
     if resume:
         try:

@@ -14,17 +14,17 @@ import diptych
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
 from diptych.core.errors import DataError
+from diptych.core.randomness import stable_hash
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from diptych.inference.embedder import Embedder
-from diptych.models.clip import CLIP
 from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.optimizer import build_optimizer
-from diptych.training.prepare import load_or_train_tokenizer, open_data
+from diptych.training.prepare import open_data, starting_point
 from diptych.training.report import EventLog, Observer, StepReport
 from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
 from diptych.training.schedule import Schedule
@@ -98,15 +98,15 @@ class _Run:
         observers: Sequence[Observer],
     ) -> None:
         device = choose_device(config.device)
-        self.tokenizer = load_or_train_tokenizer(config, run, train_source, resume=resume)
-        text = replace(config.model.text, vocab_size=self.tokenizer.vocab_size)
+        start = starting_point(config, run, train_source, resume=resume)
+        self.model, self.tokenizer = start.model.to(device), start.tokenizer
+        if config.init is not None:
+            config = replace(config, model=self.model.config)
         self.config = config
         self.path = run
         self.train_source, self.val_source = train_source, val_source
         self._few_val = take_few(val_source, config.val_samples)
         self._train_split_hash = split_hash(train_source)
-        torch.manual_seed(config.seed)
-        self.model = CLIP(replace(config.model, text=text)).to(device)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(train_source), config.batch_size))
         self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
@@ -167,6 +167,7 @@ class _Run:
             self._num_cut += batch.num_cut
             lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
             self.model.train()
+            torch.manual_seed(stable_hash(config.seed, "step", self.step))  # What a tower draws outlives a resume.
             result = train_step(self.model, self.optimizer, batch, lr=lr, max_grad_norm=config.optimizer.max_grad_norm)
             self.step += 1
             self._wait_s += waited
@@ -286,6 +287,7 @@ class _Run:
     def _bundle(self, validation: Validation) -> Bundle:
         origin = {
             "recipe": self.config.recipe,
+            **({"init": self.config.init} if self.config.init is not None else {}),
             "data": self.config.data.source,
             "train_split_hash": self._train_split_hash,
             "val_split": self.config.data.val_split,

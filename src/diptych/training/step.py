@@ -35,7 +35,7 @@ def train_step(
     device = model.log_logit_scale.device
     pixels = normalize(batch.pixels.to(device, non_blocking=True), model.config.pixels)
     groups = batch.groups.to(device)
-    image_emb, text_emb, logit_scale = model(pixels, batch.ids.to(device), batch.lengths.to(device))
+    image_emb, text_emb, logit_scale, _ = model(pixels, batch.ids.to(device), batch.lengths)
     loss = clip_loss(image_emb, text_emb, logit_scale, groups)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

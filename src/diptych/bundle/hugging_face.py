@@ -1,0 +1,300 @@
+"""Hugging Face's CLIP folder: `config.json`, weights, the image processor's settings and the tokenizer's files.
+
+`transformers` is not needed: the files are plain JSON and safetensors.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, to_theirs
+from diptych.bundle.weights import read_weights
+from diptych.core.errors import BundleError, ConfigError
+from diptych.core.settings import from_plain
+from diptych.images.transforms import PixelConfig, height_width
+from diptych.models.clip import CLIP
+from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
+from diptych.models.layers import hidden_width
+from diptych.tokenizers.clip_bpe import clip_merges, clip_vocabulary
+
+CONFIG = "config.json"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""Where the image transform stands: on its own, or beside the tokenizer's."""
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_FILTERS = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, which the image processor's file holds."""
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+
+
+def hugging_face_names(config: CLIPConfig) -> list[Rename]:
+    """The table of a model's tensors under the names of `transformers.CLIPModel`."""
+    image, text = config.image, config.text
+    assert isinstance(image, ViTConfig)
+    vision = "vision_model.embeddings"
+    return [
+        shaped("image_tower.stem.embed.weight", f"{vision}.patch_embedding.weight", (3, *height_width(image.patch_px))),
+        same("image_tower.class_emb", f"{vision}.class_embedding"),
+        same("image_tower.position_emb", f"{vision}.position_embedding.weight"),
+        *norm("image_tower.norm_pre", "vision_model.pre_layrnorm"),
+        *_blocks("image_tower.transformer", "vision_model.encoder", image.layers),
+        *norm("image_tower.norm_post", "vision_model.post_layernorm"),
+        same("image_tower.projection.weight", "visual_projection.weight"),
+        same("text_tower.token_emb.weight", "text_model.embeddings.token_embedding.weight"),
+        same("text_tower.position_emb", "text_model.embeddings.position_embedding.weight"),
+        *_blocks("text_tower.transformer", "text_model.encoder", text.layers),
+        *norm("text_tower.norm_post", "text_model.final_layer_norm"),
+        same("text_tower.projection.weight", "text_projection.weight"),
+        same("log_logit_scale", "logit_scale"),
+    ]
+
+
+def _blocks(ours: str, theirs: str, layers: int) -> list[Rename]:
+    pairs = {
+        "norm_1": "layer_norm1",
+        "attention.query": "self_attn.q_proj",
+        "attention.key": "self_attn.k_proj",
+        "attention.value": "self_attn.v_proj",
+        "attention.out": "self_attn.out_proj",
+        "norm_2": "layer_norm2",
+        "mlp.0": "mlp.fc1",
+        "mlp.2": "mlp.fc2",
+    }
+    return [
+        rename
+        for i in range(layers)
+        for mine, other in pairs.items()
+        for rename in norm(f"{ours}.blocks.{i}.{mine}", f"{theirs}.layers.{i}.{other}")
+    ]
+
+
+def read_hugging_face(folder: Path) -> CLIP:
+    """The model in a folder that `CLIPModel.save_pretrained` wrote, or one like it from the hub.
+
+    Raises:
+        BundleError: a file is missing or damaged, or the model has something that Diptych has not; it is named.
+    """
+    content = _read_json(folder / CONFIG)
+    if content.get("model_type") != "clip":
+        raise BundleError(f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych reads 'clip'")
+    try:
+        image, text = _image_config(content.get("vision_config") or {}), _text_config(content.get("text_config") or {})
+        config = CLIPConfig(
+            embed_dim=content.get("projection_dim", 512), image=image, text=text, pixels=_pixel_config(folder, image)
+        )
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise BundleError(f"{folder / CONFIG}: {error}") from None
+    _check_vocabulary(folder)
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise BundleError(f"{folder}: holds no weights; Hugging Face's are {_WEIGHTS[0]} or {_WEIGHTS[2]}")
+    weights = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(".position_ids")}
+    if "logit_scale" in weights:
+        weights["logit_scale"] = weights["logit_scale"].reshape(())
+    return CLIP.from_weights(config, from_theirs(weights, hugging_face_names(config), config, what=str(path)))
+
+
+def write_hugging_face(model: CLIP, folder: Path) -> None:
+    """Write the folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load.
+
+    Raises:
+        ConfigError: `CLIPModel` has no place for something about the model; it is named.
+    """
+    config = model.config
+    check_hugging_face(config)
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    save_file(to_theirs(weights, hugging_face_names(config)), folder / _WEIGHTS[0], metadata={"format": "pt"})
+    _write_json(folder / CONFIG, _config_of(config))
+    _write_json(folder / PROCESSORS[0], _processor_of(config))
+    _write_json(folder / "vocab.json", _vocabulary())
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in clip_merges())]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    marks = {"bos_token": _START, "eos_token": _END, "pad_token": _END, "unk_token": _END}
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length, **marks},
+    )
+    _write_json(folder / "special_tokens_map.json", marks)
+
+
+def check_hugging_face(config: CLIPConfig) -> None:
+    """Refuse a model that `transformers.CLIPModel` cannot be.
+
+    Raises:
+        ConfigError: what it is about the model.
+    """
+    image, text = config.image, config.text
+    reasons = []
+    if not isinstance(image, ViTConfig):
+        reasons.append("its ResNet")
+    else:
+        (height, width), (patch_height, patch_width) = height_width(image.image_px), height_width(image.patch_px)
+        reasons += ["its convolutional stem"] if image.stem == "conv" else []
+        reasons += [f"its {image.pooling} pooling"] if image.pooling != "cls" else []
+        reasons += (
+            ["its pictures or patches that are not square"] if height != width or patch_height != patch_width else []
+        )
+    reasons += ["SigLIP's layout"] if text.layout == "siglip" else []
+    reasons += [] if text.is_causal else ["its bidirectional text tower"]
+    reasons += [] if text.pooling == "eot" else [f"its text tower's {text.pooling} pooling"]
+    reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
+    reasons += ["its logit bias"] if config.init_logit_bias is not None else []
+    if reasons:
+        raise ConfigError(f"Hugging Face's CLIPModel has no place for {', '.join(reasons)}")
+
+
+def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
+    width = vision.get("hidden_size", 768)
+    if vision.get("num_channels", 3) != 3:
+        raise BundleError(f"vision_config has num_channels {vision['num_channels']}; Diptych reads pictures of 3")
+    plain = {
+        "image_px": vision.get("image_size", 224),
+        "patch_px": vision.get("patch_size", 32),
+        "layers": vision.get("num_hidden_layers", 12),
+        "heads": vision.get("num_attention_heads", 12),
+        **_shared("vision_config", vision, width, vision.get("intermediate_size", 3072)),
+    }
+    return from_plain(ViTConfig, plain, what="vision_config")
+
+
+def _text_config(text: Mapping[str, Any]) -> TextConfig:
+    width = text.get("hidden_size", 512)
+    if text.get("vocab_size", 49408) != 49408:
+        raise BundleError(f"text_config has vocab_size {text['vocab_size']}; Diptych reads CLIP's own 49408")
+    plain = {
+        "tokenizer": "clip-bpe",
+        "vocab_size": 49408,
+        "context_length": text.get("max_position_embeddings", 77),
+        "layers": text.get("num_hidden_layers", 12),
+        "heads": text.get("num_attention_heads", 8),
+        **_shared("text_config", text, width, text.get("intermediate_size", 2048)),
+    }
+    return from_plain(TextConfig, plain, what="text_config")
+
+
+def _shared(where: str, tower: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
+    activation = tower.get("hidden_act", "quick_gelu")
+    if activation not in _ACTIVATIONS:
+        raise BundleError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(_ACTIVATIONS)}")
+    if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
+        raise BundleError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych has 1e-05")
+    return {"width": width, "mlp_ratio": hidden / width, "activation": _ACTIVATIONS[activation]}
+
+
+def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
+    """What the image processor's file says; OpenAI's transform where there is none, as `CLIPImageProcessor` has it."""
+    path = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
+    if path is None:
+        return PixelConfig(crop_rounding="down")
+    content = _read_json(path)
+    plain = content.get("image_processor", content)
+    for switch in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if plain.get(switch) is False:
+            raise BundleError(f"{path}: has {switch} false, which Diptych has not")
+    if not math.isclose(plain.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
+        raise BundleError(f"{path}: has rescale_factor {plain['rescale_factor']}; Diptych has 1/255")
+    height, width = height_width(image.image_px)
+    short = min(height, width)
+    fitting = {
+        "size": (None, short, {"shortest_edge": short}),
+        "crop_size": (None, height, {"height": height, "width": width}),
+    }
+    for name, sizes in fitting.items():
+        if plain.get(name) not in sizes:
+            raise BundleError(f"{path}: has {name} {plain[name]}, but the model reads the middle {height}x{width} px")
+    resample = plain.get("resample", 3)
+    if resample not in _FILTERS:
+        raise BundleError(f"{path}: has resample {resample}; Diptych has {_FILTERS}")
+    known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": _FILTERS[resample]}
+    given = {name: value for name, value in known.items() if value is not None}
+    return from_plain(PixelConfig, {**given, "crop_rounding": "down"}, what=str(path))
+
+
+def _check_vocabulary(folder: Path) -> None:
+    """Refuse a folder whose tokenizer's own files hold another vocabulary than CLIP's."""
+    for name in ("vocab.json", "tokenizer.json"):
+        path = folder / name
+        if path.is_file():
+            content = _read_json(path)
+            found = content if name == "vocab.json" else content.get("model", {}).get("vocab", {})
+            if found != _vocabulary():
+                raise BundleError(f"{path}: holds another vocabulary of {len(found)} entries; Diptych reads CLIP's own")
+
+
+def _vocabulary() -> dict[str, int]:
+    names = {"<start_of_text>": _START, "<end_of_text>": _END}
+    return {names.get(token, token): i for token, i in clip_vocabulary().items()}
+
+
+def _config_of(config: CLIPConfig) -> dict[str, Any]:
+    image, text = config.image, config.text
+    assert isinstance(image, ViTConfig)
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.embed_dim,
+        "logit_scale_init_value": -math.log(config.init_temperature),
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": height_width(image.image_px)[0],
+            "patch_size": height_width(image.patch_px)[0],
+            **_tower_of(image, config.embed_dim),
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocab_size,
+            "max_position_embeddings": text.context_length,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 49407,
+            **_tower_of(text, config.embed_dim),
+        },
+        "torch_dtype": "float32",
+    }
+
+
+def _tower_of(tower: ViTConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
+    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": hidden_width(tower.width, tower.mlp_ratio),
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "hidden_act": theirs[tower.activation],
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "projection_dim": embed_dim,
+    }
+
+
+def _processor_of(config: CLIPConfig) -> dict[str, Any]:
+    side = height_width(config.image.image_px)[0]
+    numbers = {name: number for number, name in _FILTERS.items()}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "resample": numbers[config.pixels.interpolation],
+        "rescale_factor": 1 / 255,
+        "image_mean": list(config.pixels.mean),
+        "image_std": list(config.pixels.std),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: holds no JSON object")
+    return content

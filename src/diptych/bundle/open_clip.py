@@ -1,0 +1,210 @@
+"""open_clip's model folder (`local-dir:` there): `open_clip_config.json` and weights in OpenAI's naming."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from diptych.bundle.openai import check_openai_names, load_openai, openai_names
+from diptych.bundle.renaming import to_theirs
+from diptych.bundle.weights import read_weights
+from diptych.core.errors import BundleError, ConfigError
+from diptych.core.settings import from_plain
+from diptych.images.transforms import PixelConfig
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+
+CONFIG = "open_clip_config.json"
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
+_OLDER_WEIGHTS = ("open_clip_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin", "model.pth")
+
+_VISION: dict[str, Any] = {
+    "ls_init_value": None,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "act_kwargs": None,
+    "norm_kwargs": None,
+    "block_type": None,
+    "qk_norm": False,
+    "scaled_cosine_attn": False,
+    "scale_heads": False,
+    "scale_attn_inner": False,
+    "scale_attn": False,
+    "scale_fc": False,
+    "timm_model_name": None,
+}
+"""Switches of open_clip's towers, and the only value of each that Diptych has."""
+_TEXT: dict[str, Any] = {
+    **{
+        name: value
+        for name, value in _VISION.items()
+        if name.startswith(("ls_", "act_", "norm_", "block_", "qk_", "scale"))
+    },
+    "vocab_size": 49408,
+    "hf_model_name": None,
+    "hf_tokenizer_name": None,
+    "tokenizer_kwargs": None,
+    "embed_cls": False,
+    "no_causal_mask": False,  # Theirs attends to padding then, ours never does.
+    "proj_type": "linear",
+    "proj_bias": False,
+}
+_HARMLESS = {
+    "output_tokens", "pad_id", "eos_id", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool",
+    "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+    "tokenizer_mode",
+}  # fmt: skip
+
+
+def read_open_clip(folder: Path) -> CLIP:
+    """The model in a folder of open_clip's.
+
+    Raises:
+        BundleError: a file is missing or damaged, or the model has something that Diptych has not; it is named.
+    """
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model, pixels = dict(content["model_cfg"]), dict(content.get("preprocess_cfg", {}))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: is no config of open_clip's ({type(error).__name__}: {error})") from None
+    try:
+        config = _config(model, pixels)
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise BundleError(f"{path}: {error}") from None
+    weights = next((folder / name for name in (*_WEIGHTS, *_OLDER_WEIGHTS) if (folder / name).is_file()), None)
+    if weights is None:
+        raise BundleError(f"{folder}: holds no weights; open_clip's are {_WEIGHTS[0]} or {_WEIGHTS[1]}")
+    return load_openai(read_weights(weights), config, what=str(weights))
+
+
+def write_open_clip(model: CLIP, folder: Path) -> None:
+    """Write the folder that open_clip loads as `local-dir:FOLDER`.
+
+    Raises:
+        ConfigError: open_clip has no place for something about the model; it is named.
+    """
+    config = model.config
+    check_openai_names(config, what="open_clip")
+    weights = to_theirs(
+        {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, openai_names(config)
+    )
+    save_file(weights, folder / _WEIGHTS[0])
+    pixels = config.pixels
+    content = {
+        "model_cfg": _model_cfg(config),
+        "preprocess_cfg": {
+            "mean": list(pixels.mean),
+            "std": list(pixels.std),
+            "interpolation": pixels.interpolation,
+            "resize_mode": "shortest",
+        },
+    }
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _config(model: Mapping[str, Any], pixels: Mapping[str, Any]) -> CLIPConfig:
+    known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias", "custom_text"}
+    known |= {"nonscalar_logit_scale", "output_dict"}
+    _refuse_unknown("model_cfg", set(model) - known)
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    return CLIPConfig(
+        embed_dim=model["embed_dim"],
+        image=_image_config(model["vision_cfg"], activation),
+        text=_text_config(model["text_cfg"], activation),
+        pixels=_pixel_config(pixels),
+        init_logit_bias=None if model.get("init_logit_bias") is None else float(model["init_logit_bias"]),
+    )
+
+
+def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | ResNetConfig:
+    known = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "pool_type"}
+    _check("vision_cfg", vision, known | {"final_ln_after_pool"}, _VISION)
+    for name in ("width", "head_width"):
+        if not isinstance(vision.get(name, 64), int):
+            raise BundleError(f"vision_cfg has {name} {vision[name]!r}, which is no number")
+    layers, width, head_width = vision.get("layers", 12), vision.get("width", 768), vision.get("head_width", 64)
+    image_px = vision.get("image_size", 224)
+    if isinstance(layers, list | tuple):
+        plain = {"kind": "resnet", "layers": layers, "width": width, "heads": width * 32 // head_width}
+        return from_plain(ResNetConfig, {**plain, "image_px": image_px}, what="vision_cfg")
+    pool_type, norm_last = vision.get("pool_type", "tok"), vision.get("final_ln_after_pool", False)
+    if (pool_type, norm_last) not in {("tok", False), ("tok", True), ("avg", True)}:
+        raise BundleError(
+            f"vision_cfg has pool_type {pool_type!r} and final_ln_after_pool {norm_last}, which Diptych has not"
+        )
+    plain = {
+        "image_px": image_px,
+        "patch_px": vision.get("patch_size", 16),
+        "width": width,
+        "layers": layers,
+        "heads": width // head_width,
+        "mlp_ratio": vision.get("mlp_ratio", 4.0),
+        "activation": activation,
+        "pooling": "cls" if pool_type == "tok" else "mean",
+        "patch_dropout": vision.get("patch_dropout", 0.0),
+    }
+    return from_plain(ViTConfig, plain, what="vision_cfg")
+
+
+def _text_config(text: Mapping[str, Any], activation: str) -> TextConfig:
+    known = {"context_length", "width", "heads", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool"}
+    _check("text_cfg", text, known, _TEXT)
+    if text.get("pool_type", "argmax") not in {"argmax", "eos"}:
+        raise BundleError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych has not")
+    plain = {name: text[name] for name in ("context_length", "width", "heads", "layers", "mlp_ratio") if name in text}
+    clip_bpe = {"tokenizer": "clip-bpe", "vocab_size": 49408, "activation": activation}
+    return from_plain(TextConfig, {**plain, **clip_bpe}, what="text_cfg")
+
+
+def _pixel_config(pixels: Mapping[str, Any]) -> PixelConfig:
+    _check(
+        "preprocess_cfg", pixels, {"mean", "std", "interpolation", "size"}, {"resize_mode": "shortest", "mode": "RGB"}
+    )
+    plain = {name: pixels[name] for name in ("mean", "std", "interpolation") if name in pixels}
+    return from_plain(PixelConfig, plain, what="preprocess_cfg")
+
+
+def _check(where: str, given: Mapping[str, Any], known: set[str], only: Mapping[str, Any]) -> None:
+    """Refuse what Diptych has not, by name."""
+    for name, value in given.items():
+        if name in only and value != only[name] and value:
+            raise BundleError(f"{where} has {name} {value!r}, which Diptych has not")
+    _refuse_unknown(where, set(given) - known - set(only) - _HARMLESS - {"fill_color"})
+
+
+def _refuse_unknown(where: str, names: set[str]) -> None:
+    if names:
+        raise BundleError(f"{where} has {', '.join(sorted(names))}, which Diptych does not know")
+
+
+def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
+    image, text = config.image, config.text
+    vision: dict[str, Any] = {"image_size": _plain(image.image_px), "width": image.width}
+    if isinstance(image, ResNetConfig):
+        vision |= {"layers": list(image.layers), "head_width": 32 * image.width // image.heads, "patch_size": None}
+    else:
+        vision |= {
+            "layers": image.layers,
+            "head_width": image.width // image.heads,
+            "mlp_ratio": image.mlp_ratio,
+            "patch_size": _plain(image.patch_px),
+            "patch_dropout": image.patch_dropout,
+            **({"pool_type": "avg", "final_ln_after_pool": True} if image.pooling == "mean" else {}),
+        }
+    names = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+    bias = {} if config.init_logit_bias is None else {"init_logit_bias": config.init_logit_bias}
+    return {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": text.activation == "quick_gelu",
+        "vision_cfg": vision,
+        "text_cfg": {name: getattr(text, name) for name in names},
+        **bias,
+    }
+
+
+def _plain(pixels: int | tuple[int, int]) -> int | list[int]:
+    return pixels if isinstance(pixels, int) else list(pixels)

@@ -1,0 +1,242 @@
+"""OpenAI's naming of weights, which open_clip keeps, and the architecture that a bare file of them implies.
+
+A bare file says nothing of its activation, and a model with the wrong one gives wrong features without an error. So it is
+known only where OpenAI's own marks are in the file; otherwise it must be named.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, stacked, transposed
+from diptych.bundle.weights import read_weights
+from diptych.core.errors import BundleError, ConfigError, unknown_name
+from diptych.images.transforms import height_width
+from diptych.models.clip import CLIP
+from diptych.models.config import Activation, CLIPConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.presets import PRESETS
+
+MARKS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers that OpenAI's archives hold beside the weights."""
+_DERIVED = (*MARKS, "attn_mask")
+_TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+
+
+def openai_names(config: CLIPConfig) -> list[Rename]:
+    """The table of a model's tensors under OpenAI's names."""
+    image, text = config.image, config.text
+    table = _vit_names(image) if isinstance(image, ViTConfig) else _resnet_names(image)
+    table += [
+        same("text_tower.token_emb.weight", "token_embedding.weight"),
+        same("text_tower.position_emb", "positional_embedding"),
+        *_blocks("text_tower.transformer", "transformer", text.layers),
+        *norm("text_tower.norm_post", "ln_final"),
+        transposed("text_tower.projection.weight", "text_projection"),
+        same("log_logit_scale", "logit_scale"),
+    ]
+    return table if config.init_logit_bias is None else [*table, same("logit_bias", "logit_bias")]
+
+
+def _vit_names(image: ViTConfig) -> list[Rename]:
+    return [
+        shaped("image_tower.stem.embed.weight", "visual.conv1.weight", (3, *height_width(image.patch_px))),
+        same("image_tower.class_emb", "visual.class_embedding"),
+        same("image_tower.position_emb", "visual.positional_embedding"),
+        *norm("image_tower.norm_pre", "visual.ln_pre"),
+        *_blocks("image_tower.transformer", "visual.transformer", image.layers),
+        *norm("image_tower.norm_post", "visual.ln_post"),
+        transposed("image_tower.projection.weight", "visual.proj"),
+    ]
+
+
+def _blocks(ours: str, theirs: str, layers: int) -> list[Rename]:
+    table = []
+    for i in range(layers):
+        mine, other = f"{ours}.blocks.{i}", f"{theirs}.resblocks.{i}"
+        table += norm(f"{mine}.norm_1", f"{other}.ln_1")
+        for part in ("weight", "bias"):
+            names = [f"{mine}.attention.{name}.{part}" for name in ("query", "key", "value")]
+            table.append(stacked(names, f"{other}.attn.in_proj_{part}"))
+        table += norm(f"{mine}.attention.out", f"{other}.attn.out_proj")
+        table += norm(f"{mine}.norm_2", f"{other}.ln_2")
+        table += norm(f"{mine}.mlp.0", f"{other}.mlp.c_fc")
+        table += norm(f"{mine}.mlp.2", f"{other}.mlp.c_proj")
+    return table
+
+
+def _resnet_names(image: ResNetConfig) -> list[Rename]:
+    table = []
+    for i in (1, 2, 3):
+        table += _conv_and_norm("image_tower", "visual", i)
+    for stage, num_blocks in enumerate(image.layers):
+        for block in range(num_blocks):
+            ours, theirs = f"image_tower.stages.{stage}.{block}", f"visual.layer{stage + 1}.{block}"
+            for i in (1, 2, 3):
+                table += _conv_and_norm(ours, theirs, i)
+            if block == 0:
+                table.append(same(f"{ours}.shortcut.0.weight", f"{theirs}.downsample.0.weight"))
+                table += _batch_norm(f"{ours}.shortcut.1", f"{theirs}.downsample.1")
+    pool, theirs = "image_tower.pool", "visual.attnpool"
+    table.append(same(f"{pool}.position_emb", f"{theirs}.positional_embedding"))
+    for ours, other in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "c_proj")):
+        table += norm(f"{pool}.{ours}", f"{theirs}.{other}")
+    return table
+
+
+def _conv_and_norm(ours: str, theirs: str, i: int) -> list[Rename]:
+    conv = same(f"{ours}.conv_{i}.weight", f"{theirs}.conv{i}.weight")
+    return [conv, *_batch_norm(f"{ours}.norm_{i}", f"{theirs}.bn{i}")]
+
+
+def _batch_norm(ours: str, theirs: str) -> list[Rename]:
+    running = [same(f"{ours}.{name}", f"{theirs}.{name}") for name in ("running_mean", "running_var")]
+    count = same(f"{ours}.num_batches_tracked", f"{theirs}.num_batches_tracked", default=0)
+    return [*norm(ours, theirs), *running, count]
+
+
+def check_openai_names(config: CLIPConfig, *, what: str) -> None:
+    """Refuse a model that OpenAI's naming, and with it open_clip's, has no place for.
+
+    Raises:
+        ConfigError: what it is about the model.
+    """
+    image, text = config.image, config.text
+    reasons = []
+    if isinstance(image, ViTConfig):
+        reasons += ["its convolutional stem"] if image.stem == "conv" else []
+        reasons += [f"its {image.pooling} pooling"] if image.pooling == "attention" else []
+        if image.activation != text.activation:
+            reasons.append(f"its two activations, {image.activation} and {text.activation}")
+    if "siglip" in {getattr(image, "layout", "clip"), text.layout}:
+        reasons.append("SigLIP's layout")
+    reasons += [] if text.is_causal else ["its bidirectional text tower"]
+    reasons += [] if text.pooling == "eot" else [f"its text tower's {text.pooling} pooling"]
+    reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
+    reasons += ["its activation gelu_tanh"] if text.activation == "gelu_tanh" else []
+    if reasons:
+        raise ConfigError(f"{what} has no place for {', '.join(reasons)}")
+
+
+def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str) -> CLIP:
+    """The model with weights in OpenAI's naming, also with open_clip's `text.` before the text tower's.
+
+    Raises:
+        BundleError: tensors are missing, unexpected, or of another shape; they are named.
+    """
+    plain = {}
+    for name, tensor in weights.items():
+        short = name.removeprefix("text.") if name.startswith(tuple(f"text.{part}" for part in _TEXT)) else name
+        if short.removeprefix("text.") not in _DERIVED:
+            plain[short] = tensor.reshape(()) if short in ("logit_scale", "logit_bias") else tensor
+    return CLIP.from_weights(config, from_theirs(plain, openai_names(config), config, what=what))
+
+
+def read_openai(path: Path, *, activation: Activation | None, preset: str | None) -> CLIP:
+    """The model in a bare file of weights, its architecture inferred from the tensors or named by a preset.
+
+    Raises:
+        BundleError: the file cannot be read, is in another naming, or does not say which activation it was trained with.
+        ConfigError: there is no such preset.
+    """
+    weights = read_weights(path)
+    if any(name.startswith("vision_model.") for name in weights):
+        raise BundleError(f"{path}: is Hugging Face's; give the folder, whose config.json says what it is")
+    has_marks = all(mark in weights for mark in MARKS)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ConfigError(unknown_name("preset", preset, PRESETS))
+        config = PRESETS[preset]
+        check_openai_names(config, what="OpenAI's naming")
+    else:
+        known: Activation | None = "quick_gelu" if has_marks else None
+        config = _inferred(weights, activation or known, path)
+    if has_marks and "quick_gelu" not in {config.text.activation, activation}:
+        raise BundleError(f"{path}: is OpenAI's, which was trained with quick_gelu, not with {config.text.activation}")
+    if activation is not None and activation != config.text.activation:
+        raise BundleError(f"activation {activation} contradicts {preset}, which has {config.text.activation}")
+    return load_openai(weights, config, what=str(path))
+
+
+def _inferred(weights: Mapping[str, Tensor], activation: Activation | None, path: Path) -> CLIPConfig:
+    """The architecture that OpenAI's `build_model` would find: from names and shapes alone."""
+    shapes = {name.removeprefix("text."): tensor.shape for name, tensor in weights.items()}
+    try:
+        image = _inferred_vit(shapes) if "visual.proj" in shapes else _inferred_resnet(shapes)
+        width = shapes["ln_final.weight"][0]
+        text = TextConfig(
+            tokenizer="clip-bpe",
+            vocab_size=shapes["token_embedding.weight"][0],
+            context_length=shapes["positional_embedding"][0],
+            width=width,
+            layers=_count(shapes, "transformer.resblocks."),
+            heads=_heads(width),
+            mlp_ratio=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
+        )
+        config = CLIPConfig(
+            embed_dim=shapes["text_projection"][1],
+            image=image,
+            text=text,
+            init_logit_bias=0.0 if "logit_bias" in shapes else None,
+        )
+    except KeyError as error:
+        raise BundleError(f"{path}: is not in OpenAI's naming; it has no {error}") from None
+    except ConfigError as error:
+        raise BundleError(f"{path}: {error}") from None
+    if activation is None:
+        raise BundleError(
+            f"{path}: does not say which activation it was trained with, and the wrong one gives wrong features; add "
+            "--activation quick_gelu (OpenAI's weights, and open_clip's models named -quickgelu) or --activation gelu"
+        )
+    return _with_activation(_with_known_heads(config), activation)
+
+
+def _inferred_vit(shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
+    width, _, *patch = shapes["visual.conv1.weight"]
+    side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
+    return ViTConfig(
+        image_px=patch[0] * side if patch[0] == patch[1] else (patch[0] * side, patch[1] * side),
+        patch_px=patch[0] if patch[0] == patch[1] else (patch[0], patch[1]),
+        width=width,
+        layers=_count(shapes, "visual.transformer.resblocks."),
+        heads=_heads(width),
+        mlp_ratio=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
+    )
+
+
+def _inferred_resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig:
+    width = shapes["visual.conv3.weight"][0]
+    side = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
+    first, second, third, fourth = (_count(shapes, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+    return ResNetConfig(image_px=32 * side, layers=(first, second, third, fourth), width=width, heads=width // 2)
+
+
+def _heads(width: int) -> int:
+    if width % 64:
+        raise ConfigError(f"width {width} is no multiple of 64, so its heads cannot be inferred; add --preset")
+    return width // 64
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    """How many numbered modules there are under a prefix."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def _with_known_heads(config: CLIPConfig) -> CLIPConfig:
+    """Heads of 64 numbers are a convention that some presets break (vit-h-14: 80); shapes do not tell, so look them up."""
+    for known in PRESETS.values():
+        image = _with_heads(config.image, known.image.heads)
+        if image == known.image and replace(config.text, heads=known.text.heads) == known.text:
+            return replace(config, image=image, text=known.text)
+    return config
+
+
+def _with_heads(image: ImageConfig, heads: int) -> ImageConfig:
+    size = image.width if isinstance(image, ViTConfig) else 32 * image.width
+    return image if size % heads else replace(image, heads=heads)
+
+
+def _with_activation(config: CLIPConfig, activation: Activation) -> CLIPConfig:
+    image = replace(config.image, activation=activation) if isinstance(config.image, ViTConfig) else config.image
+    return replace(config, image=image, text=replace(config.text, activation=activation))

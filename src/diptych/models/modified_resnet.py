@@ -1,0 +1,116 @@
+"""The image tower as CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4; its details are in OpenAI's `model.py`).
+
+It differs from He et al. (2016) in three ways: three stem convolutions instead of one, an average pooling before every
+stride (Zhang 2019), and an attention pooling instead of the mean. Shapes: B batch, C channels, H W pixels, E embedding.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diptych.models.config import ResNetConfig
+
+EXPANSION = 4
+"""A bottleneck's output has so many times its inner channels."""
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Computes in its own precision and gives back the input's: its weights stay fp32 in a half-precision model."""
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The same shape."""
+        normed: Tensor = super().forward(x.to(self.weight.dtype))
+        return normed.to(x.dtype)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution around a shortcut. A stride is an average pooling, for anti-aliasing."""
+
+    def __init__(self, channels: int, inner: int, *, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv_1 = nn.Conv2d(channels, inner, 1, bias=False)
+        self.norm_1 = BatchNorm(inner)
+        self.conv_2 = nn.Conv2d(inner, inner, 3, padding=1, bias=False)
+        self.norm_2 = BatchNorm(inner)
+        self.conv_3 = nn.Conv2d(inner, inner * EXPANSION, 1, bias=False)
+        self.norm_3 = BatchNorm(inner * EXPANSION)
+        self.shortcut = None
+        if stride > 1 or channels != inner * EXPANSION:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, inner * EXPANSION, 1, bias=False), BatchNorm(inner * EXPANSION)
+            )
+        nn.init.zeros_(self.norm_3.weight)  # A block begins as its shortcut (Goyal et al. 2017, sec. 5.1).
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
+        """The next block's map."""
+        inner = functional.relu(self.norm_1(self.conv_1(x)))
+        inner = functional.relu(self.norm_2(self.conv_2(inner)))
+        inner = self.norm_3(self.conv_3(_pooled(inner, self.stride)))
+        direct = x if self.shortcut is None else self.shortcut(_pooled(x, self.stride))
+        return functional.relu(inner + direct)
+
+
+class MapAttentionPool(nn.Module):
+    """The mean of the map asks all its places and itself; queries, keys and values are linear maps of their own."""
+
+    def __init__(self, grid: tuple[int, int], width: int, heads: int, embed_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position_emb = nn.Parameter(torch.randn(1 + grid[0] * grid[1], width) * width**-0.5)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, embed_dim)
+        for linear in (self.query, self.key, self.value, self.out):
+            nn.init.normal_(linear.weight, std=width**-0.5)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
+        """One vector a picture: only the mean's query is needed, so only it is computed."""
+        places = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.position_emb
+        q, k, v = self.query(tokens[:, :1]), self.key(tokens), self.value(tokens)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        heard = functional.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.out(heard.transpose(1, 2).flatten(1))
+        return out
+
+
+class ModifiedResNet(nn.Module):
+    """Stem, four stages, attention pooling."""
+
+    def __init__(self, config: ResNetConfig, embed_dim: int) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.conv_1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
+        self.norm_1 = BatchNorm(width // 2)
+        self.conv_2 = nn.Conv2d(width // 2, width // 2, 3, padding=1, bias=False)
+        self.norm_2 = BatchNorm(width // 2)
+        self.conv_3 = nn.Conv2d(width // 2, width, 3, padding=1, bias=False)
+        self.norm_3 = BatchNorm(width)
+        self.stages = nn.ModuleList()
+        channels = width
+        for number, num_blocks in enumerate(config.layers):
+            inner, stride = width << number, 1 if number == 0 else 2
+            blocks = [Bottleneck(channels, inner, stride=stride)]
+            channels = inner * EXPANSION
+            blocks += [Bottleneck(channels, inner, stride=1) for _ in range(num_blocks - 1)]
+            self.stages.append(nn.Sequential(*blocks))
+        self.pool = MapAttentionPool(config.grid, channels, config.heads, embed_dim)
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
+        """Embeddings of normalised pixels, not yet of unit length."""
+        x = functional.relu(self.norm_1(self.conv_1(pixels.to(self.conv_1.weight.dtype))))
+        x = functional.relu(self.norm_2(self.conv_2(x)))
+        x = functional.relu(self.norm_3(self.conv_3(x)))
+        x = functional.avg_pool2d(x, 2)
+        for stage in self.stages:
+            x = stage(x)
+        out: Tensor = self.pool(x)
+        return out
+
+
+def _pooled(x: Tensor, stride: int) -> Tensor:
+    return functional.avg_pool2d(x, stride) if stride > 1 else x

@@ -1,0 +1,66 @@
+"""Texts side by side without padding, so that no product is ever computed for it.
+
+Sequences of different length would each need a call of their own; those of equal length share one. So the texts are packed
+by length, the shortest first, and their embeddings put back into the batch's order at the end.
+
+Shapes: B texts, T tokens of the longest, N tokens of all texts.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from diptych.models.layers import Run, Runs
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the tokens of a batch of texts are packed."""
+
+    runs: Runs
+    """Texts of equal length, the shortest first."""
+    place: Int64[Tensor, " N"]
+    """Of each packed token: its place in the batch as it was given."""
+    position: Int64[Tensor, " N"]
+    """Of each packed token: its position within its text."""
+    first: Int64[Tensor, " B"]
+    """Packed places of the start marks, in packed order."""
+    last: Int64[Tensor, " B"]
+    """Packed places of the end marks, in packed order."""
+    rank: Int64[Tensor, " B"]
+    """Of each text of the batch: which it is in packed order."""
+
+
+def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.device) -> Packing:
+    """The packing of texts of these lengths.
+
+    Args:
+        lengths: tokens of each text, best kept on the CPU: the runs must be known there.
+        padded_to: tokens a row of the batch, or None if its texts already lie one after another.
+        device: where the tokens are.
+
+    >>> packing = pack(torch.tensor([3, 2]), padded_to=4, device=torch.device("cpu"))
+    >>> packing.runs, packing.place.tolist()
+    ((Run(num=1, length=2), Run(num=1, length=3)), [4, 5, 0, 1, 2])
+    """
+    lengths = lengths.cpu()
+    order = torch.argsort(lengths, stable=True)
+    packed = lengths[order]
+    begin = torch.arange(len(lengths)) * padded_to if padded_to is not None else lengths.cumsum(0) - lengths
+    last = packed.cumsum(0) - 1
+    first = last - packed + 1
+    position = torch.arange(int(packed.sum())) - first.repeat_interleave(packed)
+    place = begin[order].repeat_interleave(packed) + position
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    values, counts = torch.unique_consecutive(packed, return_counts=True)
+    return Packing(
+        runs=tuple(Run(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True)),
+        place=place.to(device),
+        position=position.to(device),
+        first=first.to(device),
+        last=last.to(device),
+        rank=rank.to(device),
+    )

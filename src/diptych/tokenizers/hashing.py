@@ -1,0 +1,85 @@
+"""Every word's id is its hash: a vocabulary of any size that needs no training and forgets the words."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+from diptych.core.errors import BundleError, ConfigError
+from diptych.tokenizers.protocol import (
+    END,
+    PAD,
+    SPECIAL_TOKENS,
+    START,
+    Encoded,
+    Truncate,
+    check_context_length,
+    check_ids,
+    check_texts,
+    pad_and_mark,
+)
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+_HASH = "crc32 of the word's UTF-8"
+
+
+class HashingTokenizer:
+    """Lower-cases, splits into words and single punctuation marks, and hashes each into one of `vocab_size - 4` buckets.
+
+    The hash is the same on every machine. Two words that share a bucket are one word to the model (Weinberger et al. 2009).
+
+    >>> tokenizer = HashingTokenizer(vocab_size=1000, context_length=16)
+    >>> encoded = tokenizer.encode(["Two dogs, two cats"])
+    >>> tokenizer.decode(encoded.ids[0].tolist())
+    '#114 #7 #146 #114 #330'
+    """
+
+    kind = "hashing"
+    pad_id, start_id, end_id = PAD, START, END
+
+    def __init__(self, *, vocab_size: int, context_length: int) -> None:
+        check_context_length(context_length)
+        if vocab_size <= len(SPECIAL_TOKENS):
+            raise ConfigError(
+                f"the hashing tokenizer's vocab_size is {vocab_size}; four special tokens and a bucket need 5"
+            )
+        self.vocab_size = vocab_size
+        self.context_length = context_length
+
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
+        """Ids of the texts."""
+        check_texts(texts)
+        rows = [[self._id(word) for word in _WORD.findall(_clean(text))] for text in texts]
+        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The buckets of the ids, as in "#17 #203", without marks and padding; the words themselves are not kept."""
+        check_ids(ids, vocab_size=self.vocab_size)
+        first = len(SPECIAL_TOKENS)
+        return " ".join(f"#{i - first}" for i in ids if i >= first)
+
+    def save(self, path: Path) -> None:
+        """Write the size of the vocabulary and the name of the hash as JSON."""
+        path.write_text(json.dumps({"vocab_size": self.vocab_size, "hash": _HASH}) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, *, context_length: int) -> "HashingTokenizer":
+        """The tokenizer that `save` wrote.
+
+        Raises:
+            BundleError: it was made with another hash.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["hash"] != _HASH:
+            raise BundleError(f"{path}: its hash is '{content['hash']}'; this version of Diptych knows '{_HASH}'")
+        return cls(vocab_size=content["vocab_size"], context_length=context_length)
+
+    def _id(self, word: str) -> int:
+        bucket = crc32(word.encode("utf-8", "surrogatepass")) % (self.vocab_size - len(SPECIAL_TOKENS))
+        return len(SPECIAL_TOKENS) + bucket
+
+
+def _clean(text: str) -> str:
+    return unicodedata.normalize("NFC", text).lower()

@@ -1,0 +1,152 @@
+"""The hub, against a server on this machine that answers as it does."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from diptych.bundle.hub import _is_whole, _wanted
+from diptych.bundle.hugging_face import write_hugging_face
+from diptych.models.clip import CLIP
+from tests.bundle.test_import import SMALL
+
+COMMIT = "a" * 40
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """One model, `me/clip`; `me/gated` asks for terms to be accepted."""
+
+    folder: Path
+    asked: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        names = sorted(path.name for path in self.folder.iterdir())
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/me/gated"):
+            self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Accept the terms"})
+        elif path.startswith("/api/models/me/clip/tree"):
+            files = [
+                {"type": "file", "oid": "b" * 40, "size": (self.folder / n).stat().st_size, "path": n} for n in names
+            ]
+            self._send(200, json.dumps(files).encode(), {})
+        elif path.startswith("/api/models/me/clip"):
+            info = {"id": "me/clip", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names], "tags": []}
+            self._send(200, json.dumps(info).encode(), {})
+        elif path.startswith("/me/clip/resolve/") and (self.folder / path.rsplit("/", 1)[1]).is_file():
+            content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
+            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        else:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def _send(self, code: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
+    folder = tmp_path_factory.mktemp("hub")
+    torch.manual_seed(0)
+    write_hugging_face(CLIP(SMALL), folder)
+    (folder / "pytorch_model.bin").write_bytes(b"never asked for")
+    asked: list[str] = []
+    handler = type("Handler", (_Hub,), {"folder": folder, "asked": asked})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def _import(name: str, out: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, since the hub's library reads its environment when it is imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "diptych", "import", name, "--out", str(out)],
+        env={"PATH": "", "HF_ENDPOINT": endpoint, "HF_HOME": str(out.parent / "home"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_model_comes_from_the_hub_and_then_from_the_cache(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+    endpoint, asked = hub
+    first = _import("hf:me/clip", tmp_path / "first", endpoint)
+    assert first.returncode == 0, first.stderr
+    assert "hf:me/clip" in first.stdout
+    fetched = {line.rsplit("/", 1)[1] for line in asked if line.startswith("GET /me/clip/resolve")}
+    assert fetched >= {"config.json", "model.safetensors", "preprocessor_config.json", "vocab.json"}
+    assert "pytorch_model.bin" not in fetched
+    asked.clear()
+    offline = _import("hf:me/clip", tmp_path / "second", endpoint)
+    assert not [line for line in asked if "me/clip" in line]
+    assert offline.returncode == 0, offline.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hf:me/none", "hf:me/none: the hub has no such model"),
+        ("hf:me/gated", "hf:me/gated: is gated; accept its terms"),
+        ("hf:a//b", "hf:a//b: is no hub id; one looks like hf:openai/clip-vit-base-patch32"),
+    ],
+)
+def test_what_the_hub_refuses(hub: tuple[str, list[str]], tmp_path: Path, name: str, says: str) -> None:
+    result = _import(name, tmp_path / "out", hub[0])
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    result = _import("hf:me/clip", tmp_path / "out", "http://127.0.0.1:9")
+    assert result.returncode == 2
+    assert result.stderr.startswith("diptych: hf:me/clip: is not in the cache, and the hub cannot be reached")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_download_that_was_broken_off_is_not_whole(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    assert not _is_whole(tmp_path)
+    (tmp_path / "model.safetensors.index.json").touch()
+    (tmp_path / "model-00001-of-00002.safetensors").touch()
+    assert not _is_whole(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").touch()
+    assert _is_whole(tmp_path)
+
+
+def test_weights_are_fetched_once_of_whichever_naming() -> None:
+    both = [
+        "config.json",
+        "model.safetensors",
+        "open_clip_model.safetensors",
+        "open_clip_config.json",
+        "onnx/config.json",
+    ]
+    assert set(_wanted([*both, "pytorch_model.bin"])) == {*both} - {"model.safetensors", "onnx/config.json"}
+    parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    assert set(_wanted([*parts, "config.json", "merges.txt", "README.md"])) == {*parts, "config.json", "merges.txt"}

@@ -1,0 +1,305 @@
+"""What is refused on the way in, and how: by name, in one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diptych.bundle.choice import export_bundle, open_bundle
+from diptych.bundle.folder import Bundle
+from diptych.bundle.hugging_face import write_hugging_face
+from diptych.bundle.open_clip import CONFIG, write_open_clip
+from diptych.bundle.openai import openai_names
+from diptych.bundle.renaming import to_theirs
+from diptych.core.errors import BundleError, ConfigError
+from diptych.images.transforms import PixelConfig
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+from diptych.presets import PRESETS
+from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+
+TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=1, heads=1)
+SMALL = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=64, layers=1, heads=1), text=TEXT)
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIP:
+    torch.manual_seed(0)
+    return CLIP(SMALL).eval()
+
+
+@pytest.fixture(scope="module")
+def openai_weights(model: CLIP) -> dict[str, Tensor]:
+    return to_theirs(model.state_dict(), openai_names(SMALL))
+
+
+@pytest.fixture
+def open_clip_folder(model: CLIP, tmp_path: Path) -> Path:
+    folder = tmp_path / "open_clip"
+    folder.mkdir()
+    write_open_clip(model, folder)
+    return folder
+
+
+@pytest.fixture
+def hugging_face_folder(model: CLIP, tmp_path: Path) -> Path:
+    folder = tmp_path / "hugging_face"
+    folder.mkdir()
+    write_hugging_face(model, folder)
+    return folder
+
+
+def _change(path: Path, *keys: str, value: Any) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    node = content
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    path.write_text(json.dumps(content), "utf-8")
+
+
+def _refused(path: Path, match: str, **arguments: Any) -> None:
+    with pytest.raises((BundleError, ConfigError), match=match) as caught:
+        open_bundle(path, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bare_file_must_say_its_activation(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(openai_weights, tmp_path / "w.safetensors")
+    _refused(tmp_path / "w.safetensors", r"does not say which activation .* add --activation quick_gelu")
+    assert open_bundle(tmp_path / "w.safetensors", activation="gelu").config.text.activation == "gelu"
+
+
+def test_openais_own_marks_say_it(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    marks = {
+        "input_resolution": torch.tensor(32),
+        "context_length": torch.tensor(77),
+        "vocab_size": torch.tensor(49408),
+    }
+    half = {name: tensor.half() for name, tensor in openai_weights.items()}
+    torch.save({**half, **marks}, tmp_path / "ViT.pt")
+    bundle = open_bundle(tmp_path / "ViT.pt")
+    assert bundle.config.text.activation == "quick_gelu"
+    assert bundle.config.image.activation == "quick_gelu"  # type: ignore[union-attr]
+    assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
+    _refused(tmp_path / "ViT.pt", "trained with quick_gelu, not with gelu", activation="gelu")
+    assert "bare file of weights has none" in bundle.origin["assumed"]
+
+
+def test_a_torchscript_archive_as_openai_published_them(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    class Holder(nn.Module):
+        def forward(self) -> int:
+            return 0
+
+    root = Holder()
+    for name, tensor in openai_weights.items():
+        *parents, last = name.split(".")
+        node: nn.Module = root
+        for parent in parents:
+            if parent not in dict(node.named_children()):
+                node.add_module(parent, Holder())
+            node = node.get_submodule(parent)
+        node.register_parameter(last, nn.Parameter(tensor))
+    for mark, value in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+        root.register_buffer(mark, torch.tensor(value))
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        torch.jit.save(torch.jit.script(root), str(tmp_path / "archive.pt"))
+    weights = open_bundle(tmp_path / "archive.pt").model.state_dict()
+    expected = CLIP.from_weights(SMALL, dict(CLIP(SMALL).state_dict())).state_dict().keys()
+    assert weights.keys() == expected
+    assert torch.equal(weights["text_tower.token_emb.weight"], openai_weights["token_embedding.weight"])
+
+
+def test_a_training_checkpoint_of_open_clips(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """Its prefix of a parallel model, its custom text tower, its temperature of one element."""
+    text = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+    wrapped = {f"module.{'text.' if name.startswith(text) else ''}{name}": t for name, t in openai_weights.items()}
+    wrapped["module.logit_scale"] = wrapped["module.logit_scale"].reshape(1)
+    torch.save({"epoch": 3, "name": "run", "state_dict": wrapped, "optimizer": {"state": {}}}, tmp_path / "epoch_3.pt")
+    weights = open_bundle(tmp_path / "epoch_3.pt", activation="gelu").model.state_dict()
+    assert torch.equal(weights["image_tower.class_emb"], openai_weights["visual.class_embedding"])
+
+
+def test_what_would_run_code_is_not_unpickled(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+            return (Path(tmp_path / "ran").write_text, ("ran",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    _refused(tmp_path / "evil.pt", "cannot be read as weights")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04broken"])
+def test_damaged_files(tmp_path: Path, suffix: str, content: bytes) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    _refused(path, f"weights{suffix}: cannot be read as weights")
+
+
+@pytest.mark.parametrize("content", [{}, {"a": 1}, [1], {"state_dict": {}}, {"layer.weight": torch.zeros(2)}])
+def test_files_that_hold_something_else(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    _refused(tmp_path / "w.pt", "holds no weights by name|not in OpenAI's naming", activation="gelu")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("visual.ln_pre.weight"), r"tensors are missing: visual\.ln_pre\.weight"),
+        (lambda w: w.update({"visual.extra": torch.zeros(2)}), r"unexpected tensors: visual\.extra"),
+        (lambda w: w.update({"visual.ln_post.bias": torch.zeros(3)}), r"visual\.ln_post\.bias is 3, expected 64"),
+        (
+            lambda w: w.update({"token_embedding.weight": torch.zeros(100, 64)}),
+            "vocab_size is 100; clip-bpe has 49408 entries",
+        ),
+        (lambda w: w.update({"ln_final.weight": torch.zeros(96)}), "heads cannot be inferred.*--preset"),
+    ],
+)
+def test_weights_that_do_not_fit(
+    openai_weights: dict[str, Tensor], tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    weights = dict(openai_weights)
+    change(weights)
+    torch.save(weights, tmp_path / "w.pt")
+    _refused(tmp_path / "w.pt", message, activation="gelu")
+
+
+def test_a_hugging_face_file_alone(hugging_face_folder: Path, tmp_path: Path) -> None:
+    lone = tmp_path / "lone.safetensors"
+    lone.write_bytes((hugging_face_folder / "model.safetensors").read_bytes())
+    _refused(lone, "give the folder, whose config.json says what it is")
+
+
+def test_heads_that_no_shape_tells_are_looked_up(tmp_path: Path) -> None:
+    """vit-h-14 has heads of 80 numbers, not of 64."""
+    from diptych.bundle.openai import _inferred
+
+    with torch.device("meta"):
+        shapes = to_theirs(CLIP(PRESETS["vit-h-14"]).state_dict(), openai_names(PRESETS["vit-h-14"]))
+    assert _inferred(shapes, "gelu", tmp_path) == PRESETS["vit-h-14"]
+    for name in ("rn50x4", "vit-l-14-336-quickgelu", "rn101-quickgelu", "cifar10-rn"):
+        config = PRESETS[name]
+        with torch.device("meta"):
+            shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
+        inferred = _inferred(shapes, config.text.activation, tmp_path)
+        assert (inferred.image, inferred.text, inferred.embed_dim) == (config.image, config.text, config.embed_dim)
+
+
+def test_a_preset_states_the_architecture(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(openai_weights, tmp_path / "w.pt")
+    _refused(tmp_path / "w.pt", "tensors are missing: .*", preset="small")
+    _refused(tmp_path / "w.pt", r"did you mean 'vit-b-32'", preset="vit-b32")
+    _refused(tmp_path / "w.pt", "has no place for its convolutional stem", preset="photos-small")
+    _refused(tmp_path / "w.pt", "contradicts vit-b-32, which has gelu", preset="vit-b-32", activation="quick_gelu")
+
+
+OPEN_CLIP = [
+    (("model_cfg", "vision_cfg", "timm_model_name"), "vit_base", "vision_cfg has timm_model_name 'vit_base'"),
+    (("model_cfg", "vision_cfg", "no_ln_pre"), True, "vision_cfg has no_ln_pre True"),
+    (("model_cfg", "vision_cfg", "ls_init_value"), 1e-5, "vision_cfg has ls_init_value"),
+    (("model_cfg", "vision_cfg", "pool_type"), "avg", "pool_type 'avg' and final_ln_after_pool False"),
+    (("model_cfg", "vision_cfg", "sparkles"), 1, "vision_cfg has sparkles, which Diptych does not know"),
+    (("model_cfg", "vision_cfg", "width"), "wide", "vision_cfg"),
+    (("model_cfg", "text_cfg", "hf_model_name"), "roberta", "text_cfg has hf_model_name 'roberta'"),
+    (("model_cfg", "text_cfg", "vocab_size"), 250002, "text_cfg has vocab_size 250002"),
+    (("model_cfg", "text_cfg", "no_causal_mask"), True, "text_cfg has no_causal_mask True"),
+    (("model_cfg", "text_cfg", "pool_type"), "last", "text_cfg has pool_type 'last'"),
+    (("model_cfg", "multimodal_cfg"), {}, "model_cfg has multimodal_cfg"),
+    (("model_cfg", "embed_dim"), 17, r"wrong shapes: .*visual\.proj is 64x16, expected 64x17"),
+    (("model_cfg",), None, "is no config of open_clip's|TypeError"),
+    (("preprocess_cfg", "resize_mode"), "squash", "preprocess_cfg has resize_mode 'squash'"),
+    (("preprocess_cfg", "interpolation"), "nearest", "preprocess_cfg.*interpolation"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), OPEN_CLIP)
+def test_open_clip_folders_that_are_refused(
+    open_clip_folder: Path, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    _change(open_clip_folder / CONFIG, *keys, value=value)
+    _refused(open_clip_folder, message)
+
+
+def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
+    _refused(open_clip_folder, "has gelu, which activation quick_gelu contradicts", activation="quick_gelu")
+    _refused(open_clip_folder, "--preset is for bare files", preset="vit-b-32")
+    (open_clip_folder / "open_clip_model.safetensors").unlink()
+    _refused(open_clip_folder, "holds no weights; open_clip's are open_clip_model.safetensors")
+    (open_clip_folder / CONFIG).write_text("{")
+    _refused(open_clip_folder, "is no config of open_clip's")
+
+
+HUGGING_FACE = [
+    ("config.json", ("model_type",), "siglip", "model_type is 'siglip'; Diptych reads 'clip'"),
+    ("config.json", ("vision_config", "hidden_act"), "silu", "vision_config has hidden_act 'silu'"),
+    ("config.json", ("vision_config", "num_channels"), 1, "num_channels 1"),
+    ("config.json", ("vision_config", "patch_size"), 7, "no multiple of patch_px 7"),
+    ("config.json", ("vision_config", "image_size"), 64, "the model reads the middle 64x64 px"),
+    ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
+    ("config.json", ("text_config", "vocab_size"), 99, "text_config has vocab_size 99; Diptych reads CLIP's own 49408"),
+    ("config.json", ("text_config", "num_hidden_layers"), 2, r"tensors are missing: text_model\.encoder\.layers\.1"),
+    ("config.json", ("projection_dim",), 17, "wrong shapes: .*projection.weight is 16x64, expected 17x64"),
+    ("preprocessor_config.json", ("do_normalize",), False, "has do_normalize false"),
+    ("preprocessor_config.json", ("crop_size",), {"height": 30, "width": 30}, "has crop_size"),
+    ("preprocessor_config.json", ("size",), {"height": 32, "width": 32}, "has size"),
+    ("preprocessor_config.json", ("resample",), 0, "has resample 0"),
+    ("preprocessor_config.json", ("rescale_factor",), 1.0, "has rescale_factor 1.0; Diptych has 1/255"),
+    ("preprocessor_config.json", ("image_std",), [0, 0, 0], "each must be above 0"),
+    ("vocab.json", ("dog</w>",), 3, "holds another vocabulary of 49408 entries"),
+]
+
+
+@pytest.mark.parametrize(("file", "keys", "value", "message"), HUGGING_FACE)
+def test_hugging_face_folders_that_are_refused(
+    hugging_face_folder: Path, file: str, keys: tuple[str, ...], value: Any, message: str
+) -> None:
+    _change(hugging_face_folder / file, *keys, value=value)
+    _refused(hugging_face_folder, message)
+
+
+def test_hugging_face_folders_that_lack_something(hugging_face_folder: Path) -> None:
+    assert "assumed" not in open_bundle(hugging_face_folder).origin
+    (hugging_face_folder / "preprocessor_config.json").unlink()
+    bundle = open_bundle(hugging_face_folder)
+    assert bundle.config.pixels == PixelConfig(crop_rounding="down")
+    assert "no preprocessor_config.json" in bundle.origin["assumed"]
+    (hugging_face_folder / "model.safetensors").unlink()
+    _refused(hugging_face_folder, "holds no weights; Hugging Face's are model.safetensors or pytorch_model.bin")
+
+
+def test_hugging_face_weights_in_parts_and_of_half_precision(hugging_face_folder: Path, model: CLIP) -> None:
+    whole = load_file(hugging_face_folder / "model.safetensors")
+    (hugging_face_folder / "model.safetensors").unlink()
+    parts = {"one.safetensors": sorted(whole)[::2], "two.safetensors": sorted(whole)[1::2]}
+    for file, names in parts.items():
+        save_file({name: whole[name].bfloat16() for name in names}, hugging_face_folder / file)
+    index = {"weight_map": {name: file for file, names in parts.items() for name in names}}
+    (hugging_face_folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    read = open_bundle(hugging_face_folder).model
+    assert {parameter.dtype for parameter in read.parameters()} == {torch.float32}
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor.bfloat16().float()), name
+    (hugging_face_folder / "two.safetensors").unlink()
+    _refused(hugging_face_folder, r"two\.safetensors: cannot be read as weights")
+
+
+def test_a_damaged_export_is_not_kept(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diptych.bundle import choice
+
+    def careless(model: CLIP, folder: Path) -> None:
+        write_open_clip(model, folder)
+        weights = load_file(folder / "open_clip_model.safetensors")
+        weights["visual.proj"][0, 0] += 1e-3
+        save_file(weights, folder / "open_clip_model.safetensors")
+
+    monkeypatch.setitem(choice._WRITERS, "open-clip", (careless, choice._WRITERS["open-clip"][1]))
+    with pytest.raises(BundleError, match="does not read back as the same model"):
+        export_bundle(Bundle(model=model, tokenizer=ClipBPETokenizer()), "open-clip", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

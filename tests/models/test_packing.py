@@ -1,0 +1,135 @@
+"""Packed, padded and plain are one model. Shapes: B texts, T tokens of the longest."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diptych.losses.contrastive import clip_loss
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+from diptych.models.layers import Run
+from diptych.models.packing import pack
+from tests.models.plain import plain_text, plain_vision
+
+CPU = torch.device("cpu")
+TEXT = TextConfig(vocab_size=50, context_length=12, width=32, layers=3, heads=4)
+KINDS = {
+    "causal, end mark": TEXT,
+    "causal, mean": replace(TEXT, pooling="mean"),
+    "bidirectional, end mark": replace(TEXT, is_causal=False),
+    "bidirectional, start mark": replace(TEXT, is_causal=False, pooling="cls"),
+    "bidirectional, mean": replace(TEXT, is_causal=False, pooling="mean"),
+    "one layer": replace(TEXT, layers=1),
+}
+
+
+def _model(text: TextConfig, **image: object) -> CLIP:
+    torch.manual_seed(0)
+    vit = ViTConfig(image_px=16, patch_px=8, width=16, layers=2, heads=2, **image)  # type: ignore[arg-type]
+    return CLIP(CLIPConfig(embed_dim=24, image=vit, text=text))
+
+
+def _texts(lengths: list[int], junk: int = 0) -> tuple[Tensor, Tensor]:
+    """Random tokens, `junk` where the padding is."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(4, 50, (len(lengths), max(lengths)), generator=generator)
+    counts = torch.tensor(lengths)
+    ids[torch.arange(ids.shape[1])[None, :] >= counts[:, None]] = junk
+    return ids, counts
+
+
+def _gradients(model: CLIP, text_emb: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """Loss against fixed pictures, and what it makes of every weight of the text tower."""
+    pictures = torch.nn.functional.normalize(torch.randn(text_emb.shape, generator=torch.Generator().manual_seed(1)))
+    model.zero_grad()
+    loss = clip_loss(pictures, torch.nn.functional.normalize(text_emb, dim=-1), model.logit_scale.detach())
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.text_tower.named_parameters() if p.grad is not None}
+
+
+def _assert_same(ours: tuple[float, dict[str, Tensor]], plain: tuple[float, dict[str, Tensor]]) -> None:
+    """Same loss, gradients within 1e-5 of each tensor's largest."""
+    assert ours[0] == pytest.approx(plain[0], rel=1e-6)
+    assert ours[1].keys() == plain[1].keys()
+    for name, theirs in plain[1].items():
+        # A key's bias adds the same to every score of a query, so softmax gives it no gradient but rounding.
+        largest = plain[1][name.replace("key", "query")] if name.endswith("key.bias") else theirs
+        assert float((ours[1][name] - theirs).abs().max()) <= 1e-5 * float(largest.abs().max()), name
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("lengths", [[5, 2, 12, 5, 3], [4, 4, 4], [7], [3, 2]])
+def test_packed_and_padded_equal_the_plain_tower(kind: str, lengths: list[int]) -> None:
+    model = _model(KINDS[kind])
+    ids, counts = _texts(lengths, junk=9)
+    plain = _gradients(model, plain_text(model.text_tower, ids, counts))
+    assert len(plain[1]) == len(list(model.text_tower.parameters()))
+    packed = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
+    _assert_same(_gradients(model, model.text_tower(ids, counts)), plain)
+    _assert_same(_gradients(model, model.text_tower(packed, counts)), plain)
+    torch.testing.assert_close(model.encode_text(ids, counts), model.encode_text(packed, counts), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_image_tower_equals_the_plain_one(pooling: str) -> None:
+    model = _model(TEXT, pooling=pooling)
+    pixels = torch.randn(3, 3, 16, 16)
+    torch.testing.assert_close(model.image_tower(pixels), plain_vision(model.image_tower, pixels), atol=1e-5, rtol=0)  # type: ignore[arg-type]
+
+
+def test_no_product_is_computed_for_padding() -> None:
+    """The count of a padded batch is that of its texts one by one, and grows with their length alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = _model(TEXT).text_tower
+
+    def flops(ids: Tensor, lengths: Tensor) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            tower(ids, lengths)
+        return counter.get_total_flops()
+
+    ids, lengths = _texts([5, 2, 12, 5, 3])
+    singly = [flops(ids[i : i + 1], lengths[i : i + 1]) for i in range(5)]
+    assert flops(ids, lengths) == sum(singly)
+    assert singly[1] < singly[4] < singly[0] == singly[3] < singly[2]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.booleans())
+def test_packing_is_a_permutation_that_comes_back(lengths: list[int], is_padded: bool) -> None:
+    width = max(lengths) + 1
+    packing = pack(torch.tensor(lengths), padded_to=width if is_padded else None, device=CPU)
+    rows = [[(row, i) for i in range(length)] for row, length in enumerate(lengths)]
+    every = [token for row in rows for token in row]
+    given_order = [(row, i) for row in range(len(lengths)) for i in range(width)] if is_padded else every
+    tokens = [given_order[place] for place in packing.place.tolist()]
+    assert sorted(tokens) == sorted(every)
+    assert [i for _, i in tokens] == packing.position.tolist()
+    assert [run.length for run in packing.runs] == sorted(set(lengths))
+    assert sum(run.num * run.length for run in packing.runs) == len(tokens)
+    for row, length in enumerate(lengths):
+        rank = int(packing.rank[row])
+        assert tokens[int(packing.first[rank])] == (row, 0)
+        assert tokens[int(packing.last[rank])] == (row, length - 1)
+
+
+def test_texts_of_one_length_are_one_run() -> None:
+    assert pack(torch.tensor([4, 4, 4]), padded_to=None, device=CPU).runs == (Run(3, 4),)
+
+
+def test_siglip_attends_to_its_filling() -> None:
+    """Any padding width gives the same, a longer context does not: the filling is read."""
+    text = replace(TEXT, is_causal=False, layout="siglip", activation="gelu_tanh")
+    model = _model(text)
+    ids, lengths = _texts([5, 2, 8])
+    filled = torch.nn.functional.pad(ids, (0, 4))
+    whole = torch.full_like(lengths, 12)
+    packed = torch.cat([ids[0, :5], ids[1, :2], ids[2, :8]])
+    expected = plain_text(model.text_tower, filled, whole)
+    torch.testing.assert_close(model.text_tower(ids, lengths), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.text_tower(packed, lengths), expected, atol=1e-5, rtol=0)
+    filled[0, 11] = 7
+    assert not torch.allclose(model.text_tower(filled, whole), expected, atol=1e-3)
