@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.core.errors import ConfigError, DiptychError, ImageError
+from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, ImageError
 from diptych.core.sample import ImageInput
 from diptych.data.sources.choice import open_source
 from diptych.images.decode import decode
@@ -187,3 +187,10 @@ def test_use_refuses_nothing_and_rubbish(clip: LoadedBundle, tmp_path: Path) -> 
         clip.rank_texts(tmp_path / "gone.png", ["x"])
     with pytest.raises(ConfigError, match="batch_size"):
         load(clip.path or "", batch_size=0)
+
+
+def test_texts_that_lose_their_tail_are_reported_once(tiny_bundle: Path) -> None:
+    clip = load(tiny_bundle, device="cpu")
+    with pytest.warns(DiptychWarning, match="texts longer than 24 tokens, which lost their tail: 1"):
+        clip.encode_texts(["a red circle", "a red circle " * 30])
+    clip.encode_texts(["a red circle " * 30])  # Warnings are errors here.

@@ -12,10 +12,13 @@ from torch.nn import functional
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.hugging_face import hugging_face_names
+from diptych.bundle.open_clip import _config
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
+from diptych.presets import PRESETS
+from tests import peers
 from tests.parity.models import (
     IDS,
     LENGTHS,
@@ -28,15 +31,20 @@ from tests.parity.models import (
 )
 
 
-def _assert_parity(
-    ours: CLIP, theirs: Any, encode: Callable[[Any], tuple[Tensor, Tensor]], table: list[Rename]
+def assert_parity(
+    ours: CLIP,
+    theirs: Any,
+    encode: Callable[[Any], tuple[Tensor, Tensor]],
+    table: list[Rename],
+    *,
+    min_spread: float = 0.01,
 ) -> None:
     """Features within 1e-5, loss the same, gradients within 1e-4 of each tensor's largest."""
     out = ours(_pictures(ours), IDS, LENGTHS)
     image_emb, text_emb = (functional.normalize(emb, dim=-1) for emb in encode(theirs))
     torch.testing.assert_close(out.image_emb, image_emb, atol=1e-5, rtol=0)
     torch.testing.assert_close(out.text_emb, text_emb, atol=1e-5, rtol=0)
-    assert float(image_emb.detach().std(dim=0).max()) > 0.01  # The pictures do differ.
+    assert float(image_emb.detach().std(dim=0).max()) > min_spread  # The pictures do differ.
     our_loss = clip_loss(out.image_emb, out.text_emb, out.logit_scale)
     their_loss = clip_loss(image_emb, text_emb, theirs.logit_scale.exp())
     assert our_loss.item() == pytest.approx(their_loss.item(), abs=1e-5)
@@ -62,8 +70,17 @@ def _pictures(model: CLIP) -> Tensor:
     return torch.randn(5, 3, height, width, generator=torch.Generator().manual_seed(2))
 
 
-def _encode_open_clip(model: Any) -> tuple[Tensor, Tensor]:
+def encode_open_clip(model: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings of the random pictures and texts."""
     return model.encode_image(pixels(model)), model.encode_text(IDS)
+
+
+def encode_hugging_face(model: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings of the random pictures and texts."""
+    side = model.config.vision_config.image_size
+    pictures = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(2))
+    image, text = model.get_image_features(pixel_values=pictures), model.get_text_features(input_ids=IDS)
+    return image.pooler_output, text.pooler_output
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors"])
@@ -76,14 +93,14 @@ def test_a_vit_in_openais_naming(tmp_path: Path, suffix: str, quick_gelu: bool) 
     else:
         torch.save(theirs.state_dict(), path)
     bundle = open_bundle(path, activation="quick_gelu" if quick_gelu else "gelu")
-    _assert_parity(bundle.model, theirs, _encode_open_clip, openai_names(bundle.config))
+    assert_parity(bundle.model, theirs, encode_open_clip, openai_names(bundle.config))
 
 
 def test_a_resnet_in_openais_naming(tmp_path: Path) -> None:
     theirs = open_clip_model(RESNET)
     torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
     bundle = open_bundle(tmp_path / "resnet.pt", activation="quick_gelu")
-    _assert_parity(bundle.model, theirs, _encode_open_clip, openai_names(bundle.config))
+    assert_parity(bundle.model, theirs, encode_open_clip, openai_names(bundle.config))
 
 
 def test_a_resnet_follows_its_batches_as_the_peers_does(tmp_path: Path) -> None:
@@ -105,12 +122,24 @@ def test_a_hugging_face_folder(tmp_path: Path, activation: str) -> None:
     assert bundle.config.image.heads == 5
     assert bundle.config.text.activation == activation
 
-    def encode(model: Any) -> tuple[Tensor, Tensor]:
-        image = model.get_image_features(pixel_values=_pictures(bundle.model))
-        text = model.get_text_features(input_ids=IDS)
-        return image.pooler_output, text.pooler_output
+    assert_parity(bundle.model, theirs, encode_hugging_face, hugging_face_names(bundle.config))
 
-    _assert_parity(bundle.model, theirs, encode, hugging_face_names(bundle.config))
+
+PRESETS_THERE = {
+    "ViT-B-32": "vit-b-32",
+    "ViT-B-16": "vit-b-16",
+    "ViT-L-14": "vit-l-14",
+    "ViT-L-14-336": "vit-l-14-336",
+    "ViT-H-14": "vit-h-14",
+    **{f"RN{name}": f"rn{name}" for name in ("50", "101", "50x4", "50x16", "50x64")},
+}
+
+
+@pytest.mark.parametrize("quick_gelu", ["", "-quickgelu"])
+@pytest.mark.parametrize("name", list(PRESETS_THERE))
+def test_a_preset_is_what_the_peer_calls_so(name: str, quick_gelu: str) -> None:
+    config = peers.open_clip.get_model_config(name + quick_gelu)
+    assert _config(config, {}) == PRESETS[PRESETS_THERE[name] + quick_gelu]
 
 
 def test_position_embeddings_are_resized_as_open_clip_does(tmp_path: Path) -> None:
@@ -118,8 +147,6 @@ def test_position_embeddings_are_resized_as_open_clip_does(tmp_path: Path) -> No
     weights = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     torch.save(weights, tmp_path / "small.pt")
     ours = open_bundle(tmp_path / "small.pt", activation="quick_gelu", image_px=(80, 64)).model
-    from tests import peers
-
     peers.open_clip.model.resize_pos_embed(weights, large)
     large.load_state_dict(weights)
     torch.testing.assert_close(

@@ -14,6 +14,8 @@ from PIL import Image
 
 from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import Bundle
+from diptych.bundle.hugging_face import hugging_face_names
+from diptych.bundle.openai import openai_names
 from diptych.core.errors import ConfigError
 from diptych.images.transforms import PixelConfig, evaluation_pixels, height_width, normalize
 from diptych.inference.loaded import LoadedBundle
@@ -24,6 +26,7 @@ from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests import peers
 from tests.conftest import draw_photos
 from tests.parity.models import RESNET, VIT, hugging_face_model, open_clip_model, save_hugging_face, shaken
+from tests.parity.test_weights_in import assert_parity, encode_hugging_face, encode_open_clip
 
 TEXTS = ["a dog in the snow", "Two CHILDREN on a swing, laughing!", "a red circle", "", "the 1990s café"]
 TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=2, heads=2)
@@ -119,6 +122,18 @@ def test_transformers_loads_what_is_exported(name: str, activation: str, tmp_pat
     )
     encoded = bundle.tokenizer.encode(TEXTS)
     assert tokens == [row[:length].tolist() for row, length in zip(encoded.ids, encoded.lengths, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "to"), [("vit", "open-clip"), ("resnet", "open-clip"), ("vit", "hugging-face")])
+def test_gradients_of_what_is_exported(name: str, to: Any, tmp_path: Path) -> None:
+    bundle = _bundle(MODELS[name])
+    export_bundle(bundle, to, tmp_path / "out")
+    if to == "open-clip":
+        theirs = peers.open_clip.create_model(f"local-dir:{tmp_path / 'out'}").eval()
+        assert_parity(bundle.model, theirs, encode_open_clip, openai_names(bundle.config), min_spread=1e-4)
+    else:
+        theirs = peers.transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+        assert_parity(bundle.model, theirs, encode_hugging_face, hugging_face_names(bundle.config))
 
 
 @pytest.mark.parametrize("to", ["open-clip", "hugging-face"])

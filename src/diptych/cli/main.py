@@ -1,7 +1,9 @@
 """`diptych`: the commands, and what happens to errors."""
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError
 
@@ -13,7 +15,7 @@ from diptych.cli.output import warn
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.use import classify, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
-from diptych.core.errors import DiptychError
+from diptych.core.errors import DiptychError, DiptychWarning
 
 app = App(
     name="diptych",
@@ -37,9 +39,21 @@ app.command(presets)
 app.command(recipes)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Ours on one line, others as Python shows them."""
+    if issubclass(category, DiptychWarning):
+        warn(str(message))
+    else:
+        _shown_by_python(message, category, *place, **more)
+
+
+_shown_by_python = warnings.showwarning
+
+
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command. Errors that a user can mend are one line on standard error and exit code 2."""
     words = list(sys.argv[1:] if tokens is None else tokens)
+    warnings.showwarning = _show_warning
     try:
         code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
@@ -52,4 +66,6 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `diptych ... | head`
         sys.stderr.close()
         return 0
+    finally:
+        warnings.showwarning = _shown_by_python
     return code if isinstance(code, int) else 0

@@ -20,6 +20,10 @@ class DiptychError(Exception):
     """Base of all errors that a user can cause and mend."""
 
 
+class DiptychWarning(UserWarning):
+    """Something went on that a user should know of. The command line prints it on one line."""
+
+
 class ConfigError(DiptychError):
     """A setting, an option or a name is wrong."""
 

@@ -1,5 +1,6 @@
 """The one way from pictures and texts to embeddings. Shapes: N inputs, E embedding."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from diptych.bundle.folder import Bundle
-from diptych.core.errors import ConfigError, DiptychError, ImageError
+from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, ImageError
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe
 from diptych.images.transforms import evaluation_pixels, normalize
@@ -28,6 +29,7 @@ class Embedder:
         self.bundle = bundle
         self.batch_size = batch_size
         self.device = next(bundle.model.parameters()).device
+        self._has_reported_cut = False
 
     @property
     def logit_scale(self) -> float:
@@ -52,6 +54,7 @@ class Embedder:
     def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the texts, in order. Texts of like length share a batch, so that little padding is encoded."""
         encoded = self.bundle.tokenizer.encode(texts)
+        self._report_cut(encoded.num_cut)
         by_length = np.argsort(encoded.lengths, kind="stable")
         out = np.empty((len(texts), self.bundle.config.embed_dim), dtype=np.float32)
         with torch.inference_mode():
@@ -62,6 +65,14 @@ class Embedder:
                 emb = self.bundle.model.encode_text(ids.to(self.device), lengths)
                 out[rows] = emb.float().cpu().numpy()
         return out
+
+    def _report_cut(self, num_cut: int) -> None:
+        """Once for each embedder: which of them it is changes nothing in what to do."""
+        if num_cut and not self._has_reported_cut:
+            self._has_reported_cut = True
+            length = self.bundle.tokenizer.context_length
+            text = f"texts longer than {length} tokens, which lost their tail: {num_cut}"
+            warnings.warn(text, DiptychWarning, stacklevel=3)
 
     def _pixel_batches(
         self, images: Iterable[ImageInput], on_error: Callable[[int, ImageError], None] | None

@@ -38,6 +38,8 @@ class TrainConfig:
     """Decides initial weights, order, augmentation and captions."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
+    gradient_checkpointing: bool = False
+    """Compute activations again backward instead of keeping them: much less memory, about a third more time."""
     validations: int = 8
     """How often the run is measured on its validation split, spread evenly; the best is kept as `bundle-best`."""
     val_samples: int = 512

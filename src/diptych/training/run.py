@@ -100,6 +100,7 @@ class _Run:
         device = choose_device(config.device)
         start = starting_point(config, run, train_source, resume=resume)
         self.model, self.tokenizer = start.model.to(device), start.tokenizer
+        self.model.set_gradient_checkpointing(config.gradient_checkpointing)
         if config.init is not None:
             config = replace(config, model=self.model.config)
         self.config = config
