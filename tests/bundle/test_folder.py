@@ -131,7 +131,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_half(bundle: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folder_module, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match=r"bundle: cannot be written \(No space left on device\)"):
         save_bundle(loaded, bundle)
     assert (bundle / "model.safetensors").read_bytes() == before
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]

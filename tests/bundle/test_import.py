@@ -1,6 +1,7 @@
 """What is refused on the way in, and how: by name, in one line."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import write_hugging_face
-from diptych.bundle.open_clip import CONFIG, write_open_clip
-from diptych.bundle.openai import openai_names
+from diptych.bundle.open_clip import CONFIG, _config, write_open_clip
+from diptych.bundle.openai import _inferred, openai_names
 from diptych.bundle.renaming import to_theirs
 from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import PixelConfig
@@ -22,6 +23,7 @@ from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+from tests import peers
 
 TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=1, heads=1)
 SMALL = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=64, layers=1, heads=1), text=TEXT)
@@ -71,7 +73,7 @@ def _refused(path: Path, match: str, **arguments: Any) -> None:
 
 def test_a_bare_file_must_say_its_activation(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(openai_weights, tmp_path / "w.safetensors")
-    _refused(tmp_path / "w.safetensors", r"does not say which activation .* add --activation quick_gelu")
+    _refused(tmp_path / "w.safetensors", r"does not say which activation .* --activation quick_gelu")
     assert open_bundle(tmp_path / "w.safetensors", activation="gelu").config.text.activation == "gelu"
 
 
@@ -88,7 +90,7 @@ def test_openais_own_marks_say_it(openai_weights: dict[str, Tensor], tmp_path: P
     assert bundle.config.image.activation == "quick_gelu"  # type: ignore[union-attr]
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
     _refused(tmp_path / "ViT.pt", "trained with quick_gelu, not with gelu", activation="gelu")
-    assert "bare file of weights has none" in bundle.origin["assumed"]
+    assert "square pictures, heads by width" in bundle.origin["assumed"]
 
 
 def test_a_torchscript_archive_as_openai_published_them(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -113,6 +115,14 @@ def test_a_torchscript_archive_as_openai_published_them(openai_weights: dict[str
     expected = CLIP.from_weights(SMALL, dict(CLIP(SMALL).state_dict())).state_dict().keys()
     assert weights.keys() == expected
     assert torch.equal(weights["text_tower.token_emb.weight"], openai_weights["token_embedding.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "module.module."])
+def test_prefixes_of_compiled_and_parallel_models(
+    openai_weights: dict[str, Tensor], tmp_path: Path, prefix: str
+) -> None:
+    torch.save({"model": {prefix + name: t for name, t in openai_weights.items()}}, tmp_path / "w.pt")
+    assert open_bundle(tmp_path / "w.pt", activation="gelu").config.image == SMALL.image
 
 
 def test_a_training_checkpoint_of_open_clips(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -160,6 +170,13 @@ def test_files_that_hold_something_else(tmp_path: Path, content: Any) -> None:
             "vocab_size is 100; clip-bpe has 49408 entries",
         ),
         (lambda w: w.update({"ln_final.weight": torch.zeros(96)}), "heads cannot be inferred.*--preset"),
+        (
+            lambda w: w.update({"ln_final.weight": torch.tensor(1.0)}),
+            "is not in OpenAI's naming; its first tensors are",
+        ),
+        (lambda w: w.update({"visual.ln_post.bias": torch.full((64,), torch.nan)}), "not finite.*visual.ln_post.bias"),
+        (lambda w: w.update({"visual.proj": w["visual.proj"].to(torch.complex64)}), "or of another kind: visual.proj"),
+        (lambda w: w.update({"logit_scale": torch.zeros(2)}), "logit_scale is 2, expected a single number"),
     ],
 )
 def test_weights_that_do_not_fit(
@@ -177,19 +194,25 @@ def test_a_hugging_face_file_alone(hugging_face_folder: Path, tmp_path: Path) ->
     _refused(lone, "give the folder, whose config.json says what it is")
 
 
-def test_heads_that_no_shape_tells_are_looked_up(tmp_path: Path) -> None:
-    """vit-h-14 has heads of 80 numbers, not of 64."""
-    from diptych.bundle.openai import _inferred
-
+@pytest.mark.parametrize("name", ["rn50x4", "vit-l-14-336-quickgelu", "rn101-quickgelu", "cifar10-rn", "vit-h-14"])
+def test_architecture_from_tensors_alone(name: str, tmp_path: Path) -> None:
+    config = PRESETS[name]
     with torch.device("meta"):
-        shapes = to_theirs(CLIP(PRESETS["vit-h-14"]).state_dict(), openai_names(PRESETS["vit-h-14"]))
-    assert _inferred(shapes, "gelu", tmp_path) == PRESETS["vit-h-14"]
-    for name in ("rn50x4", "vit-l-14-336-quickgelu", "rn101-quickgelu", "cifar10-rn"):
-        config = PRESETS[name]
-        with torch.device("meta"):
-            shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
-        inferred = _inferred(shapes, config.text.activation, tmp_path)
-        assert (inferred.image, inferred.text, inferred.embed_dim) == (config.image, config.text, config.embed_dim)
+        shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
+    inferred = _inferred(shapes, config.text.activation, tmp_path)
+    assert (inferred.image, inferred.text, inferred.embed_dim) == (config.image, config.text, config.embed_dim)
+
+
+@pytest.mark.parametrize(
+    "name", ["ViT-H-14-378", "ViT-H-16", "ViT-g-14", "ViT-bigG-14", "ViT-e-14", "ViT-S-32", "ViT-B-32-256"]
+)
+def test_heads_that_no_shape_tells_are_those_of_the_peers_models(name: str, tmp_path: Path) -> None:
+    """Heads of 64 numbers are a convention that open_clip's largest towers break."""
+    config = _config(peers.open_clip.get_model_config(name), {})
+    with torch.device("meta"):
+        shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
+    inferred = _inferred(shapes, "gelu", tmp_path)
+    assert (inferred.image.heads, inferred.text.heads) == (config.image.heads, config.text.heads)
 
 
 def test_a_preset_states_the_architecture(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -213,7 +236,11 @@ OPEN_CLIP = [
     (("model_cfg", "text_cfg", "pool_type"), "last", "text_cfg has pool_type 'last'"),
     (("model_cfg", "multimodal_cfg"), {}, "model_cfg has multimodal_cfg"),
     (("model_cfg", "embed_dim"), 17, r"wrong shapes: .*visual\.proj is 64x16, expected 64x17"),
-    (("model_cfg",), None, "is no config of open_clip's|TypeError"),
+    (("model_cfg",), None, "model_cfg is None, not an object"),
+    (("model_cfg", "vision_cfg"), [], r"vision_cfg is \[\], not an object"),
+    (("model_cfg", "text_cfg"), "x", "text_cfg is 'x', not an object"),
+    (("model_cfg", "vision_cfg", "head_width"), 0, "vision_cfg has head_width 0"),
+    (("model_cfg", "text_cfg", "pool_type"), "eos", "text_cfg has eos_id 2; Diptych reads texts at CLIP's own, 49407"),
     (("preprocess_cfg", "resize_mode"), "squash", "preprocess_cfg has resize_mode 'squash'"),
     (("preprocess_cfg", "interpolation"), "nearest", "preprocess_cfg.*interpolation"),
 ]
@@ -240,6 +267,11 @@ HUGGING_FACE = [
     ("config.json", ("model_type",), "siglip", "model_type is 'siglip'; Diptych reads 'clip'"),
     ("config.json", ("vision_config", "hidden_act"), "silu", "vision_config has hidden_act 'silu'"),
     ("config.json", ("vision_config", "num_channels"), 1, "num_channels 1"),
+    ("config.json", ("vision_config",), "x", "vision_config is 'x', not an object"),
+    ("config.json", ("vision_config", "hidden_size"), 0, "config.json: "),
+    ("config.json", ("text_config", "eos_token_id"), 5000, "text_config has eos_token_id 5000"),
+    ("config.json", ("vision_config_dict",), {"hidden_act": "gelu"}, "but the model reads the middle 224x224"),
+    ("vocab.json", ("dog</w>",), None, "holds another vocabulary"),
     ("config.json", ("vision_config", "patch_size"), 7, "no multiple of patch_px 7"),
     ("config.json", ("vision_config", "image_size"), 64, "the model reads the middle 64x64 px"),
     ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
@@ -262,6 +294,26 @@ def test_hugging_face_folders_that_are_refused(
 ) -> None:
     _change(hugging_face_folder / file, *keys, value=value)
     _refused(hugging_face_folder, message)
+    with pytest.raises(BundleError, match=re.escape(str(hugging_face_folder))):
+        open_bundle(hugging_face_folder)
+
+
+def test_an_old_hugging_face_config_keeps_its_towers_in_dicts(hugging_face_folder: Path, model: CLIP) -> None:
+    config = json.loads((hugging_face_folder / "config.json").read_text("utf-8"))
+    for name in ("text_config", "vision_config"):
+        config[f"{name}_dict"], config[name] = config[name], {"hidden_size": 999}
+    (hugging_face_folder / "config.json").write_text(json.dumps(config))
+    assert open_bundle(hugging_face_folder).config.image == model.config.image
+
+
+def test_the_newer_processor_file_goes_before_the_older(hugging_face_folder: Path) -> None:
+    old = json.loads((hugging_face_folder / "preprocessor_config.json").read_text("utf-8"))
+    new = {"processor_class": "CLIPProcessor", "image_processor": {**old, "image_mean": [0.1, 0.2, 0.3]}}
+    (hugging_face_folder / "processor_config.json").write_text(json.dumps(new))
+    assert open_bundle(hugging_face_folder).config.pixels.mean == (0.1, 0.2, 0.3)
+    (hugging_face_folder / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    (hugging_face_folder / "preprocessor_config.json").unlink()
+    assert "no preprocessor_config.json" in open_bundle(hugging_face_folder).origin["assumed"]
 
 
 def test_hugging_face_folders_that_lack_something(hugging_face_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Commands as a person types them: one line of error and code 2, JSON that parses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,32 @@ def test_demo_at_its_shortest(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert len(list((run / "pictures").iterdir())) == 120
     metrics = json.loads((run / "bundle" / "config.json").read_text("utf-8"))["metrics"]
     assert {"zero_shot_val", "zero_shot_novel", "retrieval"} <= set(metrics)
+
+
+def test_a_config_with_init_excludes_another_model(
+    capsys: pytest.CaptureFixture[str], tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    write_config(replace(tiny_run, init="somewhere"), tmp_path / "init.yaml")
+    err = _fails(capsys, "train", "--config", str(tmp_path / "init.yaml"), "--preset", "small")
+    assert "--init brings its own model; it excludes --preset" in err
+
+
+def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("keep")
+    bundle, out = str(tiny_bundle), str(tmp_path / "copy")
+    assert "is not a bundle to be replaced" in _fails(
+        capsys, "import", bundle, "--out", str(tmp_path / "mine"), "--overwrite"
+    )
+    assert "is not a bundle to be replaced" in _fails(capsys, "import", bundle, "--out", bundle, "--overwrite")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
+    assert main(["import", bundle, "--out", out]) == 0
+    assert "is there already" in _fails_after(capsys, "import", bundle, "--out", out)
+    assert main(["import", bundle, "--out", out, "--overwrite"]) == 0
+    capsys.readouterr()
+    assert "has no place for" in _fails(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))
+
+
+def _fails_after(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    return _fails(capsys, *words)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from diptych.core.errors import DataError
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
@@ -118,6 +119,19 @@ def test_packing_is_a_permutation_that_comes_back(lengths: list[int], is_padded:
 
 def test_texts_of_one_length_are_one_run() -> None:
     assert pack(torch.tensor([4, 4, 4]), padded_to=None, device=CPU).runs == (Run(3, 4),)
+
+
+@pytest.mark.parametrize("lengths", [[3, 9], [0, 2]])
+def test_lengths_beyond_their_row_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(DataError, match="do not lie in rows of 5"):
+        _model(TEXT).encode_text(torch.full((2, 5), 7), torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_no_texts_and_no_pictures_give_no_embeddings(kind: str) -> None:
+    model = _model(KINDS[kind])
+    assert model.encode_text(torch.zeros(0, 5, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)).shape == (0, 24)
+    assert model.encode_image(torch.zeros(0, 3, 16, 16)).shape == (0, 24)
 
 
 def test_siglip_attends_to_its_filling() -> None:

@@ -131,6 +131,13 @@ def test_another_resolution_that_does_not_go_with_the_patches() -> None:
         at_resolution(_model(), 30)
 
 
+def test_pixels_of_another_size_are_refused() -> None:
+    """Those of a single patch would fit every position."""
+    with pytest.raises(ConfigError, match="the pixels are 8x8, the model reads 32 px"):
+        _model().encode_image(torch.zeros(1, 3, 8, 8))
+    assert replace(VIT, image_px=(32, 32)) == VIT
+
+
 def test_a_smooth_grid_stays_itself() -> None:
     """A slope is a slope at any size (away from the border), a constant is a constant."""
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")

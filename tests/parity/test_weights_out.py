@@ -53,6 +53,11 @@ MODELS = {
         text=TEXT,
         init_logit_bias=-10.0,
     ),
+    "vit of an odd ratio": CLIPConfig(
+        embed_dim=32,
+        image=ViTConfig(image_px=32, patch_px=16, width=448, layers=1, heads=7, mlp_ratio=1840 / 448),
+        text=TEXT,
+    ),
     "resnet": CLIPConfig(
         embed_dim=32, image=ResNetConfig(image_px=64, layers=(1, 1, 2, 1), width=16, heads=4), text=TEXT
     ),
@@ -165,6 +170,12 @@ def test_what_a_peer_has_no_place_for_is_refused_by_name(
     with pytest.raises(ConfigError, match=message):
         export_bundle(Bundle(model=model, tokenizer=ClipBPETokenizer()), to, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_open_clips_resnets_read_squares_alone(tmp_path: Path) -> None:
+    image = ResNetConfig(image_px=(64, 96), layers=(1, 1, 1, 1), width=16, heads=4)
+    with pytest.raises(ConfigError, match="no place for a ResNet on pictures that are not square"):
+        export_bundle(_bundle(CLIPConfig(embed_dim=32, image=image, text=TEXT)), "open-clip", tmp_path / "out")
 
 
 def test_an_export_goes_nowhere_that_is_taken(tmp_path: Path) -> None:

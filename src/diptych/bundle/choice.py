@@ -1,21 +1,19 @@
 """Whatever holds a model, as a bundle: our own folder, open_clip's, Hugging Face's, a bare file of weights, a hub id."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
 from diptych.bundle import hugging_face, open_clip
-from diptych.bundle.folder import Bundle, load_bundle
+from diptych.bundle.folder import Bundle, load_bundle, whole_folder
 from diptych.bundle.hub import PREFIX, download
 from diptych.bundle.openai import read_openai
 from diptych.bundle.weights import SUFFIXES
-from diptych.core.errors import BundleError, ConfigError
+from diptych.core.errors import BundleError, ConfigError, unknown_name
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, ViTConfig
@@ -50,6 +48,8 @@ def open_bundle(
         BundleError: nothing of the kind is there, it is damaged, or it has something that Diptych has not.
         ConfigError: an argument does not go with the model.
     """
+    if activation is not None and activation not in get_args(Activation):
+        raise ConfigError(unknown_name("activation", activation, get_args(Activation)))
     folder = download(str(path)) if str(path).startswith(PREFIX) else Path(path)
     bundle = _read(folder, str(path), activation, preset)
     if activation is not None and bundle.config.text.activation != activation:
@@ -66,35 +66,29 @@ def export_bundle(bundle: Bundle, to: ExportFormat, folder: Path) -> None:
         ConfigError: the folder holds something already, or the library has no place for something about the model.
         BundleError: what was written does not give the same model.
     """
+    folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: is there already and not empty; choose another --out")
     write, read = _WRITERS[to]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as beside:
         write(bundle.model, beside)
         _check_same(bundle.model, read(beside), folder)
-        beside.chmod(0o755)
-        for file in beside.iterdir():
-            file.chmod(0o644)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _read(path: Path, name: str, activation: Activation | None, preset: str | None) -> Bundle:
     if path.is_file() and path.suffix in SUFFIXES:
         model = read_openai(path, activation=activation, preset=preset)
-        assumed = None if preset else "OpenAI's image transform: a bare file of weights has none"
-        return _imported(model, name, "weights in OpenAI's naming", assumed=assumed)
+        shape = "" if preset else ", class token or attention pooling, square pictures, heads by width"
+        return _imported(model, name, "weights in OpenAI's naming", assumed=f"OpenAI's image transform{shape}")
     if preset is not None:
         raise ConfigError(f"{name}: says itself what it is; --preset is for bare files of weights")
     match _kind(path):
         case "open-clip":
             return _imported(open_clip.read_open_clip(path), name, "open_clip folder")
         case "hugging-face":
-            has_transform = any((path / file).is_file() for file in hugging_face.PROCESSORS)
-            assumed = None if has_transform else "OpenAI's image transform: the folder has no preprocessor_config.json"
+            has_transform = hugging_face.read_processor(path) is not None
+            lacking = "OpenAI's image transform: the folder has no preprocessor_config.json"
+            assumed = None if has_transform else lacking
             return _imported(hugging_face.read_hugging_face(path), name, "Hugging Face folder", assumed=assumed)
         case _:
             return load_bundle(path)

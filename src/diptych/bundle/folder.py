@@ -11,6 +11,8 @@ It is written beside its place and renamed, so that whatever bears the name is w
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,20 +51,51 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
-    """Write the folder whole or not at all; one that is there already is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    """Write the folder whole or not at all; one that is there already is replaced.
+
+    Raises:
+        BundleError: it cannot be written there.
+    """
+    with whole_folder(path.resolve()) as beside:
         _write(bundle, beside)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when all is written, and goes if anything fails.
+
+    Raises:
+        BundleError: it cannot be written there.
+    """
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path}: is a file; a folder cannot take its place")
+    beside = old = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        yield beside
         beside.chmod(0o755)
-        old = path.with_name(f".{path.name}-old")
-        shutil.rmtree(old, ignore_errors=True)
+        for file in beside.iterdir():
+            file.chmod(0o644)
         if path.exists():
+            old = path.with_name(f".{path.name}-old")
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         beside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for folder in (beside, old):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder is a bundle of ours, of whatever format."""
+    try:
+        return "format_version" in json.loads((path / FILES[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def load_bundle(path: str | Path) -> Bundle:
@@ -115,7 +148,6 @@ def _write(bundle: Bundle, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    (folder / "model.safetensors").chmod(0o644)
     bundle.tokenizer.save(folder / "tokenizer.json")
     (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Folders from the Hugging Face hub, through `huggingface_hub` and its cache."""
 
+import json
 import re
 from pathlib import Path
 
@@ -18,8 +19,8 @@ _WEIGHTS = (
 def download(name: str) -> Path:
     """The local folder of a hub id such as `hf:openai/clip-vit-base-patch32`.
 
-    Fetched once, then taken from the cache without asking the hub. `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN`
-    mean what they mean to `huggingface_hub`.
+    What is in the cache is not fetched again, and is enough where the hub cannot be reached. `HF_ENDPOINT`, `HF_HOME`,
+    `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean to `huggingface_hub`.
 
     Raises:
         ConfigError: the extra is not installed.
@@ -32,10 +33,6 @@ def download(name: str) -> Path:
         raise ConfigError("the hub needs an extra: pip install 'diptych[hub]'") from None
     identifier = name.removeprefix(PREFIX)
     try:
-        for config in ("config.json", "open_clip_config.json"):
-            cached = try_to_load_from_cache(identifier, config)
-            if isinstance(cached, str) and _is_whole(Path(cached).parent):
-                return Path(cached).parent
         files = [file.rfilename for file in model_info(identifier).siblings or []]
         return Path(snapshot_download(identifier, allow_patterns=_wanted(files)))
     except HFValidationError:
@@ -46,15 +43,21 @@ def download(name: str) -> Path:
         raise BundleError(f"{name}: the hub has no such model; for a private one log in with `hf auth login`") from None
     except Exception as error:  # Of several libraries: the network's, the hub's, the operating system's.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})") from None
+    for config in ("config.json", "open_clip_config.json"):
+        cached = try_to_load_from_cache(identifier, config)
+        if isinstance(cached, str) and _is_whole(Path(cached).parent):
+            return Path(cached).parent
+    raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})")
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a folder of the cache has its weights, all parts of them: a download may have been broken off."""
-    names = [path.name for path in folder.iterdir()]
-    weights = next(([n for n in names if re.fullmatch(kind, n)] for kind in _WEIGHTS if _any(kind, names)), [])
-    parts = [name for name in weights if "-of-" in name]
-    return bool(weights) and (not parts or len(parts) == int(re.findall(r"-of-(\d+)", parts[0])[0]))
+    names = {path.name for path in folder.iterdir()}
+    indices = [name for name in names if name.endswith(".index.json")]
+    if indices:
+        parts = json.loads((folder / indices[0]).read_text(encoding="utf-8")).get("weight_map", {}).values()
+        return names >= set(parts)
+    return any(_any(kind, sorted(names)) for kind in _WEIGHTS)
 
 
 def _wanted(files: list[str]) -> list[str]:

@@ -6,6 +6,7 @@
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from diptych.models.layers import hidden_width
 from diptych.tokenizers.clip_bpe import clip_merges, clip_vocabulary
 
 CONFIG = "config.json"
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-"""Where the image transform stands: on its own, or beside the tokenizer's."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 _FILTERS = {2: "bilinear", 3: "bicubic"}
@@ -82,20 +81,27 @@ def read_hugging_face(folder: Path) -> CLIP:
     if content.get("model_type") != "clip":
         raise BundleError(f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych reads 'clip'")
     try:
-        image, text = _image_config(content.get("vision_config") or {}), _text_config(content.get("text_config") or {})
-        config = CLIPConfig(
-            embed_dim=content.get("projection_dim", 512), image=image, text=text, pixels=_pixel_config(folder, image)
-        )
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        image, text = _image_config(_tower(content, "vision_config")), _text_config(_tower(content, "text_config"))
+        config = CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError, ConfigError) as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from None
+    config = replace(config, pixels=_pixel_config(folder, image))
     _check_vocabulary(folder)
     path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise BundleError(f"{folder}: holds no weights; Hugging Face's are {_WEIGHTS[0]} or {_WEIGHTS[2]}")
     weights = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(".position_ids")}
-    if "logit_scale" in weights:
+    if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         weights["logit_scale"] = weights["logit_scale"].reshape(())
     return CLIP.from_weights(config, from_theirs(weights, hugging_face_names(config), config, what=str(path)))
+
+
+def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A tower's settings without nulls. In old files `NAME_dict` holds them, and what it lacks is the library's default."""
+    found = content.get(f"{name}_dict") or content.get(name) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name} is {found!r:.40}, not an object")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def write_hugging_face(model: CLIP, folder: Path) -> None:
@@ -109,7 +115,7 @@ def write_hugging_face(model: CLIP, folder: Path) -> None:
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(to_theirs(weights, hugging_face_names(config)), folder / _WEIGHTS[0], metadata={"format": "pt"})
     _write_json(folder / CONFIG, _config_of(config))
-    _write_json(folder / PROCESSORS[0], _processor_of(config))
+    _write_json(folder / "preprocessor_config.json", _processor_of(config))
     _write_json(folder / "vocab.json", _vocabulary())
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in clip_merges())]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -150,7 +156,7 @@ def check_hugging_face(config: CLIPConfig) -> None:
 def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
     width = vision.get("hidden_size", 768)
     if vision.get("num_channels", 3) != 3:
-        raise BundleError(f"vision_config has num_channels {vision['num_channels']}; Diptych reads pictures of 3")
+        raise ConfigError(f"vision_config has num_channels {vision['num_channels']}; Diptych reads pictures of 3")
     plain = {
         "image_px": vision.get("image_size", 224),
         "patch_px": vision.get("patch_size", 32),
@@ -164,7 +170,14 @@ def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
 def _text_config(text: Mapping[str, Any]) -> TextConfig:
     width = text.get("hidden_size", 512)
     if text.get("vocab_size", 49408) != 49408:
-        raise BundleError(f"text_config has vocab_size {text['vocab_size']}; Diptych reads CLIP's own 49408")
+        raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych reads CLIP's own 49408")
+    if text.get("eos_token_id", 49407) not in (
+        49407,
+        2,
+    ):  # 2 means the largest id of a text: the end mark all the same.
+        raise ConfigError(
+            f"text_config has eos_token_id {text['eos_token_id']}; Diptych reads texts at CLIP's own, 49407"
+        )
     plain = {
         "tokenizer": "clip-bpe",
         "vocab_size": 49408,
@@ -179,19 +192,31 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
 def _shared(where: str, tower: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in _ACTIVATIONS:
-        raise BundleError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(_ACTIVATIONS)}")
+        raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(_ACTIVATIONS)}")
     if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
-        raise BundleError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych has 1e-05")
+        raise ConfigError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych has 1e-05")
     return {"width": width, "mlp_ratio": hidden / width, "activation": _ACTIVATIONS[activation]}
+
+
+def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The file that holds the image transform, and its settings; None where there is none.
+
+    The newer `processor_config.json` goes before, as in `transformers`.
+    """
+    path = folder / "processor_config.json"
+    nested = _read_json(path).get("image_processor") if path.is_file() else None
+    if isinstance(nested, dict):
+        return path, nested
+    path = folder / "preprocessor_config.json"
+    return (path, _read_json(path)) if path.is_file() else None
 
 
 def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
     """What the image processor's file says; OpenAI's transform where there is none, as `CLIPImageProcessor` has it."""
-    path = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
-    if path is None:
+    found = read_processor(folder)
+    if found is None:
         return PixelConfig(crop_rounding="down")
-    content = _read_json(path)
-    plain = content.get("image_processor", content)
+    path, plain = found[0], {name: value for name, value in found[1].items() if value is not None}
     for switch in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if plain.get(switch) is False:
             raise BundleError(f"{path}: has {switch} false, which Diptych has not")
@@ -207,11 +232,14 @@ def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
         if plain.get(name) not in sizes:
             raise BundleError(f"{path}: has {name} {plain[name]}, but the model reads the middle {height}x{width} px")
     resample = plain.get("resample", 3)
-    if resample not in _FILTERS:
+    if not isinstance(resample, int) or resample not in _FILTERS:
         raise BundleError(f"{path}: has resample {resample}; Diptych has {_FILTERS}")
     known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": _FILTERS[resample]}
     given = {name: value for name, value in known.items() if value is not None}
-    return from_plain(PixelConfig, {**given, "crop_rounding": "down"}, what=str(path))
+    try:
+        return from_plain(PixelConfig, {**given, "crop_rounding": "down"}, what=str(path))
+    except ConfigError as error:
+        raise BundleError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _check_vocabulary(folder: Path) -> None:
@@ -220,9 +248,12 @@ def _check_vocabulary(folder: Path) -> None:
         path = folder / name
         if path.is_file():
             content = _read_json(path)
-            found = content if name == "vocab.json" else content.get("model", {}).get("vocab", {})
+            model = content.get("model")
+            inner = model.get("vocab") if isinstance(model, dict) else None
+            found = content if name == "vocab.json" else inner
             if found != _vocabulary():
-                raise BundleError(f"{path}: holds another vocabulary of {len(found)} entries; Diptych reads CLIP's own")
+                size = f" of {len(found)} entries" if isinstance(found, dict | list) else ""
+                raise BundleError(f"{path}: holds another vocabulary{size}; Diptych reads CLIP's own")
 
 
 def _vocabulary() -> dict[str, int]:

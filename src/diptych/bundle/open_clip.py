@@ -1,6 +1,7 @@
 """open_clip's model folder (`local-dir:` there): `open_clip_config.json` and weights in OpenAI's naming."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diptych.core.settings import from_plain
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.layers import hidden_width
 
 CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
@@ -68,12 +70,10 @@ def read_open_clip(folder: Path) -> CLIP:
     path = folder / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        model, pixels = dict(content["model_cfg"]), dict(content.get("preprocess_cfg", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = _config(_object(content, "model_cfg"), _object(content, "preprocess_cfg"))
+    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise BundleError(f"{path}: is no config of open_clip's ({type(error).__name__}: {error})") from None
-    try:
-        config = _config(model, pixels)
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except ConfigError as error:
         raise BundleError(f"{path}: {error}") from None
     weights = next((folder / name for name in (*_WEIGHTS, *_OLDER_WEIGHTS) if (folder / name).is_file()), None)
     if weights is None:
@@ -89,6 +89,8 @@ def write_open_clip(model: CLIP, folder: Path) -> None:
     """
     config = model.config
     check_openai_names(config, what="open_clip")
+    if isinstance(config.image, ResNetConfig) and not isinstance(config.image.image_px, int):
+        raise ConfigError("open_clip has no place for a ResNet on pictures that are not square")
     weights = to_theirs(
         {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, openai_names(config)
     )
@@ -111,21 +113,31 @@ def _config(model: Mapping[str, Any], pixels: Mapping[str, Any]) -> CLIPConfig:
     known |= {"nonscalar_logit_scale", "output_dict"}
     _refuse_unknown("model_cfg", set(model) - known)
     activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    if "embed_dim" not in model:
+        raise ConfigError("model_cfg has no embed_dim")
     return CLIPConfig(
         embed_dim=model["embed_dim"],
-        image=_image_config(model["vision_cfg"], activation),
-        text=_text_config(model["text_cfg"], activation),
+        image=_image_config(_object(model, "vision_cfg"), activation),
+        text=_text_config(_object(model, "text_cfg"), activation),
         pixels=_pixel_config(pixels),
         init_logit_bias=None if model.get("init_logit_bias") is None else float(model["init_logit_bias"]),
     )
+
+
+def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object of the file without its nulls, which stand for defaults."""
+    found = content.get(name, {} if name == "preprocess_cfg" else None)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name} is {found!r:.40}, not an object")
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | ResNetConfig:
     known = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "pool_type"}
     _check("vision_cfg", vision, known | {"final_ln_after_pool"}, _VISION)
     for name in ("width", "head_width"):
-        if not isinstance(vision.get(name, 64), int):
-            raise BundleError(f"vision_cfg has {name} {vision[name]!r}, which is no number")
+        if not isinstance(vision.get(name, 64), int) or vision.get(name, 64) < 1:
+            raise ConfigError(f"vision_cfg has {name} {vision[name]!r}, which is no number")
     layers, width, head_width = vision.get("layers", 12), vision.get("width", 768), vision.get("head_width", 64)
     image_px = vision.get("image_size", 224)
     if isinstance(layers, list | tuple):
@@ -133,7 +145,7 @@ def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | Res
         return from_plain(ResNetConfig, {**plain, "image_px": image_px}, what="vision_cfg")
     pool_type, norm_last = vision.get("pool_type", "tok"), vision.get("final_ln_after_pool", False)
     if (pool_type, norm_last) not in {("tok", False), ("tok", True), ("avg", True)}:
-        raise BundleError(
+        raise ConfigError(
             f"vision_cfg has pool_type {pool_type!r} and final_ln_after_pool {norm_last}, which Diptych has not"
         )
     plain = {
@@ -154,7 +166,9 @@ def _text_config(text: Mapping[str, Any], activation: str) -> TextConfig:
     known = {"context_length", "width", "heads", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool"}
     _check("text_cfg", text, known, _TEXT)
     if text.get("pool_type", "argmax") not in {"argmax", "eos"}:
-        raise BundleError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych has not")
+        raise ConfigError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych has not")
+    if text.get("pool_type") == "eos" and text.get("eos_id", 2) != 49407:
+        raise ConfigError(f"text_cfg has eos_id {text.get('eos_id', 2)}; Diptych reads texts at CLIP's own, 49407")
     plain = {name: text[name] for name in ("context_length", "width", "heads", "layers", "mlp_ratio") if name in text}
     clip_bpe = {"tokenizer": "clip-bpe", "vocab_size": 49408, "activation": activation}
     return from_plain(TextConfig, {**plain, **clip_bpe}, what="text_cfg")
@@ -172,13 +186,13 @@ def _check(where: str, given: Mapping[str, Any], known: set[str], only: Mapping[
     """Refuse what Diptych has not, by name."""
     for name, value in given.items():
         if name in only and value != only[name] and value:
-            raise BundleError(f"{where} has {name} {value!r}, which Diptych has not")
+            raise ConfigError(f"{where} has {name} {value!r}, which Diptych has not")
     _refuse_unknown(where, set(given) - known - set(only) - _HARMLESS - {"fill_color"})
 
 
 def _refuse_unknown(where: str, names: set[str]) -> None:
     if names:
-        raise BundleError(f"{where} has {', '.join(sorted(names))}, which Diptych does not know")
+        raise ConfigError(f"{where} has {', '.join(sorted(names))}, which Diptych does not know")
 
 
 def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
@@ -190,20 +204,30 @@ def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
         vision |= {
             "layers": image.layers,
             "head_width": image.width // image.heads,
-            "mlp_ratio": image.mlp_ratio,
+            "mlp_ratio": _their_ratio(image.width, image.mlp_ratio),
             "patch_size": _plain(image.patch_px),
             "patch_dropout": image.patch_dropout,
             **({"pool_type": "avg", "final_ln_after_pool": True} if image.pooling == "mean" else {}),
         }
-    names = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+    names = ("context_length", "vocab_size", "width", "heads", "layers")
     bias = {} if config.init_logit_bias is None else {"init_logit_bias": config.init_logit_bias}
     return {
         "embed_dim": config.embed_dim,
         "quick_gelu": text.activation == "quick_gelu",
         "vision_cfg": vision,
-        "text_cfg": {name: getattr(text, name) for name in names},
+        "text_cfg": {
+            **{name: getattr(text, name) for name in names},
+            "mlp_ratio": _their_ratio(text.width, text.mlp_ratio),
+        },
         **bias,
     }
+
+
+def _their_ratio(width: int, ratio: float) -> float:
+    """A ratio of which open_clip's `int(width * ratio)` makes the same hidden width."""
+    while int(width * ratio) < hidden_width(width, ratio):
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
 
 
 def _plain(pixels: int | tuple[int, int]) -> int | list[int]:

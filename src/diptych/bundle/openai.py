@@ -15,12 +15,14 @@ from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError, unknown_name
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.presets import PRESETS
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold beside the weights."""
 _DERIVED = (*MARKS, "attn_mask")
+_IMAGE_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
+"""Numbers a head in the image towers H, g, bigG and e of open_clip's configs, by the tower's width; elsewhere 64."""
 _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
 
@@ -129,7 +131,7 @@ def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str)
     for name, tensor in weights.items():
         short = name.removeprefix("text.") if name.startswith(tuple(f"text.{part}" for part in _TEXT)) else name
         if short.removeprefix("text.") not in _DERIVED:
-            plain[short] = tensor.reshape(()) if short in ("logit_scale", "logit_bias") else tensor
+            plain[short] = tensor.reshape(()) if short.startswith("logit_") and tensor.numel() == 1 else tensor
     return CLIP.from_weights(config, from_theirs(plain, openai_names(config), config, what=what))
 
 
@@ -180,16 +182,18 @@ def _inferred(weights: Mapping[str, Tensor], activation: Activation | None, path
             text=text,
             init_logit_bias=0.0 if "logit_bias" in shapes else None,
         )
-    except KeyError as error:
-        raise BundleError(f"{path}: is not in OpenAI's naming; it has no {error}") from None
+    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+        first = ", ".join(sorted(weights)[:3])
+        raise BundleError(f"{path}: is not in OpenAI's naming; its first tensors are {first}") from None
     except ConfigError as error:
         raise BundleError(f"{path}: {error}") from None
     if activation is None:
         raise BundleError(
-            f"{path}: does not say which activation it was trained with, and the wrong one gives wrong features; add "
-            "--activation quick_gelu (OpenAI's weights, and open_clip's models named -quickgelu) or --activation gelu"
+            f"{path}: does not say which activation it was trained with, and the wrong one gives wrong features; use "
+            "--activation quick_gelu (OpenAI's weights, and open_clip's models named -quickgelu) or --activation gelu to "
+            "diptych import, or activation= to diptych.load"
         )
-    return _with_activation(_with_known_heads(config), activation)
+    return _with_activation(config, activation)
 
 
 def _inferred_vit(shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
@@ -200,7 +204,7 @@ def _inferred_vit(shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
         patch_px=patch[0] if patch[0] == patch[1] else (patch[0], patch[1]),
         width=width,
         layers=_count(shapes, "visual.transformer.resblocks."),
-        heads=_heads(width),
+        heads=_heads(width, _IMAGE_HEAD_WIDTHS.get(width, 64)),
         mlp_ratio=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
     )
 
@@ -212,29 +216,17 @@ def _inferred_resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig:
     return ResNetConfig(image_px=32 * side, layers=(first, second, third, fourth), width=width, heads=width // 2)
 
 
-def _heads(width: int) -> int:
-    if width % 64:
-        raise ConfigError(f"width {width} is no multiple of 64, so its heads cannot be inferred; add --preset")
-    return width // 64
+def _heads(width: int, head_width: int = 64) -> int:
+    if width % head_width:
+        raise ConfigError(
+            f"width {width} is no multiple of {head_width}, so its heads cannot be inferred; add --preset"
+        )
+    return width // head_width
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     """How many numbered modules there are under a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
-
-
-def _with_known_heads(config: CLIPConfig) -> CLIPConfig:
-    """Heads of 64 numbers are a convention that some presets break (vit-h-14: 80); shapes do not tell, so look them up."""
-    for known in PRESETS.values():
-        image = _with_heads(config.image, known.image.heads)
-        if image == known.image and replace(config.text, heads=known.text.heads) == known.text:
-            return replace(config, image=image, text=known.text)
-    return config
-
-
-def _with_heads(image: ImageConfig, heads: int) -> ImageConfig:
-    size = image.width if isinstance(image, ViTConfig) else 32 * image.width
-    return image if size % heads else replace(image, heads=heads)
 
 
 def _with_activation(config: CLIPConfig, activation: Activation) -> CLIPConfig:

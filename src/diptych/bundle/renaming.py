@@ -68,7 +68,8 @@ def from_theirs(
     """Their weights under our names, in float32.
 
     Raises:
-        BundleError: tensors are missing, unexpected, or of another shape than the config asks for; they are named.
+        BundleError: tensors are missing, unexpected, of another shape than the config asks for, or hold no finite numbers; they
+            are named.
     """
     with torch.device("meta"):
         empty = CLIP(config).state_dict()
@@ -82,6 +83,13 @@ def from_theirs(
         if tensor.shape != expected[name].shape
     ]
     _refuse(what, "wrong shapes", wrong)
+    strange = [
+        name
+        for name, tensor in weights.items()
+        if expected[name].is_floating_point()
+        and (not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()))
+    ]
+    _refuse(what, "tensors with numbers that are not finite, or of another kind", strange)
     ours: dict[str, Tensor] = {}
     for rename in table:
         if rename.theirs in weights:

@@ -1,6 +1,7 @@
 """Weights out of other libraries' files. Nothing is unpickled but tensors."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from diptych.core.errors import BundleError
 
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -29,7 +31,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.name.endswith(".index.json"):
             return _read_index(path)
         content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except UnpicklingError:
+        raise BundleError(
+            f"{path}: cannot be read as weights: damaged, or more than tensors (save the state_dict alone)"
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise BundleError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
     return _without_wrapping(content, path)
 
@@ -56,12 +62,13 @@ def _read_torch(path: Path) -> Any:
 
 
 def _without_wrapping(content: Any, path: Path) -> dict[str, Tensor]:
-    """Out of a training checkpoint, and without the prefix of a model that was trained in parallel."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    """Out of a training checkpoint, and without the prefixes of models that were compiled or trained in parallel."""
+    for name in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise BundleError(f"{path}: holds no weights by name")
-    tensors = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {_PREFIXES.sub("", name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise BundleError(f"{path}: holds no weights by name")
     return tensors

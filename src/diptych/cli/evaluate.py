@@ -23,7 +23,7 @@ ValFraction = Annotated[
 
 
 def retrieval(
-    bundle: Annotated[Path, Parameter(help="Bundle folder.")],
+    bundle: Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")],
     /,
     *,
     data: Data,
@@ -43,7 +43,7 @@ def retrieval(
 
 
 def zero_shot(
-    bundle: Annotated[Path, Parameter(help="Bundle folder.")],
+    bundle: Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")],
     /,
     *,
     data: Data,

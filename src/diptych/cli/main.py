@@ -22,6 +22,7 @@ app = App(
     help="Train, evaluate, search with and ship CLIP models. Start with: diptych demo",
     version=diptych.__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
 )
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
 app.command(demo)

@@ -163,7 +163,7 @@ def _resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any]
         if not equals:
             raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
         given[path] = value
-    if given.get("init") is not None:
+    if given.get("init", base.init) is not None:
         of_model = [f"--{path}" for path in given if path.startswith("model.")] + ["--preset"] * (
             preset_name is not None
         )

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from diptych.cli.output import Json, console, percent, print_json, print_skipped, print_table
 from diptych.core.errors import ConfigError, DataError
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder.")]
+BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
 
 
 def similarity(

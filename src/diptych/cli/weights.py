@@ -36,10 +36,12 @@ def import_model(
 ) -> None:
     """Make a bundle from another library's model."""
     from diptych.bundle.choice import open_bundle
-    from diptych.bundle.folder import save_bundle
+    from diptych.bundle.folder import is_bundle, save_bundle
 
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; choose another --out, or --overwrite")
+    if out.exists() and (out.resolve() == Path(path).resolve() or not (is_bundle(out) or _is_empty(out))):
+        raise ConfigError(f"{out}: is not a bundle to be replaced; choose another --out")
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
@@ -63,6 +65,10 @@ def export(
     }
     console().print(f"Written to {out}, read back, the same to the bit.", soft_wrap=True)
     console().print(f"Load it:  {how[to]}", soft_wrap=True, markup=False)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _facts(bundle: "Bundle") -> dict[str, str]:

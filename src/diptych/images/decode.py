@@ -87,6 +87,8 @@ def _open(image: ImageInput) -> Image.Image:
         case np.ndarray():
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ImageError(f"{describe(image)}: an array must be uint8 with shape (height, width, 3)")
+            if 0 in image.shape:
+                raise ImageError(f"{describe(image)}: has no pixels")
             opened = Image.fromarray(image)
         case _:
             raise ImageError(f"{image!r:.60}: not a path, bytes, a PIL image or an array")

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -47,7 +48,10 @@ class Embedder:
 
         Raises:
             ImageError: an image cannot be read and there is no `on_error`.
+            DiptychError: `images` is a single path.
         """
+        if isinstance(images, str | bytes | Path):
+            raise DiptychError(f"images is one {type(images).__name__}, not several: write [{images!r:.60}]")
         rows = [self._encode_pixels(pixels) for pixels in self._pixel_batches(images, on_error)]
         return np.concatenate(rows) if rows else self._nothing()
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
+from diptych.images.transforms import height_width
 from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, ViTConfig
 from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.text_transformer import TextTransformer
@@ -65,7 +66,15 @@ class CLIP(nn.Module):
         return self.log_logit_scale.exp()
 
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Unit embeddings of normalised pixels, in float32 whatever the weights are."""
+        """Unit embeddings of normalised pixels, in float32 whatever the weights are.
+
+        Raises:
+            ConfigError: the pixels are of another size than the model's.
+        """
+        if tuple(pixels.shape[-2:]) != height_width(self.config.image.image_px):
+            raise ConfigError(
+                f"the pixels are {pixels.shape[-2]}x{pixels.shape[-1]}, the model reads {self.config.image.image_px} px"
+            )
         return functional.normalize(self.image_tower(pixels).float(), dim=-1)
 
     def encode_text(

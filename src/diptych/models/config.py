@@ -23,6 +23,14 @@ def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_rati
         raise ConfigError(f"{where}: width {width} is no multiple of heads {heads}")
 
 
+def _write_squares_as_one_number(config: object, *names: str) -> None:
+    """(224, 224) is 224, so that two configs of one model are equal."""
+    for name in names:
+        height, width = height_width(getattr(config, name))
+        if height == width:
+            object.__setattr__(config, name, height)  # The class is frozen.
+
+
 @settings
 class ViTConfig:
     """A vision transformer (Dosovitskiy et al. 2021, with CLIP's extra layer norm before the first block)."""
@@ -56,6 +64,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
+        _write_squares_as_one_number(self, "image_px", "patch_px")
         height, width = height_width(self.patch_px)
         if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._leaves_a_rest():
             raise ConfigError(f"model.image.image_px is {self.image_px}, no multiple of patch_px {self.patch_px}")
@@ -100,6 +109,7 @@ class ResNetConfig:
     """Heads of the attention pooling; divides 32 times `width`."""
 
     def __post_init__(self) -> None:
+        _write_squares_as_one_number(self, "image_px")
         if min(self.layers) < 1 or self.heads < 1 or self.width < 2 or self.width % 2:
             raise ConfigError(
                 f"model.image: layers {self.layers} and heads {self.heads} must be at least 1, width {self.width} even"

@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.head_width = heads, width // heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -92,13 +92,13 @@ class Attention(nn.Module):
         )
         heard = [functional.scaled_dot_product_attention(*qkv, is_causal=is_causal) for qkv in parts]
         merged = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in heard]
-        return merged[0] if len(merged) == 1 else torch.cat(merged)
+        return merged[0] if len(merged) == 1 else torch.cat([q[:0], *merged])
 
     def _split(self, x: Tensor, runs: Runs) -> list[Tensor]:
         """By run: sequences, heads, tokens, numbers a head."""
         parts = [x] if len(runs) == 1 else x.split([run.num * run.length for run in runs])
         return [
-            part.view(run.num, run.length, self.heads, -1).transpose(1, 2)
+            part.view(run.num, run.length, self.heads, self.head_width).transpose(1, 2)
             for part, run in zip(parts, runs, strict=True)
         ]
 
@@ -201,4 +201,5 @@ def init_mlp(layers: nn.Sequential, *, std: float, out_std: float) -> None:
 def mean_of_each(x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
     """The mean over the tokens of each sequence."""
     parts = x.split([run.num * run.length for run in runs])
-    return torch.cat([part.view(run.num, run.length, -1).mean(dim=1) for part, run in zip(parts, runs, strict=True)])
+    means = [part.view(run.num, run.length, x.shape[1]).mean(dim=1) for part, run in zip(parts, runs, strict=True)]
+    return torch.cat([x[:0], *means])

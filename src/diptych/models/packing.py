@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from diptych.core.errors import DataError
 from diptych.models.layers import Run, Runs
 
 
@@ -41,11 +42,16 @@ def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.d
         padded_to: tokens a row of the batch, or None if its texts already lie one after another.
         device: where the tokens are.
 
+    Raises:
+        DataError: a length is below 1, or beyond its row.
+
     >>> packing = pack(torch.tensor([3, 2]), padded_to=4, device=torch.device("cpu"))
     >>> packing.runs, packing.place.tolist()
     ((Run(num=1, length=2), Run(num=1, length=3)), [4, 5, 0, 1, 2])
     """
     lengths = lengths.cpu()
+    if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > (padded_to or int(lengths.max()))):
+        raise DataError(f"texts of {lengths.min()} to {lengths.max()} tokens do not lie in rows of {padded_to}")
     order = torch.argsort(lengths, stable=True)
     packed = lengths[order]
     begin = torch.arange(len(lengths)) * padded_to if padded_to is not None else lengths.cumsum(0) - lengths

@@ -47,7 +47,8 @@ def starting_point(config: TrainConfig, run: Path, source: Source, *, resume: bo
         RunError: the run's tokenizer is damaged.
     """
     if config.init is not None and not resume:
-        return open_bundle(config.init)
+        bundle = open_bundle(config.init)
+        return replace(bundle, model=bundle.model.float())
     tokenizer = _load_or_train_tokenizer(config, run, source, resume=resume)
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
