@@ -1,27 +1,108 @@
 import json
 import pickle
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diptych.core.errors import DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.sources.choice import open_source, recognise
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.subset import take_split
 from diptych.images.decode import decode
+from tests.conftest import draw_photos
+
+NAMES = [f"{name}.png" for name in "abcd"]
 
 
-@pytest.fixture(params=["shapes", "json", "flickr"])
-def source(request: pytest.FixtureRequest) -> Source:
+def _csv(folder: Path) -> str:
+    draw_photos(folder, NAMES)
+    rows = [f"{folder.name}/{name}\tcaption {name}\tdog" for name in NAMES]
+    (folder.parent / "set.tsv").write_text("filepath\ttitle\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
+    return f"csv:{folder.parent / 'set.tsv'}"
+
+
+def _tsv_folder(folder: Path) -> str:
+    draw_photos(folder / "images", NAMES)
+    (folder / "captions.txt").write_text("".join(f"{name}\tcaption {name}\r\n" for name in NAMES), "utf-8", newline="")
+    return f"tsv-folder:{folder}"
+
+
+def _flickr8k(folder: Path) -> str:
+    draw_photos(folder / "Images", NAMES)
+    rows = [f'{name},"one, of {name}"\n{name},two of {name}\n' for name in NAMES]
+    (folder / "captions.txt").write_text("image,caption\n" + "".join(rows), "utf-8")
+    return f"flickr8k:{folder}"
+
+
+def _coco(folder: Path) -> str:
+    for year, names in (("train2017", NAMES[:3]), ("val2017", NAMES[3:])):
+        draw_photos(folder / year, names)
+        (folder / "annotations").mkdir(exist_ok=True)
+        content = {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+            "annotations": [{"image_id": i, "caption": f"one {i} "} for i in range(len(names)) for _ in range(2)],
+        }
+        (folder / "annotations" / f"captions_{year}.json").write_text(json.dumps(content), "utf-8")
+    return f"coco:{folder}"
+
+
+def _class_folder(folder: Path) -> str:
+    for part in ("train/sea_lion", "train/dog", "val/dog"):
+        draw_photos(folder / part, NAMES[:2])
+    return f"class-folder:{folder}"
+
+
+def _class_zip(folder: Path) -> str:
+    draw_photos(folder / "dog", NAMES)
+    with zipfile.ZipFile(folder.parent / "set.zip", "w") as file:
+        for name in NAMES:
+            file.write(folder / "dog" / name, f"dog/{name}")
+    return f"class-folder:{folder.parent / 'set.zip'}"
+
+
+MAKERS: dict[str, Callable[[Path], str]] = {
+    "csv": _csv,
+    "tsv-folder": _tsv_folder,
+    "flickr8k": _flickr8k,
+    "coco": _coco,
+    "class-folder": _class_folder,
+    "class-folder in a zip": _class_zip,
+}
+
+
+@pytest.fixture(params=["shapes", "json", "flickr30k", *MAKERS])
+def spec(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     match request.param:
         case "shapes":
-            return open_source("shapes:10")
+            return "shapes:10"
         case "json":
-            return open_source(f"json:{request.getfixturevalue('json_file')}")
-        case _:
-            return open_source(f"flickr30k:{request.getfixturevalue('flickr_folder')}")
+            return f"json:{request.getfixturevalue('json_file')}"
+        case "flickr30k":
+            return f"flickr30k:{request.getfixturevalue('flickr_folder')}"
+        case name:
+            return MAKERS[name](tmp_path / "set")
+
+
+@pytest.fixture
+def source(spec: str) -> Source:
+    return open_source(spec)
+
+
+def test_a_path_alone_is_recognised(spec: str) -> None:
+    kind, _, path = spec.partition(":")
+    if kind != "shapes":
+        assert recognise(Path(path)) == kind
+        alone, named = open_source(path), open_source(spec)
+        assert [alone.key(i) for i in range(len(alone))] == [named.key(i) for i in range(len(named))]
+
+
+def test_no_sample_lies_beyond_the_end(source: Source) -> None:
+    with pytest.raises(IndexError):
+        source[len(source)]
 
 
 def test_every_source_keeps_the_contract(source: Source) -> None:
@@ -149,7 +230,7 @@ def test_flickr_from_the_table_alone_leaves_splits_to_the_hash(flickr_folder: Pa
 
 
 def test_flickr_says_what_is_wrong(flickr_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"neither results.csv nor dataset_"):
+    with pytest.raises(DataError, match=r"neither results.csv, captions.txt nor dataset_"):
         open_source(f"flickr30k:{tmp_path}")
     table = flickr_folder / "results.csv"
     table.write_text(table.read_text("utf-8") + "9.jpg| 0| gone\n", "utf-8")
@@ -164,6 +245,163 @@ def test_flickr_says_what_is_wrong(flickr_folder: Path, tmp_path: Path) -> None:
     (flickr_folder / "dataset_flickr30k.json").write_text('{"images": [{"filename": "1.jpg"}]}')
     with pytest.raises(DataError, match="is not Karpathy's split file"):
         open_source(f"flickr30k:{flickr_folder}")
+
+
+# Tables
+
+
+def _table(tmp_path: Path, content: str | bytes, name: str = "set.csv") -> Path:
+    draw_photos(tmp_path / "set", NAMES)
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("image,caption\nset/a.png,one\nset/b.png,two\n", ""),
+        ("\ufeffimage,caption\r\nset/a.png,one\r\nset/b.png,two\r\n", ""),
+        ("Filepath\tTitle\nset/a.png\tone\nset/b.png\ttwo", ""),
+        ("id;text;file\n1;one;set/a.png\n\n2;two;set/b.png\n", ""),
+        ('where|what\nset/a.png|"one"\nset/b.png|two\n', "?image=where&caption=what"),
+        ("a,what\nb,image,caption\n", None),
+        ("image:caption\nset/a.png:one\nset/b.png:two\n", "?separator=:"),
+        ("image,caption\na.png,one\nb.png,two\n", "?root={}/set"),
+    ],
+)
+def test_csv_of_any_separator_and_column_names(tmp_path: Path, content: str, options: str | None) -> None:
+    path = _table(tmp_path, content)
+    if options is None:
+        with pytest.raises(DataError, match=r"has no column 'image'; it has: a, what\. Name it: csv:FILE"):
+            open_source(f"csv:{path}")
+        return
+    source = open_source(f"csv:{path}{options.format(tmp_path)}")
+    assert [source.captions(i) for i in range(len(source))] == [("one",), ("two",)]
+    assert decode(source[1].image).size == (60, 40)
+
+
+def test_csv_fields_may_hold_separators_quotes_and_line_ends(tmp_path: Path) -> None:
+    content = 'image,caption,label,split\nset/a.png,"a ""red"" dog,\nrunning",dog,val\nset/a.png,two,,\n'
+    source = open_source(f"csv:{_table(tmp_path, content)}")
+    assert source.captions(0) == ('a "red" dog,\nrunning', "two")
+    assert (source.classes, source[0].label, source.split(0)) == (("dog",), 0, "val")
+
+
+def test_csv_of_absolute_paths_has_keys_that_do_not_depend_on_the_machine(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "set" / "more", ["e.png"])
+    names = ["set/a.png", "set/more/e.png"]
+    path = _table(tmp_path, "filepath\ttitle\n" + "".join(f"{tmp_path}/{name}\tx\n" for name in names))
+    source = open_source(f"csv:{path}")
+    assert [source.key(i) for i in range(2)] == ["a.png", "more/e.png"]
+    assert decode(source[1].image).size == (60, 40)
+
+
+def test_csv_of_an_older_encoding_says_how_to_read_it(tmp_path: Path) -> None:
+    path = _table(tmp_path, "image,caption\nset/a.png,café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"is not utf-8 text .*say so: csv:FILE\?encoding=latin-1"):
+        open_source(f"csv:{path}")
+    assert open_source(f"csv:{path}?encoding=latin-1").captions(0) == ("café",)
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("", "", "has no heading"),
+        ("\n\n", "", "has no heading"),
+        ("image,caption\n", "", "holds no rows"),
+        ("image,caption\nset/a.png\n", "", "line 2 has 1 fields, the heading 2"),
+        ("image,caption\nset/gone.png,x\n", "", "1 of 1 images are not under .*: set/gone.png"),
+        ("image,caption\nset/a.png,x\n", "?captoin=x", "unknown option 'captoin'; did you mean 'caption'"),
+        ("image,caption\nset/a.png,x\n", "?caption=words", "has no column 'words'; it has: image, caption"),
+        ("image,caption\nset/a.png,x\n", "?separator=ab", "separator is 'ab'"),
+        ("image,caption\nset/a.png,x\n", "?encoding=klingon", "unknown encoding"),
+        ("image,caption\nset/a.png,x\n", "?caption=", "option 'caption' has no value"),
+    ],
+)
+def test_csv_says_what_is_wrong(tmp_path: Path, content: str, options: str, message: str) -> None:
+    path = _table(tmp_path, content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source(f"csv:{path}{options}")
+    assert str(path) in str(caught.value)
+
+
+def test_a_million_rows_are_not_a_million_objects(tmp_path: Path) -> None:
+    """50,000 here: the texts' own bytes, and a few numbers a row."""
+    rows = "".join(f"set/{'abcd'[i % 4]}.png,caption number {i} of this table\n" for i in range(50_000))
+    path = _table(tmp_path, "image,caption\n" + rows)
+    source = open_source(f"csv:{path}")
+    assert len(source) == 4
+    assert sum(len(source.captions(i)) for i in range(4)) == 50_000
+    assert source.captions(1)[:2] == ("caption number 1 of this table", "caption number 5 of this table")
+    assert len(pickle.dumps(source)) < 2 * len(rows)
+
+
+# COCO and folders of classes
+
+
+def test_coco_takes_splits_from_the_files_names(tmp_path: Path) -> None:
+    source = open_source(_coco(tmp_path / "set"))
+    assert [source.split(i) for i in range(4)] == ["train", "train", "train", "val"]
+    assert source.key(3) == "val2017/d.png"
+    assert source.captions(0) == ("one 0", "one 0")
+    one = open_source(f"coco:{tmp_path}/set/annotations/captions_val2017.json")
+    assert (len(one), one.split(0)) == (1, "val")
+
+
+def test_coco_says_what_is_wrong(tmp_path: Path) -> None:
+    spec = _coco(tmp_path / "set")
+    (tmp_path / "set" / "val2017").rename(tmp_path / "set" / "elsewhere")
+    with pytest.raises(DataError, match=r"has none of val2017, images/val2017, images; say where"):
+        open_source(spec)
+    there = f"coco:{tmp_path}/set/annotations/captions_val2017.json?root={tmp_path}/set/elsewhere"
+    assert open_source(there).key(0) == "d.png"
+    (tmp_path / "set" / "annotations" / "captions_val2017.json").write_text('{"images": []}')
+    with pytest.raises(DataError, match=r"is not in COCO's layout .*annotations"):
+        open_source(there)
+    with pytest.raises(DataError, match="holds no captions_"):
+        open_source(f"coco:{tmp_path}")
+
+
+def test_class_folders_are_captioned_by_templates(tmp_path: Path) -> None:
+    source = open_source(_class_folder(tmp_path / "set"))
+    assert source.classes == ("dog", "sea lion")
+    assert source.key(2) == "train/sea_lion/a.png"
+    assert source.captions(2) == (
+        "a photo of a sea lion",
+        "a picture of a sea lion",
+        "an image of a sea lion",
+        "a sea lion photo",
+        "a sea lion picture",
+    )
+    assert [source.split(i) for i in range(6)] == ["train"] * 4 + ["val"] * 2
+    (tmp_path / "templates.txt").write_text("{}\nmy {}\n")
+    mine = open_source(f"class-folder:{tmp_path}/set?templates={tmp_path}/templates.txt")
+    assert mine.captions(0) == ("dog", "my dog")
+    assert mine.templates == ("{}", "my {}")
+
+
+def test_class_folders_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no class folders with pictures"):
+        open_source(f"class-folder:{tmp_path}")
+    draw_photos(tmp_path / "set", ["lone.png"])
+    with pytest.raises(DataError, match=r"lone\.png lies in no class's folder"):
+        open_source(f"class-folder:{tmp_path}/set")
+    (tmp_path / "bad.zip").write_bytes(b"PK no zip")
+    with pytest.raises(DataError, match="cannot be read as a zip"):
+        open_source(f"class-folder:{tmp_path}/bad.zip")
+    (tmp_path / "templates.txt").write_text("a dog\n")
+    with pytest.raises(DataError, match=r"template 'a dog' has no \{\}"):
+        open_source(f"class-folder:{tmp_path}/set?templates={tmp_path}/templates.txt")
+
+
+def test_what_looks_like_nothing_is_not_guessed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="looks like no kind of data; say which: KIND:"):
+        open_source(str(tmp_path))
+    (tmp_path / "results.csv").write_text("x")
+    (tmp_path / "captions_x.json").write_text("x")
+    with pytest.raises(DataError, match="looks like flickr30k and coco; say which"):
+        open_source(str(tmp_path))
 
 
 # Shapes

@@ -8,12 +8,15 @@ from diptych.core.errors import DataError
 from diptych.data.groups import group_rows
 from diptych.data.order import StepOrder, batch_of_step, steps_per_epoch
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.listing import Listing, Record
+from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.subset import split_hash, take_few, take_split
 
 
-def _listing(num: int, split: str | None = None) -> Listing:
-    return Listing([Record(f"p{i}.jpg", f"p{i}.jpg", (f"caption {i}",), None, split) for i in range(num)])
+def _listing(num: int, split: str | None = None, *, backwards: bool = False) -> Listing:
+    builder = ListingBuilder(Path("nowhere"), where=Path("list"))
+    for i in reversed(range(num)) if backwards else range(num):
+        builder.add(f"p{i}.jpg", [f"caption {i}"], split=split)
+    return builder.build(check_images=False)
 
 
 def _keys(source: Listing, split: str, fraction: float = 0.05) -> set[str]:
@@ -35,13 +38,14 @@ def test_split_hash_is_golden_and_depends_on_keys_and_order() -> None:
     source = _listing(4)
     assert split_hash(source) == split_hash(_listing(4, "train"))
     assert split_hash(source) != split_hash(_listing(5))
-    backwards = Listing(source.records[::-1])
-    assert split_hash(source) != split_hash(backwards)
+    assert split_hash(source) != split_hash(_listing(4, backwards=True))
 
 
 def test_own_splits_are_kept_and_val_is_cut_from_train_where_it_lacks() -> None:
-    records = [Record(f"p{i}", f"p{i}", ("x",), None, "test" if i % 2 else "train") for i in range(400)]
-    source = Listing(records)
+    builder = ListingBuilder(Path("nowhere"), where=Path("list"))
+    for i in range(400):
+        builder.add(f"p{i}", ["x"], split="test" if i % 2 else "train")
+    source = builder.build(check_images=False)
     test = {f"p{i}" for i in range(1, 400, 2)}
     assert _keys(source, "test") == test
     train, val = _keys(source, "train", 0.1), _keys(source, "val", 0.1)

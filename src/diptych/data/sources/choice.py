@@ -1,30 +1,78 @@
-"""Which source `kind:location` means."""
+"""Which source `kind:location` means, or a folder alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from diptych.core.errors import DataError, unknown_name
-from diptych.data.sources.flickr import read_flickr
+from diptych.data.sources.class_folder import read_class_folder
+from diptych.data.sources.coco import read_coco
+from diptych.data.sources.flickr import is_flickr8k, read_flickr
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import read_shapes
+from diptych.data.sources.table import read_csv, read_tsv_folder
 
 SOURCES: dict[str, Callable[[str], Source]] = {
     "shapes": read_shapes,
     "json": read_json,
+    "csv": read_csv,
+    "tsv-folder": read_tsv_folder,
     "flickr30k": read_flickr,
     "flickr8k": read_flickr,
+    "coco": read_coco,
+    "class-folder": read_class_folder,
 }
+
+_BY_SUFFIX = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
 
 
 def open_source(spec: str) -> Source:
-    """The source that `kind:location` names.
+    """The source that `kind:location` names, or that a path alone is, where that is unambiguous.
 
     Raises:
         DataError: the kind is not known (the nearest is named), or the source cannot be read.
     """
     kind, _, location = spec.partition(":")
-    if kind not in SOURCES:
+    path = Path(spec.partition("?")[0])
+    if kind not in SOURCES and spec and path.exists():
+        kind, location = recognise(path), spec
+    elif kind not in SOURCES:
         raise DataError(unknown_name("source kind", kind, SOURCES) + ". Sources are written kind:location.")
-    if not location and kind != "shapes":
+    elif not location and kind != "shapes":
         raise DataError(f"source '{spec}' has no location: write {kind}:PATH")
     return SOURCES[kind](location)
+
+
+def recognise(path: Path) -> str:
+    """The kind of a path that is given without one.
+
+    Raises:
+        DataError: it looks like none, or like several.
+    """
+    if path.is_file():
+        kinds = [_BY_SUFFIX[path.suffix]] if path.suffix in _BY_SUFFIX else []
+        if path.name.startswith("captions_") and path.suffix == ".json":
+            kinds = ["coco"]
+        if path.suffix == ".zip":
+            kinds = ["class-folder"]
+    else:
+        kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
+        if not kinds and _has(path, "*/*.[jJpP]*", "*/*/*.[jJpP]*") and all(entry.is_dir() for entry in path.iterdir()):
+            kinds = ["class-folder"]
+    if len(kinds) != 1:
+        seen = f"looks like {' and '.join(kinds)}" if kinds else "looks like no kind of data"
+        raise DataError(f"{path}: {seen}; say which: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
+    return kinds[0]
+
+
+def _has(path: Path, *patterns: str) -> bool:
+    return any(True for pattern in patterns for _ in path.glob(pattern))
+
+
+_FOLDERS: dict[str, Callable[[Path], bool]] = {
+    "tsv-folder": lambda path: _has(path, "captions.txt") and not is_flickr8k(path / "captions.txt"),
+    "flickr30k": lambda path: _has(path, "results.csv", "dataset_*.json"),
+    "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
+    "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),
+}
+"""What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""

@@ -1,95 +1,80 @@
 """`json:FILE`: a list of {"image": path, "caption": text or "captions": [texts]}, as JSON or one object a line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from diptych.core.errors import DataError
-from diptych.data.sources.listing import Listing, Record, check_images_exist
+from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.sources.location import existing_file, read_location
 
 
 def read_json(location: str) -> Listing:
-    """Image paths are relative to the file's folder. Optional keys: "split", and "label" (a class name).
+    """Image paths are relative to the file's folder, or to `?root=DIR`. Optional keys: "split", "label" (a class name).
 
     Raises:
         DataError: the file is missing or no list, a row lacks a key (which row, which keys it has), an image is not there.
     """
-    path = Path(location)
-    rows = _rows(path)
-    if not rows:
-        raise DataError(f"{path}: holds no rows")
-    for number, row in enumerate(rows):
-        _check_row(row, f"{path}: row {number}")
-    check_images_exist((row["image"] for row in rows), path.parent, where=path)
-    labels = sorted({row["label"] for row in rows if "label" in row})
-    label_ids = {label: i for i, label in enumerate(labels)}
-    records = [
-        Record(
-            key=row["image"],
-            path=str(path.parent / row["image"]),
-            captions=_captions(row),
-            label=label_ids.get(row.get("label", "")),
-            split=row.get("split"),
-        )
-        for row in rows
-    ]
-    return Listing(_merge_repeated(records), classes=tuple(labels))
-
-
-def _rows(path: Path) -> list[Any]:
+    path, options = read_location(location, ("root",))
+    existing_file(path, kind="json")
+    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder; json: wants a file") from None
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        for number, row in enumerate(_rows(path)):
+            problem = _problem(row)
+            if problem is not None:
+                raise DataError(f"{path}: row {number}{problem}")
+            builder.add(row["image"], _captions(row), label=row.get("label"), split=row.get("split"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    is_lines = path.suffix in {".jsonl", ".ndjson"}
+    return builder.build()
+
+
+def _rows(path: Path) -> Iterator[Any]:
+    """One by one: a million lines are never in memory at once."""
+    if path.suffix in {".jsonl", ".ndjson"}:
+        number = 0
+        try:
+            with path.open(encoding="utf-8-sig", newline="\n") as file:  # U+2028 and its like end no line here.
+                for line in file:
+                    number += 1
+                    if not line.isspace():
+                        yield from_json(line)
+        except ValueError as error:
+            raise DataError(f"{path}: line {number} is not JSON: {error}") from None
+        return
     try:
-        content = [json.loads(line) for line in text.split("\n") if line.strip()] if is_lines else json.loads(text)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, list):
         raise DataError(f"{path}: holds {_json_name(content)}, not a list of rows")
-    return content
+    yield from content
 
 
-def _check_row(row: Any, where: str) -> None:
+def _problem(row: Any) -> str | None:
+    """What is wrong with a row, as the end of a sentence about it; None if nothing is."""
     if not isinstance(row, dict):
-        raise DataError(f"{where} is {_json_name(row)}, not an object")
-    keys = ", ".join(row) or "none"
-    if "image" not in row:
-        raise DataError(f"{where} has no key 'image'; it has: {keys}")
-    if "caption" not in row and "captions" not in row:
-        raise DataError(f"{where} has neither 'caption' nor 'captions'; it has: {keys}")
+        return f" is {_json_name(row)}, not an object"
+    if "image" not in row or not ("caption" in row or "captions" in row):
+        lacks = "no key 'image'" if "image" not in row else "neither 'caption' nor 'captions'"
+        return f" has {lacks}; it has: {', '.join(row) or 'none'}"
     if not isinstance(row["image"], str):
-        raise DataError(f"{where}: 'image' is {_json_name(row['image'])}, not a path")
+        return f": 'image' is {_json_name(row['image'])}, not a path"
     captions = _captions(row)
     if not captions or not all(isinstance(caption, str) for caption in captions):
-        raise DataError(f"{where}: its captions are not texts: {captions!r:.80}")
+        return f": its captions are not texts: {tuple(captions)!r:.80}"
     for optional in ("split", "label"):
-        if not isinstance(row.get(optional, ""), str):
-            raise DataError(f"{where}: '{optional}' is {_json_name(row[optional])}, not a text")
+        if optional in row and not isinstance(row[optional], str):
+            return f": '{optional}' is {_json_name(row[optional])}, not a text"
+    return None
 
 
-def _captions(row: dict[str, Any]) -> tuple[Any, ...]:
-    captions = row.get("captions", row.get("caption"))
-    return tuple(captions) if isinstance(captions, list) else (captions,)
-
-
-def _merge_repeated(records: list[Record]) -> list[Record]:
-    """One record an image: rows that repeat an image give it their captions."""
-    merged: dict[str, Record] = {}
-    for record in records:
-        before = merged.get(record.key)
-        if before is None:
-            merged[record.key] = record
-            continue
-        label = before.label if record.label is None else record.label
-        captions = (*before.captions, *record.captions)
-        merged[record.key] = Record(record.key, record.path, captions, label, record.split or before.split)
-    return list(merged.values())
+def _captions(row: dict[str, Any]) -> list[Any]:
+    captions = row["captions"] if "captions" in row else row["caption"]
+    return captions if isinstance(captions, list) else [captions]
 
 
 def _json_name(value: Any) -> str:

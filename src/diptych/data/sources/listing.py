@@ -1,70 +1,166 @@
-"""A source that is a list: what every reader of caption files returns."""
+"""A source that is a list of image files with captions: what every reader of caption files returns."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One row of a caption file."""
-
-    key: str
-    path: str
-    captions: tuple[str, ...]
-    label: int | None = None
-    split: str | None = None
+from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 
 
 class Listing:
-    """Samples whose images are files."""
+    """Samples whose images are files under one folder; the path from there is the key."""
 
-    def __init__(self, records: Sequence[Record], *, classes: tuple[str, ...] = ()) -> None:
-        self.records = records
+    def __init__(
+        self,
+        root: Path,
+        keys: TextColumn,
+        captions: GroupedTexts,
+        *,
+        labels: NDArray[np.int32],
+        classes: tuple[str, ...],
+        splits: NDArray[np.int32],
+        split_names: tuple[str, ...],
+    ) -> None:
+        self.root = root
         self.classes = classes
         self.templates: tuple[str, ...] = ()
+        self._keys, self._captions = keys, captions
+        self._labels, self._splits, self._split_names = labels, splits, split_names
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._keys)
 
     def __getitem__(self, index: int) -> Sample:
-        record = self.records[index]
-        return Sample(key=record.key, image=Path(record.path), captions=record.captions, label=record.label)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        key, label = self._keys[index], int(self._labels[index])
+        return Sample(
+            key=key, image=self.root / key, captions=self._captions[index], label=None if label < 0 else label
+        )
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions."""
-        return self.records[index].captions
+        return self._captions[index]
 
     def key(self, index: int) -> str:
-        """The record's key."""
-        return self.records[index].key
+        """Path of the image from the root."""
+        return self._keys[index]
 
     def split(self, index: int) -> str | None:
         """The split that the file names, if it names one."""
-        return self.records[index].split
+        code = int(self._splits[index])
+        return None if code < 0 else self._split_names[code]
 
 
-def check_images_exist(names: Iterable[str], root: Path, *, where: Path) -> None:
+class ListingBuilder:
+    """Takes rows one by one; rows that repeat an image give it their captions.
+
+    >>> builder = ListingBuilder(Path("photos"), where=Path("captions.csv"))
+    >>> for key, caption in (("a.jpg", "one"), ("b.jpg", "two"), ("a.jpg", "three")):
+    ...     builder.add(key, [caption])
+    >>> listing = builder.build(check_images=False)
+    >>> [listing.captions(i) for i in range(len(listing))]
+    [('one', 'three'), ('two',)]
+    """
+
+    def __init__(self, root: Path, *, where: Path) -> None:
+        self.root = root
+        self.where = where
+        self._keys, self._captions = TextColumn(), TextColumn()
+        self._row_of_caption = array("q")
+        self._hashes = array("q")  # Of the keys: who repeats whom, without a dict of a million texts.
+        self._labels, self._splits = NameColumn(), NameColumn()
+
+    def add(self, key: str, captions: Sequence[str], *, label: str | None = None, split: str | None = None) -> None:
+        """One row of the file. Where rows of one image disagree on label or split, the last one that names it holds."""
+        row = len(self._keys)
+        self._keys.append(key)
+        self._hashes.append(hash(key))
+        for caption in captions:
+            self._captions.append(caption)
+            self._row_of_caption.append(row)
+        self._labels.append(label)
+        self._splits.append(split)
+
+    def build(self, *, check_images: bool = True) -> Listing:
+        """The source.
+
+        Raises:
+            DataError: there are no rows, or images are not there: how many of how many, and the first three.
+        """
+        if not len(self._keys):
+            raise DataError(f"{self.where}: holds no rows")
+        self._strip_common_folder()
+        _, first_rows, group_of_row = np.unique(np.array(self._hashes), return_index=True, return_inverse=True)
+        in_file_order = np.argsort(first_rows, kind="stable")
+        sample_of_group = np.empty_like(in_file_order)
+        sample_of_group[in_file_order] = np.arange(len(in_file_order))
+        sample_of_row = sample_of_group[group_of_row]
+        first_rows = first_rows[in_file_order]
+        has_repeats = len(first_rows) < len(self._keys)
+        keys = TextColumn(self._keys[int(row)] for row in first_rows) if has_repeats else self._keys
+        if check_images:
+            check_images_exist(keys, self.root, where=self.where)
+        names = sorted(self._labels.names)
+        rank = np.array([names.index(name) for name in self._labels.names] + [-1], dtype=np.int32)
+        return Listing(
+            self.root,
+            keys,
+            GroupedTexts(self._captions, sample_of_row[np.array(self._row_of_caption)], len(keys)),
+            labels=_last_named(rank[self._labels.codes()], sample_of_row, len(keys)),
+            classes=tuple(names),
+            splits=_last_named(self._splits.codes(), sample_of_row, len(keys)),
+            split_names=tuple(self._splits.names),
+        )
+
+    def _strip_common_folder(self) -> None:
+        """Where all paths are absolute, the folder they share becomes the root: keys are the same on every machine."""
+        folders = {key.rpartition("/")[0] for key in self._keys}
+        if all(folder.startswith("/") for folder in folders):
+            common = os.path.commonpath(folders)
+            self.root = Path(common)
+            self._keys = TextColumn(key[len(common.rstrip("/")) + 1 :] for key in self._keys)
+
+
+def _last_named(codes: NDArray[np.int32], sample_of_row: NDArray[np.int64], num_samples: int) -> NDArray[np.int32]:
+    out = np.full(num_samples, -1, dtype=np.int32)
+    named = codes >= 0
+    out[sample_of_row[named]] = codes[named]  # Of repeated places the last one stays.
+    return out
+
+
+def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:
     """Look every image up, one directory listing for each folder that is named.
 
     Raises:
         DataError: some are not there: how many of how many, and the first three.
     """
-    listings: dict[str, frozenset[str]] = {}
+    folders: dict[str, int] = {}
+    folder_of, hashes = array("i"), array("q")
+    for key in keys:
+        folder, _, file = key.rpartition("/")
+        folder_of.append(folders.setdefault(folder, len(folders)))
+        hashes.append(hash(file))
+    place, wanted = np.array(folder_of), np.array(hashes)
+    there = np.zeros(len(keys), dtype=bool)
+    for folder, number in folders.items():
+        rows = np.flatnonzero(place == number) if len(folders) > 1 else np.arange(len(keys))
+        there[rows] = np.isin(wanted[rows], _file_hashes(root / folder))
+    missing = np.flatnonzero(~there)
+    if len(missing):
+        first = ", ".join(keys[int(row)] for row in missing[:3])
+        raise DataError(f"{where}: {len(missing)} of {len(keys)} images are not under {root}: {first}")
 
-    def exists(name: str) -> bool:
-        folder, file = os.path.split(root / name)
-        if folder not in listings:
-            parent = Path(folder)  # Path("") is the working folder.
-            listings[folder] = frozenset(os.listdir(parent)) if parent.is_dir() else frozenset()  # noqa: PTH208
-        return file in listings[folder]
 
-    all_names = list(names)
-    missing = [name for name in all_names if not exists(name)]
-    if missing:
-        first = ", ".join(missing[:3])
-        raise DataError(f"{where}: {len(missing)} of {len(all_names)} images are not under {root}: {first}")
+def _file_hashes(folder: Path) -> NDArray[np.int64]:
+    try:
+        with os.scandir(folder) as entries:
+            return np.array([hash(entry.name) for entry in entries], dtype=np.int64)
+    except OSError:
+        return np.empty(0, dtype=np.int64)

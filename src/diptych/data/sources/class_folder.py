@@ -1,0 +1,119 @@
+"""`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
+
+from pathlib import Path
+
+import numpy as np
+
+from diptych.core.errors import DataError
+from diptych.core.sample import Sample
+from diptych.data.sources.columns import NameColumn, TextColumn
+from diptych.data.sources.location import read_location
+from diptych.data.sources.tree import Tree, open_tree
+
+FIVE_TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a {} photo",
+    "a {} picture",
+)
+_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+
+
+class LabelledPictures:
+    """Pictures with a class each, and no words but the class's name."""
+
+    def __init__(
+        self, tree: Tree, keys: TextColumn, labels: NameColumn, splits: NameColumn, *, templates: tuple[str, ...]
+    ) -> None:
+        order = sorted(range(len(labels.names)), key=labels.names.__getitem__)
+        rank = np.empty(len(order), dtype=np.int32)
+        rank[order] = np.arange(len(order))
+        self.classes = tuple(readable(labels.names[i]) for i in order)
+        self.templates = templates
+        self._tree, self._keys = tree, keys
+        self._labels = rank[labels.codes()]
+        self._splits, self._split_names = splits.codes(), tuple(splits.names)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        key = self._keys[index]
+        return Sample(
+            key=key, image=self._tree.image(key), captions=self.captions(index), label=int(self._labels[index])
+        )
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Each template around the class's name."""
+        name = self.classes[self._labels[index]]
+        return tuple(template.replace("{}", name) for template in self.templates)
+
+    def key(self, index: int) -> str:
+        """Path of the picture from the root."""
+        return self._keys[index]
+
+    def split(self, index: int) -> str | None:
+        """The folder above the classes, if it is called after a split."""
+        code = int(self._splits[index])
+        return None if code < 0 else self._split_names[code]
+
+
+def read_class_folder(location: str) -> LabelledPictures:
+    """`DIR/class/picture`, or `DIR/train/class/picture` beside `DIR/val/...`; `?templates=FILE` gives other templates.
+
+    Raises:
+        DataError: there is no such folder or zip, or no class folders with pictures in it.
+    """
+    path, options = read_location(location, ("templates",))
+    templates = read_templates(Path(options["templates"])) if "templates" in options else FIVE_TEMPLATES
+    tree = open_tree(path)
+    keys, labels, splits = TextColumn(), NameColumn(), NameColumn()
+    names = list(tree.names())
+    depth = _depth_of_classes(names)
+    for name in names:
+        parts = name.split("/")
+        if len(parts) < depth + 2:
+            raise DataError(f"{path}: {name} lies in no class's folder")
+        keys.append(name)
+        labels.append(parts[depth])
+        splits.append({"valid": "val", "validation": "val"}.get(parts[0], parts[0]) if depth else None)
+    if not names:
+        raise DataError(f"{path}: holds no class folders with pictures")
+    return LabelledPictures(tree, keys, labels, splits, templates=templates)
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """One template a line, each with `{}` for the class.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a line lacks `{}`.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    templates = tuple(line for line in lines if line)
+    for line in templates:
+        if "{}" not in line:
+            raise DataError(f"{path}: template {line!r} has no {{}} for the class")
+    if not templates:
+        raise DataError(f"{path}: holds no templates")
+    return templates
+
+
+def readable(name: str) -> str:
+    """A class's name as people write it.
+
+    >>> readable("great_white_shark")
+    'great white shark'
+    """
+    return " ".join(name.replace("_", " ").split())
+
+
+def _depth_of_classes(names: list[str]) -> int:
+    """0, or 1 if all folders at the top are called after splits."""
+    tops = {name.split("/", 1)[0] for name in names if "/" in name}
+    return 1 if tops and tops <= _SPLITS else 0

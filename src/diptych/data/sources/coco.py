@@ -1,0 +1,66 @@
+"""`coco:FILE` or `coco:DIR`: COCO's captions (Lin et al. 2014), `captions_*.json` beside folders of images."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diptych.core.errors import DataError
+from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.sources.location import read_location
+
+
+def read_coco(location: str) -> Listing:
+    """One file, or all of a folder, whose names say the split: `captions_train2017.json` has images in `train2017`.
+
+    Raises:
+        DataError: a file is missing or in another layout, or images are not there.
+    """
+    path, options = read_location(location, ("root",))
+    files = _caption_files(path)
+    root = Path(options["root"]) if "root" in options else _common_root(files)
+    builder = ListingBuilder(root, where=path)
+    for file in files:
+        name = file.stem.removeprefix("captions_")
+        folder = "" if "root" in options else f"{_image_folder(root, name)}/"
+        split = next((split for split in ("train", "val", "test") if name.startswith(split)), None)
+        for image, captions in _read(file).items():
+            builder.add(f"{folder}{image}", captions, split=split)
+    return builder.build()
+
+
+def _caption_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file or folder")
+    files = sorted({*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")})
+    if not files:
+        raise DataError(f"{path}: holds no captions_*.json, nor does its annotations/")
+    return files
+
+
+def _common_root(files: list[Path]) -> Path:
+    folder = files[0].parent
+    return folder.parent if folder.name == "annotations" else folder
+
+
+def _image_folder(root: Path, name: str) -> str:
+    """The folder of a file's images, from the root."""
+    places = (name, f"images/{name}", "images")
+    found = next((place for place in places if (root / place).is_dir()), None)
+    if found is None:
+        raise DataError(f"{root}: has none of {', '.join(places)}; say where the images are: coco:FILE?root=DIR")
+    return found
+
+
+def _read(path: Path) -> dict[str, list[str]]:
+    """Captions by the image's file name."""
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[str, list[str]] = {}
+        for annotation in content["annotations"]:
+            captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: is not in COCO's layout ({type(error).__name__}: {error})") from None
+    return captions

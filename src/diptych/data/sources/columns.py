@@ -1,0 +1,85 @@
+"""Rows in a few large blocks of memory instead of millions of small objects.
+
+A million rows as Python objects take most of a gigabyte, and every worker process that touches one copies it. In blocks they
+take their own bytes and eight more each, and workers share them.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class TextColumn:
+    """Texts by number.
+
+    >>> column = TextColumn(["a dog", "", "é"])
+    >>> len(column), column[0], column[2]
+    (3, 'a dog', 'é')
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._bytes = bytearray()
+        self._ends = array("q", [0])
+        for text in texts:
+            self.append(text)
+
+    def append(self, text: str) -> None:
+        """Add a text at the end; lone surrogates, as in odd file names, are kept."""
+        self._bytes += text.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        content, start = bytes(self._bytes), 0
+        for end in self._ends[1:]:
+            yield content[start:end].decode("utf-8", "surrogatepass")
+            start = end
+
+    def __getitem__(self, number: int) -> str:
+        return self._bytes[self._ends[number] : self._ends[number + 1]].decode("utf-8", "surrogatepass")
+
+
+class GroupedTexts:
+    """A tuple of texts by number, from a column in which they stand in any order."""
+
+    def __init__(self, texts: TextColumn, group_of_text: NDArray[np.int64], num_groups: int) -> None:
+        self._texts = texts
+        self._order = np.argsort(group_of_text, kind="stable")
+        self._ends = np.searchsorted(group_of_text[self._order], np.arange(num_groups + 1))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: int) -> tuple[str, ...]:
+        chosen = self._order[self._ends[number] : self._ends[number + 1]]
+        return tuple(self._texts[int(i)] for i in chosen)
+
+
+class NameColumn:
+    """One of a few names for each row, or none: splits and labels."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._codes = array("i")
+        self._code_of: dict[str, int] = {}
+
+    def append(self, name: str | None) -> None:
+        """Add a name at the end."""
+        if name is None:
+            self._codes.append(-1)
+            return
+        if name not in self._code_of:
+            self._code_of[name] = len(self.names)
+            self.names.append(name)
+        self._codes.append(self._code_of[name])
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def codes(self) -> NDArray[np.int32]:
+        """Index into `names` for each row, -1 for none."""
+        return np.array(self._codes, dtype=np.int32)

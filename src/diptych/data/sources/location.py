@@ -1,0 +1,56 @@
+"""Where a source lies, and what else it must be told: `PATH?name=value&name=value`."""
+
+from collections.abc import Collection
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from diptych.core.errors import DataError, unknown_name
+
+
+def read_location(location: str, known: Collection[str]) -> tuple[Path, dict[str, str]]:
+    """The path, and the options after its last question mark.
+
+    >>> read_location("captions.csv?caption=title&separator=tab", ["caption", "separator"])
+    (PosixPath('captions.csv'), {'caption': 'title', 'separator': 'tab'})
+
+    Raises:
+        DataError: an option is not known (the nearest is named), or has no value.
+    """
+    path, question, options = location.rpartition("?")
+    if not question or Path(location).exists():  # A file's name may hold a question mark.
+        return Path(location), {}
+    pairs = dict(parse_qsl(options, keep_blank_values=True))
+    if not pairs:
+        raise DataError(f"{location}: after the question mark come options, as in {path}?{next(iter(known))}=...")
+    for name, value in pairs.items():
+        if name not in known:
+            raise DataError(f"{path}: {unknown_name('option', name, known)}")
+        if not value:
+            raise DataError(f"{path}: option '{name}' has no value")
+    return Path(path), pairs
+
+
+def existing_file(path: Path, *, kind: str) -> Path:
+    """The file itself.
+
+    Raises:
+        DataError: there is none, or it is a folder.
+    """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; {kind}: wants a file")
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    return path
+
+
+def existing_folder(path: Path, *, kind: str) -> Path:
+    """The folder itself.
+
+    Raises:
+        DataError: there is none, or it is a file.
+    """
+    if path.is_file():
+        raise DataError(f"{path}: is a file; {kind}: wants a folder")
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder")
+    return path

@@ -1,0 +1,142 @@
+"""`csv:FILE`: a table with a heading, of any separator and column names; and `tsv-folder:DIR`, the same without a heading.
+
+Columns are found by the names that other tools give them: img2dataset, open_clip's trainer (`filepath` and `title`), the
+Kaggle dumps. Where that fails, or means the wrong one, the location says it:
+`csv:FILE?image=filepath&caption=title&separator=tab`.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from diptych.core.errors import DataError
+from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.sources.location import existing_file, existing_folder, read_location
+
+_SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+_COLUMNS = {
+    "image": (
+        "image",
+        "filepath",
+        "image_path",
+        "path",
+        "file",
+        "filename",
+        "file_name",
+        "image_name",
+        "img",
+        "image_file",
+    ),
+    "caption": ("caption", "captions", "title", "text", "comment", "description", "sentence"),
+    "label": ("label", "class", "category"),
+    "split": ("split", "subset", "partition"),
+}
+"""What each column may be called, the likeliest first. Upper and lower case are one."""
+
+csv.field_size_limit(2**24)  # A caption may be longer than Python's default of 128 KiB allows.
+
+
+class _Layout(NamedTuple):
+    """Which column is what; None for one that the table has not."""
+
+    image: int
+    caption: int
+    label: int | None
+    split: int | None
+
+
+def read_csv(location: str) -> Listing:
+    """Image paths are relative to the file's folder, or to `?root=DIR`; one row a caption, or one a picture.
+
+    Raises:
+        DataError: the file is missing or empty, a column cannot be found, a row has too few fields, an image is not there.
+    """
+    path, options = read_location(location, (*_COLUMNS, "separator", "encoding", "root"))
+    existing_file(path, kind="csv")
+    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path)
+    rows = _rows(path, options)
+    _, heading = next(rows)
+    layout = _layout(path, heading, options)
+    for number, row in rows:
+        if len(row) <= max(layout.image, layout.caption):
+            raise DataError(f"{path}: line {number} has {len(row)} fields, the heading {len(heading)}: {row!r:.80}")
+        label, split = (row[i] if i is not None and i < len(row) else None for i in (layout.label, layout.split))
+        builder.add(row[layout.image].strip(), [row[layout.caption].strip()], label=label or None, split=split or None)
+    return builder.build()
+
+
+def read_tsv_folder(location: str) -> Listing:
+    """`images/` and `captions.txt` with one `filename<TAB>caption` a line; images may also lie beside the file.
+
+    Raises:
+        DataError: the folder or the file is missing, a line has no tab, an image is not there.
+    """
+    folder = existing_folder(Path(location), kind="tsv-folder")
+    path = folder / "captions.txt"
+    if not path.is_file():
+        raise DataError(f"{folder}: holds no captions.txt")
+    builder = ListingBuilder(folder / "images" if (folder / "images").is_dir() else folder, where=path)
+    for number, line in _lines(path, "utf-8-sig"):
+        name, tab, caption = line.partition("\t")
+        if not tab:
+            raise DataError(f"{path}: line {number} is not 'filename<TAB>caption': {line[:80]!r}")
+        builder.add(name.strip(), [caption.strip()])
+    return builder.build()
+
+
+def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not {encoding.removesuffix('-sig')} text ({error.reason})") from None
+
+
+def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields), the heading first; a quoted field may hold separators and line ends."""
+    encoding = options.get("encoding", "utf-8-sig")
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            first = file.readline()
+            if not first.strip():
+                raise DataError(f"{path}: has no heading; its first line is empty")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=_separator(path, first, options))
+            for row in reader:
+                if any(field.strip() for field in row):
+                    yield reader.line_num, row
+    except UnicodeDecodeError as error:
+        hint = "" if "encoding" in options else "; if it is an older one, say so: csv:FILE?encoding=latin-1"
+        raise DataError(f"{path}: is not {encoding.removesuffix('-sig')} text ({error.reason}){hint}") from None
+    except (LookupError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _separator(path: Path, heading: str, options: dict[str, str]) -> str:
+    """The one that is named, or the likeliest: that which parts the heading most often."""
+    named = options.get("separator")
+    if named is None:
+        return max(_SEPARATORS.values(), key=heading.count)
+    separator = _SEPARATORS.get(named, named)
+    if len(separator) != 1:
+        raise DataError(f"{path}: separator is '{named}'; it is one character, or {', '.join(_SEPARATORS)}")
+    return separator
+
+
+def _layout(path: Path, heading: Sequence[str], options: dict[str, str]) -> _Layout:
+    names = [name.strip().lower() for name in heading]
+    found: dict[str, int | None] = {}
+    for column, usual in _COLUMNS.items():
+        wanted = (options[column].lower(),) if column in options else usual
+        found[column] = next((names.index(name) for name in wanted if name in names), None)
+        if found[column] is None and (column in options or column in ("image", "caption")):
+            raise DataError(
+                f"{path}: has no column '{wanted[0]}'; it has: {', '.join(heading)}. Name it: csv:FILE?{column}=NAME"
+            )
+    image, caption = found["image"], found["caption"]
+    assert image is not None
+    assert caption is not None
+    return _Layout(image, caption, found["label"], found["split"])

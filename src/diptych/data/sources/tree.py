@@ -1,0 +1,89 @@
+"""Files below a folder, or inside a zip, read the same way."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Protocol, runtime_checkable
+
+from diptych.core.errors import DataError, ImageError
+from diptych.core.sample import ImageInput
+from diptych.images.decode import IMAGE_SUFFIXES
+
+
+@runtime_checkable
+class Tree(Protocol):
+    """Named files. Picklable."""
+
+    def names(self) -> Iterator[str]:
+        """The pictures' paths from the root, with slashes, sorted."""
+
+    def image(self, name: str) -> ImageInput:
+        """What a sample holds of a picture: its path, or its bytes."""
+
+
+class FolderTree:
+    """A folder on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def names(self) -> Iterator[str]:
+        """The pictures' paths from the root."""
+        found = (path for path in self.root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def image(self, name: str) -> ImageInput:
+        """The path."""
+        return self.root / name
+
+
+class ZipTree:
+    """A zip file; each process opens it for itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_open": None}
+
+    def names(self) -> Iterator[str]:
+        """The pictures' paths inside the zip.
+
+        Raises:
+            DataError: it is no zip, or a damaged one.
+        """
+        try:
+            found = self._file().namelist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f"{self.path}: cannot be read as a zip ({error})") from None
+        yield from sorted(name for name in found if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
+
+    def image(self, name: str) -> ImageInput:
+        """The bytes.
+
+        Raises:
+            ImageError: the zip is damaged there, or has gone.
+        """
+        try:
+            return self._file().read(name)
+        except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+            raise ImageError(f"{self.path}: {name}: {error}") from None
+
+    def _file(self) -> zipfile.ZipFile:
+        if self._open is None:
+            self._open = zipfile.ZipFile(self.path)
+        return self._open
+
+
+def open_tree(path: Path) -> Tree:
+    """The files of a folder or of a zip.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if path.is_dir():
+        return FolderTree(path)
+    if path.suffix.lower() == ".zip" and path.is_file():
+        return ZipTree(path)
+    raise DataError(f"{path}: " + ("is neither a folder nor a zip" if path.exists() else "no such folder or zip"))
