@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from diptych.cli.main import main
 from diptych.cli.output import console
@@ -232,3 +233,19 @@ def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_
 def _fails_after(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
     return _fails(capsys, *words)
+
+
+def test_data_is_shown_and_written_as_tars(
+    capsys: pytest.CaptureFixture[str], flickr_folder: Path, tmp_path: Path
+) -> None:
+    assert main(["data", "show", str(flickr_folder), "-n", "3", "--out", str(tmp_path / "sheet.png")]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 800
+    out = str(tmp_path / "tars")
+    assert main(["data", "shards", str(flickr_folder), out, "--per-shard", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "4 samples in 2 tars" in said
+    assert f"--data 'shards:{out}/{{00000..00001}}.tar'" in said
+    assert "holds tars already" in _fails(capsys, "data", "shards", str(flickr_folder), out)
+    assert "num is 0" in _fails(capsys, "data", "show", str(flickr_folder), "-n", "0")
+    assert "cannot be written" in _fails(capsys, "data", "show", str(flickr_folder), "--out", "/nowhere/x.png")

@@ -12,6 +12,7 @@ from diptych.data.sources.choice import open_source, recognise
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.subset import take_split
+from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 
@@ -64,6 +65,11 @@ def _class_zip(folder: Path) -> str:
     return f"class-folder:{folder.parent / 'set.zip'}"
 
 
+def _shards(folder: Path) -> str:
+    write_shards(open_source(_csv(folder)), folder / "tars", per_shard=3)
+    return f"shards:{folder}/tars/*.tar"
+
+
 MAKERS: dict[str, Callable[[Path], str]] = {
     "csv": _csv,
     "tsv-folder": _tsv_folder,
@@ -71,6 +77,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "coco": _coco,
     "class-folder": _class_folder,
     "class-folder in a zip": _class_zip,
+    "shards": _shards,
 }
 
 
@@ -94,7 +101,7 @@ def source(spec: str) -> Source:
 
 def test_a_path_alone_is_recognised(spec: str) -> None:
     kind, _, path = spec.partition(":")
-    if kind != "shapes":
+    if kind not in {"shapes", "shards"}:
         assert recognise(Path(path)) == kind
         alone, named = open_source(path), open_source(spec)
         assert [alone.key(i) for i in range(len(alone))] == [named.key(i) for i in range(len(named))]

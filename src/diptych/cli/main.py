@@ -8,6 +8,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import diptych
+from diptych.cli.data import shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import retrieval, zero_shot
 from diptych.cli.models import presets, recipes
@@ -25,9 +26,13 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
+data_app = App(name="data", help="Look at data, and put it into another form.")
 app.command(demo)
 app.command(train)
 app.command(evaluate_app)
+app.command(data_app)
+data_app.command(show)
+data_app.command(shards)
 evaluate_app.command(retrieval)
 evaluate_app.command(zero_shot)
 app.command(similarity)

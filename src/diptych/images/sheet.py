@@ -17,12 +17,18 @@ class SheetRow:
     pictures: Sequence[tuple[Image.Image, str]]
 
 
-def contact_sheet(rows: Sequence[SheetRow], *, tile_px: int = 150, columns: int | None = None) -> Image.Image:
-    """One picture of all rows. A row longer than `columns` goes on in the next line; pictures keep their proportions."""
+def contact_sheet(
+    rows: Sequence[SheetRow], *, tile_px: int = 150, columns: int | None = None, caption_lines: int = 1
+) -> Image.Image:
+    """One picture of all rows. A row longer than `columns` goes on in the next line; pictures keep their proportions.
+
+    Captions get `caption_lines` lines and are shortened if that does not do.
+    """
     columns = columns or max(1, *(len(row.pictures) for row in rows))
     lines = [-(-len(row.pictures) // columns) for row in rows]
     width = 2 * _MARGIN + columns * tile_px + (columns - 1) * _GAP
-    height = 2 * _MARGIN + sum(_HEADING + n * (tile_px + _CAPTION + _GAP) for n in lines)
+    step = tile_px + caption_lines * _CAPTION + _GAP
+    height = 2 * _MARGIN + sum(_HEADING + n * step for n in lines)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
     heading_font, caption_font = ImageFont.load_default(18), ImageFont.load_default(13)
@@ -32,10 +38,12 @@ def contact_sheet(rows: Sequence[SheetRow], *, tile_px: int = 150, columns: int 
         top += _HEADING
         for number, (picture, caption) in enumerate(row.pictures):
             left = _MARGIN + (number % columns) * (tile_px + _GAP)
-            upper = top + (number // columns) * (tile_px + _CAPTION + _GAP)
+            upper = top + (number // columns) * step
             _paste(sheet, picture, left, upper, tile_px)
-            draw.text((left, upper + tile_px + 3), _fit(caption, tile_px, caption_font), fill=_FAINT, font=caption_font)
-        top += num_lines * (tile_px + _CAPTION + _GAP)
+            for line, text in enumerate(_wrap(caption, tile_px, caption_font, caption_lines)):
+                place = (left, upper + tile_px + 3 + line * _CAPTION)
+                draw.text(place, text, fill=_FAINT, font=caption_font)
+        top += num_lines * step
     return sheet
 
 
@@ -47,6 +55,17 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, upper: int, tile
     x, y = left + (tile_px - fitted.width) // 2, upper + (tile_px - fitted.height) // 2
     sheet.paste(fitted, (x, y))
     ImageDraw.Draw(sheet).rectangle((left - 1, upper - 1, left + tile_px, upper + tile_px), outline=_RULE)
+
+
+def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int) -> list[str]:
+    """The text in lines between words, the last one shortened if there is more."""
+    lines: list[str] = []
+    words = text.split()
+    while words and len(lines) < max_lines - 1:
+        count = next((n for n in range(len(words), 1, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
+        lines.append(_fit(" ".join(words[:count]), width, font))
+        words = words[count:]
+    return [*lines, _fit(" ".join(words), width, font)] if words else lines
 
 
 def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

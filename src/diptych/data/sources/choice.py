@@ -10,6 +10,7 @@ from diptych.data.sources.flickr import is_flickr8k, read_flickr
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import read_shapes
+from diptych.data.sources.shards import read_shards
 from diptych.data.sources.table import read_csv, read_tsv_folder
 
 SOURCES: dict[str, Callable[[str], Source]] = {
@@ -21,9 +22,10 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "flickr8k": read_flickr,
     "coco": read_coco,
     "class-folder": read_class_folder,
+    "shards": read_shards,
 }
 
-_BY_SUFFIX = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv"}
+_BY_SUFFIX = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".tar": "shards"}
 
 
 def open_source(spec: str) -> Source:

@@ -6,6 +6,7 @@ take their own bytes and eight more each, and workers share them.
 
 from array import array
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,18 @@ class TextColumn:
         self._ends = array("q", [0])
         for text in texts:
             self.append(text)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` takes, ready for a file."""
+        return {"bytes": np.frombuffer(self._bytes, dtype=np.uint8), "ends": np.array(self._ends, dtype=np.int64)}
+
+    @classmethod
+    def from_arrays(cls, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> "TextColumn":
+        """The column that gave these arrays."""
+        column = cls()
+        column._bytes = bytearray(content.tobytes())
+        column._ends = array("q", ends.astype(np.int64).tobytes())
+        return column
 
     def append(self, text: str) -> None:
         """Add a text at the end; lone surrogates, as in odd file names, are kept."""
