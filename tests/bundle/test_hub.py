@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from diptych.bundle.hub import _is_whole, _wanted
-from diptych.bundle.hugging_face import write_hugging_face
+from diptych.bundle.hugging_face_writer import write_hugging_face
 from diptych.models.clip import CLIP
 from tests.bundle.test_import import SMALL
 

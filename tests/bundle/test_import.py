@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import Bundle
-from diptych.bundle.hugging_face import write_hugging_face
+from diptych.bundle.hugging_face_writer import write_hugging_face
 from diptych.bundle.open_clip import CONFIG, _config, write_open_clip
 from diptych.bundle.openai import _inferred, openai_names
 from diptych.bundle.renaming import to_theirs

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 import torch
 
-from diptych.bundle import hugging_face, open_clip
+from diptych.bundle import hugging_face, hugging_face_writer, open_clip
 from diptych.bundle.folder import Bundle, load_bundle, whole_folder
 from diptych.bundle.hub import PREFIX, download
 from diptych.bundle.openai import read_openai
@@ -24,7 +24,7 @@ ExportFormat: TypeAlias = Literal["open-clip", "hugging-face"]
 
 _WRITERS: dict[ExportFormat, tuple[Callable[[CLIP, Path], None], Callable[[Path], CLIP]]] = {
     "open-clip": (open_clip.write_open_clip, open_clip.read_open_clip),
-    "hugging-face": (hugging_face.write_hugging_face, hugging_face.read_hugging_face),
+    "hugging-face": (hugging_face_writer.write_hugging_face, hugging_face.read_hugging_face),
 }
 
 

@@ -10,24 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, to_theirs
+from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
-from diptych.models.layers import hidden_width
-from diptych.tokenizers.clip_bpe import clip_merges, clip_vocabulary
+from diptych.tokenizers.clip_bpe import clip_vocabulary
 
 CONFIG = "config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-_FILTERS = {2: "bilinear", 3: "bicubic"}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+FILTERS = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, which the image processor's file holds."""
-_START, _END = "<|startoftext|>", "<|endoftext|>"
+START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def hugging_face_names(config: CLIPConfig) -> list[Rename]:
@@ -87,9 +84,9 @@ def read_hugging_face(folder: Path) -> CLIP:
         raise BundleError(f"{folder / CONFIG}: {error}") from None
     config = replace(config, pixels=_pixel_config(folder, image))
     _check_vocabulary(folder)
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
-        raise BundleError(f"{folder}: holds no weights; Hugging Face's are {_WEIGHTS[0]} or {_WEIGHTS[2]}")
+        raise BundleError(f"{folder}: holds no weights; Hugging Face's are {WEIGHTS[0]} or {WEIGHTS[2]}")
     weights = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(".position_ids")}
     if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
         weights["logit_scale"] = weights["logit_scale"].reshape(())
@@ -102,55 +99,6 @@ def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"{name} is {found!r:.40}, not an object")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def write_hugging_face(model: CLIP, folder: Path) -> None:
-    """Write the folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load.
-
-    Raises:
-        ConfigError: `CLIPModel` has no place for something about the model; it is named.
-    """
-    config = model.config
-    check_hugging_face(config)
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    save_file(to_theirs(weights, hugging_face_names(config)), folder / _WEIGHTS[0], metadata={"format": "pt"})
-    _write_json(folder / CONFIG, _config_of(config))
-    _write_json(folder / "preprocessor_config.json", _processor_of(config))
-    _write_json(folder / "vocab.json", _vocabulary())
-    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in clip_merges())]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    marks = {"bos_token": _START, "eos_token": _END, "pad_token": _END, "unk_token": _END}
-    _write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length, **marks},
-    )
-    _write_json(folder / "special_tokens_map.json", marks)
-
-
-def check_hugging_face(config: CLIPConfig) -> None:
-    """Refuse a model that `transformers.CLIPModel` cannot be.
-
-    Raises:
-        ConfigError: what it is about the model.
-    """
-    image, text = config.image, config.text
-    reasons = []
-    if not isinstance(image, ViTConfig):
-        reasons.append("its ResNet")
-    else:
-        (height, width), (patch_height, patch_width) = height_width(image.image_px), height_width(image.patch_px)
-        reasons += ["its convolutional stem"] if image.stem == "conv" else []
-        reasons += [f"its {image.pooling} pooling"] if image.pooling != "cls" else []
-        reasons += (
-            ["its pictures or patches that are not square"] if height != width or patch_height != patch_width else []
-        )
-    reasons += ["SigLIP's layout"] if text.layout == "siglip" else []
-    reasons += [] if text.is_causal else ["its bidirectional text tower"]
-    reasons += [] if text.pooling == "eot" else [f"its text tower's {text.pooling} pooling"]
-    reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
-    reasons += ["its logit bias"] if config.init_logit_bias is not None else []
-    if reasons:
-        raise ConfigError(f"Hugging Face's CLIPModel has no place for {', '.join(reasons)}")
 
 
 def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
@@ -191,11 +139,11 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
 
 def _shared(where: str, tower: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
     activation = tower.get("hidden_act", "quick_gelu")
-    if activation not in _ACTIVATIONS:
-        raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(_ACTIVATIONS)}")
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(ACTIVATIONS)}")
     if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
         raise ConfigError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych has 1e-05")
-    return {"width": width, "mlp_ratio": hidden / width, "activation": _ACTIVATIONS[activation]}
+    return {"width": width, "mlp_ratio": hidden / width, "activation": ACTIVATIONS[activation]}
 
 
 def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -232,9 +180,9 @@ def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
         if plain.get(name) not in sizes:
             raise BundleError(f"{path}: has {name} {plain[name]}, but the model reads the middle {height}x{width} px")
     resample = plain.get("resample", 3)
-    if not isinstance(resample, int) or resample not in _FILTERS:
-        raise BundleError(f"{path}: has resample {resample}; Diptych has {_FILTERS}")
-    known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": _FILTERS[resample]}
+    if not isinstance(resample, int) or resample not in FILTERS:
+        raise BundleError(f"{path}: has resample {resample}; Diptych has {FILTERS}")
+    known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": FILTERS[resample]}
     given = {name: value for name, value in known.items() if value is not None}
     try:
         return from_plain(PixelConfig, {**given, "crop_rounding": "down"}, what=str(path))
@@ -251,74 +199,15 @@ def _check_vocabulary(folder: Path) -> None:
             model = content.get("model")
             inner = model.get("vocab") if isinstance(model, dict) else None
             found = content if name == "vocab.json" else inner
-            if found != _vocabulary():
+            if found != hub_vocabulary():
                 size = f" of {len(found)} entries" if isinstance(found, dict | list) else ""
                 raise BundleError(f"{path}: holds another vocabulary{size}; Diptych reads CLIP's own")
 
 
-def _vocabulary() -> dict[str, int]:
-    names = {"<start_of_text>": _START, "<end_of_text>": _END}
+def hub_vocabulary() -> dict[str, int]:
+    """CLIP's vocabulary, its marks named as on the hub."""
+    names = {"<start_of_text>": START, "<end_of_text>": END}
     return {names.get(token, token): i for token, i in clip_vocabulary().items()}
-
-
-def _config_of(config: CLIPConfig) -> dict[str, Any]:
-    image, text = config.image, config.text
-    assert isinstance(image, ViTConfig)
-    return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "logit_scale_init_value": -math.log(config.init_temperature),
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": height_width(image.image_px)[0],
-            "patch_size": height_width(image.patch_px)[0],
-            **_tower_of(image, config.embed_dim),
-        },
-        "text_config": {
-            "model_type": "clip_text_model",
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context_length,
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-            "pad_token_id": 49407,
-            **_tower_of(text, config.embed_dim),
-        },
-        "torch_dtype": "float32",
-    }
-
-
-def _tower_of(tower: ViTConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
-    theirs = {ours: name for name, ours in _ACTIVATIONS.items()}
-    return {
-        "hidden_size": tower.width,
-        "intermediate_size": hidden_width(tower.width, tower.mlp_ratio),
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "hidden_act": theirs[tower.activation],
-        "layer_norm_eps": 1e-5,
-        "attention_dropout": 0.0,
-        "projection_dim": embed_dim,
-    }
-
-
-def _processor_of(config: CLIPConfig) -> dict[str, Any]:
-    side = height_width(config.image.image_px)[0]
-    numbers = {name: number for number, name in _FILTERS.items()}
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "resample": numbers[config.pixels.interpolation],
-        "rescale_factor": 1 / 255,
-        "image_mean": list(config.pixels.mean),
-        "image_std": list(config.pixels.std),
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
