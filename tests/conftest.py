@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from diptych.core.settings import override
 from diptych.data.loader import DataConfig
-from diptych.images.transforms import AugmentConfig
+from diptych.images.augment import AugmentConfig
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.training.config import TrainConfig

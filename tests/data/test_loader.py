@@ -8,10 +8,11 @@ import torch
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.sample import Batch
 from diptych.core.settings import from_plain
-from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, training_batches
+from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, rows_per_epoch, training_batches
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
-from diptych.images.transforms import AugmentConfig, PixelConfig
+from diptych.images.augment import AugmentConfig
+from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
 
 
@@ -95,6 +96,40 @@ def test_nothing_but_broken_images_is_an_error_of_one_line(workers: int, json_fi
     with pytest.raises(DataError, match="50 unreadable images in a row") as caught:
         _batches(open_source(f"json:{json_file}"), count=1, workers=workers)
     assert "\n" not in str(caught.value)
+
+
+def _examples(source: Source, caption: str) -> TrainingExamples:
+    config = from_plain(DataConfig, {"caption": caption, "workers": 0})
+    return TrainingExamples(
+        source, config=config, augment=AugmentConfig(flip=0.5), pixels=PixelConfig(), image_px=16, seed=0
+    )
+
+
+def test_an_epoch_of_all_pairs_has_each_once(flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    examples = _examples(source, "all")
+    assert len(examples) == rows_per_epoch(source, "all") == 8
+    tokenizer = CharacterTokenizer.train(["abcdefghijklmnopqrstuvwxyz0123456789"], context_length=64)
+    batches = list(islice(training_batches(examples, tokenizer, batch_size=4), 4))
+    for epoch in (batches[:2], batches[2:]):
+        pairs = {(key, caption) for batch in epoch for key, caption in zip(batch.keys, batch.captions, strict=True)}
+        assert pairs == {(source.key(i), caption) for i in range(4) for caption in source.captions(i)}
+    views = [_row(examples, 0, i).pixels.tobytes() for i in (0, 1)]
+    assert views[0] != views[1]  # Two captions of a picture, two crops of it.
+    assert rows_per_epoch(source, "random") == len(_examples(source, "random")) == 4
+
+
+def test_joined_captions_are_one_text(flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    assert _row(_examples(source, "join"), 0, 0).caption == " ".join(source.captions(0))
+
+
+def test_an_unreadable_picture_of_all_pairs_is_replaced(flickr_folder: Path) -> None:
+    (flickr_folder / "images" / "2.jpg").write_bytes(b"")
+    examples = _examples(open_source(f"flickr30k:{flickr_folder}"), "all")
+    rows = [_row(examples, 0, i) for i in range(8)]
+    assert {row.key for row in rows} == {"1.jpg", "3.jpg", "4.jpg"}
+    assert {key for row in rows for key, _ in row.skipped} == {"2.jpg"}
 
 
 def test_captions_that_are_cut_are_counted(json_file: Path) -> None:

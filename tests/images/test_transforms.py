@@ -6,17 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diptych.core.errors import ConfigError
-from diptych.images.transforms import (
-    OPENAI_MEAN,
-    OPENAI_STD,
-    AugmentConfig,
-    PixelConfig,
-    View,
-    evaluation_pixels,
-    normalize,
-    random_view,
-    training_pixels,
-)
+from diptych.images.augment import AugmentConfig, Look, View, random_look, random_view, training_pixels
+from diptych.images.transforms import OPENAI_MEAN, OPENAI_STD, PixelConfig, evaluation_pixels, normalize
 
 
 def _noise(width: int, height: int) -> Image.Image:
@@ -96,11 +87,76 @@ def test_flip_happens_as_often_as_it_is_told() -> None:
         {"crop_area": (0.5, 1.1)},
         {"crop_ratio": (0.0, 1.0)},
         {"flip": 1.5},
+        {"erase": -0.1},
+        {"pad_px": -1},
+        {"jitter": (0.1, 0.1, 0.1, 0.6)},
     ],
 )
 def test_impossible_augmentation_is_refused(wrong: dict[str, tuple[float, float] | float]) -> None:
     with pytest.raises(ConfigError, match=rf"augment\.{next(iter(wrong))} is"):
         AugmentConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_shift_moves_the_whole_picture_and_leaves_black() -> None:
+    image, config, augment = _noise(32, 32), PixelConfig(), AugmentConfig(pad_px=4)
+    views = {random_view(32, 32, augment, np.random.default_rng(seed), image_px=32).box for seed in range(400)}
+    assert {box[0] for box in views} == {box[1] for box in views} == set(range(-4, 5))
+    assert {(right - left, lower - upper) for left, upper, right, lower in views} == {(32, 32)}
+    pixels = training_pixels(image, View((-4, 3, 28, 35), False), image_px=32, config=config)
+    plain = np.asarray(image).transpose(2, 0, 1)
+    assert np.array_equal(pixels[:, :29, 4:], plain[:, 3:, :28])
+    assert pixels[:, 29:].max() == pixels[:, :, :4].max() == 0
+
+
+def test_nothing_is_recoloured_by_default_and_no_number_drawn() -> None:
+    generator = np.random.default_rng(0)
+    assert random_look(AugmentConfig(), generator, image_px=32) == Look()
+    assert generator.random() == np.random.default_rng(0).random()
+
+
+def test_looks_are_as_wide_as_they_are_told() -> None:
+    augment = AugmentConfig(jitter=(0.4, 0.3, 0.2, 0.1), jitter_chance=0.5, grayscale=0.3, erase=0.25)
+    generator = np.random.default_rng(0)
+    looks = [random_look(augment, generator, image_px=(32, 64)) for _ in range(2000)]
+    for i, strength in enumerate(augment.jitter):
+        values = np.array([look[i] for look in looks]) - (1.0 if i < 3 else 0.0)
+        assert -strength <= values.min() < -0.95 * strength
+        assert 0.95 * strength < values.max() <= strength
+        assert 0.45 < np.mean(values == 0) < 0.55
+    assert 0.26 < np.mean([look.is_gray for look in looks]) < 0.34
+    boxes = [look.erased for look in looks if look.erased is not None]
+    assert 0.21 < len(boxes) / len(looks) < 0.29
+    areas = np.array([(right - left) * (lower - upper) / (32 * 64) for left, upper, right, lower in boxes])
+    assert 0.01 < areas.min() < 0.05
+    assert 0.25 < areas.max() < 0.36
+    assert all(0 <= x < r <= 64 and 0 <= y < b <= 32 for x, y, r, b in boxes)
+
+
+@pytest.mark.parametrize(
+    ("look", "expected"),
+    [
+        (Look(), (200, 100, 50)),
+        (Look(brightness=0.5), (100, 50, 25)),
+        (Look(is_gray=True), (124, 124, 124)),
+        (Look(saturation=0.0), (124, 124, 124)),
+        (Look(hue=1 / 3), (50, 200, 100)),
+        (Look(contrast=0.5), (162, 112, 87)),
+    ],
+)
+def test_colours_change_as_they_are_told(look: Look, expected: tuple[int, int, int]) -> None:
+    image = Image.new("RGB", (8, 8), (200, 100, 50))
+    pixels = training_pixels(image, View((0, 0, 8, 8), False), image_px=8, config=PixelConfig(), look=look)
+    assert np.abs(pixels[:, 3, 3].astype(int) - expected).max() <= 2
+
+
+def test_what_is_erased_is_the_mean_colour_and_nothing_else() -> None:
+    image, config = _noise(16, 16), PixelConfig(mean=(0.2, 0.4, 0.6))
+    view = View((0, 0, 16, 16), True)
+    plain = training_pixels(image, view, image_px=16, config=config)
+    erased = training_pixels(image, view, image_px=16, config=config, look=Look(erased=(2, 3, 9, 11)))
+    assert (erased[:, 3:11, 2:9] == np.array([51, 102, 153])[:, None, None]).all()
+    plain[:, 3:11, 2:9] = erased[:, 3:11, 2:9]
+    assert np.array_equal(plain, erased)
 
 
 def test_normalize_takes_each_channel_by_its_own() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from diptych.bundle.folder import load_bundle
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, RunError
 from diptych.core.settings import override
-from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.loader import TrainingExamples, rows_per_epoch, training_batches
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.subset import take_split
 from diptych.models.clip import CLIP
@@ -272,6 +272,13 @@ def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_b
     fresh = Watcher()
     train(tiny_run, tmp_path / "fresh", observers=[fresh])
     assert before.steps[0].result.loss < fresh.steps[0].result.loss - 0.05
+
+
+def test_an_epoch_of_all_pairs_is_as_long_as_there_are_captions(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    config = override(tiny_run, {"data.caption": "all", "schedule.steps": "none", "schedule.epochs": "1"})
+    pairs = rows_per_epoch(take_split(open_source("shapes:256"), "train"), "all")
+    assert pairs > 512
+    assert train(config, tmp_path / "run").steps == pairs // 16
 
 
 def test_a_batch_is_learned_by_heart(tiny_run: TrainConfig) -> None:

@@ -5,12 +5,13 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.core.errors import ConfigError, DataError, ImageError
@@ -20,12 +21,16 @@ from diptych.core.settings import settings
 from diptych.data.groups import Positives, group_rows
 from diptych.data.order import StepOrder
 from diptych.data.sources.protocol import Source
+from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels
 from diptych.images.decode import decode
-from diptych.images.transforms import AugmentConfig, PixelConfig, Pixels, random_view, training_pixels
+from diptych.images.transforms import PixelConfig, Pixels
 from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
 """Unreadable samples in a row before a worker gives up."""
+
+
+CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]
 
 
 @settings
@@ -42,8 +47,9 @@ class DataConfig:
     """Share of the samples held back as `val` where the source itself has no such split."""
     max_samples: int | None = None
     """Train on at most so many samples; a stable subset."""
-    caption: Literal["random", "first"] = "random"
-    """Which caption of an image a step sees: `random`, or `first`."""
+    caption: CaptionChoice = "random"
+    """Which captions of an image an epoch sees: one at `random`, the `first`, `all` of them (each pair once, so an epoch is as
+    long as there are captions), or all in one text (`join`)."""
     positives: Positives = "caption"
     """What counts as a positive beside a picture's own caption: `caption`, `class`, or nothing (`pair`)."""
     max_skipped: float = 0.05
@@ -97,9 +103,10 @@ class TrainingExamples(Dataset["Example | DataError"]):
         self.pixels = pixels
         self.image_px = image_px
         self.seed = seed
+        self._pair_ends = pair_ends(source) if config.caption == "all" else None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self._pair_ends is None else int(self._pair_ends[-1])
 
     def __getitem__(self, place: tuple[int, int]) -> Example | DataError:
         """The row at (epoch, index); an unreadable sample is replaced by another, always the same one.
@@ -113,20 +120,45 @@ class TrainingExamples(Dataset["Example | DataError"]):
             try:
                 return self._example(epoch, index, tuple(skipped))
             except ImageError as error:
-                key = self.source.key(index)
+                key = self.source.key(self._sample_of(index)[0])
                 skipped.append((key, str(error)))
-                index = int(keyed_generator(self.seed, "replace", epoch, key, attempt).integers(len(self.source)))
+                index = int(keyed_generator(self.seed, "replace", epoch, key, attempt).integers(len(self)))
         return DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
 
     def _example(self, epoch: int, index: int, skipped: tuple[tuple[str, str], ...]) -> Example:
-        sample = self.source[index]
-        generator = keyed_generator(self.seed, "augment", epoch, sample.key)
-        choice = int(generator.integers(len(sample.captions))) if self.config.caption == "random" else 0
+        number, which = self._sample_of(index)
+        sample = self.source[number]
+        key = (sample.key, which) if self.config.caption == "all" else (sample.key,)
+        generator = keyed_generator(self.seed, "augment", epoch, *key)
+        match self.config.caption:
+            case "random":
+                caption = sample.captions[int(generator.integers(len(sample.captions)))]
+            case "join":
+                caption = " ".join(sample.captions)
+            case _:
+                caption = sample.captions[which]
         image = decode(sample.image)
-        view = random_view(image.width, image.height, self.augment, generator)
-        caption = mirror_words(sample.captions[choice]) if view.flipped else sample.captions[choice]
-        pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels)
-        return Example(sample.key, pixels, caption, sample.label, skipped)
+        view = random_view(image.width, image.height, self.augment, generator, image_px=self.image_px)
+        look = random_look(self.augment, generator, image_px=self.image_px)
+        pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
+        return Example(sample.key, pixels, mirror_words(caption) if view.flipped else caption, sample.label, skipped)
+
+    def _sample_of(self, index: int) -> tuple[int, int]:
+        """The sample of a row, and which of its captions it is in an epoch of all pairs."""
+        if self._pair_ends is None:
+            return index, 0
+        number = int(np.searchsorted(self._pair_ends, index, side="right"))
+        return number, index - (int(self._pair_ends[number - 1]) if number else 0)
+
+
+def pair_ends(source: Source) -> NDArray[np.int64]:
+    """For each sample the number of captions up to its last one: where its pairs end in an epoch of all pairs."""
+    return np.cumsum([len(source.captions(i)) for i in range(len(source))], dtype=np.int64)
+
+
+def rows_per_epoch(source: Source, caption: CaptionChoice) -> int:
+    """Rows that an epoch has: samples, or pairs where every caption counts."""
+    return int(pair_ends(source)[-1]) if caption == "all" else len(source)
 
 
 @dataclass(frozen=True)

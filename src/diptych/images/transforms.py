@@ -1,10 +1,10 @@
-"""Pictures to pixels of the model's size: exact for evaluation, cropped and flipped for training.
+"""Pictures to pixels of the model's size, exactly as evaluation wants them; `augment.py` does it for training.
 
 Pixels stay uint8 until they are on the device; `normalize` makes floats of them there. Shapes: B batch, H W pixels.
 """
 
 import math
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def size_name(pixels: Pixels) -> int | str:
     return pixels if isinstance(pixels, int) else f"{pixels[0]}x{pixels[1]}"
 
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @settings
@@ -63,63 +63,6 @@ class PixelConfig:
             raise ConfigError(f"model.pixels.std is {self.std}; each must be above 0")
 
 
-@settings
-class AugmentConfig:
-    """What training does to a picture before it is resized to the model's size."""
-
-    crop_area: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
-    crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    """Width over height of the crop, from and to (torchvision's default)."""
-    flip: float = 0.0
-    """Chance of a mirror image. Where it happens, "left" and "right" change places in the caption."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ConfigError(f"augment.crop_area is {self.crop_area}; it must rise within (0, 1]")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ConfigError(f"augment.crop_ratio is {self.crop_ratio}; it must rise from above 0")
-        if not 0 <= self.flip <= 1:
-            raise ConfigError(f"augment.flip is {self.flip}; it is a chance, within [0, 1]")
-
-
-class View(NamedTuple):
-    """What a training step sees of a picture."""
-
-    box: tuple[int, int, int, int]
-    """Left, upper, right, lower, in pixels of the picture."""
-    flipped: bool
-
-
-def random_view(width: int, height: int, augment: AugmentConfig, generator: np.random.Generator) -> View:
-    """A crop of random area and ratio at a random place, as torchvision's `RandomResizedCrop` draws it."""
-    flipped = bool(generator.random() < augment.flip)
-    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
-    for _ in range(10):
-        area = (
-            width * height * (augment.crop_area[0] + generator.random() * (augment.crop_area[1] - augment.crop_area[0]))
-        )
-        ratio = math.exp(low + generator.random() * (high - low))
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(generator.random() * (width - crop_width + 1))
-            upper = int(generator.random() * (height - crop_height + 1))
-            return View((left, upper, left + crop_width, upper + crop_height), flipped)
-    side = min(width, height)  # A very long picture: its centre.
-    left, upper = (width - side) // 2, (height - side) // 2
-    return View((left, upper, left + side, upper + side), flipped)
-
-
-def training_pixels(
-    image: Image.Image, view: View, *, image_px: Pixels, config: PixelConfig
-) -> UInt8[ndarray, "3 H W"]:
-    """The view of the picture at the model's size; at its edges the filter reaches a pixel or two past the box."""
-    height, width = height_width(image_px)
-    resized = image.resize((width, height), _FILTERS[config.interpolation], box=view.box)
-    pixels = np.asarray(resized)
-    return np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))
-
-
 def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
     """Scaled until it just covers the model's size, then its centre: OpenAI's evaluation transform (`clip.load`).
 
@@ -133,7 +76,7 @@ def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConf
         size = (width, width * image.height // image.width)
     else:
         size = (height * image.width // image.height, height)
-    resized = image if size == image.size else image.resize(size, _FILTERS[config.interpolation])
+    resized = image if size == image.size else image.resize(size, FILTERS[config.interpolation])
     rounded = round if config.crop_rounding == "even" else math.floor
     left, upper = rounded((size[0] - width) / 2), rounded((size[1] - height) / 2)
     cropped = resized.crop((left, upper, left + width, upper + height))

@@ -1,7 +1,7 @@
 """A small CLIP for a few thousand captioned photos and a CPU."""
 
 from diptych.data.loader import DataConfig
-from diptych.images.transforms import AugmentConfig
+from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig
 from diptych.training.optimizer import OptimizerConfig

@@ -7,7 +7,7 @@ import yaml
 from diptych.core.errors import ConfigError
 from diptych.core.settings import from_plain, settings, to_plain
 from diptych.data.loader import DataConfig
-from diptych.images.transforms import AugmentConfig
+from diptych.images.augment import AugmentConfig
 from diptych.models.config import CLIPConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.schedule import ScheduleConfig

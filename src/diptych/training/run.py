@@ -15,7 +15,7 @@ from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_hash
-from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.loader import TrainingExamples, rows_per_epoch, training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
@@ -109,7 +109,9 @@ class _Run:
         self._few_val = take_few(val_source, config.val_samples)
         self._train_split_hash = split_hash(train_source)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.schedule = Schedule(config.schedule, steps_per_epoch(len(train_source), config.batch_size))
+        self.schedule = Schedule(
+            config.schedule, steps_per_epoch(rows_per_epoch(train_source, config.data.caption), config.batch_size)
+        )
         self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
         self.skipped: dict[str, str] = {}
         self.step, self.best_metric, self._elapsed_before = 0, -math.inf, 0.0

@@ -1,0 +1,157 @@
+"""What training does to pictures: another crop, mirrored or not, in other colours, each time they are seen.
+
+What is drawn is drawn first, from one generator, and applied afterwards; so a picture's view is a value that tests can give.
+Shapes: H W pixels of the model's size.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image, ImageEnhance
+
+from diptych.core.errors import ConfigError
+from diptych.core.settings import settings
+from diptych.images.transforms import FILTERS, PixelConfig, Pixels, height_width
+
+
+@settings
+class AugmentConfig:
+    """What training does to a picture. All but the crop is off unless asked for."""
+
+    crop_area: tuple[float, float] = (0.9, 1.0)
+    """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """Width over height of the crop, from and to (torchvision's default)."""
+    pad_px: int = 0
+    """In place of the crop: shift the whole picture by up to so many pixels of the model's size, black where it is gone (4 for
+    CIFAR). Meant for pictures of the model's own proportions."""
+    flip: float = 0.0
+    """Chance of a mirror image. Where it happens, "left" and "right" change places in the caption."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Brightness, contrast, saturation, hue: each changes by a random factor within 1 - x and 1 + x, hue by up to x of the
+    circle (torchvision's `ColorJitter`; open_clip's `--color-jitter`)."""
+    jitter_chance: float = 1.0
+    """Chance that `jitter` happens at all."""
+    grayscale: float = 0.0
+    """Chance of a picture without colours."""
+    erase: float = 0.0
+    """Chance that a rectangle of 2 to 33 % of the area is painted over with the mean colour (Zhong et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+            raise ConfigError(f"augment.crop_area is {self.crop_area}; it must rise within (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ConfigError(f"augment.crop_ratio is {self.crop_ratio}; it must rise from above 0")
+        if self.pad_px < 0:
+            raise ConfigError(f"augment.pad_px is {self.pad_px}; it must be at least 0")
+        if not all(0 <= strength <= 1 for strength in self.jitter) or self.jitter[3] > 0.5:
+            raise ConfigError(f"augment.jitter is {self.jitter}; each must lie within [0, 1], hue within [0, 0.5]")
+        for name in ("flip", "jitter_chance", "grayscale", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; it is a chance, within [0, 1]")
+
+
+class View(NamedTuple):
+    """Which part of a picture a training step sees."""
+
+    box: tuple[int, int, int, int]
+    """Left, upper, right, lower, in pixels of the picture; beyond its edges there is black."""
+    flipped: bool
+
+
+class Look(NamedTuple):
+    """How the colours of that part are changed."""
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    """Turn of the colour circle, within [-0.5, 0.5]."""
+    is_gray: bool = False
+    erased: tuple[int, int, int, int] | None = None
+    """Left, upper, right, lower of what is painted over, in pixels of the model's size."""
+
+
+def random_view(
+    width: int, height: int, augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels = 224
+) -> View:
+    """A crop of random area and ratio at a random place, as torchvision's `RandomResizedCrop` draws it, or a shift."""
+    flipped = bool(generator.random() < augment.flip)
+    if augment.pad_px:
+        rows, columns = height_width(image_px)
+        right, down = generator.integers(-augment.pad_px, augment.pad_px, size=2, endpoint=True)
+        left, upper = round(int(right) * width / columns), round(int(down) * height / rows)
+        return View((left, upper, left + width, upper + height), flipped)
+    low, high = (math.log(ratio) for ratio in augment.crop_ratio)
+    for _ in range(10):
+        area = (
+            width * height * (augment.crop_area[0] + generator.random() * (augment.crop_area[1] - augment.crop_area[0]))
+        )
+        ratio = math.exp(low + generator.random() * (high - low))
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(generator.random() * (width - crop_width + 1))
+            upper = int(generator.random() * (height - crop_height + 1))
+            return View((left, upper, left + crop_width, upper + crop_height), flipped)
+    side = min(width, height)  # A very long picture: its centre.
+    left, upper = (width - side) // 2, (height - side) // 2
+    return View((left, upper, left + side, upper + side), flipped)
+
+
+def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> Look:
+    """Colours and a patch that is gone, as the settings say; nothing by default."""
+    factors = [1.0, 1.0, 1.0, 0.0]
+    if any(augment.jitter) and generator.random() < augment.jitter_chance:
+        for i, strength in enumerate(augment.jitter):
+            factors[i] += (2 * generator.random() - 1) * strength
+    is_gray = bool(augment.grayscale and generator.random() < augment.grayscale)
+    erased = _random_patch(generator, image_px) if augment.erase and generator.random() < augment.erase else None
+    brightness, contrast, saturation, hue = factors
+    return Look(brightness, contrast, saturation, hue, is_gray, erased)
+
+
+def training_pixels(
+    image: Image.Image, view: View, *, image_px: Pixels, config: PixelConfig, look: Look | None = None
+) -> UInt8[ndarray, "3 H W"]:
+    """The view of the picture at the model's size; at its edges the filter reaches a pixel or two past the box."""
+    height, width = height_width(image_px)
+    left, upper, right, lower = view.box
+    if left < 0 or upper < 0 or right > image.width or lower > image.height:
+        resized = image.crop(view.box).resize((width, height), FILTERS[config.interpolation])
+    else:
+        resized = image.resize((width, height), FILTERS[config.interpolation], box=view.box)
+    pixels = np.asarray(resized if look is None else _recoloured(resized, look))
+    pixels = np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))
+    if look is not None and look.erased is not None:
+        left, upper, right, lower = look.erased
+        pixels[:, upper:lower, left:right] = np.round(255 * np.array(config.mean)).astype(np.uint8)[:, None, None]
+    return pixels
+
+
+def _recoloured(image: Image.Image, look: Look) -> Image.Image:
+    changes = (
+        (ImageEnhance.Brightness, look.brightness),
+        (ImageEnhance.Contrast, look.contrast),
+        (ImageEnhance.Color, look.saturation),
+    )
+    for enhance, factor in changes:
+        if factor != 1:
+            image = enhance(image).enhance(factor)
+    if look.hue:
+        hsv = np.array(image.convert("HSV"))
+        hsv[..., 0] += np.uint8(round(look.hue * 255) % 256)  # The circle wraps as bytes do.
+        image = Image.fromarray(hsv, "HSV").convert("RGB")
+    return image.convert("L").convert("RGB") if look.is_gray else image
+
+
+def _random_patch(generator: np.random.Generator, image_px: Pixels) -> tuple[int, int, int, int]:
+    height, width = height_width(image_px)
+    area = height * width * (0.02 + generator.random() * (0.33 - 0.02))
+    ratio = math.exp(math.log(0.3) + generator.random() * (math.log(3.3) - math.log(0.3)))
+    patch_width = min(width, max(1, round(math.sqrt(area * ratio))))
+    patch_height = min(height, max(1, round(math.sqrt(area / ratio))))
+    left, upper = generator.integers(width - patch_width + 1), generator.integers(height - patch_height + 1)
+    return int(left), int(upper), int(left) + patch_width, int(upper) + patch_height
