@@ -9,12 +9,14 @@ import pytest
 
 from diptych.core.errors import DataError
 from diptych.data.sources.choice import open_source, recognise
+from diptych.data.sources.cifar import CIFAR10
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.subset import take_split
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
+from tests.data.test_cifar import python_files
 
 NAMES = [f"{name}.png" for name in "abcd"]
 
@@ -65,6 +67,10 @@ def _class_zip(folder: Path) -> str:
     return f"class-folder:{folder.parent / 'set.zip'}"
 
 
+def _cifar10(folder: Path) -> str:
+    return f"cifar10:{python_files(CIFAR10, folder)}"
+
+
 def _shards(folder: Path) -> str:
     write_shards(open_source(_csv(folder)), folder / "tars", per_shard=3)
     return f"shards:{folder}/tars/*.tar"
@@ -78,6 +84,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "class-folder": _class_folder,
     "class-folder in a zip": _class_zip,
     "shards": _shards,
+    "cifar10": _cifar10,
 }
 
 
@@ -101,7 +108,7 @@ def source(spec: str) -> Source:
 
 def test_a_path_alone_is_recognised(spec: str) -> None:
     kind, _, path = spec.partition(":")
-    if kind not in {"shapes", "shards"}:
+    if kind not in {"shapes", "shards", "cifar10"}:
         assert recognise(Path(path)) == kind
         alone, named = open_source(path), open_source(spec)
         assert [alone.key(i) for i in range(len(alone))] == [named.key(i) for i in range(len(named))]

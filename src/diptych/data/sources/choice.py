@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diptych.core.errors import DataError, unknown_name
+from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
 from diptych.data.sources.flickr import is_flickr8k, read_flickr
@@ -22,9 +23,12 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "flickr8k": read_flickr,
     "coco": read_coco,
     "class-folder": read_class_folder,
+    "cifar10": read_cifar10,
+    "cifar100": read_cifar100,
     "shards": read_shards,
 }
 
+_WITHOUT_LOCATION = frozenset({"shapes", "cifar10", "cifar100"})
 _BY_SUFFIX = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".tar": "shards"}
 
 
@@ -40,7 +44,7 @@ def open_source(spec: str) -> Source:
         kind, location = recognise(path), spec
     elif kind not in SOURCES:
         raise DataError(unknown_name("source kind", kind, SOURCES) + ". Sources are written kind:location.")
-    elif not location and kind != "shapes":
+    elif not location and kind not in _WITHOUT_LOCATION:
         raise DataError(f"source '{spec}' has no location: write {kind}:PATH")
     return SOURCES[kind](location)
 

@@ -1,0 +1,239 @@
+"""`cifar10` and `cifar100` (Krizhevsky 2009): the official archives, packed or unpacked, or pictures in class folders.
+
+The python archives are pickles. They are read by an unpickler that knows NumPy's arrays and nothing else, so that no code of
+a file is ever run.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.core.errors import DataError
+from diptych.core.sample import Sample
+from diptych.data.sources.class_folder import FIVE_TEMPLATES, read_class_folder, readable
+from diptych.data.sources.protocol import Source
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """One of the two data sets: its files and what they are called."""
+
+    name: str
+    pickles: Mapping[str, tuple[str, ...]]
+    """Files of each split in the python archive."""
+    binaries: Mapping[str, tuple[str, ...]]
+    """The same in the binary archive."""
+    label_key: str
+    names_file: tuple[str, str]
+    """Pickle with the classes' names, and their key in it."""
+    names_text: str
+    """Text file with the names in the binary archive."""
+    label_bytes: int
+    """Bytes before each picture in the binary archive; the last one is the class."""
+    checksums: Mapping[str, str]
+    """MD5 of the official archives."""
+
+
+CIFAR10 = Cifar(
+    name="cifar10",
+    pickles={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    binaries={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+    label_key="labels",
+    names_file=("batches.meta", "label_names"),
+    names_text="batches.meta.txt",
+    label_bytes=1,
+    checksums={
+        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+    },
+)
+CIFAR100 = Cifar(
+    name="cifar100",
+    pickles={"train": ("train",), "test": ("test",)},
+    binaries={"train": ("train.bin",), "test": ("test.bin",)},
+    label_key="fine_labels",
+    names_file=("meta", "fine_label_names"),
+    names_text="fine_label_names.txt",
+    label_bytes=2,
+    checksums={
+        "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+        "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+    },
+)
+URL = "https://www.cs.toronto.edu/~kriz"
+_PICTURE = 3 * 32 * 32
+
+
+class CifarSource:
+    """Pictures of 32x32 px, held in memory, with five captions each made from the class's name."""
+
+    def __init__(
+        self, parts: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]], classes: tuple[str, ...]
+    ) -> None:
+        self.classes = tuple(readable(name) for name in classes)
+        self.templates: tuple[str, ...] = FIVE_TEMPLATES
+        self._places = [(split, i) for split, (pictures, _) in parts.items() for i in range(len(pictures))]
+        self._pictures = np.concatenate([pictures for pictures, _ in parts.values()])
+        self._labels = np.concatenate([labels for _, labels in parts.values()])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        image = self._pictures[index].reshape(3, 32, 32).transpose(1, 2, 0)
+        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=int(self._labels[index]))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Each template around the class's name."""
+        name = self.classes[self._labels[index]]
+        return tuple(template.replace("{}", name) for template in self.templates)
+
+    def key(self, index: int) -> str:
+        """Split and number, as in `train/00042`."""
+        split, number = self._places[index]
+        return f"{split}/{number:05d}"
+
+    def split(self, index: int) -> str | None:
+        """`train` or `test`."""
+        return self._places[index][0]
+
+
+def read_cifar10(location: str) -> Source:
+    """CIFAR-10 in a folder or archive; fetched into the cache where no location is given."""
+    return _read(CIFAR10, location)
+
+
+def read_cifar100(location: str) -> Source:
+    """CIFAR-100 in a folder or archive, with its fine labels; fetched into the cache where no location is given."""
+    return _read(CIFAR100, location)
+
+
+def _read(cifar: Cifar, location: str) -> Source:
+    path = Path(location) if location else _download(cifar)
+    if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
+        return _from_files(cifar, _archive_reader(cifar, path), path)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    folders = (path, *(entry for entry in path.iterdir() if entry.is_dir())) if path.is_dir() else ()
+    for folder in folders:
+        if (folder / cifar.names_file[0]).is_file() or (folder / cifar.names_text).is_file():
+            return _from_files(cifar, _folder_reader(folder), folder)
+    return read_class_folder(location)
+
+
+def _from_files(cifar: Cifar, read: Callable[[str], bytes | None], path: Path) -> CifarSource:
+    """From whichever of the two layouts the files are in."""
+    names_pickle, names_text = read(cifar.names_file[0]), read(cifar.names_text)
+    if names_pickle is None and names_text is None:
+        raise DataError(f"{path}: holds neither {cifar.names_file[0]} nor {cifar.names_text} of {cifar.name}")
+    files = cifar.pickles if names_pickle is not None else cifar.binaries
+    parse = _parse_pickle if names_pickle is not None else _parse_binary
+    parts = {}
+    try:
+        for split, names in files.items():
+            contents = {name: read(name) for name in names}
+            lacking = [name for name, content in contents.items() if content is None]
+            if lacking:
+                raise DataError(f"{path}: {', '.join(lacking)} of {cifar.name} is missing")
+            read_parts = [parse(content, cifar) for content in contents.values() if content is not None]
+            parts[split] = (np.concatenate([p for p, _ in read_parts]), np.concatenate([y for _, y in read_parts]))
+        if names_pickle is not None:
+            classes = tuple(name.decode() for name in _unpickle(names_pickle)[cifar.names_file[1].encode()])
+        else:
+            classes = tuple((names_text or b"").decode().split())
+    except (pickle.UnpicklingError, KeyError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: is not {cifar.name}'s ({type(error).__name__}: {error})") from None
+    return CifarSource(parts, classes)
+
+
+def _parse_pickle(content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batch = _unpickle(content)
+    pictures = np.ascontiguousarray(batch[b"data"], dtype=np.uint8).reshape(-1, _PICTURE)
+    return pictures, np.array(batch[cifar.label_key.encode()], dtype=np.int64)
+
+
+def _parse_binary(content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, cifar.label_bytes + _PICTURE)
+    return rows[:, cifar.label_bytes :], rows[:, cifar.label_bytes - 1].astype(np.int64)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Knows what an array is made of. Any other name in the file is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        array = np.zeros(0).__reduce__()[0]
+        known = {"_reconstruct": array, "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.split(".", maxsplit=1)[0] == "numpy" and name in known:
+            return known[name]
+        if (module, name) == ("_codecs", "encode"):  # How protocol 2 writes bytes.
+            return lambda text, encoding: text.encode(encoding)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
+
+
+def _unpickle(content: bytes) -> Any:
+    return _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
+
+
+def _folder_reader(folder: Path) -> Callable[[str], bytes | None]:
+    return lambda name: (folder / name).read_bytes() if (folder / name).is_file() else None
+
+
+def _archive_reader(cifar: Cifar, path: Path) -> Callable[[str], bytes | None]:
+    """Files of a tar by their last name; an archive that is called as the official one must be it."""
+    expected = cifar.checksums.get(path.name)
+    if expected is not None and _md5(path) != expected:
+        raise DataError(f"{path}: is damaged or incomplete; its MD5 is not {expected}. Fetch it again.")
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isfile() else None
+                if file is not None:
+                    contents[Path(member.name).name] = file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read as a tar ({error})") from None
+    return contents.get
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _download(cifar: Cifar) -> Path:
+    """The python archive in the cache, fetched once. `DIPTYCH_CIFAR_URL` names another place than the authors'."""
+    name = next(iter(cifar.checksums))
+    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diptych" / name
+    if path.is_file():
+        return path
+    url = f"{os.environ.get('DIPTYCH_CIFAR_URL', URL)}/{name}"
+    beside = path.with_name(f".{name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urlopen(url, timeout=30) as answer, beside.open("wb") as file:
+            while block := answer.read(2**20):
+                file.write(block)
+    except (URLError, OSError) as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(f"{url}: cannot be fetched ({error}); put it somewhere and say {cifar.name}:PATH") from None
+    if _md5(beside) != cifar.checksums[name]:
+        beside.unlink()
+        raise DataError(f"{url}: what came is not the official file; put it somewhere and say {cifar.name}:PATH")
+    beside.replace(path)
+    return path

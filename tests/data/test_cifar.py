@@ -1,0 +1,159 @@
+"""CIFAR's official files, small copies of them, and files that only look like them."""
+
+import hashlib
+import io
+import os
+import pickle
+import tarfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diptych.core.errors import DataError
+from diptych.data.sources import cifar as cifar_module
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.cifar import CIFAR10, CIFAR100, Cifar
+from diptych.images.decode import decode
+from tests.conftest import draw_photos
+
+KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+NAMES = ["airplane", "aquarium_fish", "bear"]
+
+
+def _pictures(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(number).integers(0, 256, (2, 3072), dtype=np.uint8)
+
+
+def python_files(cifar: Cifar, folder: Path) -> Path:
+    """As the authors' Python 2 wrote them: protocol 2, texts as bytes."""
+    folder.mkdir()
+    for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
+        batch = {b"data": _pictures(number), cifar.label_key.encode(): [number % 3, 2]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    meta = {cifar.names_file[1].encode(): [name.encode() for name in NAMES]}
+    (folder / cifar.names_file[0]).write_bytes(pickle.dumps(meta, protocol=2))
+    return folder
+
+
+def _binary(cifar: Cifar, folder: Path) -> Path:
+    folder.mkdir()
+    for number, name in enumerate(name for names in cifar.binaries.values() for name in names):
+        labels = np.zeros((2, cifar.label_bytes), dtype=np.uint8)
+        labels[:, -1] = [number % 3, 2]
+        (folder / name).write_bytes(np.concatenate([labels, _pictures(number)], axis=1).tobytes())
+    (folder / cifar.names_text).write_text("\n".join(NAMES) + "\n\n")
+    return folder
+
+
+def _archive(folder: Path, name: str = "mine.tar.gz") -> Path:
+    path = folder.parent / name
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname="cifar-batches")
+    return path
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("make", [python_files, _binary])
+@pytest.mark.parametrize("packing", ["folder", "folder above", "archive"])
+def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], packing: str, tmp_path: Path) -> None:
+    folder = make(KINDS[kind], tmp_path / "batches")
+    place = {"folder": folder, "folder above": tmp_path, "archive": _archive(folder)}[packing]
+    source = open_source(f"{kind}:{place}")
+    num_train = 10 if kind == "cifar10" else 2
+    assert len(source) == num_train + 2
+    assert source.classes == ("airplane", "aquarium fish", "bear")
+    assert [source.split(i) for i in (0, num_train)] == ["train", "test"]
+    assert (source.key(1), source.key(num_train)) == ("train/00001", "test/00000")
+    sample = source[1]
+    assert sample.label == 2
+    assert sample.captions[0] == "a photo of a bear"
+    expected = _pictures(0)[1].reshape(3, 32, 32).transpose(1, 2, 0)
+    assert np.array_equal(np.asarray(decode(sample.image)), expected)
+    again = pickle.loads(pickle.dumps(source))
+    assert np.array_equal(np.asarray(decode(again[1].image)), expected)
+
+
+def test_class_folders_will_do(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "train" / "dog", ["a.png"])
+    assert open_source(f"cifar10:{tmp_path}").captions(0)[0] == "a photo of a dog"
+
+
+class _Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return (os.system, (f"touch {self.path}",))  # type: ignore[return-value]
+
+
+def test_no_code_of_a_pickle_is_run(tmp_path: Path) -> None:
+    folder = python_files(CIFAR10, tmp_path / "batches")
+    (folder / "data_batch_3").write_bytes(pickle.dumps({b"data": _Evil(tmp_path / "ran")}, protocol=2))
+    with pytest.raises(DataError, match=r"it names posix\.system, which is no part of an array"):
+        open_source(f"cifar10:{folder}")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1]), pickle.dumps({b"data": 3})])
+def test_damaged_batches(content: bytes, tmp_path: Path) -> None:
+    folder = python_files(CIFAR10, tmp_path / "batches")
+    (folder / "data_batch_2").write_bytes(content)
+    with pytest.raises(DataError, match="is not cifar10's"):
+        open_source(f"cifar10:{folder}")
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = _binary(CIFAR10, tmp_path / "batches")
+    (folder / "data_batch_4.bin").unlink()
+    with pytest.raises(DataError, match=r"data_batch_4\.bin of cifar10 is missing"):
+        open_source(f"cifar10:{folder}")
+    with pytest.raises(DataError, match="no such file or folder"):
+        open_source(f"cifar10:{tmp_path}/gone")
+    with pytest.raises(DataError, match=r"holds neither batches\.meta nor batches\.meta\.txt of cifar10"):
+        open_source(f"cifar10:{_archive(python_files(CIFAR100, tmp_path / 'other'))}")
+
+
+def test_an_archive_that_is_called_as_the_official_one_must_be_it(tmp_path: Path) -> None:
+    path = _archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    with pytest.raises(DataError, match=r"is damaged or incomplete; its MD5 is not c58f30108f718f92721af3b95e74349a"):
+        open_source(f"cifar10:{path}")
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Keep the test's output clean."""
+
+
+def test_without_a_location_it_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    path = _archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    path = path.rename(tmp_path / "there" / path.name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path / "there")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("DIPTYCH_CIFAR_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="what came is not the official file"):
+        open_source("cifar10")
+    assert not list((tmp_path / "cache" / "diptych").iterdir())
+    checksums = {path.name: hashlib.md5(path.read_bytes()).hexdigest()}
+    known = {**CIFAR10.__dict__, "checksums": checksums}
+    monkeypatch.setattr(cifar_module, "CIFAR10", Cifar(**known))
+    assert len(open_source("cifar10")) == 12
+    server.shutdown()
+    server.server_close()
+    assert len(open_source("cifar10")) == 12  # From the cache.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    with pytest.raises(DataError, match=r"cannot be fetched .*; put it somewhere and say cifar10:PATH"):
+        open_source("cifar10")
+
+
+def test_a_broken_archive(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(io.BytesIO(b"no archive").getvalue())
+    with pytest.raises(DataError, match="cannot be read as a tar"):
+        open_source(f"cifar10:{tmp_path}/x.tar.gz")
