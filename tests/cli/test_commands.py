@@ -249,3 +249,16 @@ def test_data_is_shown_and_written_as_tars(
     assert "holds tars already" in _fails(capsys, "data", "shards", str(flickr_folder), out)
     assert "num is 0" in _fails(capsys, "data", "show", str(flickr_folder), "-n", "0")
     assert "cannot be written" in _fails(capsys, "data", "show", str(flickr_folder), "--out", "/nowhere/x.png")
+
+
+def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path, tmp_path: Path) -> None:
+    (flickr_folder / "images" / "4.jpg").write_bytes((flickr_folder / "images" / "1.jpg").read_bytes())
+    (flickr_folder / "images" / "2.jpg").write_bytes(b"broken")
+    assert main(["data", "audit", str(flickr_folder), "--out", str(tmp_path / "audit")]) == 0
+    said = capsys.readouterr().out
+    assert "1: 1.jpg = 4.jpg" in said
+    assert "1: 2.jpg (" in said
+    assert {path.name for path in (tmp_path / "audit").iterdir()} == {"audit.json", "histograms.png", "suspicious.png"}
+    found = _json(capsys, "data", "audit", str(flickr_folder))
+    assert found == json.loads((tmp_path / "audit" / "audit.json").read_text("utf-8"))
+    assert found["across_splits"] == [["1.jpg", "4.jpg"]]

@@ -1,12 +1,17 @@
 """`diptych data ...`: look at data, and put it into another form."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, errors, print_skipped
+from diptych.cli.output import Json, console, json_text, print_json, print_skipped, progress
+from diptych.cli.reports import print_audit
 from diptych.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from diptych.data.audit import Audit
+    from diptych.data.sources.protocol import Source as SourceProtocol
 
 Source = Annotated[str, Parameter(help="Pictures and captions, as kind:location, or a path alone.")]
 
@@ -34,6 +39,55 @@ def show(
     console().print(f"Written: {out}", soft_wrap=True)
 
 
+def audit(
+    source: Source,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Folder for audit.json and pictures.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in the data before a run is: splits, sizes, broken and repeated pictures, captions."""
+    from diptych.data.audit import audit as look_at
+    from diptych.data.sources.choice import open_source
+
+    opened = open_source(source)
+    with progress("Reading", len(opened)) as step:
+        found = look_at(opened, on_sample=step)
+    if out is not None:
+        _write_audit(opened, found, out)
+    if as_json:
+        print_json(_without_lists(found))
+        return
+    print_audit(source, found)
+    if out is not None:
+        console().print(f"Written: {', '.join(str(path) for path in sorted(out.iterdir()))}", soft_wrap=True)
+
+
+def _write_audit(opened: "SourceProtocol", found: "Audit", out: Path) -> None:
+    from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "audit.json").write_text(json_text(_without_lists(found)) + "\n", encoding="utf-8")
+        sheet = suspicious_sheet(opened, found)
+        if sheet is not None:
+            sheet.save(out / "suspicious.png")
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+    draw_histograms(found, out / "histograms.png")
+
+
+def _without_lists(found: "Audit") -> dict[str, object]:
+    """Without the number of every caption and picture, which only the histograms need."""
+    import dataclasses
+
+    return {
+        field.name: getattr(found, field.name)
+        for field in dataclasses.fields(found)
+        if field.name not in {"areas", "token_counts"}
+    }
+
+
 def shards(
     source: Source,
     out: Annotated[Path, Parameter(help="Folder to write the tars into.")],
@@ -42,14 +96,12 @@ def shards(
     per_shard: Annotated[int, Parameter(help="Samples a tar.")] = 5000,
 ) -> None:
     """Write WebDataset tars, for open_clip, webdataset, and Diptych itself."""
-    from rich.progress import track
-
     from diptych.data.sources.choice import open_source
     from diptych.data.write_shards import write_shards
 
     opened = open_source(source)
-    steps = iter(track(range(len(opened)), description="Writing", console=errors(), transient=True))
-    written = write_shards(opened, out, per_shard=per_shard, on_sample=lambda: next(steps, None))
+    with progress("Writing", len(opened)) as step:
+        written = write_shards(opened, out, per_shard=per_shard, on_sample=step)
     print_skipped(written.skipped)
     names = f"{written.paths[0].name} to {written.paths[-1].name}" if written.paths else "no tars"
     console().print(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}", soft_wrap=True)

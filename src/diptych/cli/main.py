@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import diptych
-from diptych.cli.data import shards, show
+from diptych.cli.data import audit, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import retrieval, zero_shot
 from diptych.cli.models import presets, recipes
@@ -31,6 +31,7 @@ app.command(demo)
 app.command(train)
 app.command(evaluate_app)
 app.command(data_app)
+data_app.command(audit)
 data_app.command(show)
 data_app.command(shards)
 evaluate_app.command(retrieval)

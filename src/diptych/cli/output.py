@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,10 +36,24 @@ def errors() -> "Console":
     return Console(stderr=True)
 
 
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[], object]]:
+    """A bar on standard error while something is under way, on a terminal alone; call what it gives after each step."""
+    from rich.progress import Progress
+
+    with Progress(console=errors(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)
+
+
 def print_json(value: Any) -> None:
     """Print dataclasses, arrays and paths as JSON, and nothing else."""
-    text = json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(json_text(value) + "\n")
+
+
+def json_text(value: Any) -> str:
+    """Dataclasses, arrays and paths as JSON."""
+    return json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from diptych.cli.output import console, percent, print_table
+from diptych.cli.output import console, percent, print_facts, print_table
 
 if TYPE_CHECKING:
+    from diptych.data.audit import Audit
     from diptych.evaluation.retrieval import RetrievalReport
     from diptych.evaluation.zero_shot import ZeroShotReport
 
@@ -41,3 +42,30 @@ def print_zero_shot(report: "ZeroShotReport") -> None:
 def _print_protocol(protocol: dict[str, str | int]) -> None:
     shown = {name: value for name, value in protocol.items() if name not in {"images", "texts", "classes", "split"}}
     console().print("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()), style="dim")
+
+
+def print_audit(source: str, audit: "Audit") -> None:
+    """Counts, what is wrong, and what a batch is like."""
+    lengths = sorted(audit.token_counts)
+    a_sample = f"{audit.num_captions / audit.num_samples:.1f} a sample"
+    tokens = f"{lengths[len(lengths) // 2]} in the middle, {lengths[-1]} at most"
+    in_batches = [f"{pairs:g} pairs in a batch of {size:,}" for size, pairs in audit.false_negatives.items()]
+    facts = {
+        "samples": f"{audit.num_samples:,}",
+        "splits": ", ".join(f"{name} {count:,}" for name, count in audit.splits.items()),
+        "classes": f"{len(audit.labels):,}" if audit.labels else "none",
+        "captions": f"{audit.num_captions:,}, {a_sample}; {audit.num_empty:,} empty",
+        "tokens a caption": f"{tokens}; CLIP's context cuts {audit.num_cut:,}",
+        "pictures": ", ".join(f"{name} {width}x{height}" for name, (width, height) in audit.sizes.items()),
+        "unreadable": _some([f"{key} ({reason})" for key, reason in audit.unreadable]),
+        "the same picture": _some([" = ".join(group) for group in audit.same]),
+        "alike": _some([f"{one} ~ {other}" for one, other in audit.alike]),
+        "across splits": _some([f"{one} ~ {other}" for one, other in audit.across_splits]),
+        "most frequent": "; ".join(f"{text!r} {count:,}" for text, count in audit.frequent[:3]),
+        "false negatives": ", ".join(in_batches),
+    }
+    print_facts(source, facts)
+
+
+def _some(items: list[str]) -> str:
+    return f"{len(items):,}: {'; '.join(items[:2])}{'; ...' if len(items) > 2 else ''}" if items else "none"

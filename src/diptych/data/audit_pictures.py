@@ -1,0 +1,58 @@
+"""An audit for the eye: how long captions and how large pictures are, and the samples worth a look."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from diptych.core.errors import DataError, ImageError
+from diptych.data.audit import Audit
+from diptych.data.sources.protocol import Source
+from diptych.images.decode import decode
+from diptych.images.sheet import SheetRow, contact_sheet
+
+_MAX_SHOWN = 12
+_INK, _FAINT = "#2b5d8a", "#999999"
+
+
+def draw_histograms(audit: Audit, path: Path) -> None:
+    """Tokens of the captions beside the context, and sides of the pictures.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415  (half a second)
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(audit.token_counts, bins=range(2, max(audit.token_counts, default=2) + 2), color=_INK)
+    left.axvline(77, color=_FAINT, linestyle="--")
+    left.set(title=f"{audit.num_captions:,} captions", xlabel="tokens, CLIP's tokenizer (dashed: its context)")
+    right.hist([area**0.5 for area in audit.areas], bins=40, color=_INK)
+    right.set(title=f"{len(audit.areas):,} pictures", xlabel="side of a square of the same area, in pixels")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def suspicious_sheet(source: Source, audit: Audit) -> Image.Image | None:
+    """Pictures that are the same, look alike, or straddle splits; None if there are none."""
+    index = {source.key(i): i for i in range(len(source))}
+    groups = {
+        "The same picture more than once": [key for group in audit.same for key in group],
+        "Pictures that look alike": [key for pair in audit.alike for key in pair],
+        "In different splits": [key for pair in audit.across_splits for key in pair],
+    }
+    rows = []
+    for title, keys in groups.items():
+        pictures = []
+        for key in keys[:_MAX_SHOWN]:
+            try:
+                pictures.append((decode(source[index[key]].image), key))
+            except ImageError:
+                continue
+        if pictures:
+            rows.append(SheetRow(f"{title}: {len(keys)}", pictures))
+    return contact_sheet(rows, columns=6, tile_px=150) if rows else None
