@@ -215,6 +215,13 @@ def test_heads_that_no_shape_tells_are_those_of_the_peers_models(name: str, tmp_
     assert (inferred.image.heads, inferred.text.heads) == (config.image.heads, config.text.heads)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [64.0, "64", (64,), (64, 64.0)])
+def test_a_size_is_whole_numbers(openai_weights: dict[str, Tensor], tmp_path: Path, wrong: Any) -> None:
+    torch.save(openai_weights, tmp_path / "w.pt")
+    _refused(tmp_path / "w.pt", "it is a whole number, or \\(height, width\\)", activation="gelu", image_px=wrong)
+
+
 def test_a_preset_states_the_architecture(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(openai_weights, tmp_path / "w.pt")
     _refused(tmp_path / "w.pt", "tensors are missing: .*", preset="small")

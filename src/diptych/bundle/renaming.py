@@ -87,7 +87,7 @@ def from_theirs(
         name
         for name, tensor in weights.items()
         if expected[name].is_floating_point()
-        and (not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()))
+        and (tensor.is_sparse or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()))
     ]
     _refuse(what, "tensors with numbers that are not finite, or of another kind", strange)
     ours: dict[str, Tensor] = {}

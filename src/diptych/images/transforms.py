@@ -28,8 +28,14 @@ def height_width(pixels: Pixels) -> tuple[int, int]:
 
     >>> height_width(224), height_width((224, 112))
     ((224, 224), (224, 112))
+
+    Raises:
+        ConfigError: it is neither a whole number nor two of them.
     """
-    return (pixels, pixels) if isinstance(pixels, int) else pixels
+    sides = (pixels, pixels) if isinstance(pixels, int) else pixels
+    if not (isinstance(sides, tuple) and len(sides) == 2 and all(isinstance(side, int) for side in sides)):
+        raise ConfigError(f"image_px is {pixels!r}; it is a whole number, or (height, width)")
+    return sides
 
 
 def size_name(pixels: Pixels) -> int | str:

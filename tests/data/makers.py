@@ -1,0 +1,89 @@
+"""Each kind of data, small: functions that write it into a folder and give its `kind:location`."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.cifar import CIFAR10
+from diptych.data.write_shards import write_shards
+from tests.conftest import draw_photos
+from tests.data.test_cifar import python_files
+
+NAMES = [f"{name}.png" for name in "abcd"]
+
+
+def csv_file(folder: Path) -> str:
+    """A table of four pictures, as open_clip's trainer reads it."""
+    draw_photos(folder, NAMES)
+    rows = [f"{folder.name}/{name}\tcaption {name}\tdog" for name in NAMES]
+    (folder.parent / "set.tsv").write_text("filepath\ttitle\tlabel\n" + "\n".join(rows) + "\n", "utf-8")
+    return f"csv:{folder.parent / 'set.tsv'}"
+
+
+def tsv_folder(folder: Path) -> str:
+    """Four pictures and `captions.txt`."""
+    draw_photos(folder / "images", NAMES)
+    (folder / "captions.txt").write_text("".join(f"{name}\tcaption {name}\r\n" for name in NAMES), "utf-8", newline="")
+    return f"tsv-folder:{folder}"
+
+
+def flickr8k_folder(folder: Path) -> str:
+    """Kaggle's layout of Flickr8k."""
+    draw_photos(folder / "Images", NAMES)
+    rows = [f'{name},"one, of {name}"\n{name},two of {name}\n' for name in NAMES]
+    (folder / "captions.txt").write_text("image,caption\n" + "".join(rows), "utf-8")
+    return f"flickr8k:{folder}"
+
+
+def coco_folder(folder: Path) -> str:
+    """Three pictures of train, one of val."""
+    for year, names in (("train2017", NAMES[:3]), ("val2017", NAMES[3:])):
+        draw_photos(folder / year, names)
+        (folder / "annotations").mkdir(exist_ok=True)
+        content = {
+            "images": [{"id": i, "file_name": name} for i, name in enumerate(names)],
+            "annotations": [{"image_id": i, "caption": f"one {i} "} for i in range(len(names)) for _ in range(2)],
+        }
+        (folder / "annotations" / f"captions_{year}.json").write_text(json.dumps(content), "utf-8")
+    return f"coco:{folder}"
+
+
+def class_folder(folder: Path) -> str:
+    """Two classes in train, one in val."""
+    for part in ("train/sea_lion", "train/dog", "val/dog"):
+        draw_photos(folder / part, NAMES[:2])
+    return f"class-folder:{folder}"
+
+
+def class_zip(folder: Path) -> str:
+    """One class in a zip."""
+    draw_photos(folder / "dog", NAMES)
+    with zipfile.ZipFile(folder.parent / "set.zip", "w") as file:
+        for name in NAMES:
+            file.write(folder / "dog" / name, f"dog/{name}")
+    return f"class-folder:{folder.parent / 'set.zip'}"
+
+
+def cifar10_folder(folder: Path) -> str:
+    """Twelve pictures in the layout of the python archive."""
+    return f"cifar10:{python_files(CIFAR10, folder)}"
+
+
+def shards_folder(folder: Path) -> str:
+    """Four pictures in two tars."""
+    write_shards(open_source(csv_file(folder)), folder / "tars", per_shard=3)
+    return f"shards:{folder}/tars/*.tar"
+
+
+MAKERS: dict[str, Callable[[Path], str]] = {
+    "csv": csv_file,
+    "tsv-folder": tsv_folder,
+    "flickr8k": flickr8k_folder,
+    "coco": coco_folder,
+    "class-folder": class_folder,
+    "class-folder in a zip": class_zip,
+    "shards": shards_folder,
+    "cifar10": cifar10_folder,
+}
