@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import library
 
 _PEERS = ("open_clip", "transformers")
 
@@ -22,7 +23,7 @@ def __getattr__(name: str) -> Any:
 
 
 @cache
-def _make_torchvision_importable() -> torch.library.Library | None:
+def _make_torchvision_importable() -> library.Library | None:
     """Declares two operators where torchvision's own library, built for CUDA, does not load beside a torch for the CPU.
 
     torchvision wants their schemas when it is imported; nothing here calls them. What is returned must be kept: its
@@ -33,8 +34,8 @@ def _make_torchvision_importable() -> torch.library.Library | None:
         for folder in (torchvision and torchvision.submodule_search_locations) or ():
             torch.ops.load_library(Path(folder) / "_C.so")
     except OSError:
-        library = torch.library.Library("torchvision", "DEF")
+        declared = library.Library("torchvision", "DEF")
         for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        return library
+            declared.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return declared
     return None

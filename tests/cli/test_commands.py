@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -262,3 +262,13 @@ def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path
     found = _json(capsys, "data", "audit", str(flickr_folder))
     assert found == json.loads((tmp_path / "audit" / "audit.json").read_text("utf-8"))
     assert found["across_splits"] == [["1.jpg", "4.jpg"]]
+
+
+def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
+    """Spelled out in `cli`, which imports nothing heavy; here they are held to their homes."""
+    from diptych.bundle.choice import ExportFormat
+    from diptych.cli import weights
+    from diptych.models.config import Activation
+
+    assert get_args(weights.Activation) == get_args(Activation)
+    assert get_args(weights.Target) == get_args(ExportFormat)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, stacked, transposed
 from diptych.bundle.weights import read_weights
-from diptych.core.errors import BundleError, ConfigError, unknown_name
+from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from diptych.presets import PRESETS
+from diptych.presets import preset as preset_config
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold beside the weights."""
@@ -147,14 +147,12 @@ def read_openai(path: Path, *, activation: Activation | None, preset: str | None
         raise BundleError(f"{path}: is Hugging Face's; give the folder, whose config.json says what it is")
     has_marks = all(mark in weights for mark in MARKS)
     if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(unknown_name("preset", preset, PRESETS))
-        config = PRESETS[preset]
+        config = preset_config(preset)
         check_openai_names(config, what="OpenAI's naming")
     else:
         known: Activation | None = "quick_gelu" if has_marks else None
         config = _inferred(weights, activation or known, path)
-    if has_marks and "quick_gelu" not in {config.text.activation, activation}:
+    if has_marks and config.text.activation != "quick_gelu":
         raise BundleError(f"{path}: is OpenAI's, which was trained with quick_gelu, not with {config.text.activation}")
     if activation is not None and activation != config.text.activation:
         raise BundleError(f"activation {activation} contradicts {preset}, which has {config.text.activation}")

@@ -14,7 +14,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import ImageInput
 from diptych.data.fingerprints import equal_groups, fingerprint, near_pairs
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import decode
+from diptych.images.decode import decode, describe
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 BATCH_SIZES = (64, 256, 1024)
@@ -144,6 +144,8 @@ def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, in
             return _Seen(picture.size, _digest(sample.image, picture.tobytes), fingerprint(picture)), sample.label
         except ImageError as error:
             return error, sample.label
+        except OSError as error:  # The file went between the two looks at it.
+            return ImageError(f"{describe(sample.image)}: cannot be read ({error.strerror})"), sample.label
 
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(source), _READ_AHEAD):

@@ -36,6 +36,8 @@ class TarIndex:
     """Of each sample its captions, label and split, as JSON."""
     places: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     """Of each sample's image: first byte and number of bytes."""
+    labels: list[str] = field(default_factory=list)
+    """The different labels of its samples."""
     problems: dict[str, int] = field(default_factory=dict)
     """What was left out: reason, and how many samples."""
 
@@ -71,6 +73,7 @@ def _in_cache(path: Path) -> Path:
 
 def _scan(path: Path, size: int) -> TarIndex:
     index, places, problems = TarIndex(), [], Counter[str]()
+    labels = set[str]()
     endings, ends = Counter[str](), list[int]()
     with path.open("rb") as file:
         for key, members in _samples(path, file):
@@ -84,6 +87,7 @@ def _scan(path: Path, size: int) -> TarIndex:
                 problems[problem] += 1
                 continue
             assert image is not None
+            labels.update([row["label"]] if "label" in row else [])
             index.keys.append(key)
             index.rows.append(json.dumps(row, ensure_ascii=False))
             places.append(image)
@@ -93,7 +97,7 @@ def _scan(path: Path, size: int) -> TarIndex:
         seen = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:6])
         raise DataError(f"{path}: none of its samples has both an image and a caption; endings seen: {seen}")
     index.places = np.array(places, dtype=np.int64).reshape(-1, 2)
-    index.problems = dict(problems)
+    index.labels, index.problems = sorted(labels), dict(problems)
     return index
 
 
@@ -151,6 +155,7 @@ def _save(index: TarIndex, path: Path, mark: str) -> bool:
     arrays = {
         "mark": np.array(mark),
         "places": index.places,
+        "labels": np.array(json.dumps(index.labels)),
         "problems": np.array(json.dumps(index.problems)),
         **{f"keys_{name}": array for name, array in index.keys.to_arrays().items()},
         **{f"rows_{name}": array for name, array in index.rows.to_arrays().items()},
@@ -174,6 +179,7 @@ def _load(path: Path, mark: str) -> TarIndex | None:
                 keys=TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
                 rows=TextColumn.from_arrays(arrays["rows_bytes"], arrays["rows_ends"]),
                 places=arrays["places"],
+                labels=json.loads(str(arrays["labels"])),
                 problems=json.loads(str(arrays["problems"])),
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # Not there, or damaged: it is made anew.

@@ -56,7 +56,10 @@ class Embedder:
         return np.concatenate(rows) if rows else self._nothing()
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the texts, in order. Texts of like length share a batch, so that little padding is encoded."""
+        """Unit embeddings of the texts, in order.
+
+        Texts of like length share a batch, which then has few runs (`models/packing.py`).
+        """
         encoded = self.bundle.tokenizer.encode(texts)
         self._report_cut(encoded.num_cut)
         by_length = np.argsort(encoded.lengths, kind="stable")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
-from diptych.data.sources.class_folder import FIVE_TEMPLATES, read_class_folder, readable
+from diptych.data.sources.class_folder import FIVE_TEMPLATES, filled, read_class_folder, readable
 from diptych.data.sources.protocol import Source
 
 
@@ -98,8 +98,7 @@ class CifarSource:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Each template around the class's name."""
-        name = self.classes[self._labels[index]]
-        return tuple(template.replace("{}", name) for template in self.templates)
+        return filled(self.templates, self.classes[self._labels[index]])
 
     def key(self, index: int) -> str:
         """Split and number, as in `train/00042`."""

@@ -48,8 +48,7 @@ class LabelledPictures:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Each template around the class's name."""
-        name = self.classes[self._labels[index]]
-        return tuple(template.replace("{}", name) for template in self.templates)
+        return filled(self.templates, self.classes[self._labels[index]])
 
     def key(self, index: int) -> str:
         """Path of the picture from the root."""
@@ -102,6 +101,15 @@ def read_templates(path: Path) -> tuple[str, ...]:
     if not templates:
         raise DataError(f"{path}: holds no templates")
     return templates
+
+
+def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Each template around a class's name.
+
+    >>> filled(("a {}", "my {}"), "dog")
+    ('a dog', 'my dog')
+    """
+    return tuple(template.replace("{}", name) for template in templates)
 
 
 def readable(name: str) -> str:

@@ -32,8 +32,7 @@ class ShardsSource:
         self._indices = [tar_index(path) for path in paths]
         self._ends = np.cumsum([len(index.keys) for index in self._indices])
         self._stems = _distinct_stems(paths)
-        labels = {row["label"] for index in self._indices for row in map(json.loads, index.rows) if "label" in row}
-        self.classes = tuple(sorted(labels))
+        self.classes = tuple(sorted({label for index in self._indices for label in index.labels}))
         self._label_ids = {name: i for i, name in enumerate(self.classes)}
         self._open: dict[int, int] = {}
 
@@ -50,11 +49,12 @@ class ShardsSource:
             ImageError: the tar has gone, or was cut off since it was indexed.
         """
         shard, row = self._place(index)
-        label = self._row(index).get("label")
+        content = self._row(index)
+        label = content.get("label")
         return Sample(
             key=self.key(index),
             image=self._read(shard, *self._indices[shard].places[row].tolist()),
-            captions=self.captions(index),
+            captions=tuple(content["captions"]),
             label=None if label is None else self._label_ids[label],
         )
 
