@@ -10,6 +10,7 @@ from diptych.data.sources.choice import open_source, recognise
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.subset import take_split
+from diptych.data.sources.templates import FIVE_TEMPLATES
 from diptych.images.decode import decode
 from tests.data.makers import MAKERS
 
@@ -57,6 +58,11 @@ def test_every_source_keeps_the_contract(source: Source) -> None:
         assert sample.label is None or source.classes[sample.label]
         assert np.array_equal(np.asarray(decode(again[i].image)), np.asarray(decode(sample.image)))
         assert (again.key(i), again.split(i)) == (source.key(i), source.split(i))
+        assert sample.label == source.label(i) == again.label(i)
+        content = Path(sample.image).read_bytes() if isinstance(sample.image, str | Path) else sample.image
+        assert source.image_size(i) == (len(content) if isinstance(content, bytes) else None)
+    if source.block_ends is not None:
+        assert source.block_ends[-1] == len(source)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +81,25 @@ def test_every_source_keeps_the_contract(source: Source) -> None:
 def test_a_source_that_is_not_there(spec: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_source(spec)
+
+
+def test_labels_without_captions_become_captions(json_file: Path) -> None:
+    folder = json_file.parent
+    rows = [{"image": "a.png", "label": "sea_lion"}, {"image": "b.png", "label": "dog", "caption": "my dog"}]
+    source = _read(folder / "labels.json", rows)
+    assert (source.captions(0)[0], source.captions(1)) == ("a photo of a sea lion", ("my dog",))
+    assert source.templates == FIVE_TEMPLATES
+    (folder / "templates.txt").write_text("one {}\n\ntwo {}s\n", "utf-8")
+    (folder / "labels.csv").write_text("image,label\na.png,dog\nb.png,\n", "utf-8")
+    for name in ("labels.json", "labels.csv"):
+        spec = f"{folder / name}?templates={folder / 'templates.txt'}"
+        if name == "labels.csv":
+            with pytest.raises(DataError, match=r"1 of 2 images have neither caption nor label: b\.png"):
+                open_source(spec)
+            continue
+        source = open_source(spec)
+        assert [source.captions(i) for i in range(2)] == [("one sea lion", "two sea lions"), ("one dog", "two dogs")]
+        assert source.templates == ("one {}", "two {}s")
 
 
 # json
@@ -96,7 +121,7 @@ def _read(path: Path, content: object) -> Source:
             [{"image": "a.png", "caption": "x"}, {"caption": "x", "id": 1}],
             "row 1 has no key 'image'; it has: caption, id",
         ),
-        ([{"image": "a.png", "text": "x"}], "row 0 has neither 'caption' nor 'captions'; it has: image, text"),
+        ([{"image": "a.png", "text": "x"}], "row 0 has none of 'caption', 'captions', 'label'; it has: image, text"),
         ([{}], "row 0 has no key 'image'; it has: none"),
         ([{"image": 3, "caption": "x"}], "row 0: 'image' is a number, not a path"),
         ([{"image": "a.png", "caption": None}], "row 0: its captions are not texts"),

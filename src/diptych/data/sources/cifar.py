@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
-from diptych.data.sources.class_folder import FIVE_TEMPLATES, filled, read_class_folder, readable
+from diptych.data.sources.class_folder import read_class_folder
+from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,17 @@ URL = "https://www.cs.toronto.edu/~kriz"
 _PICTURE = 3 * 32 * 32
 
 
-class CifarSource:
+class CifarSource(Source):
     """Pictures of 32x32 px, held in memory, with five captions each made from the class's name."""
 
     def __init__(
-        self, parts: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]], classes: tuple[str, ...]
+        self,
+        parts: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]],
+        classes: tuple[str, ...],
+        templates: tuple[str, ...] = FIVE_TEMPLATES,
     ) -> None:
         self.classes = tuple(readable(name) for name in classes)
-        self.templates: tuple[str, ...] = FIVE_TEMPLATES
+        self.templates = templates
         self._places = [(split, i) for split, (pictures, _) in parts.items() for i in range(len(pictures))]
         self._pictures = np.concatenate([pictures for pictures, _ in parts.values()])
         self._labels = np.concatenate([labels for _, labels in parts.values()])
@@ -94,7 +99,7 @@ class CifarSource:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         image = self._pictures[index].reshape(3, 32, 32).transpose(1, 2, 0)
-        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=int(self._labels[index]))
+        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Each template around the class's name."""
@@ -109,6 +114,10 @@ class CifarSource:
         """`train` or `test`."""
         return self._places[index][0]
 
+    def label(self, index: int) -> int:
+        """The picture's class."""
+        return int(self._labels[index])
+
 
 def read_cifar10(location: str) -> Source:
     """CIFAR-10 in a folder or archive; fetched into the cache where no location is given."""
@@ -121,19 +130,23 @@ def read_cifar100(location: str) -> Source:
 
 
 def _read(cifar: Cifar, location: str) -> Source:
-    path = Path(location) if location else _download(cifar)
+    named, options = read_location(location, ("templates",))
+    path = _download(cifar) if named == Path() else named
+    templates = templates_of(options) or FIVE_TEMPLATES
     if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
-        return _from_files(cifar, _archive_reader(cifar, path), path)
+        return _from_files(cifar, _archive_reader(cifar, path), path, templates)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     folders = (path, *(entry for entry in path.iterdir() if entry.is_dir())) if path.is_dir() else ()
     for folder in folders:
         if (folder / cifar.names_file[0]).is_file() or (folder / cifar.names_text).is_file():
-            return _from_files(cifar, _folder_reader(folder), folder)
+            return _from_files(cifar, _folder_reader(folder), folder, templates)
     return read_class_folder(location)
 
 
-def _from_files(cifar: Cifar, read: Callable[[str], bytes | None], path: Path) -> CifarSource:
+def _from_files(
+    cifar: Cifar, read: Callable[[str], bytes | None], path: Path, templates: tuple[str, ...]
+) -> CifarSource:
     """From whichever of the two layouts the files are in."""
     names_pickle, names_text = read(cifar.names_file[0]), read(cifar.names_text)
     if names_pickle is None and names_text is None:
@@ -155,7 +168,7 @@ def _from_files(cifar: Cifar, read: Callable[[str], bytes | None], path: Path) -
             classes = tuple((names_text or b"").decode().split())
     except (pickle.UnpicklingError, KeyError, ValueError, EOFError, AttributeError, TypeError) as error:
         raise DataError(f"{path}: is not {cifar.name}'s ({type(error).__name__}: {error})") from None
-    return CifarSource(parts, classes)
+    return CifarSource(parts, classes, templates)
 
 
 def _parse_pickle(content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -1,26 +1,19 @@
 """`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
 
-from pathlib import Path
-
 import numpy as np
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.location import read_location
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
 from diptych.data.sources.tree import Tree, open_tree
 
-FIVE_TEMPLATES = (
-    "a photo of a {}",
-    "a picture of a {}",
-    "an image of a {}",
-    "a {} photo",
-    "a {} picture",
-)
 _SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
-class LabelledPictures:
+class LabelledPictures(Source):
     """Pictures with a class each, and no words but the class's name."""
 
     def __init__(
@@ -42,9 +35,7 @@ class LabelledPictures:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         key = self._keys[index]
-        return Sample(
-            key=key, image=self._tree.image(key), captions=self.captions(index), label=int(self._labels[index])
-        )
+        return Sample(key=key, image=self._tree.image(key), captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Each template around the class's name."""
@@ -59,6 +50,14 @@ class LabelledPictures:
         code = int(self._splits[index])
         return None if code < 0 else self._split_names[code]
 
+    def label(self, index: int) -> int:
+        """The picture's class."""
+        return int(self._labels[index])
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the file."""
+        return self._tree.size(self._keys[index])
+
 
 def read_class_folder(location: str) -> LabelledPictures:
     """`DIR/class/picture`, or `DIR/train/class/picture` beside `DIR/val/...`; `?templates=FILE` gives other templates.
@@ -67,7 +66,7 @@ def read_class_folder(location: str) -> LabelledPictures:
         DataError: there is no such folder or zip, or no class folders with pictures in it.
     """
     path, options = read_location(location, ("templates",))
-    templates = read_templates(Path(options["templates"])) if "templates" in options else FIVE_TEMPLATES
+    templates = templates_of(options) or FIVE_TEMPLATES
     tree = open_tree(path)
     keys, labels, splits = TextColumn(), NameColumn(), NameColumn()
     names = list(tree.names())
@@ -82,43 +81,6 @@ def read_class_folder(location: str) -> LabelledPictures:
     if not names:
         raise DataError(f"{path}: holds no class folders with pictures")
     return LabelledPictures(tree, keys, labels, splits, templates=templates)
-
-
-def read_templates(path: Path) -> tuple[str, ...]:
-    """One template a line, each with `{}` for the class.
-
-    Raises:
-        DataError: the file cannot be read, is empty, or a line lacks `{}`.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    templates = tuple(line for line in lines if line)
-    for line in templates:
-        if "{}" not in line:
-            raise DataError(f"{path}: template {line!r} has no {{}} for the class")
-    if not templates:
-        raise DataError(f"{path}: holds no templates")
-    return templates
-
-
-def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Each template around a class's name.
-
-    >>> filled(("a {}", "my {}"), "dog")
-    ('a dog', 'my dog')
-    """
-    return tuple(template.replace("{}", name) for template in templates)
-
-
-def readable(name: str) -> str:
-    """A class's name as people write it.
-
-    >>> readable("great_white_shark")
-    'great white shark'
-    """
-    return " ".join(name.replace("_", " ").split())
 
 
 def _depth_of_classes(names: list[str]) -> int:

@@ -71,6 +71,10 @@ class GroupedTexts:
         chosen = self._order[self._ends[number] : self._ends[number + 1]]
         return tuple(self._texts[int(i)] for i in chosen)
 
+    def filled(self) -> NDArray[np.bool_]:
+        """For each tuple whether it holds anything."""
+        return np.diff(self._ends) > 0
+
 
 class NameColumn:
     """One of a few names for each row, or none: splits and labels."""

@@ -10,17 +10,20 @@ from pydantic_core import from_json
 from diptych.core.errors import DataError
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, read_location
+from diptych.data.sources.templates import templates_of
 
 
 def read_json(location: str) -> Listing:
-    """Image paths are relative to the file's folder, or to `?root=DIR`. Optional keys: "split", "label" (a class name).
+    """Image paths are relative to the file's folder, or to `?root=DIR`.
+
+    Optional keys: "split", and "label", a class name, which becomes captions where there are none (`?templates=FILE`).
 
     Raises:
         DataError: the file is missing or no list, a row lacks a key (which row, which keys it has), an image is not there.
     """
-    path, options = read_location(location, ("root",))
+    path, options = read_location(location, ("root", "templates"))
     existing_file(path, kind="json")
-    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path)
+    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path, templates=templates_of(options))
     try:
         for number, row in enumerate(_rows(path)):
             problem = _problem(row)
@@ -58,13 +61,13 @@ def _problem(row: Any) -> str | None:
     """What is wrong with a row, as the end of a sentence about it; None if nothing is."""
     if not isinstance(row, dict):
         return f" is {_json_name(row)}, not an object"
-    if "image" not in row or not ("caption" in row or "captions" in row):
-        lacks = "no key 'image'" if "image" not in row else "neither 'caption' nor 'captions'"
+    if "image" not in row or not {"caption", "captions", "label"} & row.keys():
+        lacks = "no key 'image'" if "image" not in row else "none of 'caption', 'captions', 'label'"
         return f" has {lacks}; it has: {', '.join(row) or 'none'}"
     if not isinstance(row["image"], str):
         return f": 'image' is {_json_name(row['image'])}, not a path"
     captions = _captions(row)
-    if not captions or not all(isinstance(caption, str) for caption in captions):
+    if not (captions or "label" in row) or not all(isinstance(caption, str) for caption in captions):
         return f": its captions are not texts: {tuple(captions)!r:.80}"
     for optional in ("split", "label"):
         if optional in row and not isinstance(row[optional], str):
@@ -73,7 +76,7 @@ def _problem(row: Any) -> str | None:
 
 
 def _captions(row: dict[str, Any]) -> list[Any]:
-    captions = row["captions"] if "captions" in row else row["caption"]
+    captions = row["captions"] if "captions" in row else row.get("caption", [])
     return captions if isinstance(captions, list) else [captions]
 
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable
 
 
-class Listing:
+class Listing(Source):
     """Samples whose images are files under one folder; the path from there is the key."""
 
     def __init__(
@@ -26,10 +28,12 @@ class Listing:
         classes: tuple[str, ...],
         splits: NDArray[np.int32],
         split_names: tuple[str, ...],
+        templates: tuple[str, ...] = (),
     ) -> None:
         self.root = root
         self.classes = classes
-        self.templates: tuple[str, ...] = ()
+        self._given_templates = templates
+        self.templates = templates or (() if captions.filled().all() else FIVE_TEMPLATES)
         self._keys, self._captions = keys, captions
         self._labels, self._splits, self._split_names = labels, splits, split_names
 
@@ -39,14 +43,15 @@ class Listing:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        key, label = self._keys[index], int(self._labels[index])
-        return Sample(
-            key=key, image=self.root / key, captions=self._captions[index], label=None if label < 0 else label
-        )
+        key = self._keys[index]
+        return Sample(key=key, image=self.root / key, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions."""
-        return self._captions[index]
+        """The sample's captions; templates around its class's name where it has none, or where templates were asked for."""
+        captions, label = self._captions[index], self.label(index)
+        if label is None or (captions and not self._given_templates):
+            return captions
+        return filled(self._given_templates or FIVE_TEMPLATES, readable(self.classes[label]))
 
     def key(self, index: int) -> str:
         """Path of the image from the root."""
@@ -56,6 +61,18 @@ class Listing:
         """The split that the file names, if it names one."""
         code = int(self._splits[index])
         return None if code < 0 else self._split_names[code]
+
+    def label(self, index: int) -> int | None:
+        """The class that the file names, if it names one."""
+        label = int(self._labels[index])
+        return None if label < 0 else label
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the file."""
+        try:
+            return (self.root / self._keys[index]).stat().st_size
+        except OSError:
+            return None
 
 
 class ListingBuilder:
@@ -69,8 +86,9 @@ class ListingBuilder:
     [('one', 'three'), ('two',)]
     """
 
-    def __init__(self, root: Path, *, where: Path) -> None:
+    def __init__(self, root: Path, *, where: Path, templates: tuple[str, ...] = ()) -> None:
         self.root = root
+        self.templates = templates
         self.where = where
         self._keys, self._captions = TextColumn(), TextColumn()
         self._row_of_caption = array("q")
@@ -107,16 +125,23 @@ class ListingBuilder:
         keys = TextColumn(self._keys[int(row)] for row in first_rows) if has_repeats else self._keys
         if check_images:
             check_images_exist(keys, self.root, where=self.where)
+        captions = GroupedTexts(self._captions, sample_of_row[np.array(self._row_of_caption)], len(keys))
+        labels = _last_named(self._labels.codes(), sample_of_row, len(keys))
+        bare = np.flatnonzero(~captions.filled() & (labels < 0))
+        if len(bare):
+            first = keys[int(bare[0])]
+            raise DataError(f"{self.where}: {len(bare)} of {len(keys)} images have neither caption nor label: {first}")
         names = sorted(self._labels.names)
         rank = np.array([names.index(name) for name in self._labels.names] + [-1], dtype=np.int32)
         return Listing(
             self.root,
             keys,
-            GroupedTexts(self._captions, sample_of_row[np.array(self._row_of_caption)], len(keys)),
-            labels=_last_named(rank[self._labels.codes()], sample_of_row, len(keys)),
+            captions,
+            labels=rank[labels],
             classes=tuple(names),
             splits=_last_named(self._splits.codes(), sample_of_row, len(keys)),
             split_names=tuple(self._splits.names),
+            templates=self.templates,
         )
 
     def _strip_common_folder(self) -> None:

@@ -1,30 +1,52 @@
 """The contract of every source: a sequence of samples with random access."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.sample import Sample
 
 
-@runtime_checkable
-class Source(Protocol):
-    """`len(source)`, `source[i] -> Sample`. Picklable, the same in every process."""
+class Source(ABC):
+    """`len(source)`, `source[i] -> Sample`. Picklable, the same in every process.
 
-    classes: tuple[str, ...]
+    Four methods make a source; the rest has defaults for data without classes, splits and shards.
+    """
+
+    classes: tuple[str, ...] = ()
     """Names of the labels; empty if the samples have none."""
-    templates: tuple[str, ...]
+    templates: tuple[str, ...] = ()
     """Prompts with `{}` for a label's name, in the words of the captions; empty if the source has no words of its own."""
+    block_ends: NDArray[np.int64] | None = None
+    """Where each stretch ends that is best read together, as a tar is; None where any order reads equally fast."""
+    parts: tuple[tuple[int, float], ...] = ()
+    """Of a mixture: where each of its parts ends, and its share of what is drawn. Empty where every sample counts once."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """The number of samples."""
 
+    @abstractmethod
     def __getitem__(self, index: int, /) -> Sample:
         """The sample; its image may still be a path that is not opened."""
 
+    @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions, without its image."""
 
+    @abstractmethod
     def key(self, index: int) -> str:
         """The sample's key, without making the sample."""
 
-    def split(self, index: int) -> str | None:
+    def split(self, _index: int) -> str | None:
         """The split the source itself puts the sample in; None if it leaves that to a hash of the key."""
+        return None
+
+    def label(self, _index: int) -> int | None:
+        """The sample's label, without its image."""
+        return None
+
+    def image_size(self, _index: int) -> int | None:
+        """Bytes of the sample's image file, without opening it; None if there is no file, or it cannot be known so."""
+        return None

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from diptych.core.errors import DataError
 from diptych.core.randomness import keyed_generator
 from diptych.core.sample import Sample
+from diptych.data.sources.protocol import Source
 
 COLOURS = {
     "red": (220, 40, 40),
@@ -51,7 +52,7 @@ class Scene:
     background: str
 
 
-class ShapesSource:
+class ShapesSource(Source):
     """Drawn pictures with captions from "a red circle" to "a small red circle on a blue background".
 
     >>> source = ShapesSource(num_train=4)
@@ -60,7 +61,7 @@ class ShapesSource:
     """
 
     classes = CLASSES
-    templates: tuple[str, ...] = ("a {}", "a small {}", "a large {}")
+    templates = ("a {}", "a small {}", "a large {}")
 
     def __init__(self, *, num_train: int = SPLIT_SIZES["train"], seed: int = 0) -> None:
         self.sizes = {**SPLIT_SIZES, "train": num_train}
@@ -74,12 +75,7 @@ class ShapesSource:
         scene, generator = self._scene(index)
         if index not in self._drawn:
             self._drawn[index] = _draw(scene, generator)
-        return Sample(
-            key=self.key(index),
-            image=self._drawn[index],
-            captions=_captions(scene),
-            label=CLASSES.index(f"{scene.colour} {scene.shape}"),
-        )
+        return Sample(key=self.key(index), image=self._drawn[index], captions=_captions(scene), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions, without drawing."""
@@ -93,6 +89,13 @@ class ShapesSource:
     def split(self, index: int) -> str:
         """`train` and `val` show the fifteen known pairs, `novel` the three that neither shows."""
         return self._locate(index)[0]
+
+    def label(self, index: int) -> int:
+        """The pair of colour and shape."""
+        split, number = self._locate(index)
+        pairs = _pairs(split)
+        colour, shape = pairs[number % len(pairs)]
+        return CLASSES.index(f"{colour} {shape}")
 
     def _scene(self, index: int) -> tuple[Scene, np.random.Generator]:
         split, number = self._locate(index)
@@ -122,8 +125,12 @@ def read_shapes(location: str) -> ShapesSource:
     return ShapesSource(num_train=int(location)) if location else ShapesSource()
 
 
+def _pairs(split: Split) -> list[tuple[str, str]]:
+    return [(c, s) for c in COLOURS for s in SHAPES if ((c, s) in NOVEL) == (split == "novel")]
+
+
 def _scene(split: Split, number: int, generator: np.random.Generator) -> Scene:
-    pairs = [(c, s) for c in COLOURS for s in SHAPES if ((c, s) in NOVEL) == (split == "novel")]
+    pairs = _pairs(split)
     colour, shape = pairs[number % len(pairs)]
     radius = float(generator.uniform(0.22, 0.45))
     size = next((word for word, (low, high) in SIZES.items() if low <= radius <= high), None)

@@ -17,20 +17,20 @@ import numpy as np
 
 from diptych.core.errors import DataError, DiptychWarning, ImageError
 from diptych.core.sample import Sample
+from diptych.data.sources.protocol import Source
 from diptych.data.tar_index import tar_index
 
 _MAX_OPEN = 64
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class ShardsSource:
+class ShardsSource(Source):
     """The samples of several tars, one after another. Each process opens the tars it reads for itself."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
-        self.templates: tuple[str, ...] = ()
         self._indices = [tar_index(path) for path in paths]
-        self._ends = np.cumsum([len(index.keys) for index in self._indices])
+        self.block_ends = self._ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._stems = _distinct_stems(paths)
         self.classes = tuple(sorted({label for index in self._indices for label in index.labels}))
         self._label_ids = {name: i for i, name in enumerate(self.classes)}
@@ -49,14 +49,8 @@ class ShardsSource:
             ImageError: the tar has gone, or was cut off since it was indexed.
         """
         shard, row = self._place(index)
-        content = self._row(index)
-        label = content.get("label")
-        return Sample(
-            key=self.key(index),
-            image=self._read(shard, *self._indices[shard].places[row].tolist()),
-            captions=tuple(content["captions"]),
-            label=None if label is None else self._label_ids[label],
-        )
+        image = self._read(shard, *self._indices[shard].places[row].tolist())
+        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions; the tar is not touched."""
@@ -71,6 +65,15 @@ class ShardsSource:
         """The split that the sample's JSON names, if it names one."""
         split: str | None = self._row(index).get("split")
         return split
+
+    def label(self, index: int) -> int | None:
+        """The class that the sample's JSON names, if it names one."""
+        return self._label_ids.get(self._row(index).get("label", ""))
+
+    def image_size(self, index: int) -> int:
+        """Bytes of the image in its tar."""
+        shard, row = self._place(index)
+        return int(self._indices[shard].places[row, 1])
 
     def problems(self) -> Counter[str]:
         """What was left out of all shards: reason, and how many samples."""

@@ -4,20 +4,30 @@ from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 
+import numpy as np
+
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_fraction, stable_hash
 from diptych.core.sample import Sample
 from diptych.data.sources.protocol import Source
 
 
-class Subset:
-    """Some samples of a source, in its order."""
+class Subset(Source):
+    """Some samples of a source, in its order: the indices rise."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source = source
         self.indices = indices
         self.classes = source.classes
         self.templates = source.templates
+        if source.block_ends is not None:
+            self.block_ends = np.searchsorted(np.asarray(indices), source.block_ends).astype(np.int64)
+        self.parts = tuple(
+            (int(end), share)
+            for end, (_, share) in zip(
+                np.searchsorted(np.asarray(indices), [end for end, _ in source.parts]), source.parts, strict=True
+            )
+        )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,6 +46,14 @@ class Subset:
     def split(self, index: int) -> str | None:
         """The sample's split."""
         return self.source.split(self.indices[index])
+
+    def label(self, index: int) -> int | None:
+        """The sample's label."""
+        return self.source.label(self.indices[index])
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the sample's image file."""
+        return self.source.image_size(self.indices[index])
 
 
 def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:

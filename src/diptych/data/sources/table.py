@@ -13,6 +13,7 @@ from typing import NamedTuple
 from diptych.core.errors import DataError
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, existing_folder, read_location
+from diptych.data.sources.templates import templates_of
 
 _SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
 _COLUMNS = {
@@ -41,7 +42,7 @@ class _Layout(NamedTuple):
     """Which column is what; None for one that the table has not."""
 
     image: int
-    caption: int
+    caption: int | None
     label: int | None
     split: int | None
 
@@ -52,17 +53,19 @@ def read_csv(location: str) -> Listing:
     Raises:
         DataError: the file is missing or empty, a column cannot be found, a row has too few fields, an image is not there.
     """
-    path, options = read_location(location, (*_COLUMNS, "separator", "encoding", "root"))
+    path, options = read_location(location, (*_COLUMNS, "separator", "encoding", "root", "templates"))
     existing_file(path, kind="csv")
-    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path)
+    builder = ListingBuilder(Path(options.get("root", path.parent)), where=path, templates=templates_of(options))
     rows = _rows(path, options)
     _, heading = next(rows)
     layout = _layout(path, heading, options)
+    needed = max(layout.image, layout.caption or 0)
     for number, row in rows:
-        if len(row) <= max(layout.image, layout.caption):
+        if len(row) <= needed:
             raise DataError(f"{path}: line {number} has {len(row)} fields, the heading {len(heading)}: {row!r:.80}")
         label, split = (row[i] if i is not None and i < len(row) else None for i in (layout.label, layout.split))
-        builder.add(row[layout.image].strip(), [row[layout.caption].strip()], label=label or None, split=split or None)
+        captions = [] if layout.caption is None else [row[layout.caption].strip()]
+        builder.add(row[layout.image].strip(), captions, label=label or None, split=split or None)
     return builder.build()
 
 
@@ -132,11 +135,14 @@ def _layout(path: Path, heading: Sequence[str], options: dict[str, str]) -> _Lay
     for column, usual in _COLUMNS.items():
         wanted = (options[column].lower(),) if column in options else usual
         found[column] = next((names.index(name) for name in wanted if name in names), None)
-        if found[column] is None and (column in options or column in ("image", "caption")):
+        if found[column] is None and (column in options or column == "image"):
             raise DataError(
                 f"{path}: has no column '{wanted[0]}'; it has: {', '.join(heading)}. Name it: csv:FILE?{column}=NAME"
             )
-    image, caption = found["image"], found["caption"]
+    if found["caption"] is None and found["label"] is None:
+        raise DataError(
+            f"{path}: has no column 'caption', nor 'label'; it has: {', '.join(heading)}. Name it: csv:FILE?caption=NAME"
+        )
+    image = found["image"]
     assert image is not None
-    assert caption is not None
-    return _Layout(image, caption, found["label"], found["split"])
+    return _Layout(image, found["caption"], found["label"], found["split"])

@@ -20,6 +20,9 @@ class Tree(Protocol):
     def image(self, name: str) -> ImageInput:
         """What a sample holds of a picture: its path, or its bytes."""
 
+    def size(self, name: str) -> int | None:
+        """Bytes of the picture's file; None if that cannot be found out."""
+
 
 class FolderTree:
     """A folder on disk."""
@@ -35,6 +38,13 @@ class FolderTree:
     def image(self, name: str) -> ImageInput:
         """The path."""
         return self.root / name
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file."""
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return None
 
 
 class ZipTree:
@@ -69,6 +79,13 @@ class ZipTree:
             return self._file().read(name)
         except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
             raise ImageError(f"{self.path}: {name}: {error}") from None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file, unpacked."""
+        try:
+            return self._file().getinfo(name).file_size
+        except (zipfile.BadZipFile, OSError, KeyError):
+            return None
 
     def _file(self) -> zipfile.ZipFile:
         if self._open is None:

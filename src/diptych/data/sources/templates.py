@@ -1,0 +1,60 @@
+"""Captions from the names of classes: each template with the name in its place."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from diptych.core.errors import DataError
+
+FIVE_TEMPLATES = (
+    "a photo of a {}",
+    "a picture of a {}",
+    "an image of a {}",
+    "a {} photo",
+    "a {} picture",
+)
+
+
+def templates_of(options: Mapping[str, str]) -> tuple[str, ...]:
+    """The templates of the file that a location's `?templates=FILE` names; none if it names none.
+
+    Raises:
+        DataError: as `read_templates`.
+    """
+    return read_templates(Path(options["templates"])) if "templates" in options else ()
+
+
+def read_templates(path: Path) -> tuple[str, ...]:
+    """One template a line, each with `{}` for the class.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or a line lacks `{}`.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    templates = tuple(line for line in lines if line)
+    for line in templates:
+        if "{}" not in line:
+            raise DataError(f"{path}: template {line!r} has no {{}} for the class")
+    if not templates:
+        raise DataError(f"{path}: holds no templates")
+    return templates
+
+
+def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Each template around a class's name.
+
+    >>> filled(("a {}", "my {}"), "dog")
+    ('a dog', 'my dog')
+    """
+    return tuple(template.replace("{}", name) for template in templates)
+
+
+def readable(name: str) -> str:
+    """A class's name as people write it.
+
+    >>> readable("great_white_shark")
+    'great white shark'
+    """
+    return " ".join(name.replace("_", " ").split())
