@@ -6,11 +6,10 @@ images are read from the tar afterwards. It is written beside the tar, or into t
 """
 
 import json
-import os
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -20,11 +19,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
-from diptych.data.sources.columns import TextColumn
+from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.images.decode import IMAGE_SUFFIXES
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass
@@ -32,12 +32,13 @@ class TarIndex:
     """The whole samples of one tar, in its order."""
 
     keys: TextColumn = field(default_factory=TextColumn)
-    rows: TextColumn = field(default_factory=TextColumn)
-    """Of each sample its captions, label and split, as JSON."""
+    captions: TextColumn = field(default_factory=TextColumn)
+    caption_ends: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Of each sample the number of captions up to its last one."""
     places: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     """Of each sample's image: first byte and number of bytes."""
-    labels: list[str] = field(default_factory=list)
-    """The different labels of its samples."""
+    labels: NameColumn = field(default_factory=NameColumn)
+    splits: NameColumn = field(default_factory=NameColumn)
     problems: dict[str, int] = field(default_factory=dict)
     """What was left out: reason, and how many samples."""
 
@@ -53,27 +54,45 @@ def tar_index(path: Path) -> TarIndex:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     mark = f"{_VERSION} {state.st_size} {state.st_mtime_ns}"
-    places = (path.with_name(path.name + ".index.npz"), _in_cache(path))
+    beside = path.with_name(path.name + ".index.npz")
+    return _kept_index(mark, (beside, _in_cache(str(path.resolve()))), lambda: path)
+
+
+def remote_tar_index(url: str, version: str, fetch: Callable[[], Path]) -> TarIndex:
+    """The index of a tar that lies elsewhere: from the cache if it fits, else from the tar, which is fetched for it.
+
+    Args:
+        url: where it lies.
+        version: its size and whatever else says that it has changed.
+        fetch: gives a copy on this machine.
+
+    Raises:
+        DataError: it cannot be fetched, or is no tar.
+    """
+    return _kept_index(f"{_VERSION} {version}", (_in_cache(url),), fetch)
+
+
+def _kept_index(mark: str, places: Sequence[Path], tar: Callable[[], Path]) -> TarIndex:
     for place in places:
         index = _load(place, mark)
         if index is not None:
             return index
-    index = _scan(path, state.st_size)
+    path = tar()
+    index = _scan(path, path.stat().st_size)
     for place in places:
         if _save(index, place, mark):
             break
     return index
 
 
-def _in_cache(path: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    name = sha256(str(path.resolve()).encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return root / "diptych" / "tar-index" / f"{name}.npz"
+def _in_cache(where: str) -> Path:
+    name = sha256(where.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return cache_folder() / "tar-index" / f"{name}.npz"
 
 
 def _scan(path: Path, size: int) -> TarIndex:
     index, places, problems = TarIndex(), [], Counter[str]()
-    labels = set[str]()
+    caption_ends = list[int]()
     endings, ends = Counter[str](), list[int]()
     with path.open("rb") as file:
         for key, members in _samples(path, file):
@@ -87,9 +106,12 @@ def _scan(path: Path, size: int) -> TarIndex:
                 problems[problem] += 1
                 continue
             assert image is not None
-            labels.update([row["label"]] if "label" in row else [])
             index.keys.append(key)
-            index.rows.append(json.dumps(row, ensure_ascii=False))
+            for caption in row["captions"]:
+                index.captions.append(caption)
+            caption_ends.append(len(index.captions))
+            index.labels.append(row.get("label"))
+            index.splits.append(row.get("split"))
             places.append(image)
     if ends and max(ends) + tarfile.BLOCKSIZE > size and "an image that is cut off" not in problems:
         problems["its end cut off"] += 1  # No block of zeros closes the tar: at least one sample is lost.
@@ -97,7 +119,7 @@ def _scan(path: Path, size: int) -> TarIndex:
         seen = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:6])
         raise DataError(f"{path}: none of its samples has both an image and a caption; endings seen: {seen}")
     index.places = np.array(places, dtype=np.int64).reshape(-1, 2)
-    index.labels, index.problems = sorted(labels), dict(problems)
+    index.caption_ends, index.problems = np.array(caption_ends, dtype=np.int64), dict(problems)
     return index
 
 
@@ -134,7 +156,7 @@ def _row(file: Any, members: dict[str, tuple[int, int]]) -> tuple[dict[str, Any]
         content = bytes(file.read(length))
         return content if len(content) == length else b""
 
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"captions": []}
     if "json" in members:
         try:
             content = json.loads(read("json"))
@@ -142,12 +164,12 @@ def _row(file: Any, members: dict[str, tuple[int, int]]) -> tuple[dict[str, Any]
             return row, "JSON that cannot be read"
         given = content if isinstance(content, dict) else {}
         captions = given.get("captions", given.get("caption"))
-        row = {"captions": captions if isinstance(captions, list) else [captions]}
+        row["captions"] = captions if isinstance(captions, list) else [captions]
         row |= {name: given[name] for name in ("label", "split") if isinstance(given.get(name), str)}
-    if "txt" in members and not any(isinstance(caption, str) for caption in row.get("captions", [])):
+    if "txt" in members and not any(isinstance(caption, str) for caption in row["captions"]):
         row["captions"] = [read("txt").decode("utf-8", "replace")]
-    captions = [caption.strip() for caption in row.get("captions", []) if isinstance(caption, str) and caption.strip()]
-    return {**row, "captions": captions}, None if captions else "no caption"
+    captions = [caption.strip() for caption in row["captions"] if isinstance(caption, str) and caption.strip()]
+    return {**row, "captions": captions}, None if captions or "label" in row else "no caption"
 
 
 def _save(index: TarIndex, path: Path, mark: str) -> bool:
@@ -155,11 +177,11 @@ def _save(index: TarIndex, path: Path, mark: str) -> bool:
     arrays = {
         "mark": np.array(mark),
         "places": index.places,
-        "labels": np.array(json.dumps(index.labels)),
+        "caption_ends": index.caption_ends,
         "problems": np.array(json.dumps(index.problems)),
-        **{f"keys_{name}": array for name, array in index.keys.to_arrays().items()},
-        **{f"rows_{name}": array for name, array in index.rows.to_arrays().items()},
     }
+    for name in ("keys", "captions", "labels", "splits"):
+        arrays |= {f"{name}_{part}": array for part, array in getattr(index, name).to_arrays().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", suffix=".npz", delete=False) as file:
@@ -177,9 +199,11 @@ def _load(path: Path, mark: str) -> TarIndex | None:
                 return None
             return TarIndex(
                 keys=TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
-                rows=TextColumn.from_arrays(arrays["rows_bytes"], arrays["rows_ends"]),
+                captions=TextColumn.from_arrays(arrays["captions_bytes"], arrays["captions_ends"]),
+                caption_ends=arrays["caption_ends"],
                 places=arrays["places"],
-                labels=json.loads(str(arrays["labels"])),
+                labels=NameColumn.from_arrays(arrays["labels_names"], arrays["labels_codes"]),
+                splits=NameColumn.from_arrays(arrays["splits_names"], arrays["splits_codes"]),
                 problems=json.loads(str(arrays["problems"])),
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # Not there, or damaged: it is made anew.

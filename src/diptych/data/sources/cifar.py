@@ -19,6 +19,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
 from diptych.data.sources.class_folder import read_class_folder
@@ -231,7 +232,7 @@ def _md5(path: Path) -> str:
 def _download(cifar: Cifar) -> Path:
     """The python archive in the cache, fetched once. `DIPTYCH_CIFAR_URL` names another place than the authors'."""
     name = next(iter(cifar.checksums))
-    path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diptych" / name
+    path = cache_folder() / name
     if path.is_file():
         return path
     url = f"{os.environ.get('DIPTYCH_CIFAR_URL', URL)}/{name}"

@@ -4,6 +4,7 @@ A million rows as Python objects take most of a gigabyte, and every worker proce
 take their own bytes and eight more each, and workers share them.
 """
 
+import json
 from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -83,6 +84,23 @@ class NameColumn:
         self.names: list[str] = []
         self._codes = array("i")
         self._code_of: dict[str, int] = {}
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` takes, ready for a file."""
+        return {"names": np.array(json.dumps(self.names)), "codes": self.codes()}
+
+    @classmethod
+    def from_arrays(cls, names: NDArray[Any], codes: NDArray[np.int32]) -> "NameColumn":
+        """The column that gave these arrays."""
+        column = cls()
+        column.names = json.loads(str(names))
+        column._code_of = {name: code for code, name in enumerate(column.names)}
+        column._codes = array("i", codes.astype(np.int32).tobytes())
+        return column
+
+    def __getitem__(self, number: int) -> str | None:
+        code = self._codes[number]
+        return None if code < 0 else self.names[code]
 
     def append(self, name: str | None) -> None:
         """Add a name at the end."""

@@ -1,46 +1,52 @@
-"""`shards:PATTERN`: WebDataset tars as a source with random access.
+"""`shards:PATTERN`: WebDataset tars as a source with random access, on this machine or elsewhere.
 
 The pattern is a path, a glob, a range (`{000..127}.tar`), or several of these joined by `::`, as in webdataset and
-open_clip's trainer.
+open_clip's trainer. Each may be a URL that fsspec knows (`s3://`, `gs://`, `https://`).
 """
 
-import json
-import os
 import re
 import warnings
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qsl
 
 import numpy as np
 
-from diptych.core.errors import DataError, DiptychWarning, ImageError
+from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.sample import Sample
+from diptych.data.remote import FileCache, is_remote, list_remote
 from diptych.data.sources.protocol import Source
-from diptych.data.tar_index import tar_index
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+from diptych.data.tar_index import TarIndex
+from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
 
-_MAX_OPEN = 64
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_OPTIONS = ("cache_gb", "templates")
+_CACHE_GB = 32.0
+_AT_A_TIME = 8
+"""Tars whose index is looked up at once: over a network most of that is waiting."""
 
 
 class ShardsSource(Source):
-    """The samples of several tars, one after another. Each process opens the tars it reads for itself."""
+    """The samples of several tars, one after another."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self._indices = [tar_index(path) for path in paths]
-        self.block_ends = self._ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
-        self._stems = _distinct_stems(paths)
-        self.classes = tuple(sorted({label for index in self._indices for label in index.labels}))
+    def __init__(self, tars: Sequence[Tar], *, templates: tuple[str, ...] = ()) -> None:
+        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+            self._indices = list(pool.map(lambda tar: tar.index(), tars))
+        self._reader = TarReader(list(tars))
+        self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
+        self._starts = np.concatenate([[0], self.block_ends]).tolist()
+        self._stems = _distinct_stems([tar.name for tar in tars])
+        self.classes = tuple(sorted({label for index in self._indices for label in index.labels.names}))
         self._label_ids = {name: i for i, name in enumerate(self.classes)}
-        self._open: dict[int, int] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": {}}
+        self._given_templates = templates
+        self.templates = templates or (FIVE_TEMPLATES if any(map(_lacks_captions, self._indices)) else ())
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
         """The sample, its image read.
@@ -49,12 +55,19 @@ class ShardsSource(Source):
             ImageError: the tar has gone, or was cut off since it was indexed.
         """
         shard, row = self._place(index)
-        image = self._read(shard, *self._indices[shard].places[row].tolist())
+        offset, length = self._indices[shard].places[row].tolist()
+        image = self._reader.read(shard, offset, length)
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions; the tar is not touched."""
-        return tuple(self._row(index)["captions"])
+        """The sample's captions, or templates around its class's name; the tar is not touched."""
+        shard, row = self._place(index)
+        kept = self._indices[shard]
+        label = kept.labels[row] if self.templates else None
+        first, last = int(kept.caption_ends[row - 1]) if row else 0, int(kept.caption_ends[row])
+        if label is not None and (first == last or self._given_templates):
+            return filled(self.templates, readable(label))
+        return tuple([kept.captions[i] for i in range(first, last)])
 
     def key(self, index: int) -> str:
         """The shard's name and the sample's key in it."""
@@ -63,12 +76,15 @@ class ShardsSource(Source):
 
     def split(self, index: int) -> str | None:
         """The split that the sample's JSON names, if it names one."""
-        split: str | None = self._row(index).get("split")
-        return split
+        shard, row = self._place(index)
+        return self._indices[shard].splits[row]
 
     def label(self, index: int) -> int | None:
         """The class that the sample's JSON names, if it names one."""
-        return self._label_ids.get(self._row(index).get("label", ""))
+        if not self.classes:
+            return None
+        shard, row = self._place(index)
+        return self._label_ids.get(self._indices[shard].labels[row] or "")
 
     def image_size(self, index: int) -> int:
         """Bytes of the image in its tar."""
@@ -80,40 +96,27 @@ class ShardsSource(Source):
         return sum((Counter(index.problems) for index in self._indices), Counter())
 
     def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
+        if not 0 <= index < self._starts[-1]:
             raise IndexError(f"sample {index} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return shard, index - (int(self._ends[shard - 1]) if shard else 0)
-
-    def _row(self, index: int) -> dict[str, Any]:
-        shard, row = self._place(index)
-        found: dict[str, Any] = json.loads(self._indices[shard].rows[row])
-        return found
-
-    def _read(self, shard: int, offset: int, length: int) -> bytes:
-        try:
-            if shard not in self._open:
-                while len(self._open) >= _MAX_OPEN:
-                    os.close(self._open.pop(next(iter(self._open))))
-                self._open[shard] = os.open(self.paths[shard], os.O_RDONLY)
-            content = os.pread(self._open[shard], length, offset)
-        except OSError as error:
-            raise ImageError(f"{self.paths[shard]}: cannot be read ({error.strerror})") from None
-        if len(content) < length:
-            raise ImageError(f"{self.paths[shard]}: ends before byte {offset + length}")
-        return content
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
 
 
 def read_shards(location: str) -> ShardsSource:
     """All tars of a pattern; samples without an image or a caption are left out and counted.
 
+    `?cache_gb=N` bounds what is kept of remote tars on this machine; `?templates=FILE` makes captions of the labels.
+
     Raises:
+        ConfigError: a remote place needs an extra that is not installed.
         DataError: the pattern names no tars, one is missing or none, or no sample is whole.
     """
-    paths = [path for part in location.split("::") for path in _expand(part)]
-    source = ShardsSource(paths)
+    pattern, options = _options(location)
+    cache = FileCache(max_bytes=_cache_bytes(pattern, options))
+    tars = [tar for part in pattern.split("::") for tar in _expand(part, cache)]
+    source = ShardsSource(tars, templates=templates_of(options))
     if not len(source):
-        raise DataError(f"{location}: {len(paths)} tars hold no samples")
+        raise DataError(f"{location}: {len(tars)} tars hold no samples")
     problems = source.problems()
     if problems:
         listed = ", ".join(f"{count} with {reason}" for reason, count in problems.most_common())
@@ -122,20 +125,46 @@ def read_shards(location: str) -> ShardsSource:
     return source
 
 
-def _expand(pattern: str) -> list[Path]:
+def _options(location: str) -> tuple[str, dict[str, str]]:
+    """The pattern and what stands after a question mark that is no sign of a glob or of a URL."""
+    found = re.fullmatch(rf"(?P<pattern>.*)\?(?P<options>({'|'.join(_OPTIONS)})=.+)", location, re.DOTALL)
+    if found is None:
+        return location, {}
+    options = dict(parse_qsl(found["options"], keep_blank_values=True))
+    for name in options:
+        if name not in _OPTIONS:
+            raise DataError(f"{found['pattern']}: {unknown_name('option', name, _OPTIONS)}")
+    return found["pattern"], options
+
+
+def _cache_bytes(pattern: str, options: dict[str, str]) -> int:
+    try:
+        size = float(options.get("cache_gb", _CACHE_GB))
+    except ValueError:
+        size = 0.0
+    if not size > 0:
+        raise DataError(f"{pattern}: cache_gb is '{options['cache_gb']}'; it is a number of gigabytes above 0")
+    return int(size * 1e9)
+
+
+def _expand(pattern: str, cache: FileCache) -> list[Tar]:
     """The tars of one pattern, sorted; a range must be there from end to end."""
     spelled = list(_ranges(pattern))
-    if len(spelled) > 1 or not any(sign in pattern for sign in "*?["):
+    has_signs = any(sign in pattern for sign in "*?[")
+    if is_remote(pattern):
+        urls = list_remote(pattern) if "*" in pattern else spelled
+        return [RemoteTar(url, cache) for url in urls]
+    if len(spelled) > 1 or not has_signs:
         paths = [Path(name) for name in spelled]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise DataError(f"{pattern}: {len(missing)} of {len(paths)} tars are not there, the first: {missing[0]}")
-        return paths
+        return [LocalTar(path) for path in paths]
     path = Path(pattern)
     found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     if not found:
         raise DataError(f"{pattern}: no tar is called so")
-    return found
+    return [LocalTar(path) for path in found]
 
 
 def _ranges(pattern: str) -> Iterator[str]:
@@ -153,7 +182,12 @@ def _ranges(pattern: str) -> Iterator[str]:
         yield from _ranges(pattern[: found.start()] + str(number).zfill(len(first)) + pattern[found.end() :])
 
 
-def _distinct_stems(paths: list[Path]) -> list[str]:
-    """The tars' names, with their folders' where two are called the same."""
+def _lacks_captions(index: TarIndex) -> bool:
+    return bool((np.diff(index.caption_ends, prepend=0) == 0).any())
+
+
+def _distinct_stems(names: list[str]) -> list[str]:
+    """The tars' names without ending, with their folders' where two are called the same."""
+    paths = [PurePosixPath(name.partition("?")[0] if is_remote(name) else name) for name in names]
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.stem}" for path in paths]

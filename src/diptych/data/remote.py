@@ -1,0 +1,154 @@
+"""Files that lie on s3, gs, http or any other place that fsspec knows, and the few of them that are kept on this machine."""
+
+import fcntl
+import os
+import shutil
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from diptych.core.cache import cache_folder
+from diptych.core.errors import ConfigError, DataError
+
+_TRIES = 3
+_WAIT_S = 0.5
+"""Before the second try; twice as long before each further one."""
+_NOT_THERE = "no such file, or its server cannot be reached"  # fsspec makes one error of both.
+
+
+def is_remote(where: str) -> bool:
+    """Whether a place is named by a URL.
+
+    >>> is_remote("s3://bucket/00000.tar"), is_remote("/data/00000.tar")
+    (True, False)
+    """
+    return "://" in where
+
+
+def list_remote(pattern: str) -> list[str]:
+    """The URLs that a glob on s3, gs and the like names, sorted.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not there.
+        DataError: the place cannot be reached, or nothing is called so.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(pattern)
+        found = sorted(files.unstrip_protocol(name) for name in files.glob(path))
+    except ImportError:
+        raise _missing_extra(pattern) from None
+    except Exception as error:  # Of many libraries: fsspec's, the cloud's, the network's.
+        raise DataError(f"{pattern}: cannot be listed ({_reason(error)})") from None
+    if not found:
+        raise DataError(f"{pattern}: no tar is called so")
+    return found
+
+
+def remote_version(url: str) -> str:
+    """The size of a file and what else its server says of its state; another text when it has changed.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not there.
+        DataError: there is no such file, or it cannot be reached.
+    """
+    try:
+        files, path = fsspec.core.url_to_fs(url)
+        told: dict[str, Any] = files.info(path)
+    except ImportError:
+        raise _missing_extra(url) from None
+    except FileNotFoundError:
+        raise DataError(f"{url}: {_NOT_THERE}") from None
+    except Exception as error:
+        raise DataError(f"{url}: cannot be reached ({_reason(error)})") from None
+    marks = (told.get(name) for name in ("size", "ETag", "etag", "mtime", "LastModified", "md5Hash"))
+    return " ".join(str(mark) for mark in marks if mark is not None)
+
+
+class FileCache:
+    """Copies of remote files in a folder that does not grow beyond a size; what was not read for longest goes first.
+
+    Processes share it: a file that one of them fetches, the others wait for.
+    """
+
+    def __init__(self, folder: Path | None = None, *, max_bytes: int) -> None:
+        self.folder = folder or cache_folder() / "files"
+        self.max_bytes = max_bytes
+
+    def local(self, url: str, version: str = "") -> Path:
+        """The copy of a version on this machine, fetched if it is not there.
+
+        Raises:
+            ConfigError: the protocol needs a package that is not there.
+            DataError: it cannot be fetched, three tries long, or there is no room for it.
+        """
+        path = self.folder / (sha256(f"{url} {version}".encode()).hexdigest()[:24] + Path(url).suffix)
+        if self._touch(path):
+            return path
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.with_name(f".{path.name}.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # Gone with the process that held it, however that ended.
+                if not self._touch(path):
+                    beside = path.with_name(f".{path.name}.part")
+                    _fetch(url, beside)
+                    self._make_room(beside.stat().st_size)
+                    beside.replace(path)
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot keep {url} ({error.strerror or error})") from None
+        return path
+
+    def _touch(self, path: Path) -> bool:
+        """Whether the file is there; it counts as just read."""
+        try:
+            os.utime(path)
+        except OSError:
+            return False
+        return True
+
+    def _make_room(self, coming: int) -> None:
+        kept = []
+        for path in self.folder.iterdir():
+            if not path.name.startswith("."):
+                state = path.stat()
+                kept.append((state.st_mtime_ns, state.st_size, path))
+        total = coming + sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)  # Whoever has it open reads on.
+            total -= size
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Copy a remote file.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not there.
+        DataError: it did not come.
+    """
+    for attempt in range(_TRIES):
+        try:
+            with fsspec.open(url, "rb") as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, length=2**20)
+        except ImportError:
+            raise _missing_extra(url) from None
+        except FileNotFoundError:
+            raise DataError(f"{url}: {_NOT_THERE}") from None
+        except Exception as error:
+            path.unlink(missing_ok=True)
+            if attempt == _TRIES - 1:
+                raise DataError(f"{url}: cannot be fetched ({_reason(error)})") from None
+            time.sleep(_WAIT_S * 2**attempt)
+        else:
+            return
+
+
+def _missing_extra(url: str) -> ConfigError:
+    return ConfigError(f"{url.partition('://')[0]}:// needs an extra: pip install 'diptych[remote]'")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
