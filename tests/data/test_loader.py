@@ -8,7 +8,8 @@ import torch
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.sample import Batch
 from diptych.core.settings import from_plain
-from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, rows_per_epoch, training_batches
+from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, training_batches
+from diptych.data.rows import RowTable
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig
@@ -108,7 +109,7 @@ def _examples(source: Source, caption: str) -> TrainingExamples:
 def test_an_epoch_of_all_pairs_has_each_once(flickr_folder: Path) -> None:
     source = open_source(f"flickr30k:{flickr_folder}")
     examples = _examples(source, "all")
-    assert len(examples) == rows_per_epoch(source, "all") == 8
+    assert len(examples) == len(RowTable(source, "all")) == 8
     tokenizer = CharacterTokenizer.train(["abcdefghijklmnopqrstuvwxyz0123456789"], context_length=64)
     batches = list(islice(training_batches(examples, tokenizer, batch_size=4), 4))
     for epoch in (batches[:2], batches[2:]):
@@ -116,7 +117,7 @@ def test_an_epoch_of_all_pairs_has_each_once(flickr_folder: Path) -> None:
         assert pairs == {(source.key(i), caption) for i in range(4) for caption in source.captions(i)}
     views = [_row(examples, 0, i).pixels.tobytes() for i in (0, 1)]
     assert views[0] != views[1]  # Two captions of a picture, two crops of it.
-    assert rows_per_epoch(source, "random") == len(_examples(source, "random")) == 4
+    assert len(RowTable(source, "random")) == len(_examples(source, "random")) == 4
 
 
 def test_joined_captions_are_one_text(flickr_folder: Path) -> None:

@@ -5,11 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.core.errors import DataError
+from diptych.core.randomness import stable_fraction
 from diptych.data.groups import group_rows
-from diptych.data.order import StepOrder, batch_of_step, steps_per_epoch
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.subset import split_hash, take_few, take_split
+from diptych.data.write_shards import write_shards
+from tests.conftest import draw_photos
 
 
 def _listing(num: int, split: str | None = None, *, backwards: bool = False) -> Listing:
@@ -22,6 +24,29 @@ def _listing(num: int, split: str | None = None, *, backwards: bool = False) -> 
 def _keys(source: Listing, split: str, fraction: float = 0.05) -> set[str]:
     part = take_split(source, split, val_fraction=fraction)
     return {part.key(i) for i in range(len(part))}
+
+
+def test_copies_of_a_picture_never_straddle_a_split(tmp_path: Path) -> None:
+    """Every fourth of 80 pictures is the same file under another name; each is in the split that all its copies are in."""
+    names = [f"{i:02d}.png" for i in range(80)]
+    draw_photos(tmp_path / "images", names)
+    for i in range(0, 80, 4):
+        (tmp_path / "images" / names[i]).write_bytes((tmp_path / "images" / names[0]).read_bytes())
+    (tmp_path / "images" / names[1]).write_bytes(b"")
+    (tmp_path / "captions.txt").write_text("".join(f"{name}\tcaption {name}\n" for name in names), "utf-8")
+    source = open_source(f"tsv-folder:{tmp_path}")
+    by_key = {key for key in names if stable_fraction(key, "split") < 0.3}
+    copies = {names[i] for i in range(0, 80, 4)}
+    assert 0 < len(by_key & copies) < 20
+    val, train = (take_split(source, name, val_fraction=0.3) for name in ("val", "train"))
+    assert {val.key(i) for i in range(len(val))} == by_key - copies
+    assert {train.key(i) for i in range(len(train))} == set(names) - (by_key - copies)
+    write_shards(source, tmp_path / "tars", per_shard=30)
+    tars = open_source(f"shards:{tmp_path}/tars/*.tar")
+    contents = [
+        {part[i].image for i in range(len(part))} for part in (take_split(tars, "val"), take_split(tars, "train"))
+    ]
+    assert not contents[0] & contents[1]
 
 
 def test_hash_split_is_stable_whatever_is_added() -> None:
@@ -110,31 +135,7 @@ def test_pair_groups_nothing_and_captions_ignore_case_and_space() -> None:
     assert len(set(group_rows("ab", ["x", "y"], [1, 1], positives="caption"))) == 2
 
 
-# Order
-
-
-@given(num=st.integers(2, 60), batch_size=st.integers(1, 12), epoch=st.integers(0, 5), seed=st.integers(0, 3))
-def test_an_epoch_shows_nothing_twice(num: int, batch_size: int, epoch: int, seed: int) -> None:
-    batch_size = min(batch_size, num)
-    per_epoch = steps_per_epoch(num, batch_size)
-    seen: list[int] = []
-    for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-        at, indices = batch_of_step(step, num_samples=num, batch_size=batch_size, seed=seed)
-        assert at == epoch
-        assert len(indices) == batch_size
-        seen += indices.tolist()
-    assert len(set(seen)) == len(seen) == per_epoch * batch_size
-    assert set(seen) <= set(range(num))
-
-
-def test_epochs_and_seeds_differ_and_walks_agree() -> None:
-    def walk(first_step: int, count: int, seed: int = 0) -> list[list[tuple[int, int]]]:
-        order = iter(StepOrder(num_samples=50, batch_size=8, seed=seed, first_step=first_step))
-        return [next(order) for _ in range(count)]
-
-    assert walk(0, 20)[13:] == walk(13, 7)
-    assert {index for row in walk(0, 6) for _, index in row} != {index for row in walk(6, 6) for _, index in row}
-    assert walk(0, 1) != walk(0, 1, seed=1)
+# Flickr
 
 
 def test_flickr_splits_are_taken(flickr_folder: Path) -> None:

@@ -5,13 +5,11 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.core.errors import ConfigError, DataError, ImageError
@@ -19,7 +17,8 @@ from diptych.core.randomness import keyed_generator
 from diptych.core.sample import Batch
 from diptych.core.settings import settings
 from diptych.data.groups import Positives, group_rows
-from diptych.data.order import StepOrder
+from diptych.data.order import Arrangement, StepOrder
+from diptych.data.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels
 from diptych.images.decode import decode
@@ -28,9 +27,6 @@ from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
 """Unreadable samples in a row before a worker gives up."""
-
-
-CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]
 
 
 @settings
@@ -52,7 +48,11 @@ class DataConfig:
     long as there are captions), or all in one text (`join`)."""
     positives: Positives = "caption"
     """What counts as a positive beside a picture's own caption: `caption`, `class`, or nothing (`pair`)."""
-    max_skipped: float = 0.05
+    positives_in_batch: Arrangement = "any"
+    """Where rows go that are known to be positives of each other: `any`, never two into a batch (`apart`), or `together`."""
+    shards_at_once: int = 16
+    """Tars that are shuffled into each other at a time, where there are more; their copies must fit into the cache."""
+    max_skipped: float = 0.01
     """Share of unreadable samples above which the run stops."""
     workers: int | None = None
     """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most 8."""
@@ -62,6 +62,8 @@ class DataConfig:
             raise ConfigError(
                 f"data.val_fraction {self.val_fraction} and data.max_skipped {self.max_skipped} must be shares below 1"
             )
+        if self.shards_at_once < 1:
+            raise ConfigError(f"data.shards_at_once is {self.shards_at_once}; it must be at least 1")
         if self.max_samples is not None and self.max_samples < 1:
             raise ConfigError(f"data.max_samples is {self.max_samples}; it must be at least 1")
         if self.workers is not None and self.workers < 0:
@@ -103,10 +105,10 @@ class TrainingExamples(Dataset["Example | DataError"]):
         self.pixels = pixels
         self.image_px = image_px
         self.seed = seed
-        self._pair_ends = pair_ends(source) if config.caption == "all" else None
+        self.rows = RowTable(source, config.caption)
 
     def __len__(self) -> int:
-        return len(self.source) if self._pair_ends is None else int(self._pair_ends[-1])
+        return len(self.rows)
 
     def __getitem__(self, place: tuple[int, int]) -> Example | DataError:
         """The row at (epoch, index); an unreadable sample is replaced by another, always the same one.
@@ -120,13 +122,13 @@ class TrainingExamples(Dataset["Example | DataError"]):
             try:
                 return self._example(epoch, index, tuple(skipped))
             except ImageError as error:
-                key = self.source.key(self._sample_of(index)[0])
+                key = self.source.key(self.rows[index][0])
                 skipped.append((key, str(error)))
                 index = int(keyed_generator(self.seed, "replace", epoch, key, attempt).integers(len(self)))
         return DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
 
     def _example(self, epoch: int, index: int, skipped: tuple[tuple[str, str], ...]) -> Example:
-        number, which = self._sample_of(index)
+        number, which = self.rows[index]
         sample = self.source[number]
         key = (sample.key, which) if self.config.caption == "all" else (sample.key,)
         generator = keyed_generator(self.seed, "augment", epoch, *key)
@@ -142,23 +144,6 @@ class TrainingExamples(Dataset["Example | DataError"]):
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
         return Example(sample.key, pixels, mirror_words(caption) if view.flipped else caption, sample.label, skipped)
-
-    def _sample_of(self, index: int) -> tuple[int, int]:
-        """The sample of a row, and which of its captions it is in an epoch of all pairs."""
-        if self._pair_ends is None:
-            return index, 0
-        number = int(np.searchsorted(self._pair_ends, index, side="right"))
-        return number, index - (int(self._pair_ends[number - 1]) if number else 0)
-
-
-def pair_ends(source: Source) -> NDArray[np.int64]:
-    """For each sample the number of captions up to its last one: where its pairs end in an epoch of all pairs."""
-    return np.cumsum([len(source.captions(i)) for i in range(len(source))], dtype=np.int64)
-
-
-def rows_per_epoch(source: Source, caption: CaptionChoice) -> int:
-    """Rows that an epoch has: samples, or pairs where every caption counts."""
-    return int(pair_ends(source)[-1]) if caption == "all" else len(source)
 
 
 @dataclass(frozen=True)
@@ -197,12 +182,16 @@ def training_batches(
     Raises:
         DataError: fifty samples in a row were unreadable.
     """
-    workers = examples.config.num_workers
-    order = StepOrder(num_samples=len(examples), batch_size=batch_size, seed=examples.seed, first_step=first_step)
+    config = examples.config
+    workers = config.num_workers
+    rows = examples.rows.for_order(
+        positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
+    )
+    order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=first_step)
     loader = DataLoader(
         examples,
         batch_sampler=order,
-        collate_fn=Collate(tokenizer, examples.config.positives),
+        collate_fn=Collate(tokenizer, config.positives),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,

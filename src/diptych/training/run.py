@@ -15,8 +15,9 @@ from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_hash
-from diptych.data.loader import TrainingExamples, rows_per_epoch, training_batches
+from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
+from diptych.data.rows import RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
@@ -110,7 +111,7 @@ class _Run:
         self._train_split_hash = split_hash(train_source)
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.schedule = Schedule(
-            config.schedule, steps_per_epoch(rows_per_epoch(train_source, config.data.caption), config.batch_size)
+            config.schedule, steps_per_epoch(len(RowTable(train_source, config.data.caption)), config.batch_size)
         )
         self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
         self.skipped: dict[str, str] = {}
@@ -236,7 +237,7 @@ class _Run:
         if share > self.config.data.max_skipped:
             raise DataError(
                 f"{len(self.skipped)} of {min(len(self.train_source), tried)} samples cannot be read, more than "
-                f"{self.config.data.max_skipped:.0%} (data.max_skipped); all are listed in {self.path / SKIPPED}; the "
+                f"{100 * self.config.data.max_skipped:g}% (data.max_skipped); all are listed in {self.path / SKIPPED}; the "
                 f"first: {next(iter(self.skipped.values()))}"
             )
 

@@ -70,7 +70,7 @@ class Listing(Source):
     def image_size(self, index: int) -> int | None:
         """Bytes of the file."""
         try:
-            return (self.root / self._keys[index]).stat().st_size
+            return os.stat(f"{self.root}/{self._keys[index]}").st_size  # noqa: PTH116  (three times as fast)
         except OSError:
             return None
 

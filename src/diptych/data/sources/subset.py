@@ -9,6 +9,7 @@ import numpy as np
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_fraction, stable_hash
 from diptych.core.sample import Sample
+from diptych.data.sources.copies import copies_of
 from diptych.data.sources.protocol import Source
 
 
@@ -59,23 +60,34 @@ class Subset(Source):
 def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:
     """The samples of a split: the source's own where it has them, else `train` and `val` by a hash of the key.
 
-    `all` takes everything. A source with splits of its own but no `val` gets one cut from its `train`.
+    What the hash would put into `val` though `train` has the same file stays in `train`. `all` takes everything. A source
+    with splits of its own but no `val` gets one cut from its `train`.
 
     Raises:
         DataError: there is no such split (the known ones are named with their sizes).
     """
     if split == "all":
         return Subset(source, range(len(source)))
-    own = [source.split(i) for i in range(len(source))]
-    cut = [i for i, name in enumerate(own) if name is None or (name == "train" and "val" not in own)]
-    names: list[str | None] = list(own)
-    for i in cut:
-        names[i] = "val" if stable_fraction(source.key(i), "split") < val_fraction else "train"
+    names = split_names(source, val_fraction=val_fraction)
     indices = [i for i, name in enumerate(names) if name == split]
     if not indices:
         sizes = ", ".join(f"{name} ({size})" for name, size in Counter(names).items())
         raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({len(source)})")
     return Subset(source, indices)
+
+
+def split_names(source: Source, *, val_fraction: float = 0.05) -> list[str]:
+    """The split of each sample: the source's own, or cut as `take_split` says."""
+    own = [source.split(i) for i in range(len(source))]
+    cuts_train = "val" not in own
+    train, val = list[int](), list[int]()
+    names = [name or "train" for name in own]
+    for i, name in enumerate(own):
+        if name is None or (name == "train" and cuts_train):
+            (val if stable_fraction(source.key(i), "split") < val_fraction else train).append(i)
+    for i in set(val) - set(copies_of(source, val, train)):
+        names[i] = "val"
+    return names
 
 
 def take_few(source: Source, max_samples: int | None) -> Source:

@@ -1,0 +1,64 @@
+"""The rows of an epoch: samples, or each pair of image and caption where all captions count."""
+
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data.groups import Positives, group_rows
+from diptych.data.order import Arrangement, Rows
+from diptych.data.sources.protocol import Source
+
+CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]
+
+
+class RowTable:
+    """What each row is: `table[row]` gives the sample, and which of its captions."""
+
+    def __init__(self, source: Source, caption: CaptionChoice) -> None:
+        self.source = source
+        self.caption = caption
+        self._ends: NDArray[np.int64] | None = None
+        if caption == "all":
+            self._ends = np.cumsum([len(source.captions(i)) for i in range(len(source))], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.source) if self._ends is None else int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> tuple[int, int]:
+        if self._ends is None:
+            return row, 0
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return number, row - (int(self._ends[number - 1]) if number else 0)
+
+    def for_order(self, *, positives: Positives, arrangement: Arrangement, blocks_at_once: int = 16) -> Rows:
+        """What the order of an epoch must know of them."""
+        blocks = self.source.block_ends
+        return Rows(
+            num=len(self),
+            block_ends=None if blocks is None else self._row_ends(blocks),
+            blocks_at_once=blocks_at_once,
+            parts=tuple((int(self._row_ends(np.array(end))), share) for end, share in self.source.parts),
+            groups=None if arrangement == "any" else self.groups(positives),
+            arrangement=arrangement,
+        )
+
+    def groups(self, positives: Positives) -> NDArray[np.int64]:
+        """Rows that are positives of each other whatever is drawn: of one image, of the same captions, of one class."""
+        numbers = [self[row] for row in range(len(self))]
+        captions = [self._mark(number, which) for number, which in numbers]
+        labels = [self.source.label(number) for number, _ in numbers]
+        if positives == "pair":  # Two rows of an image are never to be told apart, even so.
+            return np.array([number for number, _ in numbers], dtype=np.int64)
+        keys = [str(number) for number, _ in numbers]
+        return np.array(group_rows(keys, captions, labels, positives=positives), dtype=np.int64)
+
+    def _mark(self, number: int, which: int) -> str:
+        """The row's caption; where it is drawn anew each time, all that it may be."""
+        captions = self.source.captions(number)
+        return "\n".join(captions) if self.caption in ("random", "join") else captions[which]
+
+    def _row_ends(self, sample_ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._ends is None:
+            return sample_ends
+        return np.concatenate([[0], self._ends])[sample_ends]
