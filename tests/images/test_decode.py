@@ -1,13 +1,15 @@
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diptych.core.errors import ImageError
 from diptych.images import decode as decode_module
-from diptych.images.decode import decode, list_images
+from diptych.images.decode import decode, decode_array, list_images
+from diptych.images.jpeg import decode_jpeg
 from diptych.images.sheet import SheetRow, contact_sheet
 
 
@@ -75,6 +77,54 @@ def test_exif_orientation_is_undone(orientation: int) -> None:
     buffer = io.BytesIO()
     stored.save(buffer, "PNG", exif=exif)
     assert np.array_equal(np.asarray(decode(buffer.getvalue())), np.asarray(upright))
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    _noise(40, 24).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_fast_way_turns_as_the_slow_one_does(orientation: int) -> None:
+    content = _exif(orientation)
+    assert decode_jpeg(content, max_pixels=10**6) is not None
+    assert np.array_equal(decode_array(content), np.asarray(decode(content)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}, {"quality": 5}])
+def test_the_fast_way_gives_pillows_pixels(tmp_path: Path, mode: str, options: dict[str, int]) -> None:
+    image = _noise(157, 93).convert(mode)
+    image.save(tmp_path / "a.jpg", **options)  # type: ignore[arg-type]
+    expected = np.asarray(decode(tmp_path / "a.jpg"))
+    for form in (tmp_path / "a.jpg", str(tmp_path / "a.jpg"), (tmp_path / "a.jpg").read_bytes()):
+        assert np.array_equal(decode_array(form), expected)
+    assert (decode_jpeg((tmp_path / "a.jpg").read_bytes(), max_pixels=10**6) is None) == (mode == "CMYK")
+
+
+def test_the_fast_way_leaves_bombs_and_broken_files_to_the_slow_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 3000)
+    with pytest.raises(ImageError, match="over the limit of 3000"):
+        decode_array(_jpeg(_noise()))
+    with pytest.raises(ImageError, match="truncated"):
+        decode_array(_jpeg(_noise(50, 50))[:1500])
+    with pytest.raises(ImageError, match="no such file"):
+        decode_array("gone.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        decode_array("/")
+
+
+def test_a_large_picture_after_a_small_one_and_threads_have_their_own_memory() -> None:
+    first = decode_array(_jpeg(_noise(10, 10))).copy()
+    large = decode_array(_jpeg(_noise(300, 200)))
+    assert np.array_equal(large, np.asarray(decode(_jpeg(_noise(300, 200)))))
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(decode_array, _jpeg(_noise(10, 10))).result()
+    assert np.array_equal(large, np.asarray(decode(_jpeg(_noise(300, 200)))))
+    assert np.array_equal(other, first)
 
 
 def test_palette_with_alpha_keeps_its_colours(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from diptych.data.order import Arrangement, StepOrder
 from diptych.data.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels
-from diptych.images.decode import decode
+from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig, Pixels
 from diptych.tokenizers.protocol import Tokenizer
 
@@ -139,8 +139,8 @@ class TrainingExamples(Dataset["Example | DataError"]):
                 caption = " ".join(sample.captions)
             case _:
                 caption = sample.captions[which]
-        image = decode(sample.image)
-        view = random_view(image.width, image.height, self.augment, generator, image_px=self.image_px)
+        image = decode_array(sample.image)
+        view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
         return Example(sample.key, pixels, mirror_words(caption) if view.flipped else caption, sample.label, skipped)

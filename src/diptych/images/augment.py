@@ -14,7 +14,8 @@ from PIL import Image, ImageEnhance
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
-from diptych.images.transforms import FILTERS, PixelConfig, Pixels, height_width
+from diptych.images.resize import resize
+from diptych.images.transforms import PixelConfig, Pixels, height_width
 
 
 @settings
@@ -74,6 +75,10 @@ class Look(NamedTuple):
     erased: tuple[int, int, int, int] | None = None
     """Left, upper, right, lower of what is painted over, in pixels of the model's size."""
 
+    def changes_colours(self) -> bool:
+        """Whether anything but the patch differs from the picture."""
+        return self._replace(erased=None) != Look()
+
 
 def random_view(
     width: int, height: int, augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels = 224
@@ -114,24 +119,40 @@ def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image
 
 
 def training_pixels(
-    image: Image.Image, view: View, *, image_px: Pixels, config: PixelConfig, look: Look | None = None
+    image: UInt8[ndarray, "H2 W2 3"],
+    view: View,
+    *,
+    image_px: Pixels,
+    config: PixelConfig,
+    look: Look | None = None,
 ) -> UInt8[ndarray, "3 H W"]:
-    """The view of the picture at the model's size; at its edges the filter reaches a pixel or two past the box."""
+    """The view of the picture at the model's size: cut out, then resized, as torchvision's `resized_crop` does."""
     height, width = height_width(image_px)
-    left, upper, right, lower = view.box
-    if left < 0 or upper < 0 or right > image.width or lower > image.height:
-        resized = image.crop(view.box).resize((width, height), FILTERS[config.interpolation])
-    else:
-        resized = image.resize((width, height), FILTERS[config.interpolation], box=view.box)
-    pixels = np.asarray(resized if look is None else _recoloured(resized, look))
-    pixels = np.ascontiguousarray((pixels[:, ::-1] if view.flipped else pixels).transpose(2, 0, 1))
+    pixels = resize(_cut_out(image, view.box), height, width, interpolation=config.interpolation)
+    if look is not None and look.changes_colours():
+        pixels = _recoloured(pixels, look)
+    if view.flipped:
+        pixels = np.ascontiguousarray(pixels[:, :, ::-1])
     if look is not None and look.erased is not None:
         left, upper, right, lower = look.erased
         pixels[:, upper:lower, left:right] = np.round(255 * np.array(config.mean)).astype(np.uint8)[:, None, None]
     return pixels
 
 
-def _recoloured(image: Image.Image, look: Look) -> Image.Image:
+def _cut_out(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -> UInt8[ndarray, "H3 W3 3"]:
+    left, upper, right, lower = box
+    height, width = image.shape[:2]
+    inside = image[max(upper, 0) : lower, max(left, 0) : right]
+    if left >= 0 and upper >= 0 and right <= width and lower <= height:
+        return inside
+    canvas = np.zeros((lower - upper, right - left, 3), dtype=np.uint8)
+    top, start = max(-upper, 0), max(-left, 0)
+    canvas[top : top + inside.shape[0], start : start + inside.shape[1]] = inside
+    return canvas
+
+
+def _recoloured(pixels: UInt8[ndarray, "3 H W"], look: Look) -> UInt8[ndarray, "3 H W"]:
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     changes = (
         (ImageEnhance.Brightness, look.brightness),
         (ImageEnhance.Contrast, look.contrast),
@@ -144,7 +165,8 @@ def _recoloured(image: Image.Image, look: Look) -> Image.Image:
         hsv = np.array(image.convert("HSV"))
         hsv[..., 0] += np.uint8(round(look.hue * 255) % 256)  # The circle wraps as bytes do.
         image = Image.fromarray(hsv, "HSV").convert("RGB")
-    return image.convert("L").convert("RGB") if look.is_gray else image
+    image = image.convert("L").convert("RGB") if look.is_gray else image
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _random_patch(generator: np.random.Generator, image_px: Pixels) -> tuple[int, int, int, int]:

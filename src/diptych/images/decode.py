@@ -4,10 +4,14 @@ import io
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.sample import ImageInput
+from diptych.images.jpeg import decode_jpeg, is_jpeg
 
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused before they are decoded: a small file can claim a size that fills the memory."""
@@ -42,6 +46,25 @@ def decode(image: ImageInput) -> Image.Image:
         raise ImageError(f"{describe(image)}: is a folder, not a picture") from None
     except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.
         raise ImageError(f"{describe(image)}: cannot be decoded ({_reason(error)})") from None
+
+
+def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
+    """The same pixels as `decode`'s, faster where they come from a JPEG. Good until this thread decodes its next picture.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    if isinstance(image, np.ndarray):
+        _check_array(image)
+        return image
+    content = image
+    if isinstance(image, str | Path):
+        try:
+            content = Path(image).read_bytes()
+        except OSError:
+            content = image  # What is wrong with it, `decode` says.
+    pixels = decode_jpeg(content, max_pixels=MAX_PIXELS) if isinstance(content, bytes) and is_jpeg(content) else None
+    return np.asarray(decode(image)) if pixels is None else pixels
 
 
 def describe(image: ImageInput) -> str:
@@ -85,14 +108,18 @@ def _open(image: ImageInput) -> Image.Image:
         case Image.Image():
             opened = image
         case np.ndarray():
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ImageError(f"{describe(image)}: an array must be uint8 with shape (height, width, 3)")
-            if 0 in image.shape:
-                raise ImageError(f"{describe(image)}: has no pixels")
+            _check_array(image)
             opened = Image.fromarray(image)
         case _:
             raise ImageError(f"{image!r:.60}: not a path, bytes, a PIL image or an array")
     return opened
+
+
+def _check_array(image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ImageError(f"{describe(image)}: an array must be uint8 with shape (height, width, 3)")
+    if 0 in image.shape:
+        raise ImageError(f"{describe(image)}: has no pixels")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

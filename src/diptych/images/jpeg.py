@@ -1,0 +1,58 @@
+"""JPEG files to arrays, fast: with libjpeg-turbo, the same pixels that Pillow gives, into memory that is used again."""
+
+import io
+import threading
+
+import simplejpeg
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import ExifTags, Image
+
+_MAX_KEPT = 64 * 2**20
+"""Bytes of the largest picture whose memory is kept for the next."""
+
+_memory = threading.local()
+
+
+def is_jpeg(content: bytes) -> bool:
+    """Whether a file begins as a JPEG does."""
+    return content[:3] == b"\xff\xd8\xff"
+
+
+def decode_jpeg(content: bytes, *, max_pixels: int) -> UInt8[ndarray, "H W 3"] | None:
+    """The picture in RGB, turned as its EXIF orientation says; None where that is better left to Pillow.
+
+    That is the case for what is broken, too large, or neither gray nor YCbCr. The array is good until this thread decodes its
+    next picture.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours not in ("Gray", "YCbCr") or width * height > max_pixels:
+            return None
+        pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_memory_for(height * width * 3))
+    except ValueError:
+        return None
+    return _upright(pixels, content)
+
+
+def _memory_for(size: int) -> bytearray:
+    kept: bytearray = getattr(_memory, "kept", bytearray())
+    if len(kept) < size:
+        kept = bytearray(size)
+        if size <= _MAX_KEPT:
+            _memory.kept = kept
+    return kept
+
+
+def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, "H2 W2 3"]:
+    if b"Exif\x00" not in content and b"tiff:Orientation" not in content:
+        return pixels
+    with Image.open(io.BytesIO(content)) as opened:
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
