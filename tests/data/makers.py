@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from diptych.data.pack import pack
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.cifar import CIFAR10
 from diptych.data.write_shards import write_shards
@@ -77,6 +78,17 @@ def shards_folder(folder: Path) -> str:
     return f"shards:{folder}/tars/*.tar"
 
 
+def packed_folder(folder: Path) -> str:
+    """Four pictures in two files."""
+    pack(open_source(csv_file(folder)), folder / "packed", image_px=32, per_shard=3)
+    return f"packed:{folder}/packed"
+
+
+def mixture(folder: Path) -> str:
+    """A folder with classes and two tars."""
+    return f"mix: 1*{class_folder(folder / 'classes')} + 3*{shards_folder(folder / 'shards')}"
+
+
 MAKERS: dict[str, Callable[[Path], str]] = {
     "csv": csv_file,
     "tsv-folder": tsv_folder,
@@ -85,5 +97,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "class-folder": class_folder,
     "class-folder in a zip": class_zip,
     "shards": shards_folder,
+    "packed": packed_folder,
+    "mix": mixture,
     "cifar10": cifar10_folder,
 }

@@ -88,6 +88,30 @@ def _without_lists(found: "Audit") -> dict[str, object]:
     }
 
 
+def pack(
+    source: Source,
+    out: Annotated[Path, Parameter(help="Folder to write into.")],
+    /,
+    *,
+    image_px: Annotated[int, Parameter(help="Length of the short side; smaller pictures stay as they are.")] = 128,
+    per_shard: Annotated[int, Parameter(help="Samples a file.")] = 2048,
+) -> None:
+    """Decode and shrink every picture once, so that training reads pixels. Broken off, it goes on when called again."""
+    from diptych.data.pack import pack as write_pack
+    from diptych.data.sources.choice import open_source
+
+    opened = open_source(source)
+    with progress("Packing", len(opened)) as step:
+        packed = write_pack(opened, out, image_px=image_px, per_shard=per_shard, on_sample=step)
+    print_skipped(packed.skipped)
+    kept = f", {packed.num_kept} of them from before" if packed.num_kept else ""
+    console().print(
+        f"{packed.num_samples:,} samples, {packed.num_bytes / 1e6:,.0f} MB in {packed.num_shards} files{kept}: {out}",
+        soft_wrap=True,
+    )
+    console().print(f"Train on them:  --data 'packed:{out}'", soft_wrap=True)
+
+
 def shards(
     source: Source,
     out: Annotated[Path, Parameter(help="Folder to write the tars into.")],

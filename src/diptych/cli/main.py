@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 import diptych
-from diptych.cli.data import audit, shards, show
+from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import retrieval, zero_shot
 from diptych.cli.models import presets, recipes
@@ -33,6 +33,7 @@ app.command(evaluate_app)
 app.command(data_app)
 data_app.command(audit)
 data_app.command(show)
+data_app.command(pack)
 data_app.command(shards)
 evaluate_app.command(retrieval)
 evaluate_app.command(zero_shot)

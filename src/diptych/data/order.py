@@ -171,17 +171,20 @@ def _apart(groups: NDArray[np.int64], batch_size: int, key: tuple[int | str, ...
     num_batches = len(groups) // batch_size
     if num_batches < 2:
         return np.arange(len(groups))
-    line = _side_by_side(groups)
+    whole = num_batches * batch_size  # What no batch has room for stays what chance has put there.
+    line = _side_by_side(groups[:whole])
     dealt = np.empty((num_batches, batch_size), dtype=np.int64)
-    last_group, its_batches = -1, np.empty(0, dtype=np.int64)
+    last_group, has = -1, np.zeros(num_batches, dtype=np.int64)  # How many of the last group each batch has.
     for number in range(batch_size):
         cards = line[number * num_batches : (number + 1) * num_batches]
         num_shared = int((groups[cards] == last_group).sum())
-        batches = _avoiding(keyed_permutation(num_batches, *key, number), num_shared, its_batches)
+        fullest = np.flatnonzero(has > has.min())
+        batches = _avoiding(keyed_permutation(num_batches, *key, number), num_shared, fullest)
         dealt[batches, number] = cards
-        last_group = int(groups[cards[-1]])
-        its_batches = batches[groups[cards] == last_group]
-    return np.concatenate([dealt.reshape(-1), line[num_batches * batch_size :]])
+        if groups[cards[-1]] != last_group:
+            last_group, has = int(groups[cards[-1]]), np.zeros_like(has)
+        has[batches[groups[cards] == last_group]] += 1
+    return np.concatenate([dealt.reshape(-1), np.arange(whole, len(groups))])
 
 
 def _avoiding(batches: NDArray[np.int64], num_first: int, taken: NDArray[np.int64]) -> NDArray[np.int64]:

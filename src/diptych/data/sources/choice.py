@@ -9,6 +9,8 @@ from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
 from diptych.data.sources.flickr import is_flickr8k, read_flickr
 from diptych.data.sources.json_file import read_json
+from diptych.data.sources.mix import read_mix
+from diptych.data.sources.packed import PACK, read_packed
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import read_shapes
 from diptych.data.sources.shards import read_shards
@@ -26,6 +28,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "cifar10": read_cifar10,
     "cifar100": read_cifar100,
     "shards": read_shards,
+    "packed": read_packed,
 }
 
 _WITHOUT_LOCATION = frozenset({"shapes", "cifar10", "cifar100"})
@@ -39,11 +42,13 @@ def open_source(spec: str) -> Source:
         DataError: the kind is not known (the nearest is named), or the source cannot be read.
     """
     kind, _, location = spec.partition(":")
+    if kind == "mix":
+        return read_mix(location, open_source)
     path = Path(spec.partition("?")[0])
     if kind not in SOURCES and spec and path.exists():
         kind, location = recognise(path), spec
     elif kind not in SOURCES:
-        raise DataError(unknown_name("source kind", kind, SOURCES) + ". Sources are written kind:location.")
+        raise DataError(unknown_name("source kind", kind, [*SOURCES, "mix"]) + ". Sources are written kind:location.")
     elif not location and kind not in _WITHOUT_LOCATION:
         raise DataError(f"source '{spec}' has no location: write {kind}:PATH")
     return SOURCES[kind](location)
@@ -79,6 +84,7 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "tsv-folder": lambda path: _has(path, "captions.txt") and not is_flickr8k(path / "captions.txt"),
     "flickr30k": lambda path: _has(path, "results.csv", "dataset_*.json"),
     "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
+    "packed": lambda path: _has(path, PACK),
     "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),
 }
 """What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""

@@ -22,10 +22,10 @@ def copies_of(source: Source, some: Sequence[int], others: Sequence[int]) -> lis
 
 
 def content_hash(source: Source, index: int) -> bytes | None:
-    """A hash of the sample's image file; None if it has none, or it cannot be read."""
+    """A hash of the sample's image file, or of its pixels; None if it cannot be read."""
     try:
         image = source[index].image
         content = Path(image).read_bytes() if isinstance(image, str | Path) else image
     except (ImageError, OSError):
         return None
-    return blake2b(content, digest_size=16).digest() if isinstance(content, bytes) else None
+    return blake2b(content if isinstance(content, bytes) else content.tobytes(), digest_size=16).digest()

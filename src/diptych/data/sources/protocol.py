@@ -43,6 +43,10 @@ class Source(ABC):
         """The split the source itself puts the sample in; None if it leaves that to a hash of the key."""
         return None
 
+    def split_key(self, index: int) -> str:
+        """What a split is cut by where the source names none: the key, unless the same sample has others elsewhere."""
+        return self.key(index)
+
     def label(self, _index: int) -> int | None:
         """The sample's label, without its image."""
         return None

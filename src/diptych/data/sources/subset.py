@@ -48,6 +48,10 @@ class Subset(Source):
         """The sample's split."""
         return self.source.split(self.indices[index])
 
+    def split_key(self, index: int) -> str:
+        """What a split is cut by."""
+        return self.source.split_key(self.indices[index])
+
     def label(self, index: int) -> int | None:
         """The sample's label."""
         return self.source.label(self.indices[index])
@@ -84,7 +88,7 @@ def split_names(source: Source, *, val_fraction: float = 0.05) -> list[str]:
     names = [name or "train" for name in own]
     for i, name in enumerate(own):
         if name is None or (name == "train" and cuts_train):
-            (val if stable_fraction(source.key(i), "split") < val_fraction else train).append(i)
+            (val if stable_fraction(source.split_key(i), "split") < val_fraction else train).append(i)
     for i in set(val) - set(copies_of(source, val, train)):
         names[i] = "val"
     return names

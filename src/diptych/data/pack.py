@@ -1,0 +1,197 @@
+"""Any source decoded and shrunk once, so that training reads pixels instead of files."""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.sample import Sample
+from diptych.data.sources.packed import FORMAT_VERSION, PACK, ShardTable, read_pack, shard_checksum
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import split_hash
+from diptych.images.decode import decode_array
+from diptych.images.resize import resize
+
+_READ_AHEAD = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What was written."""
+
+    num_samples: int
+    num_bytes: int
+    num_shards: int
+    num_kept: int
+    """Shards that were there before, and whose checksum is right."""
+    skipped: tuple[tuple[str, str], ...]
+    """(key, reason) of the samples whose image cannot be read."""
+
+
+def pack(
+    source: Source,
+    out: Path,
+    *,
+    image_px: int = 128,
+    per_shard: int = 2048,
+    workers: int = 2,
+    on_sample: Callable[[], object] | None = None,
+) -> Packed:
+    """Write the pictures as bytes, the short side `image_px` long and the other in proportion; smaller ones as they are.
+
+    Broken off, it goes on where it was: shards that are there with the right checksum are kept, damaged ones made anew.
+
+    Args:
+        source: what is packed, in its order.
+        out: a folder, new or with a pack of the same source and settings.
+        image_px: length of the short side.
+        per_shard: samples a shard.
+        workers: threads that decode.
+        on_sample: called after each sample.
+
+    Raises:
+        ConfigError: a setting is below 1.
+        DataError: the folder holds something else or cannot be written, or no picture can be read.
+    """
+    if min(image_px, per_shard, workers) < 1:
+        raise ConfigError(f"image_px {image_px}, per_shard {per_shard} and workers {workers} must be at least 1")
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "image_px": image_px,
+        "per_shard": per_shard,
+        "source_hash": split_hash(source),
+        "classes": list(source.classes),
+        "templates": list(source.templates),
+    }
+    try:
+        known = _begin(out, settings)
+        checksums, tables, num_kept = dict[str, str](), list[ShardTable](), 0
+        for number, start in enumerate(range(0, len(source), per_shard)):
+            name, indices = f"{number:05d}", range(start, min(start + per_shard, len(source)))
+            if known.get(name) is None or known[name] != _checksum_or_none(out, name):
+                _write_shard(source, indices, out, name, image_px=image_px, workers=workers, on_sample=on_sample)
+                known[name] = shard_checksum(out, name)
+                _tell(out, settings, {"written": known})
+            else:
+                num_kept += 1
+                for _ in indices:
+                    (on_sample or (lambda: None))()
+            checksums[name] = known[name]
+            tables.append(ShardTable.load(out / f"{name}.npz"))
+        num_samples = sum(len(table.keys) for table in tables)
+        skipped = tuple(skip for table in tables for skip in table.skipped)
+        if not num_samples:
+            first = f"; the first: {skipped[0][1]}" if skipped else ""
+            raise DataError(f"{out}: nothing to pack, none of {len(source)} pictures can be read{first}")
+        _tell(out, settings, {"written": known, "checksums": checksums})
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return Packed(
+        num_samples=num_samples,
+        num_bytes=sum(table.num_bytes for table in tables),
+        num_shards=len(tables),
+        num_kept=num_kept,
+        skipped=skipped,
+    )
+
+
+def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
+    """The checksums of shards that an earlier call wrote with the same settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    told = read_pack(out)
+    if told is None:
+        if any(out.iterdir()):
+            raise DataError(f"{out}: is not empty and holds no pack; choose another folder")
+        _tell(out, settings, {"written": {}})
+        return {}
+    differing = [name for name, value in settings.items() if told.get(name) != value]
+    if differing:
+        raise DataError(f"{out}: holds a pack with another {', '.join(differing)}; choose another folder or remove it")
+    return dict(told["written"])
+
+
+def _tell(out: Path, settings: dict[str, object], more: dict[str, object]) -> None:
+    beside = out / f".{PACK}.new"
+    beside.write_text(json.dumps({**settings, **more}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.replace(out / PACK)
+
+
+def _checksum_or_none(out: Path, name: str) -> str | None:
+    try:
+        return shard_checksum(out, name)
+    except OSError:
+        return None
+
+
+def _write_shard(
+    source: Source,
+    indices: range,
+    out: Path,
+    name: str,
+    *,
+    image_px: int,
+    workers: int,
+    on_sample: Callable[[], object] | None,
+) -> None:
+    table = ShardTable()
+    beside = out / f".{name}.new"
+    with beside.open("wb") as file:
+        for index, found in zip(indices, _shrunk(source, indices, image_px, workers), strict=True):
+            if isinstance(found, ImageError):
+                table.skipped.append((source.key(index), str(found)))
+            else:
+                sample, pixels = found
+                _add(table, sample, source, index)
+                table.shapes.append((pixels.shape[0], pixels.shape[1]))
+                file.write(np.ascontiguousarray(pixels).data)
+            (on_sample or (lambda: None))()
+    table.save(out / f"{name}.npz")
+    beside.replace(out / f"{name}.pixels")
+
+
+def _add(table: ShardTable, sample: Sample, source: Source, index: int) -> None:
+    table.keys.append(sample.key)
+    for caption in sample.captions:
+        table.captions.append(caption)
+    table.caption_ends.append(len(table.captions))
+    table.labels.append(-1 if sample.label is None else sample.label)
+    table.splits.append(source.split(index))
+    size = source.image_size(index)
+    table.file_sizes.append(-1 if size is None else size)
+
+
+def _shrunk(
+    source: Source, indices: range, image_px: int, workers: int
+) -> Iterator[tuple[Sample, UInt8[ndarray, "H W 3"]] | ImageError]:
+    """Each sample with its pixels, in order; a few are always under way."""
+
+    def one(index: int) -> tuple[Sample, UInt8[ndarray, "H W 3"]] | ImageError:
+        try:
+            sample = source[index]
+            return sample, shrink(decode_array(sample.image), image_px)
+        except ImageError as error:
+            return error
+
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(indices), _READ_AHEAD):
+            yield from pool.map(one, indices[start : start + _READ_AHEAD])
+
+
+def shrink(pixels: UInt8[ndarray, "H W 3"], image_px: int) -> UInt8[ndarray, "H2 W2 3"]:
+    """The picture with a short side of `image_px`, or a copy of it if that is no longer than so.
+
+    >>> shrink(np.zeros((375, 500, 3), dtype=np.uint8), 128).shape
+    (128, 171, 3)
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    if short <= image_px:
+        return pixels.copy()
+    new_height, new_width = round(height * image_px / short), round(width * image_px / short)
+    return resize(pixels, new_height, new_width, interpolation="bicubic").transpose(1, 2, 0)

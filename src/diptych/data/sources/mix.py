@@ -1,0 +1,109 @@
+"""`mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION`: several sources as one, each with its share of what a run draws."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.core.errors import DataError
+from diptych.core.sample import Sample
+from diptych.data.sources.protocol import Source
+
+_PART = re.compile(r"(?:(?P<share>[0-9.]+)\s*\*\s*)?(?P<spec>.+)", re.DOTALL)
+
+
+class MixSource(Source):
+    """The samples of several sources, one source after another; keys begin with the number of their source.
+
+    As a sequence each sample is there once. The shares are for the order of an epoch (`data/order.py`).
+    """
+
+    def __init__(self, sources: Sequence[Source], shares: Sequence[float]) -> None:
+        self.sources = list(sources)
+        self._starts = np.cumsum([0] + [len(source) for source in sources]).tolist()
+        self.parts = tuple(zip(self._starts[1:], (share / sum(shares) for share in shares), strict=True))
+        self.classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
+        self.templates = tuple(dict.fromkeys(template for source in sources for template in source.templates))
+        self._label_ids = {name: i for i, name in enumerate(self.classes)}
+        self.block_ends = self._blocks()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        part, number = self._place(index)
+        return replace(self.sources[part][number], key=self.key(index), label=self.label(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The sample's captions."""
+        part, number = self._place(index)
+        return self.sources[part].captions(number)
+
+    def key(self, index: int) -> str:
+        """Number of the source, and the sample's key there."""
+        part, number = self._place(index)
+        return f"{part}/{self.sources[part].key(number)}"
+
+    def split_key(self, index: int) -> str:
+        """The sample's key in its source: alone or in a mixture, it is in the same split."""
+        part, number = self._place(index)
+        return self.sources[part].split_key(number)
+
+    def split(self, index: int) -> str | None:
+        """The split that its source puts the sample in."""
+        part, number = self._place(index)
+        return self.sources[part].split(number)
+
+    def label(self, index: int) -> int | None:
+        """The sample's label among the classes of all."""
+        part, number = self._place(index)
+        label = self.sources[part].label(number)
+        return None if label is None else self._label_ids[self.sources[part].classes[label]]
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the sample's image file."""
+        part, number = self._place(index)
+        return self.sources[part].image_size(number)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f"sample {index} of {len(self)}")
+        part = bisect_right(self._starts, index) - 1
+        return part, index - self._starts[part]
+
+    def _blocks(self) -> NDArray[np.int64] | None:
+        if all(source.block_ends is None for source in self.sources):
+            return None
+        ends = [
+            start + (np.array([len(source)]) if source.block_ends is None else source.block_ends)
+            for start, source in zip(self._starts, self.sources, strict=False)
+        ]
+        return np.concatenate(ends).astype(np.int64)
+
+
+def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
+    """Sources joined by ` + `, each with its share and a star before it; without shares each counts as large as it is.
+
+    Raises:
+        DataError: there are fewer than two, only some have a share, a share is no number above 0, or a source cannot be read.
+    """
+    found = [_PART.fullmatch(part.strip()) for part in re.split(r"\s\+\s", location)]
+    parts = [(part["share"], part["spec"]) for part in found if part is not None]
+    if len(parts) < 2 or len(parts) < len(found):
+        raise DataError(
+            f"mix:{location}: write mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION, with spaces around the plus"
+        )
+    given = [share for share, _ in parts if share is not None]
+    if given and len(given) < len(parts):
+        raise DataError(f"mix:{location}: some sources have a share and some have not; give all of them one, or none")
+    try:
+        shares = [float(share) for share in given]
+    except ValueError:
+        shares = [0.0]
+    if given and min(shares) <= 0:
+        raise DataError(f"mix:{location}: the shares are {', '.join(given)}; each is a number above 0")
+    sources = [open_source(spec) for _, spec in parts]
+    return MixSource(sources, shares or [len(source) for source in sources])

@@ -1,0 +1,204 @@
+"""`packed:DIR`: pictures that `diptych data pack` has decoded and shrunk once, mapped into memory.
+
+A pack is a folder of shards. A shard is `00000.pixels`, the pictures' bytes one after another, each (height, width, 3), and
+`00000.npz`, all else. `pack.json` says what the pack was made from, and once it is whole, the checksum of each shard.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.core.errors import DataError, ImageError
+from diptych.core.sample import Sample
+from diptych.data.sources.columns import NameColumn, TextColumn
+from diptych.data.sources.location import existing_folder
+from diptych.data.sources.protocol import Source
+
+PACK = "pack.json"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class ShardTable:
+    """All but the pixels of one shard's samples."""
+
+    keys: TextColumn = field(default_factory=TextColumn)
+    captions: TextColumn = field(default_factory=TextColumn)
+    caption_ends: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    """-1 for none."""
+    splits: NameColumn = field(default_factory=NameColumn)
+    file_sizes: list[int] = field(default_factory=list)
+    """Bytes of the file that each picture was; -1 for none."""
+    shapes: list[tuple[int, int]] = field(default_factory=list)
+    """Height and width."""
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of what could not be read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the shard's pixels."""
+        return 3 * sum(height * width for height, width in self.shapes)
+
+    def save(self, path: Path) -> None:
+        """Write what `load` reads."""
+        arrays = {
+            "caption_ends": np.array(self.caption_ends, dtype=np.int64),
+            "labels": np.array(self.labels, dtype=np.int64),
+            "file_sizes": np.array(self.file_sizes, dtype=np.int64),
+            "shapes": np.array(self.shapes, dtype=np.int64).reshape(-1, 2),
+            "skipped": np.array(json.dumps(self.skipped)),
+        }
+        for name in ("keys", "captions", "splits"):
+            arrays |= {f"{name}_{part}": array for part, array in getattr(self, name).to_arrays().items()}
+        with path.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # Its other argument is a boolean.
+
+    @classmethod
+    def load(cls, path: Path) -> "ShardTable":
+        """A shard's table.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return cls(
+                    keys=TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
+                    captions=TextColumn.from_arrays(arrays["captions_bytes"], arrays["captions_ends"]),
+                    splits=NameColumn.from_arrays(arrays["splits_names"], arrays["splits_codes"]),
+                    caption_ends=arrays["caption_ends"].tolist(),
+                    labels=arrays["labels"].tolist(),
+                    file_sizes=arrays["file_sizes"].tolist(),
+                    shapes=[(height, width) for height, width in arrays["shapes"].tolist()],
+                    skipped=[(key, reason) for key, reason in json.loads(str(arrays["skipped"]))],
+                )
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise DataError(f"{path}: is missing or damaged ({type(error).__name__}); pack again to mend it") from None
+
+
+class PackedSource(Source):
+    """The samples of a pack. Each process maps the shards that it reads."""
+
+    def __init__(self, folder: Path, names: Sequence[str], *, classes: Sequence[str], templates: Sequence[str]) -> None:
+        self.classes, self.templates = tuple(classes), tuple(templates)
+        self._paths = [folder / f"{name}.pixels" for name in names]
+        self._tables = [ShardTable.load(folder / f"{name}.npz") for name in names]
+        self._starts = np.cumsum([0] + [len(table.keys) for table in self._tables]).tolist()
+        self._offsets = [np.cumsum([0] + [3 * h * w for h, w in table.shapes]).tolist() for table in self._tables]
+        for path, table in zip(self._paths, self._tables, strict=True):
+            if not path.is_file() or path.stat().st_size != table.num_bytes:
+                raise DataError(f"{path}: is missing or was cut off; pack again to mend it")
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, row = self._place(index)
+        offsets, (height, width) = self._offsets[shard], self._tables[shard].shapes[row]
+        image = self._map(shard)[offsets[row] : offsets[row + 1]].reshape(height, width, 3)
+        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The sample's captions."""
+        shard, row = self._place(index)
+        table = self._tables[shard]
+        first, last = table.caption_ends[row - 1] if row else 0, table.caption_ends[row]
+        return tuple([table.captions[i] for i in range(first, last)])
+
+    def key(self, index: int) -> str:
+        """The key that the sample had before it was packed."""
+        shard, row = self._place(index)
+        return self._tables[shard].keys[row]
+
+    def split(self, index: int) -> str | None:
+        """The split that its source put it in."""
+        shard, row = self._place(index)
+        return self._tables[shard].splits[row]
+
+    def label(self, index: int) -> int | None:
+        """The sample's label."""
+        shard, row = self._place(index)
+        label = self._tables[shard].labels[row]
+        return None if label < 0 else label
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the file that the picture was."""
+        shard, row = self._place(index)
+        size = self._tables[shard].file_sizes[row]
+        return None if size < 0 else size
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self._starts[-1]:
+            raise IndexError(f"sample {index} of {len(self)}")
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+    def _map(self, shard: int) -> NDArray[np.uint8]:
+        if shard not in self._maps:
+            try:
+                # A plain view of the map: a memmap's own slices cost ten times as much.
+                self._maps[shard] = np.asarray(np.memmap(self._paths[shard], dtype=np.uint8, mode="r"))
+            except (OSError, ValueError) as error:
+                raise ImageError(f"{self._paths[shard]}: cannot be read ({error})") from None
+        return self._maps[shard]
+
+
+def read_packed(location: str) -> PackedSource:
+    """What `diptych data pack` has written, once it is whole.
+
+    Raises:
+        DataError: there is no pack, it is not whole, or a shard is missing or of another size.
+    """
+    folder = existing_folder(Path(location), kind="packed")
+    told = read_pack(folder)
+    if told is None:
+        raise DataError(f"{folder}: holds no {PACK}; diptych data pack writes one")
+    if not told.get("checksums"):
+        raise DataError(f"{folder}: is not whole; pack again, with the same settings, to go on")
+    return PackedSource(folder, list(told["checksums"]), classes=told["classes"], templates=told["templates"])
+
+
+def read_pack(folder: Path) -> dict[str, Any] | None:
+    """What `pack.json` says; None if there is none.
+
+    Raises:
+        DataError: it is damaged, or of a version that this Diptych does not read.
+    """
+    path = folder / PACK
+    try:
+        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = told["format_version"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({type(error).__name__})") from None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path}: has format {version}; this Diptych reads {FORMAT_VERSION}. Pack again.")
+    return told
+
+
+def shard_checksum(folder: Path, name: str) -> str:
+    """A hash of a shard's two files.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    digest = blake2b(digest_size=16)
+    for ending in ("npz", "pixels"):
+        with (folder / f"{name}.{ending}").open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
