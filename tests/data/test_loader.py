@@ -1,3 +1,5 @@
+import os
+import signal
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -5,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.core.errors import ConfigError, DataError
-from diptych.core.sample import Batch
+from diptych.core.errors import ConfigError, DataError, DiptychWarning
+from diptych.core.sample import Batch, Sample
 from diptych.core.settings import from_plain
+from diptych.data import loader
 from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, training_batches
 from diptych.data.rows import RowTable
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import Subset
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
@@ -97,6 +101,37 @@ def test_nothing_but_broken_images_is_an_error_of_one_line(workers: int, json_fi
     with pytest.raises(DataError, match="50 unreadable images in a row") as caught:
         _batches(open_source(f"json:{json_file}"), count=1, workers=workers)
     assert "\n" not in str(caught.value)
+
+
+class _Deadly(Subset):
+    """Kills the process that reads its sample 3; with a mark on disk, only the first one."""
+
+    def __init__(self, source: Source, mark: Path | None) -> None:
+        super().__init__(source, range(len(source)))
+        self.mark = mark
+        self.home = os.getpid()
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 3 and os.getpid() != self.home and not (self.mark and self.mark.exists()):
+            if self.mark:
+                self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_when_a_worker_is_killed_others_go_on_with_the_same_batches(tmp_path: Path, json_file: Path) -> None:
+    source = open_source(f"json:{json_file}")
+    handler = signal.getsignal(signal.SIGCHLD)
+    with pytest.warns(DiptychWarning, match="a process that reads ahead was killed at step 0; 2 new ones go on"):
+        batches = _batches(_Deadly(source, tmp_path / "killed"), workers=2)
+    assert signal.getsignal(signal.SIGCHLD) is handler
+    _assert_same(batches, _batches(source))
+
+
+def test_workers_that_die_again_and_again_are_an_error(json_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_MAX_DEATHS", 1)
+    with pytest.raises(DataError, match=r"were killed 1 times, most likely for want of memory; .*--data\.workers 1"):
+        _batches(_Deadly(open_source(f"json:{json_file}"), None), workers=2)
 
 
 def _examples(source: Source, caption: str) -> TrainingExamples:

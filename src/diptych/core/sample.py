@@ -45,3 +45,7 @@ class Batch:
     """(key, reason) of the samples that could not be read and were replaced."""
     num_cut: int = 0
     """Captions that were longer than the context and lost their tail."""
+    read_s: float = 0.0
+    """Seconds that a process spent on reading, decoding and cropping its rows."""
+    source_pixels: int = 0
+    """Pixels of all its pictures before they were cropped and resized."""

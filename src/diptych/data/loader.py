@@ -3,6 +3,9 @@
 import os
 import re
 import signal
+import threading
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.randomness import keyed_generator
 from diptych.core.sample import Batch
 from diptych.core.settings import settings
@@ -27,6 +30,8 @@ from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
 """Unreadable samples in a row before a worker gives up."""
+_MAX_DEATHS = 3
+"""Times that worker processes may be killed before the run gives up."""
 
 
 @settings
@@ -84,6 +89,8 @@ class Example:
     caption: str
     label: int | None
     skipped: tuple[tuple[str, str], ...]
+    read_s: float
+    source_pixels: int
 
 
 class TrainingExamples(Dataset["Example | DataError"]):
@@ -128,6 +135,7 @@ class TrainingExamples(Dataset["Example | DataError"]):
         return DataError(f"{_MAX_REPLACEMENTS} unreadable images in a row, the last: {skipped[-1][1]}")
 
     def _example(self, epoch: int, index: int, skipped: tuple[tuple[str, str], ...]) -> Example:
+        began = time.perf_counter()
         number, which = self.rows[index]
         sample = self.source[number]
         key = (sample.key, which) if self.config.caption == "all" else (sample.key,)
@@ -143,7 +151,15 @@ class TrainingExamples(Dataset["Example | DataError"]):
         view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
-        return Example(sample.key, pixels, mirror_words(caption) if view.flipped else caption, sample.label, skipped)
+        return Example(
+            sample.key,
+            pixels,
+            mirror_words(caption) if view.flipped else caption,
+            sample.label,
+            skipped,
+            read_s=time.perf_counter() - began,
+            source_pixels=image.shape[0] * image.shape[1],
+        )
 
 
 @dataclass(frozen=True)
@@ -171,6 +187,8 @@ class Collate:
             captions=captions,
             skipped=tuple(skip for example in examples for skip in example.skipped),
             num_cut=encoded.num_cut,
+            read_s=sum(example.read_s for example in examples),
+            source_pixels=sum(example.source_pixels for example in examples),
         )
 
 
@@ -179,27 +197,54 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Batches from a step on, without end: stop taking them when the run is done.
 
+    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so.
+
     Raises:
-        DataError: fifty samples in a row were unreadable.
+        DataError: fifty samples in a row were unreadable, or workers are killed again and again.
     """
     config = examples.config
-    workers = config.num_workers
     rows = examples.rows.for_order(
         positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
     )
-    order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=first_step)
+    collate, step = Collate(tokenizer, config.positives), first_step
+    for death in range(1, _MAX_DEATHS + 1):
+        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step)
+        batches = _walk(examples, order, collate)
+        try:
+            for batch in batches:
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+                step += 1
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            if death == _MAX_DEATHS:
+                raise DataError(
+                    f"worker processes were killed {death} times, most likely for want of memory; try fewer "
+                    f"(--data.workers {config.num_workers // 2}) or smaller batches"
+                ) from None
+            text = f"a process that reads ahead was killed at step {step}; {config.num_workers} new ones go on"
+            warnings.warn(text, DiptychWarning, stacklevel=2)
+
+
+def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Iterator[Batch | DataError]:
+    workers = examples.config.num_workers
     loader = DataLoader(
         examples,
         batch_sampler=order,
-        collate_fn=Collate(tokenizer, config.positives),
+        collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
     )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    before = signal.getsignal(signal.SIGCHLD)
+    batches: Iterator[Batch | DataError] = iter(loader)
+    if workers and threading.current_thread() is threading.main_thread():
+        # PyTorch's handler raises in the midst of whatever the process does, a step of the optimizer maybe. The
+        # death is found out when a batch is asked for, too.
+        signal.signal(signal.SIGCHLD, before)
+    return batches
 
 
 def _start_worker(_number: int) -> None:

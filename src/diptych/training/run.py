@@ -21,10 +21,12 @@ from diptych.data.rows import RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from diptych.images.transforms import height_width
 from diptych.inference.embedder import Embedder
 from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.optimizer import build_optimizer
+from diptych.training.pace import Pace
 from diptych.training.prepare import open_data, starting_point
 from diptych.training.report import EventLog, Observer, StepReport
 from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
@@ -32,8 +34,6 @@ from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.step import StepResult, train_step
 from diptych.training.validation import Validation, validate
-
-_SPEED_WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +123,17 @@ class _Run:
             write_config(config, run / CONFIG)
             self.tokenizer.save(run / TOKENIZER)
         self.observers: list[Observer] = [EventLog(run, batch_size=config.batch_size, first_step=self.step), *observers]
-        self._wait_s = self._train_s = 0.0
+        self.pace = Pace(
+            batch_size=config.batch_size,
+            image_pixels=math.prod(height_width(config.model.image.image_px)),
+            num_workers=config.data.num_workers,
+            is_packed=config.data.source.startswith("packed:"),
+        )
         self._num_cut = 0
 
     def go(self) -> RunResult:
         """Train until the schedule is done or a signal comes."""
         self._started = time.monotonic() - self._elapsed_before
-        self._recent = [(time.monotonic(), self.step)]
         self._saved_at = time.monotonic()
         self._tell(
             f"Training {self.config.recipe}: {len(self.train_source):,} images of {self.config.data.source}, "
@@ -174,8 +178,7 @@ class _Run:
             torch.manual_seed(stable_hash(config.seed, "step", self.step))  # What a tower draws outlives a resume.
             result = train_step(self.model, self.optimizer, batch, lr=lr, max_grad_norm=config.optimizer.max_grad_norm)
             self.step += 1
-            self._wait_s += waited
-            self._train_s += time.monotonic() - began
+            self.pace.note(batch, waited_s=waited, took_s=time.monotonic() - began)
             self._report_step(result, lr)
             if self._progress() * config.validations >= next_validation and self._progress() < 1:
                 next_validation = math.floor(self._progress() * config.validations) + 1
@@ -191,9 +194,7 @@ class _Run:
         return time.monotonic() - self._started
 
     def _report_step(self, result: StepResult, lr: float) -> None:
-        now, config, progress = time.monotonic(), self.config, self._progress()
-        self._recent = [(at, step) for at, step in self._recent if now - at < _SPEED_WINDOW_S] + [(now, self.step)]
-        (first_at, first_step), elapsed = self._recent[0], self._elapsed_s()
+        progress, elapsed = self._progress(), self._elapsed_s()
         report = StepReport(
             step=self.step,
             epoch=self.step / self.schedule.steps_per_epoch,
@@ -201,12 +202,15 @@ class _Run:
             elapsed_s=elapsed,
             seconds_left=elapsed * (1 - progress) / progress if progress else math.inf,
             lr=lr,
-            pairs_per_s=(self.step - first_step) * config.batch_size / max(now - first_at, 1e-9),
-            data_wait=self._wait_s / self._train_s,
+            pairs_per_s=self.pace.pairs_per_s,
+            data_wait=self.pace.data_wait,
             result=result,
         )
         for observer in self.observers:
             observer.on_step(report)
+        advice = self.pace.advice()
+        if advice is not None:
+            self._tell(advice)
 
     def _validate(self) -> Validation:
         config = self.config
@@ -218,7 +222,7 @@ class _Run:
         if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
             self.best_metric = validation.retrieval.mean_r1
             save_bundle(self._bundle(validation), self.path / "bundle-best")
-        self._recent = []  # Speed is measured over training alone.
+        self.pace.pause()
         return validation
 
     def _count_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
@@ -285,7 +289,7 @@ class _Run:
             elapsed_s=self._elapsed_s(),
             retrieval=retrieval,
             num_skipped=len(self.skipped),
-            data_wait=self._wait_s / self._train_s if self._train_s else 0.0,
+            data_wait=self.pace.data_wait,
         )
 
     def _bundle(self, validation: Validation) -> Bundle:
