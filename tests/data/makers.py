@@ -5,6 +5,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+
 from diptych.data.pack import pack
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.cifar import CIFAR10
@@ -89,6 +91,37 @@ def mixture(folder: Path) -> str:
     return f"mix: 1*{class_folder(folder / 'classes')} + 3*{shards_folder(folder / 'shards')}"
 
 
+def picture_bytes(folder: Path, num: int) -> list[bytes]:
+    """So many different pictures, as the bytes of their files."""
+    names = [f"{i}.png" for i in range(num)]
+    draw_photos(folder, names)
+    return [(folder / name).read_bytes() for name in names]
+
+
+def saved_splits(folder: Path) -> str:
+    """`save_to_disk` of two splits, with several captions and a label each."""
+    contents = picture_bytes(folder.parent / "drawn", 4)
+    features = Features({"image": Image(), "caption": List(Value("string")), "label": ClassLabel(names=["cat", "dog"])})
+    tables = {}
+    for split, num in (("train", 4), ("validation", 2)):
+        rows = {
+            "image": [{"bytes": content, "path": None} for content in contents[:num]],
+            "caption": [[f"{split} {i} ", "and"] for i in range(num)],
+            "label": [i % 2 for i in range(num)],
+        }
+        tables[split] = Dataset.from_dict(rows, features=features)
+    DatasetDict(tables).save_to_disk(folder)
+    return f"hf:{folder}"
+
+
+def saved_labels(folder: Path) -> str:
+    """`save_to_disk` of one table without a split: plain bytes and a text as the label."""
+    rows = {"img": picture_bytes(folder.parent / "drawn", 4), "class": ["dog", "sea_lion", "dog", None]}
+    rows["text"] = [None, "", " ", "no class"]
+    Dataset.from_dict(rows).save_to_disk(folder)
+    return f"hf:{folder}"
+
+
 MAKERS: dict[str, Callable[[Path], str]] = {
     "csv": csv_file,
     "tsv-folder": tsv_folder,
@@ -100,4 +133,6 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "packed": packed_folder,
     "mix": mixture,
     "cifar10": cifar10_folder,
+    "hf": saved_splits,
+    "hf with labels": saved_labels,
 }

@@ -8,6 +8,7 @@ from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
 from diptych.data.sources.flickr import is_flickr8k, read_flickr
+from diptych.data.sources.hugging_face import read_hf
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.mix import read_mix
 from diptych.data.sources.packed import PACK, read_packed
@@ -29,10 +30,14 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "cifar100": read_cifar100,
     "shards": read_shards,
     "packed": read_packed,
+    "hf": read_hf,
 }
 
 _WITHOUT_LOCATION = frozenset({"shapes", "cifar10", "cifar100"})
-_BY_SUFFIX = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".tar": "shards"}
+_BY_SUFFIX = {
+    **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
+    **{".csv": "csv", ".tsv": "csv", ".tar": "shards", ".parquet": "hf"},
+}
 
 
 def open_source(spec: str) -> Source:
@@ -82,9 +87,10 @@ def _has(path: Path, *patterns: str) -> bool:
 
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "tsv-folder": lambda path: _has(path, "captions.txt") and not is_flickr8k(path / "captions.txt"),
-    "flickr30k": lambda path: _has(path, "results.csv", "dataset_*.json"),
+    "flickr30k": lambda path: _has(path, "results.csv", "dataset_flickr*.json"),
     "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
     "packed": lambda path: _has(path, PACK),
     "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),
+    "hf": lambda path: _has(path, "dataset_dict.json", "state.json"),
 }
 """What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""

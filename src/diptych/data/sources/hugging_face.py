@@ -1,0 +1,262 @@
+"""`hf:NAME_OR_DIR`: a set of Hugging Face's `datasets`, from a folder of `save_to_disk`, from files, or from the hub.
+
+Texts and labels are read once, when the set is opened. Pictures stay in its Arrow tables, as the bytes or the path that they
+were stored as, until a sample is asked for; `datasets` never decodes them.
+"""
+
+import re
+import warnings
+from array import array
+from collections.abc import Mapping
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.core.errors import ConfigError, DataError, DiptychWarning
+from diptych.core.sample import Sample
+from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
+from diptych.data.sources.location import read_location
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+
+_BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_OWN_NAMES = {"validation": "val", "valid": "val"}
+_BATCH = 1000
+
+
+class HuggingFaceSource(Source):
+    """The rows of one or several tables that have a picture; keys are the split's name and the row's number."""
+
+    def __init__(
+        self, tables: Mapping[str, Any], options: Mapping[str, str], *, where: str, templates: tuple[str, ...] = ()
+    ) -> None:
+        self._rows = _Rows()
+        self._names, self._pictures, self._image, ends = tuple(tables), [], list[str](), list[int]()
+        classes: set[tuple[str, ...]] = set()
+        for name, table in tables.items():
+            columns = find_columns(table.features, options, where=where)
+            self._rows.add(table, columns, split=_OWN_NAMES.get(name, name) or None)
+            self._pictures.append(_pictures(table, columns.image))
+            self._image.append(columns.image)
+            classes |= {columns.classes} if columns.label else set()
+            ends.append(len(self._rows.numbers))
+        self._ends = np.array(ends, dtype=np.int64)
+        self._captions = GroupedTexts(self._rows.texts, np.array(self._rows.row_of_text, dtype=np.int64), len(self))
+        self._labels, self._splits = self._rows.labels.codes(), self._rows.splits.codes()
+        self._refuse_what_is_empty(where)
+        named = next(iter(classes)) if len(classes) == 1 else ()
+        self.classes = named or tuple(sorted(self._rows.labels.names))
+        number = {name: i for i, name in enumerate(self.classes)}
+        self._label_of_code = [number[name] for name in self._rows.labels.names]
+        self._given_templates = templates
+        self.templates = templates or (() if self._captions.filled().all() else FIVE_TEMPLATES)
+
+    def _refuse_what_is_empty(self, where: str) -> None:
+        num_seen = self._rows.num_without_picture + len(self)
+        if not len(self):
+            raise DataError(f"{where}: none of its {num_seen} rows has a picture")
+        bare = np.flatnonzero(~self._captions.filled() & (self._labels < 0))
+        if len(bare):
+            first = self.key(int(bare[0]))
+            raise DataError(f"{where}: {len(bare)} of {len(self)} pictures have neither caption nor label: {first}")
+        if self._rows.num_without_picture:
+            text = f"{where}: {self._rows.num_without_picture} of {num_seen} rows have no picture and are left out"
+            warnings.warn(text, DiptychWarning, stacklevel=4)
+
+    def __len__(self) -> int:
+        return len(self._rows.numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return Sample(
+            key=self.key(index), image=self._stored(index), captions=self.captions(index), label=self.label(index)
+        )
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The row's captions; templates around its class's name where it has none, or where templates were asked for."""
+        captions, label = self._captions[index], self.label(index)
+        if label is None or (captions and not self._given_templates):
+            return captions
+        return filled(self._given_templates or FIVE_TEMPLATES, readable(self.classes[label]))
+
+    def key(self, index: int) -> str:
+        """The split's name in the set and the row's number there, as in `train/000000123`."""
+        name = self._names[self._table(index)]
+        return f"{name}{'/' if name else ''}{self._rows.numbers[index]:09d}"
+
+    def split(self, index: int) -> str | None:
+        """What the row's column `split` says, else the split of the set; `validation` and `valid` are `val`."""
+        code = int(self._splits[index])
+        return None if code < 0 else self._rows.splits.names[code]
+
+    def label(self, index: int) -> int | None:
+        """The row's class, if it has one."""
+        code = int(self._labels[index])
+        return None if code < 0 else self._label_of_code[code]
+
+    def image_size(self, index: int) -> int | None:
+        """Bytes of the stored picture, or of the file whose path is stored."""
+        if self._rows.sizes[index] >= 0:
+            return self._rows.sizes[index]
+        try:
+            return Path(str(self._stored(index))).stat().st_size
+        except OSError:
+            return None
+
+    def _table(self, index: int) -> int:
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _stored(self, index: int) -> bytes | Path:
+        table = self._table(index)
+        value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
+        if isinstance(value, bytes):
+            return value
+        return Path(value["path"]) if value["bytes"] is None else bytes(value["bytes"])
+
+
+class _Rows:
+    """What is kept of the rows beside their pictures, one split after another."""
+
+    def __init__(self) -> None:
+        self.numbers, self.sizes = array("q"), array("q")
+        self.texts, self.row_of_text = TextColumn(), array("q")
+        self.labels, self.splits = NameColumn(), NameColumn()
+        self.num_without_picture = 0
+
+    def add(self, table: Any, columns: Columns, *, split: str | None) -> None:
+        """All rows of a table that have a picture."""
+        rows = table.with_format("arrow").select_columns(
+            list({columns.image: 0} | dict.fromkeys(columns.beside_image()))
+        )
+        for start, batch in zip(range(0, len(table), _BATCH), rows.iter(batch_size=_BATCH), strict=True):
+            sizes, is_there = _sizes(batch.column(columns.image))
+            values = {name: batch.column(name).to_pylist() for name in columns.beside_image()}
+            for i in np.flatnonzero(is_there).tolist():
+                for text in chain.from_iterable(_texts(values[name][i]) for name in columns.captions):
+                    self.row_of_text.append(len(self.numbers))
+                    self.texts.append(text)
+                self.labels.append(_label(values[columns.label][i], columns.classes) if columns.label else None)
+                own = values[columns.split][i] if columns.split else None
+                self.splits.append(_OWN_NAMES.get(own, own) if own else split)
+                self.numbers.append(start + i)
+                self.sizes.append(sizes[i])
+            self.num_without_picture += len(batch) - int(is_there.sum())
+
+
+def _texts(value: str | list[str | None] | None) -> list[str]:
+    texts = value if isinstance(value, list) else [value]
+    return [text.strip() for text in texts if text and text.strip()]
+
+
+def _label(value: str | int | None, classes: tuple[str, ...]) -> str | None:
+    if isinstance(value, int):
+        return classes[value] if value >= 0 else None  # -1 is what unlabelled test splits have.
+    return value or None
+
+
+def _sizes(column: Any) -> tuple[list[int], Any]:
+    """Of each picture its bytes (-1: only a path is stored), and whether it is there; no picture is read for it."""
+    import pyarrow  # noqa: PLC0415  (of the extra)
+    from pyarrow import compute  # noqa: PLC0415
+
+    is_struct = pyarrow.types.is_struct(column.type)
+    content = compute.struct_field(column, "bytes") if is_struct else column
+    is_there = compute.is_valid(content)
+    if is_struct and column.type.get_field_index("path") >= 0:
+        is_there = compute.or_(is_there, compute.is_valid(compute.struct_field(column, "path")))
+    sizes = compute.fill_null(compute.binary_length(content), -1)
+    return sizes.to_pylist(), is_there.to_numpy()
+
+
+def _pictures(table: Any, name: str) -> Any:
+    """The table with its pictures alone, which are handed over as they are stored."""
+    from datasets import Image, Value  # noqa: PLC0415  (an extra)
+
+    alone = table.with_format(None).select_columns([name])
+    return alone if isinstance(table.features[name], Value) else alone.cast_column(name, Image(decode=False))
+
+
+def read_hf(location: str) -> HuggingFaceSource:
+    """`NAME_OR_DIR?image=COL&caption=COL&label=COL&split=NAME&config=NAME&templates=FILE`; all options may be left out.
+
+    Raises:
+        ConfigError: the extra is not installed.
+        DataError: there is no such set, it cannot be opened, or its columns do not give pictures with captions or labels.
+    """
+    try:
+        import_module("datasets")
+    except ImportError:
+        raise ConfigError("hf: needs an extra: pip install 'diptych[datasets]'") from None
+    path, options = read_location(location, OPTIONS)
+    where = f"hf:{path}"
+    tables = as_tables(_opened(path, options, where), where=where)
+    wanted = options.get("split")
+    if wanted is not None and wanted not in tables:
+        sizes = ", ".join(f"{name} ({len(table)})" for name, table in tables.items() if name)
+        raise DataError(f"{where}: has no split '{wanted}'; it has: {sizes or 'none'}")
+    tables = {wanted: tables[wanted]} if wanted is not None else tables
+    return HuggingFaceSource(tables, options, where=where, templates=templates_of(options))
+
+
+def as_tables(opened: Any, *, where: str) -> dict[str, Any]:
+    """The tables of a `Dataset` or `DatasetDict` by their splits' names; the name is empty where there is none.
+
+    Raises:
+        DataError: it is an `IterableDataset`, or something else.
+    """
+    from datasets import Dataset, DatasetDict  # noqa: PLC0415  (an extra)
+
+    if isinstance(opened, DatasetDict):
+        return {str(name): table for name, table in opened.items()}
+    if isinstance(opened, Dataset):
+        named = re.match(r"\w+(?=$|\[)", str(opened.split or ""))  # It may be cut, as in train[:10%].
+        return {named.group() if named else "": opened}
+    raise DataError(f"{where}: is {type(opened).__name__}, not a Dataset; streamed sets have no random access")
+
+
+def _opened(path: Path, options: Mapping[str, str], where: str) -> Any:
+    import datasets  # noqa: PLC0415  (an extra)
+
+    config = options.get("config")
+    is_saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    if config and (is_saved or path.is_file()):
+        raise DataError(f"{where}: has no configs; option 'config' is for folders of files and for sets of the hub")
+    try:
+        if is_saved:
+            return datasets.load_from_disk(str(path))
+        if path.is_dir():
+            return datasets.load_dataset(str(path.absolute()), config)
+        if path.is_file() and path.suffix in _BUILDERS:
+            return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path.absolute()))
+        if not path.is_file() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)):
+            return datasets.load_dataset(str(path), config)
+    except Exception as error:  # Of several libraries: Arrow's, the network's, the hub's, the operating system's.
+        raise _not_opened(path, error, where) from None
+    if path.is_file():
+        raise DataError(f"{where}: is no file that hf: reads; those end in {', '.join(_BUILDERS)}")
+    raise DataError(f"{where}: no such file or folder, and no name of a set on the hub, such as hf:OWNER/NAME")
+
+
+def _not_opened(path: Path, error: Exception, where: str) -> DataError:
+    """What `datasets` says, on one line, and a way out."""
+    reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+    kind = type(error).__name__
+    if path.is_dir() and kind in {"EmptyDatasetError", "DataFilesNotFoundError"}:
+        return DataError(f"{where}: holds no set: no folder of save_to_disk, no parquet files, no pictures")
+    if path.exists():
+        return DataError(f"{where}: cannot be opened ({reason})")
+    if kind == "DatasetNotFoundError":
+        return DataError(
+            f"{where}: neither a folder nor a set on the hub; for a private one log in with `hf auth login`"
+        )
+    if isinstance(error, ConnectionError) or "Offline" in kind:
+        way_out = f"where it can, load_dataset('{path}').save_to_disk('DIR'), then --data hf:DIR"
+        return DataError(
+            f"{where}: no such folder, nor in the cache, and the hub cannot be reached ({reason}); {way_out}"
+        )
+    return DataError(f"{where}: cannot be opened ({reason}); a config is named by {where}?config=NAME")
