@@ -122,6 +122,14 @@ def saved_labels(folder: Path) -> str:
     return f"hf:{folder}"
 
 
+def cc3m_folder(folder: Path) -> str:
+    """Tars called after their splits, as they are put up on the hub."""
+    for split in ("train", "validation"):
+        write_shards(open_source(csv_file(folder)), folder.parent / split)
+        (folder.parent / split / "00000.tar").rename(folder / f"cc3m-{split}-0000.tar")
+    return f"cc3m:{folder}"
+
+
 MAKERS: dict[str, Callable[[Path], str]] = {
     "csv": csv_file,
     "tsv-folder": tsv_folder,
@@ -133,6 +141,7 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "packed": packed_folder,
     "mix": mixture,
     "cifar10": cifar10_folder,
+    "cc3m": cc3m_folder,
     "hf": saved_splits,
     "hf with labels": saved_labels,
 }

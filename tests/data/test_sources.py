@@ -35,7 +35,7 @@ def source(spec: str) -> Source:
 
 def test_a_path_alone_is_recognised(spec: str) -> None:
     kind, _, path = spec.partition(":")
-    if kind not in {"shapes", "shards", "cifar10", "mix"}:
+    if kind not in {"shapes", "shards", "cc3m", "cifar10", "mix"}:
         assert recognise(Path(path)) == kind
         alone, named = open_source(path), open_source(spec)
         assert [alone.key(i) for i in range(len(alone))] == [named.key(i) for i in range(len(named))]

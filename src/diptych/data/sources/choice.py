@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diptych.core.errors import DataError, unknown_name
+from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
@@ -30,6 +31,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "cifar100": read_cifar100,
     "shards": read_shards,
     "packed": read_packed,
+    "cc3m": read_cc3m,
     "hf": read_hf,
 }
 
