@@ -194,9 +194,9 @@ def test_flickr_from_the_table_alone_leaves_splits_to_the_hash(flickr_folder: Pa
     assert open_source(f"flickr30k:{flickr_folder}").split(0) is None
 
 
-def test_flickr_says_what_is_wrong(flickr_folder: Path, tmp_path: Path) -> None:
+def test_flickr_says_what_is_wrong(flickr_folder: Path) -> None:
     with pytest.raises(DataError, match=r"neither results.csv, captions.txt nor dataset_"):
-        open_source(f"flickr30k:{tmp_path}")
+        open_source(f"flickr30k:{flickr_folder / 'images'}")
     table = flickr_folder / "results.csv"
     table.write_text(table.read_text("utf-8") + "9.jpg| 0| gone\n", "utf-8")
     with pytest.raises(DataError, match=r"1 of 5 images are not under .*: 9\.jpg"):

@@ -8,7 +8,7 @@ from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
-from diptych.data.sources.flickr import is_flickr8k, read_flickr
+from diptych.data.sources.flickr import is_flickr8k, read_flickr8k, read_flickr30k
 from diptych.data.sources.hugging_face import read_hf
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.mix import read_mix
@@ -23,8 +23,8 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "json": read_json,
     "csv": read_csv,
     "tsv-folder": read_tsv_folder,
-    "flickr30k": read_flickr,
-    "flickr8k": read_flickr,
+    "flickr30k": read_flickr30k,
+    "flickr8k": read_flickr8k,
     "coco": read_coco,
     "class-folder": read_class_folder,
     "cifar10": read_cifar10,
@@ -35,7 +35,8 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "hf": read_hf,
 }
 
-_WITHOUT_LOCATION = frozenset({"shapes", "cifar10", "cifar100"})
+_FETCHED = frozenset({"cifar10", "cifar100", "flickr30k", "flickr8k"})
+_WITHOUT_LOCATION = _FETCHED | {"shapes"}
 _BY_SUFFIX = {
     **{".json": "json", ".jsonl": "json", ".ndjson": "json"},
     **{".csv": "csv", ".tsv": "csv", ".tar": "shards", ".parquet": "hf"},
@@ -56,6 +57,10 @@ def open_source(spec: str) -> Source:
         kind, location = recognise(path), spec
     elif kind not in SOURCES:
         raise DataError(unknown_name("source kind", kind, [*SOURCES, "mix"]) + ". Sources are written kind:location.")
+    elif spec in _FETCHED and path.exists():  # Gigabytes are not fetched for want of a './'.
+        raise DataError(
+            f"'{spec}' is a folder here, and a kind of data: write {spec}:{spec} to read it, {spec}: to fetch"
+        )
     elif not location and kind not in _WITHOUT_LOCATION:
         raise DataError(f"source '{spec}' has no location: write {kind}:PATH")
     return SOURCES[kind](location)
@@ -89,7 +94,7 @@ def _has(path: Path, *patterns: str) -> bool:
 
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "tsv-folder": lambda path: _has(path, "captions.txt") and not is_flickr8k(path / "captions.txt"),
-    "flickr30k": lambda path: _has(path, "results.csv", "dataset_flickr*.json"),
+    "flickr30k": lambda path: _has(path, "results.csv", "flickr30k_images/results.csv", "dataset_flickr*.json"),
     "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
     "packed": lambda path: _has(path, PACK),
     "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),

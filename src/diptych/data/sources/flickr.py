@@ -1,5 +1,7 @@
 """`flickr30k:DIR` and `flickr8k:DIR`: the Kaggle dumps (images and a table) and Karpathy's split JSON.
 
+Without DIR the dumps are fetched from Kaggle.
+
 Flickr30k's table (`results.csv`) is separated by `|` with spaces around it, and one row of it lacks its second separator;
 Flickr8k's (`captions.txt`) is separated by commas. Karpathy's file
 (`dataset_*.json`), where present, says which images are train, val and test (Karpathy & Fei-Fei 2015).
@@ -11,25 +13,36 @@ import re
 from pathlib import Path
 
 from diptych.core.errors import DataError
+from diptych.data.sources.kaggle import fetch_from_kaggle
 from diptych.data.sources.listing import Listing, ListingBuilder
 
 _ROW = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
 
 
-def read_flickr(location: str) -> Listing:
+_TABLES = ("results.csv", "captions.csv", "captions.txt")
+_FLICKR30K = "hsankesara/flickr-image-dataset/versions/1"
+_FLICKR8K = "adityajn105/flickr8k/versions/1"
+
+
+def read_flickr30k(location: str) -> Listing:
+    """Flickr30k in a folder; fetched from Kaggle where no location is given."""
+    return read_flickr(Path(location) if location else fetch_from_kaggle(_FLICKR30K, kind="flickr30k"))
+
+
+def read_flickr8k(location: str) -> Listing:
+    """Flickr8k in a folder; fetched from Kaggle where no location is given."""
+    return read_flickr(Path(location) if location else fetch_from_kaggle(_FLICKR8K, kind="flickr8k"))
+
+
+def read_flickr(root: Path) -> Listing:
     """Samples of a Flickr dump, keyed by file name, all captions each.
 
     Raises:
         DataError: the folder is missing or empty, holds no captions, or captions name images that are not there.
     """
-    folder = Path(location)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+    folder = _dump(root)
     splits_file = next(iter(sorted(folder.glob("dataset_*.json"))), None)
-    tables = (folder / name for name in ("results.csv", "captions.csv", "captions.txt"))
-    table = next((path for path in tables if path.is_file()), None)
-    if splits_file is None and table is None:
-        raise DataError(f"{folder}: holds neither results.csv, captions.txt nor dataset_*.json; a Flickr dump has one")
+    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
     captions, splits = _read_karpathy(splits_file) if splits_file else ({}, {})
     if table:
         captions = _read_comma_table(table) if is_flickr8k(table) else _read_table(table)
@@ -37,6 +50,25 @@ def read_flickr(location: str) -> Listing:
     for name, texts in captions.items():
         builder.add(name, texts, split=splits.get(name))
     return builder.build()
+
+
+def _dump(root: Path) -> Path:
+    """The folder with the captions: the one that is named, or the only one up to two levels below."""
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    level = [root]
+    for _ in range(3):
+        found = [folder for folder in level if _has_captions(folder)]
+        if len(found) > 1:
+            raise DataError(f"{root}: several folders hold captions; name one: {', '.join(map(str, found))}")
+        if found:
+            return found[0]
+        level = sorted(entry for folder in level for entry in folder.iterdir() if entry.is_dir())
+    raise DataError(f"{root}: holds neither results.csv, captions.txt nor dataset_*.json; a Flickr dump has one")
+
+
+def _has_captions(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TABLES) or any(True for _ in folder.glob("dataset_*.json"))
 
 
 def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
@@ -86,6 +118,7 @@ def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, st
 
 def _image_folder(folder: Path) -> Path:
     for name in ("images", "flickr30k_images", "flickr30k-images", "Images", "Flicker8k_Dataset"):
-        if (folder / name).is_dir():
-            return folder / name
+        for found in (folder / name / name, folder / name):  # Kaggle's Flickr30k has the folder in itself.
+            if found.is_dir():
+                return found
     return folder
