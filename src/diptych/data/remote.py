@@ -4,6 +4,8 @@ import fcntl
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -89,13 +91,13 @@ class FileCache:
             return path
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.with_name(f".{path.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # Gone with the process that held it, however that ended.
+            with _locked(path.with_name(f".{path.name}.lock")):
                 if not self._touch(path):
                     beside = path.with_name(f".{path.name}.part")
                     _fetch(url, beside)
-                    self._make_room(beside.stat().st_size)
-                    beside.replace(path)
+                    with _locked(self.folder / ".room.lock"):
+                        self._make_room(beside.stat().st_size)
+                        beside.replace(path)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot keep {url} ({error.strerror or error})") from None
         return path
@@ -120,6 +122,14 @@ class FileCache:
                 return
             path.unlink(missing_ok=True)  # Whoever has it open reads on.
             total -= size
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among threads and processes; the lock goes with the process that holds it, however that ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(url: str, path: Path) -> None:
