@@ -45,7 +45,7 @@ def _memory_for(size: int) -> bytearray:
 
 
 def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, "H2 W2 3"]:
-    if b"Exif\x00" not in content and b"tiff:Orientation" not in content:
+    if not _has_metadata(content):
         return pixels
     with Image.open(io.BytesIO(content)) as opened:
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
@@ -56,3 +56,13 @@ def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, 
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
+
+
+def _has_metadata(content: bytes) -> bool:
+    """Whether a segment APP1, where EXIF and XMP stand, comes before the picture itself; also if that cannot be told."""
+    place = 2
+    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] not in (0xE1, 0xFF):
+        if content[place + 1] == 0xDA:
+            return False
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return True

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
@@ -17,7 +16,9 @@ def resize(
     Overshoots of the bicubic filter are clipped between its two passes, so their order shows in a few pixels. It is that of
     Pillow 13: horizontal first, unless the picture loses more than twice as many rows as columns.
     """
-    tensor = torch.from_numpy(np.require(pixels, requirements=("C", "W"))).permute(2, 0, 1)[None]
+    if not pixels.flags.writeable or min(pixels.strides) < 0:  # PyTorch takes neither.
+        pixels = pixels.copy()
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     lost_rows, lost_columns = pixels.shape[0] - height, pixels.shape[1] - width
     if lost_rows > 2 * max(0, lost_columns):
         tensor = interpolate(tensor, (height, pixels.shape[1]), mode=interpolation, antialias=True)

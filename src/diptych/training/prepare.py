@@ -10,7 +10,7 @@ from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, RunError
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import take_few, take_split
+from diptych.data.sources.subset import Splits, take_few
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
@@ -27,8 +27,9 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     """
     data = config.data
     source = open_source(data.source)
-    train_source = take_few(take_split(source, data.train_split, val_fraction=data.val_fraction), data.max_samples)
-    val_source = take_split(source, data.val_split, val_fraction=data.val_fraction)
+    splits = Splits(source, val_fraction=data.val_fraction)
+    train_source = take_few(splits.take(data.train_split), data.max_samples)
+    val_source = splits.take(data.val_split)
     if config.batch_size > len(train_source):
         raise ConfigError(
             f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "

@@ -41,7 +41,10 @@ class TextColumn:
 
     def append(self, text: str) -> None:
         """Add a text at the end; lone surrogates, as in odd file names, are kept."""
-        self._bytes += text.encode("utf-8", "surrogatepass")
+        try:
+            self._bytes += text.encode()  # The plain call is the fast one.
+        except UnicodeEncodeError:
+            self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:

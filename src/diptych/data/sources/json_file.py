@@ -1,5 +1,6 @@
 """`json:FILE`: a list of {"image": path, "caption": text or "captions": [texts]}, as JSON or one object a line."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,11 @@ def _rows(path: Path) -> Iterator[Any]:
     if path.suffix in {".jsonl", ".ndjson"}:
         number = 0
         try:
-            with path.open(encoding="utf-8-sig", newline="\n") as file:  # U+2028 and its like end no line here.
+            with path.open("rb") as file:  # Bytes: U+2028 and its like end no line here.
                 for line in file:
                     number += 1
                     if not line.isspace():
-                        yield from_json(line)
+                        yield from_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except ValueError as error:
             raise DataError(f"{path}: line {number} is not JSON: {error}") from None
         return
@@ -61,7 +62,7 @@ def _problem(row: Any) -> str | None:
     """What is wrong with a row, as the end of a sentence about it; None if nothing is."""
     if not isinstance(row, dict):
         return f" is {_json_name(row)}, not an object"
-    if "image" not in row or not {"caption", "captions", "label"} & row.keys():
+    if "image" not in row or not ("caption" in row or "captions" in row or "label" in row):
         lacks = "no key 'image'" if "image" not in row else "none of 'caption', 'captions', 'label'"
         return f" has {lacks}; it has: {', '.join(row) or 'none'}"
     if not isinstance(row["image"], str):

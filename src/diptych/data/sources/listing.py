@@ -94,17 +94,22 @@ class ListingBuilder:
         self._row_of_caption = array("q")
         self._hashes = array("q")  # Of the keys: who repeats whom, without a dict of a million texts.
         self._labels, self._splits = NameColumn(), NameColumn()
+        self._labelled, self._with_split = array("q"), array("q")  # The rows that name one: most files name none.
 
     def add(self, key: str, captions: Sequence[str], *, label: str | None = None, split: str | None = None) -> None:
         """One row of the file. Where rows of one image disagree on label or split, the last one that names it holds."""
-        row = len(self._keys)
+        row = len(self._hashes)
         self._keys.append(key)
         self._hashes.append(hash(key))
         for caption in captions:
             self._captions.append(caption)
             self._row_of_caption.append(row)
-        self._labels.append(label)
-        self._splits.append(split)
+        if label is not None:
+            self._labels.append(label)
+            self._labelled.append(row)
+        if split is not None:
+            self._splits.append(split)
+            self._with_split.append(row)
 
     def build(self, *, check_images: bool = True) -> Listing:
         """The source.
@@ -125,8 +130,10 @@ class ListingBuilder:
         keys = TextColumn(self._keys[int(row)] for row in first_rows) if has_repeats else self._keys
         if check_images:
             check_images_exist(keys, self.root, where=self.where)
-        captions = GroupedTexts(self._captions, sample_of_row[np.array(self._row_of_caption)], len(keys))
-        labels = _last_named(self._labels.codes(), sample_of_row, len(keys))
+        captions = GroupedTexts(
+            self._captions, sample_of_row[np.array(self._row_of_caption, dtype=np.int64)], len(keys)
+        )
+        labels = _last_named(self._labels, sample_of_row[np.array(self._labelled, dtype=np.int64)], len(keys))
         bare = np.flatnonzero(~captions.filled() & (labels < 0))
         if len(bare):
             first = keys[int(bare[0])]
@@ -139,7 +146,7 @@ class ListingBuilder:
             captions,
             labels=rank[labels],
             classes=tuple(names),
-            splits=_last_named(self._splits.codes(), sample_of_row, len(keys)),
+            splits=_last_named(self._splits, sample_of_row[np.array(self._with_split, dtype=np.int64)], len(keys)),
             split_names=tuple(self._splits.names),
             templates=self.templates,
         )
@@ -153,10 +160,9 @@ class ListingBuilder:
             self._keys = TextColumn(key[len(common.rstrip("/")) + 1 :] for key in self._keys)
 
 
-def _last_named(codes: NDArray[np.int32], sample_of_row: NDArray[np.int64], num_samples: int) -> NDArray[np.int32]:
+def _last_named(names: NameColumn, samples: NDArray[np.int64], num_samples: int) -> NDArray[np.int32]:
     out = np.full(num_samples, -1, dtype=np.int32)
-    named = codes >= 0
-    out[sample_of_row[named]] = codes[named]  # Of repeated places the last one stays.
+    out[samples] = names.codes()  # Of repeated places the last one stays.
     return out
 
 

@@ -61,37 +61,51 @@ class Subset(Source):
         return self.source.image_size(self.indices[index])
 
 
-def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:
-    """The samples of a split: the source's own where it has them, else `train` and `val` by a hash of the key.
+class Splits:
+    """A source cut into its splits: its own where it has them, else `train` and `val` by a hash of the key.
 
-    What the hash would put into `val` though `train` has the same file stays in `train`. `all` takes everything. A source
-    with splits of its own but no `val` gets one cut from its `train`.
+    What the hash would put into `val` though `train` has the same picture stays in `train`. A source with splits of its own but
+    no `val` gets one cut from its `train`.
+    """
+
+    def __init__(self, source: Source, *, val_fraction: float = 0.05) -> None:
+        self.source = source
+        own = [source.split(i) for i in range(len(source))]
+        cuts_train = "val" not in own
+        train, val = list[int](), list[int]()
+        self.names = [name or "train" for name in own]
+        """The split of each sample."""
+        for i, name in enumerate(own):
+            if name is None or (name == "train" and cuts_train):
+                (val if stable_fraction(source.split_key(i), "split") < val_fraction else train).append(i)
+        for i in set(val) - set(copies_of(source, val, train)):
+            self.names[i] = "val"
+
+    def take(self, split: str) -> Subset:
+        """The samples of a split; `all` is every one.
+
+        Raises:
+            DataError: there is no such split (the known ones are named with their sizes).
+        """
+        if split == "all":
+            return Subset(self.source, range(len(self.source)))
+        indices = [i for i, name in enumerate(self.names) if name == split]
+        if not indices:
+            sizes = ", ".join(f"{name} ({size})" for name, size in Counter(self.names).items())
+            num = len(self.source)
+            raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({num})")
+        return Subset(self.source, indices)
+
+
+def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:
+    """The samples of a split, as `Splits` cuts them.
 
     Raises:
         DataError: there is no such split (the known ones are named with their sizes).
     """
-    if split == "all":
-        return Subset(source, range(len(source)))
-    names = split_names(source, val_fraction=val_fraction)
-    indices = [i for i, name in enumerate(names) if name == split]
-    if not indices:
-        sizes = ", ".join(f"{name} ({size})" for name, size in Counter(names).items())
-        raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({len(source)})")
-    return Subset(source, indices)
-
-
-def split_names(source: Source, *, val_fraction: float = 0.05) -> list[str]:
-    """The split of each sample: the source's own, or cut as `take_split` says."""
-    own = [source.split(i) for i in range(len(source))]
-    cuts_train = "val" not in own
-    train, val = list[int](), list[int]()
-    names = [name or "train" for name in own]
-    for i, name in enumerate(own):
-        if name is None or (name == "train" and cuts_train):
-            (val if stable_fraction(source.split_key(i), "split") < val_fraction else train).append(i)
-    for i in set(val) - set(copies_of(source, val, train)):
-        names[i] = "val"
-    return names
+    return (
+        Subset(source, range(len(source))) if split == "all" else Splits(source, val_fraction=val_fraction).take(split)
+    )
 
 
 def take_few(source: Source, max_samples: int | None) -> Source:

@@ -59,13 +59,17 @@ def read_csv(location: str) -> Listing:
     rows = _rows(path, options)
     _, heading = next(rows)
     layout = _layout(path, heading, options)
-    needed = max(layout.image, layout.caption or 0)
+    image, caption, label, split = layout
+    needed = max(image, caption or 0)
     for number, row in rows:
         if len(row) <= needed:
             raise DataError(f"{path}: line {number} has {len(row)} fields, the heading {len(heading)}: {row!r:.80}")
-        label, split = (row[i] if i is not None and i < len(row) else None for i in (layout.label, layout.split))
-        captions = [] if layout.caption is None else [row[layout.caption].strip()]
-        builder.add(row[layout.image].strip(), captions, label=label or None, split=split or None)
+        builder.add(
+            row[image].strip(),
+            () if caption is None else (row[caption].strip(),),
+            label=None if label is None or label >= len(row) else row[label] or None,
+            split=None if split is None or split >= len(row) else row[split] or None,
+        )
     return builder.build()
 
 
@@ -109,7 +113,7 @@ def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]
             file.seek(0)
             reader = csv.reader(file, delimiter=_separator(path, first, options))
             for row in reader:
-                if any(field.strip() for field in row):
+                if row and (row[0] or any(field.strip() for field in row)):
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         hint = "" if "encoding" in options else "; if it is an older one, say so: csv:FILE?encoding=latin-1"
