@@ -13,7 +13,7 @@ def test_values_never_change() -> None:
     assert stable_hash("photo.jpg", 3) == 3553299070811441302
     assert stable_fraction(0, "x") == 0.3824217794337163
     assert keyed_permutation(8, 0, "epoch", 1).tolist() == [1, 3, 6, 7, 5, 0, 4, 2]
-    np.testing.assert_allclose(keyed_generator(0, "a").random(3), [0.701028, 0.710897, 0.851867], atol=1e-6)
+    np.testing.assert_allclose(keyed_generator(0, "a").random(3), [0.614305, 0.187206, 0.278515], atol=1e-6)
 
 
 @given(st.integers(0, 300), st.integers(0, 1000))

@@ -18,7 +18,7 @@ def resize(
     """
     if not pixels.flags.writeable or min(pixels.strides) < 0:  # PyTorch takes neither.
         pixels = pixels.copy()
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     lost_rows, lost_columns = pixels.shape[0] - height, pixels.shape[1] - width
     if lost_rows > 2 * max(0, lost_columns):
         tensor = interpolate(tensor, (height, pixels.shape[1]), mode=interpolation, antialias=True)
