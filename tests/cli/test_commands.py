@@ -262,6 +262,13 @@ def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path
     found = _json(capsys, "data", "audit", str(flickr_folder))
     assert found == json.loads((tmp_path / "audit" / "audit.json").read_text("utf-8"))
     assert found["across_splits"] == [["1.jpg", "4.jpg"]]
+    tsv = flickr_folder / "rows.tsv"
+    tsv.write_text("image\tcaption\n" + "".join(f"images/{i}.jpg\tpicture {i}\n" for i in (1, 3, 4)), "utf-8")
+    assert _json(capsys, "data", "audit", str(tsv))["splits"] == {"by key": 3}
+    cut = _json(capsys, "data", "audit", str(tsv), "--split-by", "run", "--val-fraction", "0.6")
+    assert sum(cut["splits"].values()) == 3
+    assert "by key" not in cut["splits"]
+    assert cut["across_splits"] == []
 
 
 def test_the_words_of_the_command_line_are_those_of_the_library() -> None:

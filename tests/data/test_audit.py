@@ -53,6 +53,7 @@ def test_everything_planted_is_found(tmp_path: Path) -> None:
     assert "broken.jpg" in reason
     assert found.sizes == {"smallest": (100, 75), "median": (200, 150), "largest": (200, 150)}
     assert len(found.areas) == 8
+    assert found.modes == {"PNG RGB": 7, "JPEG RGB": 1}
     assert (found.num_cut, found.num_empty) == (1, 1)
     assert found.frequent[0] == ("a hill", 6)
     draw_histograms(found, tmp_path / "histograms.png")
@@ -75,6 +76,7 @@ def test_data_without_a_fault(tmp_path: Path) -> None:
     assert (found.same, found.alike, found.unreadable, found.num_cut) == ((), (), (), 0)
     assert found.splits == {"by key": 12}
     assert set(found.false_negatives.values()) == {0.0}
+    assert audit(source, splits=["a", "b"] * 6).splits == {"a": 6, "b": 6}
     assert suspicious_sheet(source, found) is None
 
 

@@ -1,7 +1,7 @@
 """`diptych data ...`: look at data, and put it into another form."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -44,15 +44,24 @@ def audit(
     /,
     *,
     out: Annotated[Path | None, Parameter(help="Folder for audit.json and pictures.")] = None,
+    split_by: Annotated[
+        Literal["source", "run"],
+        Parameter(
+            help="Whose splits are looked at: those that the source itself names, or those that a run would cut."
+        ),
+    ] = "source",
+    val_fraction: Annotated[float, Parameter(help="With --split-by run, the share of val.")] = 0.05,
     as_json: Json = False,
 ) -> None:
     """Say what is in the data before a run is: splits, sizes, broken and repeated pictures, captions."""
     from diptych.data.audit import audit as look_at
     from diptych.data.sources.choice import open_source
+    from diptych.data.sources.subset import Splits
 
     opened = open_source(source)
+    splits = Splits(opened, val_fraction=val_fraction).names if split_by == "run" else None
     with progress("Reading", len(opened)) as step:
-        found = look_at(opened, on_sample=step)
+        found = look_at(opened, splits=splits, on_sample=step)
     if out is not None:
         _write_audit(opened, found, out)
     if as_json:

@@ -72,17 +72,18 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_facts(title: str, facts: Mapping[str, str]) -> None:
-    """Print names and what they are, in two columns."""
-    from rich.table import Table
+    """Print names and what they are, in two columns; folded on a terminal, a line each elsewhere."""
+    from textwrap import wrap
+
     from rich.text import Text
 
     console().print(Text(f"\n{title}", style="bold"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold")
+    indent = max(map(len, facts)) + 2
     for name, fact in facts.items():
-        table.add_row(Text(name), Text(fact))
-    console().print(table)
+        lines = wrap(fact, max(20, console().width - indent)) if console().is_terminal else [fact]
+        for i, line in enumerate(lines or [""]):
+            start = Text((name if i == 0 else "").ljust(indent), style="dim")
+            console().print(start.append(Text(line, style="not dim")), soft_wrap=True)
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:

@@ -57,6 +57,7 @@ def print_audit(source: str, audit: "Audit") -> None:
         "captions": f"{audit.num_captions:,}, {a_sample}; {audit.num_empty:,} empty",
         "tokens a caption": f"{tokens}; CLIP's context cuts {audit.num_cut:,}",
         "pictures": ", ".join(f"{name} {width}x{height}" for name, (width, height) in audit.sizes.items()),
+        "files": ", ".join(f"{mode} {count:,}" for mode, count in list(audit.modes.items())[:6]) or "none",
         "unreadable": _some([f"{key} ({reason})" for key, reason in audit.unreadable]),
         "the same picture": _some([" = ".join(group) for group in audit.same]),
         "alike": _some([f"{one} ~ {other}" for one, other in audit.alike]),

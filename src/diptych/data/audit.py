@@ -1,7 +1,7 @@
 """What is in the data, before a night is spent on it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,7 +14,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import ImageInput
 from diptych.data.fingerprints import equal_groups, fingerprint, near_pairs
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import decode, describe
+from diptych.images.decode import decode, describe, file_mode
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 BATCH_SIZES = (64, 256, 1024)
@@ -31,6 +31,8 @@ class Audit:
     labels: dict[str, int]
     sizes: dict[str, tuple[int, int]]
     """Width and height of the smallest, the median and the largest picture, by area."""
+    modes: dict[str, int]
+    """File formats with their colour modes, such as `JPEG RGB`, and how many pictures have them."""
     areas: tuple[int, ...]
     """Pixels of each readable picture."""
     unreadable: tuple[tuple[str, str], ...]
@@ -54,15 +56,23 @@ class Audit:
 
 class _Seen(NamedTuple):
     size: tuple[int, int]
+    mode: str
     digest: bytes
     print: int
 
 
-def audit(source: Source, *, workers: int = 2, on_sample: Callable[[], object] | None = None) -> Audit:
+def audit(
+    source: Source,
+    *,
+    splits: Sequence[str] | None = None,
+    workers: int = 2,
+    on_sample: Callable[[], object] | None = None,
+) -> Audit:
     """Read every picture and every caption once.
 
     Args:
         source: what is looked at.
+        splits: the split of each sample; the source's own if nothing is given.
         workers: threads that decode.
         on_sample: called after each picture.
 
@@ -72,7 +82,8 @@ def audit(source: Source, *, workers: int = 2, on_sample: Callable[[], object] |
     if not len(source):
         raise DataError("the data holds no samples")
     keys = [source.key(i) for i in range(len(source))]
-    splits = [source.split(i) for i in range(len(source))]
+    own = [source.split(i) or "by key" for i in range(len(source))]
+    splits = own if splits is None else list(splits)
     captions = [source.captions(i) for i in range(len(source))]
     labels: Counter[str] = Counter()
     seen: list[_Seen | None] = []
@@ -93,9 +104,10 @@ def audit(source: Source, *, workers: int = 2, on_sample: Callable[[], object] |
     return Audit(
         num_samples=len(source),
         num_captions=len(texts),
-        splits=dict(Counter(split or "by key" for split in splits)),
+        splits=dict(Counter(splits)),
         labels=dict(labels.most_common()),
         sizes=_sizes([entry.size for entry in seen if entry]),
+        modes=dict(Counter(entry.mode for entry in seen if entry).most_common()),
         areas=tuple(entry.size[0] * entry.size[1] for entry in seen if entry),
         unreadable=tuple(unreadable),
         same=tuple(tuple(keys[i] for i in group) for group in same),
@@ -141,7 +153,8 @@ def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, in
             return error, None
         try:
             picture = decode(sample.image)
-            return _Seen(picture.size, _digest(sample.image, picture.tobytes), fingerprint(picture)), sample.label
+            digest = _digest(sample.image, picture.tobytes)
+            return _Seen(picture.size, file_mode(sample.image), digest, fingerprint(picture)), sample.label
         except ImageError as error:
             return error, sample.label
         except OSError as error:  # The file went between the two looks at it.

@@ -27,7 +27,8 @@ def draw_histograms(audit: Audit, path: Path) -> None:
     left.hist(audit.token_counts, bins=range(2, max(audit.token_counts, default=2) + 2), color=_INK)
     left.axvline(77, color=_FAINT, linestyle="--")
     left.set(title=f"{audit.num_captions:,} captions", xlabel="tokens, CLIP's tokenizer (dashed: its context)")
-    right.hist([area**0.5 for area in audit.areas], bins=40, color=_INK)
+    sides = [area**0.5 for area in audit.areas]
+    right.hist(sides, bins=40, range=(0, 1.05 * max(sides, default=1)), color=_INK)
     right.set(title=f"{len(audit.areas):,} pictures", xlabel="side of a square of the same area, in pixels")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -39,10 +40,11 @@ def draw_histograms(audit: Audit, path: Path) -> None:
 
 def suspicious_sheet(source: Source, audit: Audit) -> Image.Image | None:
     """Pictures that are the same, look alike, or straddle splits; None if there are none."""
+    across = set(audit.across_splits)
     index = {source.key(i): i for i in range(len(source))}
     groups = {
         "The same picture more than once": [key for group in audit.same for key in group],
-        "Pictures that look alike": [key for pair in audit.alike for key in pair],
+        "Pictures that look alike": [key for pair in audit.alike if pair not in across for key in pair],
         "In different splits": [key for pair in audit.across_splits for key in pair],
     }
     rows = []

@@ -80,6 +80,14 @@ def describe(image: ImageInput) -> str:
             return f"<array {'x'.join(str(size) for size in np.shape(image))}>"
 
 
+def file_mode(image: ImageInput) -> str:
+    """Format and colour mode of a picture that `decode` has read, such as `JPEG RGB`; of drawn ones `pixels`."""
+    if not isinstance(image, str | Path | bytes):
+        return "pixels"
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+        return f"{opened.format} {opened.mode}"
+
+
 def list_images(folder: Path) -> list[Path]:
     """Every picture in a folder and its subfolders, by name, hidden ones left out.
 
