@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diptych.core.errors import DataError, DiptychWarning
+from diptych.data.sources.columns import locate
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
@@ -34,7 +35,7 @@ class TarsWithSplits(ShardsSource):
 
     def split(self, index: int) -> str | None:
         """The split of the tar, else the one that the sample's JSON names."""
-        shard, _ = self._place(index)
+        shard, _ = locate(self._starts, index)
         return self._splits[shard] or super().split(index)
 
 

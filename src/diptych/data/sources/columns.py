@@ -6,11 +6,27 @@ take their own bytes and eight more each, and workers share them.
 
 import json
 from array import array
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def locate(starts: Sequence[int], index: int) -> tuple[int, int]:
+    """Which stretch an index lies in, and its number there; `starts` ends with the number of all.
+
+    >>> locate([0, 3, 5], 4)
+    (1, 1)
+
+    Raises:
+        IndexError: it lies in none.
+    """
+    if not 0 <= index < starts[-1]:
+        raise IndexError(f"sample {index} of {starts[-1]}")
+    stretch = bisect_right(starts, index) - 1
+    return stretch, index - starts[stretch]
 
 
 class TextColumn:

@@ -21,7 +21,7 @@ from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, templates_of
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 _OWN_NAMES = {"validation": "val", "valid": "val"}
@@ -79,10 +79,9 @@ class HuggingFaceSource(Source):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The row's captions; templates around its class's name where it has none, or where templates were asked for."""
-        captions, label = self._captions[index], self.label(index)
-        if label is None or (captions and not self._given_templates):
-            return captions
-        return filled(self._given_templates or FIVE_TEMPLATES, readable(self.classes[label]))
+        label = self.label(index)
+        name = None if label is None else self.classes[label]
+        return captions_or_filled(self._captions[index], name, self._given_templates)
 
     def key(self, index: int) -> str:
         """The split's name in the set and the row's number there, as in `train/000000123`."""

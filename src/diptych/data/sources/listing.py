@@ -12,7 +12,7 @@ from diptych.core.errors import DataError
 from diptych.core.sample import Sample
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable
+from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled
 
 
 class Listing(Source):
@@ -48,10 +48,9 @@ class Listing(Source):
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions; templates around its class's name where it has none, or where templates were asked for."""
-        captions, label = self._captions[index], self.label(index)
-        if label is None or (captions and not self._given_templates):
-            return captions
-        return filled(self._given_templates or FIVE_TEMPLATES, readable(self.classes[label]))
+        label = self.label(index)
+        name = None if label is None else self.classes[label]
+        return captions_or_filled(self._captions[index], name, self._given_templates)
 
     def key(self, index: int) -> str:
         """Path of the image from the root."""

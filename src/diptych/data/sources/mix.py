@@ -1,7 +1,6 @@
 """`mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION`: several sources as one, each with its share of what a run draws."""
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
+from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
 
 _PART = re.compile(r"(?:(?P<share>[0-9.]+)\s*\*\s*)?(?P<spec>.+)", re.DOTALL)
@@ -34,45 +34,39 @@ class MixSource(Source):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return replace(self.sources[part][number], key=self.key(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return self.sources[part].captions(number)
 
     def key(self, index: int) -> str:
         """Number of the source, and the sample's key there."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return f"{part}/{self.sources[part].key(number)}"
 
     def split_key(self, index: int) -> str:
         """The sample's key in its source: alone or in a mixture, it is in the same split."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return self.sources[part].split_key(number)
 
     def split(self, index: int) -> str | None:
         """The split that its source puts the sample in."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return self.sources[part].split(number)
 
     def label(self, index: int) -> int | None:
         """The sample's label among the classes of all."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         label = self.sources[part].label(number)
         return None if label is None else self._label_ids[self.sources[part].classes[label]]
 
     def image_size(self, index: int) -> int | None:
         """Bytes of the sample's image file."""
-        part, number = self._place(index)
+        part, number = locate(self._starts, index)
         return self.sources[part].image_size(number)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < self._starts[-1]:
-            raise IndexError(f"sample {index} of {len(self)}")
-        part = bisect_right(self._starts, index) - 1
-        return part, index - self._starts[part]
 
     def _blocks(self) -> NDArray[np.int64] | None:
         if all(source.block_ends is None for source in self.sources):

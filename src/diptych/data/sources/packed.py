@@ -5,7 +5,6 @@ A pack is a folder of shards. A shard is `00000.pixels`, the pictures' bytes one
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import Sample
-from diptych.data.sources.columns import NameColumn, TextColumn
+from diptych.data.sources.columns import NameColumn, TextColumn, locate
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
 
@@ -106,45 +105,39 @@ class PackedSource(Source):
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         offsets, (height, width) = self._offsets[shard], self._tables[shard].shapes[row]
         image = self._map(shard)[offsets[row] : offsets[row + 1]].reshape(height, width, 3)
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         table = self._tables[shard]
         first, last = table.caption_ends[row - 1] if row else 0, table.caption_ends[row]
         return tuple([table.captions[i] for i in range(first, last)])
 
     def key(self, index: int) -> str:
         """The key that the sample had before it was packed."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return self._tables[shard].keys[row]
 
     def split(self, index: int) -> str | None:
         """The split that its source put it in."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return self._tables[shard].splits[row]
 
     def label(self, index: int) -> int | None:
         """The sample's label."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         label = self._tables[shard].labels[row]
         return None if label < 0 else label
 
     def image_size(self, index: int) -> int | None:
         """Bytes of the file that the picture was."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         size = self._tables[shard].file_sizes[row]
         return None if size < 0 else size
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < self._starts[-1]:
-            raise IndexError(f"sample {index} of {len(self)}")
-        shard = bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
         if shard not in self._maps:

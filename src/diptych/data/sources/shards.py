@@ -6,7 +6,6 @@ open_clip's trainer. Each may be a URL that fsspec knows (`s3://`, `gs://`, `htt
 
 import re
 import warnings
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,9 @@ import numpy as np
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.sample import Sample
 from diptych.data.remote import FileCache, is_remote, list_remote
+from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, templates_of
 from diptych.data.tar_index import TarIndex
 from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
 
@@ -54,52 +54,44 @@ class ShardsSource(Source):
         Raises:
             ImageError: the tar has gone, or was cut off since it was indexed.
         """
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         offset, length = self._indices[shard].places[row].tolist()
         image = self._reader.read(shard, offset, length)
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The sample's captions, or templates around its class's name; the tar is not touched."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         kept = self._indices[shard]
-        label = kept.labels[row] if self.templates else None
         first, last = int(kept.caption_ends[row - 1]) if row else 0, int(kept.caption_ends[row])
-        if label is not None and (first == last or self._given_templates):
-            return filled(self.templates, readable(label))
-        return tuple([kept.captions[i] for i in range(first, last)])
+        captions = tuple([kept.captions[i] for i in range(first, last)])
+        return captions_or_filled(captions, kept.labels[row], self._given_templates) if self.templates else captions
 
     def key(self, index: int) -> str:
         """The shard's name and the sample's key in it."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return f"{self._stems[shard]}/{self._indices[shard].keys[row]}"
 
     def split(self, index: int) -> str | None:
         """The split that the sample's JSON names, if it names one."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return self._indices[shard].splits[row]
 
     def label(self, index: int) -> int | None:
         """The class that the sample's JSON names, if it names one."""
         if not self.classes:
             return None
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return self._label_ids.get(self._indices[shard].labels[row] or "")
 
     def image_size(self, index: int) -> int:
         """Bytes of the image in its tar."""
-        shard, row = self._place(index)
+        shard, row = locate(self._starts, index)
         return int(self._indices[shard].places[row, 1])
 
     def problems(self) -> Counter[str]:
         """What was left out of all shards: reason, and how many samples."""
         return sum((Counter(index.problems) for index in self._indices), Counter())
-
-    def _place(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < self._starts[-1]:
-            raise IndexError(f"sample {index} of {len(self)}")
-        shard = bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
 
 
 def read_shards(location: str) -> ShardsSource:

@@ -42,6 +42,17 @@ def read_templates(path: Path) -> tuple[str, ...]:
     return templates
 
 
+def captions_or_filled(captions: tuple[str, ...], name: str | None, given: tuple[str, ...]) -> tuple[str, ...]:
+    """A sample's captions; where it has none, or where templates were asked for, templates around its class's name.
+
+    >>> captions_or_filled((), "sea_lion", ("a {}",)), captions_or_filled(("my dog",), "dog", ())
+    (('a sea lion',), ('my dog',))
+    """
+    if name is None or (captions and not given):
+        return captions
+    return filled(given or FIVE_TEMPLATES, readable(name))
+
+
 def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
     """Each template around a class's name.
 
