@@ -11,12 +11,15 @@ def clip_loss(
     text_emb: Float[Tensor, "B E"],
     logit_scale: Float[Tensor, ""],
     groups: Int64[Tensor, " B"] | None = None,
+    *,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean of the image-to-text and text-to-image cross-entropies (Radford et al. 2021, fig. 3), with several positives a row.
 
     Without `groups` the positives lie on the diagonal. With them, rows of one group are positives of each other, and a row's
     target is spread evenly over its positives (the outer sum of Khosla et al. 2020, eq. 2); groups of one member give the
-    paper's loss. Both embeddings are of unit length.
+    paper's loss. Both embeddings are of unit length. `label_smoothing` is the share of each target, within [0, 1), that is
+    spread over the whole batch (Szegedy et al. 2016). `tiled_clip_loss` gives the same without the matrix of logits.
 
     >>> emb = torch.eye(4)
     >>> bool(clip_loss(emb, emb, torch.tensor(100.0)) < 1e-6)
@@ -25,10 +28,14 @@ def clip_loss(
     logits = logit_scale * image_emb @ text_emb.T
     if groups is None:
         diagonal = torch.arange(len(logits), device=logits.device)
-        return (functional.cross_entropy(logits, diagonal) + functional.cross_entropy(logits.T, diagonal)) / 2
+        losses = [
+            functional.cross_entropy(side, diagonal, label_smoothing=label_smoothing) for side in (logits, logits.T)
+        ]
+        return (losses[0] + losses[1]) / 2
     positive = groups[:, None] == groups[None, :]
     target = positive / positive.sum(dim=1, keepdim=True)
-    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+    losses = [functional.cross_entropy(side, target, label_smoothing=label_smoothing) for side in (logits, logits.T)]
+    return (losses[0] + losses[1]) / 2
 
 
 def batch_accuracy(
