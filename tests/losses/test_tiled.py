@@ -15,7 +15,7 @@ from diptych.losses.contrastive import clip_loss
 from diptych.losses.tiled import tiled_clip_loss
 
 
-def _pairs(num: int, dim: int, *, likeness: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
+def pairs(num: int, dim: int, *, likeness: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Unit embeddings; the larger the likeness, the nearer each pair."""
     generator = torch.Generator().manual_seed(seed)
     image, text = torch.randn(2, num, dim, generator=generator).unbind()
@@ -36,7 +36,7 @@ def _in_double(
     return loss.detach(), [tensor.grad for tensor in inputs if tensor.grad is not None]
 
 
-def _relative(ours: Tensor | None, exact: Tensor) -> float:
+def relative(ours: Tensor | None, exact: Tensor) -> float:
     assert ours is not None
     return float((ours.double() - exact).norm() / exact.norm())
 
@@ -49,7 +49,7 @@ def _relative(ours: Tensor | None, exact: Tensor) -> float:
 def test_gradients_are_exact(scale: float, likeness: float, smoothing: float, *, grouped: bool) -> None:
     """Sizes that fill no tile, at logit scales up to CLIP's limit of 100."""
     num = 1300
-    image, text = _pairs(num, 64, likeness=likeness)
+    image, text = pairs(num, 64, likeness=likeness)
     groups = torch.randint(0, num // 3, (num,), generator=torch.Generator().manual_seed(1)) if grouped else None
     exact, exact_grads = _in_double(image, text, scale, groups, smoothing)
     inputs = [tensor.clone().requires_grad_() for tensor in (image, text, torch.tensor(scale))]
@@ -57,18 +57,18 @@ def test_gradients_are_exact(scale: float, likeness: float, smoothing: float, *,
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(exact), rel=5e-6)
     for tensor, grad in zip(inputs, exact_grads, strict=True):
-        assert _relative(tensor.grad, grad) <= 5e-6
+        assert relative(tensor.grad, grad) <= 5e-6
 
 
 def test_what_is_nearly_learned_keeps_its_digits() -> None:
     """Where each pair is found with 99.7 %, weights and targets nearly cancel."""
-    image, text = _pairs(2048, 512, likeness=0.3)
+    image, text = pairs(2048, 512, likeness=0.3)
     exact, exact_grads = _in_double(image, text, 100.0, None, 0.0)
     assert float(exact) < 0.01
     inputs = [tensor.clone().requires_grad_() for tensor in (image, text)]
     tiled_clip_loss(inputs[0], inputs[1], torch.tensor(100.0)).backward()
     for tensor, grad in zip(inputs, exact_grads[:2], strict=True):
-        assert _relative(tensor.grad, grad) <= 5e-6
+        assert relative(tensor.grad, grad) <= 5e-6
 
 
 @given(
@@ -80,7 +80,7 @@ def test_what_is_nearly_learned_keeps_its_digits() -> None:
 )
 def test_equals_the_plain_loss(*, num: int, num_groups: int, scale: float, smoothing: float, seed: int) -> None:
     """With tiles of 4 x 6, so that every kind of edge occurs."""
-    image, text = _pairs(num, 3, seed=seed)
+    image, text = pairs(num, 3, seed=seed)
     groups = torch.randint(0, num_groups, (num,), generator=torch.Generator().manual_seed(seed))
     grads = []
     before = tiled.TILE_ROWS, tiled.TILE_COLUMNS
@@ -107,11 +107,11 @@ def test_rows_far_below_the_largest_logit_are_not_lost() -> None:
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(exact), rel=1e-5)
     for tensor, grad in zip(inputs, exact_grads[:2], strict=True):
-        assert _relative(tensor.grad, grad) <= 5e-6
+        assert relative(tensor.grad, grad) <= 5e-6
 
 
 def test_half_precision_embeddings_are_summed_in_single() -> None:
-    image, text = (tensor.bfloat16() for tensor in _pairs(300, 32))
+    image, text = (tensor.bfloat16() for tensor in pairs(300, 32))
     exact, exact_grads = _in_double(image, text, 20.0, None, 0.0)
     inputs = [tensor.clone().requires_grad_() for tensor in (image, text)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -121,12 +121,12 @@ def test_half_precision_embeddings_are_summed_in_single() -> None:
     assert float(loss.detach()) == pytest.approx(float(exact), rel=5e-6)
     assert inputs[0].grad is not None
     assert inputs[0].grad.dtype == torch.bfloat16
-    assert _relative(inputs[0].grad, exact_grads[0]) < 4e-3
+    assert relative(inputs[0].grad, exact_grads[0]) < 4e-3
 
 
 def test_no_matrix_is_ever_held() -> None:
     """Every tensor that either pass makes is counted; the matrix would have 4096 x 4096 numbers."""
-    image, text = _pairs(4096, 8)
+    image, text = pairs(4096, 8)
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -1,5 +1,7 @@
 """Contrastive losses. Shapes: B batch, E embedding."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -26,16 +28,12 @@ def clip_loss(
     True
     """
     logits = logit_scale * image_emb @ text_emb.T
-    if groups is None:
-        diagonal = torch.arange(len(logits), device=logits.device)
-        losses = [
-            functional.cross_entropy(side, diagonal, label_smoothing=label_smoothing) for side in (logits, logits.T)
-        ]
-        return (losses[0] + losses[1]) / 2
-    positive = groups[:, None] == groups[None, :]
-    target = positive / positive.sum(dim=1, keepdim=True)
-    losses = [functional.cross_entropy(side, target, label_smoothing=label_smoothing) for side in (logits, logits.T)]
-    return (losses[0] + losses[1]) / 2
+    cross_entropy = partial(functional.cross_entropy, label_smoothing=label_smoothing)
+    target = torch.arange(len(logits), device=logits.device)
+    if groups is not None:
+        positive = groups[:, None] == groups[None, :]
+        target = positive / positive.sum(dim=1, keepdim=True)
+    return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
 def batch_accuracy(

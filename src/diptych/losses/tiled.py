@@ -92,7 +92,7 @@ def log_sums(
     """The sums of exp(logits) over each row and each column of `scale * image @ text.T`."""
     bound = _bound(image, text, scale)
     rows, columns = RunningSum.zeros(image), RunningSum.zeros(text)
-    for tile in _tiles(image, text, scale):
+    for tile in tiles(image, text, scale):
         shift = bound if bound is not None else _shared_shift(tile.logits)
         row_sum, column_sum = rows.part(tile.rows), columns.part(tile.columns)
         if shift is not None:  # One exponential serves both directions.
@@ -122,7 +122,7 @@ def _residuals(
     bound = _bound(image, text, scale)
     to_text, to_image = torch.zeros_like(image), torch.zeros_like(text)
     weights = image.new_empty(TILE_ROWS * TILE_COLUMNS)
-    for tile in _tiles(image, text, scale):
+    for tile in tiles(image, text, scale):
         row, column = rows.part(tile.rows), columns.part(tile.columns)
         if bound is not None:  # All shifts are this bound.
             weight = weights[: tile.logits.numel()].view_as(tile.logits)
@@ -131,23 +131,30 @@ def _residuals(
         else:
             terms = (tile.logits - row.shift[:, None]).exp_().div_(row.total[:, None])
             terms += tile.logits.sub_(column.shift).exp_().div_(column.total)
-        first, last = max(tile.rows.start, tile.columns.start), min(tile.rows.stop, tile.columns.stop)
-        if first < last:
-            pairs = terms[first - tile.rows.start : last - tile.rows.start, first - tile.columns.start :]
-            pairs.diagonal().sub_(2 * own[first:last])
+        tile._replace(logits=terms).take_off_pairs(2 * own)
         to_text[tile.rows].addmm_(terms, text[tile.columns])
         to_image[tile.columns].addmm_(terms.T, image[tile.rows])
     return to_text, to_image
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
+    """A rectangle of the matrix of logits."""
+
     rows: slice
     columns: slice
     logits: Float[Tensor, "R C"]
     """In memory that the next tile uses again."""
 
+    def take_off_pairs(self, weights: Float[Tensor, " N"]) -> None:
+        """Subtract the weight of each row's own partner, where it lies in this tile."""
+        first, last = max(self.rows.start, self.columns.start), min(self.rows.stop, self.columns.stop)
+        if first < last:
+            pairs = self.logits[first - self.rows.start : last - self.rows.start, first - self.columns.start :]
+            pairs.diagonal().sub_(weights[first:last])
 
-def _tiles(image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""]) -> Iterator[_Tile]:
+
+def tiles(image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""]) -> Iterator[Tile]:
+    """The matrix `scale * image @ text.T`, one tile after another."""
     memory = image.new_empty(TILE_ROWS * TILE_COLUMNS)
     for first_row in range(0, len(image), TILE_ROWS):
         rows = slice(first_row, min(first_row + TILE_ROWS, len(image)))
@@ -156,7 +163,7 @@ def _tiles(image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float
             columns = slice(first_column, min(first_column + TILE_COLUMNS, len(text)))
             part = text[columns]
             logits = memory[: len(scaled) * len(part)].view(len(scaled), len(part))
-            yield _Tile(rows, columns, torch.mm(scaled, part.T, out=logits))
+            yield Tile(rows, columns, torch.mm(scaled, part.T, out=logits))
 
 
 class RunningSum(NamedTuple):
