@@ -1,7 +1,10 @@
 """What several rooms' tests share: a trained tiny bundle, drawn photos on disk, a way past the shape checks."""
 
 import json
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jaxtyping
@@ -40,6 +43,8 @@ TINY_RUN = TrainConfig(
     validations=2,
     val_samples=32,
 )
+
+_NOBODY = 65534
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,3 +139,25 @@ def json_file(tmp_path: Path) -> Path:
     path = tmp_path / "set" / "captions.json"
     path.write_text(json.dumps(rows), "utf-8")
     return path
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read all; nobody may not."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that others than its owner may enter, too, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("XDG_CACHE_HOME", f"{name}/cache")
+        yield Path(name)

@@ -118,7 +118,7 @@ def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
 
 def _tell(out: Path, settings: dict[str, object], more: dict[str, object]) -> None:
     beside = out / f".{PACK}.new"
-    beside.write_text(json.dumps({**settings, **more}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps({**settings, **more}, indent=1) + "\n", encoding="utf-8")
     beside.replace(out / PACK)
 
 

@@ -24,7 +24,7 @@ from diptych.core.errors import DataError
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.images.decode import IMAGE_SUFFIXES
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass
@@ -95,7 +95,7 @@ def _scan(path: Path, size: int) -> TarIndex:
     caption_ends = list[int]()
     endings, ends = Counter[str](), list[int]()
     with path.open("rb") as file:
-        for key, members in _samples(path, file):
+        for key, members in _samples(path, file, problems):
             endings.update(list(members))
             ends.append(max(start + length for start, length in members.values()))
             image = next((members[ending] for ending in members if f".{ending}" in IMAGE_SUFFIXES), None)
@@ -123,12 +123,12 @@ def _scan(path: Path, size: int) -> TarIndex:
     return index
 
 
-def _samples(path: Path, file: Any) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
-    """(key, place by ending) of neighbouring members; what comes after a broken header is lost."""
+def _samples(path: Path, file: Any, problems: Counter[str]) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
+    """(key, place by ending) of neighbouring members; what comes after a damaged header is lost, which is a problem."""
     key, members = "", dict[str, tuple[int, int]]()
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+            for member in _members(tar, problems):
                 if not member.isfile():
                     continue
                 folder, slash, name = member.name.rpartition("/")
@@ -145,6 +145,17 @@ def _samples(path: Path, file: Any) -> Iterator[tuple[str, dict[str, tuple[int, 
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     if members:
         yield key, members
+
+
+def _members(tar: tarfile.TarFile, problems: Counter[str]) -> Iterator[tarfile.TarInfo]:
+    """All there are; `tarfile` says nothing when it stops at a header that is none."""
+    try:
+        yield from tar
+    finally:
+        tar.fileobj.seek(tar.offset)
+        header = tar.fileobj.read(tarfile.BLOCKSIZE)
+        if len(header) == tarfile.BLOCKSIZE and any(header):
+            problems["a damaged header, and what comes after it"] += 1
 
 
 def _row(file: Any, members: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], str | None]:

@@ -13,7 +13,7 @@ from PIL import Image
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import decode
+from diptych.images.decode import decode, has_end
 
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
@@ -44,7 +44,7 @@ def write_shards(
 
     Raises:
         ConfigError: `per_shard` is below 1.
-        DataError: the folder holds tars already, or cannot be written.
+        DataError: the folder holds tars already, or cannot be written, or no picture can be read.
     """
     if per_shard < 1:
         raise ConfigError(f"per_shard is {per_shard}; it must be at least 1")
@@ -71,6 +71,9 @@ def write_shards(
             paths.append(path)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
+    if not paths:
+        first = f"; the first: {skipped[0][1]}" if skipped else ""
+        raise DataError(f"{out}: nothing to write, none of {len(source)} pictures can be read{first}")
     return WrittenShards(paths=tuple(paths), num_samples=num_samples, skipped=tuple(skipped))
 
 
@@ -102,7 +105,7 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
-            image = path.read_bytes()
+            image = path.read_bytes() if has_end(path) else b""
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     if isinstance(image, bytes):

@@ -1,6 +1,8 @@
 """Any image that a user hands over, as an upright RGB picture, or an error that names it."""
 
 import io
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,8 @@ def decode(image: ImageInput) -> Image.Image:
         raise ImageError(f"{describe(image)}: no such file") from None
     except UnidentifiedImageError:
         raise ImageError(f"{describe(image)}: is not a picture") from None
+    except PermissionError:
+        raise ImageError(f"{describe(image)}: may not be read (permission denied)") from None
     except IsADirectoryError:
         raise ImageError(f"{describe(image)}: is a folder, not a picture") from None
     except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.
@@ -60,8 +64,8 @@ def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
     content = image
     if isinstance(image, str | Path):
         try:
-            content = Path(image).read_bytes()
-        except OSError:
+            content = Path(image).read_bytes() if has_end(image) else image
+        except (OSError, ValueError):
             content = image  # What is wrong with it, `decode` says.
     pixels = decode_jpeg(content, max_pixels=MAX_PIXELS) if isinstance(content, bytes) and is_jpeg(content) else None
     return np.asarray(decode(image)) if pixels is None else pixels
@@ -88,6 +92,16 @@ def file_mode(image: ImageInput) -> str:
         return f"{opened.format} {opened.mode}"
 
 
+def has_end(path: str | Path) -> bool:
+    """Whether a path is no pipe and no device: whoever reads one may wait without end.
+
+    Raises:
+        OSError: there is nothing there.
+    """
+    mode = os.stat(path).st_mode  # noqa: PTH116  (once a picture)
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
 def list_images(folder: Path) -> list[Path]:
     """Every picture in a folder and its subfolders, by name, hidden ones left out.
 
@@ -110,6 +124,8 @@ def list_images(folder: Path) -> list[Path]:
 def _open(image: ImageInput) -> Image.Image:
     match image:
         case str() | Path():
+            if not has_end(image):
+                raise ImageError(f"{describe(image)}: is no file")
             opened: Image.Image = Image.open(image)
         case bytes():
             opened = Image.open(io.BytesIO(image))

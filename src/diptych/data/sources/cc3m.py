@@ -15,7 +15,7 @@ from pathlib import Path
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.columns import locate
 from diptych.data.sources.listing import Listing, ListingBuilder
-from diptych.data.sources.location import existing_folder
+from diptych.data.sources.location import existing_folder, listable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shards import ShardsSource
 from diptych.data.tars import LocalTar
@@ -93,7 +93,8 @@ def _folders(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Where shards may lie, and the split that the folder's name gives them."""
     yield root, None
     for name, split in _SPLITS.items():
-        yield root / name, split
+        if (root / name).is_dir():
+            yield listable(root / name), split
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -49,6 +49,13 @@ def open_source(spec: str) -> Source:
     Raises:
         DataError: the kind is not known (the nearest is named), or the source cannot be read.
     """
+    try:
+        return _open(spec)
+    except OSError as error:  # Most often a permission that is lacking.
+        raise DataError(f"{error.filename or spec}: cannot be read ({error.strerror or error})") from None
+
+
+def _open(spec: str) -> Source:
     kind, _, location = spec.partition(":")
     if kind == "mix":
         return read_mix(location, open_source)

@@ -167,9 +167,19 @@ def _from_files(
             classes = tuple(name.decode() for name in _unpickle(names_pickle)[cifar.names_file[1].encode()])
         else:
             classes = tuple((names_text or b"").decode().split())
+        _check_labels(parts, len(classes))
     except (pickle.UnpicklingError, KeyError, ValueError, EOFError, AttributeError, TypeError) as error:
         raise DataError(f"{path}: is not {cifar.name}'s ({type(error).__name__}: {error})") from None
     return CifarSource(parts, classes, templates)
+
+
+def _check_labels(parts: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]], num_classes: int) -> None:
+    for split, (pictures, labels) in parts.items():
+        if len(pictures) != len(labels):
+            raise ValueError(f"{len(pictures)} pictures and {len(labels)} labels in {split}")
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if len(wrong):
+            raise ValueError(f"label {wrong[0]} of {num_classes} classes in {split}")
 
 
 def _parse_pickle(content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

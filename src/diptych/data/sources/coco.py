@@ -1,12 +1,13 @@
 """`coco:FILE` or `coco:DIR`: COCO's captions (Lin et al. 2014), `captions_*.json` beside folders of images."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.listing import Listing, ListingBuilder
-from diptych.data.sources.location import read_location
+from diptych.data.sources.location import existing_folder, listable, read_location
 
 
 def read_coco(location: str) -> Listing:
@@ -31,9 +32,8 @@ def read_coco(location: str) -> Listing:
 def _caption_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such file or folder")
-    files = sorted({*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")})
+    folders = [existing_folder(path, kind="coco"), path / "annotations"]
+    files = sorted(file for folder in folders if folder.is_dir() for file in listable(folder).glob("captions_*.json"))
     if not files:
         raise DataError(f"{path}: holds no captions_*.json, nor does its annotations/")
     return files
@@ -61,6 +61,10 @@ def _read(path: Path) -> dict[str, list[str]]:
         captions: dict[str, list[str]] = {}
         for annotation in content["annotations"]:
             captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is not in COCO's layout ({type(error).__name__}: {error})") from None
+    bare = [name for name in names.values() if name not in captions]
+    if bare:
+        text = f"{path}: {len(bare)} of {len(names)} images have no caption and are left out (the first: {bare[0]})"
+        warnings.warn(text, DiptychWarning, stacklevel=4)
     return captions

@@ -10,6 +10,7 @@ import numpy as np
 
 from diptych.core.errors import ImageError
 from diptych.data.sources.protocol import Source
+from diptych.images.decode import has_end
 
 _TAIL = 4096
 """Bytes at the end of a file that are looked at first: of two photos of one size they hardly ever agree."""
@@ -39,6 +40,8 @@ def _content_mark(source: Source, last: int | None, index: int) -> bytes | None:
     """A hash of the sample's image file, or of its pixels, or of so many of their last bytes; None if it cannot be read."""
     try:
         image = source[index].image
+        if isinstance(image, str | Path) and not has_end(image):
+            return None
         if isinstance(image, str | Path):
             with Path(image).open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -46,6 +49,6 @@ def _content_mark(source: Source, last: int | None, index: int) -> bytes | None:
                 content = file.read()
         else:
             content = image if isinstance(image, bytes) else np.asarray(image).tobytes()
-    except (ImageError, OSError):
+    except (ImageError, OSError, ValueError):
         return None
     return blake2b(content if last is None else content[-last:], digest_size=16).digest()

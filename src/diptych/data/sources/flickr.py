@@ -10,11 +10,14 @@ Flickr8k's (`captions.txt`) is separated by commas. Karpathy's file
 import csv
 import json
 import re
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.kaggle import fetch_from_kaggle
 from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.sources.location import existing_folder
 
 _ROW = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
 
@@ -41,22 +44,45 @@ def read_flickr(root: Path) -> Listing:
         DataError: the folder is missing or empty, holds no captions, or captions name images that are not there.
     """
     folder = _dump(root)
-    splits_file = next(iter(sorted(folder.glob("dataset_*.json"))), None)
-    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    splits_file = _only_one(sorted(folder.glob("dataset_*.json")))
+    table = _only_one([folder / name for name in _TABLES if (folder / name).is_file()])
     captions, splits = _read_karpathy(splits_file) if splits_file else ({}, {})
     if table:
         captions = _read_comma_table(table) if is_flickr8k(table) else _read_table(table)
     builder = ListingBuilder(_image_folder(folder), where=table or folder)
     for name, texts in captions.items():
         builder.add(name, texts, split=splits.get(name))
-    return builder.build()
+    source = builder.build()
+    if table and splits_file:
+        _compare(table, captions, splits_file, splits)
+    return source
+
+
+def _only_one(files: list[Path]) -> Path | None:
+    """The first, if there is any; a warning where there are others."""
+    if len(files) > 1:
+        others = ", ".join(path.name for path in files[1:])
+        text = f"{files[0].parent}: holds several files of one kind; {files[0].name} is read, and not {others}"
+        warnings.warn(text, DiptychWarning, stacklevel=4)
+    return files[0] if files else None
+
+
+def _compare(table: Path, captions: Collection[str], splits_file: Path, splits: Collection[str]) -> None:
+    """A warning where the two files do not name the same images."""
+    said = []
+    for name, lacking, what in (
+        (splits_file.name, set(splits) - set(captions), "are left out, for want of captions"),
+        (table.name, set(captions) - set(splits), "are put into a split by their keys"),
+    ):
+        if lacking:
+            said.append(f"{len(lacking)} images that {name} alone names {what} (the first: {min(lacking)})")
+    if said:
+        warnings.warn(f"{table.parent}: {'; '.join(said)}", DiptychWarning, stacklevel=4)
 
 
 def _dump(root: Path) -> Path:
     """The folder with the captions: the one that is named, or the only one up to two levels below."""
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
-    level = [root]
+    level = [existing_folder(root, kind="flickr30k")]
     for _ in range(3):
         found = [folder for folder in level if _has_captions(folder)]
         if len(found) > 1:
@@ -73,7 +99,10 @@ def _has_captions(folder: Path) -> bool:
 
 def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
     captions: dict[str, list[str]] = {}
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
             continue
@@ -94,16 +123,25 @@ def is_flickr8k(path: Path) -> bool:
 
 def _read_comma_table(path: Path) -> dict[str, tuple[str, ...]]:
     captions: dict[str, list[str]] = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for row in rows:
-            if len(row) != 2:
-                raise DataError(f"{path}: line {rows.line_num} is not 'image,caption': {row!r:.80}")
-            captions.setdefault(row[0].strip(), []).append(row[1].strip())
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file)
+            next(rows)
+            for row in rows:
+                if len(row) != 2:
+                    raise DataError(f"{path}: line {rows.line_num} is not 'image,caption': {row!r:.80}")
+                captions.setdefault(row[0].strip(), []).append(row[1].strip())
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, error) from None
+    except csv.Error as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
     if not captions:
         raise DataError(f"{path}: holds no captions")
     return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
 
 
 def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -111,7 +149,7 @@ def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, st
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
         captions = {image["filename"]: tuple(line["raw"].strip() for line in image["sentences"]) for image in images}
         splits = {image["filename"]: str(image["split"]) for image in images}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is not Karpathy's split file ({type(error).__name__}: {error})") from None
     return captions, splits
 

@@ -49,9 +49,10 @@ def _rows(path: Path) -> Iterator[Any]:
         except ValueError as error:
             raise DataError(f"{path}: line {number} is not JSON: {error}") from None
         return
+    text = path.read_text(encoding="utf-8-sig")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is not JSON: {error}") from None
     if not isinstance(content, list):
         raise DataError(f"{path}: holds {_json_name(content)}, not a list of rows")

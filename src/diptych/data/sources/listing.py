@@ -1,6 +1,7 @@
 """A source that is a list of image files with captions: what every reader of caption files returns."""
 
 import os
+import warnings
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.core.sample import Sample
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
@@ -111,7 +112,7 @@ class ListingBuilder:
             self._with_split.append(row)
 
     def build(self, *, check_images: bool = True) -> Listing:
-        """The source.
+        """The source; a warning where rows of one image disagree.
 
         Raises:
             DataError: there are no rows, or images are not there: how many of how many, and the first three.
@@ -132,7 +133,10 @@ class ListingBuilder:
         captions = GroupedTexts(
             self._captions, sample_of_row[np.array(self._row_of_caption, dtype=np.int64)], len(keys)
         )
-        labels = _last_named(self._labels, sample_of_row[np.array(self._labelled, dtype=np.int64)], len(keys))
+        labels = self._last_named("label", self._labels, sample_of_row[np.array(self._labelled, dtype=np.int64)], keys)
+        splits = self._last_named(
+            "split", self._splits, sample_of_row[np.array(self._with_split, dtype=np.int64)], keys
+        )
         bare = np.flatnonzero(~captions.filled() & (labels < 0))
         if len(bare):
             first = keys[int(bare[0])]
@@ -145,10 +149,22 @@ class ListingBuilder:
             captions,
             labels=rank[labels],
             classes=tuple(names),
-            splits=_last_named(self._splits, sample_of_row[np.array(self._with_split, dtype=np.int64)], len(keys)),
+            splits=splits,
             split_names=tuple(self._splits.names),
             templates=self.templates,
         )
+
+    def _last_named(
+        self, what: str, names: NameColumn, samples: NDArray[np.int64], keys: TextColumn
+    ) -> NDArray[np.int32]:
+        out = np.full(len(keys), -1, dtype=np.int32)
+        out[samples] = names.codes()  # Of repeated places the last one stays.
+        torn = np.unique(samples[out[samples] != names.codes()])
+        if len(torn):
+            first = f"{keys[int(torn[0])]} ({names.names[out[torn[0]]]})"
+            text = f"{self.where}: rows of {len(torn)} of {len(keys)} images disagree on the {what}; the last holds: {first}"
+            warnings.warn(text, DiptychWarning, stacklevel=2)
+        return out
 
     def _strip_common_folder(self) -> None:
         """Where all paths are absolute, the folder they share becomes the root: keys are the same on every machine."""
@@ -159,17 +175,11 @@ class ListingBuilder:
             self._keys = TextColumn(key[len(common.rstrip("/")) + 1 :] for key in self._keys)
 
 
-def _last_named(names: NameColumn, samples: NDArray[np.int64], num_samples: int) -> NDArray[np.int32]:
-    out = np.full(num_samples, -1, dtype=np.int32)
-    out[samples] = names.codes()  # Of repeated places the last one stays.
-    return out
-
-
 def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:
     """Look every image up, one directory listing for each folder that is named.
 
     Raises:
-        DataError: some are not there: how many of how many, and the first three.
+        DataError: some are not there: how many of how many, and the first three; or a folder may not be listed.
     """
     folders: dict[str, int] = {}
     folder_of, hashes = array("i"), array("q")
@@ -192,5 +202,7 @@ def _file_hashes(folder: Path) -> NDArray[np.int64]:
     try:
         with os.scandir(folder) as entries:
             return np.array([hash(entry.name) for entry in entries], dtype=np.int64)
-    except OSError:
+    except PermissionError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+    except (OSError, ValueError):  # The latter for names that no file can have, such as one with a zero byte.
         return np.empty(0, dtype=np.int64)

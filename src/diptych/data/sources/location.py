@@ -1,5 +1,6 @@
 """Where a source lies, and what else it must be told: `PATH?name=value&name=value`."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -47,10 +48,23 @@ def existing_folder(path: Path, *, kind: str) -> Path:
     """The folder itself.
 
     Raises:
-        DataError: there is none, or it is a file.
+        DataError: there is none, it is a file, or its files cannot be listed.
     """
     if path.is_file():
         raise DataError(f"{path}: is a file; {kind}: wants a folder")
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
-    return path
+    return listable(path)
+
+
+def listable(folder: Path) -> Path:
+    """The folder itself, if its files can be listed: where they cannot, `glob` finds nothing and says nothing.
+
+    Raises:
+        DataError: they cannot.
+    """
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+    return folder

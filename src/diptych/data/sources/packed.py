@@ -5,6 +5,7 @@ A pack is a folder of shards. A shard is `00000.pixels`, the pictures' bytes one
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -80,6 +81,8 @@ class ShardTable:
                     shapes=[(height, width) for height, width in arrays["shapes"].tolist()],
                     skipped=[(key, reason) for key, reason in json.loads(str(arrays["skipped"]))],
                 )
+        except PermissionError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise DataError(f"{path}: is missing or damaged ({type(error).__name__}); pack again to mend it") from None
 
@@ -96,10 +99,14 @@ class PackedSource(Source):
         for path, table in zip(self._paths, self._tables, strict=True):
             if not path.is_file() or path.stat().st_size != table.num_bytes:
                 raise DataError(f"{path}: is missing or was cut off; pack again to mend it")
-        self._maps: dict[int, NDArray[np.uint8]] = {}
+        self._maps: dict[int, tuple[int, NDArray[np.uint8]]] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
+
+    def __del__(self) -> None:
+        for descriptor, _ in getattr(self, "_maps", {}).values():
+            os.close(descriptor)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -140,13 +147,25 @@ class PackedSource(Source):
         return None if size < 0 else size
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
-        if shard not in self._maps:
-            try:
-                # A plain view of the map: a memmap's own slices cost ten times as much.
-                self._maps[shard] = np.asarray(np.memmap(self._paths[shard], dtype=np.uint8, mode="r"))
-            except (OSError, ValueError) as error:
-                raise ImageError(f"{self._paths[shard]}: cannot be read ({error})") from None
-        return self._maps[shard]
+        """A shard's bytes.
+
+        Raises:
+            ImageError: they are not there, or no longer all of them: touching what was cut off would kill the process.
+        """
+        path = self._paths[shard]
+        try:
+            if shard not in self._maps:
+                with path.open("rb") as file:
+                    # A plain view of the map: a memmap's own slices cost ten times as much.
+                    pixels = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+                    self._maps[shard] = os.dup(file.fileno()), pixels
+            descriptor, pixels = self._maps[shard]
+            size = os.fstat(descriptor).st_size
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{path}: cannot be read ({error})") from None
+        if size < self._offsets[shard][-1]:
+            raise ImageError(f"{path}: was cut off while it was read; pack again to mend it")
+        return pixels
 
 
 def read_packed(location: str) -> PackedSource:
@@ -174,9 +193,13 @@ def read_pack(folder: Path) -> dict[str, Any] | None:
     try:
         told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = told["format_version"]
+        if version == FORMAT_VERSION:
+            _ = told["written"], told["classes"], told["templates"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__})") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: has format {version}; this Diptych reads {FORMAT_VERSION}. Pack again.")

@@ -18,6 +18,7 @@ from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.sample import Sample
 from diptych.data.remote import FileCache, is_remote, list_remote
 from diptych.data.sources.columns import locate
+from diptych.data.sources.location import listable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, templates_of
 from diptych.data.tar_index import TarIndex
@@ -153,6 +154,9 @@ def _expand(pattern: str, cache: FileCache) -> list[Tar]:
             raise DataError(f"{pattern}: {len(missing)} of {len(paths)} tars are not there, the first: {missing[0]}")
         return [LocalTar(path) for path in paths]
     path = Path(pattern)
+    fixed = next(folder for folder in path.parents if not any(sign in str(folder) for sign in "*?["))
+    if fixed.is_dir():
+        listable(fixed)
     found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     if not found:
         raise DataError(f"{pattern}: no tar is called so")

@@ -7,6 +7,7 @@ Kaggle dumps. Where that fails, or means the wrong one, the location says it:
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,9 @@ _COLUMNS = {
 """What each column may be called, the likeliest first. Upper and lower case are one."""
 
 csv.field_size_limit(2**24)  # A caption may be longer than Python's default of 128 KiB allows.
+
+_END = "\x1e" * 3
+"""A last line of our own: if it comes back inside a row, a quote was open to the end of the file."""
 
 
 class _Layout(NamedTuple):
@@ -111,9 +115,13 @@ def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]
             if not first.strip():
                 raise DataError(f"{path}: has no heading; its first line is empty")
             file.seek(0)
-            reader = csv.reader(file, delimiter=_separator(path, first, options))
+            reader = csv.reader(chain(file, [_END]), delimiter=_separator(path, first, options))
+            first_line = 1
             for row in reader:
-                if row and (row[0] or any(field.strip() for field in row)):
+                if row and row[-1].endswith(_END) and row != [_END]:
+                    raise DataError(f"{path}: a quote that line {first_line} opens is never closed: {row!r:.80}")
+                first_line = reader.line_num + 1
+                if row and row != [_END] and (row[0] or any(field.strip() for field in row)):
                     yield reader.line_num, row
     except UnicodeDecodeError as error:
         hint = "" if "encoding" in options else "; if it is an older one, say so: csv:FILE?encoding=latin-1"

@@ -1,9 +1,11 @@
 """Files below a folder, or inside a zip, read the same way."""
 
+import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import ImageInput
@@ -31,9 +33,16 @@ class FolderTree:
         self.root = root
 
     def names(self) -> Iterator[str]:
-        """The pictures' paths from the root."""
-        found = (path for path in self.root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        yield from sorted(path.relative_to(self.root).as_posix() for path in found)
+        """The pictures' paths from the root.
+
+        Raises:
+            DataError: a folder below cannot be listed.
+        """
+        found = []
+        for folder, folders, files in os.walk(self.root, onerror=_not_listed):
+            there = (name for name in (*folders, *files) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+            found += [Path(folder, name).relative_to(self.root).as_posix() for name in there]
+        yield from sorted(found)
 
     def image(self, name: str) -> ImageInput:
         """The path."""
@@ -45,6 +54,14 @@ class FolderTree:
             return (self.root / name).stat().st_size
         except OSError:
             return None
+
+
+def _not_listed(error: OSError) -> NoReturn:
+    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, LookupError, ValueError, RuntimeError)
+"""What a damaged or locked zip raises when a file is read; the last is for one that wants a password."""
 
 
 class ZipTree:
@@ -77,7 +94,7 @@ class ZipTree:
         """
         try:
             return self._file().read(name)
-        except (zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
+        except _UNREADABLE as error:
             raise ImageError(f"{self.path}: {name}: {error}") from None
 
     def size(self, name: str) -> int | None:

@@ -1,0 +1,136 @@
+"""Files that are no files, and names that nobody expects."""
+
+import csv
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from diptych.core.errors import DataError, ImageError
+from diptych.data.audit import audit
+from diptych.data.pack import pack
+from diptych.data.sources.choice import SOURCES, open_source
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import take_split
+from diptych.data.write_shards import write_shards
+from diptych.images.decode import decode
+from tests.conftest import draw_photos
+from tests.data.makers import class_folder
+
+ODD_NAMES = (
+    "a b.png", "new\nline.png", "\U0001f408.png", "q\"uo'te.png", "-dash.png", "..two.png", "[red].png", ":cat:.png",
+    "semi;pipe|comma,tab\t.png", "per%20cent?#.png", "x" * 240 + ".png", os.fsdecode(b"\xff\xfe.png"), "back\\slash.png",
+    "$HOME`ls`.png", "{0..9}.png", "*.png",
+)  # fmt: skip
+
+
+def broken(source: Source) -> list[str]:
+    """Why samples cannot be read."""
+    reasons = []
+    for i in range(len(source)):
+        try:
+            decode(source[i].image)
+        except ImageError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    class_folder(tmp_path / "set")
+    for path in ("train/dog/pipe.png", "val/dog/pipe.png"):
+        os.mkfifo(tmp_path / "set" / path)
+    (tmp_path / "set/train/dog/zero.png").symlink_to("/dev/zero")
+    (tmp_path / "set/train/dog/gone.png").symlink_to("nowhere")
+    (tmp_path / "set/train/dog/loop.png").symlink_to("loop.png")
+    (tmp_path / "set/train/dog/folder.png").mkdir()
+    source = open_source(f"class-folder:{tmp_path / 'set'}")
+    assert (len(source), len(broken(source))) == (12, 6)
+    assert len(audit(source).unreadable) == 6
+    assert len(pack(source, tmp_path / "packed").skipped) == 6
+    assert len(write_shards(source, tmp_path / "tars").skipped) == 6
+    for name in "ab":  # By size they may be copies of each other.
+        os.mkfifo(tmp_path / f"{name}.png")
+    (tmp_path / "rows.csv").write_text("image,caption\na.png,x\nb.png,y\n", "utf-8")
+    pipes = open_source(f"csv:{tmp_path}/rows.csv")
+    assert len(take_split(pipes, "all")) == len(broken(pipes)) == 2
+    for fraction in (0.2, 0.4, 0.6, 0.8):
+        with pytest.raises(DataError, match="no split 'other'"):
+            take_split(pipes, "other", val_fraction=fraction)
+
+
+def odd_set(folder: Path, kind: str) -> str:
+    """Pictures of odd names in one of the layouts, as far as it can hold them."""
+    draw_photos(folder / "images", [f"{i}.png" for i in range(len(ODD_NAMES))])
+    for i, name in enumerate(ODD_NAMES):
+        (folder / "images" / f"{i}.png").rename(folder / "images" / name)
+    rows = [{"image": f"images/{name}", "caption": f"of {name}"} for name in ODD_NAMES]
+    annotations = [{"image_id": i, "caption": name} for i, name in enumerate(ODD_NAMES)]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(ODD_NAMES)]
+    match kind:
+        case "csv":
+            with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerows([["image", "caption"], *([row["image"], row["caption"]] for row in rows[:11])])
+            return f"csv:{folder / 'rows.csv'}"
+        case "json":
+            (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+            return f"json:{folder / 'rows.json'}"
+        case "tsv-folder":
+            lines = (os.fsencode(f"{name}\tx\n") for name in ODD_NAMES if name.isprintable())
+            (folder / "captions.txt").write_bytes(b"".join(lines))
+            return f"tsv-folder:{folder}"
+        case "coco":
+            (folder / "captions_train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+            return f"coco:{folder}"
+        case "class-folder":
+            for name in ODD_NAMES:
+                (folder / "classes" / name[:-4]).mkdir(parents=True)
+                (folder / "images" / name).rename(folder / "classes" / name[:-4] / name)
+            return f"class-folder:{folder / 'classes'}"
+    with tarfile.open(folder / "odd.tar", "w") as tar:
+        for name in ODD_NAMES:
+            stem = name[:-4].replace(".", "_")
+            tar.add(folder / "images" / name, f"{stem}.png")
+            (folder / "text").write_text("x")
+            tar.add(folder / "text", f"{stem}.txt")
+    return f"shards:{folder / 'odd.tar'}"
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "tsv-folder", "coco", "class-folder", "shards"])
+def test_odd_names_are_names(kind: str, tmp_path: Path) -> None:
+    source = open_source(odd_set(tmp_path / "set", kind))
+    assert len(source) == {"csv": 11, "tsv-folder": 13}.get(kind, len(ODD_NAMES))
+    assert broken(source) == []
+    assert len(pack(source, tmp_path / "packed").skipped) == 0
+    packed = open_source(f"packed:{tmp_path / 'packed'}")
+    assert [packed.key(i) for i in range(len(packed))] == [source.key(i) for i in range(len(source))]
+    assert packed.classes == source.classes
+    assert write_shards(source, tmp_path / "tars").num_samples == len(source)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0.png", "a\0/b.png", "\ud800/a.png", "x" * 5000, "y/" * 3000 + "z.png", "", ".", ".."]
+)
+def test_names_that_no_file_can_have_are_not_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": name, "caption": "x"}]), "utf-8")
+    with pytest.raises(DataError, match="1 of 1 images are not under"):
+        open_source(f"json:{tmp_path / 'rows.json'}")
+
+
+@pytest.mark.parametrize("kind", [*SOURCES, ""])
+def test_places_that_no_disk_can_have(kind: str) -> None:
+    colon = ":" * bool(kind)
+    for place in ("/" + "x" * 5000, "/nowhere\0/x.json"):
+        with pytest.raises(DataError):
+            open_source(f"{kind}{colon}{place}")
+
+
+def test_a_path_may_go_up(tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["up.png"])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "rows.csv").write_text("image,caption\n../up.png,x\n../sub/../up.png,y\n", "utf-8")
+    source = open_source(f"csv:{tmp_path}/sub/rows.csv")
+    assert [source.key(i) for i in range(2)] == ["../up.png", "../sub/../up.png"]
+    assert broken(source) == []
