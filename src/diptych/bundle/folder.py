@@ -149,7 +149,7 @@ def _write(bundle: Bundle, folder: Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     bundle.tokenizer.save(folder / "tokenizer.json")
-    (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8")
+    (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8", errors="backslashreplace")
 
 
 def describe_image_tower(image: ImageConfig) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.protocol import Source
 from diptych.inference.embedder import Embedder, encode_readable
@@ -53,9 +53,15 @@ def encode_samples(embedder: Embedder, source: Source) -> tuple[tuple[Sample, ..
     Raises:
         DataError: no image can be read.
     """
-    samples = [source[i] for i in range(len(source))]
+    samples, reasons = list[Sample](), list[str]()
+    for i in range(len(source)):
+        try:
+            samples.append(source[i])
+        except ImageError as error:  # A tar that has gone, say.
+            reasons.append(str(error))
     images: list[ImageInput] = [sample.image for sample in samples]
     image_emb, good, skipped = encode_readable(embedder, images)
+    reasons += [reason for _, reason in skipped]
     if not good:
-        raise DataError(f"none of {len(source)} images can be read; the first: {skipped[0][1]}")
-    return tuple(samples[position] for position in good), image_emb, len(skipped)
+        raise DataError(f"none of {len(source)} images can be read; the first: {reasons[0]}")
+    return tuple(samples[position] for position in good), image_emb, len(reasons)

@@ -8,6 +8,7 @@ import torch
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, RunError
+from diptych.data.loader import DataConfig
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Splits, take_few
@@ -28,16 +29,34 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     data = config.data
     source = open_source(data.source)
     splits = Splits(source, val_fraction=data.val_fraction)
+    _check_sizes(data, splits)
     train_source = take_few(splits.take(data.train_split), data.max_samples)
-    val_source = splits.take(data.val_split)
     if config.batch_size > len(train_source):
         raise ConfigError(
             f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "
             f"set --batch-size {max(2, len(train_source) // 2)} or less"
         )
-    if len(val_source) < 2:
-        raise ConfigError(f"the validation split '{data.val_split}' has {len(val_source)} samples; it needs 2 or more")
-    return train_source, val_source
+    return train_source, splits.take(data.val_split)
+
+
+def _check_sizes(data: DataConfig, splits: Splits) -> None:
+    """Two samples are the least that a contrast is made of, in training and in validation."""
+    num = len(splits.source)
+    if num < 2:
+        raise ConfigError(f"{data.source}: holds {num} sample; a run needs 2 or more")
+    num_train, num_val = (
+        num if name == "all" else splits.names.count(name) for name in (data.train_split, data.val_split)
+    )
+    if min(num_train, data.max_samples or num_train) == 1:
+        way_out = "--data.train-split all takes all" if num_train == 1 else "set a larger --max-samples"
+        raise ConfigError(f"there is 1 of {num} samples to train on; a contrast needs at least 2: {way_out}")
+    if num_val == 1 or (num_val == 0 and data.val_split == "val"):
+        own = any(splits.source.split(i) == "val" for i in range(num))
+        more = "" if own else f", or a larger --data.val-fraction than {data.val_fraction:g}"
+        raise ConfigError(
+            f"the validation split '{data.val_split}' has {num_val} of {num} samples; it needs 2 or more: "
+            f"set --data.val-split all to measure on all samples{more}"
+        )
 
 
 def starting_point(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Bundle:
