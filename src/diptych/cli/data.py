@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, console, json_text, print_json, print_skipped, progress
+from diptych.cli.output import Json, json_text, print_json, print_skipped, progress, say
 from diptych.cli.reports import print_audit
 from diptych.core.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ def show(
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"{out}: cannot be written ({error})") from None
-    console().print(f"Written: {out}", soft_wrap=True)
+    say(f"Written: {out}")
 
 
 def audit(
@@ -69,7 +69,7 @@ def audit(
         return
     print_audit(source, found)
     if out is not None:
-        console().print(f"Written: {', '.join(str(path) for path in sorted(out.iterdir()))}", soft_wrap=True)
+        say(f"Written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
 
 
 def _write_audit(opened: "SourceProtocol", found: "Audit", out: Path) -> None:
@@ -114,11 +114,8 @@ def pack(
         packed = write_pack(opened, out, image_px=image_px, per_shard=per_shard, on_sample=step)
     print_skipped(packed.skipped)
     kept = f", {packed.num_kept} of them from before" if packed.num_kept else ""
-    console().print(
-        f"{packed.num_samples:,} samples, {packed.num_bytes / 1e6:,.0f} MB in {packed.num_shards} files{kept}: {out}",
-        soft_wrap=True,
-    )
-    console().print(f"Train on them:  --data 'packed:{out}'", soft_wrap=True)
+    say(f"{packed.num_samples:,} samples, {packed.num_bytes / 1e6:,.0f} MB in {packed.num_shards} files{kept}: {out}")
+    say(f"Train on them:  --data 'packed:{out}'")
 
 
 def shards(
@@ -136,9 +133,8 @@ def shards(
     with progress("Writing", len(opened)) as step:
         written = write_shards(opened, out, per_shard=per_shard, on_sample=step)
     print_skipped(written.skipped)
-    names = f"{written.paths[0].name} to {written.paths[-1].name}" if written.paths else "no tars"
-    console().print(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}", soft_wrap=True)
-    if written.paths:
-        last = written.paths[-1].stem
-        pattern = f"{out}/{{00000..{last}}}.tar" if len(written.paths) > 1 else str(written.paths[0])
-        console().print(f"Train on them:  --data 'shards:{pattern}'", soft_wrap=True)
+    names = f"{written.paths[0].name} to {written.paths[-1].name}"
+    say(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}")
+    last = written.paths[-1].stem
+    pattern = f"{out}/{{00000..{last}}}.tar" if len(written.paths) > 1 else str(written.paths[0])
+    say(f"Train on them:  --data 'shards:{pattern}'")

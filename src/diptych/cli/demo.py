@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, percent, print_table
+from diptych.cli.output import console, percent, print_table, say
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
 
@@ -38,11 +38,10 @@ def demo(
     from diptych.recipes.demo import demo as demo_recipe
 
     config = demo_recipe() if epochs is None else override(demo_recipe(), {"schedule.epochs": epochs})
-    say = console().print
     say("Drawing 6 colours x 3 shapes. Three pairs stay out of training: " + ", ".join(NOVEL_CLASSES) + ".")
     result = train_with_display(config, out, overwrite=_holds_demo(out))
     if result.interrupted:
-        say(f"Stopped and saved. Go on with: diptych train --resume {out}", soft_wrap=True)
+        say(f"Stopped and saved. Go on with: diptych train --resume {out}")
         return 0
     assert result.bundle is not None
     assert result.retrieval is not None
@@ -154,9 +153,8 @@ def _save(picture: "Image", path: Path) -> Path:
 
 
 def _print_next(out: Path, pictures: list[Path]) -> None:
-    say = console().print
-    say(f"\nCurves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n", soft_wrap=True)
-    say("Try next:", style="bold")
+    say(f"\nCurves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n")
+    console().print("Try next:", style="bold")
     bundle = out / "bundle"
     for line in (
         f"diptych rank-images {bundle} {pictures[0].parent} 'a small green circle' --sheet found.png",
@@ -165,4 +163,4 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
         f"diptych evaluate zero-shot {bundle} --data shapes --split novel",
         "diptych train --help",
     ):
-        say("  " + line, soft_wrap=True, markup=False)
+        say("  " + line)

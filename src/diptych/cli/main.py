@@ -12,7 +12,7 @@ from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import retrieval, zero_shot
 from diptych.cli.models import presets, recipes
-from diptych.cli.output import warn
+from diptych.cli.output import show_anything, warn
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.use import classify, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
@@ -62,6 +62,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command. Errors that a user can mend are one line on standard error and exit code 2."""
     words = list(sys.argv[1:] if tokens is None else tokens)
     warnings.showwarning = _show_warning
+    show_anything()
     try:
         code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

@@ -1,6 +1,7 @@
 """What commands print: tables for people, JSON for programs."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,12 +49,28 @@ def progress(what: str, total: int) -> Iterator[Callable[[], object]]:
 
 def print_json(value: Any) -> None:
     """Print dataclasses, arrays and paths as JSON, and nothing else."""
-    sys.stdout.write(json_text(value) + "\n")
+    sys.stdout.write(json_text(value, encoding=sys.stdout.encoding or "utf-8") + "\n")
 
 
-def json_text(value: Any) -> str:
-    """Dataclasses, arrays and paths as JSON."""
-    return json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
+def json_text(value: Any, *, encoding: str = "utf-8") -> str:
+    """Dataclasses, arrays and paths as JSON; in ASCII where the encoding has no place for a letter, as of an odd file name."""
+    text = json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=2, default=_plain)
+    return text
+
+
+def show_anything() -> None:
+    """What standard output has no letter for is shown as an escape, as standard error does it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> None:
+    """One line on standard output. Brackets and colons in it are names of files, not colours or pictures."""
+    console().print(text, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, warn
+from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval
 from diptych.core.errors import ConfigError
 
@@ -81,14 +81,12 @@ def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False,
     """Train with the live display, then print what came out."""
     result = train_with_display(config, run, overwrite=overwrite, resume=resume)
     if result.interrupted:
-        console().print(
-            f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}", soft_wrap=True
-        )
+        say(f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}")
         return 0
     assert result.retrieval is not None
     print_retrieval(result.retrieval)
-    console().print(f"Curves: {run / 'curves.png'}", soft_wrap=True)
-    console().print(f"Bundle: {result.bundle}", soft_wrap=True)
+    say(f"Curves: {run / 'curves.png'}")
+    say(f"Bundle: {result.bundle}")
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, console, percent, print_json, print_skipped, print_table
+from diptych.cli.output import Json, percent, print_json, print_skipped, print_table, say
 from diptych.core.errors import ConfigError, DataError
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
@@ -80,7 +80,7 @@ def rank_images(
     print_skipped(ranking.skipped)
     print_table(text, ["image", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results])
     if sheet is not None:
-        console().print(f"Contact sheet: {sheet}", soft_wrap=True)
+        say(f"Contact sheet: {sheet}")
 
 
 def rank_texts(

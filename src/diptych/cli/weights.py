@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, print_facts
+from diptych.cli.output import print_facts, say
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def import_model(
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
-    console().print(f'Use it:  diptych similarity {out} photo.jpg "a dog" "a cat"', soft_wrap=True)
+    say(f'Use it:  diptych similarity {out} photo.jpg "a dog" "a cat"')
 
 
 def export(
@@ -63,8 +63,8 @@ def export(
         "open-clip": f"open_clip.create_model_from_pretrained('local-dir:{out}'), open_clip.get_tokenizer('local-dir:{out}')",
         "hugging-face": f"transformers.CLIPModel.from_pretrained('{out}'), transformers.CLIPProcessor.from_pretrained('{out}')",
     }
-    console().print(f"Written to {out}, read back, the same to the bit.", soft_wrap=True)
-    console().print(f"Load it:  {how[to]}", soft_wrap=True, markup=False)
+    say(f"Written to {out}, read back, the same to the bit.")
+    say(f"Load it:  {how[to]}")
 
 
 def _is_empty(folder: Path) -> bool:

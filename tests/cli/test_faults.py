@@ -1,0 +1,117 @@
+"""Commands in a hostile world: a terminal that knows no letters, names that look like markup, Ctrl-C in the midst."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from diptych.cli.main import main
+from diptych.cli.output import console
+from tests.conftest import draw_photos
+from tests.data.test_odd_names import odd_set
+
+COMMAND = [sys.executable, "-m", "diptych", "data"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_console() -> None:
+    console.cache_clear()
+
+
+def _environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", **more}
+
+
+@pytest.mark.parametrize(("kind", "more"), [("json", ["--json"]), ("class-folder", [])])
+def test_odd_names_on_a_terminal_that_knows_no_letters(kind: str, more: list[str], tmp_path: Path) -> None:
+    source, out = odd_set(tmp_path / "set", kind), tmp_path / "out"
+    for odd in ("\U0001f408.png", os.fsdecode(b"\xff\xfe.png")):
+        next((tmp_path / "set").rglob(odd)).write_bytes(b"broken")
+    environment = _environment(PYTHONIOENCODING="ascii")
+    words = ["audit", source, "--out", str(out), *more]
+    done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
+    assert b"\\U0001f408.png" in done.stdout or b"\\ud83d\\udc08.png" in done.stdout
+    found = json.loads((out / "audit.json").read_text("utf-8"))
+    assert found["num_samples"] == 16
+    keys = "".join(key for key, _ in found["unreadable"])
+    assert ["\U0001f408" in keys, "\udcff" in keys] == [True, True]
+    assert not more or json.loads(done.stdout) == found
+
+
+def test_reports_in_letters_stay_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["é.png", "b.png"])
+    (tmp_path / "rows.csv").write_text("image,caption\né.png,Käse\nb.png,x\n", "utf-8")
+    assert main(["data", "audit", str(tmp_path / "rows.csv"), "--json"]) == 0
+    assert '"Käse"' in capsys.readouterr().out
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "[red].csv").write_text("image,caption\na.png,[/b] :cat:\nb.png,x\n", "utf-8")
+    source = f"csv:{tmp_path / '[red].csv'}"
+    out = tmp_path / "[bold]x[" / "b]:cat:"
+    for words in (["pack", source, str(out)], ["shards", source, f"{out}2"], ["audit", source, "--out", f"{out}3"]):
+        assert main(["data", *words]) == 0
+        said, err = capsys.readouterr()
+        assert str(out) in said
+        assert err == ""
+    assert main(["data", "show", source, "--out", str(tmp_path / "[red]:cat:.png")]) == 0
+    assert str(tmp_path / "[red]:cat:.png") in capsys.readouterr().out
+
+
+def _slow_set(folder: Path) -> str:
+    """Pictures that take a second or two together."""
+    draw_photos(folder, ["0.png"])
+    from PIL import Image
+
+    Image.new("RGB", (3000, 3000)).save(folder / "0.png")
+    names = [f"{i}.png" for i in range(120)]
+    for name in names[1:]:
+        (folder / name).hardlink_to(folder / "0.png")
+    (folder / "rows.csv").write_text("image,caption\n" + "".join(f"{name},x\n" for name in names), "utf-8")
+    return f"csv:{folder / 'rows.csv'}"
+
+
+READY = """
+import sys, diptych.cli.main, diptych.data.audit, diptych.data.pack, diptych.data.sources.choice
+print("ready", flush=True)
+sys.exit(diptych.cli.main.main())
+"""
+
+
+@pytest.mark.parametrize("command", ["audit", "pack"])
+def test_ctrl_c_ends_at_once_and_packing_goes_on(command: str, tmp_path: Path) -> None:
+    source, out = _slow_set(tmp_path / "set"), tmp_path / "out"
+    words = [command, source, *(["--json"] if command == "audit" else [str(out), "--per-shard", "4"])]
+    running = subprocess.Popen(
+        [sys.executable, "-c", READY, "data", *words],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    give_up = time.monotonic() + (0.5 if command == "audit" else 30)
+    while not (out / "00001.pixels").exists() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said, err = running.communicate(timeout=30)
+    assert (running.returncode, said, err) == (130, "", "diptych: interrupted\n")
+    assert time.monotonic() - began < 5
+    if command == "pack":
+        for path in (tmp_path / "set").glob("*.png"):
+            path.unlink()
+        draw_photos(tmp_path / "set", [f"{i}.png" for i in range(120)])
+        assert main(["data", *words]) == 0
+        told = json.loads((out / "pack.json").read_text("utf-8"))
+        assert len(told["checksums"]) == 30
+        assert not [path.name for path in out.iterdir() if path.name.endswith(".new")]
