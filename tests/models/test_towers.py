@@ -149,12 +149,18 @@ def test_patch_stem_equals_a_strided_convolution() -> None:
 
 @pytest.mark.parametrize("patch_px", [2, 4, 8])
 def test_conv_stem_gives_one_token_a_patch_in_the_same_order(patch_px: int) -> None:
-    stem = ConvStem(patch_px, 32)
+    """Of many stems: one alone may weigh a patch's neighbour more, which sees most of it, too."""
+    torch.manual_seed(0)
     pixels = torch.zeros(1, 3, 4 * patch_px, 2 * patch_px)
-    blank = stem(pixels)
-    assert blank.shape == (1, 8, 32)
-    pixels[:, :, 2 * patch_px : 3 * patch_px, patch_px:] = 9.0  # Row 2, column 1.
-    assert int((stem(pixels) - blank).abs().sum(2)[0].argmax()) == 5
+    lit = pixels.clone()
+    lit[:, :, 2 * patch_px : 3 * patch_px, patch_px:] = 9.0  # Row 2, column 1.
+    response = torch.zeros(8)
+    for _ in range(40):
+        stem = ConvStem(patch_px, 32)
+        blank = stem(pixels)
+        assert blank.shape == (1, 8, 32)
+        response += (stem(lit) - blank).detach().abs().sum(2)[0]
+    assert int(response.argmax()) == 5
 
 
 def test_quick_gelu_is_openais() -> None:

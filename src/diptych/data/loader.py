@@ -216,8 +216,12 @@ def training_batches(
                     raise batch
                 yield batch
                 step += 1
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (
+            RuntimeError,
+            ConnectionError,
+            EOFError,
+        ) as error:  # The last two: it died while it handed over a batch.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             if death == _MAX_DEATHS:
                 raise DataError(
@@ -243,7 +247,8 @@ def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Ite
     if workers and threading.current_thread() is threading.main_thread():
         # PyTorch's handler raises in the midst of whatever the process does, a step of the optimizer maybe. The
         # death is found out when a batch is asked for, too.
-        signal.signal(signal.SIGCHLD, before)
+        is_pytorchs = getattr(before, "__module__", "").startswith("torch.")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_pytorchs else before)
     return batches
 
 
