@@ -116,13 +116,13 @@ def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]
                 raise DataError(f"{path}: has no heading; its first line is empty")
             file.seek(0)
             reader = csv.reader(chain(file, [_END]), delimiter=_separator(path, first, options))
-            first_line = 1
-            for row in reader:
-                if row and row[-1].endswith(_END) and row != [_END]:
-                    raise DataError(f"{path}: a quote that line {first_line} opens is never closed: {row!r:.80}")
-                first_line = reader.line_num + 1
-                if row and row != [_END] and (row[0] or any(field.strip() for field in row)):
-                    yield reader.line_num, row
+            first_line, line, row = 1, 0, list[str]()
+            for following in reader:
+                if row and (row[0] or any(field.strip() for field in row)):
+                    yield line, row
+                first_line, line, row = line + 1, reader.line_num, following
+            if row != [_END]:
+                raise DataError(f"{path}: a quote that line {first_line} opens is never closed: {row!r:.80}")
     except UnicodeDecodeError as error:
         hint = "" if "encoding" in options else "; if it is an older one, say so: csv:FILE?encoding=latin-1"
         raise DataError(f"{path}: is not {encoding.removesuffix('-sig')} text ({error.reason}){hint}") from None
