@@ -51,7 +51,8 @@ def _assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         assert (a.keys, a.captions, a.skipped, a.num_cut) == (b.keys, b.captions, b.skipped, b.num_cut)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [1, 2, 8])
 def test_workers_change_nothing(workers: int, json_file: Path) -> None:
     (json_file.parent / "c.png").write_bytes(b"broken")
     source = open_source(f"json:{json_file}")

@@ -24,7 +24,7 @@ BATCH = Batch(
 def _pace(monkeypatch: pytest.MonkeyPatch) -> tuple[Pace, list[float]]:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    return Pace(batch_size=2, image_pixels=64, num_workers=1, is_packed=False), clock
+    return Pace(batch_size=2, image_pixels=64, num_workers=1, is_decoded=False), clock
 
 
 def test_speed_is_of_the_last_seconds_and_forgets_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("workers", "cores", "is_packed", "shrinks", "helps"),
+    ("workers", "cores", "is_decoded", "shrinks", "helps"),
     [
         (1, 8, False, 8.0, [r"more workers \(--data\.workers 4; this machine has 8 cores\)", "diptych data pack"]),
         (1, 2, False, 8.0, [r"--data\.workers 2;", "diptych data pack"]),
@@ -67,8 +67,8 @@ def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyP
         (8, 8, False, 1.0, ["a faster disk"]),
     ],
 )
-def test_what_would_help(*, workers: int, cores: int, is_packed: bool, shrinks: float, helps: list[str]) -> None:
-    setting = Setting(workers, cores, is_packed)
+def test_what_would_help(*, workers: int, cores: int, is_decoded: bool, shrinks: float, helps: list[str]) -> None:
+    setting = Setting(workers, cores, is_decoded)
     said = advice(data_wait=0.5, needed_per_s=1000.0, read_s=0.004, shrinks=shrinks, setting=setting)
     offered = said.split("What would help: ")[1].split("; or ")
     assert len(offered) == len(helps)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,12 +12,12 @@ import numpy as np
 from diptych.core.errors import DataError, ImageError
 from diptych.core.sample import ImageInput
 from diptych.data.fingerprints import equal_groups, fingerprint, near_pairs
+from diptych.data.parallel import in_order
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode, describe, file_mode
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 BATCH_SIZES = (64, 256, 1024)
-_READ_AHEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +159,7 @@ def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, in
         except OSError as error:  # The file went between the two looks at it.
             return ImageError(f"{describe(sample.image)}: cannot be read ({error.strerror})"), sample.label
 
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(source), _READ_AHEAD):
-            yield from pool.map(see, range(start, min(start + _READ_AHEAD, len(source))))
+    return in_order(see, range(len(source)), workers=workers)
 
 
 def _digest(image: ImageInput, pixels: Callable[[], bytes]) -> bytes:

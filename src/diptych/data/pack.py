@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,12 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.sample import Sample
+from diptych.data.parallel import in_order
 from diptych.data.sources.packed import FORMAT_VERSION, PACK, ShardTable, read_pack, shard_checksum
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
 from diptych.images.decode import decode_array
 from diptych.images.resize import resize
-
-_READ_AHEAD = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +176,7 @@ def _shrunk(
         except ImageError as error:
             return error
 
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(indices), _READ_AHEAD):
-            yield from pool.map(one, indices[start : start + _READ_AHEAD])
+    return in_order(one, indices, workers=workers)
 
 
 def shrink(pixels: UInt8[ndarray, "H W 3"], image_px: int) -> UInt8[ndarray, "H2 W2 3"]:

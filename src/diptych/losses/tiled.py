@@ -49,7 +49,7 @@ class _TiledClipLoss(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(image_emb.device.type, enabled=False):
             image, text, scale = image_emb.float(), text_emb.float(), logit_scale.float()
-            rows, columns = log_sums(image, text, scale)
+            rows, columns = _log_sums(image, text, scale)
             own, image_rest, text_rest = _targets(image, text, groups, smoothing)
             own_logits, rest = scale * (image * text).sum(dim=1), scale * (image * image_rest).sum(dim=1)
             # Shifts lie near the logits of the positives: their difference first, so that digits are not lost.
@@ -86,7 +86,7 @@ def _targets(
     return own, rests[0], rests[1]
 
 
-def log_sums(
+def _log_sums(
     image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""]
 ) -> tuple["RunningSum", "RunningSum"]:
     """The sums of exp(logits) over each row and each column of `scale * image @ text.T`."""

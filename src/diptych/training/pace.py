@@ -16,11 +16,11 @@ _MUCH = 0.10
 class Pace:
     """Adds up the time of each step; validation and checkpoints do not count."""
 
-    def __init__(self, *, batch_size: int, image_pixels: int, num_workers: int, is_packed: bool) -> None:
+    def __init__(self, *, batch_size: int, image_pixels: int, num_workers: int, is_decoded: bool) -> None:
         self.batch_size = batch_size
         self.image_pixels = image_pixels
         self.num_workers = num_workers
-        self.is_packed = is_packed
+        self.is_decoded = is_decoded
         self.wait_s = self.train_s = self._read_s = 0.0
         self._source_pixels = self._steps = 0
         self._recent: list[tuple[float, int]] = [(time.monotonic(), 0)]
@@ -64,7 +64,7 @@ class Pace:
             needed_per_s=pairs / max(self.train_s - self.wait_s, 1e-9),
             read_s=self._read_s / pairs,
             shrinks=self._source_pixels / pairs / self.image_pixels,
-            setting=Setting(self.num_workers, os.cpu_count() or 1, self.is_packed),
+            setting=Setting(self.num_workers, os.cpu_count() or 1, self.is_decoded),
         )
 
 
@@ -74,7 +74,7 @@ class Setting:
 
     num_workers: int
     cores: int
-    is_packed: bool
+    is_decoded: bool
 
 
 def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: float, setting: Setting) -> str:
@@ -85,7 +85,7 @@ def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: flo
         needed_per_s: pictures that training could take without waiting.
         read_s: seconds of one core that a picture costs.
         shrinks: pixels of a picture over those that the model sees of it.
-        setting: workers, cores, and whether the source is a pack.
+        setting: workers, cores, and whether the pictures are pixels already.
     """
     needed = max(1, math.ceil(needed_per_s * read_s))
     text = (
@@ -97,7 +97,7 @@ def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: flo
         ways.append(
             f"more workers (--data.workers {min(needed, setting.cores)}; this machine has {setting.cores} cores)"
         )
-    if not setting.is_packed and shrinks > 1.5:
+    if not setting.is_decoded and shrinks > 1.5:
         ways.append("decoding once (diptych data pack, then --data packed:DIR)")
     elif shrinks > 4:
         ways.append(f"smaller pictures (they have {shrinks:.0f} times the pixels that the model sees)")

@@ -17,7 +17,6 @@ from diptych.core.errors import DataError
 from diptych.core.randomness import stable_hash
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
-from diptych.data.rows import RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
@@ -110,9 +109,15 @@ class _Run:
         self._few_val = take_few(val_source, config.val_samples)
         self._train_split_hash = split_hash(train_source)
         self.optimizer = build_optimizer(self.model, config.optimizer)
-        self.schedule = Schedule(
-            config.schedule, steps_per_epoch(len(RowTable(train_source, config.data.caption)), config.batch_size)
+        self.examples = TrainingExamples(
+            train_source,
+            config=config.data,
+            augment=config.augment,
+            pixels=config.model.pixels,
+            image_px=config.model.image.image_px,
+            seed=config.seed,
         )
+        self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
         self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
         self.skipped: dict[str, str] = {}
         self.step, self.best_metric, self._elapsed_before = 0, -math.inf, 0.0
@@ -127,7 +132,7 @@ class _Run:
             batch_size=config.batch_size,
             image_pixels=math.prod(height_width(config.model.image.image_px)),
             num_workers=config.data.num_workers,
-            is_packed=config.data.source.startswith("packed:"),
+            is_decoded=train_source.is_decoded,
         )
         self._num_cut = 0
 
@@ -149,19 +154,7 @@ class _Run:
 
     def _loop(self, stop_requested: Callable[[], bool]) -> bool:
         config = self.config
-        batches = training_batches(
-            TrainingExamples(
-                self.train_source,
-                config=config.data,
-                augment=config.augment,
-                pixels=config.model.pixels,
-                image_px=config.model.image.image_px,
-                seed=config.seed,
-            ),
-            self.tokenizer,
-            batch_size=config.batch_size,
-            first_step=self.step,
-        )
+        batches = training_batches(self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step)
         if self.step == 0:
             self._validate()
         next_validation = math.floor(self._progress() * config.validations) + 1

@@ -81,6 +81,8 @@ _PICTURE = 3 * 32 * 32
 class CifarSource(Source):
     """Pictures of 32x32 px, held in memory, with five captions each made from the class's name."""
 
+    is_decoded = True
+
     def __init__(
         self,
         parts: Mapping[str, tuple[NDArray[np.uint8], NDArray[np.int64]]],

@@ -29,6 +29,7 @@ class MixSource(Source):
         self.templates = tuple(dict.fromkeys(template for source in sources for template in source.templates))
         self._label_ids = {name: i for i, name in enumerate(self.classes)}
         self.block_ends = self._blocks()
+        self.is_decoded = all(source.is_decoded for source in sources)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

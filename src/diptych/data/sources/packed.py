@@ -5,10 +5,11 @@ A pack is a folder of shards. A shard is `00000.pixels`, the pictures' bytes one
 """
 
 import json
-import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -24,6 +25,8 @@ from diptych.data.sources.protocol import Source
 
 PACK = "pack.json"
 FORMAT_VERSION = 1
+_MAX_OPEN = 256
+"""Shards that a process keeps mapped: each takes one of its file descriptors."""
 
 
 @dataclass
@@ -90,6 +93,8 @@ class ShardTable:
 class PackedSource(Source):
     """The samples of a pack. Each process maps the shards that it reads."""
 
+    is_decoded = True
+
     def __init__(self, folder: Path, names: Sequence[str], *, classes: Sequence[str], templates: Sequence[str]) -> None:
         self.classes, self.templates = tuple(classes), tuple(templates)
         self._paths = [folder / f"{name}.pixels" for name in names]
@@ -99,14 +104,10 @@ class PackedSource(Source):
         for path, table in zip(self._paths, self._tables, strict=True):
             if not path.is_file() or path.stat().st_size != table.num_bytes:
                 raise DataError(f"{path}: is missing or was cut off; pack again to mend it")
-        self._maps: dict[int, tuple[int, NDArray[np.uint8]]] = {}
+        self._maps: OrderedDict[int, tuple[mmap, NDArray[np.uint8]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_maps": {}}
-
-    def __del__(self) -> None:
-        for descriptor, _ in getattr(self, "_maps", {}).values():
-            os.close(descriptor)
+        return {**self.__dict__, "_maps": OrderedDict()}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -155,12 +156,13 @@ class PackedSource(Source):
         path = self._paths[shard]
         try:
             if shard not in self._maps:
+                while len(self._maps) >= _MAX_OPEN:
+                    self._maps.popitem(last=False)
                 with path.open("rb") as file:
-                    # A plain view of the map: a memmap's own slices cost ten times as much.
-                    pixels = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
-                    self._maps[shard] = os.dup(file.fileno()), pixels
-            descriptor, pixels = self._maps[shard]
-            size = os.fstat(descriptor).st_size
+                    mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+                self._maps[shard] = mapped, np.frombuffer(mapped, dtype=np.uint8)
+            mapped, pixels = self._maps[shard]
+            size = mapped.size()  # Of the file, as it is now.
         except (OSError, ValueError) as error:
             raise ImageError(f"{path}: cannot be read ({error})") from None
         if size < self._offsets[shard][-1]:

@@ -23,6 +23,9 @@ class Source(ABC):
     parts: tuple[tuple[int, float], ...] = ()
     """Of a mixture: where each of its parts ends, and its share of what is drawn. Empty where every sample counts once."""
 
+    is_decoded: bool = False
+    """Whether its pictures are pixels already, and not files to decode."""
+
     @abstractmethod
     def __len__(self) -> int:
         """The number of samples."""

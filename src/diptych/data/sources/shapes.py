@@ -61,6 +61,7 @@ class ShapesSource(Source):
     """
 
     classes = CLASSES
+    is_decoded = True
     templates = ("a {}", "a small {}", "a large {}")
 
     def __init__(self, *, num_train: int = SPLIT_SIZES["train"], seed: int = 0) -> None:

@@ -21,6 +21,7 @@ class Subset(Source):
         self.indices = indices
         self.classes = source.classes
         self.templates = source.templates
+        self.is_decoded = source.is_decoded
         if source.block_ends is not None:
             self.block_ends = np.searchsorted(np.asarray(indices), source.block_ends).astype(np.int64)
         self.parts = tuple(
