@@ -21,7 +21,7 @@ from diptych.data.sources.subset import take_split
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
-from diptych.training.optimizer import OptimizerConfig, build_optimizer
+from diptych.training.optimizer import OptimizerConfig, build_optimizers
 from diptych.training.report import StepReport
 from diptych.training.run import RunResult, train
 from diptych.training.step import train_step
@@ -293,7 +293,7 @@ def test_a_batch_is_learned_by_heart(tiny_run: TrainConfig) -> None:
     )
     batch = next(training_batches(examples, tokenizer, batch_size=8))
     model = CLIP(tiny_run.model)
-    optimizer = build_optimizer(model, OptimizerConfig())
+    optimizer = build_optimizers(model, OptimizerConfig())[0]
     results = [train_step(model, optimizer, batch, lr=5e-3, max_grad_norm=1.0) for _ in range(60)]
     assert 0.5 * math.log(8) < results[0].loss < 2.5 * math.log(8)
     assert results[-1].loss < 0.1 * math.log(8)
@@ -314,7 +314,7 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_weights(tiny_run: TrainCo
         model.text_tower.projection.weight[0, 0] = bad
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(RunError, match=f"not finite. Lower --lr, or look at the batch's samples: {batch.keys[0]}"):
-        train_step(model, build_optimizer(model, OptimizerConfig()), batch, lr=1e-3, max_grad_norm=1.0)
+        train_step(model, build_optimizers(model, OptimizerConfig())[0], batch, lr=1e-3, max_grad_norm=1.0)
     for name, value in model.state_dict().items():
         assert np.array_equal(value.numpy(), before[name].numpy(), equal_nan=True)
 

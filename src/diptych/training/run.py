@@ -24,7 +24,7 @@ from diptych.images.transforms import height_width
 from diptych.inference.embedder import Embedder
 from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.optimizer import build_optimizer
+from diptych.training.optimizer import build_optimizers
 from diptych.training.pace import Pace
 from diptych.training.prepare import open_data, starting_point
 from diptych.training.report import EventLog, Observer, StepReport
@@ -108,7 +108,7 @@ class _Run:
         self.train_source, self.val_source = train_source, val_source
         self._few_val = take_few(val_source, config.val_samples)
         self._train_split_hash = split_hash(train_source)
-        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.optimizer = build_optimizers(self.model, config.optimizer)[0]
         self.examples = TrainingExamples(
             train_source,
             config=config.data,

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
+
+from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
+
+Shape: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
 
 
 @settings
@@ -20,8 +24,13 @@ class ScheduleConfig:
     """Wall-clock time from the first step, validation included."""
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
-    shape: Literal["cosine", "constant"] = "cosine"
-    """What follows the warm-up: half a cosine down to zero, or no change."""
+    shape: Shape = "cosine"
+    """What follows the warm-up: half a cosine or a straight line down to the end; no change; or no change until a straight line
+    down over the last `decay_share` (warm-up, stable, decay: Hu et al. 2024)."""
+    decay_share: float = 0.2
+    """Share of the run over which `wsd` falls, within (0, 1]."""
+    final_lr: float = 0.0
+    """Share of the peak that is left at the end, within [0, 1]."""
 
     def __post_init__(self) -> None:
         limits = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
@@ -35,6 +44,22 @@ class ScheduleConfig:
             raise ConfigError(f"schedule.{name} is {value}; it must be above 0")
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be at least 0")
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"schedule.decay_share is {self.decay_share}; it must lie within (0, 1]")
+        if not 0 <= self.final_lr <= 1:
+            raise ConfigError(f"schedule.final_lr is {self.final_lr}, a share of the peak; it must lie within [0, 1]")
+        if self.shape != "wsd" and self.decay_share != ScheduleConfig.decay_share:
+            raise ConfigError(
+                f"schedule.decay_share is {self.decay_share}, but shape is '{self.shape}'; it belongs to 'wsd': leave it at "
+                f"{ScheduleConfig.decay_share}"
+            )
+        if self.shape == "constant" and self.final_lr != 0:
+            raise ConfigError(
+                f"schedule.final_lr is {self.final_lr}, but shape is 'constant'; leave it at 0, or take 'wsd'"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,6 +88,24 @@ class Schedule:
 
         >>> Schedule(ScheduleConfig(epochs=None, steps=100, warmup_steps=10), 50).lr_factor(4, 0.0)
         0.5
+        >>> falling = ScheduleConfig(warmup_steps=0, shape="wsd", decay_share=0.5, final_lr=0.5)
+        >>> [Schedule(falling, 50).lr_factor(9, progress) for progress in (0.0, 0.5, 0.75, 1.0)]
+        [1.0, 1.0, 0.75, 0.5]
         """
         warmup = min(1.0, (step + 1) / self.config.warmup_steps) if self.config.warmup_steps else 1.0
-        return warmup * (0.5 * (1 + math.cos(math.pi * progress)) if self.config.shape == "cosine" else 1.0)
+        final = self.config.final_lr
+        return warmup * (final + (1 - final) * self._height(progress))
+
+    def _height(self, progress: float) -> float:
+        """From 1 down to 0, where the shape falls at all."""
+        match self.config.shape:
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * progress))
+            case "linear":
+                return 1 - progress
+            case "wsd":
+                return min(1.0, (1 - progress) / self.config.decay_share)
+            case "constant":
+                return 1.0
+            case _:
+                assert_never(self.config.shape)

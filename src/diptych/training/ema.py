@@ -1,0 +1,84 @@
+"""The running mean of a model's weights, which is often better than the last ones."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diptych.core.errors import ConfigError, RunError
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights, in float32 whatever the model's precision.
+
+    After n updates the decay is min(`decay`, (1 + n) / (10 + n)), so that a short run is not averaged with its random start.
+    Buffers, such as the statistics of batch norms, are running means already: they are copied as they are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Begin with the model's weights, on its device.
+
+        Raises:
+            ConfigError: the decay does not lie within [0, 1).
+        """
+        if not 0 <= decay < 1:
+            raise ConfigError(f"the decay of the averaged weights is {decay}; it must lie within [0, 1)")
+        self.decay = decay
+        self.num_updates = 0
+        self.weights = {name: weight.to(torch.float32, copy=True) for name, weight in _weights(model).items()}
+        self.buffers = {name: buffer.clone() for name, buffer in _buffers(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the model's weights; called after each step."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        current = _weights(model)
+        torch._foreach_lerp_(
+            list(self.weights.values()), [current[name].float() for name in self.weights], weight=1 - decay
+        )
+        _copy(_buffers(model), self.buffers)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the model's weights and buffers; each keeps its precision."""
+        _copy(self.weights, _weights(model))
+        _copy(self.buffers, _buffers(model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on exactly; the tensors are the average's own, not copies."""
+        return {"num_updates": self.num_updates, "weights": dict(self.weights), "buffers": dict(self.buffers)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called.
+
+        Raises:
+            RunError: names or shapes are another model's; nothing is changed then.
+        """
+        for own, given in ((self.weights, state["weights"]), (self.buffers, state["buffers"])):
+            differing = {name for name in {*own, *given} if _shape(own, name) != _shape(given, name)}
+            if differing:
+                raise RunError(
+                    f"the averaged weights are of another model: {min(differing)} is missing or of another shape"
+                )
+        _copy(state["weights"], self.weights)
+        _copy(state["buffers"], self.buffers)
+        self.num_updates = state["num_updates"]
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_buffers())
+
+
+def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    if target:
+        torch._foreach_copy_(list(target.values()), [source[name] for name in target])
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
