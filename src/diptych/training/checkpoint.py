@@ -1,19 +1,63 @@
 """Checkpoints: private to training, complete or absent.
 
-One is a folder `checkpoints/step-000123/` with the weights, the optimizer's state and a small `state.json`. It is written
-beside its place, flushed to the disk and renamed, so that whatever bears the name is whole.
+One is a folder `checkpoints/step-00000123/`: weights, optimizers and averages as `torch.distributed.checkpoint` writes them,
+`state.json`, and last `manifest.json` with the size and checksum of each file. It is written beside its place, flushed to
+the disk and renamed. One process, DDP and FSDP2 write the same and read each other's.
 """
 
 import json
-import os
+import math
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from diptych.core.errors import ConfigError, RunError
+from diptych.core.settings import settings, to_plain
+from diptych.training.manifest import find_fault, flush, write_manifest
+from diptych.training.ranks import agree, from_first, is_first
+from diptych.training.same_run import check_same_run
+from diptych.training.state import TrainingState
 
-from diptych.core.errors import RunError
-from diptych.models.clip import CLIP
+_STATE = "state.json"
+
+
+@settings
+class CheckpointConfig:
+    """How often a run is saved: whichever comes first."""
+
+    steps: int | None = None
+    """Save every so many steps; None: not by steps."""
+    minutes: float | None = 5.0
+    """Save every so many minutes; None: not by the clock."""
+    epochs: float | None = None
+    """Save every so many epochs, or parts of one; None: not by epochs."""
+    keep: int = 2
+    """So many of the newest are kept; beside them, the one of the best validation."""
+
+    def __post_init__(self) -> None:
+        given = {name: value for name in ("steps", "minutes", "epochs") if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            if not value > 0:  # Not a number is refused, too.
+                raise ConfigError(f"checkpoint.{name} is {value}; it must be above 0, or none")
+        if not given:
+            raise ConfigError(
+                "checkpoint.steps, checkpoint.minutes and checkpoint.epochs are all none; a run that is never saved loses "
+                "everything when it dies: set one"
+            )
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep is {self.keep}; it must be at least 1")
+
+    def is_due(self, *, steps: int, minutes: float, epochs: float) -> bool:
+        """Whether so much since the last one calls for the next.
+
+        >>> CheckpointConfig(steps=100, minutes=5.0).is_due(steps=100, minutes=1.0, epochs=0.1)
+        True
+        """
+        limits = ((self.steps, steps), (self.minutes, minutes), (self.epochs, epochs))
+        return any(limit is not None and since >= limit for limit, since in limits)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,58 +67,191 @@ class Progress:
     step: int
     elapsed_s: float
     best_metric: float
+    """Of the best validation; -inf before the first."""
+    best_step: int | None = None
+    """The step of the best validation; None before the first."""
     skipped: tuple[tuple[str, str], ...]
     """(key, reason) of every sample that could not be read so far."""
 
 
 def save_checkpoint(
-    run: Path, model: CLIP, optimizer: torch.optim.Optimizer, progress: Progress, *, keep: int = 2
+    run: Path,
+    state: TrainingState,
+    progress: Progress,
+    *,
+    config: object,
+    keep: int = 2,
+    best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`."""
+    """Write a checkpoint, then drop all but the newest `keep` and that of `best_step`. Every rank calls it.
+
+    Args:
+        run: the run's folder.
+        state: what is saved; it stays as it is.
+        progress: where the run stands.
+        config: the run's settings, or the same as plain data.
+        keep: how many of the newest stay.
+        best_step: the checkpoint of this step stays, too, if there is one.
+
+    Raises:
+        RunError: it could not be written, on any rank; what was written of it is removed, and older ones are as they were.
+    """
+    from diptych.training.state_tensors import write_tensors  # noqa: PLC0415  (half a second that few commands need)
+
     folder = run / "checkpoints"
-    place = folder / f"step-{progress.step:08d}"
-    beside = folder / f".{place.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    torch.save(model.state_dict(), beside / "model.pt")
-    torch.save(optimizer.state_dict(), beside / "optimizer.pt")
-    (beside / "state.json").write_text(json.dumps(asdict(progress)), encoding="utf-8")
-    for file in (*beside.iterdir(), beside):
-        _flush(file)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.rename(place)
-    _flush(folder)
-    for old in _checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    place, beside = _place(run, progress.step), folder / f".{_place(run, progress.step).name}.new"
+
+    def start() -> None:
+        if is_first():
+            _recover(run)
+            beside.mkdir(parents=True)
+
+    def finish() -> None:
+        if is_first():
+            plain = {"progress": _to_json(progress), "config": to_plain(config)}
+            (beside / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
+            write_manifest(beside, step=progress.step)
+            _put_in_place(beside, place)
+
+    for action in (start, lambda: write_tensors(beside, state), finish):
+        failure = agree(_attempt(action))
+        if failure is not None:
+            if is_first():
+                _recover(run)
+            older = "the one before is kept" if _checkpoints(run) else "there is none before it"
+            raise RunError(f"{place}: could not be saved ({failure}); {older}")
+    if is_first():
+        _drop(run, progress.step, keep=keep, best_step=best_step)
     return place
 
 
-def load_checkpoint(run: Path, model: CLIP, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put the newest checkpoint's state into the model and the optimizer.
+def load_checkpoint(run: Path, state: TrainingState, *, config: object, tell: Callable[[str], None]) -> Progress:
+    """Put the newest whole checkpoint's state into the model, the optimizers and the extras. Every rank calls it.
+
+    Args:
+        run: the run's folder.
+        state: what is filled.
+        config: the settings of the run that goes on, or the same as plain data.
+        tell: gets one line for each checkpoint that is damaged and passed over; on the first rank alone.
 
     Raises:
-        RunError: there is none, or it does not fit.
+        RunError: there is none that is whole, or it is that of another run, or does not fit.
     """
-    places = _checkpoints(run)
-    if not places:
-        raise RunError(f"{run}: has no checkpoint to resume from; start it again with --overwrite")
-    newest = places[-1]
+    from diptych.training.state_tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
+
+    step, failure = from_first(lambda: _choose(run, config, tell))
+    if failure is not None:
+        raise RunError(failure)
+    place = _place(run, step)
+    failure = agree(_attempt(lambda: read_tensors(place, state)))
+    if failure is not None:
+        raise RunError(f"{place}: cannot be loaded ({failure})")
+    return _from_json(_read_state(place)["progress"])
+
+
+def _choose(run: Path, config: object, tell: Callable[[str], None]) -> tuple[int, str | None]:
+    """The step of the newest whole checkpoint; or why there is none. It raises nothing: other ranks wait for it."""
     try:
-        state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-        model.load_state_dict(torch.load(newest / "model.pt", weights_only=True))
-        optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
-        return Progress(**{**state, "skipped": tuple((key, reason) for key, reason in state["skipped"])})
-    except Exception as error:  # A damaged file makes the unpickler raise almost anything.
-        raise RunError(f"{newest}: cannot be loaded ({type(error).__name__}: {error})") from None
+        _recover(run, clean=False)
+        places = _checkpoints(run)
+        for place in reversed(places):
+            fault = find_fault(place)
+            if fault is None:
+                check_same_run(_read_state(place)["config"], config)
+                return _step(place), None
+            tell(f"{place} is passed over: {fault}")
+    except (RunError, OSError) as error:
+        return 0, f"{run}: {error}"
+    why = "all its checkpoints are damaged" if places else "has no checkpoint to resume from"
+    return 0, f"{run}: {why}; start it again with --overwrite"
+
+
+def _attempt(action: Callable[[], None]) -> str | None:
+    """Why the disk, or what lies on it, would not have it; None if all went well."""
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  (half a second that few commands need)
+
+    try:
+        action()
+    except OSError as error:
+        return error.strerror or str(error)
+    except RunError as error:
+        return str(error)
+    except CheckpointException as error:  # Not an Exception; it carries those of all ranks.
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from None
+        return _reason(causes[0])
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """The system's own words, where the error or what led to it has them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _place(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def _step(place: Path) -> int:
+    return int(place.name.removeprefix("step-"))
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-*"))
+    """Oldest first."""
+    places = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(places, key=_step)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _put_in_place(beside: Path, place: Path) -> None:
+    """One of the same step makes way first; `_recover` brings it back should the process die between the two renames."""
+    if place.exists():
+        place.rename(place.with_name(f".{place.name}.old"))
+    beside.rename(place)
+    flush(place.parent)
+
+
+def _recover(run: Path, *, clean: bool = True) -> None:
+    """Finish or undo what a process that died left half done."""
+    folder = run / "checkpoints"
+    for old in folder.glob(".step-*.old"):
+        place = folder / old.name[1:].removesuffix(".old")
+        if not place.exists():
+            old.rename(place)
+    for left in folder.glob(".step-*") if clean else ():
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _drop(run: Path, step: int, *, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest; those later than `step` are damaged ones, before which the run went back."""
+    places = _checkpoints(run)
+    newest = [place for place in places if _step(place) <= step][-keep:]
+    for place in places:
+        if place not in newest and _step(place) != best_step:
+            gone = place.with_name(f".{place.name}.new")
+            with suppress(OSError):  # Renamed before it is removed, so that no half bears the name.
+                place.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+    for left in (run / "checkpoints").glob(".step-*.old"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_state(place: Path) -> dict[str, Any]:
+    return json.loads((place / _STATE).read_text(encoding="utf-8"))
+
+
+def _to_json(progress: Progress) -> dict[str, Any]:
+    """JSON knows no infinity: that of a run without a validation is null."""
+    best = progress.best_metric
+    return {**asdict(progress), "best_metric": best if math.isfinite(best) else None}
+
+
+def _from_json(plain: dict[str, Any]) -> Progress:
+    best = plain["best_metric"]
+    skipped = tuple((key, reason) for key, reason in plain["skipped"])
+    return Progress(**{**plain, "best_metric": -math.inf if best is None else best, "skipped": skipped})

@@ -13,7 +13,7 @@ import torch
 import diptych
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.device import choose_device
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, RunError
 from diptych.core.randomness import stable_hash
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
@@ -31,6 +31,7 @@ from diptych.training.report import EventLog, Observer, StepReport
 from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
 from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
+from diptych.training.state import TrainingState
 from diptych.training.step import StepResult, train_step
 from diptych.training.validation import Validation, validate
 
@@ -121,8 +122,10 @@ class _Run:
         self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
         self.skipped: dict[str, str] = {}
         self.step, self.best_metric, self._elapsed_before = 0, -math.inf, 0.0
+        self.best_step: int | None = None
+        self._passed_over: list[str] = []
         if resume:
-            self._restore(load_checkpoint(run, self.model, self.optimizer))
+            self._restore(load_checkpoint(run, self._state(), config=config, tell=self._passed_over.append))
         else:
             create_run_folder(run)
             write_config(config, run / CONFIG)
@@ -144,6 +147,8 @@ class _Run:
             f"Training {self.config.recipe}: {len(self.train_source):,} images of {self.config.data.source}, "
             f"{sum(p.numel() for p in self.model.parameters()):,} parameters, on {self.embedder.device}, into {self.path}"
         )
+        for damaged in self._passed_over:
+            self._tell(damaged)
         try:
             with stop_on_signal() as stop_requested:
                 finished = self._loop(stop_requested)
@@ -213,7 +218,7 @@ class _Run:
         for observer in self.observers:
             observer.on_validation(self.step, validation)
         if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
-            self.best_metric = validation.retrieval.mean_r1
+            self.best_metric, self.best_step = validation.retrieval.mean_r1, self.step
             save_bundle(self._bundle(validation), self.path / "bundle-best")
         self.pace.pause()
         return validation
@@ -243,14 +248,22 @@ class _Run:
             step=self.step,
             elapsed_s=self._elapsed_s(),
             best_metric=self.best_metric,
+            best_step=self.best_step,
             skipped=tuple(self.skipped.items()),
         )
-        save_checkpoint(self.path, self.model, self.optimizer, progress)
+        try:
+            save_checkpoint(self.path, self._state(), progress, config=self.config, best_step=self.best_step)
+        except RunError as error:  # A full disk costs a checkpoint, not the run.
+            self._tell(str(error))
         self._saved_at = time.monotonic()
+
+    def _state(self) -> TrainingState:
+        return TrainingState(model=self.model, optimizers=(self.optimizer,))
 
     def _restore(self, progress: Progress) -> None:
         self.step, self._elapsed_before = progress.step, progress.elapsed_s
-        self.best_metric, self.skipped = progress.best_metric, dict(progress.skipped)
+        self.best_metric, self.best_step = progress.best_metric, progress.best_step
+        self.skipped = dict(progress.skipped)
 
     def _interrupt(self) -> RunResult:
         self._save_checkpoint()

@@ -1,0 +1,61 @@
+"""The manifest of a folder: size and SHA-256 of each file, written last, so that what has a manifest that fits is whole."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path, *, step: int) -> None:
+    """Flush every file of the folder to the disk, then the list of them, then the folder itself."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for file in files:
+        flush(file)
+    listed = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "files": listed}, indent=1), encoding="utf-8")
+    flush(manifest)
+    flush(folder)
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is wrong with the folder; None if every file is as its manifest says."""
+    try:
+        plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in plain["files"].items()}
+    except FileNotFoundError:
+        return f"it is incomplete, {MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    faults = (_fault(folder / name, size, checksum) for name, (size, checksum) in listed.items())
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _fault(file: Path, size: int, checksum: str) -> str | None:
+    try:
+        if file.stat().st_size != size:
+            return f"{file.name} has {file.stat().st_size:,} bytes where {size:,} were written"
+        return None if _sha256(file) == checksum else f"{file.name} is not what was written, its checksum differs"
+    except FileNotFoundError:
+        return f"it is incomplete, {file.name} is missing"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+
+
+def flush(path: Path) -> None:
+    """Return when the disk has the file, or the folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""Whether a run goes on as the one that it was."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from diptych.core.errors import RunError
+from diptych.core.settings import to_plain
+
+_MAY_DIFFER = {"device", "data.workers", "data.source", "data.max_skipped", "gradient_checkpointing"}
+"""Where and how fast a run is computed, and where its files lie: neither changes what it learns."""
+_ROOMS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
+
+
+def check_same_run(saved: Mapping[str, Any], config: object) -> None:
+    """Refuse to go on with other settings than those of the checkpoint.
+
+    Args:
+        saved: the checkpoint's settings as plain data.
+        config: the settings of the run that goes on, or the same as plain data.
+
+    Raises:
+        RunError: one differs that decides what is learned; it is named with both values.
+
+    >>> check_same_run({"seed": 0, "device": "cpu"}, {"seed": 0, "device": "cuda"})
+    >>> check_same_run({"seed": 0}, {"seed": 1})
+    Traceback (most recent call last):
+    diptych.core.errors.RunError: its checkpoint was written with seed 0, and this run has 1; go on with the folder's own ...
+    """
+    before, now = dict(_flat(saved)), dict(_flat(to_plain(config)))
+    differing = [
+        f"{key} {_shown(before, key)}, and this run has {_shown(now, key)}"
+        for key in dict.fromkeys([*now, *before])
+        if not _may_differ(key) and _shown(before, key) != _shown(now, key)
+    ]
+    if differing:
+        more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
+        raise RunError(
+            f"its checkpoint was written with {differing[0]}{more}; go on with the folder's own config.yaml, or start a new "
+            "run in another folder"
+        )
+
+
+def _may_differ(key: str) -> bool:
+    return key in _MAY_DIFFER or key.partition(".")[0] in _ROOMS_THAT_MAY_DIFFER
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "(no such setting)"
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,415 @@
+"""Checkpoints: exact, whole or passed over, and no full disk ends a run."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from diptych.core.errors import ConfigError, RunError
+from diptych.core.settings import override, to_plain
+from diptych.training.checkpoint import CheckpointConfig, Progress, load_checkpoint, save_checkpoint
+from diptych.training.config import TrainConfig
+from diptych.training.report import StepReport
+from diptych.training.run import train
+from diptych.training.same_run import check_same_run
+from diptych.training.state import TrainingState
+from diptych.training.validation import Validation
+from tests.states import Average, assert_same, assert_same_values, make_state, step
+
+CONFIG = {"seed": 0, "device": "cpu"}
+
+
+def _progress(at: int, **changes: Any) -> Progress:
+    return replace(Progress(step=at, elapsed_s=1.5, best_metric=0.25, skipped=(("a", "b"),)), **changes)
+
+
+def _save(run: Path, state: TrainingState, at: int, **options: Any) -> Path:
+    return save_checkpoint(run, state, _progress(at), config=CONFIG, **options)
+
+
+def _load(run: Path, state: TrainingState, said: list[str] | None = None) -> Progress:
+    return load_checkpoint(run, state, config=CONFIG, tell=(said if said is not None else []).append)
+
+
+def _names(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_a_state_comes_back_bit_for_bit_and_goes_on_as_if_nothing_was(tmp_path: Path, num_steps: int) -> None:
+    """Also before the first step, with frozen parameters and ones that never had a gradient."""
+    one, twin, other = make_state(0), make_state(0), make_state(1)
+    for i in range(num_steps):
+        step(one, i)
+        step(twin, i)
+    progress = _progress(num_steps, best_metric=-math.inf)
+    save_checkpoint(tmp_path, one, progress, config=CONFIG)
+    assert_same(one, twin)
+    assert _load(tmp_path, other) == progress
+    assert_same(one, other)
+    for state in (one, twin, other):
+        step(state, num_steps)
+    assert_same(one, twin)
+    assert_same(one, other)
+
+
+def test_settings_of_groups_come_back(tmp_path: Path) -> None:
+    one, other = make_state(0), make_state(1)
+    one.optimizers[1].param_groups[0].update(lr=0.125, betas=(0.5, 0.75))
+    _save(tmp_path, one, 1)
+    other.optimizers[1].param_groups[0]["lr_factor"] = 9.0
+    _load(tmp_path, other)
+    group = other.optimizers[1].param_groups[0]
+    assert (group["lr"], group["betas"], group["lr_factor"]) == (0.125, (0.5, 0.75), 0.5)
+
+
+def test_state_of_another_precision_than_its_parameter(tmp_path: Path) -> None:
+    states = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = nn.Linear(3, 2).bfloat16()
+        optimizer = torch.optim.AdamW(model.parameters())
+        for parameter in model.parameters():
+            values = {"step": torch.tensor(float(seed)), "exp_avg": torch.randn(parameter.shape)}
+            optimizer.state[parameter] = {**values, "exp_avg_sq": torch.rand(parameter.shape)}
+        states.append(TrainingState(model=model, optimizers=(optimizer,)))
+    _save(tmp_path, states[0], 1)
+    _load(tmp_path, states[1])
+    assert_same(states[0], states[1])
+
+
+def test_a_compiled_model_reads_a_bare_ones(tmp_path: Path) -> None:
+    one, other = make_state(0), make_state(1)
+    step(one, 0)
+    _save(tmp_path, one, 1)
+    compiled = torch.compile(other.model, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    _load(tmp_path, replace(other, model=compiled))
+    assert_same(one, other)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    state = make_state(0)
+    step(state, 0)
+    _save(tmp_path, state, 1)
+    wider, longer, lone = make_state(0, width=5), make_state(0), make_state(0)
+    longer.model.add_module("more", nn.Linear(2, 2))
+    swapped = replace(lone, optimizers=lone.optimizers[::-1])
+    for other, says in (
+        (wider, r"model/first.weight has the shape \[6, 4\] in it, and \[6, 5\] in this run"),
+        (longer, "model/more.bias is not in it"),
+        (replace(lone, optimizers=lone.optimizers[:1]), "it holds the state of 2 optimizers, this run has 1"),
+        (replace(lone, extras={}), "the state of 'average' is in only one of checkpoint and run"),
+        (replace(lone, extras={"average": Average(lone.model), "more": Average(lone.model)}), "the state of 'more'"),
+        (swapped, "optimizer 0 has its parameters in other groups"),
+    ):
+        with pytest.raises(RunError, match=says) as caught:
+            _load(tmp_path, other)
+        assert "step-00000001: cannot be loaded" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    state = make_state(0)
+    for at in range(1, 7):
+        _save(tmp_path, state, at, keep=2, best_step=2 if at > 2 else None)
+    assert _names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]
+    _save(tmp_path, state, 7, keep=1, best_step=6)
+    assert _names(tmp_path) == ["step-00000006", "step-00000007"]
+
+
+def test_what_is_saved_twice_is_there_once(tmp_path: Path) -> None:
+    one, other = make_state(0), make_state(1)
+    _save(tmp_path, make_state(2), 3)
+    _save(tmp_path, one, 3, keep=1)
+    assert _names(tmp_path) == ["step-00000003"]
+    _load(tmp_path, other)
+    assert_same(one, other)
+
+
+def test_leftovers_go_at_the_next_save(tmp_path: Path) -> None:
+    half = tmp_path / "checkpoints" / ".step-00000008.new"
+    half.mkdir(parents=True)
+    (half / "rubbish").write_bytes(b"half")
+    _save(tmp_path, make_state(0), 1)
+    assert _names(tmp_path) == ["step-00000001"]
+
+
+def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
+    """One checkpoint was to take the place of another of its step."""
+    one, other = make_state(0), make_state(1)
+    place = _save(tmp_path, one, 3)
+    place.rename(place.with_name(".step-00000003.old"))
+    assert _load(tmp_path, other).step == 3
+    assert_same(one, other)
+    assert _names(tmp_path) == ["step-00000003"]
+
+
+def _flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda place: _flip(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
+        (lambda place: os.truncate(place / "__0_0.distcp", 100), "__0_0.distcp has 100 bytes where"),
+        (lambda place: (place / "state.json").unlink(), "it is incomplete, state.json is missing"),
+        (lambda place: (place / ".metadata").write_bytes(b""), ".metadata has 0 bytes"),
+        (lambda place: (place / "manifest.json").unlink(), "it is incomplete, manifest.json is missing"),
+        (lambda place: os.truncate(place / "manifest.json", 50), "manifest.json is damaged"),
+        (lambda place: (place / "manifest.json").write_text("[]"), "manifest.json is damaged"),
+    ],
+)
+def test_a_damaged_one_is_passed_over(tmp_path: Path, harm: Callable[[Path], object], says: str) -> None:
+    one, other, said = make_state(0), make_state(1), list[str]()
+    _save(tmp_path, one, 1)
+    newest = _save(tmp_path, make_state(2), 2)
+    harm(newest)
+    assert _load(tmp_path, other, said).step == 1
+    assert_same(one, other)
+    assert len(said) == 1
+    assert said[0].startswith(f"{newest} is passed over: {says}")
+    _save(tmp_path, other, 2, keep=1)
+    assert _load(tmp_path, other).step == 2
+
+
+def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    state = make_state(0)
+    for at in (1, 5):
+        _save(tmp_path, state, at)
+    (tmp_path / "checkpoints" / "step-00000005" / "state.json").unlink()
+    _load(tmp_path, state)
+    _save(tmp_path, state, 3, keep=1)
+    assert _names(tmp_path) == ["step-00000003"]
+
+
+def test_none_left(tmp_path: Path) -> None:
+    said = list[str]()
+    with pytest.raises(RunError, match=r"has no checkpoint to resume from; start it again with --overwrite"):
+        _load(tmp_path, make_state(0), said)
+    for at in (1, 2):
+        (_save(tmp_path, make_state(0), at) / "manifest.json").unlink()
+    with pytest.raises(RunError, match=r"all its checkpoints are damaged; start it again with --overwrite"):
+        _load(tmp_path, make_state(0), said)
+    assert [line.split(" is passed over")[0][-1] for line in said] == ["2", "1"]
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_a_disk_that_fills_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Whichever file it was that no longer went in."""
+    one, other = make_state(0), make_state(1)
+    before = _save(tmp_path, one, 1)
+    calls, flush = iter(range(1000)), os.fsync
+
+    def full(descriptor: int) -> None:
+        if next(calls) >= after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(
+            RunError, match=r"step-00000002: could not be saved \(No space left on device\); the one be"
+        ):
+            _save(tmp_path, make_state(2), 2, keep=1)
+    assert _names(tmp_path) == [before.name]
+    _load(tmp_path, other)
+    assert_same(one, other)
+    _save(tmp_path, one, 2, keep=1)
+    assert _names(tmp_path) == ["step-00000002"]
+
+
+_LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from diptych.core.errors import RunError
+from tests.training.test_checkpoint import _save
+from tests.states import make_state
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+run, state = Path(sys.argv[1]), make_state(0, width=64)
+_save(run, state, 1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    _save(run, state, 2)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [100, 3000, 20000])
+def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
+    """As the system says it, in the midst of PyTorch's own writer."""
+    command = [sys.executable, "-W", "error", "-c", _LIMITED, str(tmp_path), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == (
+        f"{tmp_path}/checkpoints/step-00000002: could not be saved (File too large); the one before is kept\n"
+    )
+    assert _names(tmp_path) == ["step-00000001"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(RunError, match=r"could not be saved \(Not a directory\); there is none before it"):
+        _save(tmp_path, make_state(0), 2)
+
+
+def test_the_second_interrupt_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        _save(tmp_path, make_state(0), 1)
+
+
+def test_its_json_is_strict_and_whole(tmp_path: Path, tiny_run: TrainConfig) -> None:
+    state, progress = make_state(0), _progress(1, best_metric=-math.inf, best_step=None)
+    place = save_checkpoint(tmp_path, state, progress, config=tiny_run)
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    plain = json.loads((place / "state.json").read_text("utf-8"), parse_constant=refuse)
+    assert plain["config"] == to_plain(tiny_run)
+    manifest = json.loads((place / "manifest.json").read_text("utf-8"), parse_constant=refuse)
+    assert manifest["step"] == 1
+    assert {*manifest["files"], "manifest.json"} == {path.name for path in place.iterdir()}
+    assert load_checkpoint(tmp_path, state, config=tiny_run, tell=print) == progress
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"seed": "1"}, "seed 0, and this run has 1;"),
+        ({"model.image.width": "32"}, "model.image.width 16, and this run has 32;"),
+        ({"optimizer.lr": "1", "batch_size": "8"}, r"optimizer.lr 0.002, and this run has 1.0 \(1 more differ\);"),
+        ({"device": "cuda", "data.workers": "3", "data.source": "shapes:9"}, None),
+        ({"data.max_skipped": "0.5", "gradient_checkpointing": "true"}, None),
+    ],
+)
+def test_the_same_run(tiny_run: TrainConfig, changes: dict[str, str], says: str | None) -> None:
+    other = override(tiny_run, changes)
+    if says is None:
+        check_same_run(to_plain(tiny_run), other)
+        return
+    with pytest.raises(RunError, match=says):
+        check_same_run(to_plain(tiny_run), other)
+
+
+def test_settings_that_only_one_run_knows() -> None:
+    check_same_run({"a": 1, "checkpoint": {"keep": 2}}, {"a": 1, "logs": {"b": 3}})
+    with pytest.raises(RunError, match=r"with b.c \(no such setting\), and this run has 3;"):
+        check_same_run({"a": 1}, {"a": 1, "b": {"c": 3}})
+    with pytest.raises(RunError, match=r"with b 1, and this run has \(no such setting\);"):
+        check_same_run({"b": 1}, {})
+
+
+def test_another_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    other, twin = make_state(1), make_state(1)
+    _save(tmp_path, make_state(0), 1)
+    with pytest.raises(
+        RunError, match=r"written with seed 0, and this run has 5; go on with the folder's own config\.yaml"
+    ):
+        load_checkpoint(tmp_path, other, config={**CONFIG, "seed": 5}, tell=print)
+    assert_same(other, twin)
+
+
+def test_how_often() -> None:
+    config = CheckpointConfig(steps=10, minutes=None, epochs=0.5)
+    assert not config.is_due(steps=9, minutes=1e9, epochs=0.4)
+    assert config.is_due(steps=10, minutes=0.0, epochs=0.0)
+    assert config.is_due(steps=0, minutes=0.0, epochs=0.5)
+    assert CheckpointConfig().is_due(steps=0, minutes=5.0, epochs=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"minutes": -1.0}, {"minutes": math.nan}, {"epochs": 0.0}, {"keep": 0}, {"minutes": None}]
+)
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"checkpoint\."):
+        CheckpointConfig(**wrong)
+
+
+class Listener:
+    """Keeps the messages, and does something after a step."""
+
+    def __init__(self, at: int | None = None, do: Callable[[], object] = lambda: None) -> None:
+        self.at, self.do = at, do
+        self.messages: list[str] = []
+
+    def on_step(self, report: StepReport) -> None:
+        if report.step == self.at:
+            self.do()
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """Nothing."""
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than ten steps do."""
+    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+
+
+def _stop() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
+    finished_run: Path, tiny_run: TrainConfig, tmp_path: Path
+) -> None:
+    """To the same weights."""
+    run, listener = tmp_path / "run", Listener()
+    for at in (3, 6):
+        train(tiny_run, run, resume=at == 6, observers=[Listener(at, _stop)])
+    _flip(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
+    train(tiny_run, run, resume=True, observers=[listener])
+    assert [text for text in listener.messages if "step-00000006 is passed over: __0_0.distcp is not" in text]
+    ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, finished_run))
+    assert_same_values(ours, theirs)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint to resume from"):
+        train(tiny_run, run, resume=True)
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("diptych.training.state_tensors.write_tensors", full)
+    listener = Listener()
+    assert train(tiny_run, tmp_path / "run", observers=[listener]).bundle is not None
+    assert [text for text in listener.messages if "could not be saved (No space left on device); there is none" in text]
+
+
+@pytest.mark.usefixtures("_no_curves")
+def test_a_run_with_other_settings_does_not_go_on(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    train(tiny_run, tmp_path / "run", observers=[Listener(2, _stop)])
+    with pytest.raises(RunError, match=r"run: its checkpoint was written with seed 0, and this run has 1;"):
+        train(override(tiny_run, {"seed": "1"}), tmp_path / "run", resume=True)
