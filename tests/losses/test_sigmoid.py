@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.losses import tiled
+from diptych.losses import tiles
 from diptych.losses.sigmoid import sigmoid_loss, tiled_sigmoid_loss
 from tests import peers
 from tests.losses.test_tiled import pairs, relative
@@ -55,8 +55,8 @@ def test_gradients_are_exact(scale: float, bias: float, likeness: float, *, grou
 def test_tiles_of_any_edge_equal_the_plain_loss(num: int, num_groups: int, seed: int) -> None:
     image, text = pairs(num, 3, seed=seed)
     groups = torch.randint(0, num_groups, (num,), generator=torch.Generator().manual_seed(seed))
-    before = tiled.TILE_ROWS, tiled.TILE_COLUMNS
-    tiled.TILE_ROWS, tiled.TILE_COLUMNS = 4, 6
+    before = tiles.TILE_ROWS, tiles.TILE_COLUMNS
+    tiles.TILE_ROWS, tiles.TILE_COLUMNS = 4, 6
     grads = []
     try:
         for loss_of in (sigmoid_loss, tiled_sigmoid_loss):
@@ -65,6 +65,6 @@ def test_tiles_of_any_edge_equal_the_plain_loss(num: int, num_groups: int, seed:
             loss.backward()
             grads.append([loss.detach(), *(tensor.grad for tensor in inputs)])
     finally:
-        tiled.TILE_ROWS, tiled.TILE_COLUMNS = before
+        tiles.TILE_ROWS, tiles.TILE_COLUMNS = before
     for plain, ours in zip(*grads, strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-5, rtol=2e-5)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.losses import tiled
+from diptych.losses import tiles
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.tiled import tiled_clip_loss
 
@@ -83,8 +83,8 @@ def test_equals_the_plain_loss(*, num: int, num_groups: int, scale: float, smoot
     image, text = pairs(num, 3, seed=seed)
     groups = torch.randint(0, num_groups, (num,), generator=torch.Generator().manual_seed(seed))
     grads = []
-    before = tiled.TILE_ROWS, tiled.TILE_COLUMNS
-    tiled.TILE_ROWS, tiled.TILE_COLUMNS = 4, 6
+    before = tiles.TILE_ROWS, tiles.TILE_COLUMNS
+    tiles.TILE_ROWS, tiles.TILE_COLUMNS = 4, 6
     try:
         for loss_of in (clip_loss, tiled_clip_loss):
             inputs = [tensor.double().float().requires_grad_() for tensor in (image, text, torch.tensor(scale))]
@@ -92,7 +92,7 @@ def test_equals_the_plain_loss(*, num: int, num_groups: int, scale: float, smoot
             (3 * loss).backward()
             grads.append([loss.detach(), *(tensor.grad for tensor in inputs)])
     finally:
-        tiled.TILE_ROWS, tiled.TILE_COLUMNS = before
+        tiles.TILE_ROWS, tiles.TILE_COLUMNS = before
     for plain, ours in zip(*grads, strict=True):
         torch.testing.assert_close(ours, plain, atol=2e-5, rtol=2e-5)
 

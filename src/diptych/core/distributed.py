@@ -1,0 +1,104 @@
+"""The processes that train together, and what they exchange. Where nobody else is there, every exchange is the identity.
+
+Every rank must call the same exchanges in the same order, with tensors of equal shape. None of them carries gradients: who
+needs these exchanges them himself. Shapes: R rows of one rank, N rows of all ranks together.
+"""
+
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, distributed
+
+Object = TypeVar("Object")
+
+
+class Ranks(NamedTuple):
+    """Processes that work on one joint batch, seen from one of them.
+
+    >>> bool((ALONE.sum(torch.ones(3)) == 1).all())
+    True
+    """
+
+    rank: int
+    """This process, from 0."""
+    size: int
+    """How many there are."""
+
+    def rows(self, num: int) -> slice:
+        """Where this rank's `num` rows lie among those of all.
+
+        >>> Ranks(rank=2, size=3).rows(10)
+        slice(20, 30, None)
+        """
+        return slice(self.rank * num, (self.rank + 1) * num)
+
+    def gather_rows(self, tensor: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "N *rest"]:
+        """The rows of all ranks, in order of rank."""
+        if self.size == 1:
+            return tensor
+        gathered = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
+        distributed.all_gather(list(gathered.chunk(self.size)), tensor.detach().contiguous())
+        return gathered
+
+    def scatter_sum(self, tensor: Shaped[Tensor, "N *rest"]) -> Shaped[Tensor, "R *rest"]:
+        """This rank's rows of the sum over ranks."""
+        if self.size == 1:
+            return tensor
+        if tensor.device.type == "cpu":  # gloo has no reduce-scatter in every PyTorch that we support.
+            return self.sum(tensor)[self.rows(len(tensor) // self.size)].clone()
+        parts = list(tensor.detach().contiguous().chunk(self.size))
+        summed = torch.empty_like(parts[0])
+        distributed.reduce_scatter(summed, parts)
+        return summed
+
+    def sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The sum over ranks, the same on all of them."""
+        return self._reduced(tensor, distributed.ReduceOp.SUM) if self.size > 1 else tensor
+
+    def max(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """The largest of each number over ranks."""
+        return self._reduced(tensor, distributed.ReduceOp.MAX) if self.size > 1 else tensor
+
+    def to_next(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+        """What the rank before this one gave; this rank's goes to the rank after it, and the last one's to the first."""
+        if self.size == 1:
+            return tensor
+        sent = tensor.detach().contiguous()
+        received = sent.new_empty(sent.shape)
+        exchange = [
+            distributed.P2POp(distributed.isend, sent, (self.rank + 1) % self.size),
+            distributed.P2POp(distributed.irecv, received, (self.rank - 1) % self.size),
+        ]
+        for work in distributed.batch_isend_irecv(exchange):
+            work.wait()
+        return received
+
+    def gather_objects(self, ours: Object) -> list[Object]:
+        """One object a rank, in order of rank; each must be picklable."""
+        if self.size == 1:
+            return [ours]
+        gathered = [ours] * self.size
+        distributed.all_gather_object(gathered, ours)
+        return gathered
+
+    @staticmethod
+    def _reduced(tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
+        reduced = tensor.detach().clone().contiguous()
+        distributed.all_reduce(reduced, operation)
+        return reduced
+
+
+ALONE = Ranks(rank=0, size=1)
+"""This process and no other, whether or not there are others."""
+
+
+def all_ranks() -> Ranks:
+    """All ranks of the default process group; this process alone where none is initialised.
+
+    >>> all_ranks()
+    Ranks(rank=0, size=1)
+    """
+    if distributed.is_available() and distributed.is_initialized():
+        return Ranks(rank=distributed.get_rank(), size=distributed.get_world_size())
+    return ALONE
