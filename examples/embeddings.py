@@ -24,8 +24,8 @@ def train_briefly(run: Path) -> LoadedBundle:
         "schedule.steps": 80,
         "schedule.warmup_steps": 10,
         "batch_size": 64,
-        "validations": 1,
-        "val_samples": 64,
+        "validation.times": 1,
+        "validation.samples": 64,
         "device": "cpu",
     }
     result = diptych.train(override(recipe("demo"), changes), run)

@@ -48,7 +48,7 @@ def main() -> None:
                 "schedule.steps": 100,
                 "schedule.warmup_steps": 10,
                 "batch_size": 32,
-                "validations": 2,
+                "validation.times": 2,
                 "device": "cpu",
             },
         )

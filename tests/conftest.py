@@ -22,6 +22,7 @@ from diptych.training.config import TrainConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.run import train
 from diptych.training.schedule import ScheduleConfig
+from diptych.training.validation import ValidationConfig
 
 hypothesis_settings.register_profile("house", max_examples=40, deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("house")
@@ -40,8 +41,7 @@ TINY_RUN = TrainConfig(
     schedule=ScheduleConfig(epochs=None, steps=10, warmup_steps=2),
     batch_size=16,
     device="cpu",
-    validations=2,
-    val_samples=32,
+    validation=ValidationConfig(times=2, samples=32),
 )
 
 _NOBODY = 65534

@@ -393,6 +393,12 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(RunError, match="has no checkpoint to resume from"):
         train(tiny_run, run, resume=True)
+    shutil.rmtree(run / "bundle")
+    (run / "tokenizer.json").unlink()
+    train(tiny_run, run, resume=True, observers=[listener])  # As if killed before the first one.
+    assert [text for text in listener.messages if "before its first checkpoint" in text]
+    again = load_file(run / "bundle" / "model.safetensors")
+    assert_same_values(again, theirs)
 
 
 @pytest.mark.usefixtures("_no_curves")

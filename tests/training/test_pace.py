@@ -13,6 +13,7 @@ BATCH = Batch(
     pixels=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
     ids=torch.zeros(2, 3, dtype=torch.int64),
     lengths=torch.ones(2, dtype=torch.int64),
+    text_of_row=torch.arange(2),
     groups=torch.arange(2),
     keys=("a", "b"),
     captions=("a", "b"),

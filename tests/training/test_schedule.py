@@ -100,7 +100,7 @@ def test_impossible_schedules_are_refused(wrong: dict[str, float | str | None], 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"batch_size": 1}, {"validations": 0}, {"val_samples": 1}, {"checkpoint_minutes": 0.0}]
+    "wrong", [{"batch_size": 1}, {"micro_batch": 3, "batch_size": 64}, {"micro_batch": 0}, {"ema": 1.0}]
 )
 def test_impossible_runs_are_refused(wrong: dict[str, int | float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -34,11 +34,24 @@ def train(
     steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
     max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Pairs a step.")] = None,
+    micro_batch: Annotated[
+        int | None, Parameter(help="Pairs that go through the towers at once; divides the batch.")
+    ] = None,
     lr: Annotated[float | None, Parameter(help="Peak learning rate.")] = None,
+    precision: Annotated[str | None, Parameter(help="fp32, bf16 or fp16.")] = None,
+    checkpoint_steps: Annotated[int | None, Parameter(help="Save every so many steps, too.")] = None,
     seed: Annotated[int | None, Parameter(help="Decides weights, order, augmentation and captions.")] = None,
     device: Annotated[str | None, Parameter(help="cpu, cuda, mps or auto.")] = None,
     config: Annotated[Path | None, Parameter(help="A config.yaml to run instead of a recipe.")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with the run in this folder.")] = None,
+    check: Annotated[
+        bool,
+        Parameter(
+            help="Only learn one batch by heart, which says whether anything can be learned.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
     overwrite: Annotated[
         bool, Parameter(help="Replace the run that the folder holds.", negative="", show_default=False)
     ] = False,
@@ -60,6 +73,9 @@ def train(
         "data.source": data,
         "data.max_samples": max_samples,
         "batch_size": batch_size,
+        "micro_batch": micro_batch,
+        "precision": precision,
+        "checkpoint.steps": checkpoint_steps,
         "optimizer.lr": lr,
         "seed": seed,
         "device": device,
@@ -67,13 +83,15 @@ def train(
     given = {path: value for path, value in options.items() if value is not None}
     if resume is not None:
         others = (recipe, out, preset, minutes, epochs, steps, config, changes)
-        if given or overwrite or any(value is not None for value in others):
+        if given or overwrite or check or any(value is not None for value in others):
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
         check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(read_config(resume / CONFIG), resume, resume=True)
     base = _base_config(recipe, config)
     given |= _length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = _resolve(base, preset, given, changes or [])
+    if check:
+        return _check(resolved)
     return run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
 
 
@@ -86,8 +104,31 @@ def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False,
     assert result.retrieval is not None
     print_retrieval(result.retrieval)
     say(f"Curves: {run / 'curves.png'}")
-    say(f"Bundle: {result.bundle}")
+    best = "" if result.best_step is None else f"; best: {run / 'bundle-best'} (step {result.best_step:,})"
+    say(f"Bundle: {result.bundle}{best}")
     return 0
+
+
+def _check(config: "TrainConfig") -> int:
+    """Learn one batch by heart and say how it went."""
+    from diptych.cli.output import errors
+    from diptych.training.self_check import self_check
+
+    with errors().status("Learning one batch by heart ...") as status:
+        result = self_check(
+            config,
+            on_step=lambda step, loss: status.update(f"Learning one batch by heart: step {step}, loss {loss:.3f}"),
+        )
+    figures = (
+        f"{result.num_pairs} pairs by heart: loss {result.first_loss:.2f} -> {result.last_loss:.3f} in {result.steps} steps, "
+        f"{result.seconds:.0f} s"
+    )
+    if result.learned:
+        say(f"{figures}. The pipeline can learn: pictures, captions, tokenizer, towers and loss work together.")
+        return 0
+    say(f"{figures}. Below 0.05 it would have learned them.")
+    say(result.diagnosis or "")
+    return 1
 
 
 def train_with_display(
@@ -106,9 +147,17 @@ def train_with_display(
     console().print(
         f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s; waited for data {result.data_wait:.1%}"
     )
+    console().print(_where_time_went(result.seconds), style="dim")
+    if result.stopped_early:
+        say("Ended early: validation no longer got better (validation.patience)")
     if result.num_skipped:
         warn(f"{result.num_skipped} unreadable samples were replaced; they are listed in {run / 'skipped.jsonl'}")
     return result
+
+
+def _where_time_went(seconds: dict[str, float]) -> str:
+    total = sum(seconds.values()) or 1.0
+    return "Time: " + ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
 
 
 def dotted_to_set(words: Sequence[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What flows through the house: a sample (one image and its captions) and a batch (the tensors that one step trains on).
 
-Shapes: B batch, H height, W width, T tokens of the batch's longest caption.
+Shapes: B batch, U distinct captions of the batch, H height, W width, T tokens of the longest of them.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,17 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one training step sees. Pixels are not normalised; ids are padded to the longest caption of the batch."""
+    """What one training step sees. Pixels are not normalised; ids are padded to the longest caption of the batch.
+
+    A caption that several rows share is there once, so that the text tower reads it once.
+    """
 
     pixels: UInt8[Tensor, "B 3 H W"]
-    ids: Int64[Tensor, "B T"]
-    lengths: Int64[Tensor, " B"]
+    ids: Int64[Tensor, "U T"]
+    lengths: Int64[Tensor, " U"]
     """Tokens of each caption, its start and end marks included."""
+    text_of_row: Int64[Tensor, " B"]
+    """Which of the captions is each row's."""
     groups: Int64[Tensor, " B"]
     """Rows of one group are positives of each other."""
     keys: tuple[str, ...]

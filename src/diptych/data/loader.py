@@ -176,12 +176,14 @@ class Collate:
             return next(row for row in rows if isinstance(row, DataError))
         keys = tuple(example.key for example in examples)
         captions = tuple(example.caption for example in examples)
-        encoded = self.tokenizer.encode(captions)
+        distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
+        encoded = self.tokenizer.encode(tuple(distinct))
         groups = group_rows(keys, captions, [example.label for example in examples], positives=self.positives)
         return Batch(
             pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
             ids=torch.from_numpy(encoded.ids),
             lengths=torch.from_numpy(encoded.lengths),
+            text_of_row=torch.tensor([distinct[caption] for caption in captions]),
             groups=torch.tensor(groups),
             keys=keys,
             captions=captions,

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
 
 from diptych.core.errors import DataError
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
 from diptych.evaluation.pairs import encode_samples
 from diptych.images.transforms import size_name
-from diptych.inference.classify import class_embeddings
+from diptych.inference.classify import DEFAULT_TEMPLATES, class_embeddings
 from diptych.inference.embedder import Embedder
 
 
@@ -79,3 +81,13 @@ def evaluate_zero_shot(
             "precision": "float32",
         },
     )
+
+
+def zero_shot_accuracy(
+    embedder: Embedder, image_emb: Float32[ndarray, "N E"], labels: Sequence[int | None], source: Source
+) -> float | None:
+    """Share of encoded images whose class comes first among the source's, with its own templates; None if labels lack."""
+    if any(label is None for label in labels):
+        return None
+    class_emb = class_embeddings(embedder, source.classes, source.templates or DEFAULT_TEMPLATES)
+    return float(((image_emb @ class_emb.T).argmax(axis=1) == np.array(labels)).mean())

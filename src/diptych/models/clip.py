@@ -1,6 +1,7 @@
 """CLIP: an image tower and a text tower, hinged at one embedding space (Radford et al. 2021, fig. 3).
 
-Shapes: B batch, T tokens of the longest text, N tokens of all texts, H W pixels, E embedding.
+Shapes: B images, U texts, T tokens of the longest text, N tokens of all texts, H W pixels, E embedding. A text that several
+images of a training batch share is there once.
 """
 
 import math
@@ -28,7 +29,7 @@ class CLIPOutput(NamedTuple):
 
     image_emb: Float[Tensor, "B E"]
     """Of unit length."""
-    text_emb: Float[Tensor, "B E"]
+    text_emb: Float[Tensor, "U E"]
     """Of unit length."""
     logit_scale: Float[Tensor, ""]
     """What cosines are multiplied by: the inverse temperature."""
@@ -78,16 +79,16 @@ class CLIP(nn.Module):
         return functional.normalize(self.image_tower(pixels).float(), dim=-1)
 
     def encode_text(
-        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
-    ) -> Float[Tensor, "B E"]:
+        self, ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " U"]
+    ) -> Float[Tensor, "U E"]:
         """Unit embeddings of texts, padded after their `lengths` or one after another without padding; in float32."""
         return functional.normalize(self.text_tower(ids, lengths).float(), dim=-1)
 
     def forward(
         self,
         pixels: Float[Tensor, "B 3 H W"],
-        ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"],
-        lengths: Int64[Tensor, " B"],
+        ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"],
+        lengths: Int64[Tensor, " U"],
     ) -> CLIPOutput:
         """Both embeddings, the logit scale and the logit bias."""
         return CLIPOutput(self.encode_image(pixels), self.encode_text(ids, lengths), self.logit_scale, self.logit_bias)

@@ -6,6 +6,7 @@ from diptych.presets import preset
 from diptych.training.config import TrainConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.schedule import ScheduleConfig
+from diptych.training.validation import ValidationConfig
 
 
 def demo() -> TrainConfig:
@@ -22,5 +23,5 @@ def demo() -> TrainConfig:
         optimizer=OptimizerConfig(lr=4e-3, weight_decay=0.1),
         schedule=ScheduleConfig(epochs=28, warmup_steps=50),
         batch_size=128,
-        validations=6,
+        validation=ValidationConfig(times=6),
     )

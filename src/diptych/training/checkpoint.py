@@ -70,6 +70,8 @@ class Progress:
     """Of the best validation; -inf before the first."""
     best_step: int | None = None
     """The step of the best validation; None before the first."""
+    since_best: int = 0
+    """Validations since then."""
     skipped: tuple[tuple[str, str], ...]
     """(key, reason) of every sample that could not be read so far."""
 

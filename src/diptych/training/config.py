@@ -8,9 +8,14 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import from_plain, settings, to_plain
 from diptych.data.loader import DataConfig
 from diptych.images.augment import AugmentConfig
-from diptych.models.config import CLIPConfig
+from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.training.checkpoint import CheckpointConfig
+from diptych.training.lock import LockConfig, check_lock
+from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
+from diptych.training.precision import Precision
 from diptych.training.schedule import ScheduleConfig
+from diptych.training.validation import ValidationConfig
 
 
 @settings
@@ -28,30 +33,52 @@ class TrainConfig:
     """What it trains and validates on."""
     augment: AugmentConfig = AugmentConfig()
     """What happens to training pictures."""
+    loss: LossConfig = LossConfig()
+    """What it minimises."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How weights move."""
+    lock: LockConfig = LockConfig()
+    """Which weights do not."""
     schedule: ScheduleConfig = ScheduleConfig()
     """How long, and how fast when."""
+    validation: ValidationConfig = ValidationConfig()
+    """How it is measured as it goes."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """How often it is saved."""
     batch_size: int = 64
     """Pairs a step; every other pair of the batch is a negative."""
     seed: int = 0
     """Decides initial weights, order, augmentation and captions."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
+    precision: Precision = "fp32"
+    """What the towers compute in: `fp32`, `bf16` or `fp16`. Weights stay in fp32."""
+    micro_batch: int | None = None
+    """Pairs that go through the towers at once, where a batch's activations do not fit; the gradients are the whole batch's.
+    Divides `batch_size`; None for all at once."""
     gradient_checkpointing: bool = False
     """Compute activations again backward instead of keeping them: much less memory, about a third more time."""
-    validations: int = 8
-    """How often the run is measured on its validation split, spread evenly; the best is kept as `bundle-best`."""
-    val_samples: int = 512
-    """At most so many validation images during the run; a stable subset. The end is measured on all."""
-    checkpoint_minutes: float = 5.0
-    """A run that dies loses no more than this much work."""
+    compile: bool = False
+    """Compile the image tower (`torch.compile`): the first step takes a minute, the others less. Texts are packed by length,
+    another layout each step, and stay as they are."""
+    ema: float | None = None
+    """Measure and keep an exponential moving average of the weights, which keeps so much of itself in a step (0.999, say);
+    None for the weights themselves."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise ConfigError(f"batch_size is {self.batch_size}; a contrast needs at least 2")
-        if self.validations < 1 or self.val_samples < 2 or self.checkpoint_minutes <= 0:
-            raise ConfigError("validations must be at least 1, val_samples at least 2, checkpoint_minutes above 0")
+        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
+            raise ConfigError(
+                f"micro_batch is {self.micro_batch}; it must divide batch_size, which is {self.batch_size}"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1")
+        if self.loss.name == "sigmoid" and self.init is None and self.model.init_logit_bias is None:
+            raise ConfigError("loss.name is 'sigmoid', which needs a logit bias: set model.init_logit_bias to -10")
+        if self.gradient_checkpointing and isinstance(self.model.image, ResNetConfig) and self.init is None:
+            raise ConfigError("gradient_checkpointing needs transformers; model.image is a ResNet with batch norms")
+        check_lock(self.lock, self.optimizer)
 
 
 def read_config(path: Path) -> TrainConfig:
@@ -71,4 +98,6 @@ def read_config(path: Path) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write what `read_config` reads."""
-    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    beside = path.with_name(f".{path.name}")
+    beside.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+    beside.rename(path)

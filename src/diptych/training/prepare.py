@@ -59,28 +59,33 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
         )
 
 
-def starting_point(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Bundle:
+def starting_point(config: TrainConfig, resumed: Path | None, source: Source) -> Bundle:
     """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
+
+    Args:
+        config: the run.
+        resumed: folder of a run that goes on and has its tokenizer already; None for a new one.
+        source: what a new tokenizer is made from.
 
     Raises:
         BundleError: `config.init` is nothing that can be read.
         RunError: the run's tokenizer is damaged.
     """
-    if config.init is not None and not resume:
+    if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
         return replace(bundle, model=bundle.model.float())
-    tokenizer = _load_or_train_tokenizer(config, run, source, resume=resume)
+    tokenizer = _load_or_train_tokenizer(config, resumed, source)
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
     return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
 
 
-def _load_or_train_tokenizer(config: TrainConfig, run: Path, source: Source, *, resume: bool) -> Tokenizer:
+def _load_or_train_tokenizer(config: TrainConfig, resumed: Path | None, source: Source) -> Tokenizer:
     text = config.model.text
-    if resume:
+    if resumed is not None:
         try:
-            return load_tokenizer(text.tokenizer, run / TOKENIZER, context_length=text.context_length)
+            return load_tokenizer(text.tokenizer, resumed / TOKENIZER, context_length=text.context_length)
         except Exception as error:  # The engine raises bare exceptions.
-            raise RunError(f"{run / TOKENIZER}: is damaged ({error})") from None
+            raise RunError(f"{resumed / TOKENIZER}: is damaged ({error})") from None
     captions = (caption for i in range(len(source)) for caption in source.captions(i))
     return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)

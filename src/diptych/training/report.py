@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +46,27 @@ class Observer(Protocol):
 
     def close(self) -> None:
         """The run is over, finished or not."""
+
+
+class Observers:
+    """Several, told one after another. One that cannot write is dropped with a message; the run goes on."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._all = list(observers)
+
+    def tell(self, what: Callable[[Observer], None]) -> None:
+        """Tell each."""
+        for observer in tuple(self._all):
+            try:
+                what(observer)
+            except OSError as error:
+                self._all.remove(observer)
+                lost = f"{type(observer).__name__} cannot write any more ({error.strerror or error}); the run goes on without"
+                self.say(lost)
+
+    def say(self, text: str) -> None:
+        """Give each the message."""
+        self.tell(lambda observer: observer.on_message(text))
 
 
 class EventLog:

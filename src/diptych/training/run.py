@@ -1,39 +1,40 @@
 """The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom."""
 
-import json
 import math
-import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
-import diptych
-from diptych.bundle.folder import Bundle, add_metrics, save_bundle
+from diptych.bundle.folder import add_metrics
 from diptych.core.device import choose_device
-from diptych.core.errors import DataError, RunError
+from diptych.core.errors import RunError
 from diptych.core.randomness import stable_hash
+from diptych.core.sample import Batch
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from diptych.images.transforms import height_width
-from diptych.inference.embedder import Embedder
-from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from diptych.models.config import ResNetConfig
+from diptych.training.assembly import assemble
+from diptych.training.checkpoint import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.optimizer import build_optimizers
+from diptych.training.keeper import Keeper
+from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
+from diptych.training.precision import check_precision
 from diptych.training.prepare import open_data, starting_point
-from diptych.training.report import EventLog, Observer, StepReport
-from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder
+from diptych.training.report import EventLog, Observer, Observers, StepReport
+from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder, has_begun
 from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
-from diptych.training.state import TrainingState
-from diptych.training.step import StepResult, train_step
+from diptych.training.skipped import SkippedSamples
+from diptych.training.step import StepResult
 from diptych.training.validation import Validation, validate
+from diptych.training.watch import Watch, circumstances, diagnose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,12 @@ class RunResult:
     num_skipped: int
     data_wait: float
     """Share of the training time that was spent waiting for data, within [0, 1]."""
+    seconds: dict[str, float]
+    """Where the time went: data, forward, backward, optimizer, evaluation, checkpoints; since it was resumed."""
+    best_step: int | None
+    """The step that `bundle-best` is of."""
+    stopped_early: bool = False
+    """Whether it ended because validation no longer got better."""
 
     @property
     def interrupted(self) -> bool:
@@ -77,12 +84,16 @@ def train(
     Raises:
         ConfigError: a setting contradicts another or the data.
         DataError: the data cannot be read, or too much of it is broken.
-        RunError: the folder may not be used, or the loss is no longer a finite number.
+        RunError: the folder may not be used, no checkpoint of it is whole, or the loss is no longer a finite number.
     """
     run = Path(run)
     check_run_folder(run, overwrite=overwrite, resume=resume)
     train_source, val_source = open_data(config)
-    return _Run(config, run, train_source, val_source, resume=resume, observers=observers).go()
+    begun = resume and has_begun(run)
+    prepared = _Run(config, run, train_source, val_source, resume=begun, observers=observers)
+    if resume and not begun:
+        prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
+    return prepared.go()
 
 
 class _Run:
@@ -99,17 +110,14 @@ class _Run:
         observers: Sequence[Observer],
     ) -> None:
         device = choose_device(config.device)
-        start = starting_point(config, run, train_source, resume=resume)
-        self.model, self.tokenizer = start.model.to(device), start.tokenizer
-        self.model.set_gradient_checkpointing(config.gradient_checkpointing)
+        slow = check_precision(config.precision, device)
+        start = starting_point(config, run if resume else None, train_source)
         if config.init is not None:
-            config = replace(config, model=self.model.config)
-        self.config = config
-        self.path = run
+            config = replace(config, model=start.model.config)
+        self.config, self.path, self.tokenizer = config, run, start.tokenizer
         self.train_source, self.val_source = train_source, val_source
-        self._few_val = take_few(val_source, config.val_samples)
-        self._train_split_hash = split_hash(train_source)
-        self.optimizer = build_optimizers(self.model, config.optimizer)[0]
+        self._few_val = take_few(val_source, config.validation.samples)
+        self.assembly = assemble(config, start.model.to(device), start.tokenizer)
         self.examples = TrainingExamples(
             train_source,
             config=config.data,
@@ -119,18 +127,34 @@ class _Run:
             seed=config.seed,
         )
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
-        self.embedder = Embedder(Bundle(model=self.model, tokenizer=self.tokenizer))
-        self.skipped: dict[str, str] = {}
-        self.step, self.best_metric, self._elapsed_before = 0, -math.inf, 0.0
-        self.best_step: int | None = None
-        self._passed_over: list[str] = []
+        self.skipped = SkippedSamples(run / SKIPPED, num_samples=len(train_source), max_share=config.data.max_skipped)
+        progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
+        told: list[str] = [slow] if slow else []
         if resume:
-            self._restore(load_checkpoint(run, self._state(), config=config, tell=self._passed_over.append))
+            progress = load_checkpoint(run, self.assembly.state, config=config, tell=told.append)
+            self.skipped.reasons = dict(progress.skipped)
+            if config.schedule.minutes is not None:
+                told.append(
+                    "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."
+                )
         else:
             create_run_folder(run)
             write_config(config, run / CONFIG)
             self.tokenizer.save(run / TOKENIZER)
-        self.observers: list[Observer] = [EventLog(run, batch_size=config.batch_size, first_step=self.step), *observers]
+        self.step, self._elapsed_before = progress.step, progress.elapsed_s
+        self.observers = Observers([EventLog(run, batch_size=config.batch_size, first_step=self.step), *observers])
+        for text in told:
+            self.observers.say(text)
+        self.keeper = Keeper(
+            config,
+            run,
+            self.assembly,
+            progress=progress,
+            steps_per_epoch=self.schedule.steps_per_epoch,
+            train_split_hash=split_hash(train_source),
+            say=self.observers.say,
+        )
+        self.watch = Watch(config.batch_size)
         self.pace = Pace(
             batch_size=config.batch_size,
             image_pixels=math.prod(height_width(config.model.image.image_px)),
@@ -140,50 +164,71 @@ class _Run:
         self._num_cut = 0
 
     def go(self) -> RunResult:
-        """Train until the schedule is done or a signal comes."""
+        """Train until the schedule is done, validation no longer gets better, or a signal comes."""
         self._started = time.monotonic() - self._elapsed_before
-        self._saved_at = time.monotonic()
-        self._tell(
-            f"Training {self.config.recipe}: {len(self.train_source):,} images of {self.config.data.source}, "
-            f"{sum(p.numel() for p in self.model.parameters()):,} parameters, on {self.embedder.device}, into {self.path}"
-        )
-        for damaged in self._passed_over:
-            self._tell(damaged)
+        self._say_what_it_does()
         try:
             with stop_on_signal() as stop_requested:
                 finished = self._loop(stop_requested)
             return self._finish() if finished else self._interrupt()
         finally:
-            for observer in self.observers:
-                observer.close()
+            self.observers.tell(lambda observer: observer.close())
+
+    def _say_what_it_does(self) -> None:
+        config = self.config
+        sizes = [(p.numel(), p.requires_grad) for p in self.assembly.model.parameters()]
+        trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
+        self.observers.say(
+            f"Training {config.recipe}: {len(self.train_source):,} images of {config.data.source}, {trained:,} parameters"
+            f"{f' and {locked:,} locked ones' if locked else ''}, on {self.assembly.embedder.device}, into {self.path}"
+        )
+        if config.micro_batch is not None and isinstance(config.model.image, ResNetConfig):
+            self.observers.say(
+                f"Batch norms see {config.micro_batch} pictures at a time, not {config.batch_size}: with micro_batch, a ResNet "
+                "does not train exactly as it would with the whole batch"
+            )
 
     def _loop(self, stop_requested: Callable[[], bool]) -> bool:
         config = self.config
         batches = training_batches(self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step)
         if self.step == 0:
-            self._validate()
-        next_validation = math.floor(self._progress() * config.validations) + 1
-        while self._progress() < 1:
+            before = self._validate()
+            n = min(config.batch_size, len(self._few_val))
+            self.observers.say(
+                f"Before the first step the validation loss is {before.loss:.2f}; knowing nothing is ln {n} = {math.log(n):.2f}"
+            )
+        next_validation = math.floor(self._validations_due()) + 1
+        while self._progress() < 1 and not self.keeper.is_out_of_patience:
             if stop_requested():
                 return False
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
-            self._count_skipped(batch.skipped)
+            self.assembly.step.watch.add("data", waited)
+            self.skipped.add(batch.skipped, num_tried=(self.step + 1) * config.batch_size)
             self._num_cut += batch.num_cut
             lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
-            self.model.train()
-            torch.manual_seed(stable_hash(config.seed, "step", self.step))  # What a tower draws outlives a resume.
-            result = train_step(self.model, self.optimizer, batch, lr=lr, max_grad_norm=config.optimizer.max_grad_norm)
+            set_training_mode(self.assembly.model, config.lock)
+            # What a tower draws follows from the step alone, and so outlives a resume.
+            result = self.assembly.step(batch, lr=lr, seed=stable_hash(config.seed, "step", self.step))
             self.step += 1
             self.pace.note(batch, waited_s=waited, took_s=time.monotonic() - began)
             self._report_step(result, lr)
-            if self._progress() * config.validations >= next_validation and self._progress() < 1:
-                next_validation = math.floor(self._progress() * config.validations) + 1
-                self._validate()
-            if time.monotonic() - self._saved_at > 60 * config.checkpoint_minutes:
+            self._look_out(batch, result, lr)
+            is_best = False
+            if self._validations_due() >= next_validation and self._progress() < 1:
+                next_validation = math.floor(self._validations_due()) + 1
+                is_best = self.keeper.offer(self._validate(), self.step)
+            if is_best or self.keeper.is_checkpoint_due(self.step):
                 self._save_checkpoint()
         return True
+
+    def _validations_due(self) -> float:
+        """How many of the regular validations lie behind."""
+        validation = self.config.validation
+        if validation.epochs is None:
+            return self._progress() * validation.times
+        return self.step / self.schedule.steps_per_epoch / validation.epochs
 
     def _progress(self) -> float:
         return self.schedule.progress(self.step, self._elapsed_s())
@@ -204,88 +249,70 @@ class _Run:
             data_wait=self.pace.data_wait,
             result=result,
         )
-        for observer in self.observers:
-            observer.on_step(report)
+        self.observers.tell(lambda observer: observer.on_step(report))
         advice = self.pace.advice()
         if advice is not None:
-            self._tell(advice)
+            self.observers.say(advice)
+
+    def _look_out(self, batch: Batch, result: StepResult, lr: float) -> None:
+        """Say that a step was skipped, or that the loss does not move, and why that may be."""
+        message = self.watch.skipped(result, batch, self.step)
+        if message is not None:
+            self.observers.say(message)
+        if self.watch.is_stuck(result.loss):
+            warmup_left = max(0, self.config.schedule.warmup_steps - self.step)
+            seen = circumstances(self.assembly.model, batch, result, lr=lr, warmup_left=warmup_left)
+            self.observers.say(diagnose(seen, ln_n=self.watch.ln_n))
 
     def _validate(self) -> Validation:
         config = self.config
-        validation = validate(
-            self.embedder, self._few_val, config=config.data, batch_size=config.batch_size, seed=config.seed
-        )
-        for observer in self.observers:
-            observer.on_validation(self.step, validation)
-        if self.step > 0 and validation.retrieval.mean_r1 > self.best_metric:
-            self.best_metric, self.best_step = validation.retrieval.mean_r1, self.step
-            save_bundle(self._bundle(validation), self.path / "bundle-best")
+        with self._time("evaluation"):
+            self.assembly.show_average()
+            validation = validate(
+                self.assembly.embedder,
+                self._few_val,
+                config=config.data,
+                loss=config.loss,
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
+        step = self.step
+        self.observers.tell(lambda observer: observer.on_validation(step, validation))
         self.pace.pause()
         return validation
 
-    def _count_skipped(self, skipped: Sequence[tuple[str, str]]) -> None:
-        """Note unreadable samples once each; stop when they are too many.
+    def _save_checkpoint(self, *, must: bool = False) -> None:
+        with self._time("checkpoints"):
+            self.keeper.save_checkpoint(self.step, elapsed_s=self._elapsed_s(), skipped=self.skipped.reasons, must=must)
+        self.pace.pause()
 
-        The share is of the samples that were tried, so that a hopeless source is found out within a thousand.
-        """
-        new = {key: reason for key, reason in skipped if key not in self.skipped}
-        if not new:
-            return
-        self.skipped.update(new)
-        with (self.path / SKIPPED).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in new.items())
-        tried = max((self.step + 1) * self.config.batch_size, 1000)
-        share = len(self.skipped) / min(len(self.train_source), tried)
-        if share > self.config.data.max_skipped:
-            raise DataError(
-                f"{len(self.skipped)} of {min(len(self.train_source), tried)} samples cannot be read, more than "
-                f"{100 * self.config.data.max_skipped:g}% (data.max_skipped); all are listed in {self.path / SKIPPED}; the "
-                f"first: {next(iter(self.skipped.values()))}"
-            )
-
-    def _save_checkpoint(self) -> None:
-        progress = Progress(
-            step=self.step,
-            elapsed_s=self._elapsed_s(),
-            best_metric=self.best_metric,
-            best_step=self.best_step,
-            skipped=tuple(self.skipped.items()),
-        )
-        try:
-            save_checkpoint(self.path, self._state(), progress, config=self.config, best_step=self.best_step)
-        except RunError as error:  # A full disk costs a checkpoint, not the run.
-            self._tell(str(error))
-        self._saved_at = time.monotonic()
-
-    def _state(self) -> TrainingState:
-        return TrainingState(model=self.model, optimizers=(self.optimizer,))
-
-    def _restore(self, progress: Progress) -> None:
-        self.step, self._elapsed_before = progress.step, progress.elapsed_s
-        self.best_metric, self.best_step = progress.best_metric, progress.best_step
-        self.skipped = dict(progress.skipped)
+    @contextmanager
+    def _time(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.assembly.step.watch.add(name, time.monotonic() - began)
 
     def _interrupt(self) -> RunResult:
-        self._save_checkpoint()
+        self._save_checkpoint(must=True)
         return self._result(None, None)
 
     def _finish(self) -> RunResult:
         elapsed = self._elapsed_s()
-        self._save_checkpoint()
         validation = self._validate()
+        self.keeper.offer(validation, self.step)
+        self._save_checkpoint()
         bundle = self.path / "bundle"
-        save_bundle(self._bundle(validation), bundle)
-        retrieval = evaluate_retrieval(self.embedder, self.val_source, split=self.config.data.val_split)
+        is_saved = self.keeper.save_bundle(validation, bundle, self.step)
+        with self._time("evaluation"):
+            retrieval = evaluate_retrieval(self.assembly.embedder, self.val_source, split=self.config.data.val_split)
+        if not is_saved:
+            raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
         add_metrics(bundle, {"retrieval": asdict(retrieval)})
         if self._num_cut:
-            self._tell(
+            self.observers.say(
                 f"{self._num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
             )
         return replace(self._result(bundle, retrieval), elapsed_s=elapsed)
-
-    def _tell(self, text: str) -> None:
-        for observer in self.observers:
-            observer.on_message(text)
 
     def _result(self, bundle: Path | None, retrieval: RetrievalReport | None) -> RunResult:
         return RunResult(
@@ -294,28 +321,9 @@ class _Run:
             steps=self.step,
             elapsed_s=self._elapsed_s(),
             retrieval=retrieval,
-            num_skipped=len(self.skipped),
+            num_skipped=len(self.skipped.reasons),
             data_wait=self.pace.data_wait,
+            seconds=dict(self.assembly.step.watch.seconds),
+            best_step=self.keeper.best_step,
+            stopped_early=self.keeper.is_out_of_patience,
         )
-
-    def _bundle(self, validation: Validation) -> Bundle:
-        origin = {
-            "recipe": self.config.recipe,
-            **({"init": self.config.init} if self.config.init is not None else {}),
-            "data": self.config.data.source,
-            "train_split_hash": self._train_split_hash,
-            "val_split": self.config.data.val_split,
-            "val_fraction": self.config.data.val_fraction,
-            "steps": self.step,
-            "batch_size": self.config.batch_size,
-            "seed": self.config.seed,
-            "diptych": diptych.__version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-        }
-        during_training = {
-            **{name: round(value, 5) for name, value in validation.figures().items()},
-            "protocol": validation.retrieval.protocol,
-        }
-        metrics = {"during_training": during_training}
-        return Bundle(model=self.model, tokenizer=self.tokenizer, metrics=metrics, origin=origin)

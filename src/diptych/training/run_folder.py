@@ -18,7 +18,7 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
         raise RunError("--overwrite and --resume exclude each other")
     if run.exists() and not run.is_dir():
         raise RunError(f"{run}: is a file; a run needs a folder")
-    holds_run = (run / CONFIG).is_file() and (run / TOKENIZER).is_file()
+    holds_run = (run / CONFIG).is_file()
     if resume and not holds_run:
         raise RunError(f"{run}: holds no run to resume")
     if holds_run and not (overwrite or resume):
@@ -35,3 +35,9 @@ def create_run_folder(run: Path) -> None:
     if run.exists():
         shutil.rmtree(run)
     run.mkdir(parents=True)
+
+
+def has_begun(run: Path) -> bool:
+    """Whether there is more of a run than its beginning: one killed before its first checkpoint starts again."""
+    has_checkpoint = (run / TOKENIZER).is_file() and any((run / "checkpoints").glob("step-*"))
+    return has_checkpoint or (run / "bundle").exists()

@@ -1,14 +1,21 @@
-"""One optimizer step, in the open."""
+"""One optimizer step, in the open. Shapes: B batch, E embedding."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
-from diptych.core.errors import RunError
+from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
 from diptych.images.transforms import normalize
-from diptych.losses.contrastive import batch_accuracy, clip_loss
-from diptych.models.clip import CLIP
+from diptych.losses.contrastive import batch_accuracy
+from diptych.models.clip import CLIP, CLIPOutput
+from diptych.training.ema import WeightAverage
+from diptych.training.objective import LossConfig
+from diptych.training.precision import Precision, autocast, gradient_scaler
+from diptych.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,39 +29,165 @@ class StepResult:
     """Share of the batch's texts whose most similar image is theirs."""
     logit_scale: float
     grad_norm: float
+    skipped: bool
+    """The loss or a gradient was not finite, so the weights were left as they were."""
 
 
-def train_step(
-    model: CLIP, optimizer: torch.optim.Optimizer, batch: Batch, *, lr: float, max_grad_norm: float | None
-) -> StepResult:
-    """Forward, backward, clip, step, clamp the temperature.
+@dataclass(frozen=True)
+class _Part:
+    """The pictures and texts that go through the towers at once."""
 
-    Raises:
-        RunError: the loss or a gradient is not a finite number; the weights are left as they were.
+    pixels: Tensor
+    ids: Tensor
+    lengths: Tensor
+    seed: int
+
+
+class TrainingStep:
+    """Forward, backward, clip, step, clamp the temperature, average the weights.
+
+    A batch whose activations do not fit goes through the towers in parts (gradient caching, Gao et al. 2021): the first pass
+    gives all embeddings, the loss gives their gradients, the second pass carries these to the weights. The gradients are those
+    of the whole batch. What towers draw at random is drawn again alike.
     """
-    device = model.log_logit_scale.device
-    pixels = normalize(batch.pixels.to(device, non_blocking=True), model.config.pixels)
-    groups = batch.groups.to(device)
-    image_emb, text_emb, logit_scale, _ = model(pixels, batch.ids.to(device), batch.lengths)
-    loss = clip_loss(image_emb, text_emb, logit_scale, groups)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
-    if not torch.isfinite(loss) or not torch.isfinite(grad_norm):
-        raise RunError(
-            f"loss {loss.item():g}, gradient norm {grad_norm.item():g}: not finite. Lower --lr, or look at the "
-            f"batch's samples: {', '.join(batch.keys[:3])}, ..."
+
+    def __init__(
+        self,
+        model: CLIP,
+        optimizers: Sequence[torch.optim.Optimizer],
+        *,
+        loss: LossConfig | None = None,
+        max_grad_norm: float | None = 1.0,
+        micro_batch: int | None = None,
+        precision: Precision = "fp32",
+        average: WeightAverage | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizers = tuple(optimizers)
+        self.loss = loss or LossConfig()
+        self.max_grad_norm = max_grad_norm
+        self.micro_batch = micro_batch
+        self.precision = precision
+        self.average = average
+        self.device = model.log_logit_scale.device
+        self.scaler = gradient_scaler(precision, self.device)
+        self.watch = Stopwatch(self.device)
+
+    def __call__(self, batch: Batch, *, lr: float, seed: int) -> StepResult:
+        """Train on a batch.
+
+        Args:
+            batch: what to learn from.
+            lr: learning rate; each group of weights takes its own factor of it.
+            seed: of all that the towers draw in this step.
+        """
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        emb, loss = self._backward(batch, seed)
+        with self.watch.time("optimizer"):
+            grad_norm = self._clip()
+            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+            self._move(lr, is_finite=is_finite)
+        self.watch.settle()
+        image_to_text, text_to_image = batch_accuracy(emb.image_emb, emb.text_emb, batch.groups.to(self.device))
+        return StepResult(
+            loss=loss.item(),
+            image_to_text=image_to_text.item(),
+            text_to_image=text_to_image.item(),
+            logit_scale=emb.logit_scale.item(),
+            grad_norm=grad_norm.item(),
+            skipped=not is_finite,
         )
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    model.clamp_temperature()
-    with torch.no_grad():
-        image_to_text, text_to_image = batch_accuracy(image_emb, text_emb, groups)
-    return StepResult(
-        loss=loss.item(),
-        image_to_text=image_to_text.item(),
-        text_to_image=text_to_image.item(),
-        logit_scale=logit_scale.item(),
-        grad_norm=grad_norm.item(),
-    )
+
+    def _backward(self, batch: Batch, seed: int) -> tuple[CLIPOutput, Tensor]:
+        """Put the loss's gradients on the weights; what the loss was computed from, and the loss."""
+        parts = self._parts(batch, seed)
+        groups, text_of_row = batch.groups.to(self.device), batch.text_of_row.to(self.device)
+        with self.watch.time("forward"):
+            outputs = self._first_pass(parts)
+            leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
+            image_emb, text_emb, logit_scale, *bias = leaves
+            text_emb = text_emb[text_of_row]
+            loss = self.loss(image_emb, text_emb, logit_scale, bias[0] if bias else None, groups)
+        with self.watch.time("backward"):
+            grads = torch.autograd.grad(loss, leaves)
+            self._second_pass(parts, outputs, grads)
+        return CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None), loss.detach()
+
+    def _parts(self, batch: Batch, seed: int) -> list[_Part]:
+        num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
+        pieces = zip(*(whole.tensor_split(num) for whole in (batch.pixels, batch.ids, batch.lengths)), strict=True)
+        return [
+            _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
+            for number, (pixels, ids, lengths) in enumerate(pieces)
+        ]
+
+    def _forward(self, part: _Part) -> CLIPOutput:
+        torch.manual_seed(part.seed)
+        with autocast(self.precision, self.device):
+            output: CLIPOutput = self.model(normalize(part.pixels, self.model.config.pixels), part.ids, part.lengths)
+        return output
+
+    def _first_pass(self, parts: list[_Part]) -> list[CLIPOutput]:
+        """With a graph where there is one part; of several, values alone are kept."""
+        if len(parts) == 1:
+            return [self._forward(parts[0])]
+        with torch.no_grad(), _statistics_untouched(self.model):
+            return [self._forward(part) for part in parts]
+
+    def _second_pass(self, parts: list[_Part], outputs: list[CLIPOutput], grads: Sequence[Tensor]) -> None:
+        image_grad, text_grad, *rest = self.scaler.scale(grads)
+        images = image_grad.split([len(output.image_emb) for output in outputs])
+        texts = text_grad.split([len(output.text_emb) for output in outputs])
+        for number, part in enumerate(parts):
+            output = outputs[0] if len(parts) == 1 else self._forward(part)
+            shared = rest if number == 0 else [torch.zeros_like(grad) for grad in rest]
+            pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)
+            live = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]  # A locked tower has no graph.
+            torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
+
+    def _clip(self) -> Tensor:
+        """The length of the gradient before it was clipped."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+
+    def _move(self, lr: float, *, is_finite: bool) -> None:
+        if not is_finite and not self.scaler.is_enabled():
+            return
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+            self.scaler.step(optimizer)  # Leaves the weights as they are where fp16 ran over.
+        self.scaler.update()
+        if is_finite:
+            self.model.clamp_temperature()
+            if self.average is not None:
+                self.average.update(self.model)
+
+
+def _tensors(output: CLIPOutput) -> list[Tensor]:
+    bias = [] if output.logit_bias is None else [output.logit_bias]
+    return [output.image_emb, output.text_emb, output.logit_scale, *bias]
+
+
+def _joined(outputs: list[CLIPOutput]) -> list[Tensor]:
+    """All images, all texts, and the scale and bias that every part shares."""
+    if len(outputs) == 1:
+        return _tensors(outputs[0])
+    image_emb = torch.cat([output.image_emb for output in outputs])
+    text_emb = torch.cat([output.text_emb for output in outputs])
+    return [image_emb, text_emb, *_tensors(outputs[0])[2:]]
+
+
+@contextmanager
+def _statistics_untouched(model: nn.Module) -> Iterator[None]:
+    """Batch norms normalise by the part they see, and do not count it: the second pass does."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = not norm.training  # In evaluation it reads its statistics, and counts nothing.
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

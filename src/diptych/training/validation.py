@@ -1,18 +1,51 @@
 """How the model does on what it does not train on, measured as it trains."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
+from typing_extensions import assert_never
 
+from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator
+from diptych.core.settings import settings
 from diptych.data.groups import group_rows
 from diptych.data.loader import DataConfig
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.pairs import encode_pairs
 from diptych.evaluation.retrieval import RetrievalReport, report_retrieval
+from diptych.evaluation.zero_shot import zero_shot_accuracy
 from diptych.inference.embedder import Embedder
-from diptych.losses.contrastive import batch_accuracy, clip_loss
+from diptych.losses.contrastive import batch_accuracy
+from diptych.training.objective import LossConfig
+
+Metric: TypeAlias = Literal["recall", "loss", "zero_shot"]
+
+
+@settings
+class ValidationConfig:
+    """When a run is measured on its validation split, and what its best moment is."""
+
+    times: int = 8
+    """So often, spread evenly over the run."""
+    epochs: float | None = None
+    """In place of `times`: after every so many passes over the training data."""
+    samples: int = 512
+    """At most so many validation images during the run; a stable subset. The end is measured on all."""
+    metric: Metric = "recall"
+    """What `bundle-best` is best at: mean R@1 of both directions (`recall`), the validation `loss`, or `zero_shot` accuracy,
+    for data with classes."""
+    patience: int | None = None
+    """End the run after so many validations in a row that were no better than the best; None to go on."""
+
+    def __post_init__(self) -> None:
+        if self.times < 1 or self.samples < 2:
+            raise ConfigError("validation.times must be at least 1, validation.samples at least 2")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ConfigError(f"validation.epochs is {self.epochs}; it must be above 0")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"validation.patience is {self.patience}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +58,21 @@ class Validation:
     text_to_image: float
     retrieval: RetrievalReport
     """All validation images and captions against each other."""
+    zero_shot: float | None = None
+    """Share of the images whose class came first, within [0, 1]; None for data without classes."""
+
+    def score(self, metric: Metric) -> float:
+        """The figure that the best moment is chosen by; more is better."""
+        match metric:
+            case "loss":
+                return -self.loss
+            case "zero_shot":
+                assert self.zero_shot is not None
+                return self.zero_shot
+            case "recall":
+                return self.retrieval.mean_r1
+            case _:
+                assert_never(metric)
 
     def figures(self) -> dict[str, float]:
         """Flat names for the event log."""
@@ -34,10 +82,13 @@ class Validation:
             "val_image_to_text": self.image_to_text,
             "val_text_to_image": self.text_to_image,
             **{f"val_{name}_r{k}": getattr(recall, f"r{k}") for name, recall in recalls.items() for k in (1, 5, 10)},
+            **({} if self.zero_shot is None else {"val_zero_shot": self.zero_shot}),
         }
 
 
-def validate(embedder: Embedder, source: Source, *, config: DataConfig, batch_size: int, seed: int) -> Validation:
+def validate(
+    embedder: Embedder, source: Source, *, config: DataConfig, loss: LossConfig, batch_size: int, seed: int
+) -> Validation:
     """Encode a validation source once; from that, loss, accuracies and retrieval. Leaves the model in evaluation mode."""
     embedder.bundle.model.eval()
     pairs = encode_pairs(embedder, source)
@@ -59,12 +110,17 @@ def validate(embedder: Embedder, source: Source, *, config: DataConfig, batch_si
             )
         )
         image, text = torch.from_numpy(pairs.image_emb[batch]), torch.from_numpy(pairs.text_emb[chosen[batch]])
-        loss = clip_loss(image, text, torch.tensor(embedder.logit_scale), groups)
-        sums += [loss.item(), *(accuracy.item() for accuracy in batch_accuracy(image, text, groups))]
+        bias = embedder.bundle.model.logit_bias
+        value = loss(
+            image, text, torch.tensor(embedder.logit_scale), None if bias is None else bias.detach().cpu(), groups
+        )
+        sums += [value.item(), *(accuracy.item() for accuracy in batch_accuracy(image, text, groups))]
     loss_mean, image_to_text, text_to_image = (float(value) for value in sums / len(starts))
+    labels = [sample.label for sample in samples]
     return Validation(
         loss=loss_mean,
         image_to_text=image_to_text,
         text_to_image=text_to_image,
         retrieval=report_retrieval(embedder, source, pairs, split=config.val_split),
+        zero_shot=zero_shot_accuracy(embedder, pairs.image_emb, labels, source) if source.classes else None,
     )

@@ -1,0 +1,26 @@
+"""A small ModifiedResNet on CIFAR-10, whose classes become captions."""
+
+from diptych.data.loader import DataConfig
+from diptych.images.augment import AugmentConfig
+from diptych.presets import preset
+from diptych.training.config import TrainConfig
+from diptych.training.optimizer import OptimizerConfig
+from diptych.training.schedule import ScheduleConfig
+from diptych.training.validation import ValidationConfig
+
+
+def cifar10_rn() -> TrainConfig:
+    """A small ResNet and six text layers learn CIFAR-10 from five templates; zero-shot accuracy after every epoch.
+
+    Pictures of a class are positives of each other: a batch of 32 shows each of ten classes three times over.
+    """
+    return TrainConfig(
+        recipe="cifar10-rn",
+        model=preset("cifar10-rn"),
+        data=DataConfig(source="cifar10", positives="class"),
+        augment=AugmentConfig(pad_px=4, flip=0.5),
+        optimizer=OptimizerConfig(lr=1e-4, weight_decay=0.01),
+        schedule=ScheduleConfig(epochs=50),
+        validation=ValidationConfig(epochs=1, metric="zero_shot"),
+        batch_size=32,
+    )

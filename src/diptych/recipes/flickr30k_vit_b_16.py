@@ -1,0 +1,26 @@
+"""A ViT-B/16 on all pairs of Flickr30k."""
+
+from diptych.data.loader import DataConfig
+from diptych.images.augment import AugmentConfig
+from diptych.presets import preset
+from diptych.training.checkpoint import CheckpointConfig
+from diptych.training.config import TrainConfig
+from diptych.training.optimizer import OptimizerConfig
+from diptych.training.schedule import ScheduleConfig
+
+
+def flickr30k_vit_b_16() -> TrainConfig:
+    """ViT-B/16 and eight text layers on every pair of Flickr30k, for a GPU and an evening.
+
+    An epoch is as long as there are captions. Two captions of an image that meet in a batch are positives of each other.
+    """
+    return TrainConfig(
+        recipe="flickr30k-vit-b-16",
+        model=preset("flickr-vit-b-16"),
+        data=DataConfig(source="flickr30k:flickr30k", caption="all"),
+        augment=AugmentConfig(crop_area=(0.5, 1.0), flip=0.5, jitter=(0.2, 0.2, 0.2, 0.0)),
+        optimizer=OptimizerConfig(lr=1e-4, weight_decay=1e-4),
+        schedule=ScheduleConfig(epochs=20),
+        checkpoint=CheckpointConfig(epochs=5),
+        batch_size=64,
+    )

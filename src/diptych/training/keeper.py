@@ -1,0 +1,107 @@
+"""What a run keeps as it goes: checkpoints in their rhythm, and the bundle of its best moment."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from diptych.bundle.folder import Bundle, save_bundle
+from diptych.core.errors import RunError
+from diptych.training.assembly import Assembly
+from diptych.training.checkpoint import Progress, save_checkpoint
+from diptych.training.config import TrainConfig
+from diptych.training.origin import origin
+from diptych.training.validation import Validation
+
+
+class Keeper:
+    """Saves. A disk that is full costs what could not be saved, never the run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        assembly: Assembly,
+        *,
+        progress: Progress,
+        steps_per_epoch: int,
+        train_split_hash: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self.config, self.run, self.assembly = config, run, assembly
+        self.best_metric, self.best_step = progress.best_metric, progress.best_step
+        self.since_best = progress.since_best
+        self._steps_per_epoch = steps_per_epoch
+        self._train_split_hash = train_split_hash
+        self._say = say
+        self._saved_at, self._saved_step = time.monotonic(), progress.step
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether validation has not become better for as long as the config allows."""
+        patience = self.config.validation.patience
+        return patience is not None and self.since_best >= patience
+
+    def offer(self, validation: Validation, step: int) -> bool:
+        """Keep `bundle-best` if this validation is the best so far; whether it is."""
+        score = validation.score(self.config.validation.metric)
+        self.since_best += 1
+        if not score > self.best_metric:
+            return False
+        self.best_metric, self.best_step, self.since_best = score, step, 0
+        self.save_bundle(validation, self.run / "bundle-best", step)
+        return True
+
+    def save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
+        """Save what was measured; whether that could be done."""
+        during_training = {
+            **{name: round(value, 5) for name, value in validation.figures().items()},
+            "protocol": validation.retrieval.protocol,
+        }
+        shown = self.assembly.embedder.bundle
+        bundle = Bundle(
+            model=shown.model,
+            tokenizer=shown.tokenizer,
+            metrics={"during_training": during_training},
+            origin=origin(self.config, step=step, train_split_hash=self._train_split_hash),
+        )
+        try:
+            save_bundle(bundle, folder)
+        except OSError as error:
+            self._say(f"{folder}: could not be saved ({error.strerror or error})")
+            return False
+        return True
+
+    def is_checkpoint_due(self, step: int) -> bool:
+        """By steps, epochs or minutes since the last, whichever comes first."""
+        steps = step - self._saved_step
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.config.checkpoint.is_due(steps=steps, minutes=minutes, epochs=steps / self._steps_per_epoch)
+
+    def save_checkpoint(self, step: int, *, elapsed_s: float, skipped: Mapping[str, str], must: bool = False) -> None:
+        """Save, or say why not.
+
+        Raises:
+            RunError: it must be saved and could not.
+        """
+        progress = Progress(
+            step=step,
+            elapsed_s=elapsed_s,
+            best_metric=self.best_metric,
+            best_step=self.best_step,
+            since_best=self.since_best,
+            skipped=tuple(skipped.items()),
+        )
+        try:
+            save_checkpoint(
+                self.run,
+                self.assembly.state,
+                progress,
+                config=self.config,
+                keep=self.config.checkpoint.keep,
+                best_step=self.best_step,
+            )
+        except RunError as error:
+            if must:
+                raise
+            self._say(str(error))
+        self._saved_at, self._saved_step = time.monotonic(), step

@@ -1,0 +1,27 @@
+"""Where a bundle came from, as it says of itself."""
+
+import platform
+
+import torch
+
+import diptych
+from diptych.training.config import TrainConfig
+
+
+def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str, str | int | float]:
+    """Recipe, data, length and versions of the run that a bundle is saved by."""
+    return {
+        "recipe": config.recipe,
+        **({"init": config.init} if config.init is not None else {}),
+        "data": config.data.source,
+        "train_split_hash": train_split_hash,
+        "val_split": config.data.val_split,
+        "val_fraction": config.data.val_fraction,
+        "steps": step,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        **({"ema": config.ema} if config.ema is not None else {}),
+        "diptych": diptych.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,124 @@
+"""Can the pipeline learn at all? One batch, learned by heart."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from diptych.core.device import choose_device
+from diptych.core.randomness import stable_hash
+from diptych.core.sample import Batch
+from diptych.data.loader import TrainingExamples, training_batches
+from diptych.models.config import ViTConfig
+from diptych.training.assembly import assemble
+from diptych.training.config import TrainConfig
+from diptych.training.objective import LossConfig
+from diptych.training.optimizer import OptimizerConfig
+from diptych.training.prepare import open_data, starting_point
+from diptych.training.watch import circumstances, diagnose
+
+_PAIRS = 16
+_LEARNED = 0.05
+_MAX_STEPS, _MAX_S = 400, 120.0
+_LR, _WARMUP_STEPS = 5e-4, 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """How it went."""
+
+    learned: bool
+    """Whether the loss fell below 0.05."""
+    num_pairs: int
+    first_loss: float
+    last_loss: float
+    steps: int
+    seconds: float
+    diagnosis: str | None
+    """What may be the cause, if it did not learn."""
+
+
+def self_check(
+    config: TrainConfig, *, on_step: Callable[[int, float], None] = lambda _step, _loss: None
+) -> CheckResult:
+    """Train on a few pairs of the run's first batch, over and over, until their loss is below 0.05.
+
+    The run's own data, tokenizer and towers, with AdamW at a rate that suits most; what makes learning by heart harder (decay,
+    dropout, smoothing, locks) is left out. Nothing is written.
+
+    Args:
+        config: the run that is in question.
+        on_step: told the step and the loss.
+
+    Raises:
+        ConfigError, DataError: the run could not begin.
+    """
+    easy = _without_hurdles(config)
+    source, _ = open_data(config)
+    start = starting_point(easy, None, source)
+    easy = replace(easy, model=start.model.config)
+    assembly = assemble(easy, start.model.to(choose_device(config.device)), start.tokenizer)
+    examples = TrainingExamples(
+        source,
+        config=replace(easy.data, workers=0),
+        augment=easy.augment,
+        pixels=easy.model.pixels,
+        image_px=easy.model.image.image_px,
+        seed=easy.seed,
+    )
+    size = min(easy.batch_size, 4 * _PAIRS)
+    batch = _distinct(next(training_batches(examples, start.tokenizer, batch_size=size)))
+    assembly.model.train()
+    began, losses = time.monotonic(), list[float]()
+    while not losses or (losses[-1] >= _LEARNED and len(losses) < _MAX_STEPS and time.monotonic() - began < _MAX_S):
+        lr = _LR * min(1.0, (len(losses) + 1) / _WARMUP_STEPS)
+        result = assembly.step(batch, lr=lr, seed=stable_hash(easy.seed, "check"))
+        losses.append(result.loss)
+        on_step(len(losses), result.loss)
+    learned = losses[-1] < _LEARNED
+    seen = circumstances(assembly.model, batch, result, lr=lr, warmup_left=0)
+    return CheckResult(
+        learned=learned,
+        num_pairs=len(batch.keys),
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        steps=len(losses),
+        seconds=time.monotonic() - began,
+        diagnosis=None if learned else diagnose(seen, ln_n=math.log(len(batch.keys)), steps=len(losses)),
+    )
+
+
+def _without_hurdles(config: TrainConfig) -> TrainConfig:
+    image = config.model.image
+    if isinstance(image, ViTConfig):
+        image = replace(image, patch_dropout=0.0)
+    return replace(
+        config,
+        model=replace(config.model, image=image),
+        loss=LossConfig(name=config.loss.name),
+        optimizer=OptimizerConfig(weight_decay=0.0),
+        lock=type(config.lock)(),
+        micro_batch=None,
+        ema=None,
+        compile=False,
+    )
+
+
+def _distinct(batch: Batch) -> Batch:
+    """A few rows of it, none a positive of another: only then can the loss come near zero."""
+    groups = batch.groups.tolist()
+    rows = [groups.index(group) for group in dict.fromkeys(groups)][:_PAIRS]
+    texts = batch.text_of_row[rows]
+    lengths = batch.lengths[texts]
+    return replace(
+        batch,
+        pixels=batch.pixels[rows],
+        ids=batch.ids[texts, : int(lengths.max())],
+        lengths=lengths,
+        text_of_row=torch.arange(len(rows)),
+        groups=torch.arange(len(rows)),
+        keys=tuple(batch.keys[row] for row in rows),
+        captions=tuple(batch.captions[row] for row in rows),
+    )

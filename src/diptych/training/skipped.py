@@ -1,0 +1,38 @@
+"""The samples of a run that could not be read: noted once each, and too many of them end it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from diptych.core.errors import DataError
+
+
+class SkippedSamples:
+    """Key and reason of each, also in a file."""
+
+    def __init__(self, path: Path, *, num_samples: int, max_share: float) -> None:
+        self.path = path
+        self.num_samples = num_samples
+        self.max_share = max_share
+        self.reasons: dict[str, str] = {}
+
+    def add(self, skipped: Iterable[tuple[str, str]], *, num_tried: int) -> None:
+        """Note what a batch could not read.
+
+        The share is of the samples that were tried, so that a hopeless source is found out within a thousand.
+
+        Raises:
+            DataError: they are too many.
+        """
+        new = {key: reason for key, reason in skipped if key not in self.reasons}
+        if not new:
+            return
+        self.reasons.update(new)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in new.items())
+        tried = min(self.num_samples, max(num_tried, 1000))
+        if len(self.reasons) / tried > self.max_share:
+            raise DataError(
+                f"{len(self.reasons)} of {tried} samples cannot be read, more than {100 * self.max_share:g}% "
+                f"(data.max_skipped); all are listed in {self.path}; the first: {next(iter(self.reasons.values()))}"
+            )

@@ -1,0 +1,70 @@
+"""Each recipe trains for a few steps on small real data, with a preset that is small enough."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych.core.settings import override
+from diptych.recipes.choice import RECIPES, recipe
+from diptych.training.config import read_config, write_config
+from diptych.training.run import train
+from tests.conftest import TINY_MODEL, draw_photos
+
+_DATA = {"demo": "shapes:64", "shapes": "shapes:64"}
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+
+
+def _cifar(folder: Path) -> str:
+    for split, num in (("train", 12), ("test", 2)):
+        for name in ("cat", "ship"):
+            place = folder / split / name
+            place.mkdir(parents=True)
+            for i in range(num):
+                Image.new("RGB", (32, 32), (20 * i, 90, 200 if name == "ship" else 20)).save(place / f"{i:04d}.jpg")
+    return f"cifar10:{folder}"
+
+
+def _flickr(folder: Path) -> str:
+    names = [f"{i}.jpg" for i in range(20)]
+    draw_photos(folder / "images", names)
+    rows = [f"{name}| {number}| Photo {name[:-4]}, caption {number}." for name in names for number in range(2)]
+    (folder / "results.csv").write_text("image_name| comment_number| comment\n" + "\n".join(rows) + "\n", "utf-8")
+    return f"flickr30k:{folder}"
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_trains_and_measures(name: str, tmp_path: Path) -> None:
+    data = _cifar(tmp_path / "data") if name == "cifar10-rn" else _DATA.get(name) or _flickr(tmp_path / "data")
+    config = override(
+        recipe(name),
+        {
+            "data.source": data,
+            "data.workers": 0,
+            "data.val_fraction": 0.3,
+            "schedule.epochs": None,
+            "schedule.steps": 3,
+            "batch_size": 8,
+            "micro_batch": 4 if recipe(name).micro_batch else None,
+            "device": "cpu",
+        },
+    )
+    import dataclasses
+
+    image = config.model.image if name == "cifar10-rn" else TINY_MODEL.image
+    small = dataclasses.replace(TINY_MODEL, image=image, embed_dim=16)
+    result = train(dataclasses.replace(config, model=small), tmp_path / "run")
+    assert result.steps == 3
+    assert (tmp_path / "run" / "bundle" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_bears_its_name_and_survives_a_file(name: str, tmp_path: Path) -> None:
+    config = recipe(name)
+    assert config.recipe == name
+    write_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config

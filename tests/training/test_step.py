@@ -1,0 +1,205 @@
+"""One step: the same gradients in parts, in other precisions, with repeated captions; and steps that must be skipped."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.core.errors import ConfigError, RunError
+from diptych.core.sample import Batch
+from diptych.losses.contrastive import clip_loss
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.training.ema import WeightAverage
+from diptych.training.objective import LossConfig
+from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.precision import Precision, check_precision
+from diptych.training.step import TrainingStep
+from diptych.training.watch import MAX_STRIKES, Watch, circumstances, diagnose
+from tests.conftest import TINY_MODEL
+
+_DROPPING = replace(TINY_MODEL, image=replace(TINY_MODEL.image, image_px=64, patch_dropout=0.5))  # type: ignore[arg-type]
+_RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
+
+
+def _batch(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:
+    generator = np.random.default_rng(0)
+    side = config.image.image_px
+    assert isinstance(side, int)
+    lengths = torch.from_numpy(generator.integers(3, 9, distinct))
+    text_of_row = torch.arange(size) % distinct
+    return Batch(
+        pixels=torch.from_numpy(generator.integers(0, 256, (size, 3, side, side)).astype(np.uint8)),
+        ids=torch.from_numpy(generator.integers(1, 290, (distinct, 8))),
+        lengths=lengths,
+        text_of_row=text_of_row,
+        groups=text_of_row.clone(),
+        keys=tuple(f"key {i}" for i in range(size)),
+        captions=tuple(f"caption {i}" for i in text_of_row.tolist()),
+    )
+
+
+def _model(config: CLIPConfig) -> CLIP:
+    torch.manual_seed(1)
+    return CLIP(config).train()
+
+
+def _step(model: CLIP, **settings: object) -> TrainingStep:
+    optimizers = build_optimizers(model, OptimizerConfig(max_grad_norm=None))
+    return TrainingStep(model, optimizers, max_grad_norm=None, **settings)  # type: ignore[arg-type]
+
+
+def _gradients(config: CLIPConfig, batch: Batch, **settings: object) -> tuple[dict[str, torch.Tensor], float]:
+    model = _model(config)
+    step = _step(model, **settings)
+    result = step(batch, lr=0.0, seed=5)
+    while result.skipped:  # fp16 finds its scale.
+        result = step(batch, lr=0.0, seed=5)
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, result.loss
+
+
+def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert ours.keys() == theirs.keys()
+    largest = max(float(grad.abs().max()) for grad in theirs.values())
+    for name, grad in theirs.items():
+        assert float((ours[name] - grad).abs().max()) <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("distinct", [12, 5, 2])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(distinct: int) -> None:
+    batch = _batch(TINY_MODEL, distinct=distinct)
+    whole, loss = _gradients(TINY_MODEL, batch)
+    parts, loss_of_parts = _gradients(TINY_MODEL, batch, micro_batch=3)
+    assert loss_of_parts == pytest.approx(loss, rel=1e-6)
+    _assert_close(parts, whole, 1e-6)
+
+
+def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
+    batch = _batch(TINY_MODEL, distinct=5)
+    written_out = replace(
+        batch,
+        ids=batch.ids[batch.text_of_row],
+        lengths=batch.lengths[batch.text_of_row],
+        text_of_row=torch.arange(12),
+    )
+    _assert_close(_gradients(TINY_MODEL, batch)[0], _gradients(TINY_MODEL, written_out)[0], 1e-6)
+
+
+def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
+    """Against the same parts with their whole graph kept."""
+    batch = _batch(_DROPPING)
+    ours, _ = _gradients(_DROPPING, batch, micro_batch=4)
+    model = _model(_DROPPING)
+    step = _step(model, micro_batch=4)
+    outputs = [step._forward(part) for part in step._parts(batch, 5)]
+    image_emb = torch.cat([output.image_emb for output in outputs])
+    text_emb = torch.cat([output.text_emb for output in outputs])
+    clip_loss(image_emb, text_emb, model.logit_scale, batch.groups).backward()
+    plain = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    _assert_close(ours, plain, 1e-6)
+
+
+def test_batch_norms_count_a_batch_once() -> None:
+    batch, model = _batch(_RESNET), _model(_RESNET)
+    _step(model, micro_batch=4)(batch, lr=0.0, seed=0)
+    counted = {int(norm.num_batches_tracked) for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}  # type: ignore[arg-type]
+    assert counted == {3}  # Once for each part.
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.06), ("fp16", 0.01)])
+def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: float) -> None:
+    batch = _batch(TINY_MODEL)
+    exact, loss = _gradients(TINY_MODEL, batch)
+    half, half_loss = _gradients(TINY_MODEL, batch, precision=precision)
+    assert half_loss == pytest.approx(loss, rel=tolerance)
+    assert half_loss != loss
+    _assert_close(half, exact, tolerance)
+    assert all(grad.dtype == torch.float32 for grad in half.values())
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_batch: int | None) -> None:
+    model = _model(TINY_MODEL)
+    step, batch = _step(model, precision=precision, micro_batch=micro_batch), _batch(TINY_MODEL)
+    assert not step(batch, lr=1e-3, seed=0).skipped or precision == "fp16"
+    broken = model.text_tower.projection.weight.data.clone()
+    model.text_tower.projection.weight.data[0, 0] = torch.inf
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scale = step.scaler.get_scale()
+    assert step(batch, lr=1e-3, seed=1).skipped
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert step.scaler.get_scale() == (scale / 2 if precision == "fp16" else scale)
+    model.text_tower.projection.weight.data = broken
+    assert not step(batch, lr=1e-3, seed=2).skipped
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
+    model = _model(TINY_MODEL)
+    step, batch, watch = _step(model), _batch(TINY_MODEL), Watch(12)
+    good = step(batch, lr=0.0, seed=0)
+    bad = replace(good, loss=float("nan"), skipped=True)
+    for _ in range(MAX_STRIKES - 1):
+        assert "its samples: key 0, key 1" in (watch.skipped(bad, batch, 7) or "")
+    assert watch.skipped(good, batch, 8) is None
+    for _ in range(MAX_STRIKES - 1):
+        watch.skipped(bad, batch, 9)
+    with pytest.raises(RunError, match=r"not finite, 10 steps in a row. Lower --lr.*key 0, key 1, key 2"):
+        watch.skipped(bad, batch, 10)
+
+
+def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
+    watch = Watch(12)
+    stuck = [watch.is_stuck(watch.ln_n * 1.005) for _ in range(1200)]
+    assert [step for step, told in enumerate(stuck, 1) if told] == [500]
+    assert not watch.is_stuck(1.0)
+    assert [watch.is_stuck(watch.ln_n) for _ in range(500)][-1]
+
+
+def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
+    model, batch = _model(TINY_MODEL), _batch(TINY_MODEL, distinct=3)
+    model.text_tower.requires_grad_(False)
+    result = _step(model)(batch, lr=0.0, seed=0)
+    seen = circumstances(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
+    text = diagnose(seen, ln_n=2.48)
+    for cause in ("temperature 0.01 is at its limit", "still rises for 70", "text tower gets no gradient", "3.0 other"):
+        assert f"-> {cause}" in text or cause in text
+    assert text.count("->") == 4
+    assert "key 0: 'caption 0'" in text
+    healthy = circumstances(_model(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
+    assert "-> temperature" not in diagnose(healthy, ln_n=2.48)
+
+
+def test_the_average_follows_steps_that_count() -> None:
+    model = _model(TINY_MODEL)
+    average = WeightAverage(model, 0.5)
+    step, batch = _step(model, average=average), _batch(TINY_MODEL)
+    step(batch, lr=1e-2, seed=0)
+    shown = _model(TINY_MODEL)
+    average.copy_to(shown)
+    first, now = _model(TINY_MODEL).state_dict(), model.state_dict()
+    name = "image_tower.projection.weight"
+    assert not torch.equal(shown.state_dict()[name], now[name])
+    assert not torch.equal(shown.state_dict()[name], first[name])
+
+
+def test_the_sigmoid_loss_learns_its_bias() -> None:
+    config = replace(TINY_MODEL, init_logit_bias=-10.0)
+    gradients, _ = _gradients(config, _batch(config), loss=LossConfig(name="sigmoid"))
+    assert float(gradients["logit_bias"].abs()) > 0
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(ConfigError, match="no bf16; set precision to fp16"):
+        check_precision("bf16", torch.device("cuda"))
+    assert "several times slower" in (check_precision("bf16", torch.device("cpu")) or "")
+    assert check_precision("fp32", torch.device("cpu")) is None
+
+
+def test_settings_of_the_loss_are_checked() -> None:
+    with pytest.raises(ConfigError, match="label_smoothing is 1"):
+        LossConfig(label_smoothing=1.0)
+    with pytest.raises(ConfigError, match="the sigmoid loss has none"):
+        LossConfig(name="sigmoid", label_smoothing=0.1)
