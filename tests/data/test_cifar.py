@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import threading
 from collections.abc import Callable
@@ -90,6 +91,15 @@ class _Evil:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return (os.system, (f"touch {self.path}",))  # type: ignore[return-value]
+
+
+def test_a_folder_that_holds_the_set_as_one_archive_will_do(tmp_path: Path) -> None:
+    draw_photos(tmp_path / "set" / "train" / "dog", ["1.png"])
+    shutil.make_archive(str(tmp_path / "here" / "cifar10_mine"), "zip", tmp_path / "set")
+    assert open_source(f"cifar10:{tmp_path / 'here'}").captions(0)[0] == "a photo of a dog"
+    templates = tmp_path / "templates.txt"
+    templates.write_text("see the {}")
+    assert open_source(f"cifar10:{tmp_path / 'here'}?templates={templates}").captions(0) == ("see the dog",)
 
 
 def test_no_code_of_a_pickle_is_run(tmp_path: Path) -> None:

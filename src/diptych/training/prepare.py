@@ -36,7 +36,12 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
             f"batch_size {config.batch_size} is larger than the training data ({len(train_source)} samples); "
             f"set --batch-size {max(2, len(train_source) // 2)} or less"
         )
-    return train_source, splits.take(data.val_split)
+    val_source = splits.take(data.val_split)
+    if config.validation.metric == "zero_shot" and any(val_source.label(i) is None for i in range(len(val_source))):
+        raise ConfigError(
+            "validation.metric is 'zero_shot', but not all of the data has labels; set it to recall or loss"
+        )
+    return train_source, val_source
 
 
 def _check_sizes(data: DataConfig, splits: Splits) -> None:

@@ -144,7 +144,24 @@ def _read(cifar: Cifar, location: str) -> Source:
     for folder in folders:
         if (folder / cifar.names_file[0]).is_file() or (folder / cifar.names_text).is_file():
             return _from_files(cifar, _folder_reader(folder), folder, templates)
+    archive = _archive_in(cifar, path)
+    if archive is not None:
+        _, question, rest = location.partition("?")
+        return _read(cifar, f"{archive}{question}{rest}")
     return read_class_folder(location)
+
+
+def _archive_in(cifar: Cifar, folder: Path) -> Path | None:
+    """An official archive in a folder, or a zip of class folders that is named after the set."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return next(
+        (
+            entry
+            for entry in entries
+            if entry.name in cifar.checksums or (entry.name.startswith(cifar.name) and entry.suffix == ".zip")
+        ),
+        None,
+    )
 
 
 def _from_files(
