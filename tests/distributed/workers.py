@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ def work(rank: int, size: int, folder: Path) -> None:
     """All that one rank does."""
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", meeting, timedelta(seconds=60), rank=rank, world_size=size)
     small_tiles()
     ranks = all_ranks()
     rows = ranks.rows(NUM // size)
