@@ -82,8 +82,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         beside.rename(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise BundleError(f"{path}: cannot be written ({reason or error})") from None
     finally:
         for folder in (beside, old):
             if folder is not None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.core.errors import RunError
+from diptych.core.errors import BundleError, RunError
 from diptych.training.assembly import Assembly
 from diptych.training.checkpoint import Progress, save_checkpoint
 from diptych.training.config import TrainConfig
@@ -66,8 +66,8 @@ class Keeper:
         )
         try:
             save_bundle(bundle, folder)
-        except OSError as error:
-            self._say(f"{folder}: could not be saved ({error.strerror or error})")
+        except BundleError as error:
+            self._say(str(error))
             return False
         return True
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
 
@@ -94,6 +96,10 @@ class EventLog:
         """Log, and draw the curves anew."""
         figures = validation.figures()
         self._write(step, {"step": step, **figures}, tuple(figures))
+        if validation.glimpse is not None:
+            self._board.add_histogram("similarity/partners", validation.glimpse.partners, step)
+            self._board.add_histogram("similarity/others", validation.glimpse.others, step)
+            self._board.add_image("captions", np.asarray(validation.glimpse.sheet()), step, dataformats="HWC")
         self._draw()
 
     def on_message(self, text: str) -> None:

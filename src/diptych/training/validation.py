@@ -18,6 +18,7 @@ from diptych.evaluation.retrieval import RetrievalReport, report_retrieval
 from diptych.evaluation.zero_shot import zero_shot_accuracy
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import batch_accuracy
+from diptych.training.glimpse import Glimpse, glimpse
 from diptych.training.objective import LossConfig
 
 Metric: TypeAlias = Literal["recall", "loss", "zero_shot"]
@@ -60,6 +61,9 @@ class Validation:
     """All validation images and captions against each other."""
     zero_shot: float | None = None
     """Share of the images whose class came first, within [0, 1]; None for data without classes."""
+
+    glimpse: Glimpse | None = None
+    """A look at some of it, for people."""
 
     def score(self, metric: Metric) -> float:
         """The figure that the best moment is chosen by; more is better."""
@@ -123,4 +127,5 @@ def validate(
         text_to_image=text_to_image,
         retrieval=report_retrieval(embedder, source, pairs, split=config.val_split),
         zero_shot=zero_shot_accuracy(embedder, pairs.image_emb, labels, source) if source.classes else None,
+        glimpse=glimpse(pairs, chosen),
     )
