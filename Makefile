@@ -1,6 +1,6 @@
 # The two commands that matter: `make demo` and `make check`. Both prepare .venv themselves; neither asks anything.
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test docs clean
+.PHONY: help demo check check-slow format test docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 CHECKED := .venv/.installed-dev
 
 help:  ## Show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(INSTALLED)  ## Train, evaluate and use a tiny CLIP, in under three minutes on two cores
 	@$(BIN)/diptych demo
@@ -22,6 +22,9 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
 	@echo "check: all is well"
+
+check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that is killed again and again
+	$(BIN)/python -m pytest -m slow
 
 format: $(CHECKED)  ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .

@@ -132,4 +132,6 @@ def _forget_after(log: Path, step: int) -> None:
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    log.write_text("".join(line for line in whole if json.loads(line).get("step", 0) <= step), encoding="utf-8")
+    beside = log.with_name(f".{log.name}")  # Killed here, too, it has all its lines.
+    beside.write_text("".join(line for line in whole if json.loads(line).get("step", 0) <= step), encoding="utf-8")
+    beside.rename(log)

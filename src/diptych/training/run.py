@@ -28,7 +28,15 @@ from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
 from diptych.training.prepare import open_data, starting_point
 from diptych.training.report import EventLog, Observer, Observers, StepReport
-from diptych.training.run_folder import CONFIG, SKIPPED, TOKENIZER, check_run_folder, create_run_folder, has_begun
+from diptych.training.run_folder import (
+    CONFIG,
+    SKIPPED,
+    TOKENIZER,
+    check_run_folder,
+    clear_leftovers,
+    create_run_folder,
+    has_begun,
+)
 from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.skipped import SkippedSamples
@@ -132,7 +140,8 @@ class _Run:
         told: list[str] = [slow] if slow else []
         if resume:
             progress = load_checkpoint(run, self.assembly.state, config=config, tell=told.append)
-            self.skipped.reasons = dict(progress.skipped)
+            clear_leftovers(run)
+            self.skipped.go_on(progress.skipped)
             if config.schedule.minutes is not None:
                 told.append(
                     "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."

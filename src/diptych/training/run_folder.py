@@ -26,18 +26,32 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
             f"{run}: already holds a run; go on with it (diptych train --resume {run}), replace it (--overwrite), "
             "or choose another folder (--out)"
         )
-    if run.is_dir() and not holds_run and any(run.iterdir()):
+    # A process that was killed before it had written its config leaves half of one.
+    if run.is_dir() and not holds_run and any(path.name != f".{CONFIG}" for path in run.iterdir()):
         raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")
 
 
 def create_run_folder(run: Path) -> None:
-    """An empty run folder; an older run in it is gone."""
-    if run.exists():
-        shutil.rmtree(run)
-    run.mkdir(parents=True)
+    """A folder with no more in it than an older run's config, which waits to be replaced: the folder is a run's all along."""
+    run.mkdir(parents=True, exist_ok=True)
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CONFIG:
+            path.unlink()
+
+
+def clear_leftovers(run: Path) -> None:
+    """Finish or undo what a killed process left of its bundles; checkpoints see to themselves."""
+    for old in run.glob(".bundle*-old"):
+        place = run / old.name[1:].removesuffix("-old")
+        if not place.exists():  # It died between two renames.
+            old.rename(place)
+    for left in run.glob(".bundle*-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def has_begun(run: Path) -> bool:
     """Whether there is more of a run than its beginning: one killed before its first checkpoint starts again."""
-    has_checkpoint = (run / TOKENIZER).is_file() and any((run / "checkpoints").glob("step-*"))
-    return has_checkpoint or (run / "bundle").exists()
+    places = (path for pattern in ("step-*", ".step-*.old") for path in (run / "checkpoints").glob(pattern))
+    return ((run / TOKENIZER).is_file() and any(places)) or (run / "bundle").exists()

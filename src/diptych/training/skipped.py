@@ -1,7 +1,7 @@
 """The samples of a run that could not be read: noted once each, and too many of them end it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from diptych.core.errors import DataError
@@ -16,6 +16,14 @@ class SkippedSamples:
         self.max_share = max_share
         self.reasons: dict[str, str] = {}
 
+    def go_on(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Know what a checkpoint knows; drop what a killed run noted after it, which may end in half a line."""
+        self.reasons = dict(skipped)
+        if self.path.exists():
+            beside = self.path.with_name(f".{self.path.name}")
+            beside.write_text(_lines(self.reasons), encoding="utf-8")
+            beside.rename(self.path)
+
     def add(self, skipped: Iterable[tuple[str, str]], *, num_tried: int) -> None:
         """Note what a batch could not read.
 
@@ -29,10 +37,14 @@ class SkippedSamples:
             return
         self.reasons.update(new)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in new.items())
+            file.write(_lines(new))
         tried = min(self.num_samples, max(num_tried, 1000))
         if len(self.reasons) / tried > self.max_share:
             raise DataError(
                 f"{len(self.reasons)} of {tried} samples cannot be read, more than {100 * self.max_share:g}% "
                 f"(data.max_skipped); all are listed in {self.path}; the first: {next(iter(self.reasons.values()))}"
             )
+
+
+def _lines(reasons: Mapping[str, str]) -> str:
+    return "".join(json.dumps({"key": key, "reason": reason}) + "\n" for key, reason in reasons.items())
