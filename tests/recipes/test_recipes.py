@@ -1,5 +1,6 @@
 """Each recipe trains for a few steps on small real data, with a preset that is small enough."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,9 @@ def test_a_recipe_trains_and_measures(name: str, tmp_path: Path) -> None:
             "device": "cpu",
         },
     )
-    import dataclasses
-
     image = config.model.image if name == "cifar10-rn" else TINY_MODEL.image
-    small = dataclasses.replace(TINY_MODEL, image=image, embed_dim=16)
-    result = train(dataclasses.replace(config, model=small), tmp_path / "run")
+    small = replace(TINY_MODEL, image=image, embed_dim=16)
+    result = train(replace(config, model=small), tmp_path / "run")
     assert result.steps == 3
     assert (tmp_path / "run" / "bundle" / "model.safetensors").is_file()
 

@@ -4,8 +4,6 @@ import errno
 import json
 import math
 import os
-import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,19 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import override, to_plain
 from diptych.training.checkpoint import CheckpointConfig, Progress, load_checkpoint, save_checkpoint
 from diptych.training.config import TrainConfig
-from diptych.training.report import StepReport
-from diptych.training.run import train
 from diptych.training.same_run import check_same_run
 from diptych.training.state import TrainingState
-from diptych.training.validation import Validation
-from tests.states import Average, assert_same, assert_same_values, make_state, step
+from tests.states import Average, assert_same, flip, make_state, step
 
 CONFIG = {"seed": 0, "device": "cpu"}
 
@@ -158,16 +152,10 @@ def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["step-00000003"]
 
 
-def _flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (lambda place: _flip(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
+        (lambda place: flip(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
         (lambda place: os.truncate(place / "__0_0.distcp", 100), "__0_0.distcp has 100 bytes where"),
         (lambda place: (place / "state.json").unlink(), "it is incomplete, state.json is missing"),
         (lambda place: (place / ".metadata").write_bytes(b""), ".metadata has 0 bytes"),
@@ -344,78 +332,3 @@ def test_how_often() -> None:
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\."):
         CheckpointConfig(**wrong)
-
-
-class Listener:
-    """Keeps the messages, and does something after a step."""
-
-    def __init__(self, at: int | None = None, do: Callable[[], object] = lambda: None) -> None:
-        self.at, self.do = at, do
-        self.messages: list[str] = []
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.at:
-            self.do()
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than ten steps do."""
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
-
-
-def _stop() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.usefixtures("_no_curves")
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
-    finished_run: Path, tiny_run: TrainConfig, tmp_path: Path
-) -> None:
-    """To the same weights."""
-    run, listener = tmp_path / "run", Listener()
-    for at in (3, 6):
-        train(tiny_run, run, resume=at == 6, observers=[Listener(at, _stop)])
-    _flip(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
-    train(tiny_run, run, resume=True, observers=[listener])
-    assert [text for text in listener.messages if "step-00000006 is passed over: __0_0.distcp is not" in text]
-    ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, finished_run))
-    assert_same_values(ours, theirs)
-    shutil.rmtree(run / "checkpoints")
-    with pytest.raises(RunError, match="has no checkpoint to resume from"):
-        train(tiny_run, run, resume=True)
-    shutil.rmtree(run / "bundle")
-    (run / "tokenizer.json").unlink()
-    train(tiny_run, run, resume=True, observers=[listener])  # As if killed before the first one.
-    assert [text for text in listener.messages if "before its first checkpoint" in text]
-    again = load_file(run / "bundle" / "model.safetensors")
-    assert_same_values(again, theirs)
-
-
-@pytest.mark.usefixtures("_no_curves")
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
-    tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("diptych.training.state_tensors.write_tensors", full)
-    listener = Listener()
-    assert train(tiny_run, tmp_path / "run", observers=[listener]).bundle is not None
-    assert [text for text in listener.messages if "could not be saved (No space left on device); there is none" in text]
-
-
-@pytest.mark.usefixtures("_no_curves")
-def test_a_run_with_other_settings_does_not_go_on(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    train(tiny_run, tmp_path / "run", observers=[Listener(2, _stop)])
-    with pytest.raises(RunError, match=r"run: its checkpoint was written with seed 0, and this run has 1;"):
-        train(override(tiny_run, {"seed": "1"}), tmp_path / "run", resume=True)

@@ -4,6 +4,7 @@ Every rank must call the same exchanges in the same order, with tensors of equal
 needs these exchanges them himself. Shapes: R rows of one rank, N rows of all ranks together.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -81,6 +82,14 @@ class Ranks(NamedTuple):
         gathered = [ours] * self.size
         distributed.all_gather_object(gathered, ours)
         return gathered
+
+    def from_first(self, action: Callable[[], Object]) -> Object:
+        """What the action gives on rank 0; the others do not run it."""
+        if self.size == 1:
+            return action()
+        box: list[Object | None] = [action() if self.rank == 0 else None]
+        distributed.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[return-value]
 
     @staticmethod
     def _reduced(tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import settings, to_plain
 from diptych.training.manifest import find_fault, flush, write_manifest
-from diptych.training.ranks import agree, from_first, is_first
 from diptych.training.same_run import check_same_run
 from diptych.training.state import TrainingState
 
@@ -104,25 +104,25 @@ def save_checkpoint(
     place, beside = _place(run, progress.step), folder / f".{_place(run, progress.step).name}.new"
 
     def start() -> None:
-        if is_first():
+        if all_ranks().rank == 0:
             _recover(run)
             beside.mkdir(parents=True)
 
     def finish() -> None:
-        if is_first():
+        if all_ranks().rank == 0:
             plain = {"progress": _to_json(progress), "config": to_plain(config)}
             (beside / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
             write_manifest(beside, step=progress.step)
             _put_in_place(beside, place)
 
     for action in (start, lambda: write_tensors(beside, state), finish):
-        failure = agree(_attempt(action))
+        failure = _agreed(_attempt(action))
         if failure is not None:
-            if is_first():
+            if all_ranks().rank == 0:
                 _recover(run)
             older = "the one before is kept" if _checkpoints(run) else "there is none before it"
             raise RunError(f"{place}: could not be saved ({failure}); {older}")
-    if is_first():
+    if all_ranks().rank == 0:
         _drop(run, progress.step, keep=keep, best_step=best_step)
     return place
 
@@ -141,11 +141,11 @@ def load_checkpoint(run: Path, state: TrainingState, *, config: object, tell: Ca
     """
     from diptych.training.state_tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
 
-    step, failure = from_first(lambda: _choose(run, config, tell))
+    step, failure = all_ranks().from_first(lambda: _choose(run, config, tell))
     if failure is not None:
         raise RunError(failure)
     place = _place(run, step)
-    failure = agree(_attempt(lambda: read_tensors(place, state)))
+    failure = _agreed(_attempt(lambda: read_tensors(place, state)))
     if failure is not None:
         raise RunError(f"{place}: cannot be loaded ({failure})")
     return _from_json(_read_state(place)["progress"])
@@ -166,6 +166,11 @@ def _choose(run: Path, config: object, tell: Callable[[str], None]) -> tuple[int
         return 0, f"{run}: {error}"
     why = "all its checkpoints are damaged" if places else "has no checkpoint to resume from"
     return 0, f"{run}: {why}; start it again with --overwrite"
+
+
+def _agreed(failure: str | None) -> str | None:
+    """The first failure of any rank; None if there is none. It waits for all."""
+    return next((found for found in all_ranks().gather_objects(failure) if found is not None), None)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:

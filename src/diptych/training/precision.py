@@ -21,7 +21,7 @@ def check_precision(precision: Precision, device: torch.device) -> str | None:
     if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("this GPU computes no bf16; set precision to fp16 or fp32")
     if device.type == "cpu" and precision != "fp32":
-        return f"{precision} on a CPU is for trying things out: without instructions for it, several times slower than fp32"
+        return f"{precision} on a CPU is for trying things out: most CPUs are slower at it than at fp32"
     return None
 
 

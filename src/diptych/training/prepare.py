@@ -8,7 +8,7 @@ import torch
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, RunError
-from diptych.data.loader import DataConfig
+from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Splits, take_few
@@ -62,6 +62,18 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
             f"the validation split '{data.val_split}' has {num_val} of {num} samples; it needs 2 or more: "
             f"set --data.val-split all to measure on all samples{more}"
         )
+
+
+def training_examples(source: Source, config: TrainConfig) -> TrainingExamples:
+    """The rows of a source as the run would get them."""
+    return TrainingExamples(
+        source,
+        config=config.data,
+        augment=config.augment,
+        pixels=config.model.pixels,
+        image_px=config.model.image.image_px,
+        seed=config.seed,
+    )
 
 
 def starting_point(config: TrainConfig, resumed: Path | None, source: Source) -> Bundle:

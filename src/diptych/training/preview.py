@@ -1,13 +1,16 @@
 """What a model will see in training, as a picture for people."""
 
+from dataclasses import replace
+
 from PIL import Image
 
-from diptych.data.loader import Example, TrainingExamples
+from diptych.data.loader import Example
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.subset import take_few
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig
+from diptych.training.prepare import training_examples
 
 _MAX_CAPTIONS_FROM = 2000
 """Samples that a tokenizer for the preview is made from: enough words, in seconds."""
@@ -29,14 +32,7 @@ def training_preview(spec: str, config: TrainConfig, *, num: int, seed: int) -> 
         text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length
     )
     shown = take_few(source, num)
-    examples = TrainingExamples(
-        shown,
-        config=config.data,
-        augment=config.augment,
-        pixels=config.model.pixels,
-        image_px=config.model.image.image_px,
-        seed=seed,
-    )
+    examples = training_examples(shown, replace(config, seed=seed))
     pictures = []
     for i in range(len(shown)):
         row = examples[0, i]

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from diptych.core.device import choose_device
 from diptych.core.errors import RunError
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
-from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.loader import training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
@@ -26,7 +25,7 @@ from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
-from diptych.training.prepare import open_data, starting_point
+from diptych.training.prepare import open_data, starting_point, training_examples
 from diptych.training.report import EventLog, Observer, Observers, StepReport
 from diptych.training.run_folder import (
     CONFIG,
@@ -126,14 +125,7 @@ class _Run:
         self.train_source, self.val_source = train_source, val_source
         self._few_val = take_few(val_source, config.validation.samples)
         self.assembly = assemble(config, start.model.to(device), start.tokenizer)
-        self.examples = TrainingExamples(
-            train_source,
-            config=config.data,
-            augment=config.augment,
-            pixels=config.model.pixels,
-            image_px=config.model.image.image_px,
-            seed=config.seed,
-        )
+        self.examples = training_examples(train_source, config)
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
         self.skipped = SkippedSamples(run / SKIPPED, num_samples=len(train_source), max_share=config.data.max_skipped)
         progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
@@ -163,7 +155,7 @@ class _Run:
             train_split_hash=split_hash(train_source),
             say=self.observers.say,
         )
-        self.watch = Watch(config.batch_size)
+        self.watch = Watch(config.batch_size, loss=config.loss)
         self.pace = Pace(
             batch_size=config.batch_size,
             image_pixels=math.prod(height_width(config.model.image.image_px)),
@@ -197,15 +189,16 @@ class _Run:
                 "does not train exactly as it would with the whole batch"
             )
 
+    def _say_where_it_starts(self, untrained: Validation) -> None:
+        n = min(self.config.batch_size, len(self._few_val))
+        nothing = f"; knowing nothing is ln {n} = {math.log(n):.2f}" if self.config.loss.name == "clip" else ""
+        self.observers.say(f"Before the first step the validation loss is {untrained.loss:.2f}{nothing}")
+
     def _loop(self, stop_requested: Callable[[], bool]) -> bool:
         config = self.config
         batches = training_batches(self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step)
         if self.step == 0:
-            before = self._validate()
-            n = min(config.batch_size, len(self._few_val))
-            self.observers.say(
-                f"Before the first step the validation loss is {before.loss:.2f}; knowing nothing is ln {n} = {math.log(n):.2f}"
-            )
+            self._say_where_it_starts(self._validate())
         next_validation = math.floor(self._validations_due()) + 1
         while self._progress() < 1 and not self.keeper.is_out_of_patience:
             if stop_requested():
@@ -213,7 +206,7 @@ class _Run:
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
-            self.assembly.step.watch.add("data", waited)
+            self.assembly.step.stopwatch.add("data", waited)
             self.skipped.add(batch.skipped, num_tried=(self.step + 1) * config.batch_size)
             self._num_cut += batch.num_cut
             lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
@@ -275,7 +268,7 @@ class _Run:
 
     def _validate(self) -> Validation:
         config = self.config
-        with self._time("evaluation"):
+        with self.assembly.step.stopwatch.time("evaluation"):
             self.assembly.show_average()
             validation = validate(
                 self.assembly.embedder,
@@ -291,15 +284,9 @@ class _Run:
         return validation
 
     def _save_checkpoint(self, *, must: bool = False) -> None:
-        with self._time("checkpoints"):
+        with self.assembly.step.stopwatch.time("checkpoints"):
             self.keeper.save_checkpoint(self.step, elapsed_s=self._elapsed_s(), skipped=self.skipped.reasons, must=must)
         self.pace.pause()
-
-    @contextmanager
-    def _time(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.assembly.step.watch.add(name, time.monotonic() - began)
 
     def _interrupt(self) -> RunResult:
         self._save_checkpoint(must=True)
@@ -312,7 +299,7 @@ class _Run:
         self._save_checkpoint()
         bundle = self.path / "bundle"
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
-        with self._time("evaluation"):
+        with self.assembly.step.stopwatch.time("evaluation"):
             retrieval = evaluate_retrieval(self.assembly.embedder, self.val_source, split=self.config.data.val_split)
         if not is_saved:
             raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
@@ -332,7 +319,7 @@ class _Run:
             retrieval=retrieval,
             num_skipped=len(self.skipped.reasons),
             data_wait=self.pace.data_wait,
-            seconds=dict(self.assembly.step.watch.seconds),
+            seconds=self.assembly.step.stopwatch.total(),
             best_step=self.keeper.best_step,
             stopped_early=self.keeper.is_out_of_patience,
         )

@@ -10,13 +10,13 @@ import torch
 from diptych.core.device import choose_device
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
-from diptych.data.loader import TrainingExamples, training_batches
+from diptych.data.loader import training_batches
 from diptych.models.config import ViTConfig
 from diptych.training.assembly import assemble
 from diptych.training.config import TrainConfig
 from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
-from diptych.training.prepare import open_data, starting_point
+from diptych.training.prepare import open_data, starting_point, training_examples
 from diptych.training.watch import circumstances, diagnose
 
 _PAIRS = 16
@@ -60,14 +60,7 @@ def self_check(
     start = starting_point(easy, None, source)
     easy = replace(easy, model=start.model.config)
     assembly = assemble(easy, start.model.to(choose_device(config.device)), start.tokenizer)
-    examples = TrainingExamples(
-        source,
-        config=replace(easy.data, workers=0),
-        augment=easy.augment,
-        pixels=easy.model.pixels,
-        image_px=easy.model.image.image_px,
-        seed=easy.seed,
-    )
+    examples = training_examples(source, easy)
     size = min(easy.batch_size, 4 * _PAIRS)
     batch = _distinct(next(training_batches(examples, start.tokenizer, batch_size=size)))
     assembly.model.train()
@@ -97,6 +90,7 @@ def _without_hurdles(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         model=replace(config.model, image=image),
+        data=replace(config.data, workers=0),
         loss=LossConfig(name=config.loss.name),
         optimizer=OptimizerConfig(weight_decay=0.0),
         lock=type(config.lock)(),

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
-from diptych.training.ranks import is_grouped
 from diptych.training.state import TrainingState
 
 
@@ -34,7 +34,7 @@ def write_tensors(folder: Path, state: TrainingState) -> None:
     named |= _flat(_extra_states(state), "extra/")
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
-        save(named, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=not is_grouped())
+        save(named, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=all_ranks().size == 1)
 
 
 def read_tensors(folder: Path, state: TrainingState) -> None:
@@ -52,7 +52,7 @@ def read_tensors(folder: Path, state: TrainingState) -> None:
     _check_names(named, saved, state)
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
-        load(named, storage_reader=reader, planner=planner, no_dist=not is_grouped())
+        load(named, storage_reader=reader, planner=planner, no_dist=all_ranks().size == 1)
     loaded, names = _nested(named, "extra/"), _parameter_names(state.model)
     set_model_state_dict(state.model, {n.removeprefix("model/"): v for n, v in named.items() if n.startswith("model/")})
     for i, optimizer in enumerate(state.optimizers):

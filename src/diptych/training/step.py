@@ -71,7 +71,7 @@ class TrainingStep:
         self.average = average
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
-        self.watch = Stopwatch(self.device)
+        self.stopwatch = Stopwatch(self.device)
 
     def __call__(self, batch: Batch, *, lr: float, seed: int) -> StepResult:
         """Train on a batch.
@@ -84,11 +84,11 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         emb, loss = self._backward(batch, seed)
-        with self.watch.time("optimizer"):
+        with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
             is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
             self._move(lr, is_finite=is_finite)
-        self.watch.settle()
+        self.stopwatch.settle()
         image_to_text, text_to_image = batch_accuracy(emb.image_emb, emb.text_emb, batch.groups.to(self.device))
         return StepResult(
             loss=loss.item(),
@@ -103,13 +103,13 @@ class TrainingStep:
         """Put the loss's gradients on the weights; what the loss was computed from, and the loss."""
         parts = self._parts(batch, seed)
         groups, text_of_row = batch.groups.to(self.device), batch.text_of_row.to(self.device)
-        with self.watch.time("forward"):
+        with self.stopwatch.time("forward"):
             outputs = self._first_pass(parts)
             leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
             image_emb, text_emb, logit_scale, *bias = leaves
             text_emb = text_emb[text_of_row]
             loss = self.loss(image_emb, text_emb, logit_scale, bias[0] if bias else None, groups)
-        with self.watch.time("backward"):
+        with self.stopwatch.time("backward"):
             grads = torch.autograd.grad(loss, leaves)
             self._second_pass(parts, outputs, grads)
         return CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None), loss.detach()

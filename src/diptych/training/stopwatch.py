@@ -33,6 +33,13 @@ class Stopwatch:
         """Count seconds that were measured elsewhere."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    def total(self) -> dict[str, float]:
+        """All seconds so far, by name."""
+        if self._open:
+            torch.cuda.synchronize()
+            self.settle()
+        return dict(self.seconds)
+
     def settle(self) -> None:
         """Read the GPU's events; call it when the step's work is done."""
         for name, begin, end in self._open:

@@ -11,6 +11,7 @@ from diptych.core.errors import RunError
 from diptych.core.sample import Batch
 from diptych.images.transforms import normalize
 from diptych.models.clip import CLIP
+from diptych.training.objective import LossConfig
 from diptych.training.step import StepResult
 
 MAX_STRIKES = 10
@@ -24,8 +25,9 @@ _FEW = 64
 class Watch:
     """Counts over the steps of a run."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, *, loss: LossConfig | None = None) -> None:
         self.ln_n = math.log(batch_size)
+        self._has_ln_n = loss is None or loss.name == "clip"  # The sigmoid loss of knowing nothing is another number.
         self.strikes = 0
         self._stuck = 0
 
@@ -48,7 +50,8 @@ class Watch:
 
     def is_stuck(self, loss: float) -> bool:
         """Whether the loss has stayed within 1 % of ln(N) for 500 steps; true once for each such stretch."""
-        self._stuck = self._stuck + 1 if abs(loss - self.ln_n) <= _STUCK_SHARE * self.ln_n else 0
+        is_near = self._has_ln_n and abs(loss - self.ln_n) <= _STUCK_SHARE * self.ln_n
+        self._stuck = self._stuck + 1 if is_near else 0
         return self._stuck == _STUCK_STEPS
 
 
