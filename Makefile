@@ -23,7 +23,7 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
 	@echo "check: all is well"
 
-check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that is killed again and again
+check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
 	$(BIN)/python -m pytest -m slow
 
 format: $(CHECKED)  ## Format, and mend what the linter can mend

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diptych.core.distributed import Ranks
 from diptych.core.randomness import keyed_permutation
 from diptych.data.order import Rows, StepOrder, steps_per_epoch
 from diptych.data.rows import RowTable
@@ -65,7 +66,7 @@ def test_epochs_and_seeds_differ_and_walks_agree() -> None:
 def test_ranks_have_parts_of_the_same_batch(world_size: int) -> None:
     whole = list(islice(StepOrder(Rows(num=50), batch_size=8, seed=0), 9))
     ranks = [
-        list(islice(StepOrder(Rows(num=50), batch_size=8, seed=0, rank=rank, world_size=world_size), 9))
+        list(islice(StepOrder(Rows(num=50), batch_size=8, seed=0, ranks=Ranks(rank, world_size)), 9))
         for rank in range(world_size)
     ]
     assert [[row for rank in ranks for row in rank[step]] for step in range(9)] == whole

@@ -40,14 +40,14 @@ def _by_name(model: CLIP, optimizers: tuple[torch.optim.Optimizer, ...]) -> dict
 def test_decay_falls_on_matrices_alone() -> None:
     model = CLIP(TINY_MODEL)
     (optimizer,) = build_optimizers(model, OptimizerConfig(weight_decay=0.3))
-    decayed, free = optimizer.param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
+    decayed, free, numbers = optimizer.param_groups
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0, 0.0]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kept = {names[id(p)] for p in free["params"]}
-    assert "log_logit_scale" in kept
-    assert all(name.endswith(("bias", "class_emb", "log_logit_scale")) or "norm" in name for name in kept)
+    assert [names[id(p)] for p in numbers["params"]] == ["log_logit_scale"]
+    assert all(name.endswith(("bias", "class_emb")) or "norm" in name for name in kept)
     assert all("norm" not in names[id(p)] for p in decayed["params"])
-    assert len(decayed["params"]) + len(free["params"]) == len(names)
+    assert len(decayed["params"]) + len(free["params"]) + 1 == len(names)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert {group["lr_factor"] for group in optimizer.param_groups} == {1.0}
     assert all(group["fused"] for group in optimizer.param_groups)
@@ -61,7 +61,7 @@ def test_each_tower_has_its_decay() -> None:
     assert groups["image_tower.projection.weight"]["weight_decay"] == 0.1
     assert groups["image_tower.projection.weight"] is groups["image_tower.transformer.blocks.0.mlp.0.weight"]
     assert {group["weight_decay"] for name, group in groups.items() if name.startswith("text_tower")} == {0.0}
-    assert len(optimizers[0].param_groups) == 2  # A decay of zero is no decay.
+    assert len(optimizers[0].param_groups) == 3  # A decay of zero is no decay; the temperature is apart.
     one_sided = _by_name(model, build_optimizers(model, OptimizerConfig(weight_decay=0.3, text_weight_decay=0.2)))
     assert one_sided["image_tower.projection.weight"]["weight_decay"] == 0.3
     assert one_sided["text_tower.token_emb.weight"]["weight_decay"] == 0.2
@@ -86,7 +86,8 @@ def test_layers_away_from_the_output_are_slower() -> None:
     assert {name: groups[name]["lr_factor"] for name in expected} == expected
     assert all(group["lr"] == 1e-3 * group["lr_factor"] for group in optimizer.param_groups)
     factors = [(group["lr_factor"], group["weight_decay"]) for group in optimizer.param_groups]
-    assert factors == [(0.5**i, decay) for i in range(5) for decay in (0.2, 0.0)][:-1]  # Embeddings have no bias.
+    layers = [(0.5**i, decay) for i in range(5) for decay in (0.2, 0.0)][:-1]  # Embeddings have no bias.
+    assert factors == [*layers[:2], (1.0, 0.0), *layers[2:]]  # The temperature is apart.
     stages = CLIP(RESNET)
     by_stage = _by_name(stages, build_optimizers(stages, OptimizerConfig(layer_decay=0.5)))
     assert by_stage["image_tower.stages.1.0.conv_1.weight"]["lr_factor"] == 0.125

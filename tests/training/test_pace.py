@@ -15,6 +15,7 @@ BATCH = Batch(
     lengths=torch.ones(2, dtype=torch.int64),
     text_of_row=torch.arange(2),
     groups=torch.arange(2),
+    marks=torch.arange(2)[:, None],
     keys=("a", "b"),
     captions=("a", "b"),
     read_s=0.02,

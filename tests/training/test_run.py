@@ -299,8 +299,8 @@ def test_a_loss_that_is_no_number_is_told_with_its_samples_and_stops_the_run_in_
     """The weights stay as they were, so that the last checkpoint is a good one."""
     whole = LossConfig.__call__
 
-    def broken(self: LossConfig, image_emb: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return whole(self, image_emb * (bad if image_emb.requires_grad else 1.0), *rest)
+    def broken(self: LossConfig, image_emb: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        return whole(self, image_emb * (bad if image_emb.requires_grad else 1.0), *rest, **options)
 
     monkeypatch.setattr(LossConfig, "__call__", broken)
     watcher, config = Watcher(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})

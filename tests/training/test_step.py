@@ -35,6 +35,7 @@ def _batch(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:
         lengths=lengths,
         text_of_row=text_of_row,
         groups=text_of_row.clone(),
+        marks=text_of_row[:, None],
         keys=tuple(f"key {i}" for i in range(size)),
         captions=tuple(f"caption {i}" for i in text_of_row.tolist()),
     )

@@ -1,8 +1,10 @@
 """`diptych`: the commands, and what happens to errors."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -55,6 +57,15 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         _shown_by_python(message, category, *place, **more)
 
 
+def _launched() -> AbstractContextManager[object]:
+    """Meet the processes that torchrun started together with this one, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return nullcontext()
+    from diptych.core.launch import joined_ranks
+
+    return joined_ranks()
+
+
 _shown_by_python = warnings.showwarning
 
 
@@ -64,7 +75,8 @@ def main(tokens: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     show_anything()
     try:
-        code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
+        with _launched() if words[:1] == ["train"] else nullcontext():
+            code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (CycloptsError, DiptychError) as error:
         warn(str(error))

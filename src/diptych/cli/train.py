@@ -96,7 +96,14 @@ def train(
 
 
 def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False, resume: bool = False) -> int:
-    """Train with the live display, then print what came out."""
+    """Train with the live display, then print what came out. Of ranks that train together, the first speaks for all."""
+    from diptych.core.distributed import all_ranks
+
+    if all_ranks().rank:
+        from diptych.training.run import train as run_training
+
+        run_training(config, run, overwrite=overwrite, resume=resume)
+        return 0
     result = train_with_display(config, run, overwrite=overwrite, resume=resume)
     if result.interrupted:
         say(f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}")

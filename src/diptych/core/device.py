@@ -3,19 +3,26 @@
 import torch
 
 from diptych.core.errors import ConfigError
+from diptych.core.launch import is_launched, local_rank
 
 
 def choose_device(name: str = "auto") -> torch.device:
     """The named device, or for `auto` the fastest this machine has: a CUDA GPU, Apple's, or the CPU.
 
+    Of processes that were launched together each gets a GPU of its own.
+
     Raises:
         ConfigError: the machine has no such device.
     """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    has = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available() and not is_launched(),
+        "cpu": True,
+    }
     if name == "auto":
-        return torch.device(next(kind for kind, there in has.items() if there))
+        name = next(kind for kind, there in has.items() if there)
     if not has.get(name.split(":", maxsplit=1)[0], False):
         raise ConfigError(
             f"this machine has no device '{name}'; it has: {', '.join(k for k, there in has.items() if there)}"
         )
-    return torch.device(name)
+    return torch.device(name, local_rank()) if name == "cuda" and is_launched() else torch.device(name)

@@ -4,12 +4,14 @@ Every rank must call the same exchanges in the same order, with tensors of equal
 needs these exchanges them himself. Shapes: R rows of one rank, N rows of all ranks together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed
+
+from diptych.core.errors import DiptychError
 
 Object = TypeVar("Object")
 
@@ -83,19 +85,41 @@ class Ranks(NamedTuple):
         distributed.all_gather_object(gathered, ours)
         return gathered
 
+    def gather_few(self, ours: Sequence[Object]) -> list[Object]:
+        """What all ranks have, in order of rank; cheap for things that hardly ever one of them has."""
+        if self.size == 1:
+            return list(ours)
+        if not int(self.max(torch.tensor(len(ours)))):
+            return []
+        return [found for part in self.gather_objects(tuple(ours)) for found in part]
+
     def from_first(self, action: Callable[[], Object]) -> Object:
-        """What the action gives on rank 0; the others do not run it."""
+        """What the action gives on rank 0; the others do not run it.
+
+        Raises:
+            DiptychError: rank 0's, on all ranks.
+        """
         if self.size == 1:
             return action()
-        box: list[Object | None] = [action() if self.rank == 0 else None]
+        box: list[tuple[Object | None, DiptychError | None]] = [_outcome(action) if self.rank == 0 else (None, None)]
         distributed.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[return-value]
+        value, error = box[0]
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     @staticmethod
     def _reduced(tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         reduced = tensor.detach().clone().contiguous()
         distributed.all_reduce(reduced, operation)
         return reduced
+
+
+def _outcome(action: Callable[[], Object]) -> tuple[Object | None, DiptychError | None]:
+    try:
+        return action(), None
+    except DiptychError as error:
+        return None, error
 
 
 ALONE = Ranks(rank=0, size=1)

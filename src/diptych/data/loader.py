@@ -15,11 +15,13 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
+from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
+from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
-from diptych.core.sample import Batch
+from diptych.core.sample import Batch, ModelInput
 from diptych.core.settings import settings
-from diptych.data.groups import Positives, group_rows
+from diptych.data.groups import Positives, group_marked, mark_rows
 from diptych.data.order import Arrangement, StepOrder
 from diptych.data.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
@@ -60,7 +62,8 @@ class DataConfig:
     max_skipped: float = 0.01
     """Share of unreadable samples above which the run stops."""
     workers: int | None = None
-    """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most 8."""
+    """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most
+    8; ranks of a machine share its cores."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
@@ -77,7 +80,18 @@ class DataConfig:
     @property
     def num_workers(self) -> int:
         """The processes that read ahead, with the default resolved."""
-        return self.workers if self.workers is not None else max(1, min(8, (os.cpu_count() or 1) // 2))
+        if self.workers is not None:
+            return self.workers
+        return max(1, min(8, (os.cpu_count() or 1) // (2 * local_size())))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads pictures and captions."""
+
+    image_px: Pixels
+    pixels: PixelConfig
+    tokenizer: Tokenizer
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ class Example:
     skipped: tuple[tuple[str, str], ...]
     read_s: float
     source_pixels: int
+    teacher_pixels: UInt8[ndarray, "3 H2 W2"] | None = None
 
 
 class TrainingExamples(Dataset["Example | DataError"]):
@@ -105,8 +120,10 @@ class TrainingExamples(Dataset["Example | DataError"]):
         pixels: PixelConfig,
         image_px: Pixels,
         seed: int,
+        teacher: Reading | None = None,
     ) -> None:
         self.source = source
+        self.teacher = teacher
         self.config = config
         self.augment = augment
         self.pixels = pixels
@@ -151,6 +168,11 @@ class TrainingExamples(Dataset["Example | DataError"]):
         view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
+        of_teacher = None
+        if (
+            self.teacher is not None
+        ):  # It sees the same part of the picture, in its own colours and with nothing erased.
+            of_teacher = training_pixels(image, view, image_px=self.teacher.image_px, config=self.teacher.pixels)
         return Example(
             sample.key,
             pixels,
@@ -159,6 +181,7 @@ class TrainingExamples(Dataset["Example | DataError"]):
             skipped,
             read_s=time.perf_counter() - began,
             source_pixels=image.shape[0] * image.shape[1],
+            teacher_pixels=of_teacher,
         )
 
 
@@ -168,6 +191,7 @@ class Collate:
 
     tokenizer: Tokenizer
     positives: Positives
+    teacher: Reading | None = None
 
     def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
         """The batch of the rows, in their order, or the first error among them."""
@@ -178,26 +202,36 @@ class Collate:
         captions = tuple(example.caption for example in examples)
         distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self.tokenizer.encode(tuple(distinct))
-        groups = group_rows(keys, captions, [example.label for example in examples], positives=self.positives)
+        marks = mark_rows(keys, captions, [example.label for example in examples], positives=self.positives)
         return Batch(
             pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
             ids=torch.from_numpy(encoded.ids),
             lengths=torch.from_numpy(encoded.lengths),
             text_of_row=torch.tensor([distinct[caption] for caption in captions]),
-            groups=torch.tensor(groups),
+            groups=group_marked(marks, ALONE),
+            marks=marks,
             keys=keys,
             captions=captions,
+            for_teacher=self._for_teacher(examples, tuple(distinct)),
             skipped=tuple(skip for example in examples for skip in example.skipped),
             num_cut=encoded.num_cut,
             read_s=sum(example.read_s for example in examples),
             source_pixels=sum(example.source_pixels for example in examples),
         )
 
+    def _for_teacher(self, examples: list[Example], captions: tuple[str, ...]) -> ModelInput | None:
+        if self.teacher is None:
+            return None
+        encoded = self.teacher.tokenizer.encode(captions)
+        pixels = np.stack([example.teacher_pixels for example in examples if example.teacher_pixels is not None])
+        ids, lengths = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.lengths)
+        return ModelInput(pixels=torch.from_numpy(pixels), ids=ids, lengths=lengths)
+
 
 def training_batches(
-    examples: TrainingExamples, tokenizer: Tokenizer, *, batch_size: int, first_step: int = 0
+    examples: TrainingExamples, tokenizer: Tokenizer, *, batch_size: int, first_step: int = 0, ranks: Ranks = ALONE
 ) -> Iterator[Batch]:
-    """Batches from a step on, without end: stop taking them when the run is done.
+    """Batches from a step on, without end: stop taking them when the run is done. Of several ranks each gets its part of them.
 
     Where a worker process is killed, new ones go on with the batch that was due, and a warning says so.
 
@@ -208,9 +242,9 @@ def training_batches(
     rows = examples.rows.for_order(
         positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
     )
-    collate, step = Collate(tokenizer, config.positives), first_step
+    collate, step = Collate(tokenizer, config.positives, examples.teacher), first_step
     for death in range(1, _MAX_DEATHS + 1):
-        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step)
+        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
         batches = _walk(examples, order, collate)
         try:
             for batch in batches:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.distributed import ALONE, Ranks
 from diptych.core.randomness import keyed_generator, keyed_permutation
 
 Arrangement: TypeAlias = Literal["any", "apart", "together"]
@@ -50,21 +51,17 @@ class StepOrder:
     ([2, 2, 2, 2], 4)
     """
 
-    def __init__(
-        self, rows: Rows, *, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, world_size: int = 1
-    ) -> None:
+    def __init__(self, rows: Rows, *, batch_size: int, seed: int, first_step: int = 0, ranks: Ranks = ALONE) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
         self.first_step = first_step
-        self.rank = rank
-        self.world_size = world_size
+        self.ranks = ranks
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """This rank's part of each batch, as (epoch, row)."""
-        share = self.batch_size // self.world_size
-        own = slice(self.rank * share, (self.rank + 1) * share)
+        own = self.ranks.rows(self.batch_size // self.ranks.size)
         step = self.first_step
         while True:
             epochs, rows = self.batch(step)

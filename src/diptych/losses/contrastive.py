@@ -7,6 +7,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from diptych.core.distributed import ALONE, all_ranks
+
 
 def clip_loss(
     image_emb: Float[Tensor, "B E"],
@@ -42,12 +44,17 @@ def batch_accuracy(
     groups: Int64[Tensor, " B"],
     *,
     max_rows: int = 1024,
+    across_ranks: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Share of images whose most similar text of the batch is a positive, and share of texts whose image is; both in [0, 1].
 
     Measured on the first `max_rows` images and texts, each against the whole batch, so that memory is linear in the batch.
+    With `across_ranks` the batch is the joint one of all ranks, of each of which the first rows are measured.
     """
+    ranks = all_ranks() if across_ranks else ALONE
     images, texts, own = image_emb[:max_rows], text_emb[:max_rows], groups[:max_rows]
-    image_to_text = groups[(images @ text_emb.T).argmax(dim=1)] == own
-    text_to_image = groups[(texts @ image_emb.T).argmax(dim=1)] == own
-    return image_to_text.float().mean(), text_to_image.float().mean()
+    all_images, all_texts, all_groups = (ranks.gather_rows(each) for each in (image_emb, text_emb, groups))
+    image_to_text = all_groups[(images @ all_texts.T).argmax(dim=1)] == own
+    text_to_image = all_groups[(texts @ all_images.T).argmax(dim=1)] == own
+    shares = ranks.sum(torch.stack([image_to_text.float().mean(), text_to_image.float().mean()])) / ranks.size
+    return shares[0], shares[1]

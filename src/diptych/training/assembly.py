@@ -1,9 +1,15 @@
 """A model made ready to be trained: locked where it should be, with its optimizers, its average and what saves it."""
 
 import copy
+import os
+import shutil
 from dataclasses import dataclass
 
+import torch
+
 from diptych.bundle.folder import Bundle
+from diptych.core.distributed import all_ranks
+from diptych.core.errors import ConfigError
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.tokenizers.protocol import Tokenizer
@@ -11,8 +17,11 @@ from diptych.training.config import TrainConfig
 from diptych.training.ema import WeightAverage
 from diptych.training.lock import apply_lock
 from diptych.training.optimizer import build_optimizers
+from diptych.training.replicas import replicate
+from diptych.training.shards import copy_model
 from diptych.training.state import TrainingState
 from diptych.training.step import TrainingStep
+from diptych.training.teacher import Teacher, open_teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,26 +32,37 @@ class Assembly:
     step: TrainingStep
     state: TrainingState
     embedder: Embedder
-    """Of the weights that are measured and kept: the model's own, or their average."""
+    """Of the weights that are measured and kept: the model's own, or their average; whole, whatever ranks hold."""
 
-    def show_average(self) -> None:
-        """Bring the embedder up to date."""
+    teacher: Teacher | None = None
+
+    def show(self) -> None:
+        """Bring the embedder up to date; every rank must call it."""
+        shown = self.embedder.bundle.model
         if self.step.average is not None:
-            self.step.average.copy_to(self.embedder.bundle.model)
+            self.step.average.copy_to(shown)
+        elif shown is not self.model:
+            copy_model(self.model, shown)
 
 
 def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer) -> Assembly:
-    """Make a model on its device ready.
+    """Make a model on its device ready, and its teacher; where there are other ranks, to be trained by all of them.
 
     Raises:
-        ConfigError: the config locks more than there is, or nothing is left to train.
+        ConfigError: the config locks more than there is, nothing is left to train, or there is nothing to compile with.
+        BundleError: the teacher is nothing that can be read.
     """
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     apply_lock(model, config.lock)
-    average = None if config.ema is None else WeightAverage(model, config.ema)
-    shown = model if average is None else copy.deepcopy(model)
+    ranks = all_ranks()
+    is_cut = ranks.size > 1 and config.parallel == "fsdp"
+    shown = copy.deepcopy(model) if config.ema is not None or is_cut else model
     if config.compile:
+        _check_compiler(model.log_logit_scale.device)
         model.image_tower.compile()
+    replicas = replicate(model, config.parallel, ranks)
+    average = None if config.ema is None else WeightAverage(model, config.ema)
+    teacher = open_teacher(config.distill, model.log_logit_scale.device, config.precision)
     optimizers = build_optimizers(model, config.optimizer)
     step = TrainingStep(
         model,
@@ -52,9 +72,20 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer) -> Assembly
         micro_batch=config.micro_batch,
         precision=config.precision,
         average=average,
+        replicas=replicas,
+        teacher=teacher,
+        teacher_weight=config.distill.weight,
     )
     extras = {"average": average, "scaler": step.scaler if step.scaler.is_enabled() else None}
     state = TrainingState(
         model=model, optimizers=optimizers, extras={name: part for name, part in extras.items() if part is not None}
     )
-    return Assembly(model=model, step=step, state=state, embedder=Embedder(Bundle(model=shown, tokenizer=tokenizer)))
+    embedder = Embedder(Bundle(model=shown, tokenizer=tokenizer))
+    return Assembly(model=model, step=step, state=state, embedder=embedder, teacher=teacher)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """On a CPU, PyTorch has a C++ compiler do it."""
+    named = os.environ.get("CXX")
+    if device.type == "cpu" and not any(map(shutil.which, [named] if named else ["g++", "clang++"])):
+        raise ConfigError("compile is true, which on a CPU needs a C++ compiler: install g++, or set CXX")

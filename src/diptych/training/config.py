@@ -14,7 +14,10 @@ from diptych.training.lock import LockConfig, check_lock
 from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.precision import Precision
+from diptych.training.replicas import Parallel
 from diptych.training.schedule import ScheduleConfig
+from diptych.training.teacher import DistillConfig
+from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
 
 
@@ -35,6 +38,8 @@ class TrainConfig:
     """What happens to training pictures."""
     loss: LossConfig = LossConfig()
     """What it minimises."""
+    distill: DistillConfig = DistillConfig()
+    """Whose view of the data it learns beside."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """How weights move."""
     lock: LockConfig = LockConfig()
@@ -45,6 +50,8 @@ class TrainConfig:
     """How it is measured as it goes."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """How often it is saved."""
+    logs: LogsConfig = LogsConfig()
+    """Who else is told of it."""
     batch_size: int = 64
     """Pairs a step; every other pair of the batch is a negative."""
     seed: int = 0
@@ -53,6 +60,9 @@ class TrainConfig:
     """`cpu`, `cuda`, `mps`, or `auto`."""
     precision: Precision = "fp32"
     """What the towers compute in: `fp32`, `bf16` or `fp16`. Weights stay in fp32."""
+    parallel: Parallel = "ddp"
+    """Where several processes train together (`torchrun`): each holds the whole model (`ddp`), or a part of it (`fsdp`), for
+    models that do not fit otherwise."""
     micro_batch: int | None = None
     """Pairs that go through the towers at once, where a batch's activations do not fit; the gradients are the whole batch's.
     Divides `batch_size`; None for all at once."""
@@ -72,6 +82,12 @@ class TrainConfig:
             raise ConfigError(
                 f"micro_batch is {self.micro_batch}; it must divide batch_size, which is {self.batch_size}"
             )
+        if self.parallel == "fsdp" and self.optimizer.name == "muon":
+            raise ConfigError(
+                "optimizer.name is 'muon', which needs whole matrices; parallel 'fsdp' cuts them: use 'ddp'"
+            )
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise ConfigError("precision is 'fp16', which parallel 'fsdp' does not scale; use 'bf16', or 'ddp'")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1")
         if self.loss.name == "sigmoid" and self.init is None and self.model.init_logit_bias is None:

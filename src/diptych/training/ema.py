@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import ConfigError, RunError
+from diptych.training.shards import copy_tensors, local
 
 
 class WeightAverage:
@@ -35,13 +36,15 @@ class WeightAverage:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = _weights(model)
         torch._foreach_lerp_(
-            list(self.weights.values()), [current[name].float() for name in self.weights], weight=1 - decay
+            [local(weight) for weight in self.weights.values()],
+            [local(current[name]).float() for name in self.weights],
+            weight=1 - decay,
         )
         _copy(_buffers(model), self.buffers)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the model's weights and buffers; each keeps its precision."""
+        """Overwrite the model's weights and buffers, which are whole or cut as those averaged; each keeps its precision."""
         _copy(self.weights, _weights(model))
         _copy(self.buffers, _buffers(model))
 
@@ -76,8 +79,7 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
-    if target:
-        torch._foreach_copy_(list(target.values()), [source[name] for name in target])
+    copy_tensors([source[name] for name in target], list(target.values()))
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:

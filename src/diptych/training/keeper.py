@@ -1,10 +1,10 @@
 """What a run keeps as it goes: checkpoints in their rhythm, and the bundle of its best moment."""
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diptych.bundle.folder import Bundle, save_bundle
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import BundleError, RunError
 from diptych.training.assembly import Assembly
 from diptych.training.checkpoint import Progress, save_checkpoint
@@ -33,7 +33,7 @@ class Keeper:
         self._steps_per_epoch = steps_per_epoch
         self._train_split_hash = train_split_hash
         self._say = say
-        self._saved_at, self._saved_step = time.monotonic(), progress.step
+        self._saved_at_s, self._saved_step = progress.elapsed_s, progress.step
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -52,7 +52,10 @@ class Keeper:
         return True
 
     def save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
-        """Save what was measured; whether that could be done."""
+        """Save what was measured; whether that could be done. Rank 0 does it, and all know how it went."""
+        return all_ranks().from_first(lambda: self._save_bundle(validation, folder, step))
+
+    def _save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         during_training = {
             **{name: round(value, 5) for name, value in validation.figures().items()},
             "protocol": validation.retrieval.protocol,
@@ -71,10 +74,10 @@ class Keeper:
             return False
         return True
 
-    def is_checkpoint_due(self, step: int) -> bool:
+    def is_checkpoint_due(self, step: int, *, elapsed_s: float) -> bool:
         """By steps, epochs or minutes since the last, whichever comes first."""
         steps = step - self._saved_step
-        minutes = (time.monotonic() - self._saved_at) / 60
+        minutes = (elapsed_s - self._saved_at_s) / 60
         return self.config.checkpoint.is_due(steps=steps, minutes=minutes, epochs=steps / self._steps_per_epoch)
 
     def save_checkpoint(self, step: int, *, elapsed_s: float, skipped: Mapping[str, str], must: bool = False) -> None:
@@ -104,4 +107,4 @@ class Keeper:
             if must:
                 raise
             self._say(str(error))
-        self._saved_at, self._saved_step = time.monotonic(), step
+        self._saved_at_s, self._saved_step = elapsed_s, step

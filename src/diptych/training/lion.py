@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diptych.training.shards import local
+
 
 class Lion(torch.optim.Optimizer):
     """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2; the decay is decoupled.
@@ -39,7 +41,11 @@ class Lion(torch.optim.Optimizer):
 
     def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         (beta_1, beta_2), lr = group["betas"], group["lr"]
-        momenta = [self._momentum(parameter) for parameter in parameters]
+        momenta = [local(self._momentum(parameter)) for parameter in parameters]
+        parameters, gradients = (
+            [local(parameter) for parameter in parameters],
+            [local(gradient) for gradient in gradients],
+        )
         update = torch._foreach_mul(momenta, beta_1)
         torch._foreach_add_(update, gradients, alpha=1 - beta_1)
         torch._foreach_sign_(update)

@@ -33,9 +33,18 @@ class LossConfig:
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
         groups: Int64[Tensor, " B"],
+        *,
+        across_ranks: bool = False,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of unit embeddings."""
+        """The loss of a batch of unit embeddings; with `across_ranks`, of the joint batch of all ranks."""
         if self.name == "clip":
-            return tiled_clip_loss(image_emb, text_emb, logit_scale, groups, label_smoothing=self.label_smoothing)
+            return tiled_clip_loss(
+                image_emb,
+                text_emb,
+                logit_scale,
+                groups,
+                label_smoothing=self.label_smoothing,
+                across_ranks=across_ranks,
+            )
         assert logit_bias is not None
-        return tiled_sigmoid_loss(image_emb, text_emb, logit_scale, logit_bias, groups)
+        return tiled_sigmoid_loss(image_emb, text_emb, logit_scale, logit_bias, groups, across_ranks=across_ranks)

@@ -89,7 +89,8 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     """What moves the parameters that require a gradient: one optimizer, or for Muon two, together holding each of them once.
 
     Every parameter group carries `lr_factor`: a step sets `group["lr"] = lr * group["lr_factor"]`. Parameters of equal rate and
-    decay share a group; the fastest group is the first, and of two as fast the one that decays more.
+    decay share a group; the fastest group is the first, and of two as fast the one that decays more. Single numbers, such as
+    the temperature, have a group of their own: where all else is cut in shards, they stay whole.
     """
     block_matrices: list[_Learned] = []
     others: list[_Learned] = []
@@ -112,10 +113,10 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
 
 
 def _groups(all_learned: Sequence[_Learned], config: OptimizerConfig) -> list[dict[str, Any]]:
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter, place in all_learned:
         weight_decay = config.weight_decay_at(place) if parameter.ndim >= 2 else 0.0
-        groups.setdefault((config.lr_factor_at(place), weight_decay), []).append(parameter)
+        groups.setdefault((config.lr_factor_at(place), weight_decay, parameter.ndim > 0), []).append(parameter)
     return [
         {"params": groups[key], "lr": config.lr * key[0], "lr_factor": key[0], "weight_decay": key[1]}
         for key in sorted(groups, reverse=True)

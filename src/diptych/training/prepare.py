@@ -7,6 +7,7 @@ import torch
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
+from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
@@ -17,6 +18,7 @@ from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
 from diptych.training.run_folder import TOKENIZER
+from diptych.training.teacher import Teacher
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -44,6 +46,24 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     return train_source, val_source
 
 
+def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:
+    """Refuse a batch that ranks cannot share evenly.
+
+    Raises:
+        ConfigError: it does not divide, or one rank's part of it does not divide into micro-batches.
+    """
+    size, num = config.batch_size, ranks.size
+    if size % num:
+        near = [size // num * num, (size // num + 1) * num]
+        raise ConfigError(
+            f"batch_size {size} does not divide among {num} ranks; {max(near[0], num)} or {near[1]} would"
+        )
+    if config.micro_batch is not None and size // num % config.micro_batch:
+        raise ConfigError(
+            f"micro_batch is {config.micro_batch}; it must divide the {size // num} pairs of each of {num} ranks"
+        )
+
+
 def _check_sizes(data: DataConfig, splits: Splits) -> None:
     """Two samples are the least that a contrast is made of, in training and in validation."""
     num = len(splits.source)
@@ -64,8 +84,8 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
         )
 
 
-def training_examples(source: Source, config: TrainConfig) -> TrainingExamples:
-    """The rows of a source as the run would get them."""
+def training_examples(source: Source, config: TrainConfig, teacher: Teacher | None = None) -> TrainingExamples:
+    """The rows of a source as the run, and its teacher, would get them."""
     return TrainingExamples(
         source,
         config=config.data,
@@ -73,6 +93,7 @@ def training_examples(source: Source, config: TrainConfig) -> TrainingExamples:
         pixels=config.model.pixels,
         image_px=config.model.image.image_px,
         seed=config.seed,
+        teacher=None if teacher is None else teacher.reading,
     )
 
 
@@ -91,7 +112,7 @@ def starting_point(config: TrainConfig, resumed: Path | None, source: Source) ->
     if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
         return replace(bundle, model=bundle.model.float())
-    tokenizer = _load_or_train_tokenizer(config, resumed, source)
+    tokenizer = all_ranks().from_first(lambda: _load_or_train_tokenizer(config, resumed, source))
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
     return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)

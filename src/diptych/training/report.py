@@ -90,7 +90,10 @@ class EventLog:
             return
         figures = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
         del figures["result"]
-        self._write(report.step, figures, ("loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm"))
+        shown = ["loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss"]
+        if report.result.teacher_loss is None:
+            del figures[shown.pop()]
+        self._write(report.step, figures, tuple(shown))
 
     def on_validation(self, step: int, validation: Validation) -> None:
         """Log, and draw the curves anew."""

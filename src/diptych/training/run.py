@@ -1,4 +1,8 @@
-"""The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom."""
+"""The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom.
+
+Ranks that train together all go through it alike: what decides where it goes, the time and a signal among it, they agree on
+after each step. Rank 0 alone measures, writes and speaks.
+"""
 
 import math
 import time
@@ -6,11 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from diptych.bundle.folder import add_metrics
 from diptych.core.device import choose_device
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
+from diptych.core.launch import joined_ranks
+from diptych.core.memory import keep_freed_memory
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
+from diptych.core.settings import to_plain
 from diptych.data.loader import training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
@@ -25,7 +35,7 @@ from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
-from diptych.training.prepare import open_data, starting_point, training_examples
+from diptych.training.prepare import check_joint_batch, open_data, starting_point, training_examples
 from diptych.training.report import EventLog, Observer, Observers, StepReport
 from diptych.training.run_folder import (
     CONFIG,
@@ -40,6 +50,7 @@ from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult
+from diptych.training.trackers import Tracker, check_trackers
 from diptych.training.validation import Validation, validate
 from diptych.training.watch import Watch, circumstances, diagnose
 
@@ -81,6 +92,8 @@ def train(
 ) -> RunResult:
     """Train a CLIP and leave a run folder: config, events, curves, checkpoints, `bundle` and `bundle-best`.
 
+    Processes that torchrun started train it together; `run` must lie where all of them reach it.
+
     Args:
         config: everything that decides the run.
         run: the run's folder.
@@ -94,13 +107,17 @@ def train(
         RunError: the folder may not be used, no checkpoint of it is whole, or the loss is no longer a finite number.
     """
     run = Path(run)
-    check_run_folder(run, overwrite=overwrite, resume=resume)
-    train_source, val_source = open_data(config)
-    begun = resume and has_begun(run)
-    prepared = _Run(config, run, train_source, val_source, resume=begun, observers=observers)
-    if resume and not begun:
-        prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
-    return prepared.go()
+    with joined_ranks() as ranks:
+        keep_freed_memory()
+        check_joint_batch(config, ranks)
+        ranks.from_first(lambda: check_trackers(config.logs))
+        ranks.from_first(lambda: check_run_folder(run, overwrite=overwrite, resume=resume))
+        train_source, val_source = open_data(config)
+        begun = resume and ranks.from_first(lambda: has_begun(run))
+        prepared = _Run(config, run, train_source, val_source, resume=begun, observers=observers)
+        if resume and not begun:
+            prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
+        return prepared.go()
 
 
 class _Run:
@@ -116,6 +133,7 @@ class _Run:
         resume: bool,
         observers: Sequence[Observer],
     ) -> None:
+        self.ranks = all_ranks()
         device = choose_device(config.device)
         slow = check_precision(config.precision, device)
         start = starting_point(config, run if resume else None, train_source)
@@ -125,25 +143,30 @@ class _Run:
         self.train_source, self.val_source = train_source, val_source
         self._few_val = take_few(val_source, config.validation.samples)
         self.assembly = assemble(config, start.model.to(device), start.tokenizer)
-        self.examples = training_examples(train_source, config)
+        self.examples = training_examples(train_source, config, self.assembly.teacher)
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
         self.skipped = SkippedSamples(run / SKIPPED, num_samples=len(train_source), max_share=config.data.max_skipped)
         progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
         told: list[str] = [slow] if slow else []
         if resume:
             progress = load_checkpoint(run, self.assembly.state, config=config, tell=told.append)
-            clear_leftovers(run)
+            self.ranks.from_first(lambda: clear_leftovers(run))
             self.skipped.go_on(progress.skipped)
             if config.schedule.minutes is not None:
                 told.append(
                     "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."
                 )
         else:
-            create_run_folder(run)
-            write_config(config, run / CONFIG)
-            self.tokenizer.save(run / TOKENIZER)
-        self.step, self._elapsed_before = progress.step, progress.elapsed_s
-        self.observers = Observers([EventLog(run, batch_size=config.batch_size, first_step=self.step), *observers])
+            self.ranks.from_first(self._create_folder)
+        self.step, self._elapsed_s = progress.step, progress.elapsed_s
+        self.observers = Observers([])
+        if self.ranks.rank == 0:
+            log = EventLog(run, batch_size=config.batch_size, first_step=self.step)
+            others = [
+                Tracker(kind, run, project=config.logs.project, config=to_plain(config))
+                for kind in config.logs.trackers
+            ]
+            self.observers = Observers([log, *others, *observers])
         for text in told:
             self.observers.say(text)
         self.keeper = Keeper(
@@ -163,14 +186,21 @@ class _Run:
             is_decoded=train_source.is_decoded,
         )
         self._num_cut = 0
+        self._started = time.monotonic() - self._elapsed_s
+        self._stop = False
+        self._stop_requested: Callable[[], bool] = lambda: False
+
+    def _create_folder(self) -> None:
+        create_run_folder(self.path)
+        write_config(self.config, self.path / CONFIG)
+        self.tokenizer.save(self.path / TOKENIZER)
 
     def go(self) -> RunResult:
         """Train until the schedule is done, validation no longer gets better, or a signal comes."""
-        self._started = time.monotonic() - self._elapsed_before
         self._say_what_it_does()
         try:
-            with stop_on_signal() as stop_requested:
-                finished = self._loop(stop_requested)
+            with stop_on_signal() as self._stop_requested:
+                finished = self._loop()
             return self._finish() if finished else self._interrupt()
         finally:
             self.observers.tell(lambda observer: observer.close())
@@ -181,49 +211,67 @@ class _Run:
         trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
         self.observers.say(
             f"Training {config.recipe}: {len(self.train_source):,} images of {config.data.source}, {trained:,} parameters"
-            f"{f' and {locked:,} locked ones' if locked else ''}, on {self.assembly.embedder.device}, into {self.path}"
+            f"{f' and {locked:,} locked ones' if locked else ''}, on {self._where()}, into {self.path}"
         )
-        if config.micro_batch is not None and isinstance(config.model.image, ResNetConfig):
+        at_once = config.micro_batch or config.batch_size // self.ranks.size
+        if at_once < config.batch_size and isinstance(config.model.image, ResNetConfig):
             self.observers.say(
-                f"Batch norms see {config.micro_batch} pictures at a time, not {config.batch_size}: with micro_batch, a ResNet "
-                "does not train exactly as it would with the whole batch"
+                f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: "
+                f"{'with micro_batch' if config.micro_batch else 'on several ranks'}, a ResNet does not train exactly as it "
+                "would with the whole batch"
             )
+
+    def _where(self) -> str:
+        device = self.assembly.embedder.device
+        if self.ranks.size == 1:
+            return str(device)
+        rows = self.config.batch_size // self.ranks.size
+        return f"{self.ranks.size} ranks ({device.type}, {self.config.parallel}, {rows} pairs each)"
 
     def _say_where_it_starts(self, untrained: Validation) -> None:
         n = min(self.config.batch_size, len(self._few_val))
         nothing = f"; knowing nothing is ln {n} = {math.log(n):.2f}" if self.config.loss.name == "clip" else ""
         self.observers.say(f"Before the first step the validation loss is {untrained.loss:.2f}{nothing}")
 
-    def _loop(self, stop_requested: Callable[[], bool]) -> bool:
-        config = self.config
-        batches = training_batches(self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step)
+    def _loop(self) -> bool:
+        config, step_of = self.config, self.assembly.step
+        batches = training_batches(
+            self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step, ranks=self.ranks
+        )
         if self.step == 0:
             self._say_where_it_starts(self._validate())
         next_validation = math.floor(self._validations_due()) + 1
         while self._progress() < 1 and not self.keeper.is_out_of_patience:
-            if stop_requested():
+            if self._stop:
                 return False
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
-            self.assembly.step.stopwatch.add("data", waited)
-            self.skipped.add(batch.skipped, num_tried=(self.step + 1) * config.batch_size)
+            step_of.stopwatch.add("data", waited)
+            self.skipped.add(self.ranks.gather_few(batch.skipped), num_tried=(self.step + 1) * config.batch_size)
             self._num_cut += batch.num_cut
             lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
             set_training_mode(self.assembly.model, config.lock)
             # What a tower draws follows from the step alone, and so outlives a resume.
-            result = self.assembly.step(batch, lr=lr, seed=stable_hash(config.seed, "step", self.step))
+            result = step_of(batch, lr=lr, seed=stable_hash(config.seed, "step", self.step))
             self.step += 1
             self.pace.note(batch, waited_s=waited, took_s=time.monotonic() - began)
             self._report_step(result, lr)
             self._look_out(batch, result, lr)
+            self._agree()
             is_best = False
             if self._validations_due() >= next_validation and self._progress() < 1:
                 next_validation = math.floor(self._validations_due()) + 1
                 is_best = self.keeper.offer(self._validate(), self.step)
-            if is_best or self.keeper.is_checkpoint_due(self.step):
+            if is_best or self.keeper.is_checkpoint_due(self.step, elapsed_s=self._elapsed_s):
                 self._save_checkpoint()
         return True
+
+    def _agree(self) -> None:
+        """The time that all ranks go by, and whether one of them was told to stop."""
+        own = torch.tensor([time.monotonic() - self._started, float(self._stop_requested())], dtype=torch.float64)
+        self._elapsed_s, stop = self.ranks.max(own).tolist()
+        self._stop = stop > 0
 
     def _validations_due(self) -> float:
         """How many of the regular validations lie behind."""
@@ -233,13 +281,11 @@ class _Run:
         return self.step / self.schedule.steps_per_epoch / validation.epochs
 
     def _progress(self) -> float:
-        return self.schedule.progress(self.step, self._elapsed_s())
-
-    def _elapsed_s(self) -> float:
-        return time.monotonic() - self._started
+        return self.schedule.progress(self.step, self._elapsed_s)
 
     def _report_step(self, result: StepResult, lr: float) -> None:
-        progress, elapsed = self._progress(), self._elapsed_s()
+        elapsed = time.monotonic() - self._started
+        progress = self.schedule.progress(self.step, elapsed)
         report = StepReport(
             step=self.step,
             epoch=self.step / self.schedule.steps_per_epoch,
@@ -269,15 +315,18 @@ class _Run:
     def _validate(self) -> Validation:
         config = self.config
         with self.assembly.step.stopwatch.time("evaluation"):
-            self.assembly.show_average()
-            validation = validate(
-                self.assembly.embedder,
-                self._few_val,
-                config=config.data,
-                loss=config.loss,
-                batch_size=config.batch_size,
-                seed=config.seed,
+            self.assembly.show()
+            validation = self.ranks.from_first(
+                lambda: validate(
+                    self.assembly.embedder,
+                    self._few_val,
+                    config=config.data,
+                    loss=config.loss,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                )
             )
+        self._agree()
         step = self.step
         self.observers.tell(lambda observer: observer.on_validation(step, validation))
         self.pace.pause()
@@ -285,7 +334,7 @@ class _Run:
 
     def _save_checkpoint(self, *, must: bool = False) -> None:
         with self.assembly.step.stopwatch.time("checkpoints"):
-            self.keeper.save_checkpoint(self.step, elapsed_s=self._elapsed_s(), skipped=self.skipped.reasons, must=must)
+            self.keeper.save_checkpoint(self.step, elapsed_s=self._elapsed_s, skipped=self.skipped.reasons, must=must)
         self.pace.pause()
 
     def _interrupt(self) -> RunResult:
@@ -293,20 +342,23 @@ class _Run:
         return self._result(None, None)
 
     def _finish(self) -> RunResult:
-        elapsed = self._elapsed_s()
+        elapsed = self._elapsed_s
         validation = self._validate()
         self.keeper.offer(validation, self.step)
         self._save_checkpoint()
         bundle = self.path / "bundle"
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
         with self.assembly.step.stopwatch.time("evaluation"):
-            retrieval = evaluate_retrieval(self.assembly.embedder, self.val_source, split=self.config.data.val_split)
+            retrieval = self.ranks.from_first(
+                lambda: evaluate_retrieval(self.assembly.embedder, self.val_source, split=self.config.data.val_split)
+            )
         if not is_saved:
             raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
-        add_metrics(bundle, {"retrieval": asdict(retrieval)})
-        if self._num_cut:
+        self.ranks.from_first(lambda: add_metrics(bundle, {"retrieval": asdict(retrieval)}))
+        num_cut = int(self.ranks.sum(torch.tensor(self._num_cut)))
+        if num_cut:
             self.observers.say(
-                f"{self._num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
+                f"{num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
             )
         return replace(self._result(bundle, retrieval), elapsed_s=elapsed)
 
@@ -315,7 +367,7 @@ class _Run:
             run=self.path,
             bundle=bundle,
             steps=self.step,
-            elapsed_s=self._elapsed_s(),
+            elapsed_s=self._elapsed_s,
             retrieval=retrieval,
             num_skipped=len(self.skipped.reasons),
             data_wait=self.pace.data_wait,

@@ -6,7 +6,7 @@ from typing import Any
 from diptych.core.errors import RunError
 from diptych.core.settings import to_plain
 
-_MAY_DIFFER = {"device", "data.workers", "data.source", "data.max_skipped", "gradient_checkpointing"}
+_MAY_DIFFER = {"device", "data.workers", "data.source", "data.max_skipped", "gradient_checkpointing", "parallel"}
 """Where and how fast a run is computed, and where its files lie: neither changes what it learns."""
 _ROOMS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
 

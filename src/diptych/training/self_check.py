@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from diptych.core.device import choose_device
+from diptych.core.distributed import all_ranks
+from diptych.core.errors import ConfigError
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
 from diptych.data.loader import training_batches
@@ -17,6 +19,7 @@ from diptych.training.config import TrainConfig
 from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.prepare import open_data, starting_point, training_examples
+from diptych.training.teacher import DistillConfig
 from diptych.training.watch import circumstances, diagnose
 
 _PAIRS = 16
@@ -55,6 +58,8 @@ def self_check(
     Raises:
         ConfigError, DataError: the run could not begin.
     """
+    if all_ranks().size > 1:
+        raise ConfigError("one process is enough to learn a batch by heart; leave out the launcher")
     easy = _without_hurdles(config)
     source, _ = open_data(config)
     start = starting_point(easy, None, source)
@@ -92,6 +97,7 @@ def _without_hurdles(config: TrainConfig) -> TrainConfig:
         model=replace(config.model, image=image),
         data=replace(config.data, workers=0),
         loss=LossConfig(name=config.loss.name),
+        distill=DistillConfig(),
         optimizer=OptimizerConfig(weight_decay=0.0),
         lock=type(config.lock)(),
         micro_batch=None,
@@ -113,6 +119,7 @@ def _distinct(batch: Batch) -> Batch:
         lengths=lengths,
         text_of_row=torch.arange(len(rows)),
         groups=torch.arange(len(rows)),
+        marks=batch.marks[rows],
         keys=tuple(batch.keys[row] for row in rows),
         captions=tuple(batch.captions[row] for row in rows),
     )

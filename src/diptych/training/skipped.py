@@ -4,22 +4,24 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import DataError
 
 
 class SkippedSamples:
-    """Key and reason of each, also in a file."""
+    """Key and reason of each, also in a file, which rank 0 writes."""
 
     def __init__(self, path: Path, *, num_samples: int, max_share: float) -> None:
         self.path = path
         self.num_samples = num_samples
         self.max_share = max_share
         self.reasons: dict[str, str] = {}
+        self._writes = all_ranks().rank == 0
 
     def go_on(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Know what a checkpoint knows; drop what a killed run noted after it, which may end in half a line."""
         self.reasons = dict(skipped)
-        if self.path.exists():
+        if self._writes and self.path.exists():
             beside = self.path.with_name(f".{self.path.name}")
             beside.write_text(_lines(self.reasons), encoding="utf-8")
             beside.rename(self.path)
@@ -36,8 +38,9 @@ class SkippedSamples:
         if not new:
             return
         self.reasons.update(new)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_lines(new))
+        if self._writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_lines(new))
         tried = min(self.num_samples, max(num_tried, 1000))
         if len(self.reasons) / tried > self.max_share:
             raise DataError(

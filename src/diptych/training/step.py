@@ -1,7 +1,7 @@
 """One optimizer step, in the open. Shapes: B batch, E embedding."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +9,18 @@ from torch import Tensor, nn
 
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
+from diptych.data.groups import group_marked
 from diptych.images.transforms import normalize
 from diptych.losses.contrastive import batch_accuracy
+from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
 from diptych.training.ema import WeightAverage
 from diptych.training.objective import LossConfig
 from diptych.training.precision import Precision, autocast, gradient_scaler
+from diptych.training.replicas import Replicas
+from diptych.training.shards import clip_grad_norm
 from diptych.training.stopwatch import Stopwatch
+from diptych.training.teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,7 @@ class StepResult:
     """What one step measured, before it moved the weights."""
 
     loss: float
+    """Of the pairs; what a teacher adds is apart."""
     image_to_text: float
     """Share of the batch's images whose most similar text is theirs."""
     text_to_image: float
@@ -31,6 +37,8 @@ class StepResult:
     grad_norm: float
     skipped: bool
     """The loss or a gradient was not finite, so the weights were left as they were."""
+    teacher_loss: float | None = None
+    """How far the view of the batch is from the teacher's; None without one."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,9 @@ class TrainingStep:
     A batch whose activations do not fit goes through the towers in parts (gradient caching, Gao et al. 2021): the first pass
     gives all embeddings, the loss gives their gradients, the second pass carries these to the weights. The gradients are those
     of the whole batch. What towers draw at random is drawn again alike.
+
+    Ranks that train together each put their rows through the towers; the loss is that of all rows, and what a parameter's
+    gradient gets is the mean over ranks. So each carries its part `ranks.size` times to the weights.
     """
 
     def __init__(
@@ -61,14 +72,21 @@ class TrainingStep:
         micro_batch: int | None = None,
         precision: Precision = "fp32",
         average: WeightAverage | None = None,
+        replicas: Replicas | None = None,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 1.0,
     ) -> None:
         self.model = model
+        self.replicas = replicas or Replicas(model)
+        self.ranks = self.replicas.ranks
         self.optimizers = tuple(optimizers)
         self.loss = loss or LossConfig()
         self.max_grad_norm = max_grad_norm
         self.micro_batch = micro_batch
         self.precision = precision
         self.average = average
+        self.teacher = teacher
+        self.teacher_weight = teacher_weight
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
@@ -83,13 +101,17 @@ class TrainingStep:
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        emb, loss = self._backward(batch, seed)
+        is_joint = self.ranks.size > 1
+        groups = group_marked(batch.marks, self.ranks) if is_joint else batch.groups
+        emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), seed)
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
-            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # The norm sees the teacher's loss, too.
             self._move(lr, is_finite=is_finite)
         self.stopwatch.settle()
-        image_to_text, text_to_image = batch_accuracy(emb.image_emb, emb.text_emb, batch.groups.to(self.device))
+        image_to_text, text_to_image = batch_accuracy(
+            emb.image_emb, emb.text_emb, groups.to(self.device), across_ranks=is_joint
+        )
         return StepResult(
             loss=loss.item(),
             image_to_text=image_to_text.item(),
@@ -97,35 +119,54 @@ class TrainingStep:
             logit_scale=emb.logit_scale.item(),
             grad_norm=grad_norm.item(),
             skipped=not is_finite,
+            teacher_loss=None if teacher_loss is None else teacher_loss.item(),
         )
 
-    def _backward(self, batch: Batch, seed: int) -> tuple[CLIPOutput, Tensor]:
-        """Put the loss's gradients on the weights; what the loss was computed from, and the loss."""
+    def _backward(self, batch: Batch, groups: Tensor, seed: int) -> tuple[CLIPOutput, Tensor, Tensor | None]:
+        """Put the losses' gradients on the weights; what they were computed from, the loss, and the teacher's."""
         parts = self._parts(batch, seed)
-        groups, text_of_row = batch.groups.to(self.device), batch.text_of_row.to(self.device)
+        text_of_row = batch.text_of_row.to(self.device)
         with self.stopwatch.time("forward"):
             outputs = self._first_pass(parts)
             leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
             image_emb, text_emb, logit_scale, *bias = leaves
             text_emb = text_emb[text_of_row]
-            loss = self.loss(image_emb, text_emb, logit_scale, bias[0] if bias else None, groups)
+            loss = self.loss(
+                image_emb, text_emb, logit_scale, bias[0] if bias else None, groups, across_ranks=self.ranks.size > 1
+            )
+            taught = self._teacher_loss(batch, image_emb, text_emb, logit_scale)
+            total = loss if taught is None else loss + self.teacher_weight * taught
         with self.stopwatch.time("backward"):
-            grads = torch.autograd.grad(loss, leaves)
+            grads = torch.autograd.grad(total * self.ranks.size, leaves, allow_unused=True, materialize_grads=True)
             self._second_pass(parts, outputs, grads)
-        return CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None), loss.detach()
+            self.replicas.exchange_loose()
+        emb = CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None)
+        return emb, loss.detach(), None if taught is None else taught.detach()
+
+    def _teacher_loss(self, batch: Batch, image_emb: Tensor, text_emb: Tensor, logit_scale: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        assert batch.for_teacher is not None
+        at_once = self.micro_batch or len(image_emb)
+        images, texts, scale = self.teacher.encode(batch.for_teacher, at_once=at_once)
+        texts = texts[batch.text_of_row.to(self.device)]
+        return tiled_distillation_loss(
+            image_emb, text_emb, logit_scale, images, texts, scale, across_ranks=self.ranks.size > 1
+        )
 
     def _parts(self, batch: Batch, seed: int) -> list[_Part]:
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
         pieces = zip(*(whole.tensor_split(num) for whole in (batch.pixels, batch.ids, batch.lengths)), strict=True)
         return [
             _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
-            for number, (pixels, ids, lengths) in enumerate(pieces)
+            for number, (pixels, ids, lengths) in enumerate(pieces, start=num * self.ranks.rank)
         ]
 
     def _forward(self, part: _Part) -> CLIPOutput:
         torch.manual_seed(part.seed)
         with autocast(self.precision, self.device):
-            output: CLIPOutput = self.model(normalize(part.pixels, self.model.config.pixels), part.ids, part.lengths)
+            pixels = normalize(part.pixels, self.model.config.pixels)
+            output: CLIPOutput = self.replicas.forward(pixels, part.ids, part.lengths)
         return output
 
     def _first_pass(self, parts: list[_Part]) -> list[CLIPOutput]:
@@ -140,17 +181,21 @@ class TrainingStep:
         images = image_grad.split([len(output.image_emb) for output in outputs])
         texts = text_grad.split([len(output.text_emb) for output in outputs])
         for number, part in enumerate(parts):
-            output = outputs[0] if len(parts) == 1 else self._forward(part)
-            shared = rest if number == 0 else [torch.zeros_like(grad) for grad in rest]
-            pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)
-            live = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]  # A locked tower has no graph.
-            torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
+            is_last = number == len(parts) - 1
+            with nullcontext() if is_last else self.replicas.hold_back():
+                output = outputs[0] if len(parts) == 1 else self._forward(part)
+                shared = rest if is_last else [torch.zeros_like(grad) for grad in rest]
+                pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)
+                live = [
+                    (tensor, grad) for tensor, grad in pairs if tensor.requires_grad
+                ]  # A locked tower has no graph.
+                torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
 
     def _clip(self) -> Tensor:
         """The length of the gradient before it was clipped."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or float("inf"))
+        return clip_grad_norm(self.model.parameters(), self.max_grad_norm or float("inf"), self.ranks)
 
     def _move(self, lr: float, *, is_finite: bool) -> None:
         if not is_finite and not self.scaler.is_enabled():

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
 from diptych.core.sample import Batch
 from diptych.images.transforms import normalize
 from diptych.models.clip import CLIP
 from diptych.training.objective import LossConfig
+from diptych.training.shards import grad_norm
 from diptych.training.step import StepResult
 
 MAX_STRIKES = 10
@@ -142,5 +144,4 @@ def _spread(emb: Tensor) -> float:
 
 
 def _grad_norm(module: torch.nn.Module) -> float:
-    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return float(torch.linalg.vector_norm(torch.stack([grad.float().norm() for grad in grads]))) if grads else 0.0
+    return float(grad_norm(module.parameters(), all_ranks()))

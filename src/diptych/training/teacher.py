@@ -1,0 +1,67 @@
+"""A trained model whose view of each batch a run learns, beside the pairs. Shapes: B images, U texts, D embedding."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.bundle.choice import open_bundle
+from diptych.bundle.folder import Bundle
+from diptych.core.errors import ConfigError
+from diptych.core.sample import ModelInput
+from diptych.core.settings import settings
+from diptych.data.loader import Reading
+from diptych.images.transforms import normalize
+from diptych.training.precision import Precision, autocast
+
+
+@settings
+class DistillConfig:
+    """Learning from a teacher: its softmax over the batch is a second target (see `distillation_loss`)."""
+
+    teacher: str | None = None
+    """A bundle, or whatever else `diptych import` reads; None for no teacher."""
+    weight: float = 1.0
+    """What its loss is multiplied by before it is added to that of the pairs."""
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigError(
+                f"distill.weight is {self.weight}; it must be above 0 (distill.teacher none is no teacher)"
+            )
+
+
+class Teacher:
+    """Reads each batch in its own size and with its own tokenizer; nothing of it moves."""
+
+    def __init__(self, bundle: Bundle, device: torch.device, precision: Precision) -> None:
+        self.model = bundle.model.float().to(device).eval().requires_grad_(False)
+        self.precision = precision
+        self.reading = Reading(
+            image_px=bundle.config.image.image_px, pixels=bundle.config.pixels, tokenizer=bundle.tokenizer
+        )
+
+    @torch.no_grad()
+    def encode(
+        self, inputs: ModelInput, *, at_once: int
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "U D"], Float[Tensor, ""]]:
+        """Unit embeddings of images and texts, so many of them at once, and the teacher's logit scale."""
+        device = self.model.log_logit_scale.device
+        with autocast(self.precision, device):
+            images = [
+                self.model.encode_image(normalize(part.to(device), self.model.config.pixels))
+                for part in inputs.pixels.split(at_once)
+            ]
+            texts = [
+                self.model.encode_text(ids.to(device), lengths)
+                for ids, lengths in zip(inputs.ids.split(at_once), inputs.lengths.split(at_once), strict=True)
+            ]
+        return torch.cat(images), torch.cat(texts), self.model.logit_scale
+
+
+def open_teacher(config: DistillConfig, device: torch.device, precision: Precision) -> Teacher | None:
+    """The teacher that a run has, if it has one.
+
+    Raises:
+        BundleError: it is nothing that can be read.
+    """
+    return None if config.teacher is None else Teacher(open_bundle(config.teacher), device, precision)

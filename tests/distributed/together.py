@@ -1,0 +1,52 @@
+"""What ranks under a launcher do in a test: train, or fail in one of the ways in which ranks do."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from diptych.cli.main import main
+from diptych.core.distributed import all_ranks
+from diptych.core.errors import DataError
+from diptych.core.launch import joined_ranks
+from diptych.training import run as training_run
+
+FAILURES = ("error", "bug", "killed")
+
+
+def _fail(kind: str) -> None:
+    """Rank 1 fails in its third step."""
+    agree = training_run._Run._agree
+
+    def agree_or_fail(run: training_run._Run) -> None:
+        if run.step == 3 and all_ranks().rank == 1:
+            match kind:
+                case "error":
+                    raise DataError("the cable was pulled")
+                case "bug":
+                    raise ZeroDivisionError("a bug")
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+        agree(run)
+
+    vars(training_run)["_Run"]._agree = agree_or_fail
+
+
+def _train_each(folder: Path, kinds: list[str]) -> None:
+    """One after another, by the same ranks."""
+    with joined_ranks():
+        for kind in kinds:
+            assert main(["train", "--config", str(folder / f"{kind}.yaml"), "--out", str(folder / kind)]) == 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    what, *words = sys.argv[1:]
+    if what == "each":
+        _train_each(Path(words[0]), words[1:])
+    else:
+        if what in FAILURES:
+            _fail(what)
+        sys.exit(main(words))
