@@ -46,4 +46,6 @@ $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
 
 $(CHECKED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	# A peer of the tests. Of what it asks for, its retrieval needs nothing more; one part of the rest is a hundred megabytes.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps clip_benchmark
 	@touch $@

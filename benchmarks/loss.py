@@ -18,8 +18,8 @@ from statistics import median
 
 ROUNDS = 3
 DIM = 512
-SIZES = (4096, 8192, 16384, 32768)
-PEER_SIZES = (4096, 8192, 16384)
+SIZES = (8192, 16384, 32768, 65536)
+PEER_SIZES = (8192, 16384)
 
 ONE = """
 import sys, time, torch

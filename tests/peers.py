@@ -12,14 +12,19 @@ from typing import Any
 import torch
 from torch import library
 
-_PEERS = ("open_clip", "transformers")
+_PEERS = {
+    "open_clip": "open_clip",
+    "transformers": "transformers",
+    "retrieval_metrics": "clip_benchmark.metrics.zeroshot_retrieval",
+}
+"""By the name they have here, their modules."""
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PEERS:
         raise AttributeError(f"no peer is called '{name}'; there are {', '.join(_PEERS)}")
     _make_torchvision_importable()
-    return import_module(name)
+    return import_module(_PEERS[name])
 
 
 @cache

@@ -113,6 +113,16 @@ def test_a_wrong_word_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str],
         ("evaluate retrieval BUNDLE --data shapes:9 --max-samples 0", "max"),
         ("evaluate zero-shot BUNDLE --data flickr30k:FLICKR --split all", "the data has no labels"),
         ("evaluate zero-shot BUNDLE --data shapes:9 --classes a b", "2 class names given, but the data has 18"),
+        ("evaluate zero-shot BUNDLE --data shapes:9 --template photo", "template 'photo' has no {} for the class"),
+        (
+            f"evaluate zero-shot BUNDLE --data shapes:9 --classes {' '.join(map(str, range(18)))}",
+            "classes have no sample",
+        ),
+        ("evaluate retrieval BUNDLE --data shapes:9 --captions two", "--captions"),
+        ("evaluate probe BUNDLE --data shapes:9 --split train", "--split and --train-split are both train"),
+        ("evaluate knn BUNDLE --data shapes:9 --neighbours 0", "neighbours is 0"),
+        ("evaluate knn BUNDLE --data flickr30k:FLICKR --split all", "the data has no labels"),
+        ("evaluate compare BUNDLE --data shapes:9", "at least two bundles"),
     ],
 )
 def test_a_wrong_use_is_one_line_and_code_2(
@@ -142,6 +152,11 @@ def test_json_of_every_command(capsys: pytest.CaptureFixture[str], tiny_bundle: 
     shot = _json(capsys, "evaluate", "zero-shot", bundle, "--data", "shapes:9", "--max-samples", "20")
     assert shot["protocol"]["templates"] == 3  # the drawn shapes bring their own
     assert shot["protocol"]["classes"] == 18
+    few = ("--data", "shapes:90", "--max-samples", "20")
+    assert _json(capsys, "evaluate", "probe", bundle, *few)["protocol"]["images"] == 20
+    assert _json(capsys, "evaluate", "knn", bundle, *few)["top1"] >= 0
+    assert len(_json(capsys, "evaluate", "robustness", bundle, *few)["disturbed"]) == 5
+    assert len(_json(capsys, "evaluate", "compare", bundle, bundle, *few)["own"]) == 2
     assert set(_json(capsys, "presets")) >= {"shapes-demo"}
     assert set(_json(capsys, "recipes")) >= {"demo"}
 

@@ -164,7 +164,8 @@ def test_rank_texts(clip: LoadedBundle) -> None:
 
 def test_equal_scores_keep_their_order(clip: LoadedBundle) -> None:
     image = Image.new("RGB", (32, 32))
-    assert [r.position for r in clip.rank_images("x", [image] * 5).results] == [0, 1, 2, 3, 4]
+    one_by_one = LoadedBundle(clip.bundle, batch_size=1)  # In a batch, the same picture may differ in its last digit.
+    assert [r.position for r in one_by_one.rank_images("x", [image] * 4).results] == [0, 1, 2, 3]
 
 
 def test_use_refuses_nothing_and_rubbish(clip: LoadedBundle, tmp_path: Path) -> None:

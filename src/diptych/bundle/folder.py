@@ -11,7 +11,7 @@ It is written beside its place and renamed, so that whatever bears the name is w
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,10 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     """
     with whole_folder(path.resolve()) as beside:
         _write(bundle, beside)
+
+
+_MEASURED = "## Measured"
+"""Heading of the card's last part, which grows with each evaluation."""
 
 
 @contextmanager
@@ -130,12 +134,35 @@ def load_bundle(path: str | Path) -> Bundle:
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     """Keep more figures in a bundle that is already on disk."""
-    config = path / "config.json"
-    content = _read_config(config)
+    content = _read_config(path / "config.json")
     content["metrics"] = {**content.get("metrics", {}), **metrics}
-    beside = config.with_suffix(".json.new")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    beside.rename(config)
+    _replace(path / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str, str | int]) -> None:
+    """Keep what an evaluation found in a bundle that is already on disk, and in its card; the last one of a name counts.
+
+    Raises:
+        BundleError: the folder cannot be written, or is of another format.
+    """
+    evaluations = _read_config(path / "config.json").get("metrics", {}).get("evaluations", {})
+    evaluations = {**evaluations, what: {"summary": summary, "protocol": dict(protocol)}}
+    lines = [_MEASURED, ""]
+    for name, found in evaluations.items():
+        how = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in found["protocol"].items())
+        lines += [f"- {name}: {found['summary']}", f"  ({how})"]
+    card = (path / "README.md").read_text(encoding="utf-8").partition(f"\n{_MEASURED}")[0].rstrip()
+    try:
+        add_metrics(path, {"evaluations": evaluations})
+        _replace(path / "README.md", card + "\n\n" + "\n".join(lines) + "\n")
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _replace(file: Path, text: str) -> None:
+    beside = file.with_name(f".{file.name}.new")
+    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+    beside.rename(file)
 
 
 def _write(bundle: Bundle, folder: Path) -> None:

@@ -73,12 +73,14 @@ def _measure(clip: "LoadedBundle", data: str) -> None:
     from diptych.bundle.folder import add_metrics
     from diptych.data.sources.choice import open_source
     from diptych.data.sources.subset import take_split
+    from diptych.evaluation.encoded import SourceEncoder
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
     rows, kept = [], {}
     for split, what in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs it never saw together")):
         source = take_split(open_source(data), split)
-        report = evaluate_zero_shot(clip.embedder, source, split=split, templates=source.templates)
+        encoder = SourceEncoder(clip.embedder)
+        report = evaluate_zero_shot(encoder, source, split=split, templates=source.templates).report
         rows.append([what, str(report.protocol["images"]), percent(report.top1)])
         kept[f"zero_shot_{split}"] = asdict(report)
     rows.append(["guessing among 18 names", "", percent(1 / 18)])

@@ -1,90 +1,242 @@
 """`diptych evaluate ...`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, print_json
-from diptych.cli.reports import print_retrieval, print_zero_shot
+from diptych.cli.output import Json, print_json, progress, say
+from diptych.cli.reports import print_report
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source
+    from diptych.evaluation.encoded import SourceEncoder
+    from diptych.evaluation.report import Report
     from diptych.inference.loaded import LoadedBundle
 
-Data = Annotated[str, Parameter(help="What to measure on, as kind:location.")]
-Split = Annotated[str, Parameter(help="Which split of it; `all` takes everything.")]
-MaxSamples = Annotated[int | None, Parameter(help="Measure on at most so many samples.")]
-ValFraction = Annotated[
-    float | None,
-    Parameter(help="Share cut off as val where the data has no such split; the bundle's own if not given."),
+BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
+TrainSplit = Annotated[str, Parameter(help="Which split the classifier learns from.")]
+Template = Annotated[
+    list[str] | None,
+    Parameter(
+        help="Prompt with {} for the class, several for an ensemble; or a file of them, or a set: imagenet-80, imagenet-7, "
+        "cifar-18. The data's own if not given.",
+        negative="",
+    ),
 ]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What every evaluation is told: the samples, and where the figures go."""
+
+    data: Annotated[str, Parameter(help="What to measure on, as kind:location.")]
+    split: Annotated[str, Parameter(help="Which split of it; `all` takes everything.")] = "val"
+    max_samples: Annotated[int | None, Parameter(help="Measure on at most so many samples.")] = None
+    val_fraction: Annotated[
+        float | None,
+        Parameter(help="Share cut off as val where the data has no such split; the bundle's own if not given."),
+    ] = None
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder for results.json, report.html and pictures; the figures go into the bundle's card, too."
+        ),
+    ] = None
+    no_cache: Annotated[
+        bool, Parameter(help="Encode anew what was encoded before.", negative="", show_default=False)
+    ] = False
+    as_json: Json = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A model, and the samples that it is measured on."""
+
+    clip: "LoadedBundle"
+    encoder: "SourceEncoder"
+    source: "Source"
+
+
 def retrieval(
-    bundle: Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")],
+    bundle: BundlePath,
     /,
     *,
-    data: Data,
-    split: Split = "val",
-    max_samples: MaxSamples = None,
-    val_fraction: ValFraction = None,
-    as_json: Json = False,
+    on: Measurement,
+    captions: Annotated[
+        Literal["all", "first"], Parameter(help="All of each image, or the first alone (one-caption protocol).")
+    ] = "all",
 ) -> None:
-    """Find each image's texts and each text's image: R@1, R@5, R@10, median rank."""
+    """Find each image's texts and each text's image: R@1, R@5, R@10, ranks, mean average precision."""
     from diptych.evaluation.retrieval import evaluate_retrieval
-    from diptych.inference.loaded import load
+    from diptych.evaluation.tell import tell_retrieval
 
-    clip = load(bundle)
-    source = _source(clip, data, split, val_fraction, max_samples)
-    report = evaluate_retrieval(clip.embedder, source, split=split)
-    print_json(report) if as_json else print_retrieval(report)
+    it = _subject(bundle, on)
+    _tell(tell_retrieval(evaluate_retrieval(it.encoder, it.source, split=on.split, captions=captions)), on, bundle)
 
 
 def zero_shot(
-    bundle: Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")],
+    bundle: BundlePath,
     /,
     *,
-    data: Data,
-    split: Split = "val",
-    template: Annotated[
-        list[str] | None,
-        Parameter(
-            help="Prompt with {} for the class, several for an ensemble; the data's own if not given.", negative=""
-        ),
-    ] = None,
+    on: Measurement,
+    template: Template = None,
     classes: Annotated[
         list[str] | None,
         Parameter(help="Names for the data's classes, in their order.", consume_multiple=True, negative=""),
     ] = None,
-    max_samples: MaxSamples = None,
-    val_fraction: ValFraction = None,
-    as_json: Json = False,
+    allow_empty_classes: Annotated[
+        bool, Parameter(help="Measure though some of --classes have no sample.", negative="", show_default=False)
+    ] = False,
 ) -> None:
     """Classify labelled images from nothing but their classes' names."""
+    from diptych.evaluation.tell import tell_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
-    from diptych.inference.classify import DEFAULT_TEMPLATES
+
+    it = _subject(bundle, on)
+    result = evaluate_zero_shot(
+        it.encoder,
+        it.source,
+        split=on.split,
+        templates=_templates(template, it.source),
+        classes=classes,
+        all_must_occur=classes is not None and on.max_samples is None and not allow_empty_classes,
+    )
+    _tell(tell_zero_shot(result), on, bundle)
+
+
+def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "train") -> None:
+    """Train a linear classifier on the image embeddings of labelled data, and measure it."""
+    from diptych.evaluation.probe import evaluate_probe
+    from diptych.evaluation.tell import tell_probe
+
+    _check_splits(on, train_split)
+    it = _subject(bundle, on)
+    train = _source(it.clip, replace(on, split=train_split, max_samples=None))
+    report = evaluate_probe(it.encoder, train, it.source, split=on.split, train_split=train_split)
+    _tell(tell_probe(report), on, bundle)
+
+
+def knn(
+    bundle: BundlePath,
+    /,
+    *,
+    on: Measurement,
+    train_split: TrainSplit = "train",
+    neighbours: Annotated[int, Parameter(help="Nearest images that vote.")] = 20,
+    temperature: Annotated[float, Parameter(help="A vote weighs exp(cosine / temperature).")] = 0.07,
+) -> None:
+    """Classify labelled images by the votes of their nearest neighbours."""
+    from diptych.evaluation.probe import evaluate_knn
+    from diptych.evaluation.tell import tell_knn
+
+    _check_splits(on, train_split)
+    it = _subject(bundle, on)
+    train = _source(it.clip, replace(on, split=train_split, max_samples=None))
+    report = evaluate_knn(
+        it.encoder,
+        train,
+        it.source,
+        split=on.split,
+        train_split=train_split,
+        neighbours=neighbours,
+        temperature=temperature,
+    )
+    _tell(tell_knn(report), on, bundle)
+
+
+def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = None) -> None:
+    """Measure under brightness, blur, noise, JPEG and rotation at five strengths."""
+    from diptych.evaluation.robustness import evaluate_robustness
+    from diptych.evaluation.tell import tell_robustness
+
+    it = _subject(bundle, on)
+    result = evaluate_robustness(it.encoder, it.source, split=on.split, templates=_templates(template, it.source))
+    _tell(tell_robustness(result), on, bundle)
+
+
+def compare(*bundles: BundlePath, on: Measurement, template: Template = None) -> None:
+    """Compare models on the same samples: zero-shot where the data has labels, else retrieval."""
+    from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
+    from diptych.evaluation.retrieval import evaluate_retrieval
+    from diptych.evaluation.tell import tell_comparison
+    from diptych.evaluation.zero_shot import evaluate_zero_shot
+
+    if len(bundles) < 2:
+        raise ConfigError("a comparison needs at least two bundles")
+    subjects = [_subject(bundle, on) for bundle in bundles]
+    names, source = _short_names(bundles), subjects[0].source
+    if source.classes:
+        templates = _templates(template, source)
+        answers = [evaluate_zero_shot(it.encoder, source, split=on.split, templates=templates) for it in subjects]
+        comparison = compare_zero_shot(names, answers)
+    else:
+        found = [evaluate_retrieval(it.encoder, source, split=on.split) for it in subjects]
+        comparison = compare_retrieval(names, found)
+    _tell(tell_comparison(comparison), on, None)
+
+
+def _subject(bundle: Path, on: Measurement) -> _Subject:
+    from diptych.evaluation.cache import EmbeddingCache
+    from diptych.evaluation.encoded import SourceEncoder
     from diptych.inference.loaded import load
 
     clip = load(bundle)
-    source = _source(clip, data, split, val_fraction, max_samples)
-    report = evaluate_zero_shot(
-        clip.embedder, source, split=split, templates=template or source.templates or DEFAULT_TEMPLATES, classes=classes
-    )
-    print_json(report) if as_json else print_zero_shot(report)
+    encoder = SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=progress)
+    return _Subject(clip=clip, encoder=encoder, source=_source(clip, on))
 
 
-def _source(
-    clip: "LoadedBundle", data: str, split: str, val_fraction: float | None, max_samples: int | None
-) -> "Source":
+def _source(clip: "LoadedBundle", on: Measurement) -> "Source":
     """The samples to measure on, split as the bundle's training split them."""
     from diptych.data.sources.choice import open_source
     from diptych.data.sources.subset import take_few, take_split
 
-    fraction = float(clip.bundle.origin.get("val_fraction", 0.05)) if val_fraction is None else val_fraction
+    fraction = float(clip.bundle.origin.get("val_fraction", 0.05)) if on.val_fraction is None else on.val_fraction
     if not 0 < fraction < 1:
         raise ConfigError(f"--val-fraction is {fraction}; it is a share, between 0 and 1")
-    if max_samples is not None and max_samples < 1:
-        raise ConfigError(f"--max-samples is {max_samples}; it must be at least 1")
-    return take_few(take_split(open_source(data), split, val_fraction=fraction), max_samples)
+    if on.max_samples is not None and on.max_samples < 1:
+        raise ConfigError(f"--max-samples is {on.max_samples}; it must be at least 1")
+    return take_few(take_split(open_source(on.data), on.split, val_fraction=fraction), on.max_samples)
+
+
+def _check_splits(on: Measurement, train_split: str) -> None:
+    if on.split == train_split:
+        raise ConfigError(
+            f"--split and --train-split are both {on.split}: a classifier is not measured on what it learned"
+        )
+
+
+def _templates(given: list[str] | None, source: "Source") -> tuple[str, ...]:
+    from diptych.data.sources.templates import resolve_templates
+    from diptych.inference.classify import DEFAULT_TEMPLATES
+
+    return resolve_templates(given) if given else source.templates or DEFAULT_TEMPLATES
+
+
+def _short_names(bundles: Sequence[Path]) -> list[str]:
+    """As much of each path as tells it from the others."""
+    longest = max(len(path.parts) for path in bundles)
+    depth = next((n for n in range(1, longest) if len({path.parts[-n:] for path in bundles}) == len(bundles)), longest)
+    return [str(Path(*path.parts[-depth:])) for path in bundles]
+
+
+def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
+    """Print, and write what was asked for."""
+    from diptych.bundle.folder import add_evaluation, is_bundle
+    from diptych.evaluation.report import PAGE, plain, write_report
+
+    print_json(plain(report.figures)) if on.as_json else print_report(report)
+    if on.out is None:
+        return
+    about = {"data": on.data, **({} if bundle is None else {"bundle": str(bundle)})}
+    write_report(replace(report, about=about), on.out)
+    written = f"Report: {on.out / PAGE}"
+    if bundle is not None and is_bundle(bundle):
+        add_evaluation(bundle, f"{report.title}, {on.data}", summary=report.summary, protocol=report.protocol)
+        written += f"; figures added to {bundle / 'README.md'}"
+    if not on.as_json:
+        say(written)

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError
 import diptych
 from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
-from diptych.cli.evaluate import retrieval, zero_shot
+from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
 from diptych.cli.train import dotted_to_set, train
@@ -39,6 +39,10 @@ data_app.command(pack)
 data_app.command(shards)
 evaluate_app.command(retrieval)
 evaluate_app.command(zero_shot)
+evaluate_app.command(probe)
+evaluate_app.command(knn)
+evaluate_app.command(robustness)
+evaluate_app.command(compare)
 app.command(similarity)
 app.command(classify)
 app.command(rank_images)

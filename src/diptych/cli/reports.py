@@ -5,42 +5,47 @@ from typing import TYPE_CHECKING
 from diptych.cli.output import console, percent, print_facts, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diptych.data.audit import Audit
+    from diptych.evaluation.report import Report
     from diptych.evaluation.retrieval import RetrievalReport
     from diptych.evaluation.zero_shot import ZeroShotReport
 
 
 def print_retrieval(report: "RetrievalReport") -> None:
     """Both directions, chance beside them, and the protocol."""
-    rows = []
-    for name, recall in (("image to text", report.image_to_text), ("text to image", report.text_to_image)):
-        rows.append(
-            [name, *(percent(value) for value in (recall.r1, recall.r5, recall.r10)), f"{recall.median_rank:g}"]
-        )
-    candidates = report.text_to_image.num_candidates
-    rows.append(
-        ["chance, text to image", *(percent(min(1.0, k / candidates)) for k in (1, 5, 10)), f"{candidates / 2:g}"]
-    )
-    protocol = report.protocol
+    from diptych.evaluation.tables import recall_table
+
+    table, protocol = recall_table(report), report.protocol
     title = f"Retrieval on {protocol['split']}: {protocol['images']} images, {protocol['texts']} texts"
-    print_table(title, ["", "R@1", "R@5", "R@10", "median rank"], rows)
+    print_table(title, table.headings, table.rows)
     _print_protocol(protocol)
 
 
 def print_zero_shot(report: "ZeroShotReport") -> None:
     """Accuracies, the worst classes, and the protocol."""
-    protocol = report.protocol
-    rows = [["top 1", percent(report.top1)], ["top 5", percent(report.top5)]]
-    rows += [["mean over classes", percent(report.mean_per_class)], ["chance", percent(report.chance)]]
-    worst = sorted(report.per_class.items(), key=lambda item: item[1])[:3]
-    rows += [[f"worst: {name}", percent(share)] for name, share in worst]
+    from diptych.evaluation.tables import accuracy_table, worst_classes
+
+    table, protocol = accuracy_table(report), report.protocol
+    worst = [[f"worst: {name}", percent(share)] for name, share in worst_classes(report, 3)]
     title = f"Zero-shot on {protocol['split']}: {protocol['images']} images, {protocol['classes']} classes"
-    print_table(title, ["", "accuracy"], rows)
+    print_table(title, table.headings, [*table.rows, *worst])
     _print_protocol(protocol)
 
 
-def _print_protocol(protocol: dict[str, str | int]) -> None:
-    shown = {name: value for name, value in protocol.items() if name not in {"images", "texts", "classes", "split"}}
+def print_report(report: "Report") -> None:
+    """Every table of a report, and the protocol."""
+    for number, section in enumerate(report.sections):
+        for table in section.tables:
+            print_table(section.title if number else report.title, table.headings, table.rows)
+        if section.tables and section.text and number == 0:
+            console().print(section.text, style="dim")
+    _print_protocol(report.protocol)
+
+
+def _print_protocol(protocol: "Mapping[str, str | int]") -> None:
+    shown = {name: value for name, value in protocol.items() if name != "split"}
     console().print("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()), style="dim")
 
 

@@ -1,24 +1,25 @@
 """Retrieval between images and texts, any number of texts an image.
 
-Shapes: I images, X texts, E embedding, Q queries, C candidates.
+Shapes: I images, X texts, E embedding, Q queries.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import DataError
+from diptych.core.progress import Track, silently
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash
-from diptych.evaluation.pairs import EncodedPairs, encode_pairs
-from diptych.images.transforms import size_name
-from diptych.inference.embedder import Embedder
+from diptych.evaluation.encoded import Captions, EncodedPairs, SourceEncoder
+from diptych.evaluation.ranks import count_strangers
 
-CHUNK = 1024
-"""Queries that are scored at once; the whole matrix is never held."""
+_CAPTIONS: dict[Captions, str] = {
+    "all": "all of each image",
+    "first": "the first of each image (one-caption protocol)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Recall:
     r5: float
     r10: float
     median_rank: float
+    mean_rank: float
+    mean_average_precision: float
+    """Within [0, 1]; where a query has one right answer, the mean of 1 / rank."""
     num_queries: int
     num_candidates: int
 
@@ -49,45 +53,95 @@ class RetrievalReport:
         return (self.image_to_text.r1 + self.text_to_image.r1) / 2
 
 
-def evaluate_retrieval(embedder: Embedder, source: Source, *, split: str) -> RetrievalReport:
-    """Encode a source and measure both directions with all captions. Unreadable images are left out and counted.
+@dataclass(frozen=True)
+class Ranks:
+    """Where each query finds its first right answer, from 1, and its average precision."""
+
+    rank: Int64[ndarray, " Q"]
+    average_precision: Float[ndarray, " Q"]
+    num_candidates: int
+
+    def found_at(self, k: int) -> Bool[ndarray, " Q"]:
+        """Whether it is among the k best."""
+        return self.rank <= k
+
+    def recall(self) -> Recall:
+        """The figures of it."""
+        r1, r5, r10 = (float(self.found_at(k).mean()) for k in (1, 5, 10))
+        return Recall(
+            r1=r1,
+            r5=r5,
+            r10=r10,
+            median_rank=float(np.median(self.rank)),
+            mean_rank=float(self.rank.mean()),
+            mean_average_precision=float(self.average_precision.mean()),
+            num_queries=len(self.rank),
+            num_candidates=self.num_candidates,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """A retrieval query by query, and what follows from it."""
+
+    report: RetrievalReport
+    pairs: EncodedPairs
+    image_to_text: Ranks
+    text_to_image: Ranks
+
+
+def evaluate_retrieval(encoder: SourceEncoder, source: Source, *, split: str, captions: Captions = "all") -> Retrieval:
+    """Encode a source and measure both directions. Unreadable images are left out and counted.
+
+    Args:
+        encoder: the model.
+        source: images and captions.
+        split: its name, for the protocol.
+        captions: all of each image, or its first alone.
 
     Raises:
-        DataError: no image of the source can be read.
+        DataError: no image of the source can be read, or one has no caption.
     """
-    pairs = encode_pairs(embedder, source)
-    return report_retrieval(embedder, source, pairs, split=split)
+    return rank_pairs(encoder, encoder.encode_pairs(source, captions=captions), split=split)
 
 
-def report_retrieval(embedder: Embedder, source: Source, pairs: EncodedPairs, *, split: str) -> RetrievalReport:
+def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Retrieval:
     """Measure both directions on a source that is encoded already."""
-    image_to_text, text_to_image = retrieval_recalls(pairs.image_emb, pairs.text_emb, pairs.image_of_text)
-    return RetrievalReport(
-        image_to_text=image_to_text,
-        text_to_image=text_to_image,
+    image_to_text, text_to_image = retrieval_ranks(
+        pairs.image_emb,
+        pairs.text_emb,
+        pairs.image_of_text,
+        device=encoder.embedder.device,
+        track=encoder.track,
+    )
+    report = RetrievalReport(
+        image_to_text=image_to_text.recall(),
+        text_to_image=text_to_image.recall(),
         protocol={
-            "split": split,
-            "split_hash": split_hash(source),
-            "images": len(pairs.samples),
+            **encoder.protocol(pairs.images, split=split),
             "texts": len(pairs.captions),
-            "skipped_images": pairs.num_skipped,
-            "captions": "all of each image; ties count against the model",
-            "transform": f"{embedder.bundle.config.pixels.interpolation} short side, centre crop",
-            "image_px": size_name(embedder.bundle.config.image.image_px),
-            "precision": "float32",
+            "captions": f"{_CAPTIONS[pairs.chosen]}; ties count against the model",
         },
     )
+    return Retrieval(report=report, pairs=pairs, image_to_text=image_to_text, text_to_image=text_to_image)
 
 
-def retrieval_recalls(
-    image_emb: Float32[ndarray, "I E"], text_emb: Float32[ndarray, "X E"], image_of_text: Int64[ndarray, " X"]
-) -> tuple[Recall, Recall]:
-    """Image-to-text and text-to-image recall.
+def retrieval_ranks(
+    image_emb: Float32[ndarray, "I E"],
+    text_emb: Float32[ndarray, "X E"],
+    image_of_text: Int64[ndarray, " X"],
+    *,
+    device: torch.device | None = None,
+    track: Track = silently,
+) -> tuple[Ranks, Ranks]:
+    """Image to text, and text to image. A stranger of the same score stands before a partner.
 
     Args:
         image_emb: unit embeddings.
         text_emb: unit embeddings.
         image_of_text: for each text the row of its image; every image has at least one text.
+        device: where they are compared.
+        track: told how far it is.
 
     Raises:
         DataError: an embedding is not a number.
@@ -96,38 +150,12 @@ def retrieval_recalls(
         bad = np.flatnonzero(~np.isfinite(emb).all(axis=1))
         if len(bad):
             raise DataError(f"{len(bad)} of {len(emb)} {name} embeddings are not numbers; the first is number {bad[0]}")
-    image_ranks = [
-        _ranks(scores, image_of_text[None, :] == np.arange(len(image_emb))[rows, None])
-        for rows, scores in _score_chunks(image_emb, text_emb)
-    ]
-    text_ranks = [
-        _ranks(scores, image_of_text[rows, None] == np.arange(len(image_emb))[None, :])
-        for rows, scores in _score_chunks(text_emb, image_emb)
-    ]
-    return _recall(np.concatenate(image_ranks), len(text_emb)), _recall(np.concatenate(text_ranks), len(image_emb))
-
-
-def _score_chunks(
-    queries: Float32[ndarray, "Q E"], candidates: Float32[ndarray, "C E"]
-) -> Iterator[tuple[slice, Float32[ndarray, "Q2 C"]]]:
-    for start in range(0, len(queries), CHUNK):
-        rows = slice(start, start + CHUNK)
-        yield rows, queries[rows] @ candidates.T
-
-
-def _ranks(scores: Float32[ndarray, "Q C"], is_positive: Bool[ndarray, "Q C"]) -> Int64[ndarray, " Q"]:
-    """Rank of each query's best positive; a negative of the same score stands before it."""
-    best = np.where(is_positive, scores, -np.inf).max(axis=1, keepdims=True)
-    return 1 + ((scores >= best) & ~is_positive).sum(axis=1).astype(np.int64)
-
-
-def _recall(ranks: Int64[ndarray, " Q"], num_candidates: int) -> Recall:
-    r1, r5, r10 = (float((ranks <= k).mean()) for k in (1, 5, 10))
-    return Recall(
-        r1=r1,
-        r5=r5,
-        r10=r10,
-        median_rank=float(np.median(ranks)),
-        num_queries=len(ranks),
-        num_candidates=num_candidates,
-    )
+    strangers = count_strangers(image_emb, text_emb, image_of_text, device=device, track=track)
+    # Of an image's k-th best text, k of the k + strangers that stand there or before are right.
+    precision = strangers.place / (strangers.place + strangers.texts)
+    count = np.bincount(image_of_text, minlength=len(image_emb))
+    best = np.full(len(image_emb), np.iinfo(np.int64).max)
+    np.minimum.at(best, image_of_text, strangers.texts)
+    average = np.bincount(image_of_text, weights=precision, minlength=len(image_emb)) / count
+    text_rank = 1 + strangers.images
+    return Ranks(1 + best, average, len(text_emb)), Ranks(text_rank, 1 / text_rank, len(image_emb))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -69,7 +70,18 @@ def classify(
     return results
 
 
-def class_embeddings(embedder: Embedder, classes: Sequence[str], templates: Sequence[str]) -> Float32[ndarray, "C E"]:
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Whatever makes unit embeddings of texts."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> Float32[ndarray, "N E"]:
+        """One row a text."""
+        ...
+
+
+def class_embeddings(
+    embedder: TextEncoder, classes: Sequence[str], templates: Sequence[str]
+) -> Float32[ndarray, "C E"]:
     """One unit embedding a class: the mean of its prompts' unit embeddings, renormalised (Radford et al. 2021, sec. 3.1.4).
 
     Raises:

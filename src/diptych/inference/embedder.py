@@ -9,16 +9,24 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
+from torch import Tensor
 
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, ImageError
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe
 from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.models.prefix_tree import in_order, prefix_tree, shared_beginnings
+from diptych.tokenizers.protocol import Encoded
 
 T = TypeVar("T")
+
+_WORTH_SHARING = 0.8
+"""Share of tokens that a tree of beginnings must not exceed: a node's ancestors are gathered, which packed texts' are not."""
+_NODES = 4096
+"""New nodes of a tree, about: enough to fill the products, few enough for its activations to stay in the cache."""
 
 
 class Embedder:
@@ -55,23 +63,40 @@ class Embedder:
         rows = [self._encode_pixels(pixels) for pixels in self._pixel_batches(images, on_error)]
         return np.concatenate(rows) if rows else self._nothing()
 
-    def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the texts, in order.
+    def encode_texts(
+        self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
+    ) -> Float32[ndarray, "N E"]:
+        """Unit embeddings of the texts, in order; `advance` is called once for each.
 
-        Texts of like length share a batch, which then has few runs (`models/packing.py`).
+        Texts of like length share a batch, which then has few runs (`models/packing.py`). Where many begin alike, as prompts
+        do, each beginning is computed once (`models/prefix_tree.py`).
         """
         encoded = self.bundle.tokenizer.encode(texts)
         self._report_cut(encoded.num_cut)
-        by_length = np.argsort(encoded.lengths, kind="stable")
         out = np.empty((len(texts), self.bundle.config.embed_dim), dtype=np.float32)
         with torch.inference_mode():
-            for start in range(0, len(texts), self.batch_size):
-                rows = by_length[start : start + self.batch_size]
-                lengths = torch.from_numpy(encoded.lengths[rows])
-                ids = torch.from_numpy(encoded.ids[rows])[:, : int(lengths.max())]
-                emb = self.bundle.model.encode_text(ids.to(self.device), lengths)
+            for rows, emb in self._encode_encoded(encoded):
                 out[rows] = emb.float().cpu().numpy()
+                for _ in rows:
+                    advance()
         return out
+
+    def _encode_encoded(self, encoded: Encoded) -> Iterator[tuple[Int64[ndarray, " B"], Tensor]]:
+        """Batch by batch: which texts, and their embeddings."""
+        model, ids, lengths = self.bundle.model, encoded.ids, encoded.lengths
+        if model.text_tower.can_share:
+            order = in_order(ids, lengths)
+            new = lengths[order] - shared_beginnings(ids[order], lengths[order])
+            if new.sum() < _WORTH_SHARING * lengths.sum():
+                batch_of_row = new.cumsum() // _NODES
+                for rows in np.split(order, np.flatnonzero(np.diff(batch_of_row)) + 1):
+                    yield rows, model.encode_text_tree(prefix_tree(ids[rows], lengths[rows], self.device))
+                return
+        by_length = np.argsort(lengths, kind="stable")
+        for start in range(0, len(ids), self.batch_size):
+            rows = by_length[start : start + self.batch_size]
+            kept = torch.from_numpy(ids[rows])[:, : int(lengths[rows].max())]
+            yield rows, model.encode_text(kept.to(self.device), torch.from_numpy(lengths[rows]))
 
     def _report_cut(self, num_cut: int) -> None:
         """Once for each embedder: which of them it is changes nothing in what to do."""

@@ -18,6 +18,7 @@ from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
 from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, ViTConfig
 from diptych.models.modified_resnet import ModifiedResNet
+from diptych.models.prefix_tree import PrefixTree
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
@@ -83,6 +84,10 @@ class CLIP(nn.Module):
     ) -> Float[Tensor, "U E"]:
         """Unit embeddings of texts, padded after their `lengths` or one after another without padding; in float32."""
         return functional.normalize(self.text_tower(ids, lengths).float(), dim=-1)
+
+    def encode_text_tree(self, tree: PrefixTree) -> Float[Tensor, "U E"]:
+        """The same of texts whose beginnings are shared; the text tower must be causal and read its last token."""
+        return functional.normalize(self.text_tower.along_tree(tree).float(), dim=-1)
 
     def forward(
         self,

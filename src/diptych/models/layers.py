@@ -27,6 +27,8 @@ class Run(NamedTuple):
 
 
 Runs: TypeAlias = tuple[Run, ...]
+Paths: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
+"""By length: for each token that asks, the tokens that it asks, itself the last."""
 
 
 class LayerNorm(nn.LayerNorm):
@@ -86,6 +88,20 @@ class Attention(nn.Module):
         merged: Tensor = self.out(self._attend(self.query(asking), x, single, runs, is_causal=False))
         return merged
 
+    def along_paths(self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: Paths) -> Float[Tensor, "A W"]:
+        """Each query asks the tokens of its path; see `prefix_tree.py`."""
+        query, key, value = self.query(asking), self.key(x), self.value(x)
+        heard = []
+        for part, path in zip(query.split([len(path) for path in paths]), paths, strict=True):
+            keys, values = (
+                side[path.flatten()].view(*path.shape, self.heads, self.head_width).transpose(1, 2)
+                for side in (key, value)
+            )
+            asks = part.view(len(path), self.heads, 1, self.head_width)
+            heard.append(functional.scaled_dot_product_attention(asks, keys, values).flatten(1))
+        merged: Tensor = self.out(torch.cat(heard))
+        return merged
+
     def _attend(self, q: Tensor, x: Tensor, asking: Runs, asked: Runs, *, is_causal: bool) -> Tensor:
         parts = zip(
             self._split(q, asking), self._split(self.key(x), asked), self._split(self.value(x), asked), strict=True
@@ -130,6 +146,14 @@ class Block(nn.Module):
         normed = self.norm_1(x)
         token = x[chosen] + self.attention.pooled(normed[chosen], normed, runs)
         out: Tensor = token + self.mlp(self.norm_2(token))
+        return out
+
+    def along_paths(self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: Paths) -> Float[Tensor, "A W"]:
+        """The next layer's token of some nodes, each of which sees the tokens of its path."""
+        normed, is_all = self.norm_1(x), len(nodes) == len(x)
+        tokens = x if is_all else x[nodes]
+        tokens = tokens + self.attention.along_paths(normed if is_all else normed[nodes], normed, paths)
+        out: Tensor = tokens + self.mlp(self.norm_2(tokens))
         return out
 
 

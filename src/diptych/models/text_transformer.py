@@ -9,14 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.models.config import TextConfig
-from diptych.models.layers import LayerNorm, Transformer, mean_of_each
+from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each
 from diptych.models.packing import Packing, pack
+from diptych.models.prefix_tree import PrefixTree, shared_tree
+
+_WORTH_SHARING = 0.7
+"""Share of tokens that a tree of beginnings must not exceed: what a node asks is gathered, which packed texts' is not."""
 
 
 class TextTransformer(nn.Module):
     """Tokens and positions, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4).
 
-    Padding is dropped before the first product. Only SigLIP's layout attends to it, and so is filled up to the context.
+    Padding is dropped before the first product. Only SigLIP's layout attends to it, and so is filled up to the context. On a
+    CPU, texts that begin alike share what they have in common, where that is much (`prefix_tree.py`).
     """
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
@@ -52,11 +57,34 @@ class TextTransformer(nn.Module):
         """
         if self.config.layout == "siglip":
             ids, lengths = self._filled_up(ids, lengths)
+        if ids.ndim == 2 and ids.device.type == "cpu" and self.can_share and len(ids) > 1:
+            tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device, worth=_WORTH_SHARING)
+            if tree is not None:
+                return self.along_tree(tree)
         packing = pack(lengths, padded_to=ids.shape[1] if ids.ndim == 2 else None, device=ids.device)
         positions = functional.embedding(packing.position, self.position_emb)
         x = self.token_emb(ids.flatten()[packing.place]) + positions
         out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
         return out[packing.rank]
+
+    @property
+    def can_share(self) -> bool:
+        """Whether texts that begin alike have anything in common in this tower."""
+        config = self.config
+        is_causal = config.is_causal and config.pooling == "eot" and config.layout != "siglip"
+        return is_causal and not self.transformer.gradient_checkpointing
+
+    def along_tree(self, tree: PrefixTree) -> Float[Tensor, "B E"]:
+        """The same for the texts of a tree, of which each beginning is computed once; the tower must be able to share."""
+        x = self.token_emb(tree.token) + functional.embedding(tree.depth, self.position_emb)
+        *body, last = self.transformer.blocks
+        for block in body:
+            assert isinstance(block, Block)
+            x = block.along_paths(x, tree.all_nodes.nodes, tree.all_nodes.paths)
+        assert isinstance(last, Block)
+        pooled = last.along_paths(x, tree.ends.nodes, tree.ends.paths)
+        out: Tensor = self.projection(self.norm_post(pooled))
+        return out[tree.end_of_text]
 
     def _pooled(self, x: Float[Tensor, "N W"], packing: Packing) -> Float[Tensor, "B W"]:
         is_causal = self.config.is_causal

@@ -8,7 +8,7 @@ from numpy import ndarray
 from PIL import Image
 
 from diptych.core.sample import ImageInput
-from diptych.evaluation.pairs import EncodedPairs
+from diptych.evaluation.encoded import EncodedPairs
 from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 
@@ -42,10 +42,10 @@ def glimpse(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> Glimpse:
     """
     cosine = pairs.image_emb[:_MOST] @ pairs.text_emb[chosen[:_MOST]].T
     own = np.eye(len(cosine), dtype=bool)
-    few = pairs.samples[:_PICTURES]
-    with_all = pairs.image_emb[: len(few)] @ pairs.text_emb.T
+    with_all = pairs.image_emb[:_PICTURES] @ pairs.text_emb.T
+    source, few = pairs.images.source, pairs.images.rows[:_PICTURES]
     best = tuple(
-        (sample.image, pairs.captions[int(row.argmax())], float(row.max()))
+        (source[sample].image, pairs.captions[int(row.argmax())], float(row.max()))
         for sample, row in zip(few, with_all, strict=True)
     )
     return Glimpse(cosine[own], cosine[~own], best)

@@ -60,6 +60,7 @@ def _shard(model: CLIP, ranks: Ranks) -> tuple[nn.Parameter, ...]:
         if isinstance(module, Transformer):
             for block in module.blocks:
                 fully_shard(block, mesh=mesh)
-                register_fsdp_forward_method(block, "pooled")
+                for other in ("pooled", "along_paths"):
+                    register_fsdp_forward_method(block, other)
     fully_shard(model, mesh=mesh, ignored_params=set(numbers))
     return numbers

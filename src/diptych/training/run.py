@@ -25,6 +25,7 @@ from diptych.data.loader import training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
+from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from diptych.images.transforms import height_width
 from diptych.models.config import ResNetConfig
@@ -350,7 +351,11 @@ class _Run:
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
         with self.assembly.step.stopwatch.time("evaluation"):
             retrieval = self.ranks.from_first(
-                lambda: evaluate_retrieval(self.assembly.embedder, self.val_source, split=self.config.data.val_split)
+                lambda: (
+                    evaluate_retrieval(
+                        SourceEncoder(self.assembly.embedder), self.val_source, split=self.config.data.val_split
+                    ).report
+                )
             )
         if not is_saved:
             raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")

@@ -13,8 +13,8 @@ from diptych.core.settings import settings
 from diptych.data.groups import group_rows
 from diptych.data.loader import DataConfig
 from diptych.data.sources.protocol import Source
-from diptych.evaluation.pairs import encode_pairs
-from diptych.evaluation.retrieval import RetrievalReport, report_retrieval
+from diptych.evaluation.encoded import SourceEncoder
+from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import zero_shot_accuracy
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import batch_accuracy
@@ -95,21 +95,24 @@ def validate(
 ) -> Validation:
     """Encode a validation source once; from that, loss, accuracies and retrieval. Leaves the model in evaluation mode."""
     embedder.bundle.model.eval()
-    pairs = encode_pairs(embedder, source)
-    samples = pairs.samples
-    firsts = np.searchsorted(pairs.image_of_text, np.arange(len(samples)))
-    chosen = firsts + [int(keyed_generator(seed, "val", s.key).integers(len(s.captions))) for s in samples]
-    rows = keyed_generator(seed, "val-batches").permutation(len(samples))
+    encoder = SourceEncoder(embedder)
+    pairs = encoder.encode_pairs(source)
+    keys, labels = pairs.images.keys, pairs.images.labels
+    firsts = np.searchsorted(pairs.image_of_text, np.arange(len(keys)))
+    counts = np.bincount(pairs.image_of_text, minlength=len(keys)).tolist()
+    drawn = [int(keyed_generator(seed, "val", key).integers(num)) for key, num in zip(keys, counts, strict=True)]
+    chosen = firsts + drawn
+    rows = keyed_generator(seed, "val-batches").permutation(len(keys))
     sums = np.zeros(3)
-    size = min(batch_size, len(samples))
-    starts = range(0, len(samples) - size + 1, size)
+    size = min(batch_size, len(keys))
+    starts = range(0, len(keys) - size + 1, size)
     for start in starts:
         batch = rows[start : start + size]
         groups = torch.tensor(
             group_rows(
-                [samples[row].key for row in batch],
+                [keys[row] for row in batch],
                 [pairs.captions[chosen[row]] for row in batch],
-                [samples[row].label for row in batch],
+                [labels[row] for row in batch],
                 positives=config.positives,
             )
         )
@@ -120,12 +123,11 @@ def validate(
         )
         sums += [value.item(), *(accuracy.item() for accuracy in batch_accuracy(image, text, groups))]
     loss_mean, image_to_text, text_to_image = (float(value) for value in sums / len(starts))
-    labels = [sample.label for sample in samples]
     return Validation(
         loss=loss_mean,
         image_to_text=image_to_text,
         text_to_image=text_to_image,
-        retrieval=report_retrieval(embedder, source, pairs, split=config.val_split),
-        zero_shot=zero_shot_accuracy(embedder, pairs.image_emb, labels, source) if source.classes else None,
+        retrieval=rank_pairs(encoder, pairs, split=config.val_split).report,
+        zero_shot=zero_shot_accuracy(encoder, pairs.image_emb, labels, source) if source.classes else None,
         glimpse=glimpse(pairs, chosen),
     )

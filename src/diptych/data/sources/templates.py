@@ -1,9 +1,9 @@
 """Captions from the names of classes: each template with the name in its place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diptych.core.errors import DataError
+from diptych.core.errors import ConfigError, DataError, unknown_name
 
 FIVE_TEMPLATES = (
     "a photo of a {}",
@@ -40,6 +40,34 @@ def read_templates(path: Path) -> tuple[str, ...]:
     if not templates:
         raise DataError(f"{path}: holds no templates")
     return templates
+
+
+def named_templates() -> dict[str, Path]:
+    """Sets of templates that come with Diptych, by name: OpenAI's for ImageNet and CIFAR (see NOTICE)."""
+    folder = Path(__file__).parents[1] / "prompts"
+    return {path.stem: path for path in sorted(folder.glob("*.txt"))}
+
+
+def resolve_templates(given: Sequence[str]) -> tuple[str, ...]:
+    """Templates as a user gives them: each a text with `{}`, the name of a set, or a file of them.
+
+    >>> resolve_templates(["my {}"]), len(resolve_templates(["imagenet-80"]))
+    (('my {}',), 80)
+
+    Raises:
+        ConfigError: one is none of these.
+        DataError: a file holds something else.
+    """
+    sets, templates = named_templates(), list[str]()
+    for text in given:
+        if "{}" in text:
+            templates.append(text)
+        elif text in sets or Path(text).is_file():
+            templates += read_templates(sets.get(text, Path(text)))
+        else:
+            named = unknown_name("set of templates", text, sets)
+            raise ConfigError(f"template {text!r} has no {{}} for the class, and is no file; {named}")
+    return tuple(templates)
 
 
 def captions_or_filled(captions: tuple[str, ...], name: str | None, given: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,98 @@
+"""Embeddings that were computed before, by all that they depend on: the tower's weights and what it reads."""
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+from PIL import Image
+from torch import nn
+
+from diptych.core.cache import cache_folder
+from diptych.core.sample import ImageInput
+from diptych.data.sources.protocol import Source
+
+_MAX_BYTES = 4 * 2**30
+
+
+class EmbeddingCache:
+    """A folder of arrays by their keys. When it grows beyond its size, what was not used for longest goes."""
+
+    def __init__(self, folder: Path | None = None, *, max_bytes: int = _MAX_BYTES) -> None:
+        self.folder = folder or cache_folder() / "embeddings"
+        self.max_bytes = max_bytes
+
+    def get(self, key: str, compute: Callable[[], Float32[ndarray, "N E"]]) -> Float32[ndarray, "N E"]:
+        """What the folder has for the key, or what is computed now and kept. A disk that is full only costs the keeping."""
+        place = self.folder / f"{key}.npy"
+        try:
+            emb: Float32[ndarray, "N E"] = np.load(place, allow_pickle=False)
+            os.utime(place)
+            return emb
+        except (OSError, ValueError, EOFError, BadZipFile):  # Not there, or damaged.
+            pass
+        emb = compute()
+        try:
+            self._keep(place, emb)
+        except OSError:
+            with suppress(OSError):
+                place.unlink(missing_ok=True)
+        return emb
+
+    def _keep(self, place: Path, emb: Float32[ndarray, "N E"]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = place.with_suffix(f".{os.getpid()}.new.npy")
+        np.save(beside, emb)
+        beside.rename(place)
+        files = sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime, reverse=True)
+        total = 0
+        for file in files:
+            total += file.stat().st_size
+            if total > self.max_bytes and file != place:
+                file.unlink(missing_ok=True)
+
+
+def tower_hash(tower: nn.Module, *settings: object) -> str:
+    """Of weights and buffers, where and in which precision they are, and the settings that they are used with."""
+    digest = blake2b(repr(settings).encode(), digest_size=16)
+    for name, tensor in tower.state_dict().items():
+        digest.update(f"{name}{tensor.device.type}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def combined_hash(parts: Iterable[bytes | str]) -> str:
+    """Of parts in their order."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def image_hash(source: Source, index: int) -> bytes:
+    """Of what the picture is: a file by its path, size and time; anything else by its content."""
+    return _content(source[index].image)
+
+
+def ids_hash(ids: ndarray, lengths: ndarray) -> str:
+    """Of what a text tower reads."""
+    return combined_hash(
+        [repr(ids.shape), np.ascontiguousarray(ids).tobytes(), np.ascontiguousarray(lengths).tobytes()]
+    )
+
+
+def _content(image: ImageInput) -> bytes:
+    if isinstance(image, str | Path):
+        status = Path(image).stat()
+        return f"{Path(image).resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogatepass")
+    if isinstance(image, bytes):
+        return blake2b(image, digest_size=16).digest()
+    pixels = np.asarray(image) if isinstance(image, Image.Image) else image
+    return blake2b(np.ascontiguousarray(pixels).tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()

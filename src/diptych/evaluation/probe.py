@@ -1,0 +1,211 @@
+"""Classifiers on frozen image embeddings: logistic regression and nearest neighbours.
+
+Shapes: N images, M training images, E embedding, C classes.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError, DataError
+from diptych.core.progress import Track, silently
+from diptych.data.sources.protocol import Source
+from diptych.evaluation.encoded import EncodedImages, SourceEncoder
+from diptych.evaluation.zero_shot import check_labels
+
+COARSE = tuple(10.0**power for power in (-6, -4, -2, 0, 2, 4, 6))
+_STEPS_PER_DECADE = 8
+_MAX_ITERATIONS = 1000
+_VAL_SHARE = 0.1
+_CHUNK = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReport:
+    """A linear classifier's accuracy. All shares within [0, 1]."""
+
+    top1: float
+    mean_per_class: float
+    c: float
+    """Inverse strength of the decay, as scikit-learn has it, that was best on the validation samples."""
+    sweep: dict[float, float]
+    """Accuracy there for every strength tried."""
+    protocol: dict[str, str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnReport:
+    """Accuracy by the votes of nearest neighbours. All shares within [0, 1]."""
+
+    top1: float
+    mean_per_class: float
+    protocol: dict[str, str | int]
+
+
+def evaluate_probe(
+    encoder: SourceEncoder, train: Source, test: Source, *, split: str, train_split: str, seed: int = 0
+) -> ProbeReport:
+    """Logistic regression on unit embeddings (Radford et al. 2021, app. A.3: L-BFGS, a thousand iterations at most).
+
+    The decay is swept as in the paper: seven strengths from 1e-6 to 1e6, then halfway around the best until eight a decade.
+    It is chosen on a tenth of the training samples, and the classifier trained again on all of them.
+
+    Args:
+        encoder: the model.
+        train: labelled samples to learn from.
+        test: labelled samples to measure on.
+        split: name of the latter's, for the protocol.
+        train_split: name of the former's.
+        seed: decides which samples the decay is chosen on.
+
+    Raises:
+        DataError: labels lack, or the training samples are of one class or fewer than ten.
+        ConfigError: scikit-learn is not installed.
+    """
+    features, labels, images = _features(encoder, train)
+    test_features, test_labels, test_images = _features(encoder, test)
+    if len(features) < 10 or len(np.unique(labels)) < 2:
+        raise DataError(f"the split '{train_split}' has {len(features)} samples of {len(np.unique(labels))} classes; a probe "
+                        "needs ten of two")  # fmt: skip
+    held_back = np.random.default_rng(seed).permutation(len(features)) < max(1, round(_VAL_SHARE * len(features)))
+    fit = _fit_function()
+    sweep: dict[float, float] = {}
+
+    def accuracy(c: float) -> float:
+        if c not in sweep:
+            model = fit(features[~held_back], labels[~held_back], c)
+            sweep[c] = float((model.predict(features[held_back]) == labels[held_back]).mean())
+        return sweep[c]
+
+    best = search_c(accuracy, track=encoder.track)
+    predicted = fit(features, labels, best).predict(test_features)
+    return ProbeReport(
+        **_accuracies(predicted, test_labels),
+        c=best,
+        sweep=dict(sorted(sweep.items())),
+        protocol={
+            **encoder.protocol(test_images, split=split),
+            "trained_on": f"{len(images.rows)} images of {train_split}",
+            "chosen_on": f"{int(held_back.sum())} of them, seed {seed}",
+            "classifier": f"logistic regression, L-BFGS, at most {_MAX_ITERATIONS} iterations, unit embeddings",
+        },
+    )
+
+
+def evaluate_knn(
+    encoder: SourceEncoder,
+    train: Source,
+    test: Source,
+    *,
+    split: str,
+    train_split: str,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> KnnReport:
+    """The class with most votes of the nearest training images, each weighing exp(cosine / temperature) (Wu et al. 2018).
+
+    Raises:
+        DataError: labels lack.
+        ConfigError: there are fewer training images than neighbours.
+    """
+    features, labels, images = _features(encoder, train)
+    test_features, test_labels, test_images = _features(encoder, test)
+    if not 1 <= neighbours <= len(features):
+        raise ConfigError(f"neighbours is {neighbours}; the split '{train_split}' has {len(features)} images")
+    predicted = nearest_votes(
+        features, labels, test_features, num_classes=len(train.classes), neighbours=neighbours, temperature=temperature
+    )
+    return KnnReport(
+        **_accuracies(predicted, test_labels),
+        protocol={
+            **encoder.protocol(test_images, split=split),
+            "trained_on": f"{len(images.rows)} images of {train_split}",
+            "classifier": f"{neighbours} nearest by cosine, votes exp(cosine / {temperature:g})",
+        },
+    )
+
+
+def search_c(accuracy: Callable[[float], float], *, track: Track = silently) -> float:
+    """The strength of best accuracy, of equals the strongest decay: coarse steps, then halfway on both sides of the best.
+
+    >>> search_c(lambda c: -abs(np.log10(c) - 0.5))
+    3.16...
+    """
+    width = float(np.log10(COARSE[1] / COARSE[0]))
+    num_halvings = int(np.log2(width * _STEPS_PER_DECADE))
+    with track("decays", len(COARSE) + 2 * num_halvings) as advance:
+        tried: dict[float, float] = {}
+
+        def attempt(power: float) -> None:
+            power = round(power, 6)
+            if power not in tried and -6 <= power <= 6:
+                tried[power] = accuracy(float(10.0**power))
+            advance()
+
+        for c in COARSE:
+            attempt(float(np.log10(c)))
+        for _ in range(num_halvings):
+            best = _best(tried)
+            width /= 2
+            attempt(best - width)
+            attempt(best + width)
+    return float(10.0 ** _best(tried))
+
+
+def nearest_votes(
+    features: Float32[ndarray, "M E"],
+    labels: Int64[ndarray, " M"],
+    queries: Float32[ndarray, "N E"],
+    *,
+    num_classes: int,
+    neighbours: int,
+    temperature: float,
+) -> Int64[ndarray, " N"]:
+    """Each query's class; of classes with equal votes the first."""
+    stored, owner = torch.from_numpy(features), torch.from_numpy(labels)
+    predicted = []
+    for part in torch.from_numpy(queries).split(_CHUNK):
+        cosine, nearest = (part @ stored.T).topk(neighbours, dim=1)
+        weight = torch.exp((cosine - 1) / temperature)
+        votes = torch.zeros(len(part), num_classes).scatter_add_(1, owner[nearest], weight)
+        predicted.append(votes.argmax(dim=1))
+    return torch.cat(predicted).numpy()
+
+
+def _best(tried: dict[float, float]) -> float:
+    return max(sorted(tried), key=lambda power: tried[power])
+
+
+def _features(
+    encoder: SourceEncoder, source: Source
+) -> tuple[Float32[ndarray, "N E"], Int64[ndarray, " N"], EncodedImages]:
+    check_labels(source)
+    images = encoder.encode_images(source)
+    return images.emb, np.array(images.labels, dtype=np.int64), images
+
+
+def _accuracies(predicted: Int64[ndarray, " N"], labels: Int64[ndarray, " N"]) -> dict[str, float]:
+    hit = predicted == labels
+    per_class = [float(hit[labels == label].mean()) for label in np.unique(labels)]
+    return {"top1": float(hit.mean()), "mean_per_class": float(np.mean(per_class))}
+
+
+def _fit_function() -> Callable[[Float[ndarray, "M E"], Int64[ndarray, " M"], float], Any]:
+    try:
+        from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  (an extra, and a second)
+        from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError("a probe needs scikit-learn: pip install 'diptych[probe]'") from None
+
+    def fit(features: Float[ndarray, "M E"], labels: Int64[ndarray, " M"], c: float) -> Any:
+        with warnings.catch_warnings():  # That a thousand iterations were not enough is part of the protocol.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return LogisticRegression(C=c, max_iter=_MAX_ITERATIONS).fit(features, labels)
+
+    return fit

@@ -1,0 +1,64 @@
+"""Figures as rows of text, for terminals and pages alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diptych.evaluation.retrieval import Recall, RetrievalReport
+from diptych.evaluation.zero_shot import ZeroShotReport
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under headings; all but the first column are figures."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def percent(share: float) -> str:
+    """A share as people read it.
+
+    >>> percent(0.123)
+    '12.3 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
+def recall_table(report: RetrievalReport) -> Table:
+    """Both directions, and what guessing gives."""
+    candidates = report.text_to_image.num_candidates
+    return Table(
+        ["", "R@1", "R@5", "R@10", "median rank", "mean rank", "mAP"],
+        [
+            _recall("image to text", report.image_to_text),
+            _recall("text to image", report.text_to_image),
+            [
+                "chance, text to image",
+                *(percent(min(1.0, k / candidates)) for k in (1, 5, 10)),
+                f"{(candidates + 1) / 2:g}",
+                f"{(candidates + 1) / 2:.1f}",
+                "",
+            ],
+        ],
+    )
+
+
+def accuracy_table(report: ZeroShotReport) -> Table:
+    """Accuracies, and what guessing gives."""
+    rows = [["top 1", percent(report.top1)]]
+    if report.chance < 0.2:
+        rows.append(["top 5", percent(report.top5)])
+    return Table(
+        ["", "accuracy"],
+        [*rows, ["mean over classes", percent(report.mean_per_class)], ["chance", percent(report.chance)]],
+    )
+
+
+def worst_classes(report: ZeroShotReport, most: int = 5) -> list[tuple[str, float]]:
+    """Those recognised least, with their accuracy."""
+    return sorted(report.per_class.items(), key=lambda item: item[1])[:most]
+
+
+def _recall(name: str, recall: Recall) -> list[str]:
+    shares = [percent(share) for share in (recall.r1, recall.r5, recall.r10)]
+    return [name, *shares, f"{recall.median_rank:g}", f"{recall.mean_rank:.1f}", percent(recall.mean_average_precision)]

@@ -1,0 +1,280 @@
+"""What an evaluation found, told to people: tables, plots, and pictures of what went well and what did not."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from diptych.evaluation.compare import Comparison
+from diptych.evaluation.encoded import EncodedImages
+from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths
+from diptych.evaluation.probe import KnnReport, ProbeReport
+from diptych.evaluation.report import Picture, Report, Section, png_of
+from diptych.evaluation.retrieval import Retrieval
+from diptych.evaluation.robustness import Robustness
+from diptych.evaluation.tables import Table, accuracy_table, percent, recall_table, worst_classes
+from diptych.evaluation.zero_shot import ZeroShot
+from diptych.images.sheet import SheetRow, contact_sheet
+
+_SHOWN = 10
+_PER_CLASS = 6
+
+T = TypeVar("T")
+
+
+def tell_zero_shot(result: ZeroShot) -> Report:
+    """Accuracies, the confusion matrix, the worst classes with pictures, calibration, sample answers."""
+    report = result.report
+    worst = worst_classes(report)
+    confusion = Picture(
+        "confusion",
+        lambda: plot_confusion(result.confusion(), result.classes),
+        f"What images of each class (row) were taken for (column), in % of the class; {len(result.labels):,} images",
+    )
+    reliability = Picture(
+        "reliability",
+        lambda: plot_reliability(result.calibration),
+        "Share of answers that are right, by the probability that the model gave them; below the line it is too sure",
+    )
+    return Report(
+        title=f"Zero-shot on {report.protocol['split']}: {len(result.labels):,} images, {len(result.classes):,} classes",
+        summary=f"top 1 {percent(report.top1)}, mean over classes {percent(report.mean_per_class)}",
+        figures=report,
+        protocol=report.protocol,
+        sections=[
+            Section("Accuracy", tables=[accuracy_table(report)], pictures=[_answers(result)]),
+            Section(
+                "The worst classes",
+                tables=[Table(["class", "accuracy"], [[name, percent(share)] for name, share in worst])],
+                pictures=_failures(result, [name for name, _ in worst]),
+            ),
+            Section("What is taken for what", pictures=[confusion]),
+            Section(
+                "Whether probabilities mean what they say",
+                "The calibration error is the mean distance of bars and line, weighted by how many answers there are.",
+                tables=[Table(["", ""], [["calibration error", percent(report.calibration_error)]])],
+                pictures=[reliability],
+            ),
+        ],
+    )
+
+
+def tell_retrieval(result: Retrieval) -> Report:
+    """Both directions, how far down the right answers stand, and some queries with what they found."""
+    report = result.report
+    ranks = {
+        "image to text": (result.image_to_text.rank, result.image_to_text.num_candidates),
+        "text to image": (result.text_to_image.rank, result.text_to_image.num_candidates),
+    }
+    curve = Picture("ranks", lambda: plot_ranks(ranks), "Share of queries whose right answer is among the k best")
+    both = f"{percent(report.image_to_text.r1)} / {percent(report.text_to_image.r1)}"
+    return Report(
+        title=f"Retrieval on {report.protocol['split']}: {_size(result.pairs.images)}, {len(result.pairs.captions):,} texts",
+        summary=f"R@1 {both} (image to text / text to image)",
+        figures=report,
+        protocol=report.protocol,
+        sections=[
+            Section("Recall", tables=[recall_table(report)]),
+            Section("How far down", pictures=[curve]),
+            Section("Pictures and the caption found for each", pictures=_found(result)),
+        ],
+    )
+
+
+def tell_probe(report: ProbeReport) -> Report:
+    """Accuracy of the classifier, and how the decay was chosen."""
+    rows = [[f"{c:.3g}", percent(accuracy)] for c, accuracy in sorted(report.sweep.items())]
+    return Report(
+        title=f"Linear probe on {report.protocol['split']}: {report.protocol['images']:,} images",
+        summary=f"top 1 {percent(report.top1)}",
+        figures=report,
+        protocol=report.protocol,
+        sections=[
+            Section("Accuracy", tables=[Table(["", "accuracy"], _probe_rows(report.top1, report.mean_per_class))]),
+            Section(
+                "How the decay was chosen",
+                f"Best on {report.protocol['chosen_on']}: C = {report.c:.3g}",
+                tables=[Table(["C (inverse decay)", "accuracy there"], rows)],
+            ),
+        ],
+    )
+
+
+def tell_knn(report: KnnReport) -> Report:
+    """Accuracy by votes of neighbours."""
+    rows = _probe_rows(report.top1, report.mean_per_class)
+    return Report(
+        title=f"Nearest neighbours on {report.protocol['split']}: {report.protocol['images']:,} images",
+        summary=f"top 1 {percent(report.top1)}",
+        figures=report,
+        protocol=report.protocol,
+        sections=[Section("Accuracy", tables=[Table(["", "accuracy"], rows)])],
+    )
+
+
+def tell_robustness(result: Robustness) -> Report:
+    """The figure under each disturbance, and what the disturbances look like."""
+    headings = ["", "as it is", *(f"strength {s}" for s in range(1, 6)), "mean of them"]
+    rows = [
+        [name, percent(result.clean), *map(percent, values), percent(float(np.mean(values)))]
+        for name, values in result.disturbed.items()
+    ]
+
+    mean = float(np.mean(list(result.disturbed.values())))
+
+    def plot() -> bytes:
+        return plot_strengths(result.disturbed, clean=result.clean, measure=result.measure)
+
+    return Report(
+        title=f"Robustness on {result.protocol['split']}: {result.protocol['images']:,} images",
+        summary=f"{result.measure} {percent(result.clean)}, disturbed {percent(mean)}",
+        figures=result.figures(),
+        protocol=result.protocol,
+        sections=[
+            Section(
+                result.measure,
+                tables=[Table(headings, rows)],
+                pictures=[Picture("robustness", plot, f"{result.measure} under each disturbance")],
+            ),
+            Section(
+                "What the disturbances look like",
+                pictures=[Picture("disturbances", lambda: png_of(result.sheet()), "One picture at every strength")],
+            ),
+        ],
+    )
+
+
+def tell_comparison(comparison: Comparison) -> Report:
+    """One table, how sure the differences are, and what one gets right and another wrong."""
+    headings = ["", comparison.measure, "95 % interval", f"less {comparison.names[0]}", "95 % interval"]
+    rows = []
+    for number, name in enumerate(comparison.names):
+        own, difference = comparison.own[number], comparison.differences[number]
+        rows.append(
+            [
+                name,
+                percent(own.value),
+                f"{percent(own.low)} to {percent(own.high)}",
+                "" if number == 0 else f"{100 * difference.value:+.1f}",
+                "" if number == 0 else f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+            ]
+        )
+    pictures = [
+        picture
+        for number in range(1, len(comparison.names))
+        for picture in (_differing(comparison, 0, number), _differing(comparison, number, 0))
+        if picture is not None
+    ]
+    return Report(
+        title=f"Comparison on {comparison.protocol['split']}: {_size(comparison.images)}",
+        summary=", ".join(
+            f"{name} {percent(own.value)}" for name, own in zip(comparison.names, comparison.own, strict=True)
+        ),
+        figures=comparison.figures(),
+        protocol=comparison.protocol,
+        sections=[
+            Section("How they compare", comparison.explanation, tables=[Table(headings, rows)]),
+            Section("Where they differ", pictures=pictures),
+        ],
+    )
+
+
+def _differing(comparison: Comparison, right: int, wrong: int) -> Picture | None:
+    """Samples that one gets right and the other wrong."""
+    chosen = comparison.only(right, wrong)
+    if not chosen:
+        return None
+    title = f"{comparison.names[right]} is right, {comparison.names[wrong]} wrong: {len(chosen):,} images"
+
+    def draw() -> bytes:
+        tiles = [(comparison.picture(row), comparison.tell(row, right, wrong)) for row in chosen[:_SHOWN]]
+        return png_of(contact_sheet([SheetRow(title, tiles)], columns=5, caption_lines=3))
+
+    return Picture(f"right-{right}-wrong-{wrong}", draw, title)
+
+
+def _size(images: EncodedImages) -> str:
+    return f"{len(images.rows):,} images"
+
+
+def _probe_rows(top1: float, mean_per_class: float) -> list[list[str]]:
+    return [["top 1", percent(top1)], ["mean over classes", percent(mean_per_class)]]
+
+
+def _answers(result: ZeroShot) -> Picture:
+    """Some images with what the model said, right and wrong as they come."""
+    rows = spread(range(len(result.labels)), 2 * _SHOWN)
+
+    def draw() -> bytes:
+        tiles = [(result.images.picture(row), _answer(result, row)) for row in rows]
+        return png_of(contact_sheet([SheetRow("Some answers", tiles)], columns=5, tile_px=140, caption_lines=2))
+
+    return Picture("answers", draw, "Some images, with the model's answer and how sure it was")
+
+
+def _failures(result: ZeroShot, classes: Sequence[str]) -> list[Picture]:
+    """Of each class some that were taken for another, the surest first."""
+    chosen: dict[str, list[int]] = {}
+    for name in classes:
+        wrong = np.flatnonzero((result.labels == result.classes.index(name)) & (result.predicted != result.labels))
+        surest = wrong[np.argsort(-result.probability[wrong], kind="stable")][:_PER_CLASS].tolist()
+        if surest:
+            chosen[name] = surest
+    if not chosen:
+        return []
+
+    def draw() -> bytes:
+        rows = [
+            SheetRow(f"{name}, taken for", [(result.images.picture(row), _answer(result, row)) for row in surest])
+            for name, surest in chosen.items()
+        ]
+        return png_of(contact_sheet(rows, columns=_PER_CLASS, tile_px=140, caption_lines=2))
+
+    return [Picture("worst-classes", draw, "Images of the worst classes with their wrong answers, the surest first")]
+
+
+def _answer(result: ZeroShot, row: int) -> str:
+    said, true = (result.classes[int(side[row])] for side in (result.predicted, result.labels))
+    return f"{said} {100 * result.probability[row]:.0f} %{'' if said == true else f' (is {true})'}"
+
+
+def _found(result: Retrieval) -> list[Picture]:
+    """Images that found their text, and images that did not, each with the text found first."""
+    found = result.image_to_text.found_at(1)
+    named = {"found": "The best caption is the picture's own", "missed": "The best caption is another picture's"}
+    chosen = {"found": np.flatnonzero(found).tolist(), "missed": np.flatnonzero(~found).tolist()}
+    return [
+        Picture(
+            name,
+            partial(_draw_found, result, spread(rows, _SHOWN), named[name]),
+            f"{named[name]}: {len(rows):,} pictures",
+        )
+        for name, rows in chosen.items()
+        if rows
+    ]
+
+
+def _draw_found(result: Retrieval, rows: Sequence[int], title: str) -> bytes:
+    pairs = result.pairs
+    best = (pairs.image_emb[list(rows)] @ pairs.text_emb.T).argmax(axis=1)
+    tiles = [
+        (pairs.images.picture(row), _caption(pairs.captions[text], int(result.image_to_text.rank[row])))
+        for row, text in zip(rows, best.tolist(), strict=True)
+    ]
+    return png_of(contact_sheet([SheetRow(title, tiles)], columns=5, tile_px=160, caption_lines=3))
+
+
+def _caption(text: str, rank: int) -> str:
+    return text if rank == 1 else f"(own: rank {rank}) {text}"
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """So many of them, evenly spread.
+
+    >>> spread(range(10), 3)
+    [0, 4, 9]
+    """
+    if len(items) <= most:
+        return list(items)
+    return [items[int(place)] for place in np.linspace(0, len(items) - 1, most)]

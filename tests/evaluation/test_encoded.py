@@ -1,0 +1,130 @@
+"""Whole sources as embeddings, and what is kept of them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diptych.core.errors import DataError
+from diptych.data.sources.choice import open_source
+from diptych.evaluation.cache import EmbeddingCache, tower_hash
+from diptych.evaluation.encoded import SourceEncoder
+from diptych.inference.embedder import Embedder
+from diptych.inference.loaded import LoadedBundle, load
+from tests.conftest import draw_photos
+
+
+@pytest.fixture
+def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images, or texts, each call of the embedder encoded."""
+    calls = list[int]()
+    whole = Embedder._encode_pixels
+
+    def counting(self: Embedder, batch: list[object]) -> object:
+        calls.append(len(batch))
+        return whole(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Embedder, "_encode_pixels", counting)
+    return calls
+
+
+def test_nothing_is_encoded_twice(
+    clip: LoadedBundle, flickr_folder: Path, tmp_path: Path, encoded_texts: list[int]
+) -> None:
+    source, cache = open_source(f"flickr30k:{flickr_folder}"), EmbeddingCache(tmp_path / "cache")
+    first = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
+    assert sum(encoded_texts) == 4
+    again = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
+    assert sum(encoded_texts) == 4
+    np.testing.assert_array_equal(first.image_emb, again.image_emb)
+    np.testing.assert_array_equal(first.text_emb, again.text_emb)
+    draw_photos(flickr_folder / "images", ["2.jpg"])  # Another picture of that name.
+    changed = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
+    assert sum(encoded_texts) == 8
+    assert not np.array_equal(changed.image_emb[1], first.image_emb[1])
+
+
+def test_another_models_embeddings_are_others(
+    clip: LoadedBundle, tiny_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    cache, source = EmbeddingCache(tmp_path / "cache"), open_source("shapes:20")
+    mine = SourceEncoder(clip.embedder, cache=cache).encode_images(source)
+    other = load(tiny_bundle, device="cpu")
+    with torch.no_grad():
+        next(other.bundle.model.image_tower.parameters()).add_(0.1)
+    assert not np.array_equal(SourceEncoder(other.embedder, cache=cache).encode_images(source).emb, mine.emb)
+    del photos
+
+
+def test_a_damaged_or_full_cache_costs_only_time(clip: LoadedBundle, tmp_path: Path) -> None:
+    folder, source = tmp_path / "cache", open_source("shapes:20")
+    first = SourceEncoder(clip.embedder, cache=EmbeddingCache(folder)).encode_images(source)
+    (file,) = folder.glob("image-*.npy")
+    file.write_bytes(file.read_bytes()[:100])
+    again = SourceEncoder(clip.embedder, cache=EmbeddingCache(folder, max_bytes=1)).encode_images(source)
+    np.testing.assert_array_equal(first.emb, again.emb)
+    SourceEncoder(clip.embedder, cache=EmbeddingCache(folder, max_bytes=1)).encode_texts(["a", "b"])
+    assert [path.name[:4] for path in folder.iterdir()] == ["text"]  # What was not used for longest went.
+    (tmp_path / "file").write_bytes(b"")
+    blocked = EmbeddingCache(tmp_path / "file" / "cache")
+    assert len(SourceEncoder(clip.embedder, cache=blocked).encode_images(source).rows) == len(source)
+
+
+def test_unreadable_images_are_left_out_and_named(clip: LoadedBundle, flickr_folder: Path, tmp_path: Path) -> None:
+    (flickr_folder / "images" / "2.jpg").write_bytes(b"")
+    source = open_source(f"flickr30k:{flickr_folder}")
+    for _ in range(2):
+        images = SourceEncoder(clip.embedder, cache=EmbeddingCache(tmp_path / "cache")).encode_images(source)
+        assert [images.keys[i] for i in range(3)] == [source.key(i) for i in (0, 2, 3)]
+        ((key, _),) = images.skipped
+        assert key == source.key(1)
+    assert images.picture(1).size == (60, 40)
+
+
+@pytest.mark.filterwarnings("ignore:texts longer than 24 tokens")
+def test_what_is_no_number_is_named(clip: LoadedBundle, tiny_bundle: Path, flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    for tower, what in (("image_tower", "4 of 4 image"), ("text_tower", "8 of 8 text")):
+        broken = load(tiny_bundle, device="cpu")
+        with torch.no_grad():
+            getattr(broken.bundle.model, tower).norm_post.weight.fill_(float("nan"))
+        with pytest.raises(DataError, match=rf"{what} embeddings are not numbers; the first is of {source.key(0)}"):
+            SourceEncoder(broken.embedder).encode_pairs(source)
+    del clip
+
+
+def test_one_caption_an_image(clip: LoadedBundle, flickr_folder: Path) -> None:
+    source = open_source(f"flickr30k:{flickr_folder}")
+    pairs = SourceEncoder(clip.embedder).encode_pairs(source, captions="first")
+    assert pairs.captions == tuple(source.captions(i)[0] for i in range(4))
+    assert pairs.image_of_text.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:texts longer than 24 tokens")
+def test_progress_is_told(clip: LoadedBundle, flickr_folder: Path) -> None:
+    told: dict[str, list[int]] = {}
+
+    @contextmanager
+    def track(what: str, total: int) -> Iterator[Callable[[], object]]:
+        told[what] = [total, 0]
+
+        def advance() -> None:
+            told[what][1] += 1
+
+        yield advance
+
+    SourceEncoder(clip.embedder, track=track).encode_pairs(open_source(f"flickr30k:{flickr_folder}"))
+    assert told == {"images": [4, 4], "texts": [8, 8]}
+
+
+def test_every_kind_of_tensor_tells_towers_apart() -> None:
+    norm = torch.nn.BatchNorm2d(3)
+    first = tower_hash(norm, "setting")
+    assert tower_hash(norm, "setting") == first != tower_hash(norm, "other")
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    assert tower_hash(norm, "setting") != first
+    assert tower_hash(norm.half(), "setting") != first
