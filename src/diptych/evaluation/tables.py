@@ -44,14 +44,12 @@ def recall_table(report: RetrievalReport) -> Table:
 
 
 def accuracy_table(report: ZeroShotReport) -> Table:
-    """Accuracies, and what guessing gives."""
+    """Accuracies, what guessing gives, and how far probabilities are from what they say."""
     rows = [["top 1", percent(report.top1)]]
     if report.chance < 0.2:
         rows.append(["top 5", percent(report.top5)])
-    return Table(
-        ["", "accuracy"],
-        [*rows, ["mean over classes", percent(report.mean_per_class)], ["chance", percent(report.chance)]],
-    )
+    rows += [["mean over classes", percent(report.mean_per_class)], ["chance", percent(report.chance)]]
+    return Table(["", "share"], [*rows, ["calibration error", percent(report.calibration_error)]])
 
 
 def worst_classes(report: ZeroShotReport, most: int = 5) -> list[tuple[str, float]]:

@@ -53,7 +53,6 @@ def tell_zero_shot(result: ZeroShot) -> Report:
             Section(
                 "Whether probabilities mean what they say",
                 "The calibration error is the mean distance of bars and line, weighted by how many answers there are.",
-                tables=[Table(["", ""], [["calibration error", percent(report.calibration_error)]])],
                 pictures=[reliability],
             ),
         ],
@@ -120,7 +119,6 @@ def tell_robustness(result: Robustness) -> Report:
         [name, percent(result.clean), *map(percent, values), percent(float(np.mean(values)))]
         for name, values in result.disturbed.items()
     ]
-
     mean = float(np.mean(list(result.disturbed.values())))
 
     def plot() -> bytes:

@@ -28,7 +28,7 @@ from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
 from diptych.images.transforms import height_width
-from diptych.models.config import ResNetConfig
+from diptych.training.announce import what_it_does, where_it_starts
 from diptych.training.assembly import assemble
 from diptych.training.checkpoint import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, write_config
@@ -198,7 +198,10 @@ class _Run:
 
     def go(self) -> RunResult:
         """Train until the schedule is done, validation no longer gets better, or a signal comes."""
-        self._say_what_it_does()
+        for text in what_it_does(
+            self.config, self.assembly, num_images=len(self.train_source), run=self.path, ranks=self.ranks
+        ):
+            self.observers.say(text)
         try:
             with stop_on_signal() as self._stop_requested:
                 finished = self._loop()
@@ -206,41 +209,14 @@ class _Run:
         finally:
             self.observers.tell(lambda observer: observer.close())
 
-    def _say_what_it_does(self) -> None:
-        config = self.config
-        sizes = [(p.numel(), p.requires_grad) for p in self.assembly.model.parameters()]
-        trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
-        self.observers.say(
-            f"Training {config.recipe}: {len(self.train_source):,} images of {config.data.source}, {trained:,} parameters"
-            f"{f' and {locked:,} locked ones' if locked else ''}, on {self._where()}, into {self.path}"
-        )
-        at_once = config.micro_batch or config.batch_size // self.ranks.size
-        if at_once < config.batch_size and isinstance(config.model.image, ResNetConfig):
-            self.observers.say(
-                f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: "
-                f"{'with micro_batch' if config.micro_batch else 'on several ranks'}, a ResNet does not train exactly as it "
-                "would with the whole batch"
-            )
-
-    def _where(self) -> str:
-        device = self.assembly.embedder.device
-        if self.ranks.size == 1:
-            return str(device)
-        rows = self.config.batch_size // self.ranks.size
-        return f"{self.ranks.size} ranks ({device.type}, {self.config.parallel}, {rows} pairs each)"
-
-    def _say_where_it_starts(self, untrained: Validation) -> None:
-        n = min(self.config.batch_size, len(self._few_val))
-        nothing = f"; knowing nothing is ln {n} = {math.log(n):.2f}" if self.config.loss.name == "clip" else ""
-        self.observers.say(f"Before the first step the validation loss is {untrained.loss:.2f}{nothing}")
-
     def _loop(self) -> bool:
         config, step_of = self.config, self.assembly.step
         batches = training_batches(
             self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step, ranks=self.ranks
         )
         if self.step == 0:
-            self._say_where_it_starts(self._validate())
+            untrained = self._validate()
+            self.observers.say(where_it_starts(config, loss=untrained.loss, num_images=len(self._few_val)))
         next_validation = math.floor(self._validations_due()) + 1
         while self._progress() < 1 and not self.keeper.is_out_of_patience:
             if self._stop:

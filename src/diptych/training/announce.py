@@ -1,0 +1,42 @@
+"""What a run says of itself before it begins."""
+
+import math
+from pathlib import Path
+
+from diptych.core.distributed import Ranks
+from diptych.models.config import ResNetConfig
+from diptych.training.assembly import Assembly
+from diptych.training.config import TrainConfig
+
+
+def what_it_does(config: TrainConfig, assembly: Assembly, *, num_images: int, run: Path, ranks: Ranks) -> list[str]:
+    """Model, data and device in a line; and what is not as it would be with the whole batch at once."""
+    sizes = [(p.numel(), p.requires_grad) for p in assembly.model.parameters()]
+    trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
+    also_locked = f" and {locked:,} locked ones" if locked else ""
+    lines = [
+        f"Training {config.recipe}: {num_images:,} images of {config.data.source}, {trained:,} parameters{also_locked}, on "
+        f"{_where(config, assembly, ranks)}, into {run}"
+    ]
+    at_once = config.micro_batch or config.batch_size // ranks.size
+    if at_once < config.batch_size and isinstance(config.model.image, ResNetConfig):
+        why = "with micro_batch" if config.micro_batch else "on several ranks"
+        lines.append(
+            f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: {why}, a ResNet does not train exactly as "
+            "it would with the whole batch"
+        )
+    return lines
+
+
+def where_it_starts(config: TrainConfig, *, loss: float, num_images: int) -> str:
+    """The untrained model's loss beside that of knowing nothing."""
+    n = min(config.batch_size, num_images)
+    nothing = f"; knowing nothing is ln {n} = {math.log(n):.2f}" if config.loss.name == "clip" else ""
+    return f"Before the first step the validation loss is {loss:.2f}{nothing}"
+
+
+def _where(config: TrainConfig, assembly: Assembly, ranks: Ranks) -> str:
+    device = assembly.embedder.device
+    if ranks.size == 1:
+        return str(device)
+    return f"{ranks.size} ranks ({device.type}, {config.parallel}, {config.batch_size // ranks.size} pairs each)"
