@@ -77,6 +77,7 @@ def _load(kind: str, folder: Path, rank: int) -> None:
 
 def _one_rank_fails(folder: Path, rank: int) -> None:
     before = set((folder / "ddp" / "checkpoints").iterdir())
+    dist.barrier()  # The first rank begins with its folder as soon as it gets here.
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
