@@ -18,8 +18,8 @@ from tests.conftest import draw_photos
 
 
 @pytest.fixture
-def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images, or texts, each call of the embedder encoded."""
+def encoded_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each batch of the embedder had."""
     calls = list[int]()
     whole = Embedder._encode_pixels
 
@@ -32,31 +32,28 @@ def encoded_texts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_nothing_is_encoded_twice(
-    clip: LoadedBundle, flickr_folder: Path, tmp_path: Path, encoded_texts: list[int]
+    clip: LoadedBundle, flickr_folder: Path, tmp_path: Path, encoded_images: list[int]
 ) -> None:
     source, cache = open_source(f"flickr30k:{flickr_folder}"), EmbeddingCache(tmp_path / "cache")
     first = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
-    assert sum(encoded_texts) == 4
+    assert sum(encoded_images) == 4
     again = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
-    assert sum(encoded_texts) == 4
+    assert sum(encoded_images) == 4
     np.testing.assert_array_equal(first.image_emb, again.image_emb)
     np.testing.assert_array_equal(first.text_emb, again.text_emb)
     draw_photos(flickr_folder / "images", ["2.jpg"])  # Another picture of that name.
     changed = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
-    assert sum(encoded_texts) == 8
+    assert sum(encoded_images) == 8
     assert not np.array_equal(changed.image_emb[1], first.image_emb[1])
 
 
-def test_another_models_embeddings_are_others(
-    clip: LoadedBundle, tiny_bundle: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_another_models_embeddings_are_others(clip: LoadedBundle, tiny_bundle: Path, tmp_path: Path) -> None:
     cache, source = EmbeddingCache(tmp_path / "cache"), open_source("shapes:20")
     mine = SourceEncoder(clip.embedder, cache=cache).encode_images(source)
     other = load(tiny_bundle, device="cpu")
     with torch.no_grad():
         next(other.bundle.model.image_tower.parameters()).add_(0.1)
     assert not np.array_equal(SourceEncoder(other.embedder, cache=cache).encode_images(source).emb, mine.emb)
-    del photos
 
 
 def test_a_damaged_or_full_cache_costs_only_time(clip: LoadedBundle, tmp_path: Path) -> None:
@@ -85,7 +82,7 @@ def test_unreadable_images_are_left_out_and_named(clip: LoadedBundle, flickr_fol
 
 
 @pytest.mark.filterwarnings("ignore:texts longer than 24 tokens")
-def test_what_is_no_number_is_named(clip: LoadedBundle, tiny_bundle: Path, flickr_folder: Path) -> None:
+def test_what_is_no_number_is_named(tiny_bundle: Path, flickr_folder: Path) -> None:
     source = open_source(f"flickr30k:{flickr_folder}")
     for tower, what in (("image_tower", "4 of 4 image"), ("text_tower", "8 of 8 text")):
         broken = load(tiny_bundle, device="cpu")
@@ -93,7 +90,6 @@ def test_what_is_no_number_is_named(clip: LoadedBundle, tiny_bundle: Path, flick
             getattr(broken.bundle.model, tower).norm_post.weight.fill_(float("nan"))
         with pytest.raises(DataError, match=rf"{what} embeddings are not numbers; the first is of {source.key(0)}"):
             SourceEncoder(broken.embedder).encode_pairs(source)
-    del clip
 
 
 def test_one_caption_an_image(clip: LoadedBundle, flickr_folder: Path) -> None:

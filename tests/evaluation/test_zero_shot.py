@@ -13,6 +13,7 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import named_templates, resolve_templates
 from diptych.evaluation.calibration import calibration
 from diptych.evaluation.encoded import EncodedImages, SourceEncoder
+from diptych.evaluation.tell import tell_zero_shot
 from diptych.evaluation.zero_shot import ZeroShot, evaluate_zero_shot
 from diptych.inference.loaded import LoadedBundle
 
@@ -91,11 +92,22 @@ def test_a_class_is_the_mean_of_its_prompts_unit_embeddings(clip: LoadedBundle) 
     texts = {
         f"{word} {name}": np.eye(4)[(i + shift) % 4] for shift, word in enumerate("ab") for i, name in enumerate(NAMES)
     }
-    model = _Known(clip, np.eye(4)[[0, 1]] + np.eye(4)[[1, 2]], texts)
+    model = _Known(clip, (np.eye(4)[[0, 1]] + np.eye(4)[[1, 2]]) / np.sqrt(2), texts)
     result = evaluate_zero_shot(model, _Labelled([0, 1]), split="x", templates=("a {}", "b {}"))
     assert result.report.top1 == 1
-    logits = np.array([1, 0.5, 0, 0.5]) * np.sqrt(2) / np.sqrt(2) * np.sqrt(2) * clip.embedder.logit_scale
+    logits = np.array([1, 0.5, 0, 0.5]) * clip.embedder.logit_scale
     assert result.probability[0] == pytest.approx(np.exp(logits[0]) / np.exp(logits).sum(), rel=1e-4)
+
+
+def test_classes_of_one_name_are_told_apart(clip: LoadedBundle) -> None:
+    texts = {"ant": np.eye(3)[0], "crane": np.eye(3)[1], "dog": np.eye(3)[2]}
+    model = _Known(clip, np.eye(3)[[1, 1, 2]], texts)
+    result = evaluate_zero_shot(
+        model, _Labelled([1, 2, 3]), split="x", templates=("{}",), classes=("ant", "crane", "crane", "dog")
+    )
+    assert result.report.per_class == {"crane (class 1)": 1, "crane (class 2)": 0, "dog": 1}
+    assert result.report.mean_per_class == pytest.approx(2 / 3)
+    tell_zero_shot(result).sections[1].pictures[0].draw()
 
 
 def test_labels_that_tell_nothing(clip: LoadedBundle) -> None:

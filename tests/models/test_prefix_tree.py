@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.inference import embedder
 from diptych.inference.loaded import LoadedBundle
-from diptych.models import text_transformer
+from diptych.models import prefix_tree as tree_module
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
 from diptych.models.prefix_tree import PrefixTree, in_order, prefix_tree, shared_beginnings
@@ -83,7 +83,7 @@ def test_gradients_through_a_tree_are_those_of_the_texts(monkeypatch: pytest.Mon
     grads = []
     for can_share in (True, False):
         monkeypatch.setattr(TextTransformer, "can_share", can_share)
-        monkeypatch.setattr(text_transformer, "_WORTH_SHARING", 1.0)
+        monkeypatch.setattr(tree_module, "_WORTH_SHARING", 1.0)
         tower.zero_grad()
         (tower(torch.from_numpy(ids), torch.from_numpy(lengths)) * weights).sum().backward()
         grads.append(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, percent, print_table, say
+from diptych.cli.output import console, print_table, say
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
+from diptych.core.figures import percent
 
 if TYPE_CHECKING:
     from PIL.Image import Image

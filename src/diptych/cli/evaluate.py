@@ -53,15 +53,6 @@ class Measurement:
     as_json: Json = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """A model, and the samples that it is measured on."""
-
-    clip: "LoadedBundle"
-    encoder: "SourceEncoder"
-    source: "Source"
-
-
 def retrieval(
     bundle: BundlePath,
     /,
@@ -75,8 +66,9 @@ def retrieval(
     from diptych.evaluation.retrieval import evaluate_retrieval
     from diptych.evaluation.tell import tell_retrieval
 
-    it = _subject(bundle, on)
-    _tell(tell_retrieval(evaluate_retrieval(it.encoder, it.source, split=on.split, captions=captions)), on, bundle)
+    clip = _load(bundle)
+    (source,) = _samples(clip, on, on.split)
+    _tell(tell_retrieval(evaluate_retrieval(_encoder(clip, on), source, split=on.split, captions=captions)), on, bundle)
 
 
 def zero_shot(
@@ -97,12 +89,13 @@ def zero_shot(
     from diptych.evaluation.tell import tell_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
-    it = _subject(bundle, on)
+    clip = _load(bundle)
+    (source,) = _samples(clip, on, on.split)
     result = evaluate_zero_shot(
-        it.encoder,
-        it.source,
+        _encoder(clip, on),
+        source,
         split=on.split,
-        templates=_templates(template, it.source),
+        templates=_templates(template, source),
         classes=classes,
         all_must_occur=classes is not None and on.max_samples is None and not allow_empty_classes,
     )
@@ -115,9 +108,9 @@ def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "
     from diptych.evaluation.tell import tell_probe
 
     _check_splits(on, train_split)
-    it = _subject(bundle, on)
-    train = _source(it.clip, replace(on, split=train_split, max_samples=None))
-    report = evaluate_probe(it.encoder, train, it.source, split=on.split, train_split=train_split)
+    clip = _load(bundle)
+    test, train = _samples(clip, on, on.split, train_split)
+    report = evaluate_probe(_encoder(clip, on), train, test, split=on.split, train_split=train_split)
     _tell(tell_probe(report), on, bundle)
 
 
@@ -135,12 +128,12 @@ def knn(
     from diptych.evaluation.tell import tell_knn
 
     _check_splits(on, train_split)
-    it = _subject(bundle, on)
-    train = _source(it.clip, replace(on, split=train_split, max_samples=None))
+    clip = _load(bundle)
+    test, train = _samples(clip, on, on.split, train_split)
     report = evaluate_knn(
-        it.encoder,
+        _encoder(clip, on),
         train,
-        it.source,
+        test,
         split=on.split,
         train_split=train_split,
         neighbours=neighbours,
@@ -154,8 +147,9 @@ def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = N
     from diptych.evaluation.robustness import evaluate_robustness
     from diptych.evaluation.tell import tell_robustness
 
-    it = _subject(bundle, on)
-    result = evaluate_robustness(it.encoder, it.source, split=on.split, templates=_templates(template, it.source))
+    clip = _load(bundle)
+    (source,) = _samples(clip, on, on.split)
+    result = evaluate_robustness(_encoder(clip, on), source, split=on.split, templates=_templates(template, source))
     _tell(tell_robustness(result), on, bundle)
 
 
@@ -168,30 +162,35 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
 
     if len(bundles) < 2:
         raise ConfigError("a comparison needs at least two bundles")
-    subjects = [_subject(bundle, on) for bundle in bundles]
-    names, source = _short_names(bundles), subjects[0].source
+    clips = [_load(bundle) for bundle in bundles]
+    encoders = [_encoder(clip, on) for clip in clips]
+    (source,) = _samples(clips[0], on, on.split)
+    names = _short_names(bundles)
     if source.classes:
         templates = _templates(template, source)
-        answers = [evaluate_zero_shot(it.encoder, source, split=on.split, templates=templates) for it in subjects]
+        answers = [evaluate_zero_shot(encoder, source, split=on.split, templates=templates) for encoder in encoders]
         comparison = compare_zero_shot(names, answers)
     else:
-        found = [evaluate_retrieval(it.encoder, source, split=on.split) for it in subjects]
+        found = [evaluate_retrieval(encoder, source, split=on.split) for encoder in encoders]
         comparison = compare_retrieval(names, found)
     _tell(tell_comparison(comparison), on, None)
 
 
-def _subject(bundle: Path, on: Measurement) -> _Subject:
-    from diptych.evaluation.cache import EmbeddingCache
-    from diptych.evaluation.encoded import SourceEncoder
+def _load(bundle: Path) -> "LoadedBundle":
     from diptych.inference.loaded import load
 
-    clip = load(bundle)
-    encoder = SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=progress)
-    return _Subject(clip=clip, encoder=encoder, source=_source(clip, on))
+    return load(bundle)
 
 
-def _source(clip: "LoadedBundle", on: Measurement) -> "Source":
-    """The samples to measure on, split as the bundle's training split them."""
+def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
+    from diptych.evaluation.cache import EmbeddingCache
+    from diptych.evaluation.encoded import SourceEncoder
+
+    return SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=progress)
+
+
+def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":
+    """The samples of each split, as the bundle's training cut them; of the one to measure on, no more than were asked for."""
     from diptych.data.sources.choice import open_source
     from diptych.data.sources.subset import take_few, take_split
 
@@ -200,7 +199,9 @@ def _source(clip: "LoadedBundle", on: Measurement) -> "Source":
         raise ConfigError(f"--val-fraction is {fraction}; it is a share, between 0 and 1")
     if on.max_samples is not None and on.max_samples < 1:
         raise ConfigError(f"--max-samples is {on.max_samples}; it must be at least 1")
-    return take_few(take_split(open_source(on.data), on.split, val_fraction=fraction), on.max_samples)
+    whole = open_source(on.data)
+    parts = [take_split(whole, split, val_fraction=fraction) for split in splits]
+    return [take_few(parts[0], on.max_samples), *parts[1:]]
 
 
 def _check_splits(on: Measurement, train_split: str) -> None:
@@ -227,9 +228,9 @@ def _short_names(bundles: Sequence[Path]) -> list[str]:
 def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
     """Print, and write what was asked for."""
     from diptych.bundle.folder import add_evaluation, is_bundle
-    from diptych.evaluation.report import PAGE, plain, write_report
+    from diptych.evaluation.report import PAGE, write_report
 
-    print_json(plain(report.figures)) if on.as_json else print_report(report)
+    print_json(report.figures) if on.as_json else print_report(report)
     if on.out is None:
         return
     about = {"data": on.data, **({} if bundle is None else {"bundle": str(bundle)})}

@@ -1,6 +1,5 @@
 """What commands print: tables for people, JSON for programs."""
 
-import dataclasses
 import io
 import json
 import sys
@@ -10,6 +9,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+
+from diptych.core.figures import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,11 +55,11 @@ def print_json(value: Any) -> None:
 
 def json_text(value: Any, *, encoding: str = "utf-8") -> str:
     """Dataclasses, arrays and paths as JSON; in ASCII where the encoding has no place for a letter, as of an odd file name."""
-    text = json.dumps(value, indent=2, default=_plain, ensure_ascii=False)
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        return json.dumps(value, indent=2, default=_plain)
+        return json.dumps(plain(value), indent=2)
     return text
 
 
@@ -113,18 +114,3 @@ def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
 def warn(text: str) -> None:
     """One line on standard error."""
     sys.stderr.write(f"diptych: {' '.join(text.split())}\n")
-
-
-def percent(share: float) -> str:
-    """A share as people read it.
-
-    >>> percent(0.123)
-    '12.3 %'
-    """
-    return f"{100 * share:.1f} %"
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return value.tolist() if hasattr(value, "tolist") else str(value)

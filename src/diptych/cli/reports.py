@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from diptych.cli.output import console, percent, print_facts, print_table
+from diptych.cli.output import console, print_facts, print_table
+from diptych.core.figures import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, percent, print_json, print_skipped, print_table, say
+from diptych.cli.output import Json, print_json, print_skipped, print_table, say
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.figures import percent
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
 

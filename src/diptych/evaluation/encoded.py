@@ -5,6 +5,7 @@ Shapes: I images, X texts, E embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -37,12 +38,12 @@ class EncodedImages:
     skipped: tuple[tuple[str, str], ...]
     """(key, reason) of the samples whose image could not be read."""
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """Of each image, its sample's key."""
         return tuple(self.source.key(row) for row in self.rows)
 
-    @property
+    @cached_property
     def labels(self) -> tuple[int | None, ...]:
         """Of each image, its sample's label."""
         return tuple(self.source.label(row) for row in self.rows)

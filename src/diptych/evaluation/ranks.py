@@ -53,7 +53,7 @@ def count_strangers(
             for m in range(thresholds.shape[1]):
                 of_images[rows, m] += (scores >= thresholds[rows, m, None].to(scores.device)).sum(dim=1).cpu()
             advance()
-    as_high = of_images[owner, place - 1] - place_with_ties(score, owner, len(image_emb))
+    as_high = of_images[owner, place - 1] - place_with_ties(score, owner, thresholds)
     return Strangers(images=(of_texts - 1).numpy(), texts=as_high.numpy(), place=place.numpy())
 
 
@@ -103,9 +103,8 @@ def _by_image(score: Tensor, owner: Tensor, num_images: int) -> tuple[Float32[Te
     return thresholds, place
 
 
-def place_with_ties(score: Tensor, owner: Tensor, num_images: int) -> Int64[Tensor, " X"]:
+def place_with_ties(score: Tensor, owner: Tensor, thresholds: Float32[Tensor, "I M"]) -> Int64[Tensor, " X"]:
     """Of each text, how many texts of its own image score as high or higher, itself among them."""
-    thresholds, _ = _by_image(score, owner, num_images)
     counted = torch.zeros_like(owner)
     for m in range(thresholds.shape[1]):
         other = thresholds[owner, m]

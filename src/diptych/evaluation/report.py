@@ -8,7 +8,7 @@ import io
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from html import escape
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from diptych.core.errors import ConfigError
+from diptych.core.figures import plain
 from diptych.evaluation.tables import Table
 
 RESULTS, PAGE = "results.json", "report.html"
@@ -88,19 +89,6 @@ def versions() -> dict[str, str]:
     """Of what a figure may depend on."""
     packages = {name: version(name) for name in ("diptych", "torch", "numpy", "Pillow", "tokenizers")}
     return {"python": platform.python_version(), **packages, "machine": platform.machine()}
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, arrays and paths as what JSON has."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(name): plain(inside) for name, inside in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inside) for inside in value]
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def png_of(image: Image.Image) -> bytes:

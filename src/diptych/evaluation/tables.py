@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diptych.core.figures import percent
 from diptych.evaluation.retrieval import Recall, RetrievalReport
 from diptych.evaluation.zero_shot import ZeroShotReport
 
@@ -13,15 +14,6 @@ class Table:
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-
-
-def percent(share: float) -> str:
-    """A share as people read it.
-
-    >>> percent(0.123)
-    '12.3 %'
-    """
-    return f"{100 * share:.1f} %"
 
 
 def recall_table(report: RetrievalReport) -> Table:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from diptych.core.figures import percent
 from diptych.evaluation.compare import Comparison
 from diptych.evaluation.encoded import EncodedImages
 from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths
@@ -13,7 +14,7 @@ from diptych.evaluation.probe import KnnReport, ProbeReport
 from diptych.evaluation.report import Picture, Report, Section, png_of
 from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.robustness import Robustness
-from diptych.evaluation.tables import Table, accuracy_table, percent, recall_table, worst_classes
+from diptych.evaluation.tables import Table, accuracy_table, recall_table, worst_classes
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.images.sheet import SheetRow, contact_sheet
 

@@ -1,5 +1,6 @@
 """Zero-shot classification of a labelled source (Radford et al. 2021, sec. 3.1). Shapes: N images, C classes, K bins."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -41,6 +42,7 @@ class ZeroShot:
     report: ZeroShotReport
     images: EncodedImages
     classes: tuple[str, ...]
+    """Their names for people, each another (`distinct_names`)."""
     labels: Int64[ndarray, " N"]
     predicted: Int64[ndarray, " N"]
     probability: Float32[ndarray, " N"]
@@ -80,7 +82,7 @@ def evaluate_zero_shot(
 
     Raises:
         DataError: the samples have no labels or impossible ones, a class has no sample, or no image can be read.
-        ConfigError: a template lacks `{}`, or the classes repeat.
+        ConfigError: a template lacks `{}`, or a name is empty.
     """
     names = tuple(classes) if classes is not None else source.classes
     check_labels(source)
@@ -96,7 +98,8 @@ def evaluate_zero_shot(
     predicted = ranked[:, 0].astype(np.int64)
     probability = softmax(cosine * np.float32(encoder.embedder.logit_scale))[np.arange(len(labels)), predicted]
     hit = predicted == labels
-    per_class = {names[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
+    shown = distinct_names(names)
+    per_class = {shown[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
     calibrated = calibration(probability, hit)
     report = ZeroShotReport(
         top1=float(hit.mean()),
@@ -116,12 +119,22 @@ def evaluate_zero_shot(
     return ZeroShot(
         report=report,
         images=images,
-        classes=names,
+        classes=shown,
         labels=labels,
         predicted=predicted,
         probability=probability,
         calibration=calibrated,
     )
+
+
+def distinct_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Names that several classes have, as two of ImageNet's published ones, with the number of the class.
+
+    >>> distinct_names(["missile", "crane", "crane"])
+    ('missile', 'crane (class 1)', 'crane (class 2)')
+    """
+    times = Counter(classes)
+    return tuple(name if times[name] == 1 else f"{name} (class {label})" for label, name in enumerate(classes))
 
 
 def prompt_hash(classes: Sequence[str], templates: Sequence[str]) -> str:

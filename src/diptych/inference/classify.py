@@ -56,6 +56,7 @@ def classify(
         ImageError: an image cannot be read.
     """
     check_not_empty(images, "image")
+    check_distinct(classes)
     class_emb = class_embeddings(embedder, classes, templates)
     cosine = embedder.encode_images(images) @ class_emb.T
     probability = softmax(cosine * np.float32(embedder.logit_scale))
@@ -85,7 +86,7 @@ def class_embeddings(
     """One unit embedding a class: the mean of its prompts' unit embeddings, renormalised (Radford et al. 2021, sec. 3.1.4).
 
     Raises:
-        ConfigError: the classes are empty or repeat, or a template lacks `{}`.
+        ConfigError: the classes are empty, or a template lacks `{}`.
     """
     check_classes(classes)
     check_templates(templates)
@@ -95,7 +96,7 @@ def class_embeddings(
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Refuse a list of classes that is empty, holds an empty name, or repeats one.
+    """Refuse a list of classes that is empty or holds an empty name.
 
     Raises:
         ConfigError: which of these it is.
@@ -104,6 +105,14 @@ def check_classes(classes: Sequence[str]) -> None:
         raise ConfigError("the list of classes is empty")
     if not all(name.strip() for name in classes):
         raise ConfigError("a class has an empty name")
+
+
+def check_distinct(classes: Sequence[str]) -> None:
+    """Refuse a list of classes that repeats one.
+
+    Raises:
+        ConfigError: which of them.
+    """
     repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
     if repeated:
         raise ConfigError(f"classes given more than once: {', '.join(repeated[:5])}")

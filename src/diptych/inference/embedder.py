@@ -18,13 +18,11 @@ from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, Image
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe
 from diptych.images.transforms import evaluation_pixels, normalize
-from diptych.models.prefix_tree import in_order, prefix_tree, shared_beginnings
+from diptych.models.prefix_tree import prefix_tree, worth_sharing
 from diptych.tokenizers.protocol import Encoded
 
 T = TypeVar("T")
 
-_WORTH_SHARING = 0.8
-"""Share of tokens that a tree of beginnings must not exceed: a node's ancestors are gathered, which packed texts' are not."""
 _NODES = 4096
 """New nodes of a tree, about: enough to fill the products, few enough for its activations to stay in the cache."""
 
@@ -84,14 +82,12 @@ class Embedder:
     def _encode_encoded(self, encoded: Encoded) -> Iterator[tuple[Int64[ndarray, " B"], Tensor]]:
         """Batch by batch: which texts, and their embeddings."""
         model, ids, lengths = self.bundle.model, encoded.ids, encoded.lengths
-        if model.text_tower.can_share:
-            order = in_order(ids, lengths)
-            new = lengths[order] - shared_beginnings(ids[order], lengths[order])
-            if new.sum() < _WORTH_SHARING * lengths.sum():
-                batch_of_row = new.cumsum() // _NODES
-                for rows in np.split(order, np.flatnonzero(np.diff(batch_of_row)) + 1):
-                    yield rows, model.encode_text_tree(prefix_tree(ids[rows], lengths[rows], self.device))
-                return
+        sharing = worth_sharing(ids, lengths) if model.text_tower.can_share else None
+        if sharing is not None:
+            order, new = sharing
+            for rows in np.split(order, np.flatnonzero(np.diff(new.cumsum() // _NODES)) + 1):
+                yield rows, model.encode_text_tree(prefix_tree(ids[rows], lengths[rows], self.device))
+            return
         by_length = np.argsort(lengths, kind="stable")
         for start in range(0, len(ids), self.batch_size):
             rows = by_length[start : start + self.batch_size]

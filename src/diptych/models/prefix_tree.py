@@ -1,8 +1,9 @@
 """Texts that begin alike, each beginning computed once.
 
 In a causal tower a token sees only what stands before it. So what the tower computes for a token follows from the text up to
-there, and texts that begin alike share it: eighty templates around a thousand names need a twentieth of the tokens that as
-many padded rows have. The tree of all beginnings has a node for each; a node's ancestors are the tokens before it.
+there, and texts that begin alike share it: ImageNet's eighty templates around its thousand names are 769,000 tokens of 328,000
+beginnings, and 6,160,000 in padded rows. The tree of all beginnings has a node for each; a node's ancestors are the tokens
+before it.
 
 Shapes: B texts, T tokens of the longest, N nodes, A asking nodes.
 """
@@ -16,6 +17,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from diptych.models.layers import Paths
+
+_WORTH_SHARING = 0.75
+"""Share of tokens that a tree must not reach: a node's ancestors are gathered, which packed texts' are not."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,22 @@ def in_order(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]) -> Int64
     return np.lexsort(columns).astype(np.int64) if len(columns) else np.arange(len(ids))
 
 
-def shared_tree(
-    ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], device: torch.device, *, worth: float
-) -> PrefixTree | None:
-    """The tree of texts in any order, if it has no more than this share of their tokens."""
+def worth_sharing(
+    ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]
+) -> tuple[Int64[ndarray, " B"], Int64[ndarray, " B"]] | None:
+    """The order for a tree, and how many nodes each text adds; None where its nodes are too many of the texts' tokens."""
     order = in_order(ids, lengths)
-    ids, lengths = ids[order], lengths[order]
-    if (lengths - shared_beginnings(ids, lengths)).sum() > worth * lengths.sum():
+    new = lengths[order] - shared_beginnings(ids[order], lengths[order])
+    return None if new.sum() >= _WORTH_SHARING * lengths.sum() else (order, new)
+
+
+def shared_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], device: torch.device) -> PrefixTree | None:
+    """The tree of texts in any order, where it is worth it."""
+    sharing = worth_sharing(ids, lengths)
+    if sharing is None:
         return None
-    tree = prefix_tree(ids, lengths, device)
+    order, _ = sharing
+    tree = prefix_tree(ids[order], lengths[order], device)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return replace(tree, end_of_text=tree.end_of_text[torch.from_numpy(rank).to(device)])

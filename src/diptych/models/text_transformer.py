@@ -13,9 +13,6 @@ from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each
 from diptych.models.packing import Packing, pack
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
-_WORTH_SHARING = 0.7
-"""Share of tokens that a tree of beginnings must not exceed: what a node asks is gathered, which packed texts' is not."""
-
 
 class TextTransformer(nn.Module):
     """Tokens and positions, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4).
@@ -58,7 +55,7 @@ class TextTransformer(nn.Module):
         if self.config.layout == "siglip":
             ids, lengths = self._filled_up(ids, lengths)
         if ids.ndim == 2 and ids.device.type == "cpu" and self.can_share and len(ids) > 1:
-            tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device, worth=_WORTH_SHARING)
+            tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device)
             if tree is not None:
                 return self.along_tree(tree)
         packing = pack(lengths, padded_to=ids.shape[1] if ids.ndim == 2 else None, device=ids.device)
