@@ -34,7 +34,13 @@ COMMON = {
     "validation.times": "1",
 }
 KINDS = {
-    "ddp": {"ema": "0.8", "micro_batch": "4", "model.image.patch_dropout": "0.25", "checkpoint.steps": "3"},
+    "ddp": {
+        "ema": "0.8",
+        "micro_batch": "4",
+        "model.image.patch_dropout": "0.25",
+        "model.text.dropout": "0.1",
+        "checkpoint.steps": "3",
+    },
     "fsdp": {"parallel": "fsdp", "ema": "0.8", "micro_batch": "4", "model.image.patch_dropout": "0.25"},
     "fsdp, sigmoid, lion": {
         "parallel": "fsdp",

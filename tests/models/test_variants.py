@@ -18,9 +18,9 @@ TEXT = TextConfig(vocab_size=50, context_length=12, width=32, layers=3, heads=4)
 IDS, LENGTHS = torch.tensor([[2, 7, 8, 3, 0], [2, 5, 9, 11, 3]]), torch.tensor([4, 5])
 
 
-def _model(image: ImageConfig = VIT) -> CLIP:
+def _model(image: ImageConfig = VIT, text: TextConfig = TEXT) -> CLIP:
     torch.manual_seed(0)
-    return CLIP(CLIPConfig(embed_dim=24, image=image, text=TEXT, init_logit_bias=-10.0))
+    return CLIP(CLIPConfig(embed_dim=24, image=image, text=text, init_logit_bias=-10.0))
 
 
 def _pixels(model: CLIP, num: int = 2) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_half_precision_keeps_norms_and_temperature_in_full(image: ImageConfig, 
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
-    model = _model(replace(VIT, patch_dropout=0.5))
+    model = _model(replace(VIT, patch_dropout=0.5, dropout=0.1), replace(TEXT, dropout=0.1))
     results = []
     for enabled in (False, True):
         model.set_gradient_checkpointing(enabled)
@@ -106,6 +106,18 @@ def test_patch_dropout_leaves_out_its_share_in_training_alone() -> None:
     model.eval()
     assert torch.equal(model.image_tower(pixels), model.image_tower(pixels))
     assert [shape[1] for shape in seen] == [5, 5, 17, 17]
+
+
+def test_dropout_draws_in_training_alone_and_each_text_its_own() -> None:
+    model = _model(replace(VIT, dropout=0.3), replace(TEXT, dropout=0.3))
+    same_texts = IDS[:1].expand(2, -1), LENGTHS[:1].expand(2)
+    images, (one, other) = model.image_tower(_pixels(model)), model.text_tower(*same_texts)
+    assert not torch.equal(images, model.image_tower(_pixels(model)))
+    assert not torch.allclose(one, other)
+    model.eval()
+    assert torch.equal(model.image_tower(_pixels(model)), model.image_tower(_pixels(model)))
+    one, other = model.text_tower(*same_texts)
+    torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("image", "new_px"), [(VIT, 48), (VIT, (24, 64)), (RESNET, 96), (VIT, 32)])

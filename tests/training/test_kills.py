@@ -31,6 +31,7 @@ KILLED_RUN = override(
     TINY_RUN,
     {
         "model.image.patch_dropout": "0.25",
+        "model.text.dropout": "0.1",
         "augment.jitter": "[0.2, 0.2, 0.2, 0.1]",
         "augment.erase": "0.25",
         "schedule.steps": "none",

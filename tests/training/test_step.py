@@ -19,7 +19,11 @@ from diptych.training.step import TrainingStep
 from diptych.training.watch import MAX_STRIKES, Watch, circumstances, diagnose
 from tests.conftest import TINY_MODEL
 
-_DROPPING = replace(TINY_MODEL, image=replace(TINY_MODEL.image, image_px=64, patch_dropout=0.5))  # type: ignore[arg-type]
+_DROPPING = replace(
+    TINY_MODEL,
+    image=replace(TINY_MODEL.image, image_px=64, patch_dropout=0.5, dropout=0.1),  # type: ignore[arg-type]
+    text=replace(TINY_MODEL.text, dropout=0.1),
+)
 _RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
 
 

@@ -16,6 +16,7 @@ from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zer
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
 from diptych.cli.train import dotted_to_set, train
+from diptych.cli.tune import tune
 from diptych.cli.use import classify, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
 from diptych.core.errors import DiptychError, DiptychWarning
@@ -31,6 +32,7 @@ evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
 data_app = App(name="data", help="Look at data, and put it into another form.")
 app.command(demo)
 app.command(train)
+app.command(tune)
 app.command(evaluate_app)
 app.command(data_app)
 data_app.command(audit)

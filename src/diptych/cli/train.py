@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval
+from diptych.cli.run_settings import base_config, length, resolve
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ def train(
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
         check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(read_config(resume / CONFIG), resume, resume=True)
-    base = _base_config(recipe, config)
-    given |= _length({"minutes": minutes, "epochs": epochs, "steps": steps})
-    resolved = _resolve(base, preset, given, changes or [])
+    base = base_config(recipe, config)
+    given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
+    resolved = resolve(base, preset, given, changes or [])
     if check:
         return _check(resolved)
     return run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
@@ -185,44 +186,3 @@ def dotted_to_set(words: Sequence[str]) -> list[str]:
         else:
             out.append(word)
     return out
-
-
-def _base_config(name: str | None, path: Path | None) -> "TrainConfig":
-    from diptych.recipes.choice import RECIPES, recipe
-    from diptych.training.config import read_config
-
-    if name is None and path is None:
-        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}), or give --config FILE")
-    if name is not None and path is not None:
-        raise ConfigError("a recipe and --config exclude each other")
-    return read_config(path) if path is not None else recipe(name or "")
-
-
-def _length(limits: dict[str, float | None]) -> dict[str, Any]:
-    """The one limit that is given replaces the recipe's, whichever it has."""
-    given = [name for name, value in limits.items() if value is not None]
-    if len(given) > 1:
-        raise ConfigError(f"--{' and --'.join(given)} exclude each other")
-    return {f"schedule.{name}": value for name, value in limits.items()} if given else {}
-
-
-def _resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any], changes: list[str]) -> "TrainConfig":
-    import dataclasses
-
-    from diptych.core.settings import override
-    from diptych.presets import preset
-
-    for change in changes:
-        path, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
-        given[path] = value
-    if given.get("init", base.init) is not None:
-        of_model = [f"--{path}" for path in given if path.startswith("model.")] + ["--preset"] * (
-            preset_name is not None
-        )
-        if of_model:
-            raise ConfigError(f"--init brings its own model; it excludes {', '.join(of_model)}")
-    if preset_name is not None:
-        base = dataclasses.replace(base, model=preset(preset_name))
-    return override(base, given)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
@@ -34,12 +35,21 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
     Raises:
         ConfigError: a key is unknown (the nearest known one is named), missing, or of the wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415  (50 ms that `--help` need not pay)
+    from pydantic import ValidationError  # noqa: PLC0415  (50 ms that `--help` need not pay)
 
     try:
-        return TypeAdapter(cls).validate_python(plain)
+        value: T = _adapter(cls).validate_python(plain)  # type: ignore[arg-type]
+        return value
     except ValidationError as error:
         raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
+
+
+@lru_cache
+def _adapter(cls: type[Any]) -> Any:
+    """Knows all fields of a kind of settings, which takes it milliseconds to find out."""
+    from pydantic import TypeAdapter  # noqa: PLC0415  (50 ms that `--help` need not pay)
+
+    return TypeAdapter(cls)
 
 
 def _explain(cls: type[Any], error: Any) -> str:

@@ -52,6 +52,11 @@ class RetrievalReport:
         """Mean of both directions' R@1."""
         return (self.image_to_text.r1 + self.text_to_image.r1) / 2
 
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean of both directions'."""
+        return (self.image_to_text.mean_average_precision + self.text_to_image.mean_average_precision) / 2
+
 
 @dataclass(frozen=True)
 class Ranks:

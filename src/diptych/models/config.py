@@ -23,6 +23,11 @@ def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_rati
         raise ConfigError(f"{where}: width {width} is no multiple of heads {heads}")
 
 
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}; it must lie within [0, 1)")
+
+
 def _write_squares_as_one_number(config: object, *names: str) -> None:
     """(224, 224) is 224, so that two configs of one model are equal."""
     for name in names:
@@ -61,6 +66,9 @@ class ViTConfig:
     """`siglip` has no class token, no norm before the first block, a bias on patches, no projection, and 1e-6 in its norms."""
     patch_dropout: float = 0.0
     """Share of the patches that each training step leaves out (FLIP, Li et al. 2023), within [0, 1)."""
+    dropout: float = 0.0
+    """Share of what attention and MLP add to a token that a training step drops (Vaswani et al. 2017, sec. 5.4), within
+    [0, 1)."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
@@ -72,8 +80,8 @@ class ViTConfig:
             raise ConfigError(
                 f"model.image.patch_px is {self.patch_px}; a convolutional stem halves, so it needs a power of 2"
             )
-        if not 0 <= self.patch_dropout < 1:
-            raise ConfigError(f"model.image.patch_dropout is {self.patch_dropout}; it must lie within [0, 1)")
+        _check_share("model.image.patch_dropout", self.patch_dropout)
+        _check_share("model.image.dropout", self.dropout)
         if self.layout == "siglip" and self.pooling == "cls":
             raise ConfigError("model.image.pooling is 'cls', but SigLIP's layout has no class token; take 'attention'")
 
@@ -156,9 +164,12 @@ class TextConfig:
     layout: Literal["clip", "siglip"] = "clip"
     """`siglip` fills every text up to the context and attends to the filling, has a bias on its projection, and 1e-6 in its
     norms. Its `eot` is the last place of the context."""
+    dropout: float = 0.0
+    """Share of what attention and MLP add to a token that a training step drops, within [0, 1)."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.text", self.width, self.layers, self.heads, self.mlp_ratio)
+        _check_share("model.text.dropout", self.dropout)
         if self.context_length < 3:
             raise ConfigError(f"model.text.context_length is {self.context_length}; two marks and a token need 3")
         if self.tokenizer == "clip-bpe" and self.vocab_size != CLIP_VOCAB_SIZE:

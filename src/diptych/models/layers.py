@@ -120,22 +120,28 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); in training each addend with dropout."""
 
     def __init__(
-        self, width: int, heads: int, *, mlp_ratio: float, activation: Activation, norm_eps: float = 1e-5
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float,
+        activation: Activation,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm_1 = LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
         self.norm_2 = LayerNorm(width, eps=norm_eps)
         self.mlp = mlp(width, ratio=mlp_ratio, activation=activation)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """The next layer's tokens."""
-        x = x + self.attention(self.norm_1(x), runs, is_causal=is_causal)
-        out: Tensor = x + self.mlp(self.norm_2(x))
-        return out
+        return self._after(x, self.attention(self.norm_1(x), runs, is_causal=is_causal))
 
     def pooled(self, x: Float[Tensor, "N W"], runs: Runs, chosen: Int64[Tensor, " S"]) -> Float[Tensor, "S W"]:
         """The next layer's token at one place a sequence, exactly as `forward` gives it, and nothing for the others.
@@ -144,16 +150,18 @@ class Block(nn.Module):
         tower the place must be the sequence's last, which sees everything.
         """
         normed = self.norm_1(x)
-        token = x[chosen] + self.attention.pooled(normed[chosen], normed, runs)
-        out: Tensor = token + self.mlp(self.norm_2(token))
-        return out
+        return self._after(x[chosen], self.attention.pooled(normed[chosen], normed, runs))
 
     def along_paths(self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: Paths) -> Float[Tensor, "A W"]:
         """The next layer's token of some nodes, each of which sees the tokens of its path."""
         normed, is_all = self.norm_1(x), len(nodes) == len(x)
         tokens = x if is_all else x[nodes]
-        tokens = tokens + self.attention.along_paths(normed if is_all else normed[nodes], normed, paths)
-        out: Tensor = tokens + self.mlp(self.norm_2(tokens))
+        return self._after(tokens, self.attention.along_paths(normed if is_all else normed[nodes], normed, paths))
+
+    def _after(self, x: Float[Tensor, "A W"], heard: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
+        """Tokens with what they heard, and what the MLP makes of it."""
+        x = x + self.dropout(heard)
+        out: Tensor = x + self.dropout(self.mlp(self.norm_2(x)))
         return out
 
 
@@ -169,11 +177,13 @@ class Transformer(nn.Module):
         mlp_ratio: float,
         activation: Activation,
         norm_eps: float = 1e-5,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps) for _ in range(layers)
+            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps, dropout=dropout)
+            for _ in range(layers)
         )
         for block in self.blocks:
             assert isinstance(block, Block)

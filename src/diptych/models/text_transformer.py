@@ -35,6 +35,7 @@ class TextTransformer(nn.Module):
             mlp_ratio=config.mlp_ratio,
             activation=config.activation,
             norm_eps=norm_eps,
+            dropout=config.dropout,
         )
         self.norm_post = LayerNorm(config.width, eps=norm_eps)
         self.projection = nn.Linear(config.width, embed_dim, bias=is_siglip)
@@ -69,7 +70,8 @@ class TextTransformer(nn.Module):
         """Whether texts that begin alike have anything in common in this tower."""
         config = self.config
         is_causal = config.is_causal and config.pooling == "eot" and config.layout != "siglip"
-        return is_causal and not self.transformer.gradient_checkpointing
+        draws = self.training and config.dropout > 0  # Each text drops its own.
+        return is_causal and not draws and not self.transformer.gradient_checkpointing
 
     def along_tree(self, tree: PrefixTree) -> Float[Tensor, "B E"]:
         """The same for the texts of a tree, of which each beginning is computed once; the tower must be able to share."""

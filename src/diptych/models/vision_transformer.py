@@ -92,6 +92,7 @@ class VisionTransformer(nn.Module):
             mlp_ratio=config.mlp_ratio,
             activation=config.activation,
             norm_eps=norm_eps,
+            dropout=config.dropout,
         )
         self.norm_post = LayerNorm(width, eps=norm_eps)
         self.pool = AttentionPool(config, norm_eps=norm_eps) if config.pooling == "attention" else None

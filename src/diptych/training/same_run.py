@@ -26,18 +26,28 @@ def check_same_run(saved: Mapping[str, Any], config: object) -> None:
     Traceback (most recent call last):
     diptych.core.errors.RunError: its checkpoint was written with seed 0, and this run has 1; go on with the folder's own ...
     """
+    differing = differing_settings(saved, config)
+    if differing:
+        key, was, now = differing[0]
+        more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
+        raise RunError(
+            f"its checkpoint was written with {key} {was}, and this run has {now}{more}; go on with the folder's own "
+            "config.yaml, or start a new run in another folder"
+        )
+
+
+def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:
+    """Those that decide what is learned: (path, what was saved, what is now).
+
+    >>> differing_settings({"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.2}})
+    [('optimizer.lr', '0.1', '0.2')]
+    """
     before, now = dict(_flat(saved)), dict(_flat(to_plain(config)))
-    differing = [
-        f"{key} {_shown(before, key)}, and this run has {_shown(now, key)}"
+    return [
+        (key, _shown(before, key), _shown(now, key))
         for key in dict.fromkeys([*now, *before])
         if not _may_differ(key) and _shown(before, key) != _shown(now, key)
     ]
-    if differing:
-        more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
-        raise RunError(
-            f"its checkpoint was written with {differing[0]}{more}; go on with the folder's own config.yaml, or start a new "
-            "run in another folder"
-        )
 
 
 def _may_differ(key: str) -> bool:

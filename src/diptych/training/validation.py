@@ -21,7 +21,7 @@ from diptych.losses.contrastive import batch_accuracy
 from diptych.training.glimpse import Glimpse, glimpse
 from diptych.training.objective import LossConfig
 
-Metric: TypeAlias = Literal["recall", "loss", "zero_shot"]
+Metric: TypeAlias = Literal["recall", "map", "loss", "zero_shot"]
 
 
 @settings
@@ -35,8 +35,8 @@ class ValidationConfig:
     samples: int = 512
     """At most so many validation images during the run; a stable subset. The end is measured on all."""
     metric: Metric = "recall"
-    """What `bundle-best` is best at: mean R@1 of both directions (`recall`), the validation `loss`, or `zero_shot` accuracy,
-    for data with classes."""
+    """What `bundle-best` is best at: mean R@1 of both directions (`recall`), their mean average precision (`map`), which tells
+    apart models that seldom come first, the validation `loss`, or `zero_shot` accuracy, for data with classes."""
     patience: int | None = None
     """End the run after so many validations in a row that were no better than the best; None to go on."""
 
@@ -75,6 +75,8 @@ class Validation:
                 return self.zero_shot
             case "recall":
                 return self.retrieval.mean_r1
+            case "map":
+                return self.retrieval.mean_average_precision
             case _:
                 assert_never(metric)
 

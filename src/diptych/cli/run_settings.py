@@ -1,0 +1,60 @@
+"""From options to the settings of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diptych.training.config import TrainConfig
+
+
+def base_config(name: str | None, path: Path | None) -> "TrainConfig":
+    """A recipe's run, or a file's.
+
+    Raises:
+        ConfigError: neither is given, or both, or there is no such recipe or file.
+    """
+    from diptych.recipes.choice import RECIPES, recipe
+    from diptych.training.config import read_config
+
+    if name is None and path is None:
+        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}), or give --config FILE")
+    if name is not None and path is not None:
+        raise ConfigError("a recipe and --config exclude each other")
+    return read_config(path) if path is not None else recipe(name or "")
+
+
+def length(limits: dict[str, float | None]) -> dict[str, Any]:
+    """The one limit that is given replaces the recipe's, whichever it has."""
+    given = [name for name, value in limits.items() if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"--{' and --'.join(given)} exclude each other")
+    return {f"schedule.{name}": value for name, value in limits.items()} if given else {}
+
+
+def resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any], changes: list[str]) -> "TrainConfig":
+    """The run with another model, with what options say, and with `path=value` changes.
+
+    Raises:
+        ConfigError: a change is none, names no setting, or does not fit.
+    """
+    import dataclasses
+
+    from diptych.core.settings import override
+    from diptych.presets import preset
+
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
+        given[path] = value
+    if given.get("init", base.init) is not None:
+        of_model = [f"--{path}" for path in given if path.startswith("model.")] + ["--preset"] * (
+            preset_name is not None
+        )
+        if of_model:
+            raise ConfigError(f"--init brings its own model; it excludes {', '.join(of_model)}")
+    if preset_name is not None:
+        base = dataclasses.replace(base, model=preset(preset_name))
+    return override(base, given)

@@ -1,0 +1,1 @@
+"""The settings that suit this data and this machine, found by trying."""

@@ -1,0 +1,76 @@
+"""The folder of a study, and what is checked before its first trial."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import optuna
+import yaml
+
+from diptych.core.errors import ConfigError
+from diptych.core.settings import from_plain
+from diptych.training.config import TrainConfig
+from diptych.training.prepare import open_data
+from diptych.tuning.space import Dimension, Space, reduced
+from diptych.tuning.storage import opened_storage, shown_url, sqlite_url
+from diptych.tuning.study import Row, quiet_optuna, rows
+
+_ABOUT = "tune.yaml"
+
+
+def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], say: Callable[[str], None]) -> Space:
+    """The space around a run, without what its data does not allow.
+
+    Raises:
+        ConfigError: the run cannot be, or the space names no setting, has an empty range, or no choice that would do.
+        DataError: the data cannot be read.
+    """
+    train_source, _ = open_data(base)
+    num = len(train_source)
+
+    def check(config: TrainConfig) -> None:
+        if config.batch_size > num:
+            raise ConfigError(f"batch_size {config.batch_size} is larger than the training data ({num} samples)")
+
+    return reduced(Space(base, tuple(dimensions), check), say)
+
+
+def create_study_folder(folder: Path, *, storage: str | None) -> None:
+    """A folder that says where its study is kept, without the password.
+
+    Raises:
+        ConfigError: it cannot be made, or holds something else.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _ABOUT).is_file():
+        raise ConfigError(f"{folder}: is not empty and holds no study; choose another folder with --out")
+    about = {"study": folder.name, "storage": None if storage is None else shown_url(storage)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _ABOUT).write_text(yaml.safe_dump(about), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list[Row]]:
+    """What is tried in the folder's study, and how its trials stand.
+
+    Args:
+        folder: that of the study.
+        storage: instead of the address that the folder has, which lacks its password.
+
+    Raises:
+        ConfigError: the folder holds no study, or it cannot be reached.
+    """
+    try:
+        about = yaml.safe_load((folder / _ABOUT).read_text(encoding="utf-8"))
+    except OSError:
+        raise ConfigError(f"{folder}: holds no study") from None
+    with quiet_optuna(), opened_storage(storage or about["storage"] or sqlite_url(folder)) as place:
+        try:
+            study = optuna.load_study(study_name=about["study"], storage=place)
+        except KeyError:
+            raise ConfigError(f"{folder}: its study has not begun") from None
+        setup = study.user_attrs.get("setup")
+        if setup is None:
+            raise ConfigError(f"{folder}: its study has not begun")
+        dimensions = [from_plain(Dimension, plain, what="space") for plain in setup["space"].values()]
+        return Space(from_plain(TrainConfig, setup["run"]), tuple(dimensions)), rows(study)

@@ -1,0 +1,218 @@
+"""Tuning from a space to its results: what one worker does. Read this file from top to bottom.
+
+Any number of workers may share a study. Each takes what is next: a trial that another lost, a new one, or, when all are over,
+the best settings with another seed.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial
+from typing_extensions import assert_never
+
+from diptych.core.errors import DiptychError, RunError
+from diptych.core.randomness import stable_hash
+from diptych.training.config import TrainConfig
+from diptych.training.report import Observer
+from diptych.tuning.space import Space, Value
+from diptych.tuning.storage import opened_storage, sqlite_url
+from diptych.tuning.study import (
+    SURPLUS,
+    Row,
+    best_of,
+    candidates,
+    is_surplus,
+    leave_to_successor,
+    open_study,
+    origin_number,
+    quiet_optuna,
+    rows,
+    suggest,
+    take_over,
+    this_worker,
+)
+from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, drop_weights, free_memory, run_trial
+
+SamplerName: TypeAlias = Literal["tpe", "random", "gp", "qmc"]
+PrunerName: TypeAlias = Literal["hyperband", "median", "none"]
+_MAX_FAILURES = 3
+"""So many failures before any trial ends well are not the settings' fault."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """How a space is searched."""
+
+    trials: int = 10
+    """Settings to try, the recipe's own among them."""
+    sampler: SamplerName = "tpe"
+    pruner: PrunerName = "hyperband"
+    repeats: int = 2
+    """Seeds with which the best settings are trained again."""
+    storage: str | None = None
+    """Address of the database; None for SQLite in the folder."""
+    heartbeat_s: int = 30
+
+
+@runtime_checkable
+class TuningObserver(Observer, Protocol):
+    """Is told what each training does, and how the trials stand."""
+
+    def on_rows(self, found: list[Row]) -> None:
+        """After a trial began or ended."""
+
+
+def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningObserver) -> list[Row]:
+    """Work on the study that is called as the folder, until nothing is left that nobody works on.
+
+    Args:
+        space: what is tried, and around which run.
+        folder: gets the trials' run folders; with `options.storage` it may be another on each machine.
+        options: how.
+        observer: told what happens.
+
+    Returns:
+        The trials. Some are not over if other workers still have them.
+
+    Raises:
+        ConfigError: the study cannot be reached, or was made with other settings.
+        InterruptedTrialError: a signal came; the same call goes on.
+        RunError: the first trials all failed.
+    """
+    url = options.storage or sqlite_url(folder)
+    with quiet_optuna(), opened_storage(url, heartbeat_s=options.heartbeat_s) as storage:
+        worker = _Worker(open_study(storage, folder.name, space), space, folder, options, observer)
+        while worker.has_work():
+            worker.do_next()
+        return worker.show()
+
+
+class _Worker:
+    """One process that trains trial after trial."""
+
+    def __init__(
+        self, study: Study, space: Space, folder: Path, options: TuneOptions, observer: TuningObserver
+    ) -> None:
+        self.study, self.space, self.folder = study, space, folder
+        self.options, self.observer = options, observer
+
+    def show(self) -> list[Row]:
+        """Tell the observer how the trials stand."""
+        found = rows(self.study)
+        self.observer.on_rows(found)
+        return found
+
+    def has_work(self) -> bool:
+        """Whether there is a trial to begin. The best settings are queued with other seeds once all trials are over."""
+        take_over(self.study)
+        found = rows(self.study)
+        if any(row.state == "waiting" for row in found) or len(candidates(found)) < self.options.trials:
+            return True
+        best = best_of(found)
+        if best is None or not all(row.is_over for row in found):
+            return False
+        done = {row.seed for row in found if row.repeat_of == best.number}
+        base = self.space.base.seed
+        missing = [seed for seed in range(base + 1, base + 1 + self.options.repeats) if seed not in done]
+        for seed in missing:
+            attributes = {"repeat_of": best.number, "seed": seed, "settings": best.settings}
+            self.study.enqueue_trial(best.settings, user_attrs=attributes)
+        return bool(missing)
+
+    def do_next(self) -> None:
+        """Begin a trial and see it to its end."""
+        self.study.sampler, self.study.pruner = self._sampler(), self._pruner()
+        try:
+            self.study.optimize(self._objective, n_trials=1, catch=(TrialFailedError,))
+        except (InterruptedTrialError, KeyboardInterrupt, DiptychError):
+            leave_to_successor(self.study)
+            raise
+        except optuna.exceptions.UpdateFinishedTrialError:  # It was silent for so long that another worker has it.
+            return
+        free_memory()
+        found = self.show()
+        best = best_of(found)
+        for row in found:
+            if row.is_over:
+                drop_weights(self._run_folder(row.number), keep_bundle=best is not None and row.number == best.number)
+        failed = [row for row in found if row.state == "failed"]
+        if best is None and len(failed) >= _MAX_FAILURES:
+            raise RunError(f"the first {len(failed)} trials failed, the last one: {failed[-1].reason}")
+
+    def _objective(self, trial: Trial) -> float:
+        attributes = dict(trial.user_attrs)
+        number = origin_number(self._frozen(trial.number))
+        trial.set_user_attr("worker", this_worker())
+        is_free = "repeat_of" not in attributes and "recipe" not in attributes
+        if is_free and is_surplus(self.study, number, self.options.trials):
+            trial.set_user_attr("reason", SURPLUS)
+            raise TrialFailedError
+        values = suggest(trial, self.space, known=None if is_free else attributes["settings"])
+        trial.set_user_attr("settings", values)
+        self.show()
+
+        def on_score(resource: int, score: float) -> None:
+            trial.report(score, resource)
+            if is_free and trial.should_prune():
+                raise optuna.TrialPruned
+
+        try:
+            config = self._config(values, attributes)
+            outcome = run_trial(config, self._run_folder(number), on_score=on_score, observer=self.observer)
+        except TrialFailedError as error:
+            trial.set_user_attr("reason", str(error))
+            raise
+        except (optuna.TrialPruned, InterruptedTrialError, DiptychError):
+            raise
+        except Exception as error:
+            trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            raise TrialFailedError from error
+        trial.set_user_attr("results", {**asdict(outcome), "folder": str(self._run_folder(number).resolve())})
+        return outcome.score
+
+    def _config(self, values: dict[str, Value], attributes: dict[str, Any]) -> TrainConfig:
+        """The recipe's own settings may lie outside of the space."""
+        config = self.space.base if "recipe" in attributes else self.space.settings(values)
+        return replace(config, seed=attributes.get("seed", config.seed))
+
+    def _run_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"trial-{number:04d}"
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
+
+    def _sampler(self) -> BaseSampler:
+        """A new one for each trial, seeded by how many there were, so that a study that is gone on with goes on as it would."""
+        found = self.study.get_trials(deepcopy=False)
+        others = any(trial.state == optuna.trial.TrialState.RUNNING for trial in found)
+        seed = stable_hash(self.space.base.seed, "tune", len(found), this_worker() if others else "") % 2**32
+        match self.options.sampler:
+            case "tpe":
+                return TPESampler(n_startup_trials=min(10, max(3, self.options.trials // 3)), seed=seed)
+            case "random":
+                return RandomSampler(seed=seed)
+            case "gp":
+                return GPSampler(seed=seed)
+            case "qmc":  # One sequence that all share.
+                return QMCSampler(seed=self.space.base.seed, warn_asynchronous_seeding=False)
+            case _:
+                assert_never(self.options.sampler)
+
+    def _pruner(self) -> BasePruner:
+        """Resources are validations."""
+        validation = self.space.base.validation
+        match self.options.pruner:
+            case "hyperband":
+                most: str | int = "auto" if validation.epochs is not None else validation.times
+                return HyperbandPruner(min_resource=1, max_resource=most, reduction_factor=3)
+            case "median":
+                return MedianPruner(n_startup_trials=3, n_warmup_steps=1)
+            case "none":
+                return NopPruner()
+            case _:
+                assert_never(self.options.pruner)
