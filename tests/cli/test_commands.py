@@ -10,7 +10,9 @@ from PIL import Image
 
 from diptych.cli.main import main
 from diptych.cli.output import console
+from diptych.data.sources.cifar import CIFAR100
 from diptych.training.config import TrainConfig, write_config
+from tests.data.test_cifar import python_files
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +161,26 @@ def test_json_of_every_command(capsys: pytest.CaptureFixture[str], tiny_bundle: 
     assert len(_json(capsys, "evaluate", "compare", bundle, bundle, *few)["own"]) == 2
     assert set(_json(capsys, "presets")) >= {"shapes-demo"}
     assert set(_json(capsys, "recipes")) >= {"demo"}
+
+
+def test_cifar_100_as_it_is_published(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
+    data = f"cifar100:{python_files(CIFAR100, tmp_path / 'cifar')}"
+    words = [
+        "evaluate",
+        "zero-shot",
+        str(tiny_bundle),
+        "--data",
+        data,
+        "--split",
+        "test",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "Zero-shot on test: 2 images, 3 classes" in out
+    assert "templates 5" in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"report.html", "confusion.png", "answers.png"}
 
 
 def test_tables(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path) -> None:

@@ -41,6 +41,10 @@ def test_zero_shot_models_side_by_side(clip: LoadedBundle) -> None:
     assert set(only) == set(np.flatnonzero((one.hits == 1) & (two.hits == 0)).tolist())
     for row in only[:2]:
         assert found.tell(row, 0, 1) == f"{one.classes[one.labels[row]]}, not {two.classes[two.predicted[row]]}"
+    assert found.protocol["prompt_hash"] == "; ".join(
+        f"{name}: {each.report.protocol['prompt_hash']}" for name, each in (("one", one), ("two", two))
+    )
+    assert found.protocol["transform"] == one.report.protocol["transform"]
     with pytest.raises(ConfigError, match="at least two"):
         compare_zero_shot(["one"], [one])
 

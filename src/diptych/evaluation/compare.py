@@ -92,7 +92,7 @@ def compare_zero_shot(names: Sequence[str], results: Sequence[ZeroShot]) -> Comp
         names,
         [result.hits for result in results],
         results[0].images,
-        dict(results[0].report.protocol),
+        _joint(names, [result.report.protocol for result in results]),
         [sayer(result) for result in results],
     )
 
@@ -115,7 +115,7 @@ def compare_retrieval(names: Sequence[str], results: Sequence[Retrieval]) -> Com
         names,
         [result.image_to_text.found_at(1).astype(float) for result in results],
         results[0].pairs.images,
-        dict(results[0].report.protocol),
+        _joint(names, [result.report.protocol for result in results]),
         [sayer(result) for result in results],
     )
 
@@ -150,18 +150,26 @@ def _compare(  # noqa: PLR0917  (what a comparison is made of)
     said: Sequence[Callable[[int], str]],
 ) -> Comparison:
     own, differences = bootstrap(hits)
-    # Each model has its own of these.
-    shared = {name: value for name, value in protocol.items() if name not in {"transform", "image_px", "precision"}}
     return Comparison(
         measure=measure,
         names=tuple(names),
         own=tuple(own),
         differences=tuple(differences),
-        protocol=shared,
+        protocol=protocol,
         hits=tuple(hits),
         images=images,
         said=tuple(said),
     )
+
+
+def _joint(names: Sequence[str], protocols: Sequence[dict[str, str | int]]) -> dict[str, str | int]:
+    """What all models share, and of the rest, such as the transform, each model's own."""
+    joint: dict[str, str | int] = {}
+    for key, value in protocols[0].items():
+        own = {name: protocol[key] for name, protocol in zip(names, protocols, strict=True)}
+        is_shared = len(set(own.values())) == 1
+        joint[key] = value if is_shared else "; ".join(f"{name}: {theirs}" for name, theirs in own.items())
+    return joint
 
 
 def _check(names: Sequence[str], images: Sequence[EncodedImages]) -> None:
