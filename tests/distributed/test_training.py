@@ -38,7 +38,7 @@ KINDS = {
         "ema": "0.8",
         "micro_batch": "4",
         "model.image.patch_dropout": "0.25",
-        "model.text.dropout": "0.1",
+        "model.image.dropout": "0.1",  # Not the texts': each is computed once, and ranks have other texts twice.
         "checkpoint.steps": "3",
     },
     "fsdp": {"parallel": "fsdp", "ema": "0.8", "micro_batch": "4", "model.image.patch_dropout": "0.25"},

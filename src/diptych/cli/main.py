@@ -13,6 +13,7 @@ import diptych
 from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
+from diptych.cli.index import add, duplicates, remove, search, stats, verify
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
 from diptych.cli.train import dotted_to_set, train
@@ -30,6 +31,7 @@ app = App(
 )
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
 data_app = App(name="data", help="Look at data, and put it into another form.")
+index_app = App(name="index", help="Keep an index of pictures in step with folders.")
 app.command(demo)
 app.command(train)
 app.command(tune)
@@ -45,6 +47,13 @@ evaluate_app.command(probe)
 evaluate_app.command(knn)
 evaluate_app.command(robustness)
 evaluate_app.command(compare)
+app.command(index_app)
+index_app.command(add)
+index_app.command(stats)
+index_app.command(verify)
+index_app.command(remove)
+index_app.command(duplicates)
+app.command(search)
 app.command(similarity)
 app.command(classify)
 app.command(rank_images)

@@ -5,6 +5,7 @@
     ├── DataError       a source, its captions or its splits
     │   └── ImageError  one picture that cannot be decoded
     ├── BundleError     a folder that is not a whole bundle, or one that does not fit
+    ├── IndexingError   a search index, or what writes it
     └── RunError        a run folder, a checkpoint, or training itself
 
 The command line prints the message on one line and exits with code 2.
@@ -38,6 +39,10 @@ class ImageError(DataError):
 
 class BundleError(DiptychError):
     """A folder is not a whole bundle, or the bundle does not fit its use."""
+
+
+class IndexingError(DiptychError):
+    """A search index is not there, damaged, another model's, or cannot be written."""
 
 
 class RunError(DiptychError):

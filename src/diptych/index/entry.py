@@ -1,0 +1,39 @@
+"""What an index knows of a picture beside its vector."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What tells, without reading a file, that it has not changed."""
+
+    size: int
+    """Bytes."""
+    modified_ns: int
+    """Time of the last change, in nanoseconds since 1970."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture."""
+
+    key: str
+    """Where it lies: the absolute path."""
+    digest: str
+    """Of its content: pictures of one digest share a vector."""
+    stamp: Stamp
+    width: int | None = None
+    """Pixels, upright."""
+    height: int | None = None
+    taken: str | None = None
+    """When, by the camera: `2024-05-01 12:00:00`."""
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """An entry that answers a query."""
+
+    entry: Entry
+    score: float
+    """Its cosine with the query, within [-1, 1]."""

@@ -1,0 +1,232 @@
+"""An index in step with a folder, whatever becomes of its files, and however its writer ends."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diptych.cli.main import main
+from diptych.core.errors import ConfigError, ImageError, IndexingError
+from diptych.index.store import Index
+from diptych.inference.loaded import LoadedBundle, load
+from diptych.search.collection import Update, open_or_create, update
+from diptych.search.query import Term, parse_query, query_vector
+from tests.conftest import draw_photos
+
+ROOT = Path(__file__).parents[2]
+
+
+def _update(folder: Path, clip: LoadedBundle, pictures: Path, *, prune: bool = False) -> Update:
+    with open_or_create(folder, clip) as index:
+        return update(index, clip, [pictures], prune=prune)
+
+
+def _held(folder: Path) -> set[str]:
+    with Index(folder) as index:
+        assert index.verify() == []
+        return {Path(entry.key).name for entry in index.entries()}
+
+
+def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    assert _update(folder, clip, photos) == Update(added=6)
+    assert _update(folder, clip, photos) == Update(unchanged=6)
+    encode = clip.embedder.encode_images
+    (photos / "a.png").rename(photos / "more" / "moved.png")
+    shutil.copy(photos / "b.png", photos / "copy.png")
+    Image.new("RGB", (30, 90), (1, 2, 3)).save(photos / "c.png")
+    os.utime(photos / "d.png", (1, 1))  # Touched, but what it was.
+    (photos / "e.png").unlink()
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    (photos / ".hidden.png").write_bytes(b"no picture")
+    report = _update(folder, clip, photos)
+    assert report == Update(
+        unchanged=3,
+        moved=1,
+        copies=1,
+        changed=1,
+        vanished=1,
+        unreadable=[(str(photos / "broken.jpg"), "is not a picture")],
+    )
+    assert _held(folder) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "e.png", "f.jpg"}
+    report = _update(folder, clip, photos, prune=True)
+    assert report == Update(unchanged=7, vanished=1, dropped=1)  # What is broken is not read again.
+    assert _held(folder) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "f.jpg"}
+    with Index(folder) as index:
+        assert index.size()["unused"] == 0
+        for entry in index.entries():
+            np.testing.assert_allclose(index.vector(entry.digest), encode([entry.key])[0], atol=1e-6)
+
+
+def test_only_what_is_new_is_embedded(
+    clip: LoadedBundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _update(tmp_path / "index", clip, photos)
+    (photos / "a.png").rename(photos / "z.png")
+    draw_photos(photos, ["0.png", "1.png", *(f"n{i}.png" for i in range(8)), "new.png"])
+    counted = list[int]()
+    encode = clip.embedder.encode_images
+
+    def counting(images: list[bytes], **more: object) -> object:
+        counted.append(len(images))
+        return encode(images, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(clip.embedder, "encode_images", counting)
+    report = _update(tmp_path / "index", clip, photos)
+    assert report.moved == 1
+    assert sum(counted) == report.added
+
+
+def test_what_files_say_of_themselves(clip: LoadedBundle, tmp_path: Path) -> None:
+    pictures = tmp_path / "photos"
+    pictures.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Turned by a quarter.
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:01 12:30:00"
+    Image.new("RGB", (40, 20), (9, 9, 9)).save(pictures / "a.jpg", exif=exif)
+    (pictures / "a.txt").write_text("a dark field\nnothing\n\n", encoding="utf-8")
+    Image.new("RGB", (40, 20)).save(pictures / "b.png")
+    _update(tmp_path / "index", clip, pictures)
+    with Index(tmp_path / "index") as index:
+        a, b = index.entries()
+    assert (a.width, a.height, a.taken, a.captions) == (20, 40, "2024-05-01 12:30:00", ("a dark field", "nothing"))
+    assert (b.width, b.height, b.taken, b.captions) == (40, 20, None, ())
+
+
+def test_another_models_vectors_are_refused(
+    clip: LoadedBundle, tiny_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    _update(tmp_path / "index", clip, photos)
+    assert _update(tmp_path / "index", load(tiny_bundle, device="cpu"), photos).unchanged == 6
+    other = load(tiny_bundle, device="cpu")
+    with torch.no_grad():
+        next(other.bundle.model.text_tower.parameters()).add_(0.1)
+    with pytest.raises(IndexingError, match="make another index"):
+        open_or_create(tmp_path / "index", other)
+    with pytest.raises(IndexingError, match="no such folder"):
+        _update(tmp_path / "index", clip, tmp_path / "nowhere")
+
+
+def test_twenty_kills_lose_and_double_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    pictures, folder = tmp_path / "photos", tmp_path / "index"
+    pictures.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(600):
+        Image.fromarray(generator.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(pictures / f"{number:03d}.png")
+    draw = random.Random(0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.search.writer", str(folder), str(tiny_bundle), str(pictures)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        done, ends = 0, list[str]()
+        for _ in range(20):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            child = int(process.stdout.readline())
+            time.sleep(draw.uniform(0, 0.1))
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            ends.append(process.stdout.readline())
+            if (folder / "index.db").exists():
+                with Index(folder) as index:
+                    faults = [fault for fault in index.verify() if "cut off" not in fault]
+                    assert faults == []
+                    assert len(index) >= done
+                    done = len(index)
+        process.stdin.close()
+    assert ends.count("killed\n") >= 10
+    assert main(["index", "add", str(folder), str(pictures), "--bundle", str(tiny_bundle)]) == 0
+    clip = load(tiny_bundle, device="cpu")
+    with Index(folder) as index:
+        assert index.verify() == []
+        assert index.size() | {"bytes": 0} == {"entries": 600, "vectors": 600, "unused": 0, "unreadable": 0, "bytes": 0}
+        for entry in index.entries()[::37]:
+            np.testing.assert_allclose(index.vector(entry.digest), clip.encode_images([entry.key])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("a dog in the snow", [("text", "a dog in the snow", 1)]),
+        ("black-and-white cat", [("text", "black-and-white cat", 1)]),
+        (
+            '"beach" + 0.5*photo.jpg - "people"',
+            [("text", "beach", 1), ("image", "photo.jpg", 0.5), ("text", "people", -1)],
+        ),
+        ("- people + beach", [("text", "people", -1), ("text", "beach", 1)]),
+        ('2 * "a + b" - .5*c', [("text", "a + b", 2), ("text", "c", -0.5)]),
+        ('"photo.jpg"', [("text", "photo.jpg", 1)]),
+        ("3 dogs", [("text", "3 dogs", 1)]),
+    ],
+)
+def test_queries(text: str, terms: list[tuple[str, str, float]]) -> None:
+    assert [(term.kind, term.value, term.weight) for term in parse_query(text)] == terms
+
+
+@pytest.mark.parametrize("text", ["", "  ", '""', '"open', 'a + ""', 'a "b'])
+def test_queries_that_say_nothing(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"empty|cannot be read"):
+        parse_query(text)
+
+
+def test_a_query_is_the_weighted_sum(clip: LoadedBundle, photos: Path) -> None:
+    picture = str(photos / "a.png")
+    found = query_vector(clip, parse_query(f'"red" + 0.5*{picture} - "blue"'))
+    red, blue = clip.encode_texts(["red", "blue"])
+    expected = red + 0.5 * clip.encode_images([picture])[0] - blue
+    np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+    with pytest.raises(ConfigError, match="cancel out"):
+        query_vector(clip, parse_query('"red" - "red"'))
+    with pytest.raises(ConfigError, match="nothing to search for"):
+        query_vector(clip, [])
+    with pytest.raises(ImageError, match="no such file"):
+        query_vector(clip, [Term(kind="image", value="none.jpg")])
+
+
+def test_the_commands(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sheet = str(tmp_path / "index"), tmp_path / "found.png"
+
+    def said(*words: str, code: int = 0) -> str:
+        assert main(list(words)) == code
+        captured = capsys.readouterr()
+        return captured.out + captured.err
+
+    assert "needs --bundle" in said("index", "add", folder, str(photos), code=2)
+    assert "6 new; 6 pictures" in said("index", "add", folder, str(photos), "--bundle", str(tiny_bundle))
+    assert "6 as before" in said("index", "add", folder, str(photos))
+    assert "all is well" in said("index", "verify", folder)
+    assert "entries" in said("index", "stats", folder)
+    assert said("search", folder, "a red circle", "--top", "4", "--sheet", str(sheet)).count("photos") == 4
+    assert sheet.stat().st_size > 1000
+    picture = str(photos / "b.png")
+    assert (
+        said("search", folder, "--image", picture, "--top", "1").count("b.png") == 2
+    )  # The query, and the picture itself.
+    assert "f.jpg" in said("search", folder, "red", "--minus", "blue", "--where", "path like '%.jpg'")
+    assert "Nothing found" in said("search", folder, "red", "--where", "width > 9999")
+    assert '"score"' in said("search", folder, "red", "--json")
+    assert "unknown field" in said("search", folder, "red", "--where", "colour = red", code=2)
+    assert "nothing to search for" in said("search", folder, code=2)
+    shutil.copy(photos / "a.png", photos / "twin.png")
+    said("index", "add", folder, str(photos))
+    assert "1 groups, 2 pictures" in said("index", "duplicates", folder, "--threshold", "1", "--sheet", str(sheet))
+    assert "1 removed, 6 left" in said("index", "remove", folder, str(photos / "more"))
+    assert "name what to remove" in said("index", "remove", folder, code=2)
+    assert "holds no index" in said("search", str(photos), "red", code=2)
