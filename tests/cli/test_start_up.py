@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_import_is_light() -> None:
         check = f"import sys; {code}; print(sorted({heavy} & set(sys.modules)))"
         out = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
         assert out.strip() == "[]", code
+
+
+def test_loading_a_bundle_loads_no_compiler(tiny_bundle: Path) -> None:
+    heavy = "{'torch._dynamo', 'sympy', 'torch.distributed.fsdp', 'matplotlib', 'pandas'}"
+    code = (
+        f"import sys, diptych; diptych.load(sys.argv[1]).encode_texts(['a']); print(sorted({heavy} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code, tiny_bundle], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[]"
 
 
 def test_a_wrong_command_leaves_no_traceback() -> None:

@@ -83,9 +83,10 @@ class Index:
         )
         return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
 
-    def keys_of(self, digest: str) -> list[str]:
-        """The entries of a content."""
-        return [key for (key,) in self._all("SELECT key FROM entries WHERE digest = ? ORDER BY key", (digest,))]
+    def digest_of(self, key: str) -> str | None:
+        """The content of an entry; None if there is no such entry."""
+        rows = self._all("SELECT digest FROM entries WHERE key = ?", (key,))
+        return str(rows[0][0]) if rows else None
 
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""

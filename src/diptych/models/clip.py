@@ -6,12 +6,13 @@ images of a training batch share is there once.
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
@@ -38,6 +39,19 @@ class CLIPOutput(NamedTuple):
     """What is added then; None for a model without."""
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves initial weights undrawn: before it draws some for tensors without memory, PyTorch loads its compiler, a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        named = kwargs or {}
+        if func.__name__ == "normal_":
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 class CLIP(nn.Module):
     """Two towers and a learned temperature. Knows no device, no precision and no other rank."""
 
@@ -57,7 +71,7 @@ class CLIP(nn.Module):
         Raises:
             RuntimeError: names or shapes are not those of the config.
         """
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = cls(config)
         model.load_state_dict(weights, assign=True)
         return model.eval()

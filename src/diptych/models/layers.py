@@ -212,6 +212,13 @@ class Transformer(nn.Module):
         return x
 
 
+def normal(*shape: int, std: float) -> nn.Parameter:
+    """A parameter drawn from a normal distribution."""
+    parameter = nn.Parameter(torch.empty(*shape))
+    nn.init.normal_(parameter, std=std)
+    return parameter
+
+
 def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
     """Normal weights, biases of zero."""
     for linear in (attention.query, attention.key, attention.value):

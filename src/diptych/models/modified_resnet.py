@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.models.config import ResNetConfig
+from diptych.models.layers import normal
 
 EXPANSION = 4
 """A bottleneck's output has so many times its inner channels."""
@@ -58,7 +59,7 @@ class MapAttentionPool(nn.Module):
     def __init__(self, grid: tuple[int, int], width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.position_emb = nn.Parameter(torch.randn(1 + grid[0] * grid[1], width) * width**-0.5)
+        self.position_emb = normal(1 + grid[0] * grid[1], width, std=width**-0.5)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)

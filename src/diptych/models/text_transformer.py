@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.models.config import TextConfig
-from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each
+from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, normal
 from diptych.models.packing import Packing, pack
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
@@ -27,7 +27,7 @@ class TextTransformer(nn.Module):
         norm_eps = 1e-6 if is_siglip else 1e-5
         self.config = config
         self.token_emb = nn.Embedding(config.vocab_size, config.width)
-        self.position_emb = nn.Parameter(torch.randn(config.context_length, config.width) * 0.01)
+        self.position_emb = normal(config.context_length, config.width, std=0.01)
         self.transformer = Transformer(
             config.width,
             config.layers,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.config import ViTConfig
-from diptych.models.layers import Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, mlp
+from diptych.models.layers import Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, mlp, normal
 
 
 class PatchStem(nn.Module):
@@ -53,7 +53,7 @@ class AttentionPool(nn.Module):
     def __init__(self, config: ViTConfig, *, norm_eps: float) -> None:
         super().__init__()
         width = config.width
-        self.query = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.query = normal(width, std=width**-0.5)
         self.attention = Attention(width, config.heads)
         self.norm = LayerNorm(width, eps=norm_eps)
         self.mlp = mlp(width, ratio=config.mlp_ratio, activation=config.activation)
@@ -82,8 +82,8 @@ class VisionTransformer(nn.Module):
             else ConvStem(height_width(config.patch_px)[0], width)
         )
         rows, columns = config.grid
-        self.class_emb = nn.Parameter(torch.randn(width) * width**-0.5) if config.num_extra_tokens else None
-        self.position_emb = nn.Parameter(torch.randn(config.num_extra_tokens + rows * columns, width) * width**-0.5)
+        self.class_emb = normal(width, std=width**-0.5) if config.num_extra_tokens else None
+        self.position_emb = normal(config.num_extra_tokens + rows * columns, width, std=width**-0.5)
         self.norm_pre = nn.Identity() if is_siglip else LayerNorm(width)
         self.transformer = Transformer(
             width,

@@ -98,6 +98,9 @@ class _Updater:
         self.known = index.stamps()
         roots = tuple(f"{folder.resolve()}/" for folder in folders)
         self.gone = {key for key in self.known if key.startswith(roots) and key not in self.found}
+        self.gone_of_digest: dict[str | None, list[str]] = {}
+        for key in sorted(self.gone):
+            self.gone_of_digest.setdefault(index.digest_of(key), []).append(key)
 
     def go(self, *, prune: bool, track: Track) -> Update:
         """Batch by batch, then what has gone."""
@@ -155,15 +158,13 @@ class _Updater:
         left, report = set(new), self.report
         moved_from: list[str] = []
         for entry in entries:
-            places = self.index.keys_of(entry.digest)
-            old = next((key for key in places if key in self.gone and key not in moved_from), None)
-            if entry.key in places:  # Written anew, with what it had.
+            if self.index.digest_of(entry.key) == entry.digest:  # Written anew, with what it had.
                 report.unchanged += 1
             elif entry.key in self.known:
                 report.changed += 1
-            elif old is not None:
+            elif self.gone_of_digest.get(entry.digest):
                 report.moved += 1
-                moved_from.append(old)
+                moved_from.append(self.gone_of_digest[entry.digest].pop())
             elif entry.digest in left:
                 report.added += 1
             else:
