@@ -18,7 +18,7 @@ from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.tune import tune
-from diptych.cli.use import classify, rank_images, rank_texts, similarity
+from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
 from diptych.core.errors import DiptychError, DiptychWarning
 
@@ -55,6 +55,7 @@ index_app.command(remove)
 index_app.command(duplicates)
 app.command(search)
 app.command(similarity)
+app.command(explain)
 app.command(classify)
 app.command(rank_images)
 app.command(rank_texts)

@@ -1,4 +1,4 @@
-"""`diptych similarity`, `classify`, `rank-images` and `rank-texts`: the four things a bundle is for."""
+"""`diptych similarity`, `explain`, `classify`, `rank-images` and `rank-texts`: what a bundle is for."""
 
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +31,25 @@ def similarity(
         for text, cosine, probability in zip(result.texts, result.cosine[0], result.probability[0], strict=True)
     ]
     print_table(str(image), ["text", "cosine", "among these"], rows)
+
+
+def explain(
+    bundle: BundlePath,
+    image: Annotated[Path, Parameter(help="An image file.")],
+    /,
+    *texts: Annotated[str, Parameter(help="Texts, each explained by itself.")],
+    out: Annotated[Path, Parameter(help="PNG to draw.")] = Path("heat.png"),
+) -> None:
+    """Draw which parts of an image speak for each text."""
+    from diptych.inference.explain import explain as explain_image
+    from diptych.inference.loaded import load
+
+    found = explain_image(load(bundle).embedder, image, texts)
+    try:
+        found.sheet().save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    say(f"Heat: {out}")
 
 
 def classify(

@@ -72,6 +72,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
+        self.watcher: Callable[[Tensor], object] | None = None
+        """Told the weights by which tokens are mixed (sequences, heads, asking, asked), where somebody wants to see them."""
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -106,9 +108,16 @@ class Attention(nn.Module):
         parts = zip(
             self._split(q, asking), self._split(self.key(x), asked), self._split(self.value(x), asked), strict=True
         )
-        heard = [functional.scaled_dot_product_attention(*qkv, is_causal=is_causal) for qkv in parts]
+        heard = [self._mix(*qkv, is_causal=is_causal) for qkv in parts]
         merged = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in heard]
         return merged[0] if len(merged) == 1 else torch.cat([q[:0], *merged])
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+        if self.watcher is None or is_causal:
+            return functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        weights = (query @ key.transpose(2, 3) * self.head_width**-0.5).softmax(dim=3)
+        self.watcher(weights)
+        return weights @ value
 
     def _split(self, x: Tensor, runs: Runs) -> list[Tensor]:
         """By run: sequences, heads, tokens, numbers a head."""
