@@ -19,7 +19,8 @@ from diptych.tuning import trial as trial_module
 from diptych.tuning import tune as tune_module
 from diptych.tuning.results import write_results
 from diptych.tuning.space import Dimension, Space
-from diptych.tuning.study import Row
+from diptych.tuning.storage import opened_storage, sqlite_url
+from diptych.tuning.study import Row, open_study, quiet_optuna
 from diptych.tuning.study_folder import create_study_folder, read_study
 from diptych.tuning.trial import InterruptedTrialError, Outcome, TrialFailedError, run_trial
 from diptych.tuning.tune import PrunerName, SamplerName, TuneOptions, tune
@@ -230,6 +231,21 @@ def test_an_interrupted_trial_is_gone_on_with(
     assert folders[3] == folders[2] == tmp_path / "study" / "trials" / "trial-0002"
     assert [row.number for row in found if row.repeat_of is None] == [0, 1, 2, 4, 5, 6]  # 3 was the second start of 2.
     assert len(set(tried)) == 6
+
+
+def test_what_another_machine_lost_is_gone_on_with(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
+    folders, folder = play(_score), tmp_path / "study"
+    create_study_folder(folder, storage=None)
+    with quiet_optuna(), opened_storage(sqlite_url(folder), heartbeat_s=1) as storage:
+        study = open_study(storage, "study", SPACE)
+        lost = study.ask()
+        lost.set_user_attr("worker", "elsewhere:1")
+        storage.record_heartbeat(lost._trial_id)
+    options = TuneOptions(trials=1, repeats=0, heartbeat_s=1)
+    (row,) = tune(SPACE, folder, options=options, observer=Silent())
+    assert folders == [folder / "trials" / "trial-0000"]
+    assert (row.number, row.state, row.is_recipe) == (0, "done", True)
+    assert row.worker != "elsewhere:1"
 
 
 def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:

@@ -100,9 +100,6 @@ def tune(
         display.end()
     write_results(folder, tried, found)
     print_study(tried, found)
-    others = sum(not row.is_over for row in found)
-    if others:
-        say(f"{others} trials are still with other workers; the last of them writes the final results")
     say(f"Results: {folder}; run the best settings: diptych train --config {folder / 'best_config.yaml'}")
     return 0
 

@@ -4,6 +4,7 @@
     ├── ConfigError     a setting, an option or a name
     ├── DataError       a source, its captions or its splits
     │   └── ImageError  one picture that cannot be decoded
+    ├── BusyError       another process has what this one wants
     ├── BundleError     a folder that is not a whole bundle, or one that does not fit
     ├── IndexingError   a search index, or what writes it
     └── RunError        a run folder, a checkpoint, or training itself
@@ -35,6 +36,10 @@ class DataError(DiptychError):
 
 class ImageError(DataError):
     """One picture cannot be decoded."""
+
+
+class BusyError(DiptychError):
+    """Another process writes what this one wants to write."""
 
 
 class BundleError(DiptychError):

@@ -71,9 +71,10 @@ class Index:
         """Alone among all who write; readers go on.
 
         Raises:
-            IndexingError: another process writes, and still does after so many seconds.
+            BusyError: another process writes, and still does after so many seconds.
+            IndexingError: the folder cannot be written.
         """
-        with file_lock(self.folder / _LOCK, wait_s=wait_s):
+        with self._disk(), file_lock(self.folder / _LOCK, wait_s=wait_s):
             yield
 
     def stamps(self) -> dict[str, Stamp]:

@@ -83,7 +83,8 @@ def update(
         track: told how far it is.
 
     Raises:
-        IndexingError: another process writes, a folder cannot be read, or the disk is full.
+        BusyError: another process writes.
+        IndexingError: a folder cannot be read, or the disk is full.
     """
     with index.writing():
         return _Updater(index, clip, folders).go(prune=prune, track=track)

@@ -35,7 +35,7 @@ class StepReport:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Is told what happens; never changes it."""
+    """Is told what happens; never changes it, but for ending it: what it raises, other than an OSError, goes through."""
 
     def on_step(self, report: StepReport) -> None:
         """After each step."""

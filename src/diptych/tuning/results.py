@@ -12,6 +12,7 @@ from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
 from diptych.core.figures import plain
+from diptych.core.filelock import file_lock
 from diptych.training.config import write_config
 from diptych.tuning.plots import plot_history, plot_importances, plot_parallel
 from diptych.tuning.space import Dimension, Space
@@ -22,7 +23,15 @@ BUNDLE = "bundle"
 
 
 def write_results(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
-    """Write what the trials so far tell; None, and a table alone, as long as none is done."""
+    """Write what the trials so far tell; None, and a table alone, as long as none is done.
+
+    Workers that share the folder write one after another.
+    """
+    with file_lock(folder / ".lock", wait_s=60.0):
+        return _write(folder, space, found)
+
+
+def _write(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
     metric = space.base.validation.metric
     _write_table(folder / "trials.csv", space, found)
     reached = verdict(found, seed=space.base.seed)

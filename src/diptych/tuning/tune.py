@@ -4,6 +4,7 @@ Any number of workers may share a study. Each takes what is next: a trial that a
 the best settings with another seed.
 """
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
@@ -40,6 +41,7 @@ from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, drop_w
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "qmc"]
 PrunerName: TypeAlias = Literal["hyperband", "median", "none"]
+_LONGEST_WAIT_S = 5.0
 _MAX_FAILURES = 3
 """So many failures before any trial ends well are not the settings' fault."""
 
@@ -68,7 +70,7 @@ class TuningObserver(Observer, Protocol):
 
 
 def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningObserver) -> list[Row]:
-    """Work on the study that is called as the folder, until nothing is left that nobody works on.
+    """Work on the study that is called as the folder until all its trials are over, waiting for those of other workers.
 
     Args:
         space: what is tried, and around which run.
@@ -77,7 +79,7 @@ def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningOb
         observer: told what happens.
 
     Returns:
-        The trials. Some are not over if other workers still have them.
+        The trials.
 
     Raises:
         ConfigError: the study cannot be reached, or was made with other settings.
@@ -87,9 +89,13 @@ def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningOb
     url = options.storage or sqlite_url(folder)
     with quiet_optuna(), opened_storage(url, heartbeat_s=options.heartbeat_s) as storage:
         worker = _Worker(open_study(storage, folder.name, space), space, folder, options, observer)
-        while worker.has_work():
-            worker.do_next()
-        return worker.show()
+        while True:
+            if worker.has_work():
+                worker.do_next()
+            elif worker.is_done():
+                return worker.show()
+            else:
+                worker.wait()
 
 
 class _Worker:
@@ -123,6 +129,16 @@ class _Worker:
             attributes = {"repeat_of": best.number, "seed": seed, "settings": best.settings}
             self.study.enqueue_trial(best.settings, user_attrs=attributes)
         return bool(missing)
+
+    def is_done(self) -> bool:
+        """Whether all trials are over."""
+        return all(row.is_over for row in rows(self.study))
+
+    def wait(self) -> None:
+        """Give other workers time; what one of them has lost will be taken up."""
+        time.sleep(min(self.options.heartbeat_s, _LONGEST_WAIT_S))
+        optuna.storages.fail_stale_trials(self.study)
+        self.show()
 
     def do_next(self) -> None:
         """Begin a trial and see it to its end."""
