@@ -41,7 +41,7 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     val_source = splits.take(data.val_split)
     if config.validation.metric == "zero_shot" and any(val_source.label(i) is None for i in range(len(val_source))):
         raise ConfigError(
-            "validation.metric is 'zero_shot', but not all of the data has labels; set it to recall or loss"
+            "validation.metric is 'zero_shot', but not all of the data has labels; set it to recall, map or loss"
         )
     return train_source, val_source
 
