@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
@@ -42,6 +43,20 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
         return value
     except ValidationError as error:
         raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: it is missing, or is no YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
 
 
 @lru_cache

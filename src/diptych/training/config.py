@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from diptych.core.errors import ConfigError
-from diptych.core.settings import from_plain, settings, to_plain
+from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.models.config import CLIPConfig, ResNetConfig
@@ -103,13 +103,7 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: the file is missing, is not YAML, or holds a setting that does not exist or does not fit.
     """
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return from_plain(TrainConfig, plain, what=str(path))
+    return from_plain(TrainConfig, read_yaml(path), what=str(path))
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-import yaml
-
 from diptych.core.errors import ConfigError, unknown_name
+from diptych.core.settings import read_yaml
 from diptych.models.config import ViTConfig
 from diptych.training.config import TrainConfig
 from diptych.tuning.space import Dimension
@@ -62,12 +61,7 @@ def read_dimensions(path: Path) -> tuple[Dimension, ...]:
     Raises:
         ConfigError: the file cannot be read, is not such a list, or describes a range that is empty.
     """
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    plain = read_yaml(path)
     if not isinstance(plain, dict) or not plain:
         raise ConfigError(f"{path}: lists nothing to try; write one, as in 'batch_size: [32, 64]'")
     return tuple(_dimension(str(name), content, path) for name, content in plain.items())
