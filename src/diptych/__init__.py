@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diptych.core.errors import DiptychError
     from diptych.data.sources.choice import open_source
     from diptych.inference.loaded import LoadedBundle, load
+    from diptych.inference.query import parse_query
     from diptych.losses.contrastive import clip_loss
     from diptych.models.clip import CLIP
     from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
@@ -41,6 +42,7 @@ __all__ = [
     "load",
     "open_bundle",
     "open_source",
+    "parse_query",
     "save_bundle",
     "train",
 ]
@@ -54,6 +56,7 @@ _HOME = {
     "open_source": "data.sources.choice",
     "LoadedBundle": "inference.loaded",
     "load": "inference.loaded",
+    "parse_query": "inference.query",
     "clip_loss": "losses.contrastive",
     "CLIP": "models.clip",
     "CLIPConfig": "models.config",

@@ -12,6 +12,7 @@ from PIL import Image
 from diptych.cli.main import main
 from diptych.cli.output import console
 from diptych.data.sources.cifar import CIFAR100
+from diptych.models.int8 import has_fast_int8
 from diptych.training.config import TrainConfig, write_config
 from tests.data.test_cifar import python_files
 
@@ -104,7 +105,10 @@ def test_a_wrong_word_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str],
         ("classify BUNDLE PHOTOS/a.png --classes a b --top 0", "top is 0"),
         ("classify BUNDLE PHOTOS/gone.png --classes a b", "gone.png: no such file"),
         ("similarity BUNDLE PHOTOS/a.png", "text"),
-        ("similarity BUNDLE PHOTOS text", "PHOTOS: is a folder"),
+        ("similarity BUNDLE PHOTOS/gone text", "gone: no such file"),
+        ("similarity BUNDLE http://127.0.0.1:1/a.png text", "is a URL, and those are read only where you say so"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b --threshold high", "is a cosine, or auto"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b --precision fp64", "fp64"),
         ("similarity PHOTOS PHOTOS/a.png text", "PHOTOS: is no bundle"),
         ("rank-images BUNDLE /nowhere red", "/nowhere: no such folder"),
         ("rank-images BUNDLE . red", "holds no pictures"),
@@ -211,6 +215,30 @@ def test_rank_images_skips_what_is_broken_and_draws_the_rest(
     assert "broken.jpg" in err
     assert "a.png" in out
     assert sheet.stat().st_size > 1000
+
+
+def test_every_use_draws(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path, tmp_path: Path) -> None:
+    bundle, image = str(tiny_bundle), str(photos / "a.png")
+    (tmp_path / "texts.txt").write_text("a red circle\na blue square\n", encoding="utf-8")
+    drawn = tmp_path / "drawn.png"
+    for words in (
+        ["similarity", bundle, str(photos), "red", "blue", "--plot", str(drawn)],
+        ["classify", bundle, str(photos), "--classes", "red", "blue", "--threshold", "auto", "--sheet", str(drawn)],
+        ["rank-images", bundle, str(photos), f'"red" - 0.5*"blue" + {image}', "--sheet", str(drawn)],
+        ["rank-texts", bundle, image, "--texts", str(tmp_path / "texts.txt"), "--sheet", str(drawn)],
+    ):
+        assert main(words) == 0
+        assert str(drawn) in capsys.readouterr().out
+        assert drawn.stat().st_size > 1000
+        drawn.unlink()
+    texts = ["rank-texts", bundle, f"{image} - blue", "--texts", str(tmp_path / "texts.txt")]
+    assert [found["item"] for found in _json(capsys, *texts)["results"]]
+    gone = ["rank-texts", bundle, str(photos / "gone.png"), *texts[3:]]
+    assert "gone.png: no such file" in _fails(capsys, *gone)
+    assert "a query of several things has none" in _fails(capsys, *texts, "--sheet", str(drawn))
+    if has_fast_int8():
+        assert main(["classify", bundle, image, "--classes", "red", "blue", "--precision", "int8"]) == 0
+        assert "int8: cosine with fp32 0.99" in capsys.readouterr().out
 
 
 def test_train_by_config_then_refused_then_overwritten(

@@ -2,54 +2,18 @@
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from diptych.core import remote
 from diptych.core.errors import ConfigError, DataError, ImageError
-from diptych.data import remote
-from diptych.data.remote import FileCache, list_remote
+from diptych.core.remote import FileCache, list_remote
 from diptych.data.sources.choice import open_source
 from diptych.data.write_shards import write_shards
 from tests.conftest import draw_photos
-
-
-class _Files(SimpleHTTPRequestHandler):
-    asked: list[str]
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-
-class Server:
-    """A folder behind HTTP."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.asked: list[str] = []
-
-        class Handler(_Files):
-            asked = self.asked
-
-            def __init__(self, *args: object) -> None:
-                super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def fetched(self) -> list[str]:
-        """The files that were asked for since the last call."""
-        asked = [path.strip("/") for path in self.asked]
-        self.asked.clear()
-        return asked
+from tests.folder_server import Server
 
 
 @pytest.fixture
@@ -63,8 +27,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     write_shards(open_source(f"tsv-folder:{tmp_path}"), tmp_path / "tars", per_shard=4)
     server = Server(tmp_path / "tars")
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def _cached(tmp_path: Path) -> list[Path]:
@@ -122,8 +85,7 @@ def test_a_server_without_the_file_and_none_at_all(server: Server, tmp_path: Pat
     (server.folder / "00000.tar").unlink()
     with pytest.raises(ImageError, match=r"/00000\.tar: no such file"):
         source[0]
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
     with pytest.raises(DataError, match="its server cannot be reached"):
         open_source(f"shards:{server.url}/00001.tar")
     with pytest.raises(DataError, match="its server cannot be reached"):

@@ -104,8 +104,8 @@ def test_progress_is_told(clip: LoadedBundle, flickr_folder: Path) -> None:
     told: dict[str, list[int]] = {}
 
     @contextmanager
-    def track(what: str, total: int) -> Iterator[Callable[[], object]]:
-        told[what] = [total, 0]
+    def track(what: str, total: int | None) -> Iterator[Callable[[], object]]:
+        told[what] = [total or 0, 0]
 
         def advance() -> None:
             told[what][1] += 1

@@ -1,5 +1,6 @@
 """The four things a bundle is for."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,30 @@ def test_texts_that_lose_their_tail_are_reported_once(tiny_bundle: Path) -> None
     with pytest.warns(DiptychWarning, match="texts longer than 24 tokens, which lost their tail: 1"):
         clip.encode_texts(["a red circle", "a red circle " * 30])
     clip.encode_texts(["a red circle " * 30])  # Warnings are errors here.
+
+
+def test_none_of_these(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    clip = load(bundle, device="cpu")
+    images, classes = _drawings(4), ["red circle", "blue square"]
+    assert clip.classify(images, classes)[0].threshold is None
+    (low, *_) = clip.classify(images, classes, threshold=-1)
+    assert low.best == low.scores[0]
+    assert all(answer.best is None for answer in clip.classify(images, classes, threshold=1))
+    kept = clip.bundle.metrics["retrieval"]["pairs"]
+    assert clip.classify(images, classes, threshold="auto")[0].threshold == kept["threshold"]
+    clip.bundle.metrics.clear()
+    with pytest.raises(ConfigError, match="keeps no validation scores"):
+        clip.classify(images, classes, threshold="auto")
+
+
+def test_similarity_is_drawn(clip: LoadedBundle, tmp_path: Path) -> None:
+    result = clip.similarity(_drawings(3), TEXTS)
+    result.plot(tmp_path / "matrix.png")
+    with Image.open(tmp_path / "matrix.png") as drawn:
+        assert min(drawn.size) > 300
+    with pytest.raises(ConfigError, match="cannot be written"):
+        result.plot(tmp_path / "none" / "matrix.png")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        result.plot(tmp_path / "matrix.doc")

@@ -19,8 +19,8 @@ from diptych.cli.main import main
 from diptych.core.errors import ConfigError, ImageError, IndexingError
 from diptych.index.store import Index
 from diptych.inference.loaded import LoadedBundle, load
+from diptych.inference.query import Query, Term, parse_query
 from diptych.search.collection import Update, open_or_create, update
-from diptych.search.query import Term, parse_query, query_vector
 from tests.conftest import draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_twenty_kills_lose_and_double_nothing(tiny_bundle: Path, tmp_path: Path)
     ],
 )
 def test_queries(text: str, terms: list[tuple[str, str, float]]) -> None:
-    assert [(term.kind, term.value, term.weight) for term in parse_query(text)] == terms
+    assert [(term.kind, term.value, term.weight) for term in parse_query(text).terms] == terms
 
 
 @pytest.mark.parametrize("text", ["", "  ", '""', '"open', 'a + ""', 'a "b'])
@@ -188,16 +188,16 @@ def test_queries_that_say_nothing(text: str) -> None:
 
 def test_a_query_is_the_weighted_sum(clip: LoadedBundle, photos: Path) -> None:
     picture = str(photos / "a.png")
-    found = query_vector(clip, parse_query(f'"red" + 0.5*{picture} - "blue"'))
+    found = clip.encode_queries([parse_query(f'"red" + 0.5*{picture} - "blue"')])[0]
     red, blue = clip.encode_texts(["red", "blue"])
     expected = red + 0.5 * clip.encode_images([picture])[0] - blue
     np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
     with pytest.raises(ConfigError, match="cancel out"):
-        query_vector(clip, parse_query('"red" - "red"'))
+        clip.encode_queries([parse_query('"red" - "red"')])
     with pytest.raises(ConfigError, match="nothing to search for"):
-        query_vector(clip, [])
+        clip.encode_queries([Query(())])
     with pytest.raises(ImageError, match="no such file"):
-        query_vector(clip, [Term(kind="image", value="none.jpg")])
+        clip.encode_queries([Query((Term(kind="image", value="none.jpg"),))])
 
 
 def test_the_commands(tiny_bundle: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

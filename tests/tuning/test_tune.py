@@ -12,7 +12,7 @@ import pytest
 from diptych.bundle.choice import open_bundle
 from diptych.cli.main import main
 from diptych.core.errors import ConfigError, RunError
-from diptych.evaluation.retrieval import Recall, RetrievalReport
+from diptych.evaluation.retrieval import PairScores, Recall, RetrievalReport
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.report import Observer
 from diptych.tuning import trial as trial_module
@@ -37,7 +37,12 @@ _RECALL = Recall(
 )
 OUTCOME = Outcome(
     score=0.5,
-    retrieval=RetrievalReport(image_to_text=_RECALL, text_to_image=_RECALL, protocol={}),
+    retrieval=RetrievalReport(
+        image_to_text=_RECALL,
+        text_to_image=_RECALL,
+        pairs=PairScores(own=0.3, others=0.1, threshold=0.2, wrong=0.1),
+        protocol={},
+    ),
     steps=9,
     seconds=1.0,
     micro_batch=None,

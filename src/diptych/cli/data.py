@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, json_text, print_json, print_skipped, progress, say
+from diptych.cli.output import Json, json_text, print_json, print_skipped, say
 from diptych.cli.reports import print_audit
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.progress import bar
 
 if TYPE_CHECKING:
     from diptych.data.audit import Audit
@@ -60,7 +61,7 @@ def audit(
 
     opened = open_source(source)
     splits = Splits(opened, val_fraction=val_fraction).names if split_by == "run" else None
-    with progress("Reading", len(opened)) as step:
+    with bar("Reading", len(opened)) as step:
         found = look_at(opened, splits=splits, on_sample=step)
     if out is not None:
         _write_audit(opened, found, out)
@@ -110,7 +111,7 @@ def pack(
     from diptych.data.sources.choice import open_source
 
     opened = open_source(source)
-    with progress("Packing", len(opened)) as step:
+    with bar("Packing", len(opened)) as step:
         packed = write_pack(opened, out, image_px=image_px, per_shard=per_shard, on_sample=step)
     print_skipped(packed.skipped)
     kept = f", {packed.num_kept} of them from before" if packed.num_kept else ""
@@ -130,7 +131,7 @@ def shards(
     from diptych.data.write_shards import write_shards
 
     opened = open_source(source)
-    with progress("Writing", len(opened)) as step:
+    with bar("Writing", len(opened)) as step:
         written = write_shards(opened, out, per_shard=per_shard, on_sample=step)
     print_skipped(written.skipped)
     names = f"{written.paths[0].name} to {written.paths[-1].name}"

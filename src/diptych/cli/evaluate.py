@@ -1,15 +1,17 @@
 """`diptych evaluate ...`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, print_json, progress, say
+from diptych.cli.loading import BundlePath
+from diptych.cli.output import Json, print_json, say
 from diptych.cli.reports import print_report
 from diptych.core.errors import ConfigError
+from diptych.core.progress import bar
 
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from diptych.evaluation.report import Report
     from diptych.inference.loaded import LoadedBundle
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
 TrainSplit = Annotated[str, Parameter(help="Which split the classifier learns from.")]
 Template = Annotated[
     list[str] | None,
@@ -63,12 +64,16 @@ def retrieval(
     ] = "all",
 ) -> None:
     """Find each image's texts and each text's image: R@1, R@5, R@10, ranks, mean average precision."""
+    from diptych.bundle.folder import add_metrics, is_bundle
     from diptych.evaluation.retrieval import evaluate_retrieval
     from diptych.evaluation.tell import tell_retrieval
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
-    _tell(tell_retrieval(evaluate_retrieval(_encoder(clip, on), source, split=on.split, captions=captions)), on, bundle)
+    result = evaluate_retrieval(_encoder(clip, on), source, split=on.split, captions=captions)
+    _tell(tell_retrieval(result), on, bundle)
+    if on.out is not None and is_bundle(bundle) and "pairs" not in clip.bundle.metrics.get("retrieval", {}):
+        add_metrics(bundle, {"retrieval": asdict(result.report)})  # What `classify --threshold auto` goes by.
 
 
 def zero_shot(
@@ -186,7 +191,7 @@ def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
     from diptych.evaluation.cache import EmbeddingCache
     from diptych.evaluation.encoded import SourceEncoder
 
-    return SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=progress)
+    return SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=bar)
 
 
 def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":

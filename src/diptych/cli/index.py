@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, print_facts, print_json, print_skipped, print_table, progress, say, warn
+from diptych.cli.output import Json, print_facts, print_json, print_skipped, print_table, say, warn
+from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError, IndexingError
+from diptych.core.progress import bar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diptych.index.entry import Found
     from diptych.inference.loaded import LoadedBundle
-    from diptych.search.query import Term
+    from diptych.inference.query import Query
 
 IndexPath = Annotated[Path, Parameter(help="Folder of the index.")]
 
@@ -35,7 +37,7 @@ def add(
         raise ConfigError("name the folders to index")
     clip = _bundle_of(index, bundle)
     with open_or_create(index, clip) as opened:
-        report = update(opened, clip, folders, prune=prune, track=progress)
+        report = update(opened, clip, folders, prune=prune, track=bar)
         total = len(opened)
     if as_json:
         print_json(report)
@@ -126,7 +128,10 @@ def duplicates(
             print_table(f"Group {number + 1}", ["path"], [[key] for key in group])
         say(f"{len(groups):,} groups, {sum(map(len, groups)):,} pictures")
     if sheet is not None and groups:
-        _draw(sheet, [(f"group {number + 1}", [(key, "") for key in group]) for number, group in enumerate(groups)])
+        write_sheet(
+            sheet, [(f"group {number + 1}", [(key, "") for key in group]) for number, group in enumerate(groups)]
+        )
+        say(f"Sheet: {sheet}")
 
 
 def search(
@@ -147,66 +152,37 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find pictures of an index by texts and pictures."""
-    from diptych.bundle.identity import model_identity
     from diptych.index.filters import parse_filter
     from diptych.index.store import Index
+    from diptych.inference.query import Query, Term, parse_query
     from diptych.search.collection import check_model
-    from diptych.search.query import Term, parse_query, query_vector
 
     if top < 1:
         raise ConfigError(f"--top is {top}; it must be at least 1")
-    terms: list[Term] = parse_query(query) if query is not None else []
+    terms = [*parse_query(query).terms] if query is not None else []
     terms += [Term(kind="image", value=str(path)) for path in image or []]
     terms += [Term(kind="text", value=text, weight=-1.0) for text in minus or []]
+    asked = Query(tuple(terms))
     chosen = None if where is None else parse_filter(where)
     with Index(index) as opened:
         clip = _bundle_of(index, bundle)
-        check_model(opened, model_identity(clip.bundle.model), clip.path)
-        (found,) = opened.search(query_vector(clip, terms)[None], top=top, chosen=chosen)
+        check_model(opened, clip.identity, clip.path)
+        (found,) = opened.search(clip.encode_queries([asked]), top=top, chosen=chosen)
     if as_json:
         print_json(found)
     else:
-        _print_found(terms, found)
+        _print_found(asked, found)
     if sheet is not None and found:
-        _draw(sheet, [(_told(terms), [(hit.entry.key, f"{hit.score:.3f}") for hit in found])])
+        write_sheet(sheet, [(str(asked), [(hit.entry.key, f"{hit.score:.3f}") for hit in found])])
+        say(f"Sheet: {sheet}")
 
 
-def _print_found(terms: "Sequence[Term]", found: "Sequence[Found]") -> None:
+def _print_found(query: "Query", found: "Sequence[Found]") -> None:
     if not found:
         say("Nothing found; the index is empty, or the filter lets nothing through")
         return
     rows = [[hit.entry.key, f"{hit.score:.3f}", hit.entry.taken or ""] for hit in found]
-    print_table(_told(terms), ["path", "cosine", "taken"], rows)
-
-
-def _told(terms: "Sequence[Term]") -> str:
-    shown = [
-        f"{'-' if term.weight < 0 else '+'} {'' if abs(term.weight) == 1 else f'{abs(term.weight):g}*'}{term.value}"
-        for term in terms
-    ]
-    return " ".join(shown).removeprefix("+ ")
-
-
-def _draw(path: Path, rows: "list[tuple[str, list[tuple[str, str]]]]") -> None:
-    """Pictures that have gone since are left out."""
-    from diptych.core.errors import ImageError
-    from diptych.images.decode import decode
-    from diptych.images.sheet import SheetRow, contact_sheet
-
-    drawn = []
-    for heading, pictures in rows:
-        tiles = []
-        for key, caption in pictures:
-            try:
-                tiles.append((decode(key), caption or Path(key).name))
-            except ImageError as error:
-                warn(str(error))
-        drawn.append(SheetRow(heading, tiles))
-    try:
-        contact_sheet([row for row in drawn if row.pictures], columns=5).save(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be written ({error})") from None
-    say(f"Sheet: {path}")
+    print_table(str(query), ["path", "cosine", "taken"], rows)
 
 
 def _bundle_of(index: Path, bundle: Path | None) -> "LoadedBundle":

@@ -3,8 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,16 +35,6 @@ def errors() -> "Console":
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], object]]:
-    """A bar on standard error while something is under way, on a terminal alone; call what it gives after each step."""
-    from rich.progress import Progress
-
-    with Progress(console=errors(), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
 
 
 def print_json(value: Any) -> None:

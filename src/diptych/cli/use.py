@@ -1,36 +1,63 @@
 """`diptych similarity`, `explain`, `classify`, `rank-images` and `rank-texts`: what a bundle is for."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from diptych.cli.loading import BundlePath, Loading
 from diptych.cli.output import Json, print_json, print_skipped, print_table, say
+from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.figures import percent
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
+if TYPE_CHECKING:
+    from diptych.core.errors import ImageError
+    from diptych.inference.classify import Classification
+    from diptych.inference.similarity import Similarity
+
+Sheet = Annotated[Path | None, Parameter(help="Also draw the results into this picture.")]
+_DEFAULT_LOADING = Loading()
 
 
 def similarity(
     bundle: BundlePath,
-    image: Annotated[Path, Parameter(help="An image file.")],
+    image: Annotated[str, Parameter(help="An image file, or a folder of them.")],
     /,
     *texts: Annotated[str, Parameter(help="Texts to compare it with.")],
+    plot: Annotated[Path | None, Parameter(help="Draw the matrix of cosines into this PNG, PDF or SVG.")] = None,
+    loading: Loading = _DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Compare an image with texts."""
-    from diptych.inference.loaded import load
-
-    result = load(bundle).similarity([image], texts)
+    """Compare an image, or each image of a folder, with texts."""
+    skipped = _Skipped()
+    clip = loading.load(bundle)
+    result = clip.similarity(_given([image]), texts, on_error=skipped.note if _is_folder([image]) else None)
+    if plot is not None:
+        result.plot(plot)
     if as_json:
         print_json(result)
         return
+    print_skipped(skipped.found)
+    _print_similarity(result)
+    loading.tell_agreement(clip, result.images)
+    if plot is not None:
+        say(f"Plot: {plot}")
+
+
+def _print_similarity(result: "Similarity") -> None:
+    if len(result.images) == 1:
+        rows = [
+            [text, f"{cosine:.3f}", percent(float(probability))]
+            for text, cosine, probability in zip(result.texts, result.cosine[0], result.probability[0], strict=True)
+        ]
+        print_table(result.images[0], ["text", "cosine", "among these"], rows)
+        return
     rows = [
-        [text, f"{cosine:.3f}", percent(float(probability))]
-        for text, cosine, probability in zip(result.texts, result.cosine[0], result.probability[0], strict=True)
+        [image, *(f"{cosine:.3f}" for cosine in row)] for image, row in zip(result.images, result.cosine, strict=True)
     ]
-    print_table(str(image), ["text", "cosine", "among these"], rows)
+    print_table("Cosines", ["image", *result.texts], rows)
 
 
 def explain(
@@ -55,71 +82,147 @@ def explain(
 def classify(
     bundle: BundlePath,
     /,
-    *images: Annotated[Path, Parameter(help="Image files.")],
+    *images: Annotated[str, Parameter(help="Image files, or one folder of them.")],
     classes: Annotated[list[str], Parameter(help="Names of the classes.", consume_multiple=True, negative="")],
     template: Annotated[
         list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
     ] = None,
+    threshold: Annotated[
+        str | None,
+        Parameter(
+            help="Cosine below which the answer is `none of these`; `auto` for the one the bundle was calibrated to."
+        ),
+    ] = None,
     top: Annotated[int, Parameter(help="Classes to show for each image; JSON has all.")] = 5,
+    sheet: Sheet = None,
+    loading: Loading = _DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Classify images from nothing but the names of the classes."""
     from diptych.inference.classify import DEFAULT_TEMPLATES
-    from diptych.inference.loaded import load
 
     if top < 1:
         raise ConfigError(f"--top is {top}; it must be at least 1")
-    results = load(bundle).classify(images, classes, templates=template or DEFAULT_TEMPLATES)
+    skipped = _Skipped()
+    clip = loading.load(bundle)
+    results = clip.classify(
+        _given(images),
+        classes,
+        templates=template or DEFAULT_TEMPLATES,
+        threshold=_threshold(threshold),
+        on_error=skipped.note if _is_folder(images) else None,
+    )
+    if sheet is not None:
+        write_sheet(sheet, [("What each shows", [(result.image, _answer(result)) for result in results])])
     if as_json:
         print_json(results)
         return
+    print_skipped(skipped.found)
     for result in results:
         rows = [[score.name, percent(score.probability), f"{score.cosine:.3f}"] for score in result.scores[:top]]
-        print_table(result.image, ["class", "probability", "cosine"], rows)
+        none = f": none of these (below {result.threshold:.3f})" if result.best is None else ""
+        print_table(f"{result.image}{none}", ["class", "probability", "cosine"], rows)
+    loading.tell_agreement(clip, [result.image for result in results])
+    if sheet is not None:
+        say(f"Sheet: {sheet}")
+
+
+def _threshold(text: str | None) -> float | Literal["auto"] | None:
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--threshold is {text!r}; it is a cosine, or auto") from None
+
+
+def _answer(result: "Classification") -> str:
+    return "none of these" if result.best is None else f"{result.best.name}  {percent(result.best.probability)}"
 
 
 def rank_images(
     bundle: BundlePath,
     folder: Annotated[Path, Parameter(help="Folder of images; its subfolders count.")],
-    text: Annotated[str, Parameter(help="What to look for.")],
+    query: Annotated[
+        str, Parameter(help='What to look for: a text; or terms, as in \'"beach" + 0.5*photo.jpg - "people"\'.')
+    ],
     /,
     *,
     top: Annotated[int, Parameter(help="Results to show.")] = 5,
-    sheet: Annotated[Path | None, Parameter(help="Also write a contact sheet of the results.")] = None,
+    sheet: Sheet = None,
+    loading: Loading = _DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Find the images of a folder that fit a text best."""
-    from diptych.inference.loaded import load
+    """Find the images of a folder that fit a query best."""
+    from diptych.inference.query import parse_query
 
-    ranking = load(bundle).rank_images(text, folder, top=top)
+    clip = loading.load(bundle)
+    ranking = clip.rank_images(parse_query(query), folder, top=top)
     if sheet is not None:
-        _write_sheet(sheet, text, [(result.item, result.score) for result in ranking.results])
+        captions = [(result.item, f"{result.score:.2f}  {Path(result.item).name}") for result in ranking.results]
+        write_sheet(sheet, [(ranking.query, captions)])
     if as_json:
         print_json(ranking)
         return
     print_skipped(ranking.skipped)
-    print_table(text, ["image", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results])
+    print_table(
+        ranking.query, ["image", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results]
+    )
+    loading.tell_agreement(clip, [result.item for result in ranking.results])
     if sheet is not None:
-        say(f"Contact sheet: {sheet}")
+        say(f"Sheet: {sheet}")
 
 
 def rank_texts(
     bundle: BundlePath,
-    image: Annotated[Path, Parameter(help="An image file.")],
+    image: Annotated[str, Parameter(help="An image file; or terms, as in rank-images.")],
     /,
     *,
     texts: Annotated[Path, Parameter(help="File with one text a line.")],
     top: Annotated[int, Parameter(help="Results to show.")] = 5,
+    sheet: Sheet = None,
+    loading: Loading = _DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Find the texts of a file that fit an image best."""
-    from diptych.inference.loaded import load
+    from diptych.inference.query import parse_query
 
-    ranking = load(bundle).rank_texts(image, _read_lines(texts), top=top)
+    query = parse_query(image)
+    is_single = Path(image).exists() or len(query.terms) == 1
+    if sheet is not None and not is_single:
+        raise ConfigError("--sheet draws one image with its texts; a query of several things has none")
+    ranking = loading.load(bundle).rank_texts(image if is_single else query, _read_lines(texts), top=top)
+    if sheet is not None:
+        lines = "  |  ".join(f"{result.item} ({result.score:.2f})" for result in ranking.results)
+        write_sheet(sheet, [(image, [(image, lines)])], tile_px=448, caption_lines=len(ranking.results))
     if as_json:
         print_json(ranking)
         return
-    print_table(str(image), ["text", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results])
+    print_table(ranking.query, ["text", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results])
+    if sheet is not None:
+        say(f"Sheet: {sheet}")
+
+
+class _Skipped:
+    """Pictures of a folder that could not be read."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def note(self, name: str, error: "ImageError") -> None:
+        """Remember one."""
+        self.found.append((name, str(error)))
+
+
+def _is_folder(images: Sequence[str]) -> bool:
+    return len(images) == 1 and Path(images[0]).is_dir()
+
+
+def _given(images: Sequence[str]) -> str | Sequence[str]:
+    """A folder, or images one by one."""
+    return images[0] if _is_folder(images) else images
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -133,14 +236,3 @@ def _read_lines(path: Path) -> list[str]:
     if not texts:
         raise DataError(f"{path}: holds no texts")
     return texts
-
-
-def _write_sheet(path: Path, heading: str, results: list[tuple[str, float]]) -> None:
-    from diptych.images.decode import decode
-    from diptych.images.sheet import SheetRow, contact_sheet
-
-    pictures = [(decode(item), f"{score:.2f}  {Path(item).name}") for item, score in results]
-    try:
-        contact_sheet([SheetRow(heading, pictures)], columns=5, tile_px=180).save(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be written ({error})") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from diptych.core.errors import DataError, ImageError
-from diptych.data.remote import FileCache, is_remote, remote_version
+from diptych.core.remote import FileCache, is_remote, remote_version
 from diptych.data.tar_index import TarIndex, remote_tar_index, tar_index
 
 _MAX_OPEN = 64

@@ -21,6 +21,9 @@ _CAPTIONS: dict[Captions, str] = {
     "first": "the first of each image (one-caption protocol)",
 }
 
+_STRANGERS = 20
+"""Images of others that each text is held against."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
@@ -38,6 +41,20 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairScores:
+    """Cosines of texts with their own image, and with images that are not theirs."""
+
+    own: float
+    """Median."""
+    others: float
+    """Median."""
+    threshold: float
+    """Between the two kinds: as large a share of the one lies below it as of the other above."""
+    wrong: float
+    """That share, within [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetrievalReport:
     """Both directions and how they were measured."""
 
@@ -45,6 +62,8 @@ class RetrievalReport:
     """An image counts as found at k when any of its texts is among the k best."""
     text_to_image: Recall
     """A text counts as found at k when its image is among the k best."""
+    pairs: PairScores
+    """What a cosine of this model says; "none of these" is calibrated by it."""
     protocol: dict[str, str | int]
 
     @property
@@ -122,6 +141,7 @@ def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Re
     report = RetrievalReport(
         image_to_text=image_to_text.recall(),
         text_to_image=text_to_image.recall(),
+        pairs=pair_scores(pairs.image_emb, pairs.text_emb, pairs.image_of_text),
         protocol={
             **encoder.protocol(pairs.images, split=split),
             "texts": len(pairs.captions),
@@ -129,6 +149,28 @@ def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Re
         },
     )
     return Retrieval(report=report, pairs=pairs, image_to_text=image_to_text, text_to_image=text_to_image)
+
+
+def pair_scores(
+    image_emb: Float32[ndarray, "I E"], text_emb: Float32[ndarray, "X E"], image_of_text: Int64[ndarray, " X"]
+) -> PairScores:
+    """What tells a text's own image from others, of which each text is held against a few."""
+    own = np.einsum("xe,xe->x", text_emb, image_emb[image_of_text])
+    steps = np.unique(np.linspace(1, max(1, len(image_emb) - 1), _STRANGERS, dtype=np.int64))
+    others = np.concatenate(
+        [np.einsum("xe,xe->x", text_emb, image_emb[(image_of_text + step) % len(image_emb)]) for step in steps]
+    )
+    own, others = np.sort(own), np.sort(others)
+    candidates = np.sort(np.concatenate([own, others]))
+    below = np.searchsorted(own, candidates) / len(own)
+    above = 1 - np.searchsorted(others, candidates) / len(others)
+    best = int(np.argmin(np.abs(below - above)))
+    return PairScores(
+        own=float(np.median(own)),
+        others=float(np.median(others)),
+        threshold=float(candidates[best]),
+        wrong=float(max(below[best], above[best])),
+    )
 
 
 def retrieval_ranks(

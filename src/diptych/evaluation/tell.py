@@ -12,7 +12,7 @@ from diptych.evaluation.encoded import EncodedImages
 from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths
 from diptych.evaluation.probe import KnnReport, ProbeReport
 from diptych.evaluation.report import Picture, Report, Section, png_of
-from diptych.evaluation.retrieval import Retrieval
+from diptych.evaluation.retrieval import PairScores, Retrieval
 from diptych.evaluation.robustness import Robustness
 from diptych.evaluation.tables import Table, accuracy_table, recall_table, worst_classes
 from diptych.evaluation.zero_shot import ZeroShot
@@ -60,6 +60,13 @@ def tell_zero_shot(result: ZeroShot) -> Report:
     )
 
 
+def _what_a_cosine_says(pairs: PairScores) -> str:
+    return (
+        f"The median is {pairs.own:.3f} for a text with its own image and {pairs.others:.3f} with others. A threshold of "
+        f"{pairs.threshold:.3f} is wrong about {percent(pairs.wrong)} of either kind; `classify --threshold auto` takes it."
+    )
+
+
 def tell_retrieval(result: Retrieval) -> Report:
     """Both directions, how far down the right answers stand, and some queries with what they found."""
     report = result.report
@@ -77,6 +84,7 @@ def tell_retrieval(result: Retrieval) -> Report:
         sections=[
             Section("Recall", tables=[recall_table(report)]),
             Section("How far down", pictures=[curve]),
+            Section("What a cosine says", _what_a_cosine_says(report.pairs)),
             Section("Pictures and the caption found for each", pictures=_found(result)),
         ],
     )

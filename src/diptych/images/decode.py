@@ -41,7 +41,9 @@ def decode(image: ImageInput) -> Image.Image:
     except ImageError:
         raise
     except FileNotFoundError:
-        raise ImageError(f"{describe(image)}: no such file") from None
+        is_url = isinstance(image, str) and "://" in image
+        said = "is a URL, and those are read only where you say so (urls)" if is_url else "no such file"
+        raise ImageError(f"{describe(image)}: {said}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{describe(image)}: is not a picture") from None
     except PermissionError:

@@ -1,18 +1,18 @@
 """Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: C classes, E embedding."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
-from diptych.core.sample import ImageInput
-from diptych.images.decode import describe
-from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.core.progress import Track, silently
+from diptych.inference.embedder import Embedder
+from diptych.inference.inputs import Images, OnError, encode_all
 from diptych.inference.similarity import softmax
 
 DEFAULT_TEMPLATES = ("a photo of a {}",)
@@ -35,40 +35,73 @@ class Classification:
 
     image: str
     scores: tuple[ClassScore, ...]
+    threshold: float | None = None
+    """Cosine below which the image is taken for none of the classes; None where none was asked for."""
+
+    @property
+    def best(self) -> ClassScore | None:
+        """The likeliest class; None if even that one is below the threshold."""
+        first = self.scores[0]
+        return None if self.threshold is not None and first.cosine < self.threshold else first
 
 
 def classify(
     embedder: Embedder,
-    images: Sequence[ImageInput],
+    images: Images,
     classes: Sequence[str],
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
+    threshold: float | Literal["auto"] | None = None,
+    on_error: OnError | None = None,
+    track: Track = silently,
 ) -> list[Classification]:
     """Each image's classes, ranked.
 
     Args:
-        images: what is classified.
+        embedder: the model.
+        images: what is classified: a folder, or images.
         classes: names of the classes, each once.
         templates: texts with `{}` for the name; a class's embedding is the mean over them.
+        threshold: cosine below which the answer is none of the classes; `auto` takes the one that the bundle was calibrated to
+            when its run was validated.
+        on_error: told of images that cannot be read, which are then left out.
+        track: told how far it is.
 
     Raises:
-        ConfigError: the classes are empty or repeat, or a template lacks `{}`.
-        ImageError: an image cannot be read.
+        ConfigError: the classes are empty or repeat, a template lacks `{}`, or the bundle was not calibrated.
+        ImageError: an image cannot be read, and there is no `on_error`.
     """
-    check_not_empty(images, "image")
     check_distinct(classes)
+    if threshold == "auto":
+        threshold = calibrated_threshold(embedder.bundle.metrics)
     class_emb = class_embeddings(embedder, classes, templates)
-    cosine = embedder.encode_images(images) @ class_emb.T
+    encoded = encode_all(embedder, images, on_error=on_error, track=track)
+    cosine = encoded.emb @ class_emb.T
     probability = softmax(cosine * np.float32(embedder.logit_scale))
     results = []
-    for row, image in enumerate(images):
+    for row, name in enumerate(encoded.names):
         ranked = np.argsort(-cosine[row], kind="stable")
         scores = tuple(
             ClassScore(name=classes[i], probability=float(probability[row, i]), cosine=float(cosine[row, i]))
             for i in ranked
         )
-        results.append(Classification(image=describe(image), scores=scores))
+        results.append(Classification(image=name, scores=scores, threshold=threshold))
     return results
+
+
+def calibrated_threshold(metrics: Mapping[str, Any]) -> float:
+    """The cosine that tells matching pairs of the validation data from others, as a bundle keeps it.
+
+    Raises:
+        ConfigError: the bundle has none.
+    """
+    try:
+        return float(metrics["retrieval"]["pairs"]["threshold"])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            "the bundle keeps no validation scores to calibrate a threshold by; give it as a number, or measure the bundle: "
+            "diptych evaluate retrieval BUNDLE --data DATA --out FOLDER"
+        ) from None
 
 
 @runtime_checkable

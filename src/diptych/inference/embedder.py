@@ -14,15 +14,17 @@ from numpy import ndarray
 from torch import Tensor
 
 from diptych.bundle.folder import Bundle
-from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, ImageError
+from diptych.core.errors import ConfigError, DataError, DiptychError, DiptychWarning, ImageError
+from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
-from diptych.images.decode import decode, describe
+from diptych.images.decode import decode
 from diptych.images.transforms import evaluation_pixels, normalize
 from diptych.models.prefix_tree import prefix_tree, worth_sharing
 from diptych.tokenizers.protocol import Encoded
 
 T = TypeVar("T")
 
+_MAX_URL_BYTES = 256 * 2**20
 _NODES = 4096
 """New nodes of a tree, about: enough to fill the products, few enough for its activations to stay in the cache."""
 
@@ -30,11 +32,12 @@ _NODES = 4096
 class Embedder:
     """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
 
-    def __init__(self, bundle: Bundle, *, batch_size: int = 64) -> None:
+    def __init__(self, bundle: Bundle, *, batch_size: int = 64, urls: bool = False) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         self.bundle = bundle
         self.batch_size = batch_size
+        self.urls = urls
         self.device = next(bundle.model.parameters()).device
         self._has_reported_cut = False
 
@@ -44,13 +47,18 @@ class Embedder:
         return float(self.bundle.model.logit_scale.item())
 
     def encode_images(
-        self, images: Iterable[ImageInput], *, on_error: Callable[[int, ImageError], None] | None = None
+        self,
+        images: Iterable[ImageInput],
+        *,
+        on_error: Callable[[int, ImageError], None] | None = None,
+        advance: Callable[[], object] = lambda: None,
     ) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the images, in order; memory is bounded however many there are.
 
         Args:
-            images: paths, bytes, PIL images or uint8 arrays.
+            images: paths, bytes, PIL images or uint8 arrays; URLs, if the embedder may read them.
             on_error: called with (position, error) for an image that cannot be read, whose row is then NaN.
+            advance: called once for each image.
 
         Raises:
             ImageError: an image cannot be read and there is no `on_error`.
@@ -58,7 +66,11 @@ class Embedder:
         """
         if isinstance(images, str | bytes | Path):
             raise DiptychError(f"images is one {type(images).__name__}, not several: write [{images!r:.60}]")
-        rows = [self._encode_pixels(pixels) for pixels in self._pixel_batches(images, on_error)]
+        rows = []
+        for pixels in self._pixel_batches(images, on_error):
+            rows.append(self._encode_pixels(pixels))
+            for _ in pixels:
+                advance()
         return np.concatenate(rows) if rows else self._nothing()
 
     def encode_texts(
@@ -108,7 +120,9 @@ class Embedder:
         def read(item: tuple[int, ImageInput]) -> UInt8[ndarray, "3 H W"] | ImageError:
             config = self.bundle.config
             try:
-                return evaluation_pixels(decode(item[1]), image_px=config.image.image_px, config=config.pixels)
+                return evaluation_pixels(
+                    decode(self._fetched(item[1])), image_px=config.image.image_px, config=config.pixels
+                )
             except ImageError as error:
                 return error
 
@@ -125,6 +139,15 @@ class Embedder:
                     position += 1
                 yield batch
 
+    def _fetched(self, image: ImageInput) -> ImageInput:
+        """What a URL leads to, where URLs are read."""
+        if not (self.urls and isinstance(image, str) and is_remote(image)):
+            return image
+        try:
+            return read_remote(image, max_bytes=_MAX_URL_BYTES)
+        except DataError as error:
+            raise ImageError(str(error)) from None
+
     def _encode_pixels(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> Float32[ndarray, "N E"]:
         out = np.full((len(batch), self.bundle.config.embed_dim), np.nan, dtype=np.float32)
         good = [row for row, pixels in enumerate(batch) if pixels is not None]
@@ -137,16 +160,6 @@ class Embedder:
 
     def _nothing(self) -> Float32[ndarray, "N E"]:
         return np.empty((0, self.bundle.config.embed_dim), dtype=np.float32)
-
-
-def encode_readable(
-    embedder: Embedder, images: Sequence[ImageInput]
-) -> tuple[Float32[ndarray, "N E"], list[int], list[tuple[str, str]]]:
-    """Embeddings of the images that can be read, their positions, and (name, reason) of those that cannot."""
-    broken: dict[int, str] = {}
-    emb = embedder.encode_images(images, on_error=lambda position, error: broken.update({position: str(error)}))
-    good = [position for position in range(len(images)) if position not in broken]
-    return emb[good], good, [(describe(images[position]), reason) for position, reason in broken.items()]
 
 
 def check_not_empty(items: Sequence[object], what: str) -> None:

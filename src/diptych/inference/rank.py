@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from diptych.core.errors import DiptychError, ImageError
+from diptych.core.errors import DiptychError
+from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
-from diptych.images.decode import describe, list_images
-from diptych.inference.embedder import Embedder, check_not_empty, encode_readable
+from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.inputs import Images, encode_all
+from diptych.inference.query import Query, Term, query_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,51 +36,75 @@ class Ranking:
 
 
 def rank_images(
-    embedder: Embedder, text: str, images: str | Path | Sequence[ImageInput], *, top: int | None = None
+    embedder: Embedder, text: str | Query, images: Images, *, top: int | None = None, track: Track = silently
 ) -> Ranking:
     """The images that fit a text best.
 
     Args:
-        text: what is looked for.
-        images: a folder, which is searched through with its subfolders, or a list of images.
+        embedder: the model.
+        text: what is looked for: a text, or a query of several texts and pictures.
+        images: a folder, or images. Those that cannot be read are left out and told.
         top: how many to return; None returns all.
+        track: told how far it is.
 
     Raises:
         DiptychError: the text is empty, there are no images, or none can be read.
     """
-    return rank_images_for_texts(embedder, [text], images, top=top)[0]
+    return rank_images_for_texts(embedder, [text], images, top=top, track=track)[0]
 
 
 def rank_images_for_texts(
-    embedder: Embedder, texts: Sequence[str], images: str | Path | Sequence[ImageInput], *, top: int | None = None
+    embedder: Embedder,
+    texts: Sequence[str | Query],
+    images: Images,
+    *,
+    top: int | None = None,
+    track: Track = silently,
 ) -> list[Ranking]:
     """One ranking a text; the images are encoded once."""
     check_not_empty(texts, "text")
-    if not all(text.strip() for text in texts):
+    if not all(isinstance(text, Query) or text.strip() for text in texts):
         raise DiptychError("the text to search for is empty")
-    listed: Sequence[ImageInput] = list_images(Path(images)) if isinstance(images, str | Path) else images
-    check_not_empty(listed, "image")
-    image_emb, positions, skipped = encode_readable(embedder, listed)
-    if not positions:
-        raise ImageError(f"none of {len(listed)} images can be read; the first: {skipped[0][1]}")
-    names = [describe(listed[position]) for position in positions]
-    cosine = embedder.encode_texts(texts) @ image_emb.T
+    skipped: list[tuple[str, str]] = []
+    encoded = encode_all(embedder, images, on_error=lambda name, error: skipped.append((name, str(error))), track=track)
+    cosine = query_embeddings(embedder, texts) @ encoded.emb.T
     return [
-        Ranking(query=text, results=_ranked(cosine[row], names, positions, top), skipped=tuple(skipped))
+        Ranking(
+            query=str(text),
+            results=_ranked(cosine[row], encoded.names, encoded.positions, top),
+            skipped=tuple(skipped),
+        )
         for row, text in enumerate(texts)
     ]
 
 
-def rank_texts(embedder: Embedder, image: ImageInput, texts: Sequence[str], *, top: int | None = None) -> Ranking:
+def rank_texts(
+    embedder: Embedder,
+    image: ImageInput | Query,
+    texts: Sequence[str],
+    *,
+    top: int | None = None,
+    track: Track = silently,
+) -> Ranking:
     """The texts that fit an image best.
+
+    Args:
+        embedder: the model.
+        image: an image, or a query of several texts and pictures.
+        texts: what is ranked.
+        top: how many to return; None returns all.
+        track: told how far it is.
 
     Raises:
         DiptychError: there are no texts.
         ImageError: the image cannot be read.
     """
     check_not_empty(texts, "text")
-    cosine = embedder.encode_texts(texts) @ embedder.encode_images([image])[0]
-    return Ranking(query=describe(image), results=_ranked(cosine, texts, range(len(texts)), top))
+    query = image if isinstance(image, Query) else Query((Term(kind="image", value=image),))
+    asked = query_embeddings(embedder, [query])[0]
+    with track("texts", len(texts)) as advance:
+        cosine = embedder.encode_texts(texts, advance=advance) @ asked
+    return Ranking(query=str(query), results=_ranked(cosine, texts, range(len(texts)), top))
 
 
 def _ranked(

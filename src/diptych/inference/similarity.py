@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.sample import ImageInput
-from diptych.images.decode import describe
+from diptych.core.errors import ConfigError
+from diptych.core.progress import Track, silently
 from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.inputs import Images, OnError, encode_all
+from diptych.inference.query import Query, query_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +26,60 @@ class Similarity:
     probability: Float32[ndarray, "I X"]
     """Softmax over the texts at the model's temperature: each row adds up to 1."""
 
+    def plot(self, path: str | Path) -> None:
+        """Draw the cosines as a matrix into a PNG, PDF or SVG.
 
-def similarity(embedder: Embedder, images: Sequence[ImageInput], texts: Sequence[str]) -> Similarity:
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        from matplotlib.figure import Figure  # noqa: PLC0415  (loading it takes longer than most uses of this)
+
+        num_images, num_texts = self.cosine.shape
+        figure = Figure(figsize=(3.5 + 0.55 * num_texts, 2.5 + 0.32 * num_images), layout="constrained", dpi=150)
+        axes = figure.add_subplot()
+        drawn = axes.imshow(self.cosine, cmap="viridis", aspect="auto")
+        axes.set_xticks(range(num_texts), [_short(text, 40) for text in self.texts], rotation=40, ha="right")
+        axes.set_yticks(range(num_images), [_short(Path(image).name, 30) for image in self.images])
+        if self.cosine.size <= 400:
+            middle = float(self.cosine.min() + self.cosine.max()) / 2
+            for row, column in np.ndindex(self.cosine.shape):
+                value = float(self.cosine[row, column])
+                ink = "white" if value < middle else "black"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=8)
+        figure.colorbar(drawn, label="cosine")
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def similarity(
+    embedder: Embedder,
+    images: Images,
+    texts: Sequence[str | Query],
+    *,
+    on_error: OnError | None = None,
+    track: Track = silently,
+) -> Similarity:
     """Cosines and probabilities of the texts for each image.
+
+    Args:
+        embedder: the model.
+        images: a folder, or images.
+        texts: texts, or queries of several.
+        on_error: told of images that cannot be read, which are then left out.
+        track: told how far it is.
 
     Raises:
         DiptychError: there are no images or no texts.
-        ImageError: an image cannot be read.
+        ImageError: an image cannot be read, and there is no `on_error`.
     """
-    check_not_empty(images, "image")
     check_not_empty(texts, "text")
-    cosine = embedder.encode_images(images) @ embedder.encode_texts(texts).T
+    encoded = encode_all(embedder, images, on_error=on_error, track=track)
+    cosine = encoded.emb @ query_embeddings(embedder, texts).T
     return Similarity(
-        images=tuple(describe(image) for image in images),
-        texts=tuple(texts),
+        images=encoded.names,
+        texts=tuple(map(str, texts)),
         cosine=cosine,
         probability=softmax(cosine * np.float32(embedder.logit_scale)),
     )
@@ -50,3 +93,7 @@ def softmax(logits: Float32[ndarray, "I X"]) -> Float32[ndarray, "I X"]:
     """
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

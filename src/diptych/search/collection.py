@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.bundle.identity import model_identity
 from diptych.core.errors import ImageError, IndexingError
 from diptych.core.progress import Track, silently
 from diptych.index.entry import Entry, Stamp
@@ -47,7 +46,7 @@ def open_or_create(folder: Path, clip: LoadedBundle | None) -> Index:
     """
     if clip is None:
         return Index(folder)
-    model = model_identity(clip.bundle.model)
+    model = clip.identity
     if not (folder / "index.db").is_file():
         place = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
         return create_index(folder, dim=clip.bundle.config.embed_dim, model=model, bundle=place)

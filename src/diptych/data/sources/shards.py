@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
+from diptych.core.remote import FileCache, is_remote, list_remote
 from diptych.core.sample import Sample
-from diptych.data.remote import FileCache, is_remote, list_remote
 from diptych.data.sources.columns import locate
 from diptych.data.sources.location import listable
 from diptych.data.sources.protocol import Source

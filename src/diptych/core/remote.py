@@ -4,16 +4,18 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
 from diptych.core.cache import cache_folder
 from diptych.core.errors import ConfigError, DataError
+
+T = TypeVar("T")
 
 _TRIES = 3
 _WAIT_S = 0.5
@@ -67,6 +69,24 @@ def remote_version(url: str) -> str:
         raise DataError(f"{url}: cannot be reached ({_reason(error)})") from None
     marks = (told.get(name) for name in ("size", "ETag", "etag", "mtime", "LastModified", "md5Hash"))
     return " ".join(str(mark) for mark in marks if mark is not None)
+
+
+def read_remote(url: str, *, max_bytes: int) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not there.
+        DataError: it cannot be fetched, three tries long, or is larger.
+    """
+    content = _thrice(url, lambda: _read(url, max_bytes + 1))
+    if len(content) > max_bytes:
+        raise DataError(f"{url}: is larger than {max_bytes // 2**20} MiB")
+    return content
+
+
+def _read(url: str, num_bytes: int) -> bytes:
+    with fsspec.open(url, "rb") as source:
+        return bytes(source.read(num_bytes))
 
 
 class FileCache:
@@ -139,21 +159,37 @@ def _fetch(url: str, path: Path) -> None:
         ConfigError: the protocol needs a package that is not there.
         DataError: it did not come.
     """
-    for attempt in range(_TRIES):
+
+    def copy() -> None:
         try:
             with fsspec.open(url, "rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target, length=2**20)
+        except Exception:
+            path.unlink(missing_ok=True)
+            raise
+
+    _thrice(url, copy)
+
+
+def _thrice(url: str, read: Callable[[], T]) -> T:
+    """What reading gives, if not at once, then the second or third time.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not there.
+        DataError: it did not work.
+    """
+    for attempt in range(_TRIES):
+        try:
+            return read()
         except ImportError:
             raise _missing_extra(url) from None
         except FileNotFoundError:
             raise DataError(f"{url}: {_NOT_THERE}") from None
-        except Exception as error:
-            path.unlink(missing_ok=True)
+        except Exception as error:  # Of many libraries: fsspec's, the cloud's, the network's.
             if attempt == _TRIES - 1:
                 raise DataError(f"{url}: cannot be fetched ({_reason(error)})") from None
             time.sleep(_WAIT_S * 2**attempt)
-        else:
-            return
+    raise AssertionError
 
 
 def _missing_extra(url: str) -> ConfigError:
