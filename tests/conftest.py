@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import jaxtyping
 import pytest
@@ -23,6 +24,7 @@ from diptych.training.optimizer import OptimizerConfig
 from diptych.training.run import train
 from diptych.training.schedule import ScheduleConfig
 from diptych.training.validation import ValidationConfig
+from tests.servers import postgresql
 
 hypothesis_settings.register_profile("house", max_examples=40, deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("house")
@@ -116,6 +118,21 @@ def photos(tmp_path: Path) -> Path:
     draw_photos(folder, [f"{name}.png" for name in "abcde"])
     draw_photos(folder / "more", ["f.jpg"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def database() -> Iterator[str]:
+    """A PostgreSQL with pgvector, started when it is first asked for."""
+    with postgresql(with_vector=True) as address:
+        yield address
+
+
+@pytest.fixture(params=["folder", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an index can be made."""
+    if request.param == "folder":
+        return str(tmp_path / "index")
+    return f"{request.getfixturevalue('database')}?index=i{uuid4().hex}"
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from diptych.bundle.folder import Bundle, save_bundle
+from diptych.core.device import has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.data.sources.choice import open_source
 from diptych.inference import loaded
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP
-from diptych.models.int8 import Int8Linear, has_fast_int8
+from diptych.models.int8 import Int8Linear
 from diptych.presets import preset
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 

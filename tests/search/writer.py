@@ -17,7 +17,7 @@ if __name__ == "__main__":
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:
-            with collection.open_or_create(Path(sys.argv[1]), clip) as index:
+            with collection.open_or_create(sys.argv[1], clip) as index:
                 collection.update(index, clip, [Path(sys.argv[3])])
             os._exit(0)
         print(child, flush=True)  # noqa: T201

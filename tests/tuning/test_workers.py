@@ -12,7 +12,7 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.tuning.study_folder import read_study
-from tests.tuning.servers import postgresql
+from tests.servers import postgresql
 
 ROOT = Path(__file__).parents[2]
 TRIALS = 4

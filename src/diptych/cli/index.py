@@ -1,47 +1,70 @@
-"""`diptych index ...` and `diptych search`."""
+"""`diptych index ...`."""
 
+import os
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from diptych.cli.loading import DEFAULT_LOADING, IndexPlace, Loading
 from diptych.cli.output import Json, print_facts, print_json, print_skipped, print_table, say, warn
 from diptych.cli.sheets import write_sheet
-from diptych.core.errors import ConfigError, IndexingError
+from diptych.core.errors import ConfigError
+from diptych.core.figures import percent
 from diptych.core.progress import bar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from diptych.index.entry import Found
-    from diptych.inference.loaded import LoadedBundle
-    from diptych.inference.query import Query
-
-IndexPath = Annotated[Path, Parameter(help="Folder of the index.")]
+    from diptych.index.entry import Stamp
+    from diptych.search.collection import Share, Update
 
 
 def add(
-    index: IndexPath,
+    index: IndexPlace,
     /,
     *folders: Annotated[Path, Parameter(help="Pictures, subfolders included.")],
     bundle: Annotated[Path | None, Parameter(help="Who embeds; needed for a new index, which remembers it.")] = None,
     prune: Annotated[
         bool, Parameter(help="Drop entries of these folders whose file has gone.", negative="", show_default=False)
     ] = False,
+    half: Annotated[
+        bool,
+        Parameter(
+            help="Let a new index keep float16 in place of float32, half the size.", negative="", show_default=False
+        ),
+    ] = False,
+    loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Bring an index in step with folders: embed what is new or changed, recognise what moved."""
+    """Bring an index in step with folders: embed what is new or changed, recognise what moved.
+
+    Started by torchrun, each process takes its share of the files into an index of its own; `index merge` joins them.
+    """
     from diptych.search.collection import open_or_create, update
+    from diptych.search.scan import scan
 
     if not folders:
         raise ConfigError("name the folders to index")
-    clip = _bundle_of(index, bundle)
-    with open_or_create(index, clip) as opened:
-        report = update(opened, clip, folders, prune=prune, track=bar)
-        total = len(opened)
+    clip = loading.load_for(index, bundle)
+    whole, share = index, _share(index)
+    if share is not None:
+        if prune:
+            raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
+        index = _part_of(index, share.rank, share.size)
+    with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
+        report = update(opened, clip, folders, prune=prune, share=share, track=bar)
+        place, total = opened.place, len(opened)
     if as_json:
         print_json(report)
         return
+    _print_update(place, report, total)
+    loading.tell_agreement(clip, list(islice((key for key, _ in scan(folders)), 64)))
+    if share is not None and share.rank == 0:
+        say(f"When all are done: diptych index merge {whole} {_part_of(whole, '*', share.size)}")
+
+
+def _print_update(place: str, report: "Update", total: int) -> None:
     parts = {
         "new": report.added,
         "changed": report.changed,
@@ -51,53 +74,101 @@ def add(
         "dropped": report.dropped,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
-    say(f"{index}: {said}; {total:,} pictures")
+    say(f"{place}: {said}; {total:,} pictures")
     if report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")
-    print_skipped(report.unreadable)
+    print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
 
 
-def stats(index: IndexPath, /, *, as_json: Json = False) -> None:
+def merge(
+    index: IndexPlace,
+    /,
+    *parts: Annotated[str, Parameter(help="Indexes with vectors of the same model; they stay as they are.")],
+) -> None:
+    """Take up what other indexes hold, as those of several processes or machines."""
+    from diptych.index.choice import create_index, index_exists, open_index
+    from diptych.index.merge import merge as merge_indexes
+
+    if not parts:
+        raise ConfigError("name the indexes to take up")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_index(part)) for part in parts]
+        first = opened[0]
+        target = stack.enter_context(
+            open_index(index)
+            if index_exists(index)
+            else create_index(index, dim=first.dim, model=first.model, bundle=first.bundle)
+        )
+        num = merge_indexes(target, opened, track=bar)
+        say(f"{target.place}: {num:,} taken up; {len(target):,} pictures")
+
+
+def build(
+    index: IndexPlace,
+    /,
+    *,
+    ann: Annotated[
+        Literal["ivf", "hnsw"] | None,
+        Parameter(help="Search nearly exactly, by inverted lists or a graph; for millions. Without it, exactly again."),
+    ] = None,
+) -> None:
+    """Make what helps to search an index; from its vectors, whenever you like."""
+    from diptych.index.choice import open_index
+
+    with open_index(index) as opened, opened.writing():
+        about = opened.build(ann)
+        if ann is None:
+            say(f"{opened.place}: is searched exactly")
+        elif about is None:
+            say(f"{opened.place}: the server has built {ann}")
+        else:
+            recall = percent(about.recall)
+            say(
+                f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the 10 nearest; later ones are scanned"
+            )
+
+
+def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
     """Say what an index holds."""
-    from diptych.index.store import Index
+    from diptych.index.choice import open_index
 
-    with Index(index) as opened:
+    with open_index(index) as opened:
         size = opened.size()
-        facts = {"model": f"{opened.model} ({opened.bundle})", "numbers a vector": str(opened.dim)}
+        place, facts = opened.place, {"model": f"{opened.model} ({opened.bundle})", "numbers a vector": str(opened.dim)}
     if as_json:
         print_json({**size, **facts})
         return
     counts = {name: f"{count:,}" for name, count in size.items()}
-    print_facts(str(index), {**counts, **facts})
+    print_facts(place, {**counts, **facts})
 
 
-def verify(index: IndexPath, /) -> int:
+def verify(index: IndexPlace, /) -> int:
     """Check that an index is whole; exit code 2 where it is not."""
-    from diptych.index.store import Index
+    from diptych.index.choice import open_index
 
-    with Index(index) as opened:
-        faults = opened.verify()
+    with open_index(index) as opened:
+        place, faults = opened.place, opened.verify()
     for fault in faults:
         warn(fault)
     if not faults:
-        say(f"{index}: all is well")
+        say(f"{place}: all is well")
     return 2 if faults else 0
 
 
 def remove(
-    index: IndexPath,
+    index: IndexPlace,
     /,
     *paths: Annotated[Path, Parameter(help="Pictures, or folders with all that is in them.")],
     where: Annotated[str | None, Parameter(help="Remove what a filter lets through, as in search.")] = None,
 ) -> None:
     """Take pictures out of an index; their files stay."""
+    from diptych.index.choice import open_index
     from diptych.index.filters import parse_filter
-    from diptych.index.store import Index
 
     if not paths and where is None:
         raise ConfigError("name what to remove: paths, or --where")
     chosen = None if where is None else parse_filter(where)
-    with Index(index) as opened, opened.writing():
+    with open_index(index) as opened, opened.writing():
         keys = [entry.key for entry in opened.entries(chosen)]
         if paths:
             places = tuple(str(path.resolve()) for path in paths)
@@ -107,7 +178,7 @@ def remove(
 
 
 def duplicates(
-    index: IndexPath,
+    index: IndexPlace,
     /,
     *,
     threshold: Annotated[float, Parameter(help="Cosine from which two pictures are near-identical.")] = 0.98,
@@ -115,11 +186,11 @@ def duplicates(
     as_json: Json = False,
 ) -> None:
     """Find groups of pictures that are the same, or nearly."""
-    from diptych.index.store import Index
+    from diptych.index.choice import open_index
 
     if not 0 < threshold <= 1:
         raise ConfigError(f"--threshold is {threshold}; a cosine above 0 and at most 1")
-    with Index(index) as opened:
+    with open_index(index) as opened:
         groups = opened.groups(threshold)
     if as_json:
         print_json(groups)
@@ -134,70 +205,24 @@ def duplicates(
         say(f"Sheet: {sheet}")
 
 
-def search(
-    index: IndexPath,
-    query: Annotated[
-        str | None, Parameter(help='A text; or terms, as in \'"beach" + 0.5*photo.jpg - "people"\'.')
-    ] = None,
-    /,
-    *,
-    image: Annotated[list[Path] | None, Parameter(help="Pictures to look for, too.", negative="")] = None,
-    minus: Annotated[list[str] | None, Parameter(help="Texts to stay away from.", negative="")] = None,
-    where: Annotated[
-        str | None, Parameter(help="Filter, as in \"taken > 2024-01-01 and width >= 800 and path like '%trip%'\".")
-    ] = None,
-    top: Annotated[int, Parameter(help="How many to show.")] = 20,
-    sheet: Annotated[Path | None, Parameter(help="Draw them into this PNG.")] = None,
-    bundle: Annotated[Path | None, Parameter(help="Where the index's bundle lies now, if it has moved.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Find pictures of an index by texts and pictures."""
-    from diptych.index.filters import parse_filter
-    from diptych.index.store import Index
-    from diptych.inference.query import Query, Term, parse_query
-    from diptych.search.collection import check_model
+def _share(index: str) -> "Share | None":
+    """Of a process that was launched together with others."""
+    from diptych.index.choice import index_exists, open_index
+    from diptych.search.collection import Share
 
-    if top < 1:
-        raise ConfigError(f"--top is {top}; it must be at least 1")
-    terms = [*parse_query(query).terms] if query is not None else []
-    terms += [Term(kind="image", value=str(path)) for path in image or []]
-    terms += [Term(kind="text", value=text, weight=-1.0) for text in minus or []]
-    asked = Query(tuple(terms))
-    chosen = None if where is None else parse_filter(where)
-    with Index(index) as opened:
-        clip = _bundle_of(index, bundle)
-        check_model(opened, clip.identity, clip.path)
-        (found,) = opened.search(clip.encode_queries([asked]), top=top, chosen=chosen)
-    if as_json:
-        print_json(found)
-    else:
-        _print_found(asked, found)
-    if sheet is not None and found:
-        write_sheet(sheet, [(str(asked), [(hit.entry.key, f"{hit.score:.3f}") for hit in found])])
-        say(f"Sheet: {sheet}")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return None
+    known: dict[str, Stamp] = {}
+    if index_exists(index):
+        with open_index(index) as opened:
+            known = opened.stamps()
+    return Share(rank=int(os.environ["RANK"]), size=size, known=known)
 
 
-def _print_found(query: "Query", found: "Sequence[Found]") -> None:
-    if not found:
-        say("Nothing found; the index is empty, or the filter lets nothing through")
-        return
-    rows = [[hit.entry.key, f"{hit.score:.3f}", hit.entry.taken or ""] for hit in found]
-    print_table(str(query), ["path", "cosine", "taken"], rows)
+def _part_of(index: str, rank: int | str, size: int) -> str:
+    """Where one of several processes writes; of an address a folder beside, which is merged into it."""
+    from diptych.index.address import is_address
 
-
-def _bundle_of(index: Path, bundle: Path | None) -> "LoadedBundle":
-    """The bundle that was named, or that the index remembers."""
-    from diptych.index.store import Index
-    from diptych.inference.loaded import load
-
-    if bundle is not None:
-        return load(bundle)
-    if not (index / "index.db").is_file():
-        raise IndexingError(f"{index}: holds no index yet; a new one needs --bundle")
-    with Index(index) as opened:
-        place = opened.bundle
-    if not place or not Path(place).exists():
-        raise IndexingError(
-            f"{index}: was made with {place or 'a bundle without a place'}, which is not there; name it with --bundle"
-        )
-    return load(place)
+    name = "index" if is_address(index) else index.rstrip("/")
+    return f"{name}.part-{rank}-of-{size}"

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.output import say
+from diptych.core.errors import IndexingError
 
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle
 
 BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
+
+IndexPlace = Annotated[
+    str, Parameter(help="Folder of the index, or its address: postgresql://USER@HOST/DATABASE?index=NAME.")
+]
 
 _COMPARED = 16
 
@@ -37,6 +42,22 @@ class Loading:
 
         return load(bundle, device=self.device, precision=self.precision, urls=self.urls)
 
+    def load_for(self, index: str, bundle: Path | None) -> "LoadedBundle":
+        """The bundle that was named, or that the index remembers."""
+        from diptych.index.choice import index_exists, open_index, shown_place
+
+        if bundle is not None:
+            return self.load(bundle)
+        if not index_exists(index):
+            raise IndexingError(f"{shown_place(index)}: holds no index yet; a new one needs --bundle")
+        with open_index(index) as opened:
+            place, remembered = opened.place, opened.bundle
+        if not remembered or not Path(remembered).exists():
+            raise IndexingError(
+                f"{place}: was made with {remembered or 'a bundle without a place'}, which is not there; name it with --bundle"
+            )
+        return self.load(Path(remembered))
+
     def tell_agreement(self, clip: "LoadedBundle", images: Sequence[str | Path]) -> None:
         """Print what a lower precision costs on some of the pictures that can be read; nothing for fp32."""
         if self.precision == "fp32":
@@ -55,3 +76,6 @@ class Loading:
         if compared:
             least = clip.agreement(compared)
             say(f"{self.precision}: cosine with fp32 {least:.5f} or more, over {len(compared)} of the pictures")
+
+
+DEFAULT_LOADING = Loading()

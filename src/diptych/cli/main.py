@@ -13,9 +13,10 @@ import diptych
 from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
-from diptych.cli.index import add, duplicates, remove, search, stats, verify
+from diptych.cli.index import add, build, duplicates, merge, remove, stats, verify
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
+from diptych.cli.search import search
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.tune import tune
 from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
@@ -49,6 +50,8 @@ evaluate_app.command(robustness)
 evaluate_app.command(compare)
 app.command(index_app)
 index_app.command(add)
+index_app.command(merge)
+index_app.command(build)
 index_app.command(stats)
 index_app.command(verify)
 index_app.command(remove)

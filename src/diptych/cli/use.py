@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.loading import BundlePath, Loading
+from diptych.cli.loading import DEFAULT_LOADING, BundlePath, Loading
 from diptych.cli.output import Json, print_json, print_skipped, print_table, say
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError, DataError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from diptych.inference.similarity import Similarity
 
 Sheet = Annotated[Path | None, Parameter(help="Also draw the results into this picture.")]
-_DEFAULT_LOADING = Loading()
 
 
 def similarity(
@@ -27,7 +26,7 @@ def similarity(
     /,
     *texts: Annotated[str, Parameter(help="Texts to compare it with.")],
     plot: Annotated[Path | None, Parameter(help="Draw the matrix of cosines into this PNG, PDF or SVG.")] = None,
-    loading: Loading = _DEFAULT_LOADING,
+    loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Compare an image, or each image of a folder, with texts."""
@@ -95,7 +94,7 @@ def classify(
     ] = None,
     top: Annotated[int, Parameter(help="Classes to show for each image; JSON has all.")] = 5,
     sheet: Sheet = None,
-    loading: Loading = _DEFAULT_LOADING,
+    loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Classify images from nothing but the names of the classes."""
@@ -152,7 +151,7 @@ def rank_images(
     *,
     top: Annotated[int, Parameter(help="Results to show.")] = 5,
     sheet: Sheet = None,
-    loading: Loading = _DEFAULT_LOADING,
+    loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Find the images of a folder that fit a query best."""
@@ -183,7 +182,7 @@ def rank_texts(
     texts: Annotated[Path, Parameter(help="File with one text a line.")],
     top: Annotated[int, Parameter(help="Results to show.")] = 5,
     sheet: Sheet = None,
-    loading: Loading = _DEFAULT_LOADING,
+    loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Find the texts of a file that fit an image best."""

@@ -1,4 +1,4 @@
-"""Which device to use."""
+"""Which device to use, and what its CPU can."""
 
 import torch
 
@@ -26,3 +26,14 @@ def choose_device(name: str = "auto") -> torch.device:
             f"this machine has no device '{name}'; it has: {', '.join(k for k, there in has.items() if there)}"
         )
     return torch.device(name, local_rank()) if name == "cuda" and is_launched() else torch.device(name)
+
+
+def has_fast_int8() -> bool:
+    """Whether this CPU has instructions that sum products of eight-bit integers (VNNI)."""
+    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def cpu_has(*instructions: str) -> bool:
+    """Whether this CPU has any of them, as `torch.cpu.get_capabilities` names them."""
+    can = torch.cpu.get_capabilities()
+    return any(can.get(name) for name in instructions)

@@ -1,1 +1,1 @@
-"""Vectors with keys and metadata, on disk, and search among them. It knows no model."""
+"""Vectors with keys and metadata, in a folder or in PostgreSQL, and search among them. It knows no model."""

@@ -1,37 +1,52 @@
 """What a search is narrowed to: `taken > 2024-01-01 and width >= 800 and not caption like '%dog%'`.
 
-A condition is a field, a comparison and a value; `and`, `or`, `not` and brackets join them. It becomes SQL with its values
-apart, so that no text of a user is ever part of a statement.
+A condition is a field, a comparison and a value; `and`, `or`, `not` and brackets join them. It is read into a tree that knows
+no database; `dialects.py` writes it for one.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from diptych.core.errors import ConfigError, unknown_name
 
-COLUMNS = {
-    "path": "key",
-    "taken": "taken",
-    "modified": "datetime(modified_ns / 1000000000, 'unixepoch')",
-    "size": "size",
-    "width": "width",
-    "height": "height",
-    "caption": "captions",
-}
-"""By name, the SQL that gives the field. Times are texts as `2024-05-01 12:00:00`, in the order of time."""
-_NUMBERS = frozenset({"size", "width", "height"})
-_COMPARISONS = ("<=", ">=", "!=", "=", "<", ">", "like")
+Field: TypeAlias = Literal["path", "taken", "modified", "size", "width", "height", "caption"]
+Sign: TypeAlias = Literal["<=", ">=", "!=", "=", "<", ">", "like"]
+NUMBERS = frozenset({"size", "width", "height"})
+_FIELDS, _SIGNS = get_args(Field), get_args(Sign)
 _TOKEN = re.compile(r"\s*(?:(<=|>=|!=|==|=|<|>|\(|\))|'((?:[^']|'')*)'|\"([^\"]*)\"|([^\s()<>=!'\"]+))")
+_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
+"""Bytes on the command line that are no UTF-8 come as halves of a pair; no database takes them."""
 
 
 @dataclass(frozen=True)
-class Filter:
-    """A condition in SQL, and the values of its question marks."""
+class Comparison:
+    """A field beside a value."""
 
-    sql: str
-    values: tuple[str | float, ...]
+    field: Field
+    comparison: Sign
+    value: str | float
+    """A number for a number, unless the comparison is `like`."""
+
+
+@dataclass(frozen=True)
+class Not:
+    """What the inner one keeps back; nothing is let through of which it cannot be told."""
+
+    inner: "Filter"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Two or more filters of which all, or any, must let through."""
+
+    word: Literal["and", "or"]
+    parts: tuple["Filter", ...]
+
+
+Filter: TypeAlias = Comparison | Not | Joined
 
 
 class _Token(NamedTuple):
@@ -41,13 +56,13 @@ class _Token(NamedTuple):
 
 
 def parse_filter(text: str) -> Filter:
-    """A condition as SQL.
+    """A condition as a tree.
 
     Raises:
         ConfigError: it cannot be read; the message says where.
 
-    >>> parse_filter("taken > 2024-01-01 and not (width < 800 or path like '%.png')").sql
-    '(taken > ? AND NOT ((width < ? OR key LIKE ?)))'
+    >>> parse_filter("size > 1000 and not path like '%.png'").parts[1]
+    Not(inner=Comparison(field='path', comparison='like', value='%.png'))
     """
     parser = _Parser(text)
     found = parser.either()
@@ -72,18 +87,17 @@ class _Parser:
         parts = [self._both()]
         while self._takes("or"):
             parts.append(self._both())
-        return _joined(parts, "OR")
+        return _joined("or", parts)
 
     def _both(self) -> Filter:
         parts = [self._one()]
         while self._takes("and"):
             parts.append(self._one())
-        return _joined(parts, "AND")
+        return _joined("and", parts)
 
     def _one(self) -> Filter:
         if self._takes("not"):
-            inner = self._one()
-            return Filter(f"NOT ({inner.sql})", inner.values)
+            return Not(self._one())
         if self._takes("("):
             inner = self.either()
             if not self._takes(")"):
@@ -93,24 +107,27 @@ class _Parser:
 
     def _comparison(self) -> Filter:
         name = self._word("a field")
-        if name.is_quoted or name.text not in COLUMNS:
-            raise ConfigError(f"--where at {name.place + 1}: {unknown_name('field', name.text, COLUMNS)}")
+        if name.is_quoted or name.text not in _FIELDS:
+            raise ConfigError(f"--where at {name.place + 1}: {unknown_name('field', name.text, _FIELDS)}")
         sign = self._word("a comparison")
         comparison = "=" if sign.text == "==" else sign.text.lower()
-        if sign.is_quoted or comparison not in _COMPARISONS:
+        if sign.is_quoted or comparison not in _SIGNS:
             raise ConfigError(
-                f"--where at {sign.place + 1}: {sign.text!r} is no comparison; known: {', '.join(_COMPARISONS)}"
+                f"--where at {sign.place + 1}: {sign.text!r} is no comparison; known: {', '.join(_SIGNS)}"
             )
-        value = self._word("a value")
-        return Filter(f"{COLUMNS[name.text]} {comparison.upper()} ?", (self._value(name.text, comparison, value),))
+        value = self._value(name.text, comparison, self._word("a value"))
+        return Comparison(cast("Field", name.text), cast("Sign", comparison), value)
 
     def _value(self, name: str, comparison: str, value: _Token) -> str | float:
-        if name not in _NUMBERS or comparison == "like":
+        if name not in NUMBERS or comparison == "like":
             return value.text
         try:
-            return float(value.text)
+            number = float(value.text)
         except ValueError:
-            raise ConfigError(f"--where at {value.place + 1}: {name} is a number, {value.text!r} is none") from None
+            number = math.nan
+        if not math.isfinite(number):
+            raise ConfigError(f"--where at {value.place + 1}: {name} is a number, {value.text!r} is none")
+        return number
 
     def _takes(self, word: str) -> bool:
         if self.now is None or self.now.is_quoted or self.now.text.lower() != word:
@@ -133,6 +150,9 @@ class _Parser:
 
 def _tokens(text: str) -> list[_Token]:
     found, place = [], 0
+    odd = _NO_TEXT.search(text)
+    if odd is not None:
+        raise ConfigError(f"--where at {odd.start() + 1}: {odd[0]!r} is no text")
     text = text.rstrip()
     while place < len(text):
         match = _TOKEN.match(text, place)
@@ -147,8 +167,5 @@ def _tokens(text: str) -> list[_Token]:
     return found
 
 
-def _joined(parts: Sequence[Filter], word: str) -> Filter:
-    if len(parts) == 1:
-        return parts[0]
-    values = tuple(value for part in parts for value in part.values)
-    return Filter("(" + f" {word} ".join(part.sql for part in parts) + ")", values)
+def _joined(word: Literal["and", "or"], parts: Sequence[Filter]) -> Filter:
+    return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))

@@ -31,3 +31,15 @@ def alike(vectors: Float32[ndarray, "N E"], threshold: float) -> list[list[int]]
     for row in range(len(vectors)):
         groups.setdefault(root(row), []).append(row)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def groups_of_keys(keys: list[list[str]], vectors: Float32[ndarray, "N E"], threshold: float) -> list[list[str]]:
+    """The keys of vectors that are alike, then those that share a vector which is like no other.
+
+    >>> groups_of_keys([["a"], ["b", "c"], ["d"]], np.eye(2, dtype=np.float32)[[0, 1, 0]], 0.9)
+    [['a', 'd'], ['b', 'c']]
+    """
+    near = alike(vectors, threshold)
+    together = {row for group in near for row in group}
+    groups = [[key for row in group for key in keys[row]] for group in near]
+    return groups + [shared for row, shared in enumerate(keys) if row not in together and len(shared) > 1]

@@ -1,4 +1,4 @@
-"""The tables of an index, and entries as their rows."""
+"""The tables of an index in SQLite, and entries as rows of any database."""
 
 import json
 import sqlite3

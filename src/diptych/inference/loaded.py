@@ -13,7 +13,7 @@ from numpy import ndarray
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.bundle.identity import model_identity
-from diptych.core.device import choose_device
+from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
 from diptych.core.sample import ImageInput
@@ -26,7 +26,7 @@ from diptych.inference.query import Query, query_embeddings
 from diptych.inference.similarity import Similarity, similarity
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation
-from diptych.models.int8 import cpu_has, has_fast_int8, to_int8
+from diptych.models.int8 import to_int8
 from diptych.models.vision_transformer import VisionTransformer
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]

@@ -51,17 +51,6 @@ def to_int8(model: CLIP) -> CLIP:
     return model
 
 
-def has_fast_int8() -> bool:
-    """Whether this CPU has instructions that sum products of eight-bit integers (VNNI)."""
-    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
-
-
-def cpu_has(*instructions: str) -> bool:
-    """Whether this CPU has any of them, as `torch.cpu.get_capabilities` names them."""
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name) for name in instructions)
-
-
 def _replace(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):

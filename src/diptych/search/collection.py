@@ -1,8 +1,10 @@
 """An index kept in step with folders: what is new is embedded, what moved is recognised, what is as it was is not read."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from jaxtyping import Float32
@@ -10,8 +12,10 @@ from numpy import ndarray
 
 from diptych.core.errors import ImageError, IndexingError
 from diptych.core.progress import Track, silently
+from diptych.index.choice import create_index, index_exists, open_index
 from diptych.index.entry import Entry, Stamp
-from diptych.index.store import Index, create_index
+from diptych.index.protocol import Index
+from diptych.index.vector_file import Kind
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.scan import describe_picture, scan
 
@@ -38,20 +42,20 @@ class Update:
     """(path, reason)."""
 
 
-def open_or_create(folder: Path, clip: LoadedBundle | None) -> Index:
-    """The index in a folder; a new one for the bundle, if there is none.
+def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Kind = "float32") -> Index:
+    """The index at a folder or an address; a new one for the bundle, if there is none, which keeps numbers of a kind.
 
     Raises:
         IndexingError: there is none and no bundle is given, or it has another model's vectors.
+        ConfigError: the address is none, or an extra is missing.
     """
     if clip is None:
-        return Index(folder)
-    model = clip.identity
-    if not (folder / "index.db").is_file():
-        place = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
-        return create_index(folder, dim=clip.bundle.config.embed_dim, model=model, bundle=place)
-    index = Index(folder)
-    check_model(index, model, clip.path)
+        return open_index(place)
+    if not index_exists(place):
+        bundle = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
+        return create_index(place, dim=clip.bundle.config.embed_dim, model=clip.identity, bundle=bundle, kind=kind)
+    index = open_index(place)
+    check_model(index, clip.identity, clip.path)
     return index
 
 
@@ -64,13 +68,33 @@ def check_model(index: Index, model: str, path: Path | None) -> None:
     if index.model != model:
         index.close()
         raise IndexingError(
-            f"{index.folder}: has vectors of the model {index.model} ({index.bundle}), and {path} is {model}: their numbers do "
+            f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {path} is {model}: their numbers do "
             "not compare; make another index for it"
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one of several processes takes up: the files whose path's hash falls to it, and that nobody has yet."""
+
+    rank: int
+    size: int
+    known: Mapping[str, Stamp]
+    """What the index has that all shares will be merged into."""
+
+    def has(self, key: str, stamp: Stamp) -> bool:
+        """Whether a file is this one's."""
+        return crc32(key.encode()) % self.size == self.rank and self.known.get(key) != stamp
+
+
 def update(
-    index: Index, clip: LoadedBundle, folders: Sequence[Path], *, prune: bool = False, track: Track = silently
+    index: Index,
+    clip: LoadedBundle,
+    folders: Sequence[Path],
+    *,
+    prune: bool = False,
+    share: Share | None = None,
+    track: Track = silently,
 ) -> Update:
     """Bring an index in step with folders. Stopped at any moment, it loses no more than the batch under way.
 
@@ -79,6 +103,7 @@ def update(
         clip: the model of its vectors.
         folders: where to look, subfolders included.
         prune: drop entries of these folders whose file has gone.
+        share: take up these files alone.
         track: told how far it is.
 
     Raises:
@@ -86,18 +111,26 @@ def update(
         IndexingError: a folder cannot be read, or the disk is full.
     """
     with index.writing():
-        return _Updater(index, clip, folders).go(prune=prune, track=track)
+        return _Updater(index, clip, folders, share).go(prune=prune, track=track)
 
 
 class _Updater:
     """One pass over the folders."""
 
-    def __init__(self, index: Index, clip: LoadedBundle, folders: Sequence[Path]) -> None:
+    def __init__(self, index: Index, clip: LoadedBundle, folders: Sequence[Path], share: Share | None) -> None:
         self.index, self.clip, self.report = index, clip, Update()
-        self.found = dict(scan(folders))
+        self.found = dict[str, Stamp]()
+        for key, stamp in scan(folders):
+            if _is_text(key):
+                if share is None or share.has(key, stamp):
+                    self.found[key] = stamp
+            elif share is None or share.rank == 0:
+                shown = os.fsencode(key).decode("utf-8", "backslashreplace")
+                self.report.unreadable.append((shown, "has a name that is not UTF-8"))
         self.known = index.stamps()
         roots = tuple(f"{folder.resolve()}/" for folder in folders)
-        self.gone = {key for key in self.known if key.startswith(roots) and key not in self.found}
+        is_alone = share is None  # Who sees a share of the files does not know which have gone.
+        self.gone = {key for key in self.known if is_alone and key.startswith(roots) and key not in self.found}
         self.gone_of_digest: dict[str | None, list[str]] = {}
         for key in sorted(self.gone):
             self.gone_of_digest.setdefault(index.digest_of(key), []).append(key)
@@ -171,6 +204,15 @@ class _Updater:
                 report.copies += 1
             left.discard(entry.digest)
         return moved_from
+
+
+def _is_text(key: str) -> bool:
+    """Whether a database takes it; bytes of a name that are no UTF-8 are read as halves of a pair."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _batches(new: Iterable[tuple[str, Stamp]]) -> Iterator[list[tuple[str, Stamp]]]:

@@ -79,7 +79,7 @@ def _from_header(content: bytes) -> tuple[int | None, int | None, str | None]:
 def _as_time(taken: object) -> str | None:
     """`2024:05:01 12:00:00` is how cameras write it."""
     text = str(taken).strip("\x00 ") if taken is not None else ""
-    date, _, clock = text.partition(" ")
+    date, _, clock = text.partition("\x00")[0].partition(" ")
     parts = date.split(":")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts) or parts[0] == "0000":
         return None

@@ -4,12 +4,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
 
 _ATTEMPTS = 5
@@ -20,18 +20,6 @@ MAX_RETRIES = 5
 def sqlite_url(folder: Path) -> str:
     """Of the study that lies in a run folder."""
     return f"sqlite:///{(folder / 'study.db').resolve()}"
-
-
-def shown_url(url: str) -> str:
-    """Without its password.
-
-    >>> shown_url("postgresql://ann:secret@host:5432/tune")
-    'postgresql://ann@host:5432/tune'
-    """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", "@", 1)
 
 
 @contextmanager
@@ -59,7 +47,7 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
     known = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
     if not colon or scheme not in known:
         raise ConfigError(
-            f"storage {shown_url(url)!r} is not known: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+            f"storage {shown_address(url)!r} is not known: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         )
     connect = {"timeout": 60} if scheme == "sqlite" else {"connect_timeout": 10}
     for attempt in range(_ATTEMPTS):
@@ -74,10 +62,10 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
         except ModuleNotFoundError:
             raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise ConfigError(f"storage {shown_url(url)!r} is not one: {_one_line(error)}") from None
+            raise ConfigError(f"storage {shown_address(url)!r} is not one: {_one_line(error)}") from None
         except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers that make it at once.
-                raise ConfigError(f"storage {shown_url(url)} cannot be reached: {_one_line(error)}") from None
+                raise ConfigError(f"storage {shown_address(url)} cannot be reached: {_one_line(error)}") from None
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import optuna
 import yaml
 
+from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
 from diptych.core.settings import from_plain
 from diptych.training.config import TrainConfig
 from diptych.training.prepare import open_data
 from diptych.tuning.space import Dimension, Space, reduced
-from diptych.tuning.storage import opened_storage, shown_url, sqlite_url
+from diptych.tuning.storage import opened_storage, sqlite_url
 from diptych.tuning.study import Row, quiet_optuna, rows
 
 _ABOUT = "tune.yaml"
@@ -42,7 +43,7 @@ def create_study_folder(folder: Path, *, storage: str | None) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _ABOUT).is_file():
         raise ConfigError(f"{folder}: is not empty and holds no study; choose another folder with --out")
-    about = {"study": folder.name, "storage": None if storage is None else shown_url(storage)}
+    about = {"study": folder.name, "storage": None if storage is None else shown_address(storage)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _ABOUT).write_text(yaml.safe_dump(about), encoding="utf-8")

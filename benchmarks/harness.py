@@ -1,0 +1,89 @@
+"""What every benchmark does alike: rounds in turn, medians, ratios pair by pair, the machine's own ceilings, and the table."""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each side, round by round."""
+
+    of: Mapping[str, Sequence[float]]
+
+    def median(self, side: str) -> float:
+        """Of one side."""
+        return median(self.of[side])
+
+    def ratio(self, peer: str, own: str) -> float:
+        """How many times as long the peer took; the median over the rounds, each of which had both."""
+        return median(theirs / ours for theirs, ours in zip(self.of[peer], self.of[own], strict=True))
+
+
+def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
+    """Time each side once a round, after one round that does not count; every other round starts from the end."""
+    for action in sides.values():
+        action()
+    taken: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in list(sides)[:: -1 if number % 2 else 1]:
+            began = time.perf_counter()
+            sides[side]()
+            taken[side].append(time.perf_counter() - began)
+    return Times(taken)
+
+
+def product_ceiling() -> float:
+    """Operations a second of a large float32 matrix product on all cores, the best of a few."""
+    left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = min(in_turn({"product": lambda: left @ right}, rounds=8).of["product"])
+    return 2 * 2048**3 / best
+
+
+def machine(*packages: str) -> str:
+    """The day, the machine and the versions, for the head of a table."""
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", *packages))
+    return (
+        f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores,\n"
+        f"Python {platform.python_version()}, {versions}."
+    )
+
+
+def must_agree(what: str, difference: float, *, at_most: float) -> None:
+    """End here if the sides do not compute the same."""
+    if not difference <= at_most:
+        sys.exit(f"{what}: the sides differ by {difference:.1e}, more than {at_most:.0e}; nothing is timed")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """In Markdown."""
+    lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
+    return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def write(out: Path | None, *parts: str) -> None:
+    """Print the parts, and write them if there is a place for them."""
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
+    """`--out`, and what a benchmark adds: a default for each, by name."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the table there, too")
+    for name, default in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()

@@ -1,0 +1,141 @@
+"""Times exact search against numpy and faiss, and `diptych search` from the start of its process.
+
+    python benchmarks/search.py [--out FILE] [--bundle BUNDLE]
+
+Vectors are random and of unit length, the answers of both sides are compared first. For the command an index of 100,000 entries
+is written; without a bundle it is asked with a small model of random weights.
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from harness import Times, arguments, in_turn, machine, must_agree, table, write
+from numpy.typing import NDArray
+
+from diptych.bundle.folder import Bundle, save_bundle
+from diptych.bundle.identity import model_identity
+from diptych.index.choice import create_index
+from diptych.index.entry import Entry, Stamp
+from diptych.index.exact import encode, nearest
+from diptych.inference.loaded import load
+from diptych.models.clip import CLIP
+from diptych.presets import preset
+from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+
+DIM = 512
+TOP = 10
+ROUNDS = 5
+
+
+def main() -> None:
+    """Compare, measure, print, and write the table."""
+    given = arguments(__doc__)
+    single = _times(100_000, batch=1, rounds=40, peer=_numpy)
+    many = _times(1_000_000, batch=256, rounds=ROUNDS, peer=_faiss)
+    command = _command_times(100_000)
+    beyond = command["command"] - command["import torch"]
+    rows = [
+        ["100,000, one query", "numpy argpartition", *_row(single)],
+        ["1,000,000, batches of 256", "faiss flat", *_row(many)],
+    ]
+    write(
+        given.out,
+        "# Search",
+        f"`python benchmarks/search.py`, {machine('numpy', 'faiss-cpu')}",
+        f"The {TOP} nearest among vectors of {DIM} numbers; milliseconds, medians over rounds in turn.",
+        table(["what", "peer", "Diptych", "peer", "ratio"], rows),
+        f"`diptych search` on 100,000 entries, disk warm, from process start to exit: {command['command']:.2f} s, of which "
+        f"`import torch` alone takes {command['import torch']:.2f} s: {beyond:.2f} s beyond it. Its own split (`--timing`):",
+        f"```\n{command['split']}\n```",
+    )
+
+
+def _row(times: Times) -> list[str]:
+    own, peer = times.median("Diptych"), times.median("peer")
+    return [f"{own * 1e3:.1f}", f"{peer * 1e3:.1f}", f"{times.ratio('peer', 'Diptych'):.2f} x"]
+
+
+def _random(num: int) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(num).standard_normal((num, DIM), dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _times(
+    num: int, *, batch: int, rounds: int, peer: Callable[[NDArray[np.float32]], Callable[[NDArray[np.float32]], Any]]
+) -> Times:
+    vectors, queries = _random(num), _random(batch * 64)
+    codes = encode(vectors)
+    theirs = peer(vectors)
+
+    def ours(asked: NDArray[np.float32]) -> Any:
+        return nearest(vectors, asked, top=TOP, codes=codes)[0]
+
+    first = queries[:batch]
+    difference = [len(set(a) ^ set(b)) for a, b in zip(ours(first).tolist(), theirs(first).tolist(), strict=True)]
+    must_agree(f"{num} vectors", max(difference), at_most=0)
+    number = count()
+
+    def asking(side: Callable[[NDArray[np.float32]], Any]) -> Callable[[], Any]:
+        def ask() -> Any:
+            start = next(number) % 64 * batch
+            return side(queries[start : start + batch])
+
+        return ask
+
+    return in_turn({"Diptych": asking(ours), "peer": asking(theirs)}, rounds=rounds)
+
+
+def _numpy(vectors: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], Any]:
+    def search(queries: NDArray[np.float32]) -> Any:
+        scores = vectors @ queries[0]
+        best = np.argpartition(scores, len(scores) - TOP)[len(scores) - TOP :]
+        return best[np.argsort(-scores[best])][None]
+
+    return search
+
+
+def _faiss(vectors: NDArray[np.float32]) -> Callable[[NDArray[np.float32]], Any]:
+    index = faiss.IndexFlatIP(DIM)
+    index.add(vectors)
+    return lambda queries: index.search(queries, TOP)[1]
+
+
+def _command_times(num: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        bundle, index = Path(folder) / "bundle", Path(folder) / "index"
+        _write_bundle(bundle)
+        clip = load(bundle, device="cpu")
+        dim = clip.bundle.config.embed_dim
+        vectors = _random(num)[:, :dim]
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        with create_index(str(index), dim=dim, model=model_identity(clip.bundle.model), bundle=str(bundle)) as opened:
+            for start in range(0, num, 10_000):
+                rows = range(start, start + 10_000)
+                entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=Stamp(size=i, modified_ns=i)) for i in rows]
+                opened.add(entries, {f"{i}": vectors[i] for i in rows})
+        words = [sys.executable, "-m", "diptych", "search", str(index), "a dog in the snow", "--timing"]
+        sides = {
+            "command": lambda: subprocess.run(words, check=True, capture_output=True),
+            "import torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
+        }
+        times = in_turn(sides, rounds=ROUNDS)
+        split = subprocess.run(words, check=True, capture_output=True, text=True).stderr.strip()
+        return {**{side: times.median(side) for side in sides}, "split": split}
+
+
+def _write_bundle(place: Path) -> None:
+    torch.manual_seed(0)
+    config = preset("vit-b-32")
+    save_bundle(Bundle(model=CLIP(config), tokenizer=ClipBPETokenizer(context_length=77)), place)
+
+
+if __name__ == "__main__":
+    main()

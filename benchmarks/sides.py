@@ -1,0 +1,51 @@
+"""One ViT-B/32 with the same random weights in Diptych, open_clip and transformers."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests import peers
+
+from diptych.bundle.choice import export_bundle
+from diptych.bundle.folder import Bundle
+from diptych.models.clip import CLIP
+from diptych.presets import preset
+from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """Model and tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def own_bundle(name: str = "vit-b-32") -> Bundle:
+    """The model that the others get."""
+    torch.manual_seed(0)
+    return Bundle(model=CLIP(preset(name)).eval(), tokenizer=ClipBPETokenizer(context_length=77))
+
+
+def in_open_clip(bundle: Bundle) -> OpenClip:
+    """As open_clip loads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "theirs"
+        export_bundle(bundle, "open-clip", place)
+        model = peers.open_clip.create_model(f"local-dir:{place}").eval()
+        return OpenClip(model, peers.open_clip.get_tokenizer(f"local-dir:{place}"))
+
+
+def in_transformers(bundle: Bundle) -> tuple[Any, Any]:
+    """Model and tokenizer, as transformers loads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "theirs"
+        export_bundle(bundle, "hugging-face", place)
+        model = peers.transformers.CLIPModel.from_pretrained(place).eval()
+        return model, peers.transformers.CLIPTokenizerFast.from_pretrained(place)

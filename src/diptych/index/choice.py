@@ -1,0 +1,79 @@
+"""An index by its place: a folder, or an address of PostgreSQL."""
+
+from pathlib import Path
+
+from diptych.core.address import shown_address
+from diptych.core.errors import ConfigError
+from diptych.index.address import is_address
+from diptych.index.local import LocalIndex, create_local_index, holds_local_index
+from diptych.index.protocol import Index
+from diptych.index.vector_file import Kind
+
+
+def open_index(place: str | Path) -> Index:
+    """What is there.
+
+    Args:
+        place: a folder, or `postgresql://USER@HOST/DATABASE?index=NAME`, where NAME is `diptych` if it is left out.
+
+    Raises:
+        IndexingError: there is no index, it is damaged, or its server cannot be reached.
+        ConfigError: the address is none, or an extra is missing.
+    """
+    if not is_address(place):
+        return LocalIndex(Path(place))
+    _need_psycopg()
+    from diptych.index.postgres import PostgresIndex  # noqa: PLC0415  (an extra)
+
+    return PostgresIndex(str(place))
+
+
+def create_index(place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32") -> Index:
+    """An empty index.
+
+    Args:
+        place: what it becomes; nothing, or empty.
+        dim: numbers of a vector.
+        model: tells the model that makes the vectors from any other.
+        bundle: where the model lies, for people and commands.
+        kind: what a folder keeps of each number; a database keeps float32.
+
+    Raises:
+        IndexingError: something is there, or it cannot be written.
+        ConfigError: the address is none, or an extra is missing.
+    """
+    if not is_address(place):
+        return create_local_index(Path(place), dim=dim, model=model, bundle=bundle, kind=kind)
+    if kind != "float32":
+        raise ConfigError(f"an index in PostgreSQL keeps float32, not {kind}")
+    _need_psycopg()
+    from diptych.index.postgres import create_postgres_index  # noqa: PLC0415  (an extra)
+
+    return create_postgres_index(str(place), dim=dim, model=model, bundle=bundle)
+
+
+def index_exists(place: str | Path) -> bool:
+    """Whether there is one to open.
+
+    Raises:
+        IndexingError: the server cannot be reached.
+        ConfigError: the address is none, or an extra is missing.
+    """
+    if not is_address(place):
+        return holds_local_index(Path(place))
+    _need_psycopg()
+    from diptych.index.postgres import holds_postgres_index  # noqa: PLC0415  (an extra)
+
+    return holds_postgres_index(str(place))
+
+
+def shown_place(place: str | Path) -> str:
+    """For people: without a password."""
+    return shown_address(place) if isinstance(place, str) and is_address(place) else str(place)
+
+
+def _need_psycopg() -> None:
+    try:
+        import psycopg  # noqa: F401, PLC0415  (an extra)
+    except ImportError:
+        raise ConfigError("an index in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None

@@ -1,0 +1,91 @@
+"""A filter as SQL: SQLite's and PostgreSQL's, which let the same entries through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diptych.index.filters import NUMBERS, Comparison, Filter, Joined, Not
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How a database writes what filters are made of."""
+
+    mark: str
+    """Stands for a value."""
+    like: str
+    """Compares a text with a pattern: without regard to the case of a to z, no sign but % and _ being special."""
+    fields: Mapping[str, str]
+    """By name, what gives the field. Times are texts as `2024-05-01 12:00:00`, in the order of time."""
+
+
+SQLITE = Dialect(
+    mark="?",
+    like="{text} LIKE ?",
+    fields={
+        "path": "key",
+        "taken": "taken",
+        "modified": "datetime(modified_ns / 1000000000, 'unixepoch')",
+        "size": "size",
+        "width": "width",
+        "height": "height",
+        "caption": "captions",
+    },
+)
+POSTGRESQL = Dialect(
+    mark="%s",
+    like="{text} ILIKE %s ESCAPE ''",  # With COLLATE "C", only a to z have a case.
+    fields={
+        "path": 'key COLLATE "C"',
+        "taken": 'taken COLLATE "C"',
+        "modified": "to_char(to_timestamp(modified_ns / 1000000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
+        ' COLLATE "C"',
+        "size": "size",
+        "width": "width",
+        "height": "height",
+        "caption": 'captions COLLATE "C"',
+    },
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A part of a statement, and the values of its marks, so that no text of a user is ever part of it."""
+
+    sql: str
+    values: tuple[Any, ...]
+
+
+def to_sql(chosen: Filter, dialect: Dialect) -> Condition:
+    """A filter as a condition.
+
+    >>> to_sql(Not(Comparison("path", "like", "%.png")), SQLITE)
+    Condition(sql='NOT (key LIKE ?)', values=('%.png',))
+    """
+    match chosen:
+        case Comparison():
+            return _compare(chosen, dialect)
+        case Not():
+            inner = to_sql(chosen.inner, dialect)
+            return Condition(f"NOT ({inner.sql})", inner.values)
+        case Joined():
+            parts = [to_sql(part, dialect) for part in chosen.parts]
+            word = {"and": " AND ", "or": " OR "}[chosen.word]
+            values = tuple(value for part in parts for value in part.values)
+            return Condition(f"({word.join(part.sql for part in parts)})", values)
+
+
+def where(chosen: Filter | None, dialect: Dialect) -> Condition:
+    """The clause of a statement; empty without a filter."""
+    if chosen is None:
+        return Condition("", ())
+    condition = to_sql(chosen, dialect)
+    return Condition(f" WHERE ({condition.sql})", condition.values)
+
+
+def _compare(chosen: Comparison, dialect: Dialect) -> Condition:
+    field = dialect.fields[chosen.field]
+    if chosen.comparison == "like":
+        text = f"CAST({field} AS TEXT)" if chosen.field in NUMBERS else field
+        return Condition(dialect.like.format(text=text), (str(chosen.value),))
+    return Condition(f"{field} {chosen.comparison} {dialect.mark}", (chosen.value,))

@@ -1,0 +1,47 @@
+"""Several indexes into one."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from diptych.core.errors import IndexingError
+from diptych.core.progress import Track, silently
+from diptych.index.protocol import Index
+
+T = TypeVar("T")
+
+_BATCH = 4096
+
+
+def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> int:
+    """Take up what other indexes hold; an entry that is there already is replaced. How many were taken up.
+
+    Each batch is a change of its own: stopped at any moment, the same call again goes on.
+
+    Raises:
+        BusyError: another process writes.
+        IndexingError: a part has another model's vectors, or the target cannot be written.
+    """
+    num = 0
+    with target.writing():
+        for part in parts:
+            if (part.model, part.dim) != (target.model, target.dim):
+                raise IndexingError(
+                    f"{part.place}: has vectors of the model {part.model} ({part.bundle}), and {target.place} those of "
+                    f"{target.model} ({target.bundle}); they do not compare"
+                )
+            entries = part.entries()
+            with track(part.place, len(entries)) as advance:
+                for batch in _batches(entries):
+                    missing = {entry.digest for entry in batch if not target.has_vector(entry.digest)}
+                    target.add(batch, part.vectors(sorted(missing)))
+                    for _ in batch:
+                        advance()
+            stamps = part.stamps()
+            target.add([], {}, broken=[(key, stamps[key], reason) for key, reason in part.broken().items()])
+            num += len(entries)
+    return num
+
+
+def _batches(items: list[T]) -> Iterator[list[T]]:
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]

@@ -1,0 +1,129 @@
+"""What an index promises, wherever it lies. Shapes: E embedding, Q queries."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float32
+from numpy import ndarray
+
+from diptych.index.approximate import About, Kind
+from diptych.index.entry import Entry, Found, Stamp
+from diptych.index.filters import Filter
+
+
+@runtime_checkable
+class Index(Protocol):
+    """One index, open for reading; `writing` opens it for changes. Every method raises IndexingError where it cannot be read.
+
+    Vectors belong to contents: entries point to them by digest. Readers see the last whole change.
+    """
+
+    place: str
+    """The folder or the address, as people are told."""
+    dim: int
+    """Numbers of a vector."""
+    model: str
+    """Tells the model that made the vectors from any other."""
+    bundle: str
+    """Where that model lies, or lay."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+    def __enter__(self) -> "Index": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __len__(self) -> int:
+        """Entries."""
+
+    def writing(self, *, wait_s: float = 10.0) -> AbstractContextManager[None]:
+        """Alone among all who write; readers go on.
+
+        Raises:
+            BusyError: another process writes, and still does after so many seconds; its name is told.
+            IndexingError: it cannot be written.
+        """
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Of every entry and every picture that could not be read, by key."""
+
+    def digest_of(self, key: str) -> str | None:
+        """The content of an entry; None if there is no such entry."""
+
+    def has_vector(self, digest: str) -> bool:
+        """Whether the content was embedded before."""
+
+    def broken(self) -> dict[str, str]:
+        """Pictures that could not be read, with the reason."""
+
+    def entries(self, chosen: Filter | None = None) -> list[Entry]:
+        """All, or those that a filter lets through, by key."""
+
+    def add(
+        self,
+        entries: Sequence[Entry],
+        vectors: Mapping[str, Float32[ndarray, " E"]],
+        *,
+        broken: Sequence[tuple[str, Stamp, str]] = (),
+        gone: Sequence[str] = (),
+    ) -> None:
+        """Take up or replace entries, all of them or none.
+
+        Args:
+            entries: what is known of each picture.
+            vectors: unit vectors by digest, of those digests that have none yet.
+            broken: (key, stamp, reason) of pictures that could not be read.
+            gone: keys to drop, such as the old places of pictures that were moved.
+
+        Raises:
+            IndexingError: a vector is missing, or has another length than the index's, or it could not be written.
+        """
+
+    def remove(self, keys: Iterable[str]) -> int:
+        """Drop entries; how many there were. Their vectors stay until `compact`.
+
+        Raises:
+            IndexingError: it could not be written.
+        """
+
+    def compact(self) -> int:
+        """Drop the vectors that no entry has; how many these were.
+
+        Raises:
+            IndexingError: it could not be written.
+        """
+
+    def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
+        """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
+
+        Args:
+            queries: unit vectors.
+            top: so many entries.
+            chosen: which entries are asked at all.
+        """
+
+    def groups(self, threshold: float) -> list[list[str]]:
+        """Keys of pictures whose content is the same, or whose vectors have at least this cosine."""
+
+    def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
+        """Of some contents.
+
+        Raises:
+            IndexingError: one has none.
+        """
+
+    def build(self, kind: Kind | None) -> About | None:
+        """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
+
+        Raises:
+            ConfigError: an extra is missing, or the store has means of its own.
+            IndexingError: it could not be written.
+        """
+
+    def verify(self) -> list[str]:
+        """What is wrong with it, and what to do; nothing where all is well."""
+
+    def size(self) -> dict[str, int]:
+        """Entries, vectors, vectors that no entry has any more (`unused`), `unreadable` pictures, bytes on the disk."""

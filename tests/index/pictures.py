@@ -1,0 +1,30 @@
+"""Pictures that are only told of, with vectors drawn at random."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.index.entry import Entry, Stamp
+from diptych.index.protocol import Index
+
+DIM = 8
+
+
+def unit(num: int, seed: int = 0) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((num, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def entry(number: int, **more: Any) -> Entry:
+    made = Entry(key=f"/photos/{number}.jpg", digest=f"d{number}", stamp=Stamp(size=number, modified_ns=number * 10**9))
+    return replace(made, **more)
+
+
+def add_ten(index: Index) -> None:
+    """Pictures 0 to 9, wider and later each, with a caption."""
+    entries = [
+        entry(i, width=100 * i, taken=f"2024-01-{i + 1:02d} 10:00:00", captions=(f"caption {i}",)) for i in range(10)
+    ]
+    index.add(entries, {e.digest: v for e, v in zip(entries, unit(10), strict=True)})

@@ -1,0 +1,212 @@
+"""What every index promises: in a folder, and in PostgreSQL."""
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from diptych.core.errors import BusyError, IndexingError
+from diptych.index.choice import create_index, index_exists, open_index
+from diptych.index.entry import Stamp
+from diptych.index.filters import parse_filter
+from diptych.index.protocol import Index
+from tests.index.pictures import DIM, add_ten, entry, unit
+
+
+@pytest.fixture
+def index(place: str) -> Iterator[Index]:
+    """Ten pictures."""
+    with create_index(place, dim=DIM, model="m", bundle="b") as made:
+        add_ten(made)
+        yield made
+
+
+def test_what_is_added_is_found(index: Index, place: str) -> None:
+    assert isinstance(index, Index)
+    vectors = unit(10)
+    for number, answer in enumerate(index.search(vectors, top=3)):
+        expected = np.argsort(-(vectors @ vectors[number]), kind="stable")[:3]
+        assert [found.entry.key for found in answer] == [f"/photos/{row}.jpg" for row in expected]
+        assert answer[0].score == pytest.approx(1)
+    assert index.entries()[3].captions == ("caption 3",)
+    with open_index(place) as again:
+        assert (again.dim, again.model, again.bundle, len(again)) == (DIM, "m", "b", 10)
+        assert again.search(vectors[:1], top=99)[0][0].entry == index.entries()[0]
+        assert again.stamps() == {f"/photos/{i}.jpg": Stamp(size=i, modified_ns=i * 10**9) for i in range(10)}
+    assert (index.digest_of("/photos/4.jpg"), index.digest_of("/nowhere.jpg")) == ("d4", None)
+    assert (index.has_vector("d4"), index.has_vector("d10")) == (True, False)
+    assert index.verify() == []
+
+
+def test_copies_share_a_vector_and_are_all_found(index: Index) -> None:
+    index.add([entry(20, digest="d4"), entry(21, digest="d4")], {})
+    size = index.size()
+    assert size.pop("bytes") > 0
+    assert size == {"entries": 12, "vectors": 10, "unused": 0, "unreadable": 0}
+    found = index.search(unit(10)[4:5], top=3)[0]
+    assert [hit.entry.key for hit in found] == ["/photos/20.jpg", "/photos/21.jpg", "/photos/4.jpg"]
+    assert index.groups(0.999) == [["/photos/20.jpg", "/photos/21.jpg", "/photos/4.jpg"]]
+
+
+def test_of_equal_vectors_the_first_that_came_is_the_first(index: Index) -> None:
+    same = unit(10)[6]
+    index.add([entry(31), entry(30), entry(29, digest="d31")], {"d31": same, "d30": same})
+    keys = [f"/photos/{number}.jpg" for number in (6, 29, 31, 30)]
+    for opened in (index, open_index(index.place)):
+        assert [hit.entry.key for hit in opened.search(same[None], top=4)[0]] == keys
+        assert opened.groups(0.9999) == [keys]
+    opened.close()
+
+
+def test_an_empty_index_answers(place: str) -> None:
+    with create_index(place, dim=DIM, model="m", bundle="b") as index:
+        assert index.search(unit(2), top=3) == [[], []]
+        assert (index.groups(0.5), index.entries(), index.verify(), index.compact(), len(index)) == ([], [], [], 0, 0)
+
+
+def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, place: str) -> None:
+    before = {hit.entry.key: hit.score for hit in index.search(unit(10)[:1], top=10)[0]}
+    gone = [f"/photos/{i}.jpg" for i in range(0, 10, 2)]
+    assert index.remove([*gone, "/nowhere.jpg"]) == 5
+    assert (index.size()["unused"], index.has_vector("d0")) == (5, True)
+    found = index.search(unit(10)[:1], top=5)[0]
+    left = {key: score for key, score in before.items() if key not in gone}
+    assert {hit.entry.key: hit.score for hit in found} == pytest.approx(left)
+    with open_index(place) as reader:
+        assert index.compact() == 5
+        assert index.compact() == 0
+        for opened in (index, reader):
+            (again,) = opened.search(unit(10)[:1], top=5)
+            assert [hit.entry for hit in again] == [hit.entry for hit in found]
+    assert index.verify() == []
+
+
+def test_pictures_that_cannot_be_read_are_known_until_they_change(index: Index) -> None:
+    stamp = Stamp(size=5, modified_ns=7)
+    index.add([], {}, broken=[("/photos/bad.jpg", stamp, "is not a picture")])
+    assert index.stamps()["/photos/bad.jpg"] == stamp
+    assert index.broken() == {"/photos/bad.jpg": "is not a picture"}
+    index.add([entry(30, key="/photos/bad.jpg")], {"d30": unit(1)[0]}, gone=["/photos/3.jpg"])
+    assert index.broken() == {}
+    assert (len(index), index.digest_of("/photos/3.jpg")) == (10, None)
+
+
+def test_nothing_is_half_added(index: Index) -> None:
+    with pytest.raises(IndexingError, match="has no vector"):
+        index.add([entry(50), entry(51)], {"d50": unit(1)[0]})
+    with pytest.raises(IndexingError, match="vectors of 8 numbers"):
+        index.add([entry(50)], {"d50": np.ones(3, dtype=np.float32)})
+    with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
+        index.add([entry(60), entry(60)], {"d60": unit(1)[0]})  # The same key twice.
+    with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
+        index.add([entry(61, key="/photos/\udce9.jpg")], {"d61": unit(1)[0]})  # A name that is no text.
+    with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
+        index.add([entry(0)], {"d1": unit(1)[0]})  # A vector that is there.
+    assert (len(index), index.has_vector("d60"), index.has_vector("d61")) == (10, False, False)
+    index.add([entry(50)], {"d50": unit(1, seed=3)[0]})
+    assert index.verify() == []
+    assert index.search(unit(1, seed=3), top=1)[0][0].entry.key == "/photos/50.jpg"
+
+
+def test_vectors_and_texts_come_back_as_they_were(index: Index) -> None:
+    odd = np.array([1, 1 / 3, 1e-40, -0.0, np.pi, 2**-149, -7e-8, 3e38], dtype=np.float32)
+    told = entry(
+        70, captions=("'quoted' \"twice\"", "Ünï 写真 🦊\x00\t%_\\"), key="/photos/Ünï 写真 🦊\\'\".jpg", taken=None
+    )
+    index.add([told], {"d70": odd})
+    assert index.vectors(["d70"])["d70"].tobytes() == odd.tobytes()
+    assert index.entries(parse_filter("path like '%🦊%'")) == [told]
+    with pytest.raises(IndexingError, match="has no vector of d71"):
+        index.vectors(["d71"])["d71"]
+
+
+def test_one_writes_at_a_time(index: Index, place: str) -> None:
+    busy = f"^{re.escape(index.place)}: is being written by process {os.getpid()} on "
+    with open_index(place) as other:
+        for second in (index, other):
+            with index.writing(), pytest.raises(BusyError, match=busy), second.writing(wait_s=0.05):
+                pass
+        with other.writing(wait_s=0.05):
+            assert index.search(unit(1), top=1)
+        with pytest.raises(KeyError), index.writing():
+            raise KeyError
+        with other.writing(wait_s=0.05):
+            pass
+
+
+def test_a_second_writer_waits_for_the_first(index: Index, place: str) -> None:
+    written = list[str]()
+    with open_index(place) as other:
+
+        def second() -> None:
+            with other.writing(wait_s=20):
+                written.append("second")
+
+        thread = threading.Thread(target=second)
+        with index.writing():
+            thread.start()
+            thread.join(0.3)
+            written.append("first")
+        thread.join()
+    assert written == ["first", "second"]
+
+
+def test_readers_see_whole_changes(index: Index, place: str) -> None:
+    def write() -> None:
+        with open_index(place) as writer, writer.writing():
+            for batch in range(20):
+                numbers = range(100 + 4 * batch, 104 + 4 * batch)
+                vectors = dict(zip((f"d{number}" for number in numbers), unit(4, seed=batch + 1), strict=True))
+                gone = [f"/photos/{number - 4}.jpg" for number in numbers]
+                writer.add([entry(number) for number in numbers], vectors, gone=gone if batch % 2 else ())
+                writer.compact()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = set[int]()
+    while thread.is_alive():
+        found = index.search(unit(1), top=999)[0]
+        assert len({hit.entry.key for hit in found}) == len(found)
+        seen |= {len(found), len(index)}
+        assert len(index.search(unit(1), top=999, chosen=parse_filter("size >= 100"))[0]) % 4 == 0
+        assert sum(map(len, index.groups(-1))) % 4 == 2
+    thread.join()
+    assert {num % 4 for num in seen} == {2}
+    assert (len(index), index.verify()) == (10 + 4 * 10, [])
+
+
+def test_places_that_hold_no_index(place: str) -> None:
+    assert not index_exists(place)
+    with pytest.raises(IndexingError, match="holds no index; make one with: diptych index add"):
+        open_index(place)
+    create_index(place, dim=2, model="m", bundle="b").close()
+    assert index_exists(place)
+    with pytest.raises(IndexingError, match="holds an index already"):
+        create_index(place, dim=2, model="m", bundle="b")
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("width >= 800", [8, 9]),
+        ("taken < 2024-01-03", [0, 1]),
+        ("taken > '2024-01-09 00:00:00' or path like '%/0.jpg'", [0, 8, 9]),
+        ("not (width < 800 and taken >= 2024-01-01)", [8, 9]),
+        ('caption like "%CAPTION 3%"', [3]),
+        ("size = 4 and width = 400", [4]),
+        ("modified < '1970-01-01 00:00:02'", [0, 1]),
+        ("width != 0 and not not width <= 100", [1]),
+        ("width like '9%' or size like 1", [1, 9]),
+        ("width < 250.5 and height < 1", []),
+        ("not height < 1 or path = /photos/5.jpg", [5]),
+        ("path like '/photos/_.jp_' and path > /photos/7", [7, 8, 9]),
+    ],
+)
+def test_filters_apply_before_ranking(index: Index, text: str, numbers: list[int]) -> None:
+    expected = {f"/photos/{number}.jpg" for number in numbers}
+    assert {found.key for found in index.entries(parse_filter(text))} == expected
+    found = index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]
+    assert {hit.entry.key for hit in found} == expected

@@ -1,0 +1,35 @@
+"""Filters are read, or refused at a place."""
+
+import pytest
+
+from diptych.core.errors import ConfigError
+from diptych.index.filters import Comparison, Joined, Not, parse_filter
+
+
+def test_not_binds_before_and_and_before_or() -> None:
+    width, size, path = Comparison("width", ">", 3.0), Comparison("size", "=", 1.0), Comparison("path", "!=", "x y")
+    text = "not width > 3 and size == 1 or path != 'x y'"
+    assert parse_filter(text) == Joined("or", (Joined("and", (Not(width), size)), path))
+    text = "NOT (width > 3 AND (size = 1 OR path != 'x y'))"
+    assert parse_filter(text) == Not(Joined("and", (width, Joined("or", (size, path)))))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("widht > 3", "at 1: unknown field 'widht'; did you mean 'width'"),
+        ("width >", "at 8: expected a value, found the end"),
+        ("width 3", "at 7: '3' is no comparison"),
+        ("width > wide", "at 9: width is a number, 'wide' is none"),
+        ("width > nan", "at 9: width is a number, 'nan' is none"),
+        ("width > 3 height < 2", "at 11: expected and, or, or the end"),
+        ("(width > 3", "at 11: expected \\)"),
+        ("", "at 1: expected a field, found the end"),
+        ("path = 'x", "at 8: cannot be read"),
+        ("path = caf\udce9", r"at 11: '\\udce9' is no text"),
+        ("width > 3; DROP TABLE entries", "at 9: width is a number, '3;' is none"),
+    ],
+)
+def test_filters_that_do_not_parse(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--where {says}"):
+        parse_filter(text)

@@ -1,0 +1,177 @@
+"""What serves large indexes: parts joined, structures that find nearly the nearest, half precision, codes."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
+from diptych.index import exact
+from diptych.index.approximate import Kind
+from diptych.index.choice import create_index, open_index
+from diptych.index.entry import Stamp
+from diptych.index.filters import parse_filter
+from diptych.index.local import LocalIndex, create_local_index
+from diptych.index.merge import merge
+from diptych.index.protocol import Index
+from tests.index.pictures import DIM, add_ten, entry, unit
+
+MANY = 600
+
+
+def _add(index: Index, numbers: range, vectors: NDArray[np.float32]) -> None:
+    entries = [entry(number, width=number) for number in numbers]
+    index.add(entries, {made.digest: vectors[number] for made, number in zip(entries, numbers, strict=True)})
+
+
+def _keys(found: Any) -> list[list[str]]:
+    return [[hit.entry.key for hit in answer] for answer in found]
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Iterator[LocalIndex]:
+    """Six hundred."""
+    with create_local_index(tmp_path / "large", dim=DIM, model="m", bundle="b") as made:
+        _add(made, range(MANY), unit(MANY))
+        yield made
+
+
+def test_codes_follow_the_vectors(large: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _keys(large.search(unit(5, seed=1), top=7))
+    monkeypatch.setattr(exact, "_FEW", 0)
+    used: list[int] = []
+    by_codes = exact._by_codes
+
+    def counting(*given: Any) -> Any:
+        used.append(len(given[1]))
+        return by_codes(*given)
+
+    monkeypatch.setattr(exact, "has_fast_int8", lambda: True)
+    monkeypatch.setattr(exact, "_by_codes", counting)
+    assert _keys(large.search(unit(5, seed=1), top=7)) == plain
+    assert used == [MANY]
+    chosen = parse_filter("width < 300")
+    some = _keys(large.search(unit(5, seed=1), top=7, chosen=chosen))
+    large.remove([f"/photos/{number}.jpg" for number in range(300, MANY)])
+    large.compact()
+    assert _keys(large.search(unit(5, seed=1), top=7)) == some
+    assert used == [MANY, MANY, 300]
+    assert large.verify() == []
+
+
+def test_codes_that_are_lost_or_wrong_are_made_again(large: LocalIndex) -> None:
+    codes = large.folder / "codes-0.i8"
+    content = codes.read_bytes()
+    for damaged in (content[:-9], b"\x01" * len(content)):
+        codes.write_bytes(damaged)
+        assert ["its codes are not those of its vectors" in fault for fault in large.verify()] == [True]
+        assert large.build(None) is None
+        assert codes.read_bytes() == content
+        assert large.verify() == []
+    codes.unlink()
+    _add(large, range(MANY, MANY + 5), unit(MANY + 5))
+    assert len(large.search(unit(1), top=3)[0]) == 3
+    large.build(None)
+    assert large.verify() == []
+
+
+def test_half_the_size(tmp_path: Path, large: LocalIndex) -> None:
+    with create_index(tmp_path / "half", dim=DIM, model="m", bundle="b", kind="float16") as half:
+        _add(half, range(MANY), unit(MANY))
+        assert (tmp_path / "half" / "vectors-0.f16").stat().st_size == MANY * DIM * 2
+        whole, found = large.search(unit(9, seed=1), top=1), half.search(unit(9, seed=1), top=1)
+        np.testing.assert_allclose([a[0].score for a in whole], [b[0].score for b in found], atol=2e-3)
+        assert half.verify() == []
+        assert half.vectors(["d3"])["d3"].dtype == np.float32
+        half.remove(["/photos/1.jpg"])
+        assert half.compact() == 1
+    with open_index(tmp_path / "half") as again:
+        assert len(again) == MANY - 1
+        assert again.verify() == []
+    with pytest.raises(ConfigError, match="keeps float32, not float16"):
+        create_index("postgresql://ann@db/x", dim=DIM, model="m", bundle="b", kind="float16")
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_nearly_the_nearest(large: LocalIndex, kind: Kind) -> None:
+    plain = _keys(large.search(unit(40, seed=1), top=5))
+    about = large.build(kind)
+    assert about is not None
+    assert (about.kind, about.num) == (kind, MANY)
+    assert about.recall > 0.9
+    with LocalIndex(large.folder) as reader:
+        found = _keys(reader.search(unit(40, seed=1), top=5))
+        same = [len(set(a) & set(b)) / 5 for a, b in zip(found, plain, strict=True)]
+        assert np.mean(same) > 0.9
+        _add(large, range(MANY, MANY + 5), unit(MANY + 5))  # Those that came later are found, too.
+        assert _keys(reader.search(unit(MANY + 5)[MANY:], top=1)) == [[f"/photos/{MANY + i}.jpg"] for i in range(5)]
+        exactly = reader.search(unit(3, seed=2), top=5, chosen=parse_filter("width < 50"))
+        assert all(hit.entry.width is not None and hit.entry.width < 50 for answer in exactly for hit in answer)
+        assert len(reader.search(unit(1), top=MANY + 5)[0]) == MANY + 5
+    assert large.build(None) is None
+    assert _keys(large.search(unit(40, seed=1), top=5)) == plain
+    assert not list(large.folder.glob("nearly-*"))
+
+
+def test_nearly_is_dropped_when_the_vectors_are_written_anew(large: LocalIndex) -> None:
+    large.build("ivf")
+    large.remove([f"/photos/{number}.jpg" for number in range(100)])
+    large.compact()
+    assert not list(large.folder.glob("nearly-*"))
+    assert large.search(unit(MANY)[[200]], top=1)[0][0].entry.key == "/photos/200.jpg"
+
+
+def test_what_cannot_be_built(large: LocalIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with create_index(tmp_path / "empty", dim=DIM, model="m", bundle="b") as empty:
+        with pytest.raises(ConfigError, match="the index is empty"):
+            empty.build("ivf")
+        empty.build(None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install 'diptych\[ann\]'"):
+        large.build("hnsw")
+
+
+def test_without_faiss_an_index_is_searched_exactly(large: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _keys(large.search(unit(4, seed=1), top=3))
+    large.build("ivf")
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.warns(DiptychWarning, match=r"is searched exactly; an approximate index needs an extra: pip install"):
+        assert _keys(large.search(unit(4, seed=1), top=3)) == plain
+
+
+def test_a_server_builds_its_own(place: str) -> None:
+    with create_index(place, dim=DIM, model="m", bundle="b") as index:
+        _add(index, range(MANY), unit(MANY))
+        for kind in ("hnsw", "ivf", None):
+            index.build(kind)
+            assert _keys(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
+
+
+def test_parts_are_joined(place: str, tmp_path: Path) -> None:
+    vectors = unit(30)
+    with create_index(place, dim=DIM, model="m", bundle="b") as whole:
+        add_ten(whole)
+        parts = [create_index(tmp_path / f"part-{i}", dim=DIM, model="m", bundle="b") for i in range(2)]
+        _add(parts[0], range(5, 20), vectors)
+        _add(parts[1], range(20, 30), vectors)
+        broken = ("/photos/bad.jpg", Stamp(size=1, modified_ns=2), "is not a picture")
+        parts[1].add([entry(40, digest="d3")], {"d3": unit(10)[3]}, broken=[broken])
+        for _ in range(2):  # Again, nothing changes.
+            assert merge(whole, parts) == 26
+            assert len(whole) == 31
+            assert whole.size()["vectors"] == 30
+            assert whole.broken() == {"/photos/bad.jpg": "is not a picture"}
+            assert whole.stamps()["/photos/bad.jpg"] == broken[1]
+        assert _keys(whole.search(vectors[[25]], top=1)) == [["/photos/25.jpg"]]
+        assert whole.verify() == []
+        with (
+            create_index(tmp_path / "other", dim=DIM, model="n", bundle="b") as other,
+            pytest.raises(IndexingError, match="they do not compare"),
+        ):
+            merge(whole, [other])
+        for part in parts:
+            part.close()

@@ -1,0 +1,68 @@
+"""An index in a folder: nothing that breaks its files breaks it."""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diptych.core.errors import IndexingError
+from diptych.index.local import LocalIndex, create_local_index
+from tests.index.pictures import DIM, add_ten, entry, unit
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[LocalIndex]:
+    """Ten pictures."""
+    with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as made:
+        add_ten(made)
+        yield made
+
+
+def test_the_old_vectors_go_when_they_are_written_anew(index: LocalIndex) -> None:
+    index.remove(["/photos/3.jpg"])
+    assert index.compact() == 1
+    assert [path.name for path in index.folder.glob("vectors-*")] == ["vectors-1.f32"]
+    assert index.size()["bytes"] > 9 * DIM * 4
+
+
+def test_an_addition_that_was_cut_off_is_written_over(index: LocalIndex) -> None:
+    file = index.folder / "vectors-0.f32"
+    file.write_bytes(file.read_bytes() + b"half a vector")
+    assert "an addition that was cut off" in index.verify()[0]
+    assert index.search(unit(10)[:1], top=1)[0][0].score == pytest.approx(1)
+    index.add([entry(40)], {"d40": unit(1, seed=9)[0]})
+    assert index.verify() == []
+    assert index.search(unit(1, seed=9), top=1)[0][0].entry.key == "/photos/40.jpg"
+
+
+def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
+    def damaged(name: str) -> Path:
+        index.close()
+        return Path(shutil.copytree(index.folder, tmp_path / name))
+
+    short = damaged("short")
+    (short / "vectors-0.f32").write_bytes((short / "vectors-0.f32").read_bytes()[:-1])
+    assert "has 319 bytes of 320" in LocalIndex(short).verify()[0]
+    with pytest.raises(IndexingError, match="index verify"):
+        LocalIndex(short).search(unit(1), top=1)
+    zeroed = damaged("zeroed")
+    (zeroed / "vectors-0.f32").write_bytes(bytes(320))
+    assert "10 vectors are not of unit length" in LocalIndex(zeroed).verify()[0]
+    database = damaged("database")
+    (database / "index.db").write_bytes(b"no database at all, but of some length" * 200)
+    with pytest.raises(IndexingError, match="cannot be read"):
+        LocalIndex(database)
+
+
+def test_folders_that_hold_no_index(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(IndexingError, match="is not empty"):
+        create_local_index(tmp_path, dim=2, model="m", bundle="b")
+    create_local_index(tmp_path / "new", dim=2, model="m", bundle="b").close()
+    with sqlite3.connect(tmp_path / "new" / "index.db") as database:
+        database.execute("UPDATE about SET value = '9' WHERE name = 'format'")
+    database.close()
+    with pytest.raises(IndexingError, match="format 9"):
+        LocalIndex(tmp_path / "new")
