@@ -8,6 +8,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 
 from diptych.bundle.choice import open_bundle
 from diptych.cli.main import main
@@ -251,6 +253,29 @@ def test_what_another_machine_lost_is_gone_on_with(tmp_path: Path, play: Callabl
     assert folders == [folder / "trials" / "trial-0000"]
     assert (row.number, row.state, row.is_recipe) == (0, "done", True)
     assert row.worker != "elsewhere:1"
+
+
+def test_a_worker_that_slept_leaves_its_trial_to_who_took_it(
+    tmp_path: Path, play: Callable[[Play], list[Path]]
+) -> None:
+    folder = tmp_path / "study"
+    slept: list[bool] = []
+
+    def sleeping(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
+        if not slept:  # Meanwhile another worker misses its heartbeat.
+            slept.append(True)
+            with opened_storage(sqlite_url(folder)) as storage:
+                study = open_study(storage, "study", SPACE)
+                (running,) = study.get_trials(states=(TrialState.RUNNING,))
+                study.tell(running.number, state=TrialState.FAIL)
+                RetryHeartbeatStaleTrialCallback()(study, running)
+            return 0.1
+        return _score(config, on_score)
+
+    folders = play(sleeping)
+    found = _tune(folder, trials=2, repeats=0)
+    assert [row.state for row in found] == ["done", "done"]
+    assert folders[:2] == [folder / "trials" / "trial-0000"] * 2
 
 
 def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:

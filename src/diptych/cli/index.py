@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from diptych.index.entry import Stamp
     from diptych.search.collection import Share, Update
 
+_SHOWN_GROUPS, _SHOWN = 40, 10
+"""Groups on a sheet, and pictures of each: more than that nobody looks through in one picture."""
+
 
 def add(
     index: IndexPlace,
@@ -199,10 +202,14 @@ def duplicates(
             print_table(f"Group {number + 1}", ["path"], [[key] for key in group])
         say(f"{len(groups):,} groups, {sum(map(len, groups)):,} pictures")
     if sheet is not None and groups:
-        write_sheet(
-            sheet, [(f"group {number + 1}", [(key, "") for key in group]) for number, group in enumerate(groups)]
-        )
-        say(f"Sheet: {sheet}")
+        shown = groups[:_SHOWN_GROUPS]
+        rows = [
+            (f"group {number + 1} of {len(groups):,}: {len(group):,} pictures", [(key, "") for key in group[:_SHOWN]])
+            for number, group in enumerate(shown)
+        ]
+        write_sheet(sheet, rows)
+        more = "" if len(shown) == len(groups) else f", the first {len(shown)} groups"
+        say(f"Sheet: {sheet}{more}")
 
 
 def _share(index: str) -> "Share | None":

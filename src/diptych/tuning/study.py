@@ -198,9 +198,22 @@ def take_over(study: Study) -> None:
 
 def leave_to_successor(study: Study) -> None:
     """Queue a successor of what this process has just left, which Optuna has ended as failed."""
-    own = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get("worker") == this_worker()]
-    if own and own[-1].state == TrialState.FAIL and "reason" not in own[-1].user_attrs:
-        RetryHeartbeatStaleTrialCallback()(study, own[-1])
+    left = _left(study)
+    if left is not None:
+        RetryHeartbeatStaleTrialCallback()(study, left)
+
+
+def was_taken(study: Study) -> bool:
+    """Whether the last trial of this process was ended by another."""
+    return _left(study) is not None
+
+
+def _left(study: Study) -> FrozenTrial | None:
+    """The last trial of this process, if it failed for no reason of its own."""
+    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    own = [trial for trial in begun if trial.user_attrs.get("worker") == this_worker()]
+    is_left = own and own[-1].state == TrialState.FAIL and "reason" not in own[-1].user_attrs
+    return own[-1] if is_left else None
 
 
 def this_worker() -> str:

@@ -36,6 +36,7 @@ from diptych.tuning.study import (
     suggest,
     take_over,
     this_worker,
+    was_taken,
 )
 from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, drop_weights, free_memory, run_trial
 
@@ -148,8 +149,10 @@ class _Worker:
         except (InterruptedTrialError, KeyboardInterrupt, DiptychError):
             leave_to_successor(self.study)
             raise
-        except optuna.exceptions.UpdateFinishedTrialError:  # It was silent for so long that another worker has it.
-            return
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            if not was_taken(self.study):
+                raise
+            return  # It was silent for so long, asleep maybe, that another worker has it.
         free_memory()
         found = self.show()
         best = best_of(found)
