@@ -1,6 +1,7 @@
 """Shapes: B batch, T tokens, E embedding."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
+from diptych.models import size
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.layers import Attention, QuickGELU, Run
@@ -210,19 +212,37 @@ def test_model_size_of_a_case_counted_by_hand() -> None:
         image=ViTConfig(image_px=4, patch_px=2, width=8, layers=2, heads=2),
         text=TextConfig(vocab_size=10, context_length=6, width=8, layers=2, heads=2),
     )
-    size = model_size(config)
+    counted = model_size(config)
 
     def by_hand(tokens: int) -> int:
         first = tokens * 8 * 24 + 2 * tokens * tokens * 8 + tokens * 8 * 8 + 2 * tokens * 8 * 32
         last = 8 * 8 + tokens * 8 * 16 + 2 * tokens * 8 + 8 * 8 + 2 * 8 * 32  # One query alone.
         return first + last + 8 * 4
 
-    assert size.image_multiply_adds == 4 * 12 * 8 + by_hand(5)
-    assert size.text_multiply_adds == by_hand(6)
+    assert counted.image_multiply_adds == 4 * 12 * 8 + by_hand(5)
+    assert counted.text_multiply_adds == by_hand(6)
     block = (8 * 24 + 24) + (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 2 * 16
-    assert size.text_parameters == 10 * 8 + 6 * 8 + 2 * block + 16 + 8 * 4
-    assert size.image_parameters == 12 * 8 + 8 + 5 * 8 + 16 + 2 * block + 16 + 8 * 4
-    assert size.parameters == size.image_parameters + size.text_parameters + 1
+    assert counted.text_parameters == 10 * 8 + 6 * 8 + 2 * block + 16 + 8 * 4
+    assert counted.image_parameters == 12 * 8 + 8 + 5 * 8 + 16 + 2 * block + 16 + 8 * 4
+    assert counted.parameters == counted.image_parameters + counted.text_parameters + 1
+
+
+@pytest.mark.parametrize("layout", ["clip", "siglip"])
+def test_layers_that_are_not_counted_cost_what_the_others_do(
+    monkeypatch: pytest.MonkeyPatch, layout: Literal["clip", "siglip"]
+) -> None:
+    pooling: Literal["cls", "attention"] = "attention" if layout == "siglip" else "cls"
+    config = CLIPConfig(
+        embed_dim=8,
+        image=ViTConfig(image_px=8, patch_px=2, width=8, layers=7, heads=2, layout=layout, pooling=pooling),
+        text=TextConfig(vocab_size=10, context_length=6, width=8, layers=5, heads=2, layout=layout),
+    )
+    reckoned = model_size(config)
+    size._count.cache_clear()
+    monkeypatch.setattr(size, "_MORE", 99)
+    assert model_size(config) == reckoned
+    size._count.cache_clear()
+    assert reckoned.parameters == sum(parameter.numel() for parameter in CLIP(config).parameters())
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.images.transforms import height_width
-from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ViTConfig
+from diptych.models.clip import image_tower
+from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, TextConfig
+from diptych.models.text_transformer import TextTransformer
+
+_FEW, _MORE = 2, 3
+"""Layers that are counted: every layer between the first and the last costs what any other does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,31 +29,43 @@ class ModelSize:
     """For one text that fills the context."""
 
 
+class _Count(NamedTuple):
+    parameters: int
+    multiply_adds: int
+
+
 def model_size(config: CLIPConfig) -> ModelSize:
-    """Counted on a model without storage; takes no memory however large the model is."""
-    image = replace(config.image, activation="gelu") if isinstance(config.image, ViTConfig) else config.image
-    return _count_all(replace(config, image=image, text=replace(config.text, activation="gelu")))
-
-
-@lru_cache
-def _count_all(config: CLIPConfig) -> ModelSize:
-    """Of models that differ in their activation alone, one is counted."""
-    with torch.device("meta"):
-        model = CLIP(config).eval().requires_grad_(False)
-        pixels = torch.empty(1, 3, *height_width(config.image.image_px))
-        ids = torch.empty(1, config.text.context_length, dtype=torch.int64)
-    with torch.no_grad(), FlopCounterMode(display=False) as image_flops:
-        model.image_tower(pixels)
-    with torch.no_grad(), FlopCounterMode(display=False) as text_flops:
-        model.text_tower(ids, torch.tensor([config.text.context_length]))
+    """Counted on towers without storage; takes no memory however large the model is."""
+    image, text = _count(_alike(config.image), config.embed_dim), _count(_alike(config.text), config.embed_dim)
     return ModelSize(
-        parameters=_count(model),
-        image_parameters=_count(model.image_tower),
-        text_parameters=_count(model.text_tower),
-        image_multiply_adds=image_flops.get_total_flops() // 2,
-        text_multiply_adds=text_flops.get_total_flops() // 2,
+        parameters=image.parameters + text.parameters + 1 + (config.init_logit_bias is not None),
+        image_parameters=image.parameters,
+        text_parameters=text.parameters,
+        image_multiply_adds=image.multiply_adds,
+        text_multiply_adds=text.multiply_adds,
     )
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _alike(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
+    """Of towers that differ in their activation alone, one is counted."""
+    return tower if isinstance(tower, ResNetConfig) else replace(tower, activation="gelu")
+
+
+@lru_cache
+def _count(tower: ImageConfig | TextConfig, embed_dim: int) -> _Count:
+    if not isinstance(tower, ResNetConfig) and tower.layers > _MORE:
+        few, more = (_count(replace(tower, layers=layers), embed_dim) for layers in (_FEW, _MORE))
+        further = tower.layers - _FEW
+        return _Count(*(a + further * (b - a) for a, b in zip(few, more, strict=True)))
+    given: tuple[torch.Tensor, ...]
+    with torch.device("meta"):
+        if isinstance(tower, TextConfig):
+            module: torch.nn.Module = TextTransformer(tower, embed_dim)
+            length = tower.context_length
+            given = (torch.empty(1, length, dtype=torch.int64), torch.tensor([length], device="cpu"))
+        else:
+            module = image_tower(tower, embed_dim)
+            given = (torch.empty(1, 3, *height_width(tower.image_px)),)
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
+        module.eval().requires_grad_(False)(*given)
+    return _Count(sum(parameter.numel() for parameter in module.parameters()), flops.get_total_flops() // 2)
