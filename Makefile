@@ -1,6 +1,6 @@
 # The two commands that matter: `make demo` and `make check`. Both prepare .venv themselves; neither asks anything.
 .DEFAULT_GOAL := help
-.PHONY: help demo check check-slow format test docs clean
+.PHONY: help demo check check-slow bench format test docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,20 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 
 check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
 	$(BIN)/python -m pytest -m slow
+
+FLICKR8K ?= flickr8k
+CIFAR10 ?= cifar10_jpeg.zip
+BENCH = $(BIN)/python benchmarks/$(1).py --out benchmarks/results/$(1).md
+
+bench: $(CHECKED)  ## Measure against the live peers, half an hour on a quiet machine: make bench FLICKR8K=DIR CIFAR10=FILE
+	$(call BENCH,train_step) --flickr $(FLICKR8K) --cifar $(CIFAR10)
+	$(call BENCH,train_command) --flickr $(FLICKR8K)
+	$(call BENCH,inference) --flickr $(FLICKR8K)
+	$(call BENCH,zero_shot) --classes 200
+	$(call BENCH,tokenizer) --captions $(FLICKR8K)/results.csv
+	$(call BENCH,search)
+	$(call BENCH,loss)
+	$(call BENCH,start_up)
 
 format: $(CHECKED)  ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .

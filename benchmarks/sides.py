@@ -1,4 +1,4 @@
-"""One ViT-B/32 with the same random weights in Diptych, open_clip and transformers."""
+"""One model with the same random weights in Diptych, open_clip and transformers."""
 
 import sys
 import tempfile
@@ -15,6 +15,7 @@ from tests import peers
 from diptych.bundle.choice import export_bundle
 from diptych.bundle.folder import Bundle
 from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig
 from diptych.presets import preset
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
@@ -27,10 +28,11 @@ class OpenClip:
     tokenizer: Any
 
 
-def own_bundle(name: str = "vit-b-32") -> Bundle:
-    """The model that the others get."""
+def own_bundle(config: CLIPConfig | None = None) -> Bundle:
+    """The model that the others get; a ViT-B/32 if no other is asked for."""
     torch.manual_seed(0)
-    return Bundle(model=CLIP(preset(name)).eval(), tokenizer=ClipBPETokenizer(context_length=77))
+    model = CLIP(config or preset("vit-b-32")).eval()
+    return Bundle(model=model, tokenizer=ClipBPETokenizer(context_length=model.config.text.context_length))
 
 
 def in_open_clip(bundle: Bundle) -> OpenClip:

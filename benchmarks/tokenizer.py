@@ -1,26 +1,20 @@
 """Times `ClipBPETokenizer` against open_clip's `SimpleTokenizer`, after proving that they give the same ids.
 
-    python benchmarks/tokenizer.py CAPTIONS_FILE
+    python benchmarks/tokenizer.py --captions FILE [--out FILE]
 
-CAPTIONS_FILE holds one caption a line, or is Flickr's `results.csv`. The two take turns; each ratio is of one pair of turns.
-But for the last row of the table, both have met every caption before.
+The captions are one a line, or Flickr's `results.csv`. But for the last row of the table, both have met every caption before.
 """
 
 import os
-import platform
 import sys
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import numpy as np
+from harness import arguments, in_turn, machine, must_agree, table, write
 from tests import peers
 
 from diptych.tokenizers import clip_bpe
@@ -31,21 +25,34 @@ LIST_LENGTH = 512
 
 
 def main() -> None:
-    """Prove, time, print."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/tokenizer.py CAPTIONS_FILE")
-    captions = read_captions(Path(sys.argv[1]))
+    """Compare, measure, print, and write the table."""
+    given = arguments(__doc__, captions="", rounds=ROUNDS)
+    captions = read_captions(Path(given.captions))
     new_peer = peers.open_clip.tokenizer.SimpleTokenizer
     ours, peer = ClipBPETokenizer(), new_peer()
-    prove_equal(captions, ours, peer)
+    _compare(captions, ours, peer)
     few, lists = captions[:2000], [captions[i : i + LIST_LENGTH] for i in range(0, len(captions), LIST_LENGTH)]
-    print(f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores, {describe_versions()}")
-    print(f"{len(captions):,} captions, all ids equal; medians of {ROUNDS} rounds, in microseconds a caption\n")
-    print(f"{'':34}{'open_clip':>10}{'Diptych':>10}{'ratio':>8}  (least to greatest)")
-    report(f"lists of {LIST_LENGTH}", len(captions), lambda: encode(lists, peer), lambda: encode(lists, ours.encode))
     singles = [[caption] for caption in few]
-    report("one a call", len(few), lambda: encode(singles, peer), lambda: encode(singles, ours.encode))
-    report("vocabulary read anew, first pass", len(captions), lambda: encode(lists, new_peer()), lambda: start(lists))
+
+    def row(what: str, num: int, theirs: Callable[[], None], own: Callable[[], None]) -> list[str]:
+        times = in_turn({"Diptych": own, "open_clip": theirs}, rounds=given.rounds)
+        each = [f"{1e6 * times.median(side) / num:.2f}" for side in ("Diptych", "open_clip")]
+        return [what, *each, f"{times.ratio('open_clip', 'Diptych'):.1f} x"]
+
+    rows = [
+        row(
+            f"lists of {LIST_LENGTH}", len(captions), lambda: _encode(lists, peer), lambda: _encode(lists, ours.encode)
+        ),
+        row("one a call", len(few), lambda: _encode(singles, peer), lambda: _encode(singles, ours.encode)),
+        row("vocabulary read anew", len(captions), lambda: _encode(lists, new_peer()), lambda: _start(lists)),
+    ]
+    write(
+        given.out,
+        "# CLIP's tokenizer",
+        f"`python benchmarks/tokenizer.py`, {machine('open_clip_torch', 'tokenizers', 'ftfy', 'regex')}",
+        f"{len(captions):,} captions, all ids equal; microseconds a caption on one core, medians of {given.rounds} rounds.",
+        table(["what", "Diptych", "open_clip", "ratio"], rows),
+    )
 
 
 def read_captions(path: Path) -> list[str]:
@@ -56,46 +63,24 @@ def read_captions(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def prove_equal(captions: list[str], ours: ClipBPETokenizer, peer: Callable[[list[str]], Any]) -> None:
-    """Stop unless both give the same ids for every caption."""
+def _compare(captions: list[str], ours: ClipBPETokenizer, peer: Callable[[list[str]], Any]) -> None:
     encoded, theirs = ours.encode(captions), peer(captions).numpy()
     width = encoded.ids.shape[1]
-    if not np.array_equal(encoded.ids, theirs[:, :width]) or theirs[:, width:].any():
-        sys.exit("the two tokenizers differ; nothing is timed")
+    num_wrong = int((encoded.ids != theirs[:, :width]).sum() + (theirs[:, width:] != 0).sum())
+    must_agree("ids", num_wrong, at_most=0)
 
 
-def describe_versions() -> str:
-    """What was compared."""
-    names = ("open_clip_torch", "diptych", "tokenizers", "ftfy", "regex")
-    return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names)
-
-
-def report(what: str, num_captions: int, peer: Callable[[], None], ours: Callable[[], None]) -> None:
-    """One line of the table."""
-    pairs = [(timed(peer), timed(ours)) for _ in range(ROUNDS)]
-    ratios = sorted(theirs / own for theirs, own in pairs)
-    theirs, own = (1e6 * median(seconds) / num_captions for seconds in zip(*pairs, strict=True))
-    print(f"{what:34}{theirs:10.2f}{own:10.2f}{median(ratios):8.1f}  ({ratios[0]:.1f} to {ratios[-1]:.1f})")
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Seconds that one run takes."""
-    began = perf_counter()
-    run()
-    return perf_counter() - began
-
-
-def encode(lists: list[list[str]], tokenizer: Callable[[list[str]], Any]) -> None:
+def _encode(lists: list[list[str]], tokenizer: Callable[[list[str]], Any]) -> None:
     """Every list once."""
     for texts in lists:
         tokenizer(texts)
 
 
-def start(lists: list[list[str]]) -> None:
+def _start(lists: list[list[str]]) -> None:
     """Every list once, by a tokenizer that has read no vocabulary and kept no chunk."""
     for kept in (clip_bpe._chunk_ids, clip_bpe._entries, clip_bpe._merges):
         kept.cache_clear()
-    encode(lists, ClipBPETokenizer().encode)
+    _encode(lists, ClipBPETokenizer().encode)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from diptych.cli.main import main
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import DataError
-from diptych.core.launch import joined_ranks
+from diptych.core.launch import joined_ranks, leave
 from diptych.training import run as training_run
 
 FAILURES = ("error", "bug", "killed")
@@ -46,7 +46,7 @@ if __name__ == "__main__":
     what, *words = sys.argv[1:]
     if what == "each":
         _train_each(Path(words[0]), words[1:])
-    else:
-        if what in FAILURES:
-            _fail(what)
-        sys.exit(main(words))
+        leave(0)
+    if what in FAILURES:
+        _fail(what)
+    leave(main(words))

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError
 
@@ -76,9 +76,14 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         _shown_by_python(message, category, *place, **more)
 
 
+def _is_launched() -> bool:
+    """As `core/launch.py` has it, which needs PyTorch."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _launched() -> AbstractContextManager[object]:
     """Meet the processes that torchrun started together with this one, if it did."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not _is_launched():
         return nullcontext()
     from diptych.core.launch import joined_ranks
 
@@ -109,3 +114,13 @@ def main(tokens: Sequence[str] | None = None) -> int:
     finally:
         warnings.showwarning = _shown_by_python
     return code if isinstance(code, int) else 0
+
+
+def run() -> NoReturn:
+    """The program: one command, and the end of the process."""
+    code = main()
+    if _is_launched():
+        from diptych.core.launch import leave
+
+        leave(code)
+    sys.exit(code)

@@ -1,10 +1,13 @@
 """Processes that a launcher such as torchrun starts to train together: how they meet, and how they end when one fails."""
 
+import atexit
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -60,6 +63,20 @@ def joined_ranks() -> Iterator[Ranks]:
         _end(error, store, rank)
     else:
         distributed.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End a process; one that was launched with others does so without taking PyTorch down.
+
+    Now and then a thread of the exchange is still there when the interpreter goes, and the process is aborted after all of its
+    work is done, which fails the job of all ranks. What Python registered for its end is run.
+    """
+    if is_launched():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _end(error: Exception, store: Store, rank: int) -> None:

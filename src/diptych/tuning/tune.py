@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial
 from typing_extensions import assert_never
 
 from diptych.core.errors import DiptychError, RunError
+from diptych.core.filelock import file_lock
 from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
 from diptych.training.report import Observer
@@ -43,6 +44,7 @@ from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, drop_w
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "qmc"]
 PrunerName: TypeAlias = Literal["hyperband", "median", "none"]
 _LONGEST_WAIT_S = 5.0
+_LOCK, _LOCK_WAIT_S = ".lost-trials.lock", 60.0
 _MAX_FAILURES = 3
 """So many failures before any trial ends well are not the settings' fault."""
 
@@ -116,7 +118,8 @@ class _Worker:
 
     def has_work(self) -> bool:
         """Whether there is a trial to begin. The best settings are queued with other seeds once all trials are over."""
-        take_over(self.study)
+        with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):  # Two who see a lost trial would both queue it.
+            take_over(self.study)
         found = rows(self.study)
         if any(row.state == "waiting" for row in found) or len(candidates(found)) < self.options.trials:
             return True
@@ -138,7 +141,8 @@ class _Worker:
     def wait(self) -> None:
         """Give other workers time; what one of them has lost will be taken up."""
         time.sleep(min(self.options.heartbeat_s, _LONGEST_WAIT_S))
-        optuna.storages.fail_stale_trials(self.study)
+        with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):
+            optuna.storages.fail_stale_trials(self.study)
         self.show()
 
     def do_next(self) -> None:

@@ -1,0 +1,235 @@
+"""Times one training step against open_clip and transformers, with the same weights and the same batch.
+
+    python benchmarks/train_step.py --flickr DIR --cifar FILE [--out FILE]
+
+DIR is Flickr8k's, whose captions have their natural length; FILE is the archive of CIFAR-10. A step is forward, loss, backward
+and AdamW; Diptych's is the one that `diptych train` takes, with its clipped gradient and its accuracies. Peers get their pixels
+normalised and their tokens ready. Losses and gradients are compared before anything is timed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import cycle
+from typing import Any
+
+import torch
+from harness import Times, arguments, in_turn, machine, must_agree, product_ceiling, table, write
+from sides import in_open_clip, in_transformers, own_bundle
+from tests import peers
+from torch import Tensor
+from torch.nn import functional
+
+from diptych.bundle.folder import Bundle
+from diptych.bundle.hugging_face import hugging_face_names
+from diptych.bundle.openai import openai_names
+from diptych.bundle.renaming import Rename, to_theirs
+from diptych.core.sample import Batch
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.images.decode import decode
+from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.losses.contrastive import clip_loss
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+from diptych.models.size import model_size
+from diptych.presets import preset
+from diptych.tokenizers.protocol import Tokenizer
+from diptych.training.objective import LossConfig
+from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.step import TrainingStep
+
+ROUNDS = 7
+BATCHES = 4
+SMALL = CLIPConfig(
+    embed_dim=256,
+    image=ViTConfig(image_px=112, patch_px=16, width=256, layers=6, heads=4),
+    text=TextConfig(width=256, layers=4, heads=4),
+)
+Step = Callable[[], float]
+
+
+def main() -> None:
+    """Compare, measure, print, and write the table."""
+    given = arguments(__doc__, flickr="", cifar="", rounds=ROUNDS)
+    photos = open_source(f"flickr8k:{given.flickr}")
+    ceiling = product_ceiling()
+    rows, notes = [], []
+    for name, config, batch_size in (("vit-b-32", preset("vit-b-32"), 32), ("small", SMALL, 64)):
+        bundle = own_bundle(config)
+        batches = [_batch(bundle, photos, range(i * batch_size, (i + 1) * batch_size)) for i in range(BATCHES)]
+        sides = _sides(bundle, batches)
+        _compare(bundle, batches[0])
+        times = in_turn(sides, rounds=given.rounds)
+        for peer in list(sides)[1:]:
+            rows.append([f"{name}, batch {batch_size}", peer, *_row(times, peer, batch_size)])
+        notes.append(_share(name, config, batches, batch_size / times.median("Diptych"), ceiling))
+    rows.append(_repeated_captions(given.cifar, given.rounds))
+    write(
+        given.out,
+        "# A training step",
+        f"`python benchmarks/train_step.py`, {machine('open_clip_torch', 'transformers')}",
+        f"Pairs a second, medians of {given.rounds} rounds in turn over {BATCHES} batches; ratios are medians over rounds. "
+        "`small` has an image tower of 112 px in patches of 16 with 6 layers of 256, a text tower of 4 layers of 256.",
+        table(["what", "peer", "Diptych", "peer", "ratio"], rows),
+        *notes,
+    )
+
+
+def _row(times: Times, peer: str, num: int) -> list[str]:
+    return [
+        f"{num / times.median('Diptych'):.1f}",
+        f"{num / times.median(peer):.1f}",
+        f"{times.ratio(peer, 'Diptych'):.2f} x",
+    ]
+
+
+def _share(name: str, config: CLIPConfig, batches: Sequence[Batch], rate: float, ceiling: float) -> str:
+    """Of the machine's own product, if a text cost as much as its share of the context; a backward pass takes two forward."""
+    size = model_size(config)
+    tokens = float(torch.cat([batch.lengths for batch in batches]).float().mean())
+    each = size.image_multiply_adds + size.text_multiply_adds * tokens / config.text.context_length
+    share = 3 * 2 * each * rate / ceiling
+    return f"`{name}`: {tokens:.1f} tokens a caption; {share:.0%} of a large float32 product ({ceiling / 1e9:.0f} GFLOP/s)."
+
+
+def _batch(bundle: Bundle, source: Source, rows: Sequence[int]) -> Batch:
+    config = bundle.config
+    pixels = [
+        torch.from_numpy(
+            evaluation_pixels(decode(source[row].image), image_px=config.image.image_px, config=config.pixels)
+        )
+        for row in rows
+    ]
+    captions = tuple(source.captions(row)[row % len(source.captions(row))] for row in rows)
+    return _made(torch.stack(pixels), captions, bundle.tokenizer)
+
+
+def _made(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) -> Batch:
+    """Each caption once, as the loader makes it."""
+    distinct = tuple(dict.fromkeys(captions))
+    encoded = tokenizer.encode(distinct)
+    lengths = torch.from_numpy(encoded.lengths)
+    text_of_row = torch.tensor([distinct.index(caption) for caption in captions])
+    return Batch(
+        pixels=pixels,
+        ids=torch.from_numpy(encoded.ids)[:, : int(lengths.max())],
+        lengths=lengths,
+        text_of_row=text_of_row,
+        groups=text_of_row,
+        marks=text_of_row[:, None],
+        keys=tuple(map(str, range(len(captions)))),
+        captions=distinct,
+    )
+
+
+def _own_step(model: CLIP, batches: Sequence[Batch]) -> Step:
+    step = TrainingStep(model.train(), build_optimizers(model, OptimizerConfig()), loss=LossConfig())
+    turn = cycle(batches)
+    return lambda: step(next(turn), lr=1e-5, seed=0).loss
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A batch as peers are fed."""
+
+    pixels: Tensor
+    ids: Tensor
+    lengths: Tensor
+
+    @property
+    def full(self) -> Tensor:
+        """Padded to the context, as open_clip's tokenizer does."""
+        return functional.pad(self.ids, (0, 77 - self.ids.shape[1]))
+
+
+def _given(batch: Batch, config: CLIPConfig) -> _Given:
+    rows = batch.text_of_row
+    return _Given(normalize(batch.pixels, config.pixels), batch.ids[rows], batch.lengths[rows])
+
+
+def _open_clip_loss(model: Any, given: _Given) -> Tensor:
+    image_emb, text_emb, scale = model(given.pixels, given.full)
+    found: Tensor = peers.open_clip.ClipLoss()(image_emb, text_emb, scale)
+    return found
+
+
+def _transformers_loss(model: Any, given: _Given) -> Tensor:
+    mask = torch.arange(given.ids.shape[1]) < given.lengths[:, None]
+    found: Tensor = model(
+        input_ids=given.ids, attention_mask=mask.long(), pixel_values=given.pixels, return_loss=True
+    ).loss
+    return found
+
+
+def _peer_step(model: Any, loss_of: Callable[[Any, _Given], Tensor], given: Sequence[_Given], *, fused: bool) -> Step:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=fused or None)
+    turn = cycle(given)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = loss_of(model, next(turn))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _sides(bundle: Bundle, batches: Sequence[Batch]) -> dict[str, Step]:
+    given = [_given(batch, bundle.config) for batch in batches]
+    open_clip, (hugging_face, _) = in_open_clip(bundle), in_transformers(bundle)
+    return {
+        "Diptych": _own_step(deepcopy(bundle.model), batches),
+        "open_clip": _peer_step(deepcopy(open_clip.model), _open_clip_loss, given, fused=False),
+        "open_clip, fused AdamW": _peer_step(open_clip.model, _open_clip_loss, given, fused=True),
+        "transformers, longest": _peer_step(hugging_face, _transformers_loss, given, fused=False),
+    }
+
+
+def _compare(bundle: Bundle, batch: Batch) -> None:
+    """Loss, and every gradient relative to the largest of its tensor."""
+    model, given = deepcopy(bundle.model).train(), _given(batch, bundle.config)
+    out = model(normalize(batch.pixels, bundle.config.pixels), batch.ids, batch.lengths)
+    loss = clip_loss(out.image_emb, out.text_emb[batch.text_of_row], out.logit_scale, groups=batch.groups)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    sides = (
+        ("open_clip", in_open_clip(bundle).model, _open_clip_loss, openai_names(bundle.config)),
+        ("transformers", in_transformers(bundle)[0], _transformers_loss, hugging_face_names(bundle.config)),
+    )
+    for name, peer, loss_of, names in sides:
+        their_loss = loss_of(peer.train(), given)
+        must_agree(f"loss, {name}", abs(float(loss) - float(their_loss)), at_most=1e-5)
+        their_loss.backward()
+        must_agree(f"gradients, {name}", _difference(gradients, peer, names), at_most=1e-5)
+
+
+def _difference(gradients: Mapping[str, Tensor], peer: Any, names: list[Rename]) -> float:
+    """The largest difference of any two numbers."""
+    known = [rename for rename in names if all(name in gradients for name in rename.ours)]
+    mine = to_theirs(gradients, known)
+    theirs = {name: parameter.grad for name, parameter in peer.named_parameters() if parameter.grad is not None}
+    return max(float((mine[name] - grad).abs().max()) for name, grad in theirs.items() if name in mine)
+
+
+def _repeated_captions(archive: str, rounds: int) -> list[str]:
+    """CIFAR-10's captions repeat: each distinct one once, along the tree of their beginnings, against every row by itself."""
+    source, batch_size = open_source(f"cifar10:{archive}"), 256
+    config = preset("cifar10-rn")
+    bundle = own_bundle(config)
+    batch = _batch(bundle, source, range(batch_size))
+    rows = batch.text_of_row
+    each = replace(batch, ids=batch.ids[rows], lengths=batch.lengths[rows], text_of_row=torch.arange(batch_size))
+    every_row = deepcopy(bundle.model)
+    every_row.text_tower.__class__ = type("EveryRow", (type(every_row.text_tower),), {"can_share": False})
+    times = in_turn(
+        {"Diptych": _own_step(bundle.model, [batch]), "every row": _own_step(every_row, [each])}, rounds=rounds
+    )
+    what = f"cifar10-rn, batch {batch_size}, {len(batch.captions)} distinct captions"
+    return [what, "the same, every row encoded", *_row(times, "every row", batch_size)]
+
+
+if __name__ == "__main__":
+    main()
