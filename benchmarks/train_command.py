@@ -29,6 +29,7 @@ from diptych.data.loader import DataConfig
 from diptych.data.sources.choice import open_source
 from diptych.recipes.choice import recipe
 from diptych.training.config import write_config
+from diptych.training.validation import ValidationConfig
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3
@@ -88,7 +89,8 @@ def _prepare(folder: Path, flickr: str) -> None:
     exported = json.loads((folder / "model" / "open_clip_config.json").read_text(encoding="utf-8"))
     (folder / "small.json").write_text(json.dumps(exported["model_cfg"]), encoding="utf-8")
     data = DataConfig(source=f"csv:{folder / 'pairs.csv'}", workers=1)
-    run = replace(recipe("flickr30k-small"), model=SMALL, data=data, batch_size=BATCH)
+    once = ValidationConfig(times=1)  # At the end: the peer has none.
+    run = replace(recipe("flickr30k-small"), model=SMALL, data=data, batch_size=BATCH, validation=once)
     write_config(run, folder / "run.yaml")
 
 

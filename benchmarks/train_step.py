@@ -7,6 +7,7 @@ and AdamW; Diptych's is the one that `diptych train` takes, with its clipped gra
 normalised and their tokens ready. Losses and gradients are compared before anything is timed.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -44,7 +45,7 @@ BATCHES = 4
 SMALL = CLIPConfig(
     embed_dim=256,
     image=ViTConfig(image_px=112, patch_px=16, width=256, layers=6, heads=4),
-    text=TextConfig(width=256, layers=4, heads=4),
+    text=TextConfig(width=256, layers=4, heads=4, tokenizer="clip-bpe", vocab_size=49408, context_length=77),
 )
 Step = Callable[[], float]
 
@@ -63,6 +64,7 @@ def main() -> None:
         times = in_turn(sides, rounds=given.rounds)
         for peer in list(sides)[1:]:
             rows.append([f"{name}, batch {batch_size}", peer, *_row(times, peer, batch_size)])
+            print(*rows[-1], sep=", ", file=sys.stderr)
         notes.append(_share(name, config, batches, batch_size / times.median("Diptych"), ceiling))
     rows.append(_repeated_captions(given.cifar, given.rounds))
     write(
@@ -201,7 +203,7 @@ def _compare(bundle: Bundle, batch: Batch) -> None:
     )
     for name, peer, loss_of, names in sides:
         their_loss = loss_of(peer.train(), given)
-        must_agree(f"loss, {name}", abs(float(loss) - float(their_loss)), at_most=1e-5)
+        must_agree(f"loss, {name}", abs(loss.item() - their_loss.item()), at_most=1e-5)
         their_loss.backward()
         must_agree(f"gradients, {name}", _difference(gradients, peer, names), at_most=1e-5)
 
