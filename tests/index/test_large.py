@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
 from diptych.index import exact
+from diptych.index.address import is_address
 from diptych.index.approximate import Kind
 from diptych.index.choice import create_index, open_index
 from diptych.index.entry import Stamp
@@ -143,12 +144,18 @@ def test_without_faiss_an_index_is_searched_exactly(large: LocalIndex, monkeypat
         assert _keys(large.search(unit(4, seed=1), top=3)) == plain
 
 
-def test_a_server_builds_its_own(place: str) -> None:
+def test_whatever_was_built_all_that_was_asked_for_is_found(place: str) -> None:
     with create_index(place, dim=DIM, model="m", bundle="b") as index:
         _add(index, range(MANY), unit(MANY))
-        for kind in ("hnsw", "ivf", None):
-            index.build(kind)
-            assert _keys(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
+        if is_address(place):
+            with pytest.raises(ConfigError, match="a database is searched exactly; hnsw is for an index in a folder"):
+                index.build("hnsw")
+        else:
+            index.build("hnsw")
+        assert len(index.search(unit(1), top=100)[0]) == 100
+        assert len(index.search(unit(1), top=100, chosen=parse_filter("width < 60"))[0]) == 60
+        index.build(None)
+        assert _keys(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
 
 
 def test_parts_are_joined(place: str, tmp_path: Path) -> None:

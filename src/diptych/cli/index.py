@@ -122,9 +122,7 @@ def build(
         about = opened.build(ann)
         if ann is None:
             say(f"{opened.place}: is searched exactly")
-        elif about is None:
-            say(f"{opened.place}: the server has built {ann}")
-        else:
+        elif about is not None:
             recall = percent(about.recall)
             say(
                 f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the 10 nearest; later ones are scanned"

@@ -19,7 +19,7 @@ import psycopg
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.errors import BusyError, IndexingError
+from diptych.core.errors import BusyError, ConfigError, IndexingError
 from diptych.index.address import Address, parse_address
 from diptych.index.approximate import About, Kind
 from diptych.index.dialects import POSTGRESQL, where
@@ -230,14 +230,9 @@ class PostgresIndex:
         return found
 
     def build(self, kind: Kind | None) -> About | None:
-        """Make or drop the server's own HNSW or IVF index of the vectors, which its planner then uses."""
-        with self._changing() as cursor:
-            cursor.execute("DROP INDEX IF EXISTS vectors_nearly")
-            if kind is not None:
-                method = {"hnsw": "hnsw", "ivf": "ivfflat"}[kind]
-                cursor.execute(
-                    f"CREATE INDEX vectors_nearly ON vectors USING {method} (embedding vector_ip_ops)".encode()
-                )
+        """Nothing for None. The server's own indexes are no help: with a filter they find less than there is."""
+        if kind is not None:
+            raise ConfigError(f"{self.place}: a database is searched exactly; {kind} is for an index in a folder")
         return None
 
     def verify(self) -> list[str]:

@@ -118,7 +118,7 @@ class Index(Protocol):
         """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
 
         Raises:
-            ConfigError: an extra is missing, or the store has means of its own.
+            ConfigError: an extra is missing, or the store is searched exactly.
             IndexingError: it could not be written.
         """
 
