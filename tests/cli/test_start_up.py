@@ -1,21 +1,27 @@
 """How fast the door opens."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 
 def _best_of(times: int, *words: str) -> float:
+    """Seconds of the processor, which a machine that is busy with other tests does not make more."""
     seconds = []
     for _ in range(times):
-        began = time.perf_counter()
+        began = _of_children()
         subprocess.run([sys.executable, *words], check=True, capture_output=True, env=os.environ)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(_of_children() - began)
     return min(seconds)
+
+
+def _of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "zero-shot", "--help"], ["--version"]])
