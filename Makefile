@@ -28,15 +28,17 @@ check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that i
 
 FLICKR8K ?= flickr8k
 CIFAR10 ?= cifar10_jpeg.zip
+PHOTOS ?= photos
 BENCH = $(BIN)/python benchmarks/$(1).py --out benchmarks/results/$(1).md
 
-bench: $(CHECKED)  ## Measure against the live peers, half an hour on a quiet machine: make bench FLICKR8K=DIR CIFAR10=FILE
+bench: $(CHECKED)  ## Measure against the live peers, on a quiet machine: make bench FLICKR8K=DIR CIFAR10=FILE PHOTOS=DIR
 	$(call BENCH,train_step) --flickr $(FLICKR8K) --cifar $(CIFAR10)
 	$(call BENCH,train_command) --flickr $(FLICKR8K)
 	$(call BENCH,inference) --flickr $(FLICKR8K)
 	$(call BENCH,zero_shot) --classes 200
 	$(call BENCH,tokenizer) --captions $(FLICKR8K)/results.csv
 	$(call BENCH,search)
+	$(call BENCH,data) --photos $(PHOTOS) --source flickr8k:$(FLICKR8K)
 	$(call BENCH,loss)
 	$(call BENCH,start_up)
 

@@ -1,25 +1,20 @@
 """Times the way from files to pixels against what open_clip's pipeline and webdataset take for it.
 
-    python benchmarks/data.py PHOTOS SOURCE [--out FILE]
+    python benchmarks/data.py --photos DIR --source SOURCE [--out FILE]
 
-PHOTOS is a folder of JPEGs of about 500x375, SOURCE any source of some thousand samples, which is written as tars. One core.
+DIR has JPEGs of about 500x375, SOURCE is any source of some thousand samples, which is written as tars. One core.
 The two sides of a line take turns; its ratio is the median of the turns' ratios.
 """
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -27,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 import torch
 import webdataset
+from harness import Times, arguments, in_turn, machine, table, write
 from PIL import Image
 from tests import peers
 
@@ -44,37 +40,23 @@ NUM_ROWS = 1_000_000
 
 
 def main() -> None:
-    """Time, print, and write the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("photos", type=Path)
-    parser.add_argument("source")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    """Time, print, and write the tables."""
+    given = arguments(__doc__, photos="photos", source="", rounds=ROUNDS)
     torch.set_num_threads(1)
-    names = ("open_clip_torch", "webdataset", "diptych", "torch", "pillow", "simplejpeg")
-    lines = [
+    rows = [*pictures(Path(given.photos), given.rounds), tars(given.source, given.rounds)]
+    write(
+        given.out,
         "# From files to pixels",
-        "",
-        f"`python benchmarks/data.py PHOTOS SOURCE`, {date.today()}, {platform.machine()}, one of {os.cpu_count()} cores,",
-        f"Python {platform.python_version()}, {', '.join(f'{name} {version(name)}' for name in names)}.",
-        f"Medians of {ROUNDS} rounds in which both sides take turns; ratios of one round, least to greatest in brackets.",
-        "",
-        "| what | peer | Diptych | ratio |",
-        "|---|---|---|---|",
-        *pictures(arguments.photos),
-        *tars(arguments.source),
-        "",
-        f"| start of {NUM_ROWS:,} rows, images looked up | seconds | MB at the peak | MB of it for the rows |",
-        "|---|---|---|---|",
-        *starts(),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+        f"`python benchmarks/data.py`, one of the cores of {machine('open_clip_torch', 'webdataset', 'pillow', 'simplejpeg')}",
+        f"Medians of {given.rounds} rounds in which both sides take turns; ratios of one round, least to greatest in brackets.",
+        table(["what", "peer", "Diptych", "ratio"], rows),
+        table(
+            [f"start of {NUM_ROWS:,} rows, images looked up", "seconds", "MB at the peak", "MB for the rows"], starts()
+        ),
+    )
 
 
-def pictures(folder: Path) -> list[str]:
+def pictures(folder: Path, rounds: int) -> list[list[str]]:
     """JPEGs and packs, the whole way to a training crop."""
     contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     medium = [content for content in contents if Image.open(BytesIO(content)).size == (500, 375)]
@@ -84,8 +66,14 @@ def pictures(folder: Path) -> list[str]:
         transform(Image.open(BytesIO(content)))
 
     rows = [
-        row(f"JPEG of 500x375 to a crop of 224 px ({len(medium)} photos)", medium, theirs, lambda x: crop(x, 224)),
-        row(f"all JPEGs of the folder ({len(contents)})", contents, theirs, lambda x: crop(x, 224)),
+        row(
+            f"JPEG of 500x375 to a crop of 224 px ({len(medium)} photos)",
+            medium,
+            theirs,
+            lambda x: crop(x, 224),
+            rounds,
+        ),
+        row(f"all JPEGs of the folder ({len(contents)})", contents, theirs, lambda x: crop(x, 224), rounds),
     ]
     with tempfile.TemporaryDirectory() as packed:
         captions = [{"image": str(path.absolute()), "caption": "x"} for path in sorted(folder.glob("*.jpg"))]
@@ -100,6 +88,7 @@ def pictures(folder: Path) -> list[str]:
                 pairs,
                 lambda pair: crop(pair[0], 112),
                 lambda pair: crop(source[pair[1]].image, 112),
+                rounds,
             )
         )
     return rows
@@ -115,7 +104,7 @@ def crop(image: object, image_px: int) -> None:
 AUGMENT, PIXELS = AugmentConfig(), PixelConfig()
 
 
-def tars(spec: str) -> list[str]:
+def tars(spec: str, rounds: int) -> list[str]:
     """Every sample of some tars, not decoded: webdataset in their order, Diptych in a random one."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(path) for path in write_shards(open_source(spec), Path(folder), per_shard=1000).paths]
@@ -126,9 +115,10 @@ def tars(spec: str) -> list[str]:
             if sum(1 for _ in webdataset.WebDataset(paths, shardshuffle=False)) != len(source):
                 sys.exit("webdataset reads another number of samples")
 
-        return [
-            rate_row(f"samples of {len(paths)} tars, not decoded", len(source), theirs, lambda: read(source, order))
-        ]
+        times = in_turn({"peer": theirs, "Diptych": lambda: read(source, order)}, rounds=rounds)
+        what, num = f"samples of {len(paths)} tars, not decoded", len(source)
+        peer, own = (f"{num / times.median(side):,.0f}/s" for side in ("peer", "Diptych"))
+        return [what, peer, own, ratio(times)]
 
 
 def read(source: Source, order: list[int]) -> None:
@@ -137,23 +127,18 @@ def read(source: Source, order: list[int]) -> None:
         source[index]
 
 
-def row(what: str, things: Sequence[object], theirs: Callable[..., None], ours: Callable[..., None]) -> str:
+def row(
+    what: str, things: Sequence[object], theirs: Callable[..., None], ours: Callable[..., None], rounds: int
+) -> list[str]:
     """A line in milliseconds a thing."""
-    pairs = [(timed(lambda: each(theirs, things)), timed(lambda: each(ours, things))) for _ in range(ROUNDS)]
-    peer, own = (1e3 * median(times) / len(things) for times in zip(*pairs, strict=True))
-    return f"| {what} | {peer:.2f} ms | {own:.2f} ms | {ratio(pairs)} |"
+    times = in_turn({"peer": lambda: each(theirs, things), "Diptych": lambda: each(ours, things)}, rounds=rounds)
+    peer, own = (f"{1e3 * times.median(side) / len(things):.2f} ms" for side in ("peer", "Diptych"))
+    return [what, peer, own, ratio(times)]
 
 
-def rate_row(what: str, num: int, theirs: Callable[[], None], ours: Callable[[], None]) -> str:
-    """A line in things a second."""
-    pairs = [(timed(theirs), timed(ours)) for _ in range(ROUNDS)]
-    peer, own = (num / median(times) for times in zip(*pairs, strict=True))
-    return f"| {what} | {peer:,.0f}/s | {own:,.0f}/s | {ratio(pairs)} |"
-
-
-def ratio(pairs: list[tuple[float, float]]) -> str:
+def ratio(times: Times) -> str:
     """The median, and both ends."""
-    ratios = sorted(theirs / own for theirs, own in pairs)
+    ratios = sorted(theirs / own for theirs, own in zip(times.of["peer"], times.of["Diptych"], strict=True))
     return f"**{median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
@@ -161,13 +146,6 @@ def each(run: Callable[[object], None], things: Sequence[object]) -> None:
     """Every thing once."""
     for thing in things:
         run(thing)
-
-
-def timed(run: Callable[[], None]) -> float:
-    """Seconds that one run takes."""
-    began = perf_counter()
-    run()
-    return perf_counter() - began
 
 
 START = """
@@ -183,7 +161,7 @@ print(time.perf_counter() - began, peak(), peak() - before)
 """
 
 
-def starts() -> list[str]:
+def starts() -> list[list[str]]:
     """A table and lines of JSON with a caption and an image file each, opened in a process of their own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -194,19 +172,19 @@ def starts() -> list[str]:
             (folder / file).touch()
         captions = [f"a caption of ordinary length for the picture with the number {i}" for i in range(NUM_ROWS)]
         pairs = list(zip(files, captions, strict=True))
-        table = "image,caption\n" + "".join(f"{file},{caption}\n" for file, caption in pairs)
-        (folder / "rows.csv").write_text(table, encoding="utf-8")
+        rows = "image,caption\n" + "".join(f"{file},{caption}\n" for file, caption in pairs)
+        (folder / "rows.csv").write_text(rows, encoding="utf-8")
         lines = (json.dumps({"image": file, "caption": caption}) + "\n" for file, caption in pairs)
         (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
         return [start(spec) for spec in (f"csv:{folder}/rows.csv", f"json:{folder}/rows.jsonl")]
 
 
-def start(spec: str) -> str:
+def start(spec: str) -> list[str]:
     """A line: the median of three processes."""
     command = [sys.executable, "-c", START, spec, str(NUM_ROWS)]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
     seconds, peak, rows = (median(float(run[i]) for run in runs) for i in range(3))
-    return f"| `{spec.partition(':')[0]}` | {seconds:.1f} | {peak:,.0f} | {rows:,.0f} |"
+    return [f"`{spec.partition(':')[0]}`", f"{seconds:.1f}", f"{peak:,.0f}", f"{rows:,.0f}"]
 
 
 if __name__ == "__main__":

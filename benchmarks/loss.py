@@ -6,15 +6,12 @@ Embeddings of 512 numbers, float32, on all cores. Each measurement is a process 
 memory is the peak of the process less what it held when the embeddings were there.
 """
 
-import argparse
-import os
-import platform
 import subprocess
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+
+from harness import arguments, machine, table, write
 
 ROUNDS = 3
 DIM = 512
@@ -50,29 +47,19 @@ print(middle - began, time.perf_counter() - middle, status("VmHWM") - held, loss
 
 def main() -> None:
     """Measure, print, and write the table."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    lines = [
+    given = arguments(__doc__)
+    found = [row for num in SIZES for row in rows(num)]
+    write(
+        given.out,
         "# The contrastive loss",
-        "",
-        f"`python benchmarks/loss.py`, {date.today()}, {platform.machine()}, {os.cpu_count()} cores,",
-        f"Python {platform.python_version()}, torch {version('torch')}, open_clip_torch {version('open_clip_torch')}.",
-        f"Embeddings of {DIM} numbers, float32, logit scale 14.3; medians of {ROUNDS} processes that take turns,",
-        "and one process where there is no peer: the next size would take it about 26 GB.",
-        "",
-        "| pairs | side | forward, s | backward, s | extra memory, MB | speed | memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for num in SIZES:
-        found = rows(num)
-        print("\n".join(found), flush=True)
-        lines += found
-    if arguments.out is not None:
-        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        f"`python benchmarks/loss.py`, {machine('open_clip_torch')}",
+        f"Embeddings of {DIM} numbers, float32, logit scale 14.3; medians of {ROUNDS} processes that take turns, and one "
+        "process where there is no peer: the next size would take it about 26 GB.",
+        table(["pairs", "side", "forward, s", "backward, s", "extra memory, MB", "speed", "memory"], found),
+    )
 
 
-def rows(num: int) -> list[str]:
+def rows(num: int) -> list[list[str]]:
     """The lines of one size."""
     sides = ["open_clip", "Diptych"] if num in PEER_SIZES else ["Diptych"]
     runs: dict[str, list[list[float]]] = {side: [] for side in sides}
@@ -85,13 +72,14 @@ def rows(num: int) -> list[str]:
     out = []
     for side in sides:
         forward, backward, memory = (median(run[i] for run in runs[side]) for i in range(3))
-        ratios = "| | |"
+        ratios = ["", ""]
         if side == "Diptych" and len(sides) == 2:
             pairs = list(zip(runs["open_clip"], runs["Diptych"], strict=True))
             speed = median((theirs[0] + theirs[1]) / (own[0] + own[1]) for theirs, own in pairs)
             share = median(own[2] / theirs[2] for theirs, own in pairs)
-            ratios = f"| **{speed:.2f} x** | 1/{1 / share:.0f} |"
-        out.append(f"| {num:,} | {side} | {forward:.2f} | {backward:.2f} | {memory:,.0f} {ratios}")
+            ratios = [f"**{speed:.2f} x**", f"1/{1 / share:.0f}"]
+        out.append([f"{num:,}", side, f"{forward:.2f}", f"{backward:.2f}", f"{memory:,.0f}", *ratios])
+        print(*out[-1], sep=", ", file=sys.stderr)
     return out
 
 

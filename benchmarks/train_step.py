@@ -87,12 +87,21 @@ def _row(times: Times, peer: str, num: int) -> list[str]:
 
 
 def _share(name: str, config: CLIPConfig, batches: Sequence[Batch], rate: float, ceiling: float) -> str:
-    """Of the machine's own product, if a text cost as much as its share of the context; a backward pass takes two forward."""
-    size = model_size(config)
-    tokens = float(torch.cat([batch.lengths for batch in batches]).float().mean())
-    each = size.image_multiply_adds + size.text_multiply_adds * tokens / config.text.context_length
-    share = 3 * 2 * each * rate / ceiling
+    """Of the machine's own product; a backward pass takes two forward."""
+    tokens = _tokens(batches)
+    share = 3 * 2 * multiply_adds(config, batches) * rate / ceiling
     return f"`{name}`: {tokens:.1f} tokens a caption; {share:.0%} of a large float32 product ({ceiling / 1e9:.0f} GFLOP/s)."
+
+
+def multiply_adds(config: CLIPConfig, batches: Sequence[Batch]) -> float:
+    """Of a pair, forward, if a text cost as much as its share of the context."""
+    size = model_size(config)
+    return size.image_multiply_adds + size.text_multiply_adds * _tokens(batches) / config.text.context_length
+
+
+def _tokens(batches: Sequence[Batch]) -> float:
+    """Of a caption, in the mean."""
+    return float(torch.cat([batch.lengths for batch in batches]).float().mean())
 
 
 def _batch(bundle: Bundle, source: Source, rows: Sequence[int]) -> Batch:
@@ -104,10 +113,10 @@ def _batch(bundle: Bundle, source: Source, rows: Sequence[int]) -> Batch:
         for row in rows
     ]
     captions = tuple(source.captions(row)[row % len(source.captions(row))] for row in rows)
-    return _made(torch.stack(pixels), captions, bundle.tokenizer)
+    return batch_of(torch.stack(pixels), captions, bundle.tokenizer)
 
 
-def _made(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) -> Batch:
+def batch_of(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) -> Batch:
     """Each caption once, as the loader makes it."""
     distinct = tuple(dict.fromkeys(captions))
     encoded = tokenizer.encode(distinct)
@@ -132,7 +141,7 @@ def _own_step(model: CLIP, batches: Sequence[Batch]) -> Step:
 
 
 @dataclass(frozen=True)
-class _Given:
+class Given:
     """A batch as peers are fed."""
 
     pixels: Tensor
@@ -144,19 +153,25 @@ class _Given:
         """Padded to the context, as open_clip's tokenizer does."""
         return functional.pad(self.ids, (0, 77 - self.ids.shape[1]))
 
+    def to(self, device: torch.device) -> "Given":
+        """There."""
+        return Given(self.pixels.to(device), self.ids.to(device), self.lengths.to(device))
 
-def _given(batch: Batch, config: CLIPConfig) -> _Given:
+
+def given_to_peers(batch: Batch, config: CLIPConfig) -> Given:
+    """The same pictures, normalised, and texts, one a row."""
     rows = batch.text_of_row
-    return _Given(normalize(batch.pixels, config.pixels), batch.ids[rows], batch.lengths[rows])
+    return Given(normalize(batch.pixels, config.pixels), batch.ids[rows], batch.lengths[rows])
 
 
-def _open_clip_loss(model: Any, given: _Given) -> Tensor:
+def open_clip_loss(model: Any, given: Given) -> Tensor:
+    """Of its own class, over its own features."""
     image_emb, text_emb, scale = model(given.pixels, given.full)
     found: Tensor = peers.open_clip.ClipLoss()(image_emb, text_emb, scale)
     return found
 
 
-def _transformers_loss(model: Any, given: _Given) -> Tensor:
+def _transformers_loss(model: Any, given: Given) -> Tensor:
     mask = torch.arange(given.ids.shape[1]) < given.lengths[:, None]
     found: Tensor = model(
         input_ids=given.ids, attention_mask=mask.long(), pixel_values=given.pixels, return_loss=True
@@ -164,7 +179,7 @@ def _transformers_loss(model: Any, given: _Given) -> Tensor:
     return found
 
 
-def _peer_step(model: Any, loss_of: Callable[[Any, _Given], Tensor], given: Sequence[_Given], *, fused: bool) -> Step:
+def _peer_step(model: Any, loss_of: Callable[[Any, Given], Tensor], given: Sequence[Given], *, fused: bool) -> Step:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=fused or None)
     turn = cycle(given)
@@ -180,25 +195,25 @@ def _peer_step(model: Any, loss_of: Callable[[Any, _Given], Tensor], given: Sequ
 
 
 def _sides(bundle: Bundle, batches: Sequence[Batch]) -> dict[str, Step]:
-    given = [_given(batch, bundle.config) for batch in batches]
+    given = [given_to_peers(batch, bundle.config) for batch in batches]
     open_clip, (hugging_face, _) = in_open_clip(bundle), in_transformers(bundle)
     return {
         "Diptych": _own_step(deepcopy(bundle.model), batches),
-        "open_clip": _peer_step(deepcopy(open_clip.model), _open_clip_loss, given, fused=False),
-        "open_clip, fused AdamW": _peer_step(open_clip.model, _open_clip_loss, given, fused=True),
+        "open_clip": _peer_step(deepcopy(open_clip.model), open_clip_loss, given, fused=False),
+        "open_clip, fused AdamW": _peer_step(open_clip.model, open_clip_loss, given, fused=True),
         "transformers, longest": _peer_step(hugging_face, _transformers_loss, given, fused=False),
     }
 
 
 def _compare(bundle: Bundle, batch: Batch) -> None:
     """Loss, and every gradient relative to the largest of its tensor."""
-    model, given = deepcopy(bundle.model).train(), _given(batch, bundle.config)
+    model, given = deepcopy(bundle.model).train(), given_to_peers(batch, bundle.config)
     out = model(normalize(batch.pixels, bundle.config.pixels), batch.ids, batch.lengths)
     loss = clip_loss(out.image_emb, out.text_emb[batch.text_of_row], out.logit_scale, groups=batch.groups)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     sides = (
-        ("open_clip", in_open_clip(bundle).model, _open_clip_loss, openai_names(bundle.config)),
+        ("open_clip", in_open_clip(bundle).model, open_clip_loss, openai_names(bundle.config)),
         ("transformers", in_transformers(bundle)[0], _transformers_loss, hugging_face_names(bundle.config)),
     )
     for name, peer, loss_of, names in sides:

@@ -1,5 +1,8 @@
 """Which device to use, and what its CPU can."""
 
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from diptych.core.errors import ConfigError
@@ -37,3 +40,14 @@ def cpu_has(*instructions: str) -> bool:
     """Whether this CPU has any of them, as `torch.cpu.get_capabilities` names them."""
     can = torch.cpu.get_capabilities()
     return any(can.get(name) for name in instructions)
+
+
+@cache
+def cpu_vendor() -> str | None:
+    """Who made this CPU, as it says itself (`GenuineIntel`, `AuthenticAMD`); None where the system does not tell."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    named = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("vendor_id")]
+    return named[0] if named else None

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diptych.models.config import Activation
+from diptych.models.linear import Linear
 
 
 class Run(NamedTuple):
@@ -63,7 +64,7 @@ def hidden_width(width: int, ratio: float) -> int:
 def mlp(width: int, *, ratio: float, activation: Activation) -> nn.Sequential:
     """Two linear maps around the non-linearity."""
     hidden = hidden_width(width, ratio)
-    return nn.Sequential(nn.Linear(width, hidden), _ACTIVATIONS[activation](), nn.Linear(hidden, width))
+    return nn.Sequential(Linear(width, hidden), _ACTIVATIONS[activation](), Linear(hidden, width))
 
 
 class Attention(nn.Module):
@@ -74,10 +75,10 @@ class Attention(nn.Module):
         self.heads, self.head_width = heads, width // heads
         self.watcher: Callable[[Tensor], object] | None = None
         """Told the weights by which tokens are mixed (sequences, heads, asking, asked), where somebody wants to see them."""
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """Every token asks every token of its sequence, or, when causal, itself and those before it."""
@@ -240,8 +241,8 @@ def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
 def init_mlp(layers: nn.Sequential, *, std: float, out_std: float) -> None:
     """Normal weights, biases of zero."""
     first, _, second = layers
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
+    assert isinstance(first, Linear)
+    assert isinstance(second, Linear)
     nn.init.normal_(first.weight, std=std)
     nn.init.normal_(second.weight, std=out_std)
     nn.init.zeros_(first.bias)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from diptych.models.config import ResNetConfig
 from diptych.models.layers import normal
+from diptych.models.linear import Linear
 
 EXPANSION = 4
 """A bottleneck's output has so many times its inner channels."""
@@ -60,10 +61,10 @@ class MapAttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.position_emb = normal(1 + grid[0] * grid[1], width, std=width**-0.5)
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, embed_dim)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
+        self.out = Linear(width, embed_dim)
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.normal_(linear.weight, std=width**-0.5)
 

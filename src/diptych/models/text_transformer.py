@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from diptych.models.config import TextConfig
 from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, normal
+from diptych.models.linear import Linear
 from diptych.models.packing import Packing, pack
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
@@ -38,7 +39,7 @@ class TextTransformer(nn.Module):
             dropout=config.dropout,
         )
         self.norm_post = LayerNorm(config.width, eps=norm_eps)
-        self.projection = nn.Linear(config.width, embed_dim, bias=is_siglip)
+        self.projection = Linear(config.width, embed_dim, bias=is_siglip)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
         if is_siglip:

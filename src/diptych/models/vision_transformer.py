@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.config import ViTConfig
 from diptych.models.layers import Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, mlp, normal
+from diptych.models.linear import Linear
 
 
 class PatchStem(nn.Module):
@@ -20,7 +21,7 @@ class PatchStem(nn.Module):
     def __init__(self, patch_px: Pixels, width: int, *, bias: bool = False) -> None:
         super().__init__()
         self.height, self.width = height_width(patch_px)
-        self.embed = nn.Linear(3 * self.height * self.width, width, bias=bias)
+        self.embed = Linear(3 * self.height * self.width, width, bias=bias)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token a patch, row by row; a patch is flattened as (channel, row, column)."""
@@ -96,8 +97,8 @@ class VisionTransformer(nn.Module):
         )
         self.norm_post = LayerNorm(width, eps=norm_eps)
         self.pool = AttentionPool(config, norm_eps=norm_eps) if config.pooling == "attention" else None
-        self.projection = nn.Identity() if is_siglip else nn.Linear(width, embed_dim, bias=False)
-        if isinstance(self.projection, nn.Linear):
+        self.projection = nn.Identity() if is_siglip else Linear(width, embed_dim, bias=False)
+        if isinstance(self.projection, Linear):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:

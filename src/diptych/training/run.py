@@ -17,7 +17,7 @@ from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
 from diptych.core.launch import joined_ranks
-from diptych.core.memory import keep_freed_memory
+from diptych.core.memory import keep_freed_memory, return_freed_memory
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
 from diptych.core.settings import to_plain
@@ -292,6 +292,7 @@ class _Run:
     def _validate(self) -> Validation:
         config = self.config
         with self.assembly.step.stopwatch.time("evaluation"):
+            return_freed_memory()
             self.assembly.show()
             validation = self.ranks.from_first(
                 lambda: validate(
@@ -303,6 +304,7 @@ class _Run:
                     seed=config.seed,
                 )
             )
+            return_freed_memory()
         self._agree()
         step = self.step
         self.observers.tell(lambda observer: observer.on_validation(step, validation))

@@ -1,0 +1,170 @@
+"""Times ViT-B/32 in bf16 on one GPU: the step against open_clip compiled, the loss at 65,536 pairs, the largest batch.
+
+    python benchmarks/gpu.py --flickr DIR [--out FILE] [--device cuda] [--sizes 256,1024,4096]
+
+Captions are Flickr8k's, pictures are noise: what is timed is the step. The roofline is the operations of a pair over the
+machine's own product in bf16. Both sides start from the same weights and see the same batches; open_clip's is compiled, runs
+under autocast to bf16 and has the fused AdamW. With `--device cpu` and small sizes the script itself can be tried anywhere.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from itertools import cycle
+from statistics import median
+
+import torch
+from harness import arguments, machine, must_agree, product_ceiling, table, write
+from sides import in_open_clip, own_bundle
+from torch import Tensor
+from torch.nn import functional
+from train_step import batch_of, given_to_peers, multiply_adds, open_clip_loss
+
+from diptych.bundle.folder import Bundle
+from diptych.core.sample import Batch
+from diptych.data.sources.choice import open_source
+from diptych.images.transforms import height_width
+from diptych.losses.tiled import tiled_clip_loss
+from diptych.presets import preset
+from diptych.training.objective import LossConfig
+from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.step import TrainingStep
+
+Step = Callable[[], object]
+
+
+def main() -> None:
+    """Measure, print, and write the tables."""
+    given = arguments(
+        __doc__, flickr="", device="cuda", sizes="256,1024,4096", rounds=20, pairs=65536, preset="vit-b-32"
+    )
+    device = torch.device(given.device)
+    texts = _captions(given.flickr)
+    bundle = own_bundle(preset(given.preset))
+    bundle.model.to(device)
+    ceiling = product_ceiling(8192 if device.type == "cuda" else 512, torch.bfloat16, given.device)
+    sizes = [int(size) for size in given.sizes.split(",")]
+    rows = [_step_row(bundle, _batches(bundle, texts, size), rounds=given.rounds, ceiling=ceiling) for size in sizes]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU: a trial of the script"
+    write(
+        given.out,
+        "# On a GPU",
+        f"`python benchmarks/gpu.py`, {name}, {machine('open_clip_torch')}",
+        f"`{given.preset}`, bf16, texts packed; medians of {given.rounds} steps. A product of two large matrices in bf16 gives "
+        f"{ceiling / 1e12:.1f} TFLOP/s; the share is of that.",
+        table(["batch", "pairs/s", "share", "open_clip compiled, pairs/s", "ratio"], rows),
+        _loss_line(given.pairs, device),
+        f"Largest batch that fits without gradient caching: {_largest(bundle, texts, device, sizes[0]):,} pairs.",
+    )
+
+
+def _captions(folder: str) -> list[str]:
+    source = open_source(f"flickr8k:{folder}")
+    return [caption for row in range(len(source)) for caption in source.captions(row)]
+
+
+def _batches(bundle: Bundle, texts: list[str], size: int, num: int = 4) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (size, 3, *height_width(bundle.config.image.image_px))
+    return [
+        batch_of(
+            torch.randint(256, shape, dtype=torch.uint8, generator=generator),
+            tuple(texts[(number * size + i) % len(texts)] for i in range(size)),
+            bundle.tokenizer,
+        )
+        for number in range(num)
+    ]
+
+
+def _step_row(bundle: Bundle, batches: list[Batch], *, rounds: int, ceiling: float) -> list[str]:
+    size, device = len(batches[0].pixels), bundle.model.log_logit_scale.device
+    own, theirs = _own_step(bundle, batches), _peer_step(bundle, batches, device)
+    losses = [float(step()) for step in (own, theirs)]  # type: ignore[arg-type]
+    must_agree(f"loss at batch {size}, in bf16", abs(losses[0] - losses[1]), at_most=0.05)
+    rate, peer_rate = (size / _seconds(step, rounds, device) for step in (own, theirs))
+    operations = 6 * multiply_adds(bundle.config, batches)
+    print(size, rate, peer_rate, file=sys.stderr)
+    return [
+        str(size),
+        f"{rate:,.0f}",
+        f"{rate * operations / ceiling:.0%}",
+        f"{peer_rate:,.0f}",
+        f"{rate / peer_rate:.2f} x",
+    ]
+
+
+def _own_step(bundle: Bundle, batches: list[Batch]) -> Step:
+    model = deepcopy(bundle.model).train()
+    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()), loss=LossConfig(), precision="bf16")
+    turn = cycle(batches)
+    return lambda: step(next(turn), lr=1e-5, seed=0).loss
+
+
+def _peer_step(bundle: Bundle, batches: list[Batch], device: torch.device) -> Step:
+    model = (
+        in_open_clip(Bundle(model=deepcopy(bundle.model).cpu(), tokenizer=bundle.tokenizer)).model.to(device).train()
+    )
+    compiled = torch.compile(model) if device.type == "cuda" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    turn = cycle([given_to_peers(batch, bundle.config).to(device) for batch in batches])
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = open_clip_loss(compiled, next(turn))
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _seconds(step: Step, rounds: int, device: torch.device) -> float:
+    """The median of a step, by events where there are any."""
+    for _ in range(5):
+        step()
+    taken = []
+    for _ in range(rounds):
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            step()
+            end.record()
+            torch.cuda.synchronize()
+            taken.append(begin.elapsed_time(end) / 1000)
+        else:
+            began = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - began)
+    return median(taken)
+
+
+def _loss_line(num: int, device: torch.device) -> str:
+    """The tiled loss alone, forward and backward, and its memory."""
+    image, text = (functional.normalize(side, dim=1) for side in torch.randn(2, num, 512, device=device).unbind())
+    image.requires_grad_()
+    text.requires_grad_()
+    scale = torch.tensor(14.3, device=device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    taken = _seconds(lambda: tiled_clip_loss(image, text, scale).backward(), 3, device)
+    memory = f", {(torch.cuda.max_memory_allocated() - held) / 2**20:,.0f} MiB" if device.type == "cuda" else ""
+    return f"Loss of {num:,} pairs of 512 numbers, forward and backward: {taken * 1000:,.0f} ms{memory}."
+
+
+def _largest(bundle: Bundle, texts: list[str], device: torch.device, start: int) -> int:
+    """Doubled until the memory is out; without a GPU the first that was measured."""
+    size = start
+    while device.type == "cuda":
+        try:
+            _own_step(bundle, _batches(bundle, texts, 2 * size, num=1))()
+        except torch.cuda.OutOfMemoryError:
+            break
+        size *= 2
+    return size
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The maps that are faster give what PyTorch's own give."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diptych.models import linear
+from diptych.models.linear import Linear
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The products that oneDNN was asked for, on what counts as an AMD processor."""
+    taken: list[torch.Size] = []
+    product = linear._product
+
+    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+        taken.append(left.shape)
+        return product(left, right, bias)
+
+    monkeypatch.setattr(linear, "_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "_product", counted)
+    return taken
+
+
+@pytest.mark.parametrize("shape", [(1024, 48), (32, 50, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_result_and_gradients_are_those_of_pytorch(
+    shape: tuple[int, ...], bias: bool, products: list[torch.Size]
+) -> None:
+    torch.manual_seed(0)
+    fast = Linear(48, 80, bias=bias)
+    plain = nn.Linear(48, 80, bias=bias)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(*shape)
+    x_fast, x_plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = fast(x_fast), plain(x_plain)
+    weights = torch.randn_like(expected)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+
+    assert len(products) == 2  # Forward, and the input's gradient.
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(x_fast.grad, x_plain.grad)
+    for mine, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-5)
+
+
+def test_what_is_locked_gets_no_gradient(products: list[torch.Size]) -> None:
+    fast = Linear(8, 8).requires_grad_(False)
+    x = torch.randn(2048, 8, requires_grad=True)
+    fast(x).sum().backward()
+    assert x.grad is not None
+    assert fast.weight.grad is None
+    assert not fast(x.detach()).requires_grad
+    assert len(products) == 3
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.randn(3, 8),
+        torch.randn(0, 8),
+        torch.randn(2048, 8, dtype=torch.float64),
+        torch.randn(2048, 8, device="meta"),
+    ],
+    ids=["few", "none", "doubles", "without memory"],
+)
+def test_all_else_goes_pytorchs_way(x: Tensor, products: list[torch.Size]) -> None:
+    layer = Linear(8, 4, dtype=x.dtype, device=x.device)
+    assert layer(x).shape == (len(x), 4)
+    assert not products
+
+
+def test_mixed_precision_is_left_to_autocast(products: list[torch.Size]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(8, 4)(torch.randn(2048, 8)).dtype == torch.bfloat16
+    assert not products
