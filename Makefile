@@ -57,7 +57,7 @@ clean:  ## Remove what the other targets made, but for runs/
 	$(PYTHON) -m venv .venv || { echo "No venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; rm -rf .venv; exit 2; }
 
 $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
 	@touch $@
 
 $(CHECKED): $(INSTALLED)

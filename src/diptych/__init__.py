@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diptych.models.clip import CLIP
     from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
     from diptych.presets import PRESETS
+    from diptych.server.client import Client
     from diptych.training.config import TrainConfig
     from diptych.training.run import train
 
@@ -31,6 +32,7 @@ __all__ = [
     "PRESETS",
     "Bundle",
     "CLIPConfig",
+    "Client",
     "DiptychError",
     "LoadedBundle",
     "ResNetConfig",
@@ -59,6 +61,7 @@ _HOME = {
     "parse_query": "inference.query",
     "clip_loss": "losses.contrastive",
     "CLIP": "models.clip",
+    "Client": "server.client",
     "CLIPConfig": "models.config",
     "ResNetConfig": "models.config",
     "TextConfig": "models.config",

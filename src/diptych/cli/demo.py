@@ -1,5 +1,6 @@
 """`diptych demo`: train, evaluate and use a tiny CLIP, in under three minutes on two cores."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,7 @@ def demo(
     pictures = _write_pictures(out / "pictures", config.data.source)
     _use(clip, pictures)
     _search_sheet(clip, config.data.source).save(out / "search.png")
+    _index(clip, pictures[0].parent, out / "index")
     _print_next(out, pictures)
     return 0
 
@@ -136,6 +138,16 @@ def _search_sheet(clip: "LoadedBundle", data: str) -> "Image":
     return contact_sheet(rows, tile_px=128)
 
 
+def _index(clip: "LoadedBundle", pictures: Path, place: Path) -> None:
+    """For the search page that the demo ends with; an earlier demo's has another model's vectors."""
+    from diptych.search.collection import open_or_create, update
+
+    if place.exists():
+        shutil.rmtree(place)
+    with open_or_create(place, clip) as index:
+        update(index, clip, [pictures])
+
+
 def _pictures(data: str, limit: int | None) -> "list[tuple[str, Image]]":
     """Keys and pictures of the validation split and, if there is no limit, of the novel one."""
     from diptych.data.sources.choice import open_source
@@ -167,3 +179,5 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
         "diptych train --help",
     ):
         say("  " + line)
+    console().print("\nOr look for yourself, on a page that searches while you type:", style="bold")
+    say(f"  diptych serve {bundle} --index {out / 'index'}")

@@ -17,6 +17,7 @@ from diptych.cli.index import add, build, duplicates, merge, remove, stats, veri
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import show_anything, warn
 from diptych.cli.search import search
+from diptych.cli.serve import serve, serve_runs
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.tune import tune
 from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
@@ -33,6 +34,7 @@ app = App(
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
 data_app = App(name="data", help="Look at data, and put it into another form.")
 index_app = App(name="index", help="Keep an index of pictures in step with folders.")
+runs_app = App(name="runs", help="Look at what was trained.")
 app.command(demo)
 app.command(train)
 app.command(tune)
@@ -57,6 +59,9 @@ index_app.command(verify)
 index_app.command(remove)
 index_app.command(duplicates)
 app.command(search)
+app.command(serve)
+app.command(runs_app)
+runs_app.command(serve_runs, name="serve")
 app.command(similarity)
 app.command(explain)
 app.command(classify)

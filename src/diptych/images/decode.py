@@ -86,6 +86,24 @@ def describe(image: ImageInput) -> str:
             return f"<array {'x'.join(str(size) for size in np.shape(image))}>"
 
 
+def file_content(image: ImageInput) -> bytes:
+    """A picture as a file has it; of one that is in memory alone, a PNG.
+
+    Raises:
+        ImageError: there is no such file.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise ImageError(f"{describe(image)}: cannot be read ({error.strerror})") from None
+    written = io.BytesIO()
+    decode(image).save(written, "PNG")
+    return written.getvalue()
+
+
 def file_mode(image: ImageInput) -> str:
     """Format and colour mode of a picture that `decode` has read, such as `JPEG RGB`; of drawn ones `pixels`."""
     if not isinstance(image, str | Path | bytes):

@@ -95,6 +95,11 @@ class LocalIndex:
         rows = self._all("SELECT digest FROM entries WHERE key = ?", (key,))
         return str(rows[0][0]) if rows else None
 
+    def with_digest(self, digest: str) -> list[Entry]:
+        """The entries of a content, by key."""
+        sql = f"SELECT {COLUMNS} FROM entries WHERE digest = ? ORDER BY key"
+        return [to_entry(row) for row in self._all(sql, (digest,))]
+
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = ?", (digest,)))

@@ -52,6 +52,9 @@ class Index(Protocol):
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
 
+    def with_digest(self, digest: str) -> list[Entry]:
+        """The entries of a content, by key."""
+
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""
 

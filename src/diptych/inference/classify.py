@@ -1,4 +1,4 @@
-"""Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: C classes, E embedding."""
+"""Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: I images, C classes, N prompts, E embedding."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, silently
-from diptych.inference.embedder import Embedder
+from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
 from diptych.inference.similarity import softmax
 
@@ -46,7 +46,7 @@ class Classification:
 
 
 def classify(
-    embedder: Embedder,
+    embedder: Encoder,
     images: Images,
     classes: Sequence[str],
     *,
@@ -73,13 +73,30 @@ def classify(
     """
     check_distinct(classes)
     if threshold == "auto":
-        threshold = calibrated_threshold(embedder.bundle.metrics)
+        threshold = calibrated_threshold(embedder.metrics)
     class_emb = class_embeddings(embedder, classes, templates)
     encoded = encode_all(embedder, images, on_error=on_error, track=track)
-    cosine = encoded.emb @ class_emb.T
-    probability = softmax(cosine * np.float32(embedder.logit_scale))
+    return ranked_classes(
+        encoded.emb @ class_emb.T,
+        classes,
+        names=encoded.names,
+        logit_scale=embedder.logit_scale,
+        threshold=threshold,
+    )
+
+
+def ranked_classes(
+    cosine: Float32[ndarray, "I C"],
+    classes: Sequence[str],
+    *,
+    names: Sequence[str],
+    logit_scale: float,
+    threshold: float | None,
+) -> list[Classification]:
+    """Each image's classes, ranked, from the cosines of images and classes; `names` are the images'."""
+    probability = softmax(cosine * np.float32(logit_scale))
     results = []
-    for row, name in enumerate(encoded.names):
+    for row, name in enumerate(names):
         ranked = np.argsort(-cosine[row], kind="stable")
         scores = tuple(
             ClassScore(name=classes[i], probability=float(probability[row, i]), cosine=float(cosine[row, i]))
@@ -121,10 +138,23 @@ def class_embeddings(
     Raises:
         ConfigError: the classes are empty, or a template lacks `{}`.
     """
+    return class_means(embedder.encode_texts(class_prompts(classes, templates)), len(classes))
+
+
+def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """All prompts of the first class, then all of the second, and so on.
+
+    Raises:
+        ConfigError: the classes are empty, or a template lacks `{}`.
+    """
     check_classes(classes)
     check_templates(templates)
-    emb = embedder.encode_texts([template.replace("{}", name) for name in classes for template in templates])
-    mean = emb.reshape(len(classes), len(templates), -1).mean(axis=1)
+    return [template.replace("{}", name) for name in classes for template in templates]
+
+
+def class_means(emb: Float32[ndarray, "N E"], num_classes: int) -> Float32[ndarray, "C E"]:
+    """One unit embedding a class from those of its prompts, in the order of `class_prompts`."""
+    mean = emb.reshape(num_classes, -1, emb.shape[1]).mean(axis=1)
     return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
 
 

@@ -1,11 +1,11 @@
 """The one way from pictures and texts to embeddings. Shapes: N inputs, E embedding."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,18 @@ class Embedder:
         self.urls = urls
         self.device = next(bundle.model.parameters()).device
         self._has_reported_cut = False
+        self.on_cut: Callable[[int], object] = self._report_cut
+        """Told how many texts were too long and lost their tail; by default a warning says so, once."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers of an embedding."""
+        return self.bundle.config.embed_dim
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """What the bundle knows of itself."""
+        return self.bundle.metrics
 
     @property
     def logit_scale(self) -> float:
@@ -82,8 +94,9 @@ class Embedder:
         do, each beginning is computed once (`models/prefix_tree.py`).
         """
         encoded = self.bundle.tokenizer.encode(texts)
-        self._report_cut(encoded.num_cut)
-        out = np.empty((len(texts), self.bundle.config.embed_dim), dtype=np.float32)
+        if encoded.num_cut:
+            self.on_cut(encoded.num_cut)
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
         with torch.inference_mode():
             for rows, emb in self._encode_encoded(encoded):
                 out[rows] = emb.float().cpu().numpy()
@@ -108,7 +121,7 @@ class Embedder:
 
     def _report_cut(self, num_cut: int) -> None:
         """Once for each embedder: which of them it is changes nothing in what to do."""
-        if num_cut and not self._has_reported_cut:
+        if not self._has_reported_cut:
             self._has_reported_cut = True
             length = self.bundle.tokenizer.context_length
             text = f"texts longer than {length} tokens, which lost their tail: {num_cut}"
@@ -159,7 +172,7 @@ class Embedder:
         return out
 
     def _nothing(self) -> Float32[ndarray, "N E"]:
-        return np.empty((0, self.bundle.config.embed_dim), dtype=np.float32)
+        return np.empty((0, self.dim), dtype=np.float32)
 
 
 def check_not_empty(items: Sequence[object], what: str) -> None:

@@ -12,7 +12,7 @@ from diptych.core.errors import DiptychError, ImageError
 from diptych.core.progress import Track
 from diptych.core.sample import ImageInput
 from diptych.images.decode import describe, list_images
-from diptych.inference.embedder import Embedder
+from diptych.inference.encoder import Encoder
 
 Images: TypeAlias = str | Path | Iterable[ImageInput]
 """A folder, subfolders included, or images one by one."""
@@ -31,7 +31,7 @@ class EncodedImages:
     emb: Float32[ndarray, "N E"]
 
 
-def encode_all(embedder: Embedder, images: Images, *, on_error: OnError | None, track: Track) -> EncodedImages:
+def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, track: Track) -> EncodedImages:
     """Unit embeddings and names; memory is bounded by these, however many images there are.
 
     Args:

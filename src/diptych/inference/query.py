@@ -17,7 +17,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.remote import is_remote
 from diptych.core.sample import ImageInput
 from diptych.images.decode import IMAGE_SUFFIXES, describe
-from diptych.inference.embedder import Embedder
+from diptych.inference.encoder import Encoder
 
 _TERM = re.compile(
     r"""(?:(?P<weight>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?(?:"(?P<quoted>[^"]*)"|(?P<bare>.+?))(?=\s+[+-]\s|\s*$)"""
@@ -88,7 +88,7 @@ def _term(value: str, weight: float, *, is_quoted: bool) -> Term:
 
 
 def query_embeddings(
-    embedder: Embedder, queries: Sequence[str | Query], *, advance: Callable[[], object] = lambda: None
+    embedder: Encoder, queries: Sequence[str | Query], *, advance: Callable[[], object] = lambda: None
 ) -> Float32[ndarray, "Q E"]:
     """Of each query the weighted sum of its terms' unit embeddings, of unit length; a string is one text as it stands.
 
@@ -105,7 +105,7 @@ def query_embeddings(
     ]
     texts = [(row, term) for row, term in terms if term.kind == "text"]
     pictures = [(row, term) for row, term in terms if term.kind == "image"]
-    total = np.zeros((len(queries), embedder.bundle.config.embed_dim), dtype=np.float32)
+    total = np.zeros((len(queries), embedder.dim), dtype=np.float32)
     if texts:
         _sum_up(total, texts, embedder.encode_texts([str(term.value) for _, term in texts], advance=advance))
     if pictures:

@@ -8,7 +8,8 @@ import numpy as np
 from diptych.core.errors import DiptychError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
-from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.embedder import check_not_empty
+from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, encode_all
 from diptych.inference.query import Query, Term, query_embeddings
 
@@ -36,7 +37,7 @@ class Ranking:
 
 
 def rank_images(
-    embedder: Embedder, text: str | Query, images: Images, *, top: int | None = None, track: Track = silently
+    embedder: Encoder, text: str | Query, images: Images, *, top: int | None = None, track: Track = silently
 ) -> Ranking:
     """The images that fit a text best.
 
@@ -54,7 +55,7 @@ def rank_images(
 
 
 def rank_images_for_texts(
-    embedder: Embedder,
+    embedder: Encoder,
     texts: Sequence[str | Query],
     images: Images,
     *,
@@ -79,7 +80,7 @@ def rank_images_for_texts(
 
 
 def rank_texts(
-    embedder: Embedder,
+    embedder: Encoder,
     image: ImageInput | Query,
     texts: Sequence[str],
     *,

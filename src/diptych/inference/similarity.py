@@ -10,7 +10,8 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, silently
-from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.embedder import check_not_empty
+from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
 from diptych.inference.query import Query, query_embeddings
 
@@ -54,7 +55,7 @@ class Similarity:
 
 
 def similarity(
-    embedder: Embedder,
+    embedder: Encoder,
     images: Images,
     texts: Sequence[str | Query],
     *,

@@ -1,10 +1,10 @@
 """Where a bundle came from, as it says of itself."""
 
 import platform
+from importlib.metadata import version
 
 import torch
 
-import diptych
 from diptych.training.config import TrainConfig
 
 
@@ -21,7 +21,7 @@ def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str
         "batch_size": config.batch_size,
         "seed": config.seed,
         **({"ema": config.ema} if config.ema is not None else {}),
-        "diptych": diptych.__version__,
+        "diptych": version("diptych"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -72,7 +72,7 @@ class Observers:
 
 
 class EventLog:
-    """`events.jsonl` (one object a logged step or validation), TensorBoard files, and `curves.png`."""
+    """`events.jsonl` (one object a logged step or validation), TensorBoard files, `curves.png` and `samples.png`."""
 
     def __init__(self, run: Path, *, batch_size: int, first_step: int = 0, every_steps: int = 5) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  (half a second that use need not pay)
@@ -96,13 +96,15 @@ class EventLog:
         self._write(report.step, figures, tuple(shown))
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """Log, and draw the curves anew."""
+        """Log, and draw curves and samples anew."""
         figures = validation.figures()
         self._write(step, {"step": step, **figures}, tuple(figures))
         if validation.glimpse is not None:
             self._board.add_histogram("similarity/partners", validation.glimpse.partners, step)
             self._board.add_histogram("similarity/others", validation.glimpse.others, step)
-            self._board.add_image("captions", np.asarray(validation.glimpse.sheet()), step, dataformats="HWC")
+            sheet = validation.glimpse.sheet()
+            self._board.add_image("captions", np.asarray(sheet), step, dataformats="HWC")
+            sheet.save(self._run / "samples.png")
         self._draw()
 
     def on_message(self, text: str) -> None:

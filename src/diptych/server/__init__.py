@@ -1,0 +1,1 @@
+"""A bundle and an index behind HTTP: the API, the search page, and the page of runs."""

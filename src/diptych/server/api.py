@@ -1,0 +1,247 @@
+"""The routes under `/v1`: embed, similarity, classify, search, pictures."""
+
+import base64
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from fastapi import Path as PathParam
+from fastapi.responses import JSONResponse
+from jaxtyping import Float32
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError
+from diptych.index.entry import Entry, Found
+from diptych.index.filters import parse_filter
+from diptych.inference.classify import (
+    calibrated_threshold,
+    check_distinct,
+    class_means,
+    class_prompts,
+    ranked_classes,
+)
+from diptych.inference.similarity import softmax
+from diptych.server.engine import Engine
+from diptych.server.problems import Problem
+from diptych.server.reading import body_of, read_body
+from diptych.server.schemas import (
+    ID_PATTERN,
+    ClassifyAnswer,
+    ClassifyRequest,
+    EmbedAnswer,
+    EmbedRequest,
+    Hit,
+    Info,
+    ProblemAnswer,
+    SearchAnswer,
+    SearchRequest,
+    SearchTerm,
+    SimilarityAnswer,
+    SimilarityRequest,
+)
+
+_PROBLEM: dict[str, Any] = {
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
+}
+_SAID = {
+    400: "cannot be read",
+    401: "no valid key",
+    404: "not there",
+    408: "came too slowly",
+    410: "there no more",
+    413: "too large",
+    415: "no JSON, no form",
+    421: "a strange host",
+    422: "not as it should be",
+    429: "too many at once",
+    503: "not now",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"description": said, "model": ProblemAnswer, **_PROBLEM} for status, said in _SAID.items()
+}
+_FOR_A_DAY = {"Cache-Control": "private, max-age=86400"}
+Id = Annotated[str, PathParam(alias="id", pattern=ID_PATTERN, description="As a search tells it.")]
+
+
+def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
+    """What a team's programs ask for."""
+    router = APIRouter(prefix="/v1", responses=PROBLEMS)
+
+    @router.get("/info")
+    async def info() -> Info:
+        """What answers here."""
+        return await _info(engine)
+
+    @router.post("/embed", openapi_extra=body_of(EmbedRequest), response_model=EmbedAnswer)
+    async def embed(request: Request) -> Response:
+        """Unit embeddings of texts and pictures."""
+        asked = await read_body(request, EmbedRequest)
+        texts, images = await engine.embed_texts(asked.texts), await engine.embed_images(asked.images)
+        answer = {"model": engine.clip.identity, "dim": engine.clip.bundle.config.embed_dim}
+        return JSONResponse(
+            answer | {"texts": written(texts, asked.encoding), "images": written(images, asked.encoding)}
+        )
+
+    @router.post("/similarity", openapi_extra=body_of(SimilarityRequest))
+    async def similarity(request: Request) -> SimilarityAnswer:
+        """Cosines and probabilities of every picture and every text."""
+        asked = await read_body(request, SimilarityRequest)
+        cosine = await engine.embed_images(asked.images) @ (await engine.embed_texts(asked.texts)).T
+        probability = softmax(cosine * np.float32(engine.embedder.logit_scale))
+        return SimilarityAnswer(cosine=cosine.tolist(), probability=probability.tolist())
+
+    @router.post("/classify", openapi_extra=body_of(ClassifyRequest))
+    async def classify(request: Request) -> ClassifyAnswer:
+        """Each picture's classes, the likeliest first, from nothing but their names."""
+        asked = await read_body(request, ClassifyRequest)
+        return await _classify(engine, asked)
+
+    @router.post("/search", openapi_extra=body_of(SearchRequest))
+    async def search(request: Request) -> SearchAnswer:
+        """Pictures of the index, the nearest to a weighted sum of texts and pictures first."""
+        asked = await read_body(request, SearchRequest)
+        engine.held_index()
+        chosen = None if asked.where is None or not asked.where.strip() else parse_filter(asked.where)
+        last = asked.offset + asked.limit
+        if last > engine.limits.results:
+            raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}")
+        vector = await _sum_of(engine, asked.all_terms)
+        found = await engine.search(vector, top=last + 1, chosen=chosen)
+        page = [hit(one) for one in found[asked.offset : last]]
+        return SearchAnswer(results=page, offset=asked.offset, has_more=len(found) > last)
+
+    @router.get("/images/{id}")
+    async def image(key: Id) -> Hit:
+        """What the index knows of a picture."""
+        return hit(await _entry(engine, key))
+
+    @router.get("/images/{id}/file", response_class=Response, responses={200: _picture("image/*")})
+    async def file(key: Id) -> Response:
+        """The picture itself."""
+        content, kind = await engine.picture(await _entry(engine, key), None)
+        return Response(content, media_type=kind, headers=_FOR_A_DAY)
+
+    @router.get("/images/{id}/thumb", response_class=Response, responses={200: _picture("image/webp")})
+    async def thumb(key: Id, px: Literal["160", "320", "640"] = "320") -> Response:
+        """The picture within a square of so many pixels."""
+        content, kind = await engine.picture(await _entry(engine, key), int(px))
+        return Response(content, media_type=kind, headers=_FOR_A_DAY)
+
+    @router.get("/images/{id}/heat", response_class=Response, responses={200: _picture("image/png")})
+    async def heat(key: Id, text: Annotated[str, Query(min_length=1, max_length=2000, pattern=r"\S")]) -> Response:
+        """What in the picture speaks for a text, drawn over the part that the model sees."""
+        content, _ = await engine.picture(await _entry(engine, key), 640)
+        return Response(await engine.explain(content, text), media_type="image/png", headers=_FOR_A_DAY)
+
+    return router
+
+
+def hit(found: Found | Entry) -> Hit:
+    """As it is answered: nothing of where the file lies but its name."""
+    entry, score = (found.entry, found.score) if isinstance(found, Found) else (found, None)
+    return Hit(
+        id=entry.digest,
+        name=Path(entry.key).name,
+        score=score,
+        width=entry.width,
+        height=entry.height,
+        taken=entry.taken,
+        captions=list(entry.captions),
+    )
+
+
+def written(emb: Float32[ndarray, "N E"], encoding: Literal["float", "base64"]) -> list[Any]:
+    """Embeddings as numbers, or as the bytes of their numbers."""
+    if encoding == "float":
+        numbers: list[Any] = emb.tolist()
+        return numbers
+    return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in emb]
+
+
+def _picture(kind: str) -> dict[str, Any]:
+    return {"description": "The picture.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
+
+
+async def _info(engine: Engine) -> Info:
+    bundle, path = engine.clip.bundle, engine.clip.path
+    try:
+        threshold: float | None = calibrated_threshold(bundle.metrics)
+    except ConfigError:
+        threshold = None
+    px = bundle.config.image.image_px
+    return Info(
+        version=version("diptych"),
+        model=engine.clip.identity,
+        bundle=None if path is None else path.resolve().name,
+        dim=bundle.config.embed_dim,
+        image_px=list(px) if isinstance(px, tuple) else px,
+        device=str(engine.embedder.device),
+        logit_scale=engine.embedder.logit_scale,
+        threshold=threshold,
+        pictures=None if engine.index is None else await engine.of_index(len),
+    )
+
+
+async def _classify(engine: Engine, asked: ClassifyRequest) -> ClassifyAnswer:
+    check_distinct(asked.classes)
+    threshold = asked.threshold
+    if threshold == "auto":
+        threshold = calibrated_threshold(engine.clip.bundle.metrics)
+    prompts = await engine.embed_texts(class_prompts(asked.classes, asked.templates))
+    cosine = await engine.embed_images(asked.images) @ class_means(prompts, len(asked.classes)).T
+    ranked = ranked_classes(
+        cosine,
+        asked.classes,
+        names=[""] * len(cosine),
+        logit_scale=engine.embedder.logit_scale,
+        threshold=threshold,
+    )
+    return ClassifyAnswer.model_validate(
+        {
+            "images": [
+                {
+                    "best": one.best and one.best.name,
+                    "threshold": one.threshold,
+                    "scores": [vars(score) for score in one.scores],
+                }
+                for one in ranked
+            ]
+        }
+    )
+
+
+async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarray, " E"]:
+    """The weighted sum, of unit length."""
+    texts = [term for term in terms if term.text is not None]
+    images = [term for term in terms if term.image is not None]
+    known = [term for term in terms if term.id is not None]
+    total = np.zeros(engine.clip.bundle.config.embed_dim, dtype=np.float32)
+    for some, emb in (
+        (texts, await engine.embed_texts([term.text or "" for term in texts])),
+        (images, await engine.embed_images([term.image or b"" for term in images])),
+        (known, await _vectors(engine, [term.id or "" for term in known])),
+    ):
+        for term, vector in zip(some, emb, strict=True):
+            total += np.float32(term.weight) * vector
+    length = float(np.linalg.norm(total))
+    if not length > 1e-6:
+        raise Problem(422, "the terms cancel out; nothing is left to search for")
+    return total / np.float32(length)
+
+
+async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, " E"]]:
+    for one in ids:
+        await _entry(engine, one)
+    found = await engine.of_index(lambda index: index.vectors(ids)) if ids else {}
+    return [found[one] for one in ids]
+
+
+async def _entry(engine: Engine, key: str) -> Entry:
+    """The first picture of the index with this content."""
+    entries = await engine.of_index(lambda index: index.with_digest(key))
+    if not entries:
+        raise Problem(404, "the index has no such picture")
+    return entries[0]

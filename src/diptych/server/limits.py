@@ -1,0 +1,50 @@
+"""What a server takes from a request, and from all of them together."""
+
+from dataclasses import dataclass
+
+from diptych.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Whoever asks for more is told so; memory follows from these, not from who asks."""
+
+    batch: int = 64
+    """Texts, or pictures, that go through the model at once."""
+    window_ms: float = 2.0
+    """How long the first of a batch waits for others."""
+    waiting: int = 1024
+    """Texts, and pictures, that may wait for the model; whoever comes then is sent away with 429."""
+    deadline_s: float = 30.0
+    """How long a request may take, its body included."""
+    body_mb: int = 32
+    """Of one request."""
+    all_bodies_mb: int = 256
+    """Of all requests that are under way."""
+    texts: int = 512
+    """Of one request."""
+    text_chars: int = 4000
+    """Of one text."""
+    images: int = 64
+    """Of one request."""
+    pixels: int = 50_000_000
+    """Of one picture."""
+    results: int = 10_000
+    """How far into its results a search may reach."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch",
+            "waiting",
+            "deadline_s",
+            "body_mb",
+            "all_bodies_mb",
+            "texts",
+            "text_chars",
+            "images",
+            "pixels",
+        ):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if not 0 <= self.window_ms <= 1000:
+            raise ConfigError(f"window_ms is {self.window_ms}; it must lie within [0, 1000]")

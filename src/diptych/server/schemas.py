@@ -1,0 +1,262 @@
+"""What requests and answers hold, with examples that work; the address `/openapi.json` tells it to programs."""
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAHElEQVR42mP4TyJgGOQa7oiIYEWjGuirYYimJQCEXn7fy/UaRQAAAABJRU5ErkJg"
+    "gg=="
+)
+"""A square of sixteen pixels, for the examples."""
+
+MAX_TERMS = 32
+ID_PATTERN = "^[0-9a-f]{1,128}$"
+
+
+class Uploaded(bytes):
+    """The content of a picture as a form brought it."""
+
+
+def _picture(value: Any) -> Any:
+    if isinstance(value, Uploaded):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise ValueError("a picture is text in base64")
+    content = value.partition(";base64,")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("is no base64") from None
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+Picture = Annotated[
+    bytes,
+    BeforeValidator(_picture),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A picture's file in base64."}),
+]
+Text = Annotated[str, Field(min_length=1, pattern=r"\S"), AfterValidator(_not_blank)]
+Vector = Annotated[list[float], Field(description="Of unit length.")]
+
+
+class Model(BaseModel):
+    """Knows its fields and refuses others."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class EmbedRequest(Model):
+    """Texts, or pictures, or both."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"texts": ["a red square", "two dogs"]}, {"images": [PICTURE]}]}
+    )
+    texts: list[Text] = []
+    images: list[Picture] = []
+    encoding: Literal["float", "base64"] = "float"
+    """`base64`: each embedding as the bytes of its float32 numbers, the lowest byte first."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "EmbedRequest":
+        if not self.texts and not self.images:
+            raise ValueError("nothing to embed: give texts or images")
+        return self
+
+
+class EmbedAnswer(Model):
+    """One embedding a text, one a picture, in their order."""
+
+    model: str
+    dim: int
+    texts: list[Vector] | list[str]
+    images: list[Vector] | list[str]
+
+
+class SimilarityRequest(Model):
+    """Every picture beside every text."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"images": [PICTURE], "texts": ["a red square", "two dogs"]}]},
+    )
+    images: list[Picture] = Field(min_length=1)
+    texts: list[Text] = Field(min_length=1)
+
+
+class SimilarityAnswer(Model):
+    """A row a picture, a column a text."""
+
+    cosine: list[list[float]]
+    probability: list[list[float]] = Field(description="Softmax over the texts: each row adds up to 1.")
+
+
+class ClassifyRequest(Model):
+    """Pictures, and the names of classes they may belong to."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"images": [PICTURE], "classes": ["square", "dog"], "templates": ["a {}"]}]},
+    )
+    images: list[Picture] = Field(min_length=1)
+    classes: list[Text] = Field(min_length=1)
+    templates: list[Text] = Field(default=["a photo of a {}"], min_length=1)
+    threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | Literal["auto"] | None = None
+    """Cosine below which the answer is none of the classes; `auto` takes the one that the model was calibrated to."""
+
+
+class ClassScoreAnswer(Model):
+    """One class for one picture."""
+
+    name: str
+    probability: float
+    cosine: float
+
+
+class PictureClasses(Model):
+    """One picture's classes, the likeliest first."""
+
+    best: str | None = Field(description="The likeliest; null if even that one is below the threshold.")
+    threshold: float | None
+    scores: list[ClassScoreAnswer]
+
+
+class ClassifyAnswer(Model):
+    """In the order of the pictures."""
+
+    images: list[PictureClasses]
+
+
+class SearchTerm(Model):
+    """One thing to look for: a text, a picture, or a picture of the index by its id."""
+
+    text: Text | None = None
+    image: Picture | None = None
+    id: str | None = Field(default=None, pattern=ID_PATTERN)
+    weight: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False, description="Below 0: to stay away from.")
+
+    @model_validator(mode="after")
+    def _one(self) -> "SearchTerm":
+        if sum(value is not None for value in (self.text, self.image, self.id)) != 1:
+            raise ValueError("a term has one of text, image and id")
+        return self
+
+
+class SearchRequest(Model):
+    """A text, or the weighted sum of some terms."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"text": "a dog on a beach", "limit": 5},
+                {"terms": [{"text": "a dog"}, {"text": "snow", "weight": -0.5}], "where": "width >= 16"},
+                {"terms": [{"image": PICTURE}], "offset": 20, "limit": 20},
+            ]
+        },
+    )
+    text: Text | None = None
+    terms: list[SearchTerm] = Field(default=[], max_length=MAX_TERMS)
+    where: str | None = Field(default=None, max_length=2000)
+    """As in `taken > 2024-01-01 and width >= 800 and caption like '%dog%'`."""
+    offset: int = Field(default=0, ge=0)
+    limit: int = Field(default=20, ge=1, le=200)
+
+    @model_validator(mode="after")
+    def _something(self) -> "SearchRequest":
+        if self.text is None and not self.terms:
+            raise ValueError("nothing to search for: give a text or terms")
+        return self
+
+    @property
+    def all_terms(self) -> list[SearchTerm]:
+        """The text among them."""
+        return [*([] if self.text is None else [SearchTerm(text=self.text)]), *self.terms]
+
+
+class Hit(Model):
+    """A picture of the index."""
+
+    id: str
+    name: str = Field(description="Of its file, without the folder.")
+    score: float | None = Field(description="Cosine with the query, within [-1, 1].")
+    width: int | None
+    height: int | None
+    taken: str | None
+    captions: list[str]
+
+
+class SearchAnswer(Model):
+    """A page of results, the nearest first."""
+
+    results: list[Hit]
+    offset: int
+    has_more: bool
+
+
+class Info(Model):
+    """What answers here."""
+
+    version: str
+    model: str
+    bundle: str | None = Field(description="Name of its folder.")
+    dim: int
+    image_px: int | list[int]
+    device: str
+    logit_scale: float
+    threshold: float | None = Field(
+        description="Cosine that tells matching pairs from others, if the bundle knows one."
+    )
+    pictures: int | None = Field(description="In the index; null without one.")
+
+
+class OpenAIRequest(BaseModel):
+    """As OpenAI's clients send it."""
+
+    model_config = ConfigDict(
+        extra="ignore", json_schema_extra={"examples": [{"input": ["a red square"], "model": "diptych"}]}
+    )
+    input: Text | Annotated[list[Text], Field(min_length=1)]
+    model: str = "diptych"
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+
+
+class OpenAIEmbedding(Model):
+    """One text's."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(Model):
+    """In tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIAnswer(Model):
+    """As OpenAI's clients read it."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str

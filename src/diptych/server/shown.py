@@ -1,0 +1,108 @@
+"""Pictures of the index as a browser shows them: as they are, or small. What is read is what was indexed, and nothing else."""
+
+import io
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image
+
+from diptych.core.errors import ImageError
+from diptych.images.decode import decode
+from diptych.index.entry import Entry, Stamp
+from diptych.inference.explain import Explanation
+from diptych.server.problems import Problem
+
+_KEPT_BYTES = 64 * 2**20
+_MAX_FILE_BYTES = 32 * 2**20
+_LARGEST_PX = 4096
+_SHOWN_AS_THEY_ARE = {
+    b"\xff\xd8\xff": "image/jpeg",
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"GIF8": "image/gif",
+}
+
+
+class ShownPictures:
+    """Reads and shrinks; the small ones are kept, up to a number of bytes."""
+
+    def __init__(self, *, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
+        self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._bytes, self._alone = 0, Lock()
+
+    def get(self, entry: Entry, width_px: int | None) -> tuple[bytes, str]:
+        """Content and media type of a picture: within a square of so many pixels, or as it is for None.
+
+        Raises:
+            Problem: the file has gone or changed since it was indexed (410), or cannot be shown (422).
+        """
+        if width_px is not None:
+            with self._alone:
+                content = self._kept.get((entry.digest, width_px))
+                if content is not None:
+                    self._kept.move_to_end((entry.digest, width_px))
+                    return content, "image/webp"
+        content = _read(entry)
+        if width_px is None:
+            kind = _kind(content)
+            if kind is not None and len(content) <= _MAX_FILE_BYTES:
+                return content, kind
+            return self._small(content, _LARGEST_PX, "JPEG"), "image/jpeg"
+        small = self._small(content, width_px, "WEBP")
+        self._keep((entry.digest, width_px), small)
+        return small, "image/webp"
+
+    def _small(self, content: bytes, width_px: int, form: str) -> bytes:
+        try:
+            with Image.open(io.BytesIO(content)) as opened:
+                if opened.width * opened.height > self._max_pixels:
+                    raise Problem(422, "the picture is too large to be shown")
+            picture = decode(content)
+        except (ImageError, OSError, Image.DecompressionBombError):
+            raise Problem(422, "the picture cannot be shown") from None
+        picture.thumbnail((width_px, width_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        written = io.BytesIO()
+        picture.save(written, form, quality=82)
+        return written.getvalue()
+
+    def _keep(self, key: tuple[str, int], content: bytes) -> None:
+        with self._alone:
+            if key not in self._kept:
+                self._kept[key] = content
+                self._bytes += len(content)
+            while self._bytes > _KEPT_BYTES:
+                _, oldest = self._kept.popitem(last=False)
+                self._bytes -= len(oldest)
+
+
+def heat_picture(explanation: Explanation) -> bytes:
+    """A PNG that is laid over the picture: red and opaque where it speaks for the text, clear where it does not."""
+    heat = explanation.heat[0]
+    layer = np.zeros((*heat.shape, 4), dtype=np.uint8)
+    layer[..., 0], layer[..., 1] = 255, (110 * (1 - heat)).astype(np.uint8)
+    layer[..., 3] = (190 * heat).astype(np.uint8)
+    base = Image.fromarray(explanation.picture).convert("RGBA")
+    written = io.BytesIO()
+    Image.alpha_composite(base, Image.fromarray(layer, "RGBA")).convert("RGB").save(written, "PNG")
+    return written.getvalue()
+
+
+def _read(entry: Entry) -> bytes:
+    path = Path(entry.key)
+    try:
+        with path.open("rb") as file:
+            content = file.read()
+            found = path.stat()
+    except OSError:
+        raise Problem(410, "the picture's file is not there any more; bring the index in step") from None
+    if Stamp(size=found.st_size, modified_ns=found.st_mtime_ns) != entry.stamp:
+        raise Problem(410, "the picture's file has changed since it was indexed; bring the index in step")
+    return content
+
+
+def _kind(content: bytes) -> str | None:
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for magic, kind in _SHOWN_AS_THEY_ARE.items() if content.startswith(magic)), None)

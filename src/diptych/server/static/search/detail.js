@@ -1,0 +1,84 @@
+// One picture, large: what is known of it, and what in it speaks for the text that was looked for.
+
+import * as api from "./api.js";
+import { by, make } from "./dom.js";
+
+let hits = [];
+let here = 0;
+let query;
+
+export function openDetail(found, number, asked) {
+  hits = found;
+  query = asked;
+  show(number);
+  by("detail").showModal();
+}
+
+export function startDetail() {
+  const dialog = by("detail");
+  by("detail-close").addEventListener("click", () => dialog.close());
+  by("detail-before").addEventListener("click", () => show(here - 1));
+  by("detail-after").addEventListener("click", () => show(here + 1));
+  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+  dialog.addEventListener("keydown", (event) => {
+    if (event.target instanceof HTMLInputElement) return;
+    if (event.key === "ArrowLeft") show(here - 1);
+    if (event.key === "ArrowRight") show(here + 1);
+  });
+  dialog.addEventListener("close", () => document.querySelectorAll("#grid .open")[here]?.focus());
+}
+
+function show(number) {
+  if (!hits[number]) return;
+  here = number;
+  const hit = hits[number];
+  by("detail-name").textContent = hit.name;
+  by("detail-before").disabled = number === 0;
+  by("detail-after").disabled = number === hits.length - 1;
+  showPicture(api.fileOf(hit.id), hit.captions[0] ?? hit.name, false);
+  by("detail-words").replaceChildren(...words(hit));
+}
+
+function showPicture(source, alt, isHeat) {
+  const image = by("detail-picture");
+  image.classList.toggle("heat", isHeat);
+  image.alt = alt;
+  image.src = source;
+}
+
+function words(hit) {
+  const facts = [["Cosine", hit.score?.toFixed(3)], ["Size", hit.width && `${hit.width} × ${hit.height} px`], ["Taken", hit.taken]];
+  const list = make("dl", {});
+  for (const [name, value] of facts) if (value) list.append(make("dt", { className: "soft", textContent: name }), make("dd", { textContent: value }));
+  const captions = hit.captions.map((caption) => make("p", { textContent: `“${caption}”` }));
+  const parts = [list, ...captions, likes(hit)];
+  if (query.text.trim()) parts.push(heat(hit));
+  parts.push(make("a", { href: api.fileOf(hit.id), download: hit.name, textContent: "Save the picture" }));
+  return parts;
+}
+
+function likes(hit) {
+  const button = (weight, text) => {
+    const made = make("button", { type: "button", textContent: text });
+    made.addEventListener("click", () => {
+      query.like(hit.id, weight);
+      by("detail").close();
+      by("text").focus();
+    });
+    return made;
+  };
+  return make("div", { className: "pair" }, button(1, "+ More like this"), button(-0.5, "− Less like this"));
+}
+
+/** Red where the picture speaks for the text; the model sees its middle square. */
+function heat(hit) {
+  const text = query.text.trim();
+  const button = make("button", { type: "button", textContent: `What speaks for “${text}”?`, "aria-pressed": "false" });
+  button.addEventListener("click", () => {
+    const isShown = button.getAttribute("aria-pressed") === "true";
+    button.setAttribute("aria-pressed", String(!isShown));
+    if (isShown) showPicture(api.fileOf(hit.id), hit.captions[0] ?? hit.name, false);
+    else showPicture(api.heatOf(hit.id, text), `Heat-map: what in ${hit.name} speaks for ${text}`, true);
+  });
+  return button;
+}

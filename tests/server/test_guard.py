@@ -1,0 +1,86 @@
+"""Who may ask, and what every answer carries."""
+
+import base64
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diptych.core.errors import ConfigError
+from diptych.inference.loaded import LoadedBundle
+from diptych.server.app import create_app
+from diptych.server.guard import HEADERS
+from diptych.server.run import known_hosts, read_keys
+from tests.server.site import Site, served
+
+KEY, OTHER = "a-key-of-24-characters-a", "another-key-of-25-chars-b"
+
+
+@pytest.fixture(scope="module")
+def locked(clip: LoadedBundle) -> Iterator[Site]:
+    with served(create_app(clip, keys=[KEY, OTHER])) as running:
+        yield running
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/v1/info", "/metrics", "/openapi.json", "/nothing"])
+def test_without_a_key_nothing_but_health_answers(locked: Site, path: str) -> None:
+    answer = locked.ask("GET", path)
+    assert answer.status == 401
+    assert answer.headers["www-authenticate"].startswith("Basic")
+    assert locked.ask("GET", path, headers={"X-API-Key": KEY[:-1]}).status == 401
+    assert locked.ask("GET", path, headers={"X-API-Key": KEY + "x"}).status == 401
+    assert locked.ask("GET", path, headers={"X-API-Key": KEY}).status != 401
+    for open_path in ("/healthz", "/readyz"):
+        assert locked.ask("GET", open_path).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X-API-Key": OTHER},
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": "Basic " + base64.b64encode(f"anybody:{KEY}".encode()).decode()},
+    ],
+    ids=["header", "bearer", "browser"],
+)
+def test_a_key_is_taken_in_three_ways(locked: Site, headers: dict[str, str]) -> None:
+    assert locked.ask("GET", "/v1/info", headers=headers).status == 200
+
+
+@pytest.mark.parametrize("given", ["Basic !!!", "Basic", "Bearer", "Nonsense abc", "\xff\xfe"])
+def test_nonsense_is_no_key(locked: Site, given: str) -> None:
+    assert locked.ask("GET", "/v1/info", headers={"Authorization": given}).status == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/info", "/v1/nothing", "/healthz"])
+def test_every_answer_has_the_headers_that_protect(site: Site, path: str) -> None:
+    answer = site.ask("GET", path, headers={"Origin": "https://elsewhere.example"})
+    for name, value in HEADERS.items():
+        assert answer.headers[name.lower()] == value
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    assert "server" not in answer.headers or "uvicorn" in answer.headers["server"]  # The program names itself off.
+
+
+def test_a_strange_host_is_refused(site: Site) -> None:
+    assert site.ask("GET", "/healthz", headers={"Host": "rebound.example"}).status == 421
+    assert site.ask("GET", "/healthz", headers={"Host": f"localhost:{site.port}"}).status == 200
+
+
+def test_which_hosts_are_known() -> None:
+    assert "photos.example" in known_hosts("127.0.0.1", ["photos.example"])
+    assert known_hosts("127.0.0.1", [])
+    assert known_hosts("0.0.0.0", []) == ()
+    assert known_hosts("0.0.0.0", ["photos.example"])
+
+
+def test_keys_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\n{KEY}\n\n  {OTHER}\n")
+    assert read_keys(file) == [KEY, OTHER]
+    assert read_keys(None) == []
+    for content, said in (("", "no key"), ("# none\n", "no key"), ("short\n", "16 characters")):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=said):
+            read_keys(file)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(tmp_path / "missing")

@@ -1,0 +1,269 @@
+"""Requests that mean no good: each is refused with a problem, the server goes on, and nothing of its inside is told."""
+
+import base64
+import io
+import json
+import socket
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from diptych.index.protocol import Index
+from diptych.inference.loaded import LoadedBundle
+from diptych.server.app import create_app
+from diptych.server.limits import Limits
+from tests.server.site import Answer, Site, served
+
+SMALL = Limits(body_mb=1, all_bodies_mb=3, deadline_s=2.0, pixels=1_000_000)
+
+
+@pytest.fixture(scope="module")
+def small(clip: LoadedBundle, index: Index) -> Iterator[Site]:
+    """A server that takes little."""
+    with served(create_app(clip, index, limits=SMALL)) as running:
+        yield running
+
+
+def check_refused(answer: Answer, *statuses: int) -> None:
+    assert answer.status in statuses, (answer.status, answer.content[:300])
+    assert answer.headers["content-type"] == "application/problem+json"
+    told = answer.content.decode()
+    assert answer.json["status"] == answer.status
+    assert answer.json["detail"]
+    for inner in ("Traceback", ".py", "site-packages", "/src/", "/tmp/"):
+        assert inner not in told
+
+
+def png(width: int, height: int) -> bytes:
+    """A small file that says it is so large."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 100_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def jpeg() -> bytes:
+    written = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(written, "JPEG")
+    return written.getvalue()
+
+
+def coded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/images/..%2f..%2f..%2fetc%2fpasswd/file",
+        "/v1/images/%2fetc%2fpasswd/file",
+        "/v1/images/../../etc/passwd",
+        "/v1/images/abc%00/thumb",
+        "/v1/images/ABCDEF/file",
+        f"/v1/images/{'a' * 5000}/file",
+        "/v1/images/0123456789abcdef/file",
+        "/v1/images/0123456789abcdef/thumb?px=100000",
+        "/../app.py",
+        "/..%2f..%2fapp.py",
+        "/%2e%2e/%2e%2e/engine.py",
+        "/shared/..%2f..%2fengine.py",
+        "/shared/%2e%2e/%2e%2e/app.py",
+        "//etc/passwd",
+        "/static/../../limits.py",
+    ],
+)
+def test_no_path_leads_to_the_file_system(small: Site, path: str) -> None:
+    check_refused(small.ask("GET", path), 404, 422)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        b"",
+        b"nonsense",
+        png(60_000, 60_000),
+        png(3000, 3000),
+        png(0, 0),
+        jpeg()[:200],
+        jpeg()[:2],
+        b"GIF89a" + b"\xff" * 50,
+        b"RIFF\xff\xff\xff\xffWEBPVP8 " + b"\0" * 40,
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
+        b"%PDF-1.4",
+        b"P6\n99999999 99999999\n255\n",
+    ],
+    ids=range(12),
+)
+def test_broken_pictures_and_bombs(small: Site, picture: bytes) -> None:
+    check_refused(small.ask("POST", "/v1/embed", {"images": [coded(picture)]}), 422)
+    check_refused(small.ask("POST", "/v1/search", {"terms": [{"image": coded(picture)}]}), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "statuses"),
+    [
+        (b"", (400, 422)),
+        (b"{", (400,)),
+        (b"\xff\xfe{}", (400,)),
+        (b'{"texts": ["\xe9"]}', (400,)),
+        (b'{"texts": ["\\ud800"]}', (400, 422)),
+        (b"[" * 100_000, (400,)),
+        (b'{"texts": ' + b"[" * 5000 + b"]" * 5000 + b"}", (400, 422)),
+        (b"null", (422,)),
+        (b"[]", (422,)),
+        (b'"text"', (422,)),
+        (b"{}", (422,)),
+        (b'{"texts": "one"}', (422,)),
+        (b'{"texts": [1]}', (422,)),
+        (b'{"texts": [""]}', (422,)),
+        (b'{"texts": [" \\n"]}', (422,)),
+        (b'{"texts": ["a"], "more": 1}', (422,)),
+        (b'{"images": ["///not base64"]}', (422,)),
+        (b'{"images": ["http://169.254.169.254/latest/meta-data"]}', (422,)),
+        (b'{"images": ["/etc/passwd"]}', (422,)),
+        (b'{"images": ["data:image/png;base64,!!!"]}', (422,)),
+        (b'{"texts": ["a"], "encoding": "hex"}', (422,)),
+    ],
+    ids=range(21),
+)
+def test_bodies_that_are_none(small: Site, body: bytes, statuses: tuple[int, ...]) -> None:
+    check_refused(small.ask("POST", "/v1/embed", body), *statuses)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": "a", "limit": 0},
+        {"text": "a", "limit": 10**9},
+        {"text": "a", "offset": -1},
+        {"text": "a", "offset": 10**12},
+        {"text": "a", "where": "width >= (" * 300},
+        {"text": "a", "where": "width = 1) or (1 = 1"},
+        {"text": "a", "where": "path = 'x'; DROP TABLE entries"},
+        {"text": "a", "where": "width = nan"},
+        {"terms": [{"text": "a", "weight": 1e30}]},
+        {"terms": [{"text": "a", "weight": float("nan")}]},
+        {"terms": [{"text": "a"}, {"text": "a", "weight": -1}]},
+        {"terms": [{"text": "a", "id": "0"}]},
+        {"terms": [{"weight": 1}]},
+        {"terms": [{"id": "../../etc/passwd"}]},
+        {"terms": [{"text": "a"}] * 1000},
+        {"terms": []},
+    ],
+    ids=range(16),
+)
+def test_searches_that_make_no_sense(small: Site, body: Any) -> None:
+    check_refused(small.ask("POST", "/v1/search", body), 400, 422)
+
+
+def test_an_unknown_picture_of_the_index(small: Site) -> None:
+    check_refused(small.ask("POST", "/v1/search", {"terms": [{"id": "0123"}]}), 404)
+
+
+def test_too_many_and_too_long_texts(small: Site) -> None:
+    check_refused(small.ask("POST", "/v1/embed", {"texts": ["a"] * 5000}), 422)
+    check_refused(small.ask("POST", "/v1/embed", {"texts": ["a" * 5000]}), 422)
+    check_refused(small.ask("POST", "/v1/embeddings", {"input": ["a"] * 5000}), 422)
+    many = {"images": [coded(jpeg())], "classes": [f"class {i}" for i in range(600)]}
+    check_refused(small.ask("POST", "/v1/classify", many), 422)
+    check_refused(small.ask("POST", "/v1/embed", {"images": [coded(png(1, 1))] * 100}), 422)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/plain", b"a"),
+        ("application/xml", b"<a/>"),
+        ("multipart/form-data", b"abc"),
+        ("multipart/form-data; boundary=x", b"--x\r\nnonsense"),
+        ("multipart/form-data; boundary=x", b""),
+        ("application/json; charset=utf-16", "{}".encode("utf-16")),
+    ],
+    ids=range(6),
+)
+def test_other_kinds_of_content(small: Site, kind: str, body: bytes) -> None:
+    check_refused(small.ask("POST", "/v1/embed", body, {"Content-Type": kind}), 400, 415, 422)
+
+
+def test_wrong_methods(small: Site) -> None:
+    for method in ("DELETE", "PUT", "PATCH", "GET"):
+        check_refused(small.ask(method, "/v1/embed"), 405)
+
+
+def spoken(site: Site, said: bytes, *, wait_s: float = 10.0) -> bytes:
+    """What is answered to bytes as they stand."""
+    with socket.create_connection(("127.0.0.1", site.port), timeout=wait_s) as connection:
+        connection.sendall(said)
+        heard = b""
+        try:
+            while part := connection.recv(65536):
+                heard += part
+                head, _, rest = heard.partition(b"\r\n\r\n")
+                if rest and b"content-length" in head.lower():
+                    break
+        except (TimeoutError, ConnectionResetError):
+            pass
+        return heard
+
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join(
+        ("POST /v1/embed HTTP/1.1", "Host: x", "Content-Type: application/json", *lines, "", "")
+    ).encode()
+
+
+def test_a_body_of_a_gigabyte_is_refused_before_it_comes(small: Site) -> None:
+    began = time.monotonic()
+    heard = spoken(small, head(f"Content-Length: {2**30}"))
+    assert heard.startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - began < 2
+
+
+def test_a_body_without_end_is_cut_off(small: Site) -> None:
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    assert spoken(small, head("Transfer-Encoding: chunked") + 40 * chunk).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(small: Site) -> None:
+    began = time.monotonic()
+    assert spoken(small, head("Content-Length: 100") + b'{"texts"').startswith(b"HTTP/1.1 408")
+    assert 1 < time.monotonic() - began < 6
+
+
+def test_lengths_that_lie(small: Site) -> None:
+    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: -5") + b"{}", wait_s=4)
+    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: ten") + b"{}", wait_s=4)
+    assert spoken(small, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", wait_s=4)[:12] in {b"HTTP/1.1 400", b""}
+
+
+def test_bodies_of_all_together_are_bounded(small: Site) -> None:
+    """Each of several connections says a megabyte and holds it back; one more is sent away, and later let in."""
+    held = []
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", small.port), timeout=10)
+        connection.sendall(head(f"Content-Length: {2**20}") + b"{")
+        held.append(connection)
+    time.sleep(0.3)
+    check_refused(small.ask("POST", "/v1/embed", json.dumps({"texts": ["a" * 1000] * 300}).encode()), 429)
+    for connection in held:
+        connection.close()
+    time.sleep(0.3)
+    assert small.ask("POST", "/v1/embed", {"texts": ["a"]}).status == 200
+
+
+def test_the_server_is_as_well_as_before(small: Site) -> None:
+    """The last test of this file."""
+    assert len(small.post("/v1/embed", {"texts": ["a"]})["texts"]) == 1
+    waiting = [
+        line for line in small.ask("GET", "/metrics").content.decode().splitlines() if "diptych_waiting{" in line
+    ]
+    assert waiting
+    assert all(line.endswith(" 0.0") for line in waiting)
