@@ -40,6 +40,7 @@ bench: $(CHECKED)  ## Measure against the live peers, on a quiet machine: make b
 	$(call BENCH,search)
 	$(call BENCH,data) --photos $(PHOTOS) --source flickr8k:$(FLICKR8K)
 	$(call BENCH,loss)
+	$(call BENCH,serve)
 	$(call BENCH,start_up)
 
 format: $(CHECKED)  ## Format, and mend what the linter can mend

@@ -225,6 +225,7 @@ def test_a_server_that_has_gone(browser: Browser, clip: LoadedBundle, index: Ind
         page.fill("#text", "a circle")
         expect(page.locator("#notice.bad")).to_contain_text("cannot be reached")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        expect(page.locator("#state-text")).to_contain_text("cannot be reached")
         keep(page, "gone")
 
 

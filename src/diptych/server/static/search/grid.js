@@ -9,13 +9,15 @@ const PAGE = 40;
 
 export class Grid {
   #query;
+  #gone; // Told when the server does not answer as it should.
   #asking = new AbortController();
   #hits = [];
   #hasMore = false;
   #isAsking = false;
 
-  constructor(query) {
+  constructor(query, gone) {
     this.#query = query;
+    this.#gone = gone;
     by("more").addEventListener("click", () => this.#next());
     const watch = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.#next(), { rootMargin: "600px" });
     watch.observe(by("more"));
@@ -147,5 +149,6 @@ export class Grid {
     }
     by("grid").replaceChildren();
     notice("That did not work", error.message, { retry: () => this.show() });
+    this.#gone();
   }
 }

@@ -15,7 +15,7 @@ const MAX_MIB = 20;
 
 let hasIndex = true;
 const query = Query.read(location.search, () => changed());
-const grid = new Grid(query);
+const grid = new Grid(query, () => look());
 by("text").value = query.text;  // Before anything is awaited: what is typed meanwhile stays.
 
 function changed() {
