@@ -5,11 +5,13 @@ import { by, make } from "./dom.js";
 
 let hits = [];
 let here = 0;
+let first = 0; // Which one was opened.
 let query;
 
 export function openDetail(found, number, asked) {
   hits = found;
   query = asked;
+  first = number;
   show(number);
   by("detail").showModal();
 }
@@ -25,7 +27,9 @@ export function startDetail() {
     if (event.key === "ArrowLeft") show(here - 1);
     if (event.key === "ArrowRight") show(here + 1);
   });
-  dialog.addEventListener("close", () => document.querySelectorAll("#grid .open")[here]?.focus());
+  dialog.addEventListener("close", () => {
+    if (here !== first) document.querySelectorAll("#grid .open")[here]?.focus(); // Else the browser goes back by itself.
+  });
 }
 
 function show(number) {
