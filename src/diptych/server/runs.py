@@ -72,7 +72,7 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
             raise Problem(404, "the run has no such picture")
         return FileResponse(path / file, headers={"Cache-Control": "no-cache"})
 
-    add_page(app, "runs")
+    add_page(app, "curves")
     return Guard(app, limits=Limits(), counts=Counts(), hosts=hosts)
 
 
