@@ -54,6 +54,7 @@ def _work(rank: int, folder: Path) -> None:
         _refused_on_all(folder)
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # As `core.launch.leave` does: now and then PyTorch aborts while it is taken down.
 
 
 def _save(kind: str, folder: Path) -> None:
