@@ -22,18 +22,19 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 """What counts as a picture when a folder is read."""
 
 
-def decode(image: ImageInput) -> Image.Image:
+def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
     """The picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
 
     Raises:
-        ImageError: it is missing, empty, truncated, no picture at all, or larger than `MAX_PIXELS`.
+        ImageError: it is missing, empty, truncated, no picture at all, or larger than `max_pixels` (`MAX_PIXELS`).
     """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         opened = _open(image)
         try:
-            if opened.width * opened.height > MAX_PIXELS:
+            if opened.width * opened.height > most:
                 size = f"{opened.width}x{opened.height}"
-                raise ImageError(f"{describe(image)}: {size} is over the limit of {MAX_PIXELS} pixels")
+                raise ImageError(f"{describe(image)}: {size} is over the limit of {most} pixels")
             return _upright_rgb(opened)
         finally:
             if opened is not image:

@@ -32,12 +32,15 @@ _NODES = 4096
 class Embedder:
     """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
 
-    def __init__(self, bundle: Bundle, *, batch_size: int = 64, urls: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, *, batch_size: int = 64, urls: bool = False, max_pixels: int | None = None
+    ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         self.bundle = bundle
         self.batch_size = batch_size
         self.urls = urls
+        self.max_pixels = max_pixels
         self.device = next(bundle.model.parameters()).device
         self._has_reported_cut = False
         self.on_cut: Callable[[int], object] = self._report_cut
@@ -133,9 +136,8 @@ class Embedder:
         def read(item: tuple[int, ImageInput]) -> UInt8[ndarray, "3 H W"] | ImageError:
             config = self.bundle.config
             try:
-                return evaluation_pixels(
-                    decode(self._fetched(item[1])), image_px=config.image.image_px, config=config.pixels
-                )
+                picture = decode(self._fetched(item[1]), max_pixels=self.max_pixels)
+                return evaluation_pixels(picture, image_px=config.image.image_px, config=config.pixels)
             except ImageError as error:
                 return error
 

@@ -110,12 +110,22 @@ def query_embeddings(
         _sum_up(total, texts, embedder.encode_texts([str(term.value) for _, term in texts], advance=advance))
     if pictures:
         _sum_up(total, pictures, embedder.encode_images([term.value for _, term in pictures]))
-    lengths = np.linalg.norm(total, axis=1, keepdims=True)
-    for query, length in zip(queries, lengths[:, 0], strict=True):
+    for query in queries:
         if isinstance(query, Query) and not query.terms:
             raise ConfigError("nothing to search for")
-        if length < 1e-6:
-            raise ConfigError(f"the terms of the query cancel out; nothing is left to search for: {query}")
+    return unit_sums(total, queries)
+
+
+def unit_sums(total: Float32[ndarray, "Q E"], names: Sequence[object]) -> Float32[ndarray, "Q E"]:
+    """Sums of terms, brought to unit length; `names` say in an error which it is.
+
+    Raises:
+        ConfigError: the terms of one cancel out.
+    """
+    lengths = np.linalg.norm(total, axis=1, keepdims=True)
+    for name, length in zip(names, lengths[:, 0], strict=True):
+        if not length > 1e-6:
+            raise ConfigError(f"the terms of the query cancel out; nothing is left to search for: {name}")
     return total / lengths
 
 

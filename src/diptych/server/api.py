@@ -23,6 +23,7 @@ from diptych.inference.classify import (
     class_prompts,
     ranked_classes,
 )
+from diptych.inference.query import unit_sums
 from diptych.inference.similarity import softmax
 from diptych.server.engine import Engine
 from diptych.server.problems import Problem
@@ -226,10 +227,7 @@ async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarra
     ):
         for term, vector in zip(some, emb, strict=True):
             total += np.float32(term.weight) * vector
-    length = float(np.linalg.norm(total))
-    if not length > 1e-6:
-        raise Problem(422, "the terms cancel out; nothing is left to search for")
-    return total / np.float32(length)
+    return unit_sums(total[None], [f"{len(terms)} terms"])[0]
 
 
 async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, " E"]]:

@@ -1,8 +1,6 @@
 """Model and index behind queues: what all routes ask. Shapes: N inputs, E embedding."""
 
 import asyncio
-import io
-import warnings
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,6 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
-from PIL import Image, UnidentifiedImageError
 
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ImageError
@@ -46,7 +43,7 @@ class Engine:
     def __init__(self, clip: LoadedBundle, index: Index | None, limits: Limits) -> None:
         self.clip, self.index, self.limits, self.counts = clip, index, limits, Counts()
         self.is_ready = False
-        self.embedder = Embedder(clip.bundle, batch_size=limits.batch)
+        self.embedder = Embedder(clip.bundle, batch_size=limits.batch, max_pixels=limits.pixels)
         self.embedder.on_cut = self.counts.cut.inc
         self._threads = {name: ThreadPoolExecutor(1, name) for name in ("texts", "images", "index")}
         self._threads["pictures"] = ThreadPoolExecutor(2, "pictures")
@@ -170,21 +167,8 @@ class Engine:
 
     def _embed_images(self, images: list[bytes]) -> list[Float32[ndarray, " E"] | ImageError]:
         broken = dict[int, ImageError]()
-        checked = [self._small_enough(image) for image in images]
-        emb = self.embedder.encode_images(checked, on_error=broken.__setitem__)
+        emb = self.embedder.encode_images(images, on_error=broken.__setitem__)
         return [broken.get(row, emb[row]) for row in range(len(images))]
-
-    def _small_enough(self, content: bytes) -> bytes:
-        """Nothing, which is no picture, in place of one that would fill the memory."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(content)) as opened:
-                    return content if opened.width * opened.height <= self.limits.pixels else b""
-        except UnidentifiedImageError:
-            return content  # The embedder says what is wrong with it.
-        except Exception:
-            return b""
 
     def _search(self, asked: list[_Asked]) -> list[list[Found]]:
         """Searches that want the same number under the same filter go through the index together."""

@@ -5,7 +5,8 @@ Only what lies in the folder is shown, by the names that a listing of it gave: n
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ def find_runs(folder: Path) -> dict[str, Path]:
         raise ConfigError(f"{folder}: no such folder")
     if _is_run(folder):
         return {folder.resolve().name: folder}
-    found = {
-        str(path.parent.relative_to(folder)): path.parent
-        for path in sorted(folder.rglob(_CONFIG))
-        if _is_run(path.parent) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    found = {}
+    for place, below, _ in os.walk(folder):
+        if _is_run(Path(place)):
+            found[str(Path(place).relative_to(folder))] = Path(place)
+            below.clear()  # Checkpoints and pictures hold no runs.
+        below[:] = sorted(name for name in below if not name.startswith("."))
     if not found:
         raise ConfigError(f"{folder}: holds no run; diptych train makes one")
     return found
@@ -56,13 +58,14 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     @app.get("/api/runs")
     def runs() -> list[dict[str, Any]]:
         """All of them, as they are now."""
-        return [_summary(name, path) for name, path in find_runs(folder).items()]
+        return [_summary(name, path, _events(path)) for name, path in find_runs(folder).items()]
 
     @app.get("/api/run")
     def run(name: str) -> dict[str, Any]:
         """Curves, messages and settings of one."""
         path = _named(folder, name)
-        return {**_summary(name, path), **_curves(path), "settings": dict(_flat(_settings(path)))}
+        events = list(_events(path))
+        return {**_summary(name, path, events), **_curves(events), "settings": dict(_flat(_settings(path)))}
 
     @app.get("/api/picture")
     def picture(name: str, file: str) -> FileResponse:
@@ -87,9 +90,9 @@ def _named(folder: Path, name: str) -> Path:
     return path
 
 
-def _summary(name: str, path: Path) -> dict[str, Any]:
+def _summary(name: str, path: Path, events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     last: dict[str, Any] = {}
-    for event in _events(path):
+    for event in events:
         last |= {key: value for key, value in event.items() if _is_figure(value)}
     settings = _settings(path)
     return {
@@ -105,11 +108,11 @@ def _summary(name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _curves(path: Path) -> dict[str, Any]:
+def _curves(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """By figure its points (step, seconds, value), thinned out where there are more than a page can show."""
     curves: dict[str, list[tuple[int, float, float]]] = {}
     messages, seconds = [], 0.0
-    for event in _events(path):
+    for event in events:
         if "message" in event:
             messages.append(str(event["message"]))
             continue

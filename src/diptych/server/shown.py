@@ -56,11 +56,8 @@ class ShownPictures:
 
     def _small(self, content: bytes, width_px: int, form: str) -> bytes:
         try:
-            with Image.open(io.BytesIO(content)) as opened:
-                if opened.width * opened.height > self._max_pixels:
-                    raise Problem(422, "the picture is too large to be shown")
-            picture = decode(content)
-        except (ImageError, OSError, Image.DecompressionBombError):
+            picture = decode(content, max_pixels=self._max_pixels)
+        except ImageError:
             raise Problem(422, "the picture cannot be shown") from None
         picture.thumbnail((width_px, width_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
         written = io.BytesIO()
