@@ -96,7 +96,7 @@ def build(vectors: Vectors, kind: Kind, path: Path) -> About:
 
 def _find_effort(index: Any, kind: Kind, vectors: Vectors, rng: np.random.Generator) -> tuple[int, float]:
     rows = rng.integers(len(vectors), size=(2, _TRIED))
-    between = np.asarray(vectors[rows[0]] + vectors[rows[1]], dtype=np.float32)
+    between = np.asarray(vectors[rows[0]], dtype=np.float32) + vectors[rows[1]]
     between /= np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
     top = min(_TOP, len(vectors))
     expected = nearest(vectors, between, top=top)[0]

@@ -18,12 +18,9 @@ from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
 from diptych.core.sample import ImageInput
 from diptych.images.transforms import Pixels
-from diptych.inference import rank
-from diptych.inference.classify import DEFAULT_TEMPLATES, Classification, classify
 from diptych.inference.embedder import Embedder
-from diptych.inference.inputs import Images, OnError
 from diptych.inference.query import Query, query_embeddings
-from diptych.inference.similarity import Similarity, similarity
+from diptych.inference.uses import FourUses
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation
 from diptych.models.int8 import to_int8
@@ -33,7 +30,7 @@ Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 """What a model computes in."""
 
 
-class LoadedBundle:
+class LoadedBundle(FourUses):
     """A trained model and the four things it is for.
 
     Images are paths, bytes, PIL images or uint8 arrays, given one by one, or a folder of them. Work of more than two seconds
@@ -56,6 +53,16 @@ class LoadedBundle:
         self._track = track
         self._identity = identity
 
+    @property
+    def encoder(self) -> Embedder:
+        """What makes the embeddings."""
+        return self.embedder
+
+    @property
+    def track(self) -> Track:
+        """Who is told how far the work is."""
+        return self._track
+
     @cached_property
     def identity(self) -> str:
         """Tells the model from any other, whatever it computes in."""
@@ -72,40 +79,6 @@ class LoadedBundle:
     def encode_queries(self, queries: Sequence[str | Query]) -> Float32[ndarray, "Q E"]:
         """Unit embeddings of queries, each a text or a weighted sum (`diptych.parse_query`)."""
         return query_embeddings(self.embedder, queries)
-
-    def similarity(
-        self, images: Images, texts: Sequence[str | Query], *, on_error: OnError | None = None
-    ) -> Similarity:
-        """How alike each image and each text are, as cosines and probabilities."""
-        return similarity(self.embedder, images, texts, on_error=on_error, track=self._track)
-
-    def classify(
-        self,
-        images: Images,
-        classes: Sequence[str],
-        *,
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
-        threshold: float | Literal["auto"] | None = None,
-        on_error: OnError | None = None,
-    ) -> list[Classification]:
-        """Each image's classes, the likeliest first, from nothing but their names."""
-        return classify(
-            self.embedder,
-            images,
-            classes,
-            templates=templates,
-            threshold=threshold,
-            on_error=on_error,
-            track=self._track,
-        )
-
-    def rank_images(self, text: str | Query, images: Images, *, top: int | None = None) -> rank.Ranking:
-        """The images that fit a text best."""
-        return rank.rank_images(self.embedder, text, images, top=top, track=self._track)
-
-    def rank_texts(self, image: ImageInput | Query, texts: Sequence[str], *, top: int | None = None) -> rank.Ranking:
-        """The texts that fit an image best."""
-        return rank.rank_texts(self.embedder, image, texts, top=top, track=self._track)
 
     def agreement(self, images: Sequence[ImageInput]) -> float:
         """The smallest cosine between an image's embedding here and in float32: what a lower precision costs.

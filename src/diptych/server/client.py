@@ -15,13 +15,12 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychError, ImageError
+from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, file_content
-from diptych.inference import rank
-from diptych.inference.classify import DEFAULT_TEMPLATES, Classification, classify
-from diptych.inference.inputs import Images, OnError
+from diptych.inference.encoder import Encoder
 from diptych.inference.query import Query
-from diptych.inference.similarity import Similarity, similarity
+from diptych.inference.uses import FourUses
 
 T = TypeVar("T")
 
@@ -42,7 +41,7 @@ class Hit:
     captions: tuple[str, ...]
 
 
-class Client:
+class Client(FourUses):
     """Asks a server that `diptych serve` started.
 
         clip = diptych.Client("http://127.0.0.1:8000")
@@ -60,6 +59,16 @@ class Client:
         self.url = url.rstrip("/")
         self._key, self._timeout_s = api_key, timeout_s
         self._told: dict[str, Any] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """Itself: the server makes the embeddings."""
+        return self
+
+    @property
+    def track(self) -> Track:
+        """Nobody is told."""
+        return silently
 
     @property
     def info(self) -> dict[str, Any]:
@@ -118,32 +127,6 @@ class Client:
             nothing = np.full(self.dim, np.nan, dtype=np.float32)
             rows += [found.get(position, nothing) for position, _ in some]
         return self._stacked(rows)
-
-    def similarity(
-        self, images: Images, texts: Sequence[str | Query], *, on_error: OnError | None = None
-    ) -> Similarity:
-        """How alike each image and each text are, as cosines and probabilities."""
-        return similarity(self, images, texts, on_error=on_error)
-
-    def classify(
-        self,
-        images: Images,
-        classes: Sequence[str],
-        *,
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
-        threshold: float | Literal["auto"] | None = None,
-        on_error: OnError | None = None,
-    ) -> list[Classification]:
-        """Each image's classes, the likeliest first, from nothing but their names."""
-        return classify(self, images, classes, templates=templates, threshold=threshold, on_error=on_error)
-
-    def rank_images(self, text: str | Query, images: Images, *, top: int | None = None) -> rank.Ranking:
-        """The images that fit a text best."""
-        return rank.rank_images(self, text, images, top=top)
-
-    def rank_texts(self, image: ImageInput | Query, texts: Sequence[str], *, top: int | None = None) -> rank.Ranking:
-        """The texts that fit an image best."""
-        return rank.rank_texts(self, image, texts, top=top)
 
     def search(self, query: str | Query, *, where: str | None = None, limit: int = 20, offset: int = 0) -> list[Hit]:
         """Pictures of the server's index, the nearest first."""
