@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from diptych.models import linear
+from diptych.models.config import TextConfig
 from diptych.models.linear import Linear
+from diptych.models.text_transformer import TextTransformer
 
 
 @pytest.fixture
@@ -69,6 +71,12 @@ def test_what_is_locked_gets_no_gradient(products: list[torch.Size]) -> None:
 def test_all_else_goes_pytorchs_way(x: Tensor, products: list[torch.Size]) -> None:
     layer = Linear(8, 4, dtype=x.dtype, device=x.device)
     assert layer(x).shape == (len(x), 4)
+    assert not products
+
+
+def test_texts_go_pytorchs_way(products: list[torch.Size]) -> None:
+    tower = TextTransformer(TextConfig(vocab_size=16, context_length=32, width=8, layers=2, heads=2), embed_dim=4)
+    tower(torch.randint(16, (64, 32)), torch.full((64,), 32)).sum().backward()
     assert not products
 
 

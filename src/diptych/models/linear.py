@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diptych.core.device import cpu_vendor
 
 _MANY = 1024
-"""Tokens: oneDNN compiles anew for each number of them, 0.6 ms, which texts, new in every batch, would not earn back."""
+"""Tokens from which on oneDNN earns back the 0.6 ms in which it compiles for their number."""
 
 
 class Linear(nn.Linear):
@@ -20,9 +20,12 @@ class Linear(nn.Linear):
     a tenth over a whole step of ViT-B/32. The weights' gradient stays with MKL: of some sizes oneDNN is slow (`docs/log.md`).
     """
 
+    rows_vary = False
+    """Of packed texts: oneDNN would compile for a new number of tokens in every batch, and keep the last thousand."""
+
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         """What PyTorch's gives."""
-        if not _prefers_onednn(x, self.weight):
+        if self.rows_vary or not _prefers_onednn(x, self.weight):
             return super().forward(x)
         out: Tensor = _Product.apply(x.flatten(0, -2), self.weight, self.bias)  # type: ignore[no-untyped-call]
         return out.unflatten(0, x.shape[:-1])

@@ -44,6 +44,9 @@ class TextTransformer(nn.Module):
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
         if is_siglip:
             nn.init.zeros_(self.projection.bias)
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.rows_vary = True
 
     def forward(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
