@@ -2,7 +2,8 @@
 
     python benchmarks/serve.py [--out FILE] [--clients 500] [--seconds 60] [--bundle DIR]
 
-Without a bundle it is the tiny one of the tests, with an index of 200 drawn pictures; server and clients share the machine.
+Without a bundle it is the tiny one of the tests, with an index of 200 drawn pictures; server and clients share the machine,
+and so clients do as little as they can.
 Every client sends a text to `/v1/search`, waits for the answer, and sends the next; after a 429 it waits as long as it is told.
 The same is measured with one client, whose requests come one at a time.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from random import Random
 from statistics import median, quantiles
 
+import uvloop
 from harness import arguments, machine, table, write
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -88,12 +90,12 @@ def main() -> None:
             assert process.stdout is not None
             process.stdout.readline()
             port = int(process.stdout.readline().split()[1].rpartition(":")[2])
-            asyncio.run(_until_ready(port))
-            alone = asyncio.run(
+            uvloop.run(_until_ready(port))
+            alone = uvloop.run(
                 _measure(port, clients=1, seconds=min(15.0, given.seconds), held=[], process=process.pid)
             )
             held: list[float] = []
-            many = asyncio.run(
+            many = uvloop.run(
                 _measure(port, clients=given.clients, seconds=given.seconds, held=held, process=process.pid)
             )
             process.terminate()

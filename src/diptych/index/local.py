@@ -203,8 +203,11 @@ class LocalIndex:
         left, asked = list(range(len(queries))), min(top, num)
         while left:
             rows, scores = self._nearest(vectors, queries[left], asked, among)
-            for number, places, cosines in zip(left, rows, scores, strict=True):
-                answers[number] = self._found(places, cosines, top, condition)
+            entries = self._entries_at(rows, condition)
+            for number, places, cosines in zip(left, rows.tolist(), scores.tolist(), strict=True):
+                scored = zip(places, cosines, strict=True)
+                found = [Found(entry=entry, score=score) for place, score in scored for entry in entries.get(place, ())]
+                answers[number] = found[:top]
             # Some of the nearest may be vectors that no entry has any more.
             left = [number for number in left if len(answers[number]) < top and asked < num]
             asked = min(4 * asked, num)
@@ -237,15 +240,18 @@ class LocalIndex:
                 return None
         return self._nearly
 
-    def _found(
-        self, rows: Int64[ndarray, " K"], scores: Float32[ndarray, " K"], top: int, condition: Condition
-    ) -> list[Found]:
-        found: list[Found] = []
-        both = f"{condition.sql} AND place = ?" if condition.sql else " WHERE place = ?"
-        for place, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            sql = f"SELECT {COLUMNS} FROM entries JOIN vectors USING (digest){both} ORDER BY key"
-            found += [Found(entry=to_entry(row), score=score) for row in self._all(sql, (*condition.values, place))]
-        return found[:top]
+    def _entries_at(self, rows: Int64[ndarray, "Q K"], condition: Condition) -> dict[int, list[Entry]]:
+        """By place of a vector, the entries that have it and that the filter lets through."""
+        entries: dict[int, list[Entry]] = {}
+        both = f"{condition.sql} AND" if condition.sql else " WHERE"
+        places = json.dumps(np.unique(rows).tolist())
+        sql = (
+            f"SELECT place, {COLUMNS} FROM entries JOIN vectors USING (digest){both} "
+            "place IN (SELECT value FROM json_each(?)) ORDER BY key"
+        )
+        for place, *row in self._all(sql, (*condition.values, places)):
+            entries.setdefault(place, []).append(to_entry(row))
+        return entries
 
     def groups(self, threshold: float) -> list[list[str]]:
         """Keys of pictures whose content is the same, or whose vectors have at least this cosine."""

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
+from os.path import basename
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -145,7 +145,7 @@ def hit(found: Found | Entry) -> Hit:
     entry, score = (found.entry, found.score) if isinstance(found, Found) else (found, None)
     return Hit(
         id=entry.digest,
-        name=Path(entry.key).name,
+        name=basename(entry.key),  # noqa: PTH119  (ten in each answer, and a Path costs ten times as much)
         score=score,
         width=entry.width,
         height=entry.height,
