@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diptych.inference.query import parse_query
     from diptych.losses.contrastive import clip_loss
     from diptych.models.clip import CLIP
-    from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+    from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
     from diptych.presets import PRESETS
     from diptych.server.client import Client
     from diptych.training.config import TrainConfig
@@ -33,6 +33,7 @@ __all__ = [
     "Bundle",
     "CLIPConfig",
     "Client",
+    "ConvNetConfig",
     "DiptychError",
     "LoadedBundle",
     "ResNetConfig",
@@ -63,6 +64,7 @@ _HOME = {
     "CLIP": "models.clip",
     "Client": "server.client",
     "CLIPConfig": "models.config",
+    "ConvNetConfig": "models.config",
     "ResNetConfig": "models.config",
     "TextConfig": "models.config",
     "ViTConfig": "models.config",

@@ -5,7 +5,7 @@ from typing import Any
 
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.images.transforms import PixelConfig
-from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
 
 
 def _clip_text(**settings: Any) -> TextConfig:
@@ -21,6 +21,11 @@ def _shapes(width: int, heads: int, layers: int) -> CLIPConfig:
             tokenizer="character", vocab_size=64, context_length=64, width=width, layers=layers, heads=heads
         ),
     )
+
+
+def _convnet(image: ConvNetConfig) -> CLIPConfig:
+    text = TextConfig(vocab_size=4000, context_length=48, width=256, layers=2, heads=4, is_causal=False, pooling="mean")
+    return CLIPConfig(embed_dim=256, image=image, text=text)
 
 
 PRESETS: dict[str, CLIPConfig] = {
@@ -102,7 +107,10 @@ PRESETS: dict[str, CLIPConfig] = {
         text=TextConfig(tokenizer="character", vocab_size=64, context_length=64, width=64, layers=2, heads=4),
         init_temperature=0.05,
     ),
-    # A few thousand photos, ten minutes, two cores.
+    # A few thousand photos; a few thousand pictures of 32 pixels.
+    "photos-convnet": _convnet(ConvNetConfig(image_px=96)),
+    "icons-convnet": _convnet(ConvNetConfig(image_px=32, stem_stride=2)),
+    # The same with a transformer.
     "photos-small": CLIPConfig(
         embed_dim=256,
         image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=192, layers=4, heads=6, pooling="mean"),

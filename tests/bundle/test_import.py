@@ -20,7 +20,7 @@ from diptych.bundle.renaming import to_theirs
 from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, TextConfig, ViTConfig
 from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests import peers
@@ -212,6 +212,8 @@ def test_heads_that_no_shape_tells_are_those_of_the_peers_models(name: str, tmp_
     with torch.device("meta"):
         shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
     inferred = _inferred(shapes, "gelu", tmp_path)
+    assert not isinstance(inferred.image, ConvNetConfig)
+    assert not isinstance(config.image, ConvNetConfig)
     assert (inferred.image.heads, inferred.text.heads) == (config.image.heads, config.text.heads)
 
 

@@ -52,7 +52,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     ("line", "says"),
     [
         ("trian demo", "train"),
-        ("train", "name a recipe (demo, flickr30k-small"),
+        ("train", "name data to train on, a recipe (demo, small-data"),
         ("train dmo", "did you mean 'demo'"),
         ("train demo --preset shapes-dem", "did you mean 'shapes-demo'"),
         ("train demo --data shape:5", "did you mean 'shapes'"),
@@ -67,7 +67,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         ("train demo --optimizer.lr fast", "'optimizer.lr' is 'fast'"),
         ("train demo --model.image.widht 3", "unknown setting 'model.image.widht'; did you mean 'model.image.width'?"),
         ("train demo --model.image.width wide", "'model.image.width' is 'wide': input should be a valid integer"),
-        ("train demo --model.image.kind cnn", "'model.image.kind' is 'cnn'; known: 'vit', 'resnet'"),
+        ("train demo --model.image.kind cnn", "'model.image.kind' is 'cnn'; known: 'vit', 'resnet', 'convnet'"),
         ("train demo --init x --model.text.layers 2 --preset small", "it excludes --model.text.layers, --preset"),
         ("train demo --init /nowhere --steps 1", "/nowhere: no such file or folder"),
         ("import /nowhere --out x", "/nowhere: no such file or folder"),

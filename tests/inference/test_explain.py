@@ -17,7 +17,7 @@ from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP
-from diptych.models.config import ResNetConfig, ViTConfig
+from diptych.models.config import ConvNetConfig, ResNetConfig, ViTConfig
 from diptych.tokenizers.hashing import HashingTokenizer
 from diptych.training.run import train
 from tests.conftest import TINY_MODEL, TINY_RUN
@@ -102,9 +102,10 @@ def test_the_heat_lies_on_what_was_named(seeing: LoadedBundle) -> None:
         ViTConfig(image_px=(32, 48), patch_px=16, width=16, layers=2, heads=2, pooling="attention"),
         ViTConfig(image_px=32, patch_px=8, width=16, layers=1, heads=2, stem="conv"),
         ResNetConfig(image_px=64, layers=(1, 1, 1, 1), width=8, heads=4),
+        ConvNetConfig(image_px=64, widths=(8, 16), layers=(1, 1)),
     ],
 )
-def test_every_tower_can_be_explained(image: ViTConfig | ResNetConfig) -> None:
+def test_every_tower_can_be_explained(image: ViTConfig | ResNetConfig | ConvNetConfig) -> None:
     torch.manual_seed(0)
     config = replace(TINY_MODEL, image=image, text=replace(TINY_MODEL.text, tokenizer="hashing"))
     bundle = Bundle(model=CLIP(config).eval(), tokenizer=HashingTokenizer(vocab_size=300, context_length=24))

@@ -1,7 +1,7 @@
 """Shapes: B batch, T tokens, E embedding."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
 from diptych.models import size
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.convnet import ConvNet
 from diptych.models.layers import Attention, QuickGELU, Run
 from diptych.models.size import model_size
 from diptych.models.vision_transformer import ConvStem, PatchStem
@@ -41,6 +42,8 @@ PARAMETERS = {
     "shapes-demo": 274_673,
     "shapes-character": 248_049,
     "photos-small": 5_055_193,
+    "photos-convnet": 3_990_561,
+    "icons-convnet": 3_972_929,
 }
 """Exact to the last parameter; the QuickGELU variants have those of their namesakes."""
 
@@ -83,7 +86,7 @@ def test_attention_equals_torchs_own() -> None:
     torch.testing.assert_close(ours.pooled(x[:, 4], flat, runs), whole[:, 4], atol=1e-5, rtol=0)
 
 
-IMAGE_TOWERS: dict[str, ViTConfig | ResNetConfig] = {
+IMAGE_TOWERS: dict[str, ViTConfig | ResNetConfig | ConvNetConfig] = {
     **{
         f"{stem}, {pooling}": ViTConfig(
             image_px=(32, 64), patch_px=8, width=16, layers=2, heads=2, pooling=pooling, stem=stem
@@ -98,6 +101,7 @@ IMAGE_TOWERS: dict[str, ViTConfig | ResNetConfig] = {
     "siglip, mean": ViTConfig(
         image_px=(32, 64), patch_px=8, width=16, layers=2, heads=2, pooling="mean", layout="siglip"
     ),
+    "convnet": ConvNetConfig(image_px=(32, 64), stem_stride=2, widths=(8, 16), layers=(2, 1)),
     "resnet": ResNetConfig(image_px=(32, 64), layers=(1, 2, 1, 1), width=8, heads=4),
 }
 
@@ -115,6 +119,45 @@ def test_every_image_tower_gives_unit_embeddings_that_depend_on_every_patch(name
     by_patch = pixels.grad[0].abs().sum(0).unflatten(0, (4, 8)).unflatten(2, (8, 8)).sum(dim=(1, 3))
     assert (by_patch > 0).all()
     assert (pixels.grad[1:] == 0).all()  # No image sees another.
+
+
+@pytest.mark.parametrize(
+    ("stem_stride", "layers", "grid"), [(1, (1, 1), (16, 24)), (2, (1, 2, 1), (4, 6)), (4, (1,), (8, 12))]
+)
+def test_a_convolutional_network_has_the_map_that_its_config_says(
+    stem_stride: Literal[1, 2, 4], layers: tuple[int, ...], grid: tuple[int, int]
+) -> None:
+    widths = (8, 16, 24)[: len(layers)]
+    config = ConvNetConfig(image_px=(32, 48), stem_stride=stem_stride, widths=widths, layers=layers)
+    tower = ConvNet(config, 16)
+    maps: list[torch.Tensor] = []
+    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+    assert tower(torch.randn(2, 3, 32, 48)).shape == (2, 16)
+    assert config.grid == grid == tuple(maps[0].shape[2:])
+
+
+def test_a_convolutional_network_reads_any_size_that_its_strides_divide() -> None:
+    config = ConvNetConfig(image_px=64, widths=(8, 16), layers=(1, 1))
+    model = CLIP(CLIPConfig(embed_dim=16, image=config, text=TINY_MODEL.text)).eval()
+    assert model.encode_image(torch.randn(2, 3, 24, 40)).shape == (2, 16)
+    for height, width in ((24, 42), (4, 24), (0, 0)):
+        with pytest.raises(ConfigError, match="the model reads 64 px"):
+            model.encode_image(torch.randn(2, 3, height, width))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_px": 100}, "makes 16 pixels one place"),
+        ({"widths": (64,)}, "as many stages"),
+        ({"widths": (), "layers": ()}, "as many stages"),
+        ({"layers": (1, 0, 1)}, "at least 1"),
+        ({"widths": (63, 64, 64)}, "first width even"),
+    ],
+)
+def test_impossible_convolutional_networks_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ConvNetConfig(**wrong)
 
 
 def test_text_embedding_does_not_change_with_padding() -> None:

@@ -88,7 +88,7 @@ def test_gradient_checkpointing_stores_less() -> None:
 
 
 def test_gradient_checkpointing_refuses_batch_norms() -> None:
-    with pytest.raises(ConfigError, match="ResNet with batch norms"):
+    with pytest.raises(ConfigError, match="convolutions with batch norms"):
         _model(RESNET).set_gradient_checkpointing()
 
 

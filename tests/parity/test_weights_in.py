@@ -17,6 +17,7 @@ from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
+from diptych.models.config import ViTConfig
 from diptych.presets import PRESETS
 from tests import peers
 from tests.parity.models import (
@@ -119,6 +120,7 @@ def test_a_resnet_follows_its_batches_as_the_peers_does(tmp_path: Path) -> None:
 def test_a_hugging_face_folder(tmp_path: Path, activation: str) -> None:
     theirs = hugging_face_model(activation)
     bundle = open_bundle(save_hugging_face(theirs, tmp_path / "hf"))
+    assert isinstance(bundle.config.image, ViTConfig)
     assert bundle.config.image.heads == 5
     assert bundle.config.text.activation == activation
 

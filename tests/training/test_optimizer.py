@@ -11,6 +11,7 @@ from diptych.core.errors import ConfigError
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.training.lion import Lion
+from diptych.training.muon import Muon, orthogonalized
 from diptych.training.optimizer import OptimizerConfig, build_optimizers
 from tests.conftest import TINY_MODEL
 
@@ -95,10 +96,10 @@ def test_layers_away_from_the_output_are_slower() -> None:
 
 
 @pytest.mark.parametrize("config", [DEEP, RESNET], ids=["vit", "resnet"])
-def test_muon_gets_the_matrices_of_blocks_alone(config: CLIPConfig) -> None:
+def test_muon_gets_the_matrices_and_convolutions_of_blocks_alone(config: CLIPConfig) -> None:
     model = CLIP(config)
     muon, adamw = build_optimizers(model, OptimizerConfig(name="muon", weight_decay=0.3, layer_decay=0.9))
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     matrices = {
         f"{path}.weight"
@@ -106,11 +107,50 @@ def test_muon_gets_the_matrices_of_blocks_alone(config: CLIPConfig) -> None:
         if isinstance(module, nn.Linear) and ".transformer.blocks." in path
     }
     assert len(matrices) == 6 * (3 if config is RESNET else 5)
-    assert set(_by_name(model, (muon,))) == matrices
+    convolutions = {
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and ".stages." in path
+    }
+    assert len(convolutions) == (16 if config is RESNET else 0)
+    assert set(_by_name(model, (muon,))) == matrices | convolutions
     assert set(_by_name(model, (muon, adamw))) == {name for name, _ in model.named_parameters()}
     for group in muon.param_groups:
-        assert (group["weight_decay"], group["adjust_lr_fn"]) == (0.3, "match_rms_adamw")
+        assert group["weight_decay"] == 0.3
     assert muon.param_groups[0]["lr_factor"] == 0.9
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
+def test_muon_steps_as_pytorchs_does(shape: tuple[int, int]) -> None:
+    """PyTorch's rounds to bfloat16 on the way."""
+    torch.manual_seed(0)
+    mine, theirs = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    muon = Muon([mine], lr=0.01, weight_decay=0.3)
+    torchs = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.3, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        mine.grad = torch.randn(shape)
+        theirs.grad = mine.grad.clone()
+        muon.step()
+        torchs.step()
+    torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=0)
+    assert (mine - 1).abs().mean() > 0.01
+
+
+def test_muon_takes_a_convolution_as_a_matrix() -> None:
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.ones(8, 4, 3, 3))
+    flat = nn.Parameter(torch.ones(8, 36))
+    whole.grad = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    flat.grad = whole.grad.flatten(1)
+    for parameter in (whole, flat):
+        Muon([parameter], lr=0.1).step()
+    torch.testing.assert_close(whole.flatten(1), flat)
+
+
+def test_orthogonalized_directions_are_about_equally_long() -> None:
+    torch.manual_seed(0)
+    lengths = torch.linalg.svdvals(orthogonalized(torch.randn(32, 100)))
+    assert 0.65 < lengths.min() < lengths.max() < 1.15
 
 
 def test_what_asks_no_gradient_is_left_out_and_no_optimizer_is_empty() -> None:

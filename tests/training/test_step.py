@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.sample import Batch
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig
 from diptych.training.ema import WeightAverage
 from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig, build_optimizers
@@ -24,6 +25,7 @@ _DROPPING = replace(
     image=replace(TINY_MODEL.image, image_px=64, patch_dropout=0.5, dropout=0.1),  # type: ignore[arg-type]
     text=replace(TINY_MODEL.text, dropout=0.1),
 )
+_CONVNET = replace(TINY_MODEL, image=ConvNetConfig(image_px=32, widths=(8, 16), layers=(1, 1)))
 _RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
 
 
@@ -91,13 +93,27 @@ def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
     _assert_close(_gradients(TINY_MODEL, batch)[0], _gradients(TINY_MODEL, written_out)[0], 1e-6)
 
 
+@pytest.mark.parametrize("micro_batch", [None, 4])
+def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch: int | None) -> None:
+    large = _batch(_CONVNET)
+    small = replace(large, pixels=functional.interpolate(large.pixels, (16, 16), mode="bilinear", antialias=True))
+    models = [_model(_CONVNET), _model(_CONVNET)]
+    results = [
+        _step(models[0], micro_batch=micro_batch)(large, lr=1e-3, seed=5, small_px=16),
+        _step(models[1], micro_batch=micro_batch)(small, lr=1e-3, seed=5),
+    ]
+    assert results[0] == results[1]
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     """Against the same parts with their whole graph kept."""
     batch = _batch(_DROPPING)
     ours, _ = _gradients(_DROPPING, batch, micro_batch=4)
     model = _model(_DROPPING)
     step = _step(model, micro_batch=4)
-    outputs = [step._forward(part) for part in step._parts(batch, 5)]
+    outputs = [step._forward(part) for part in step._parts(batch, 5, None)]
     image_emb = torch.cat([output.image_emb for output in outputs])
     text_emb = torch.cat([output.text_emb for output in outputs])
     clip_loss(image_emb, text_emb, model.logit_scale, batch.groups).backward()

@@ -7,6 +7,7 @@ import optuna
 import pytest
 
 from diptych.core.errors import ConfigError
+from diptych.models.config import ViTConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig
 from diptych.tuning.space import Dimension, Space, reduced
@@ -47,6 +48,7 @@ def test_what_is_proposed_goes_together(priority: str) -> None:
             values = suggest(study.ask(), space)
             config = space.settings(values)
             assert config.model.text.width % config.model.text.heads == 0
+            assert isinstance(config.model.image, ViTConfig)
             assert config.model.image.width % config.model.image.heads == 0
             seen.add((config.model.text.width, config.model.text.heads))
     if priority == "low":

@@ -24,7 +24,7 @@ from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain, to_plain
 from diptych.images.transforms import size_name
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ImageConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, ImageConfig, TextConfig, ViTConfig
 from diptych.tokenizers.choice import load_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
@@ -185,6 +185,10 @@ def describe_image_tower(image: ImageConfig) -> str:
     if isinstance(image, ViTConfig):
         patches = f"patches of {size_name(image.patch_px)} px"
         return f"vision transformer, {image.layers} layers of {image.width}, {patches}, {image.pooling} pooling"
+    if isinstance(image, ConvNetConfig):
+        return (
+            f"convolutional network, {' + '.join(map(str, image.layers))} blocks of {', '.join(map(str, image.widths))}"
+        )
     return f"ResNet, {' + '.join(map(str, image.layers))} blocks, width {image.width}, attention pooling"
 
 

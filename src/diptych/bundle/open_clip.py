@@ -15,7 +15,7 @@ from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.layers import hidden_width
 
 CONFIG = "open_clip_config.json"
@@ -197,6 +197,7 @@ def _refuse_unknown(where: str, names: set[str]) -> None:
 
 def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
     image, text = config.image, config.text
+    assert not isinstance(image, ConvNetConfig)  # It has no place there.
     vision: dict[str, Any] = {"image_size": _plain(image.image_px), "width": image.width}
     if isinstance(image, ResNetConfig):
         vision |= {"layers": list(image.layers), "head_width": 32 * image.width // image.heads, "patch_size": None}

@@ -15,7 +15,7 @@ from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import Activation, CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.presets import preset as preset_config
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
@@ -29,6 +29,7 @@ _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transfo
 def openai_names(config: CLIPConfig) -> list[Rename]:
     """The table of a model's tensors under OpenAI's names."""
     image, text = config.image, config.text
+    assert not isinstance(image, ConvNetConfig)  # It is refused before.
     table = _vit_names(image) if isinstance(image, ViTConfig) else _resnet_names(image)
     table += [
         same("text_tower.token_emb.weight", "token_embedding.weight"),
@@ -106,6 +107,8 @@ def check_openai_names(config: CLIPConfig, *, what: str) -> None:
     """
     image, text = config.image, config.text
     reasons = []
+    if isinstance(image, ConvNetConfig):
+        reasons.append("its convolutional network")
     if isinstance(image, ViTConfig):
         reasons += ["its convolutional stem"] if image.stem == "conv" else []
         reasons += [f"its {image.pooling} pooling"] if image.pooling == "attention" else []

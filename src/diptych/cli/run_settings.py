@@ -3,26 +3,42 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.cli.output import say
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
 
 
-def base_config(name: str | None, path: Path | None) -> "TrainConfig":
-    """A recipe's run, or a file's.
+def base_config(name: str | None, path: Path | None, data: str | None = None) -> "TrainConfig":
+    """A recipe's run, or a file's; or, of data alone, one that is chosen for it and told.
 
     Raises:
-        ConfigError: neither is given, or both, or there is no such recipe or file.
+        ConfigError: nothing is given, or too much, or there is no such recipe or file.
     """
     from diptych.recipes.choice import RECIPES, recipe
     from diptych.training.config import read_config
 
+    if name is None and path is None and data is not None:
+        from diptych.recipes.small_data import recipe_for
+
+        chosen, why = recipe_for(data)
+        say(f"No recipe was named: {why}")
+        return chosen
     if name is None and path is None:
-        raise ConfigError(f"name a recipe ({', '.join(RECIPES)}), or give --config FILE")
+        raise ConfigError(f"name data to train on, a recipe ({', '.join(RECIPES)}), or --config FILE")
     if name is not None and path is not None:
         raise ConfigError("a recipe and --config exclude each other")
     return read_config(path) if path is not None else recipe(name or "")
+
+
+def is_data(word: str) -> bool:
+    """Whether a word names pictures and captions, and no recipe."""
+    from diptych.data.sources.choice import SOURCES
+    from diptych.recipes.choice import RECIPES
+
+    kind, colon, _ = word.partition(":")
+    return word not in RECIPES and (bool(colon and kind in {*SOURCES, "mix"}) or Path(word).exists())
 
 
 def length(limits: dict[str, float | None]) -> dict[str, Any]:

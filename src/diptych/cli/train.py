@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval
-from diptych.cli.run_settings import base_config, length, resolve
+from diptych.cli.run_settings import base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str | None, Parameter(help="Name of the recipe.")] = None,
+    recipe: Annotated[
+        str | None, Parameter(help="Name of the recipe; or pictures and captions, for which one is chosen.")
+    ] = None,
     /,
     *,
     data: Annotated[
@@ -65,10 +67,12 @@ def train(
         ),
     ] = None,
 ) -> int:
-    """Train a model from a recipe; `diptych recipes` lists them."""
+    """Train a model: `diptych train DATA`, or from a recipe; `diptych recipes` lists them."""
     from diptych.training.config import read_config
     from diptych.training.run_folder import CONFIG, check_run_folder
 
+    if recipe is not None and data is None and is_data(recipe):
+        recipe, data = None, recipe
     options = {
         "init": init,
         "data.source": data,
@@ -88,7 +92,7 @@ def train(
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
         check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(read_config(resume / CONFIG), resume, resume=True)
-    base = base_config(recipe, config)
+    base = base_config(recipe, config, data)
     given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = resolve(base, preset, given, changes or [])
     if check:

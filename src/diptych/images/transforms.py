@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from numpy import ndarray
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
@@ -87,6 +88,15 @@ def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConf
     left, upper = rounded((size[0] - width) / 2), rounded((size[1] - height) / 2)
     cropped = resized.crop((left, upper, left + width, upper + height))
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
+
+
+def shrink(pixels: UInt8[Tensor, "B 3 H W"], image_px: Pixels) -> UInt8[Tensor, "B 3 H2 W2"]:
+    """A batch at another size, by a filter as wide as what becomes one pixel; on the device of the pixels."""
+    size = height_width(image_px)
+    if pixels.device.type == "cpu":
+        return functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    small = functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
+    return small.round().to(torch.uint8)
 
 
 def normalize(pixels: UInt8[Tensor, "B 3 H W"], config: PixelConfig) -> Float[Tensor, "B 3 H W"]:

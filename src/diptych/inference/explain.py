@@ -17,6 +17,7 @@ from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.images.transforms import evaluation_pixels, normalize
 from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.models.convnet import ConvNet
 from diptych.models.layers import Attention
 from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.vision_transformer import VisionTransformer
@@ -135,7 +136,7 @@ def _watched(tower: nn.Module) -> Iterator[list[Tensor]]:
 def _follow_activation(
     tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
 ) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
-    assert isinstance(tower, ModifiedResNet)
+    assert isinstance(tower, ModifiedResNet | ConvNet)
     seen: list[Tensor] = []
     handle = tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     try:

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
-from diptych.images.transforms import height_width
-from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, ViTConfig
+from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, ViTConfig, reads
+from diptych.models.convnet import ConvNet
 from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.prefix_tree import PrefixTree
 from diptych.models.text_transformer import TextTransformer
@@ -85,9 +85,9 @@ class CLIP(nn.Module):
         """Unit embeddings of normalised pixels, in float32 whatever the weights are.
 
         Raises:
-            ConfigError: the pixels are of another size than the model's.
+            ConfigError: the pixels are of a size that the model does not read.
         """
-        if tuple(pixels.shape[-2:]) != height_width(self.config.image.image_px):
+        if not reads(self.config.image, *pixels.shape[-2:]):
             raise ConfigError(
                 f"the pixels are {pixels.shape[-2]}x{pixels.shape[-1]}, the model reads {self.config.image.image_px} px"
             )
@@ -121,10 +121,10 @@ class CLIP(nn.Module):
         """Whether blocks forget their activations and compute them again backward: less memory, a third more time.
 
         Raises:
-            ConfigError: the image tower is a ResNet, whose batch norms would count every batch twice.
+            ConfigError: the image tower has batch norms, which would count every batch twice.
         """
-        if enabled and isinstance(self.image_tower, ModifiedResNet):
-            raise ConfigError("gradient checkpointing needs transformers; model.image is a ResNet with batch norms")
+        if enabled and isinstance(self.config.image, STAGED):
+            raise ConfigError("gradient checkpointing needs transformers; model.image is convolutions with batch norms")
         self.text_tower.transformer.gradient_checkpointing = enabled
         if isinstance(self.image_tower, VisionTransformer):
             self.image_tower.transformer.gradient_checkpointing = enabled
@@ -140,12 +140,14 @@ class CLIP(nn.Module):
         return self
 
 
-def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet:
+def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet | ConvNet:
     """The image tower that a config describes, with random weights."""
     match config:
         case ViTConfig():
             return VisionTransformer(config, embed_dim)
         case ResNetConfig():
             return ModifiedResNet(config, embed_dim)
+        case ConvNetConfig():
+            return ConvNet(config, embed_dim)
         case _:
             assert_never(config)

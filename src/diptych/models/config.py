@@ -134,7 +134,60 @@ class ResNetConfig:
         return (height // 32, width // 32)
 
 
-ImageConfig: TypeAlias = Annotated[ViTConfig | ResNetConfig, Field(discriminator="kind")]
+@settings
+class ConvNetConfig:
+    """A small residual network of plain 3x3 convolutions (He et al. 2016), which learns faster from little data."""
+
+    kind: Literal["convnet"] = "convnet"
+    """Tells the image towers apart in a file."""
+    image_px: Pixels = 112
+    """Side of the input in pixels, or height and width; a multiple of all strides together."""
+    stem_stride: Literal[1, 2, 4] = 4
+    """Pixels of a side that the stem makes one place: 4 for photos, 1 or 2 for pictures of 32 pixels."""
+    widths: tuple[int, ...] = (64, 128, 256)
+    """Channels of each stage; every stage but the first halves the map."""
+    layers: tuple[int, ...] = (1, 1, 1)
+    """Blocks of each stage."""
+
+    def __post_init__(self) -> None:
+        _write_squares_as_one_number(self, "image_px")
+        if not self.widths or len(self.widths) != len(self.layers):
+            raise ConfigError(
+                f"model.image: widths {self.widths} and layers {self.layers} must name as many stages, at least one"
+            )
+        if min(*self.widths, *self.layers) < 1 or self.widths[0] % 2:
+            raise ConfigError(
+                f"model.image: widths {self.widths} and layers {self.layers} must be at least 1, the first width even"
+            )
+        if any(side < self.stride or side % self.stride for side in height_width(self.image_px)):
+            raise ConfigError(
+                f"model.image.image_px is {self.image_px}; this network makes {self.stride} pixels one place: a multiple of it"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a side that a place of the last map stands for."""
+        return self.stem_stride << (len(self.widths) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last stage's map."""
+        height, width = height_width(self.image_px)
+        return (height // self.stride, width // self.stride)
+
+
+ImageConfig: TypeAlias = Annotated[ViTConfig | ResNetConfig | ConvNetConfig, Field(discriminator="kind")]
+
+
+def reads(image: ImageConfig, height: int, width: int) -> bool:
+    """Whether a tower takes pixels of this size: its own, or, where it has no position embeddings, any its strides divide."""
+    if isinstance(image, ConvNetConfig):
+        return min(height, width) >= image.stride and height % image.stride == width % image.stride == 0
+    return (height, width) == height_width(image.image_px)
+
+
+STAGED = (ResNetConfig, ConvNetConfig)
+"""Image towers of stages of convolutions with batch norms, not of transformer blocks."""
 
 
 @settings

@@ -1,13 +1,13 @@
 """Where in a model a weight lies: in which tower, and how deep.
 
 Depth 0 is what comes before the first layer: stem, class token, positions and embeddings of tokens. A layer is a transformer's
-block or a ResNet's stage; the first has depth 1. What follows the last layer, pooling, norm and projection, lies one deeper
-still. The temperature and the logit bias lie in neither tower.
+block, or a stage of a ResNet or a convolutional network; the first has depth 1. What follows the last layer, pooling, norm and
+projection, lies one deeper still. The temperature and the logit bias lie in neither tower.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
 
-from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.models.config import STAGED, CLIPConfig
 
 Tower: TypeAlias = Literal["image", "text"]
 
@@ -23,7 +23,7 @@ _PARTS: dict[str, Literal["before", "layers", "after"]] = {
     "transformer": "layers",
     "norm_post": "after",
     "projection": "after",
-    # ResNets; the attention pooling is also a vision transformer's.
+    # ResNets and convolutional networks; the attention pooling is also a vision transformer's.
     "conv_1": "before",
     "norm_1": "before",
     "conv_2": "before",
@@ -82,11 +82,11 @@ def place_of(name: str, config: CLIPConfig) -> Place | None:
 
 
 def num_layers_of(tower: Tower, config: CLIPConfig) -> int:
-    """Blocks of a transformer; the four stages of a ResNet.
+    """Blocks of a transformer; stages of a ResNet or a convolutional network.
 
     >>> num_layers_of("image", CLIPConfig(image=ResNetConfig()))
     4
     """
     if tower == "text":
         return config.text.layers
-    return len(config.image.layers) if isinstance(config.image, ResNetConfig) else config.image.layers
+    return len(config.image.layers) if isinstance(config.image, STAGED) else config.image.layers

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.images.transforms import height_width
 from diptych.models.clip import image_tower
-from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, TextConfig
+from diptych.models.config import STAGED, CLIPConfig, ImageConfig, TextConfig
 from diptych.models.text_transformer import TextTransformer
 
 _FEW, _MORE = 2, 3
@@ -48,12 +48,12 @@ def model_size(config: CLIPConfig) -> ModelSize:
 
 def _alike(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
     """Of towers that differ in their activation alone, one is counted."""
-    return tower if isinstance(tower, ResNetConfig) else replace(tower, activation="gelu")
+    return tower if isinstance(tower, STAGED) else replace(tower, activation="gelu")
 
 
 @lru_cache
 def _count(tower: ImageConfig | TextConfig, embed_dim: int) -> _Count:
-    if not isinstance(tower, ResNetConfig) and tower.layers > _MORE:
+    if not isinstance(tower, STAGED) and tower.layers > _MORE:
         few, more = (_count(replace(tower, layers=layers), embed_dim) for layers in (_FEW, _MORE))
         further = tower.layers - _FEW
         return _Count(*(a + further * (b - a) for a, b in zip(few, more, strict=True)))

@@ -10,10 +10,12 @@ from diptych.recipes.flickr30k_small import flickr30k_small
 from diptych.recipes.flickr30k_vit_b_16 import flickr30k_vit_b_16
 from diptych.recipes.paper_vit_b_32 import paper_vit_b_32
 from diptych.recipes.shapes import shapes
+from diptych.recipes.small_data import small_data
 from diptych.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "demo": demo,
+    "small-data": small_data,
     "flickr30k-small": flickr30k_small,
     "flickr30k-vit-b-16": flickr30k_vit_b_16,
     "flickr30k-bert": flickr30k_bert,

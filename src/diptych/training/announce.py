@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from diptych.core.distributed import Ranks
-from diptych.models.config import ResNetConfig
+from diptych.models.config import STAGED
 from diptych.training.assembly import Assembly
 from diptych.training.config import TrainConfig
 
@@ -19,11 +19,11 @@ def what_it_does(config: TrainConfig, assembly: Assembly, *, num_images: int, ru
         f"{_where(config, assembly, ranks)}, into {run}"
     ]
     at_once = config.micro_batch or config.batch_size // ranks.size
-    if at_once < config.batch_size and isinstance(config.model.image, ResNetConfig):
+    if at_once < config.batch_size and isinstance(config.model.image, STAGED):
         why = "with micro_batch" if config.micro_batch else "on several ranks"
         lines.append(
-            f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: {why}, a ResNet does not train exactly as "
-            "it would with the whole batch"
+            f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: {why}, the model does not train exactly "
+            "as it would with the whole batch"
         )
     return lines
 

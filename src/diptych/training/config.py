@@ -8,7 +8,8 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.loader import DataConfig
 from diptych.images.augment import AugmentConfig
-from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.images.transforms import height_width
+from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
 from diptych.training.checkpoint import CheckpointConfig
 from diptych.training.lock import LockConfig, check_lock
 from diptych.training.objective import LossConfig
@@ -92,9 +93,24 @@ class TrainConfig:
             raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1")
         if self.loss.name == "sigmoid" and self.init is None and self.model.init_logit_bias is None:
             raise ConfigError("loss.name is 'sigmoid', which needs a logit bias: set model.init_logit_bias to -10")
-        if self.gradient_checkpointing and isinstance(self.model.image, ResNetConfig) and self.init is None:
-            raise ConfigError("gradient_checkpointing needs transformers; model.image is a ResNet with batch norms")
+        if self.gradient_checkpointing and isinstance(self.model.image, STAGED) and self.init is None:
+            raise ConfigError("gradient_checkpointing needs transformers; model.image is convolutions with batch norms")
+        self._check_small_first()
         check_lock(self.lock, self.optimizer)
+
+    def _check_small_first(self) -> None:
+        """Pictures that the run begins on must be such as the model reads, and smaller than its own."""
+        image = self.model.image
+        for _, px in self.schedule.small_first if self.init is None else ():
+            if not isinstance(image, ConvNetConfig):
+                raise ConfigError(
+                    f"schedule.small_first needs a tower that reads any size, 'convnet'; this is '{image.kind}'"
+                )
+            if not reads(image, px, px) or px >= min(height_width(image.image_px)):
+                raise ConfigError(
+                    f"schedule.small_first has {px} px; the model reads multiples of {image.stride}, in the end "
+                    f"{image.image_px}"
+                )
 
 
 def read_config(path: Path) -> TrainConfig:

@@ -7,7 +7,7 @@ from torch import nn
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ResNetConfig
+from diptych.models.config import STAGED, CLIPConfig
 from diptych.models.depth import Place, Tower, num_layers_of, place_of
 from diptych.training.optimizer import OptimizerConfig
 
@@ -19,7 +19,7 @@ class LockConfig:
     """What of each tower does not learn. `lock.image all` is LiT: a text tower learns to read a ready image tower."""
 
     image: Locked = None
-    """`all` of the image tower, or its first blocks (of a ResNet: stages), with stem and embeddings; 0 for those alone."""
+    """`all` of the image tower, or its first blocks (of convolutions: stages), with stem and embeddings; 0 for those alone."""
     text: Locked = None
     """`all` of the text tower, or its first blocks, with embeddings; 0 for those alone."""
 
@@ -87,5 +87,5 @@ def _check_numbers(lock: LockConfig, config: CLIPConfig) -> None:
     for tower in towers:
         locked, num_layers = lock.of(tower), num_layers_of(tower, config)
         if isinstance(locked, int) and locked > num_layers:
-            layers = "stages" if tower == "image" and isinstance(config.image, ResNetConfig) else "blocks"
+            layers = "stages" if tower == "image" and isinstance(config.image, STAGED) else "blocks"
             raise ConfigError(f"lock.{tower} is {locked}, but the {tower} tower has {num_layers} {layers}")

@@ -11,6 +11,7 @@ from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.depth import Place, place_of
 from diptych.training.lion import Lion
+from diptych.training.muon import Muon
 
 
 @settings
@@ -19,8 +20,8 @@ class OptimizerConfig:
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
     """`adamw` (Loshchilov & Hutter 2019); `lion` (Chen et al. 2023), which wants a rate 3 to 10 times smaller and as much more
-    decay; `muon` (Jordan et al. 2024) for the matrices of transformer blocks, scaled to AdamW's step (Liu et al. 2025, sec.
-    2.2), with AdamW for all else, so that rate and decay stay AdamW's."""
+    decay; `muon` (Jordan et al. 2024) for the matrices and convolutions of blocks, scaled to AdamW's step (Liu et al. 2025,
+    sec. 2.2), with AdamW for all else, so that rate and decay stay AdamW's."""
     lr: float = 5e-4
     """Peak learning rate, reached after warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -81,8 +82,8 @@ class _Learned(NamedTuple):
 
     @property
     def is_block_matrix(self) -> bool:
-        """Of a transformer's block: a ResNet's stages have convolutions, of four axes, and norms."""
-        return self.place is not None and self.place.is_in_layer and self.parameter.ndim == 2
+        """Of a transformer's block, or a convolution of a stage, which is one row an output channel."""
+        return self.place is not None and self.place.is_in_layer and self.parameter.ndim >= 2
 
 
 def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
@@ -101,7 +102,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     optimizers: list[torch.optim.Optimizer] = []
     if block_matrices:
         groups = _groups(block_matrices, config)
-        optimizers.append(torch.optim.Muon(groups, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(groups, lr=config.lr))
     if others:
         groups = _groups(others, config)
         optimizers.append(

@@ -227,10 +227,12 @@ class _Run:
             step_of.stopwatch.add("data", waited)
             self.skipped.add(self.ranks.gather_few(batch.skipped), num_tried=(self.step + 1) * config.batch_size)
             self._num_cut += batch.num_cut
-            lr = config.optimizer.lr * self.schedule.lr_factor(self.step, self._progress())
+            progress = self._progress()
+            lr = config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
             set_training_mode(self.assembly.model, config.lock)
             # What a tower draws follows from the step alone, and so outlives a resume.
-            result = step_of(batch, lr=lr, seed=stable_hash(config.seed, "step", self.step))
+            seed = stable_hash(config.seed, "step", self.step)
+            result = step_of(batch, lr=lr, seed=seed, small_px=self.schedule.small_px(progress))
             self.step += 1
             self.pace.note(batch, waited_s=waited, took_s=time.monotonic() - began)
             self._report_step(result, lr)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from typing_extensions import assert_never
@@ -31,6 +32,10 @@ class ScheduleConfig:
     """Share of the run over which `wsd` falls, within (0, 1]."""
     final_lr: float = 0.0
     """Share of the peak that is left at the end, within [0, 1]."""
+    small_first: tuple[tuple[float, int], ...] = ()
+    """Sides in pixels at which the run begins, each with the share of the run at which it ends, as in `[[0.5, 64], [0.8, 80]]`;
+    then the model's own. Steps on small pictures are quick (Tan & Le 2021, "EfficientNetV2", sec. 4). For an image tower that
+    reads any size, `convnet`."""
 
     def __post_init__(self) -> None:
         limits = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
@@ -45,6 +50,9 @@ class ScheduleConfig:
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be at least 0")
         self._check_shape()
+        ends = [0.0, *(end for end, _ in self.small_first), 1.0]
+        if any(not before < after for before, after in pairwise(ends)):
+            raise ConfigError(f"schedule.small_first is {self.small_first}; shares of the run must rise within (0, 1)")
 
     def _check_shape(self) -> None:
         if not 0 < self.decay_share <= 1:
@@ -82,6 +90,15 @@ class Schedule:
             return min(1.0, elapsed_s / (60 * self.config.minutes))
         assert self.total_steps is not None
         return min(1.0, step / self.total_steps)
+
+    def small_px(self, progress: float) -> int | None:
+        """The side of the pictures there, where it is not the model's own.
+
+        >>> half = Schedule(ScheduleConfig(small_first=((0.5, 64),)), 50)
+        >>> half.small_px(0.49), half.small_px(0.5)
+        (64, None)
+        """
+        return next((px for end, px in self.config.small_first if progress < end), None)
 
     def lr_factor(self, step: int, progress: float) -> float:
         """What the peak learning rate is multiplied by in the step after `step` steps.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
 from diptych.data.groups import group_marked
-from diptych.images.transforms import normalize
+from diptych.images.transforms import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
@@ -91,19 +91,20 @@ class TrainingStep:
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
 
-    def __call__(self, batch: Batch, *, lr: float, seed: int) -> StepResult:
+    def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
 
         Args:
             batch: what to learn from.
             lr: learning rate; each group of weights takes its own factor of it.
             seed: of all that the towers draw in this step.
+            small_px: side to which the pictures are shrunk; None leaves them at the model's.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         is_joint = self.ranks.size > 1
         groups = group_marked(batch.marks, self.ranks) if is_joint else batch.groups
-        emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), seed)
+        emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), self._parts(batch, seed, small_px))
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
             is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # The norm sees the teacher's loss, too.
@@ -122,9 +123,8 @@ class TrainingStep:
             teacher_loss=None if teacher_loss is None else teacher_loss.item(),
         )
 
-    def _backward(self, batch: Batch, groups: Tensor, seed: int) -> tuple[CLIPOutput, Tensor, Tensor | None]:
+    def _backward(self, batch: Batch, groups: Tensor, parts: list[_Part]) -> tuple[CLIPOutput, Tensor, Tensor | None]:
         """Put the losses' gradients on the weights; what they were computed from, the loss, and the teacher's."""
-        parts = self._parts(batch, seed)
         text_of_row = batch.text_of_row.to(self.device)
         with self.stopwatch.time("forward"):
             outputs = self._first_pass(parts)
@@ -154,9 +154,10 @@ class TrainingStep:
             image_emb, text_emb, logit_scale, images, texts, scale, across_ranks=self.ranks.size > 1
         )
 
-    def _parts(self, batch: Batch, seed: int) -> list[_Part]:
+    def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
+        images = batch.pixels if small_px is None else shrink(batch.pixels, small_px)
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
-        pieces = zip(*(whole.tensor_split(num) for whole in (batch.pixels, batch.ids, batch.lengths)), strict=True)
+        pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
         return [
             _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
             for number, (pixels, ids, lengths) in enumerate(pieces, start=num * self.ranks.rank)

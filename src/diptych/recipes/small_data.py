@@ -1,0 +1,75 @@
+"""A few thousand captioned pictures, an evening, a laptop."""
+
+from dataclasses import replace
+from statistics import median
+
+from diptych.core.errors import ConfigError, ImageError
+from diptych.data.loader import DataConfig
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.protocol import Source
+from diptych.images.augment import AugmentConfig
+from diptych.images.decode import decode
+from diptych.presets import preset
+from diptych.training.config import TrainConfig
+from diptych.training.optimizer import OptimizerConfig
+from diptych.training.schedule import ScheduleConfig
+
+_SMALL = 100_000
+"""Pictures; of more, transformers learn as well."""
+_LOOKED_AT = 9
+_TINY_PX = 64
+
+
+def small_data() -> TrainConfig:
+    """A convolutional image tower, words of the captions' own, Muon, small pictures first.
+
+    Recipes for 400 million pairs learn next to nothing from 6,000; what was tried for this one is in `docs/log.md`.
+    """
+    return TrainConfig(
+        recipe="small-data",
+        model=preset("photos-convnet"),
+        data=DataConfig(source="flickr8k", positives="class"),
+        augment=AugmentConfig(crop_area=(0.47, 1.0), flip=0.5),
+        optimizer=OptimizerConfig(name="muon", lr=3e-3, weight_decay=0.1),
+        schedule=ScheduleConfig(epochs=None, minutes=15, warmup_steps=60, small_first=((0.7, 64),)),
+        batch_size=128,
+    )
+
+
+def recipe_for(data: str) -> tuple[TrainConfig, str]:
+    """The run for data that no recipe was named for, fitted to its number and size of pictures; and why it was chosen.
+
+    Raises:
+        ConfigError: the data is not small.
+        DataError: it cannot be read.
+    """
+    source = open_source(data)
+    num = len(source)
+    if num > _SMALL:
+        raise ConfigError(
+            f"{data} holds {num:,} pictures; without a name, small-data is chosen for up to {_SMALL:,}: name a recipe, as in "
+            f"diptych train paper-vit-b-32 --data {data}"
+        )
+    config = small_data()
+    config = replace(config, data=replace(config.data, source=data), batch_size=_batch_size(num))
+    side = _usual_side(source)
+    if side < _TINY_PX:
+        schedule = replace(config.schedule, small_first=())
+        config = replace(config, model=preset("icons-convnet"), schedule=schedule)
+    return config, f"small-data, for {data} holds {num:,} pictures of about {side} px: little data"
+
+
+def _batch_size(num: int) -> int:
+    """Eight steps or more an epoch, up to the recipe's own."""
+    return int(min(small_data().batch_size, max(8, 1 << max(0, num // 8).bit_length() - 1)))
+
+
+def _usual_side(source: Source) -> int:
+    """The shorter side of a picture, in the median of a few."""
+    sides = []
+    for number in range(_LOOKED_AT):
+        try:
+            sides.append(min(decode(source[number * len(source) // _LOOKED_AT].image).size))
+        except ImageError:
+            continue
+    return round(median(sides)) if sides else _TINY_PX

@@ -1,0 +1,76 @@
+"""`diptych train DATA`: a recipe is chosen, and told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diptych.cli.main import main
+from diptych.core.errors import ConfigError
+from diptych.recipes import small_data
+from diptych.recipes.small_data import recipe_for
+from diptych.training.config import read_config
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Thirty pictures of 90 x 70 px, of which one cannot be read."""
+    rows, generator = [], np.random.default_rng(0)
+    for number in range(30):
+        Image.fromarray(generator.integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"noise number {number}"})
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("form", ["{}", "json:{}", "--data json:{}"])
+def test_data_alone_is_trained(
+    form: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--steps", "2", "--data.workers", "0", "--data.val-fraction", "0.2", "--data.max-skipped", "0.5"]
+    assert main(["train", *form.format(photos).split(), *words]) == 0
+    told = capsys.readouterr()
+    assert "No recipe was named: small-data, for" in told.out + told.err
+    assert "holds 30 pictures of about 70 px: little data" in told.out + told.err
+    config = read_config(tmp_path / "runs" / "small-data" / "config.yaml")
+    assert (config.recipe, config.batch_size, config.schedule.steps) == ("small-data", 8, 2)
+    assert config.model.image.kind == "convnet"
+    assert config.model.image.image_px == 96
+
+
+def test_drawings_of_64_px_count_as_photos() -> None:
+    config, why = recipe_for("shapes:2000")
+    assert config.model.image.image_px == 96
+    assert (config.batch_size, config.data.source) == (128, "shapes:2000")
+    assert "pictures of about 64 px: little data" in why
+
+
+def test_icons(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    config, _ = recipe_for(f"class-folder:{tmp_path}")
+    assert config.model.image.image_px == 32
+    assert (config.batch_size, config.schedule.small_first) == (8, ())
+
+
+def test_large_data_wants_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_data, "_SMALL", 100)
+    with pytest.raises(ConfigError, match=r"small-data is chosen for up to 100: name a recipe"):
+        recipe_for("shapes:101")
+
+
+def test_a_word_that_is_neither_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "smal-data"]) == 2
+    assert "did you mean 'small-data'" in capsys.readouterr().err
+
+
+def test_a_config_and_data_need_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config", str(tmp_path / "none.yaml"), "--data", "shapes:100"]) == 2
+    assert "none.yaml: cannot be read" in capsys.readouterr().err
