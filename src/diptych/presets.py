@@ -108,7 +108,7 @@ PRESETS: dict[str, CLIPConfig] = {
         init_temperature=0.05,
     ),
     # A few thousand photos; a few thousand pictures of 32 pixels.
-    "photos-convnet": _convnet(ConvNetConfig(image_px=96)),
+    "photos-convnet": _convnet(ConvNetConfig()),
     "icons-convnet": _convnet(ConvNetConfig(image_px=32, stem_stride=2)),
     # The same with a transformer.
     "photos-small": CLIPConfig(

@@ -40,12 +40,12 @@ def test_data_alone_is_trained(
     config = read_config(tmp_path / "runs" / "small-data" / "config.yaml")
     assert (config.recipe, config.batch_size, config.schedule.steps) == ("small-data", 8, 2)
     assert config.model.image.kind == "convnet"
-    assert config.model.image.image_px == 96
+    assert config.model.image.image_px == 112
 
 
 def test_drawings_of_64_px_count_as_photos() -> None:
     config, why = recipe_for("shapes:2000")
-    assert config.model.image.image_px == 96
+    assert config.model.image.image_px == 112
     assert (config.batch_size, config.data.source) == (128, "shapes:2000")
     assert "pictures of about 64 px: little data" in why
 

@@ -42,7 +42,7 @@ def test_speed_is_of_the_last_seconds_and_forgets_pauses(monkeypatch: pytest.Mon
     for _ in range(3):
         clock[0] += 0.5
         pace.note(BATCH, waited_s=0.0, took_s=0.5)
-    assert pace.pairs_per_s == 4.0
+        assert pace.pairs_per_s == 4.0  # The first step after a pause tells it already.
 
 
 def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def test_the_factor_is_a_share(step: int, progress: float, warmup: int, shape: S
         ({"final_lr": 5e-4, "shape": "constant"}, "final_lr is 0.0005, but shape is 'constant'"),
         ({"final_lr": math.nan}, "schedule.final_lr is nan"),
         ({"small_first": ((0.5, 64), (0.5, 80))}, "shares of the run must rise"),
-        ({"small_first": ((1.0, 64),)}, "shares of the run must rise"),
+        ({"small_first": ((1.1, 64),)}, "shares of the run must rise"),
     ],
 )
 def test_impossible_schedules_are_refused(wrong: dict[str, float | str | None], message: str) -> None:

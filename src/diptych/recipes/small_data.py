@@ -30,8 +30,8 @@ def small_data() -> TrainConfig:
         model=preset("photos-convnet"),
         data=DataConfig(source="flickr8k", positives="class"),
         augment=AugmentConfig(crop_area=(0.47, 1.0), flip=0.5),
-        optimizer=OptimizerConfig(name="muon", lr=3e-3, weight_decay=0.1),
-        schedule=ScheduleConfig(epochs=None, minutes=15, warmup_steps=60, small_first=((0.7, 64),)),
+        optimizer=OptimizerConfig(name="muon", lr=3e-3, weight_decay=0.2),
+        schedule=ScheduleConfig(epochs=None, minutes=15, warmup_steps=60, small_first=((0.7, 64), (1.0, 96))),
         batch_size=128,
     )
 

@@ -23,7 +23,7 @@ class Pace:
         self.is_decoded = is_decoded
         self.wait_s = self.train_s = self._read_s = 0.0
         self._source_pixels = self._steps = 0
-        self._recent: list[tuple[float, int]] = [(time.monotonic(), 0)]
+        self._recent: list[tuple[float, int]] = []
         self._has_advised = False
 
     def pause(self) -> None:
@@ -38,7 +38,8 @@ class Pace:
         self.train_s += took_s
         self._read_s += batch.read_s
         self._source_pixels += batch.source_pixels
-        self._recent = [(at, step) for at, step in self._recent if now - at < _WINDOW_S] + [(now, self._steps)]
+        before = self._recent or [(now - took_s, self._steps - 1)]
+        self._recent = [(at, step) for at, step in before if now - at < _WINDOW_S] + [(now, self._steps)]
 
     @property
     def pairs_per_s(self) -> float:

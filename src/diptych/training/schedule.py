@@ -34,8 +34,9 @@ class ScheduleConfig:
     """Share of the peak that is left at the end, within [0, 1]."""
     small_first: tuple[tuple[float, int], ...] = ()
     """Sides in pixels at which the run begins, each with the share of the run at which it ends, as in `[[0.5, 64], [0.8, 80]]`;
-    then the model's own. Steps on small pictures are quick (Tan & Le 2021, "EfficientNetV2", sec. 4). For an image tower that
-    reads any size, `convnet`."""
+    then the model's own. Steps on small pictures are quick (Tan & Le 2021, "EfficientNetV2", sec. 4); and crops show things
+    larger than whole pictures do, so a run may end a little below the size of use (Touvron et al. 2019). For an image tower
+    that reads any size, `convnet`."""
 
     def __post_init__(self) -> None:
         limits = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
@@ -50,9 +51,9 @@ class ScheduleConfig:
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps is {self.warmup_steps}; it must be at least 0")
         self._check_shape()
-        ends = [0.0, *(end for end, _ in self.small_first), 1.0]
-        if any(not before < after for before, after in pairwise(ends)):
-            raise ConfigError(f"schedule.small_first is {self.small_first}; shares of the run must rise within (0, 1)")
+        ends = [0.0, *(end for end, _ in self.small_first)]
+        if any(not before < after <= 1 for before, after in pairwise(ends)):
+            raise ConfigError(f"schedule.small_first is {self.small_first}; shares of the run must rise within (0, 1]")
 
     def _check_shape(self) -> None:
         if not 0 < self.decay_share <= 1:
