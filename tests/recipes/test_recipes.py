@@ -48,13 +48,14 @@ def test_a_recipe_trains_and_measures(name: str, tmp_path: Path) -> None:
             "data.workers": 0,
             "data.val_fraction": 0.3,
             "schedule.epochs": None,
+            "schedule.minutes": None,
             "schedule.steps": 3,
             "batch_size": 8,
             "micro_batch": 4 if recipe(name).micro_batch else None,
             "device": "cpu",
         },
     )
-    image = config.model.image if name == "cifar10-rn" else TINY_MODEL.image
+    image = config.model.image if name in {"cifar10-rn", "small-data"} else TINY_MODEL.image
     small = replace(TINY_MODEL, image=image, embed_dim=16)
     result = train(replace(config, model=small), tmp_path / "run")
     assert result.steps == 3

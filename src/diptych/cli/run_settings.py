@@ -72,5 +72,6 @@ def resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any],
         if of_model:
             raise ConfigError(f"--init brings its own model; it excludes {', '.join(of_model)}")
     if preset_name is not None:
-        base = dataclasses.replace(base, model=preset(preset_name))
+        schedule = dataclasses.replace(base.schedule, small_first=())  # They are sizes of the recipe's own model.
+        base = dataclasses.replace(base, model=preset(preset_name), schedule=schedule)
     return override(base, given)

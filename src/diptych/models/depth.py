@@ -84,6 +84,7 @@ def place_of(name: str, config: CLIPConfig) -> Place | None:
 def num_layers_of(tower: Tower, config: CLIPConfig) -> int:
     """Blocks of a transformer; stages of a ResNet or a convolutional network.
 
+    >>> from diptych.models.config import ResNetConfig
     >>> num_layers_of("image", CLIPConfig(image=ResNetConfig()))
     4
     """

@@ -104,7 +104,8 @@ class TrainConfig:
         for _, px in self.schedule.small_first if self.init is None else ():
             if not isinstance(image, ConvNetConfig):
                 raise ConfigError(
-                    f"schedule.small_first needs a tower that reads any size, 'convnet'; this is '{image.kind}'"
+                    f"schedule.small_first needs a tower that reads any size, 'convnet'; this is '{image.kind}': "
+                    "leave it empty, []"
                 )
             if not reads(image, px, px) or px >= min(height_width(image.image_px)):
                 raise ConfigError(
