@@ -60,6 +60,11 @@ def test_icons(tmp_path: Path) -> None:
     assert (config.batch_size, config.schedule.small_first) == (8, ())
 
 
+@pytest.mark.parametrize(("num", "batch"), [(1, 8), (3, 8), (40, 8), (100, 16), (500, 64), (512, 128), (99_999, 128)])
+def test_a_batch_is_a_quarter_of_little_data(num: int, batch: int) -> None:
+    assert small_data._batch_size(num) == batch
+
+
 def test_large_data_wants_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_data, "_SMALL", 100)
     with pytest.raises(ConfigError, match=r"small-data is chosen for up to 100: name a recipe"):

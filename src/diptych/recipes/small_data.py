@@ -60,8 +60,8 @@ def recipe_for(data: str) -> tuple[TrainConfig, str]:
 
 
 def _batch_size(num: int) -> int:
-    """Eight steps or more an epoch, up to the recipe's own."""
-    return int(min(small_data().batch_size, max(8, 1 << max(0, num // 8).bit_length() - 1)))
+    """Four steps or more an epoch, up to the recipe's own."""
+    return int(min(small_data().batch_size, max(8, 1 << max(1, num // 4).bit_length() - 1)))
 
 
 def _usual_side(source: Source) -> int:
