@@ -1,15 +1,16 @@
 """Lion: the sign of a momentum as the step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diptych.training.by_group import ByGroup
 from diptych.training.shards import local
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(ByGroup):
     """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2; the decay is decoupled.
 
     Every weight moves by the rate itself, so the rate is three to ten times smaller than AdamW's and the decay as many times
@@ -26,19 +27,6 @@ class Lion(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every weight that has a gradient; gives back the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if moved:
-                self._move(moved, [parameter.grad for parameter in moved], group)
-        return loss
-
     def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         momenta = [local(self._momentum(parameter)) for parameter in parameters]
@@ -52,10 +40,3 @@ class Lion(torch.optim.Optimizer):
         torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
         torch._foreach_add_(parameters, update, alpha=-lr)
         torch._foreach_lerp_(momenta, gradients, 1 - beta_2)
-
-    def _momentum(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"]
-        return momentum

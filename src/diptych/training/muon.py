@@ -1,17 +1,19 @@
 """Muon: a momentum of which every direction is made equally long, as the step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diptych.training.by_group import ByGroup
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(ByGroup):
     """Jordan et al. 2024, with steps as long as AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", sec. 2.2).
 
     PyTorch has one for matrices alone. This one takes convolutions, too, as matrices of one row an output channel, and computes
@@ -28,28 +30,14 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every weight that has a gradient; gives back the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group)
-        return loss
-
-    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state, keep = self.state[parameter], group["momentum"]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"].lerp_(gradient, 1 - keep)
-        step = orthogonalized(gradient.lerp(momentum, keep).flatten(1))
-        length = 0.2 * max(step.shape) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(step.view_as(parameter), alpha=-group["lr"] * length)
+    def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        keep, lr = group["momentum"], group["lr"]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            momentum = self._momentum(parameter).lerp_(gradient, 1 - keep)
+            step = orthogonalized(gradient.lerp(momentum, keep).flatten(1))
+            length = 0.2 * max(step.shape) ** 0.5
+            parameter.mul_(1 - lr * group["weight_decay"])
+            parameter.add_(step.view_as(parameter), alpha=-lr * length)
 
 
 def orthogonalized(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
