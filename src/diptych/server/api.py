@@ -16,6 +16,7 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError
 from diptych.index.entry import Entry, Found
 from diptych.index.filters import parse_filter
+from diptych.index.protocol import Index
 from diptych.inference.classify import (
     calibrated_threshold,
     check_distinct,
@@ -231,15 +232,22 @@ async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarra
 
 
 async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, " E"]]:
-    for one in ids:
-        await _entry(engine, one)
-    found = await engine.of_index(lambda index: index.vectors(ids)) if ids else {}
-    return [found[one] for one in ids]
+    def read(index: Index) -> list[Float32[ndarray, " E"]]:
+        for one in ids:
+            _first(index, one)
+        found = index.vectors(ids)
+        return [found[one] for one in ids]
+
+    return await engine.of_index(read) if ids else []
 
 
 async def _entry(engine: Engine, key: str) -> Entry:
+    return await engine.of_index(lambda index: _first(index, key))
+
+
+def _first(index: Index, key: str) -> Entry:
     """The first picture of the index with this content."""
-    entries = await engine.of_index(lambda index: index.with_digest(key))
+    entries = index.with_digest(key)
     if not entries:
         raise Problem(404, "the index has no such picture")
     return entries[0]

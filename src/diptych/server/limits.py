@@ -33,18 +33,8 @@ class Limits:
     """How far into its results a search may reach."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch",
-            "waiting",
-            "deadline_s",
-            "body_mb",
-            "all_bodies_mb",
-            "texts",
-            "text_chars",
-            "images",
-            "pixels",
-        ):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, value in vars(self).items():
+            if name != "window_ms" and not value > 0:
+                raise ConfigError(f"{name} is {value}; it must be above 0")
         if not 0 <= self.window_ms <= 1000:
             raise ConfigError(f"window_ms is {self.window_ms}; it must lie within [0, 1000]")

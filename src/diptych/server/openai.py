@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 
 from diptych.server.api import PROBLEMS, written
 from diptych.server.engine import Engine
@@ -23,7 +24,8 @@ def openai_api(engine: Engine) -> APIRouter:
         if asked.dimensions not in {None, dim}:
             raise Problem(422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number")
         emb = await engine.embed_texts(texts)
-        tokens = int(engine.clip.bundle.tokenizer.encode(texts).lengths.sum())
+        encoded = await run_in_threadpool(engine.clip.bundle.tokenizer.encode, texts)
+        tokens = int(encoded.lengths.sum())
         rows = [
             {"object": "embedding", "index": number, "embedding": row}
             for number, row in enumerate(written(emb, asked.encoding_format))

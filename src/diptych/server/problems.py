@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from diptych.core.errors import BusyError, ConfigError, DiptychError, ImageError, IndexingError
+from diptych.core.errors import BusyError, DiptychError, ImageError, IndexingError
 
 LOG = logging.getLogger("diptych.server")
 
@@ -72,8 +72,6 @@ def _of_library(error: DiptychError) -> Problem:
         case IndexingError():
             LOG.error("%s", error)
             return Problem(503, "the index cannot be read", headers={"Retry-After": "5"})
-        case ConfigError():
-            return Problem(422, str(error))
         case _:
             return Problem(422, str(error))
 
