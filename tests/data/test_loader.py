@@ -11,7 +11,7 @@ from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.sample import Batch, Sample
 from diptych.core.settings import from_plain
 from diptych.data import loader
-from diptych.data.loader import DataConfig, Example, TrainingExamples, mirror_words, training_batches
+from diptych.data.loader import DataConfig, Example, TrainingExamples, training_batches
 from diptych.data.rows import RowTable
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
@@ -179,20 +179,6 @@ def test_captions_that_are_cut_are_counted(json_file: Path) -> None:
     assert batch.ids.shape == (4, 6)
 
 
-@pytest.mark.parametrize(
-    ("caption", "mirrored"),
-    [
-        ("a man on the left of a Right-handed girl", "a man on the right of a Left-handed girl"),
-        ("leftover rights, bright", "leftover rights, bright"),
-        ("left left right", "right right left"),
-        ("", ""),
-    ],
-)
-def test_mirror_words(caption: str, mirrored: str) -> None:
-    assert mirror_words(caption) == mirrored
-    assert mirror_words(mirrored) == caption
-
-
 def test_flipped_rows_and_only_they_are_mirrored(json_file: Path) -> None:
     content = json_file.read_text("utf-8").replace("picture", "left picture")
     json_file.write_text(content, "utf-8")
@@ -209,6 +195,27 @@ def test_flipped_rows_and_only_they_are_mirrored(json_file: Path) -> None:
         assert plain.caption.startswith("left")
         assert flipped.caption.startswith("right")
         assert (plain.pixels[:, :, ::-1] == flipped.pixels).all()
+
+
+def test_words_are_left_out_anew_in_each_epoch(json_file: Path) -> None:
+    source = open_source(f"json:{json_file}")
+    whole, part = (
+        TrainingExamples(
+            source,
+            config=DataConfig(caption="first"),
+            augment=AugmentConfig(drop_words=share),
+            pixels=PixelConfig(),
+            image_px=16,
+            seed=0,
+        )
+        for share in (0.0, 0.5)
+    )
+    captions = [_row(part, epoch, 0).caption for epoch in range(8)]
+    assert captions == [_row(part, epoch, 0).caption for epoch in range(8)]
+    assert len(set(captions)) > 1
+    words = _row(whole, 0, 0).caption.split()
+    assert all(set(caption.split()) <= set(words) for caption in captions)
+    assert (_row(part, 3, 0).pixels == _row(whole, 3, 0).pixels).all(), "pictures are drawn before words"
 
 
 @pytest.mark.parametrize(

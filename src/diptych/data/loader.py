@@ -1,7 +1,6 @@
 """From a source to batches, in worker processes, the same whatever their number. Shapes: H W pixels."""
 
 import os
-import re
 import signal
 import threading
 import time
@@ -21,6 +20,7 @@ from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.sample import Batch, ModelInput
 from diptych.core.settings import settings
+from diptych.data.captions import drop_words, mirror_words
 from diptych.data.groups import Positives, group_marked, mark_rows
 from diptych.data.order import Arrangement, StepOrder
 from diptych.data.rows import CaptionChoice, RowTable
@@ -168,6 +168,9 @@ class TrainingExamples(Dataset["Example | DataError"]):
         view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
+        caption = mirror_words(caption) if view.flipped else caption
+        if self.augment.drop_words:
+            caption = drop_words(caption, self.augment.drop_words, generator)
         of_teacher = None
         if (
             self.teacher is not None
@@ -176,7 +179,7 @@ class TrainingExamples(Dataset["Example | DataError"]):
         return Example(
             sample.key,
             pixels,
-            mirror_words(caption) if view.flipped else caption,
+            caption,
             sample.label,
             skipped,
             read_s=time.perf_counter() - began,
@@ -294,13 +297,3 @@ def _start_worker(_number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def mirror_words(caption: str) -> str:
-    """The caption of the mirror image.
-
-    >>> mirror_words("A man on the left, turned right")
-    'A man on the right, turned left'
-    """
-    swap = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    return re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda match: swap[match[0]], caption)

@@ -20,7 +20,7 @@ from diptych.images.transforms import PixelConfig, Pixels, height_width
 
 @settings
 class AugmentConfig:
-    """What training does to a picture. All but the crop is off unless asked for."""
+    """What training does to a picture and its caption. All but the crop is off unless asked for."""
 
     crop_area: tuple[float, float] = (0.9, 1.0)
     """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
@@ -40,6 +40,8 @@ class AugmentConfig:
     """Chance of a picture without colours."""
     erase: float = 0.0
     """Chance that a rectangle of 2 to 33 % of the area is painted over with the mean colour (Zhong et al. 2020)."""
+    drop_words: float = 0.0
+    """Chance of each word of the caption to be left out; at least one stays."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
@@ -50,7 +52,7 @@ class AugmentConfig:
             raise ConfigError(f"augment.pad_px is {self.pad_px}; it must be at least 0")
         if not all(0 <= strength <= 1 for strength in self.jitter) or self.jitter[3] > 0.5:
             raise ConfigError(f"augment.jitter is {self.jitter}; each must lie within [0, 1], hue within [0, 0.5]")
-        for name in ("flip", "jitter_chance", "grayscale", "erase"):
+        for name in ("flip", "jitter_chance", "grayscale", "erase", "drop_words"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; it is a chance, within [0, 1]")
 
