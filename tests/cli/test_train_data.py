@@ -41,6 +41,30 @@ def test_data_alone_is_trained(
     assert (config.recipe, config.batch_size, config.schedule.steps) == ("small-data", 8, 2)
     assert config.model.image.kind == "convnet"
     assert config.model.image.image_px == 112
+    assert config.validation.metric == "recall"
+
+
+def test_a_run_on_classes_tells_how_often_it_names_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("red", (220, 30, 30)), ("blue", (30, 30, 220))):
+        (tmp_path / "colours" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (32, 32), (colour[0] - number, 30, colour[2] - number)).save(
+                tmp_path / "colours" / name / f"{number}.png"
+            )
+    assert (
+        main(["train", "class-folder:colours", "--steps", "3", "--data.workers", "0", "--data.val-fraction", "0.4"])
+        == 0
+    )
+    told = capsys.readouterr().out
+    assert "Zero-shot on val:" in told
+    assert "zero-shot " in told.split("Zero-shot on val")[0], "so do the validations"
+    assert "Retrieval" not in told
+    card = json.loads((tmp_path / "runs" / "small-data" / "bundle" / "config.json").read_text("utf-8"))
+    assert 0 <= card["metrics"]["zero_shot"]["top1"] <= 1
+    assert "retrieval" in card["metrics"]
 
 
 def test_drawings_of_64_px_count_as_photos() -> None:
@@ -56,6 +80,7 @@ def test_icons(tmp_path: Path) -> None:
         for number in range(8):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
     config, _ = recipe_for(f"class-folder:{tmp_path}")
+    assert config.validation.metric == "zero_shot"
     assert config.model.image.image_px == 32
     assert (config.batch_size, config.schedule.small_first) == (8, ())
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -68,6 +69,16 @@ def test_texts_come_back_in_their_order(clip: LoadedBundle) -> None:
 def test_nothing_gives_no_rows(clip: LoadedBundle) -> None:
     assert clip.encode_images([]).shape == (0, 16)
     assert clip.encode_texts([]).shape == (0, 16)
+
+
+def test_of_equal_texts_one_is_computed(clip: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0]]
+    expected = clip.encode_texts(TEXTS[:2])[[0, 1, 0, 0]]
+    encode, advance = Mock(wraps=clip.bundle.tokenizer.encode), Mock()
+    monkeypatch.setattr(clip.bundle.tokenizer, "encode", encode)
+    np.testing.assert_array_equal(clip.embedder.encode_texts(texts, advance=advance), expected)
+    encode.assert_called_once_with((TEXTS[0], TEXTS[1]))
+    assert advance.call_count == 4
 
 
 def test_a_broken_image_is_a_nan_row_or_an_error(clip: LoadedBundle) -> None:

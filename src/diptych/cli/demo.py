@@ -83,7 +83,7 @@ def _measure(clip: "LoadedBundle", data: str) -> None:
     for split, what in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs it never saw together")):
         source = take_split(open_source(data), split)
         encoder = SourceEncoder(clip.embedder)
-        report = evaluate_zero_shot(encoder, source, split=split, templates=source.templates).report
+        report = evaluate_zero_shot(encoder, source, split=split).report
         rows.append([what, str(report.protocol["images"]), percent(report.top1)])
         kept[f"zero_shot_{split}"] = asdict(report)
     rows.append(["guessing among 18 names", "", percent(1 / 18)])

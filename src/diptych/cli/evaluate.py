@@ -100,7 +100,7 @@ def zero_shot(
         _encoder(clip, on),
         source,
         split=on.split,
-        templates=_templates(template, source),
+        templates=_templates(template),
         classes=classes,
         all_must_occur=classes is not None and on.max_samples is None and not allow_empty_classes,
     )
@@ -154,7 +154,7 @@ def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = N
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
-    result = evaluate_robustness(_encoder(clip, on), source, split=on.split, templates=_templates(template, source))
+    result = evaluate_robustness(_encoder(clip, on), source, split=on.split, templates=_templates(template))
     _tell(tell_robustness(result), on, bundle)
 
 
@@ -172,7 +172,7 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
     (source,) = _samples(clips[0], on, on.split)
     names = _short_names(bundles)
     if source.classes:
-        templates = _templates(template, source)
+        templates = _templates(template)
         answers = [evaluate_zero_shot(encoder, source, split=on.split, templates=templates) for encoder in encoders]
         comparison = compare_zero_shot(names, answers)
     else:
@@ -216,11 +216,11 @@ def _check_splits(on: Measurement, train_split: str) -> None:
         )
 
 
-def _templates(given: list[str] | None, source: "Source") -> tuple[str, ...]:
+def _templates(given: list[str] | None) -> tuple[str, ...]:
+    """Those asked for; none, and the data's own are taken."""
     from diptych.data.sources.templates import resolve_templates
-    from diptych.inference.classify import DEFAULT_TEMPLATES
 
-    return resolve_templates(given) if given else source.templates or DEFAULT_TEMPLATES
+    return resolve_templates(given) if given else ()
 
 
 def _short_names(bundles: Sequence[Path]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from diptych.cli.output import console, say, warn
-from diptych.cli.reports import print_retrieval
+from diptych.cli.reports import print_retrieval, print_zero_shot
 from diptych.cli.run_settings import base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
 
@@ -114,7 +114,10 @@ def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False,
         say(f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}")
         return 0
     assert result.retrieval is not None
-    print_retrieval(result.retrieval)
+    if result.zero_shot is None:
+        print_retrieval(result.retrieval)
+    else:
+        print_zero_shot(result.zero_shot)
     say(f"Curves: {run / 'curves.png'}")
     best = "" if result.best_step is None else f"; best: {run / 'bundle-best'} (step {result.best_step:,})"
     say(f"Bundle: {result.bundle}{best}")
@@ -150,7 +153,7 @@ def train_with_display(
     from diptych.training.display import Display
     from diptych.training.run import train as run_training
 
-    display = Display(config.recipe, batch_size=config.batch_size, console=console())
+    display = Display(config.recipe, batch_size=config.batch_size, metric=config.validation.metric, console=console())
     try:
         result = run_training(config, run, overwrite=overwrite, resume=resume, observers=[display])
     finally:

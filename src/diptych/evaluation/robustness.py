@@ -14,7 +14,7 @@ from diptych.data.sources.protocol import Source
 from diptych.evaluation.disturbances import DISTURBANCES, STRENGTHS
 from diptych.evaluation.encoded import EncodedImages, SourceEncoder
 from diptych.evaluation.retrieval import retrieval_ranks
-from diptych.evaluation.zero_shot import check_labels, prompt_hash
+from diptych.evaluation.zero_shot import check_labels, own_templates, prompt_hash
 from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.images.transforms import evaluation_pixels
@@ -52,10 +52,12 @@ def evaluate_robustness(
     source: Source,
     *,
     split: str,
-    templates: Sequence[str],
+    templates: Sequence[str] = (),
     disturbances: Sequence[str] = tuple(DISTURBANCES),
 ) -> Robustness:
     """Zero-shot accuracy of labelled data, mean R@1 of captioned data, with pictures disturbed after their crop.
+
+    Without `templates`, classes are named by the source's own.
 
     Raises:
         DataError: no image can be read, or labels or captions lack.
@@ -86,6 +88,7 @@ def _measure(
     """What the figure is, how it follows from embeddings, and its own part of the protocol."""
     if source.classes:
         check_labels(source)
+        templates = templates or own_templates(source)
         class_emb = class_embeddings(encoder, source.classes, templates)
 
         def accuracy(images: EncodedImages) -> float:

@@ -66,9 +66,10 @@ def evaluate_zero_shot(
     source: Source,
     *,
     split: str,
-    templates: Sequence[str],
+    templates: Sequence[str] = (),
     classes: Sequence[str] | None = None,
     all_must_occur: bool = False,
+    images: EncodedImages | None = None,
 ) -> ZeroShot:
     """Classify every image of a labelled source among its classes, from nothing but their names.
 
@@ -76,9 +77,11 @@ def evaluate_zero_shot(
         encoder: the model.
         source: samples with labels.
         split: its name, for the protocol.
-        templates: texts with `{}` for a class's name; a class's embedding is the mean over them, renormalised.
+        templates: texts with `{}` for a class's name; a class's embedding is the mean over them, renormalised. By default
+            the source's own, or "a photo of a {}".
         classes: names to use instead of the source's own, in the same order.
         all_must_occur: refuse classes that no sample has.
+        images: the source's, where they are encoded already.
 
     Raises:
         DataError: the samples have no labels or impossible ones, a class has no sample, or no image can be read.
@@ -90,8 +93,9 @@ def evaluate_zero_shot(
         raise DataError(f"{len(names)} class names given, but the data has {len(source.classes)} classes")
     if all_must_occur:
         check_all_classes_occur(source, names)
+    templates = templates or own_templates(source)
     class_emb = class_embeddings(encoder, names, templates)
-    images = encoder.encode_images(source)
+    images = images or encoder.encode_images(source)
     labels = np.array(images.labels, dtype=np.int64)
     cosine = images.emb @ class_emb.T
     ranked = np.argsort(-cosine, axis=1, kind="stable")[:, :5]
@@ -125,6 +129,11 @@ def evaluate_zero_shot(
         probability=probability,
         calibration=calibrated,
     )
+
+
+def own_templates(source: Source) -> Sequence[str]:
+    """Those that a source's classes are usually named by, or "a photo of a {}"."""
+    return source.templates or DEFAULT_TEMPLATES
 
 
 def distinct_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -184,5 +193,5 @@ def zero_shot_accuracy(
     """Share of encoded images whose class comes first among the source's, with its own templates; None if labels lack."""
     if any(label is None for label in labels):
         return None
-    class_emb = class_embeddings(encoder, source.classes, source.templates or DEFAULT_TEMPLATES)
+    class_emb = class_embeddings(encoder, source.classes, own_templates(source))
     return float(((image_emb @ class_emb.T).argmax(axis=1) == np.array(labels)).mean())

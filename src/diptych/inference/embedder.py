@@ -93,9 +93,15 @@ class Embedder:
     ) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the texts, in order; `advance` is called once for each.
 
-        Texts of like length share a batch, which then has few runs (`models/packing.py`). Where many begin alike, as prompts
-        do, each beginning is computed once (`models/prefix_tree.py`).
+        Of equal texts one is computed. Texts of like length share a batch, which then has few runs (`models/packing.py`). Where
+        many begin alike, as prompts do, each beginning is computed once (`models/prefix_tree.py`).
         """
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        if len(row_of) < len(texts):
+            distinct = self.encode_texts(tuple(row_of))
+            for _ in texts:
+                advance()
+            return distinct[[row_of[text] for text in texts]]
         encoded = self.bundle.tokenizer.encode(texts)
         if encoded.num_cut:
             self.on_cut(encoded.num_cut)

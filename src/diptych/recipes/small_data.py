@@ -52,6 +52,8 @@ def recipe_for(data: str) -> tuple[TrainConfig, str]:
         )
     config = small_data()
     config = replace(config, data=replace(config.data, source=data), batch_size=_batch_size(num))
+    if source.classes and all(source.label(number) is not None for number in range(num)):
+        config = replace(config, validation=replace(config.validation, metric="zero_shot"))
     side = _usual_side(source)
     if side < _TINY_PX:
         schedule = replace(config.schedule, small_first=())

@@ -10,8 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from diptych.core.figures import percent
 from diptych.training.report import StepReport
-from diptych.training.validation import Validation
+from diptych.training.validation import Metric, Validation
 
 _PLAIN_LINE_S = 10.0
 _REFRESH_S = 0.25
@@ -20,8 +21,11 @@ _REFRESH_S = 0.25
 class Display:
     """Shows loss beside the ln(N) of a model that knows nothing, accuracies, speed, waiting and time left."""
 
-    def __init__(self, title: str, *, batch_size: int, console: Console | None = None) -> None:
+    def __init__(
+        self, title: str, *, batch_size: int, metric: Metric = "recall", console: Console | None = None
+    ) -> None:
         self._title = title
+        self._metric = metric
         self._batch_size = batch_size
         self._console = console or Console()
         self._shown_at = -math.inf
@@ -47,7 +51,7 @@ class Display:
         """Show it in the panel; elsewhere print it."""
         self._validation = (step, validation)
         if not self._live:
-            self._console.print(f"step {step:>6}  {_describe(validation)}", soft_wrap=True, highlight=False)
+            self._console.print(f"step {step:>6}  {self._describe(validation)}", soft_wrap=True, highlight=False)
 
     def on_message(self, text: str) -> None:
         """Print it above the panel."""
@@ -70,7 +74,7 @@ class Display:
         )
         table.add_row("speed", f"{report.pairs_per_s:,.0f} pairs/s   waiting for data {report.data_wait:.1%}")
         if self._validation:
-            table.add_row("validation", _describe(self._validation[1]) + f" [dim](step {self._validation[0]})[/]")
+            table.add_row("validation", self._describe(self._validation[1]) + f" [dim](step {self._validation[0]})[/]")
         bar = Table.grid(padding=(0, 2), expand=True)
         bar.add_column()
         bar.add_column(ratio=1)
@@ -79,6 +83,15 @@ class Display:
         bar.add_row(where, ProgressBar(total=1.0, completed=report.progress), f"{_clock(report.seconds_left)} left")
         return Panel(Group(bar, Text(), table), title=self._title, title_align="left", border_style="dim", width=78)
 
+    def _describe(self, validation: Validation) -> str:
+        if self._metric == "zero_shot" and validation.zero_shot is not None:
+            return f"loss {validation.loss:.3f}  zero-shot {percent(validation.zero_shot)}"
+        image_to_text, text_to_image = validation.retrieval.image_to_text, validation.retrieval.text_to_image
+        return (
+            f"loss {validation.loss:.3f}  R@1 {100 * image_to_text.r1:.1f} / {100 * text_to_image.r1:.1f}"
+            f"  R@10 {100 * image_to_text.r10:.1f} / {100 * text_to_image.r10:.1f}"
+        )
+
     def _line(self, report: StepReport) -> str:
         result = report.result
         return (
@@ -86,14 +99,6 @@ class Display:
             f"  i2t {result.image_to_text:.0%}  t2i {result.text_to_image:.0%}  {report.pairs_per_s:,.0f} pairs/s"
             f"  wait {report.data_wait:.1%}  {_clock(report.seconds_left)} left"
         )
-
-
-def _describe(validation: Validation) -> str:
-    image_to_text, text_to_image = validation.retrieval.image_to_text, validation.retrieval.text_to_image
-    return (
-        f"loss {validation.loss:.3f}  R@1 {100 * image_to_text.r1:.1f} / {100 * text_to_image.r1:.1f}"
-        f"  R@10 {100 * image_to_text.r10:.1f} / {100 * text_to_image.r10:.1f}"
-    )
 
 
 def _clock(seconds: float) -> str:

@@ -26,7 +26,8 @@ from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash, take_few
 from diptych.evaluation.encoded import SourceEncoder
-from diptych.evaluation.retrieval import RetrievalReport, evaluate_retrieval
+from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
+from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot
 from diptych.images.transforms import height_width
 from diptych.training.announce import what_it_does, where_it_starts
 from diptych.training.assembly import assemble
@@ -67,6 +68,8 @@ class RunResult:
     elapsed_s: float
     retrieval: RetrievalReport | None
     """On the whole validation split; None if the run was interrupted."""
+    zero_shot: ZeroShotReport | None
+    """The same, where it is what the run is validated by."""
     num_skipped: int
     data_wait: float
     """Share of the training time that was spent waiting for data, within [0, 1]."""
@@ -320,7 +323,7 @@ class _Run:
 
     def _interrupt(self) -> RunResult:
         self._save_checkpoint(must=True)
-        return self._result(None, None)
+        return self._result(None)
 
     def _finish(self) -> RunResult:
         elapsed = self._elapsed_s
@@ -330,30 +333,35 @@ class _Run:
         bundle = self.path / "bundle"
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
         with self.assembly.step.stopwatch.time("evaluation"):
-            retrieval = self.ranks.from_first(
-                lambda: (
-                    evaluate_retrieval(
-                        SourceEncoder(self.assembly.embedder), self.val_source, split=self.config.data.val_split
-                    ).report
-                )
-            )
+            retrieval, zero_shot = self.ranks.from_first(self._measure_all)
         if not is_saved:
             raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
-        self.ranks.from_first(lambda: add_metrics(bundle, {"retrieval": asdict(retrieval)}))
+        metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
+        self.ranks.from_first(lambda: add_metrics(bundle, metrics))
         num_cut = int(self.ranks.sum(torch.tensor(self._num_cut)))
         if num_cut:
             self.observers.say(
                 f"{num_cut} captions were longer than {self.tokenizer.context_length} tokens and lost their tail"
             )
-        return replace(self._result(bundle, retrieval), elapsed_s=elapsed)
+        return replace(self._result(bundle), elapsed_s=elapsed, retrieval=retrieval, zero_shot=zero_shot)
 
-    def _result(self, bundle: Path | None, retrieval: RetrievalReport | None) -> RunResult:
+    def _measure_all(self) -> tuple[RetrievalReport, ZeroShotReport | None]:
+        """The figures on the whole validation split."""
+        encoder, source, split = SourceEncoder(self.assembly.embedder), self.val_source, self.config.data.val_split
+        pairs = encoder.encode_pairs(source)
+        retrieval = rank_pairs(encoder, pairs, split=split).report
+        if self.config.validation.metric != "zero_shot":
+            return retrieval, None
+        return retrieval, evaluate_zero_shot(encoder, source, split=split, images=pairs.images).report
+
+    def _result(self, bundle: Path | None) -> RunResult:
         return RunResult(
             run=self.path,
             bundle=bundle,
             steps=self.step,
             elapsed_s=self._elapsed_s,
-            retrieval=retrieval,
+            retrieval=None,
+            zero_shot=None,
             num_skipped=len(self.skipped.reasons),
             data_wait=self.pace.data_wait,
             seconds=self.assembly.step.stopwatch.total(),
