@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -77,21 +78,26 @@ def main() -> None:
 
 
 def _prepare(folder: Path, flickr: str) -> None:
-    """The same pairs as a CSV, the model as open_clip's config, and the run."""
+    """The same pairs and model for both, and the run."""
     source = open_source(f"flickr8k:{flickr}")
-    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file, delimiter="\t")
-        rows.writerow(["filepath", "title"])
-        for row in range(BATCH * STEPS):
-            captions = source.captions(row)
-            rows.writerow([str(source[row].image), captions[row % len(captions)]])
-    export_bundle(own_bundle(SMALL), "open-clip", folder / "model")
-    exported = json.loads((folder / "model" / "open_clip_config.json").read_text(encoding="utf-8"))
-    (folder / "small.json").write_text(json.dumps(exported["model_cfg"]), encoding="utf-8")
+    captions = [source.captions(row) for row in range(BATCH * STEPS)]
+    pairs = [(str(source[row].image), texts[row % len(texts)]) for row, texts in enumerate(captions)]
+    peer_files(folder, pairs)
     data = DataConfig(source=f"csv:{folder / 'pairs.csv'}", workers=1)
     once = ValidationConfig(times=1)  # At the end: the peer has none.
     run = replace(recipe("flickr30k-small"), model=SMALL, data=data, batch_size=BATCH, validation=once)
     write_config(run, folder / "run.yaml")
+
+
+def peer_files(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """Pictures and captions as a CSV, and the small model as open_clip's config."""
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, delimiter="\t")
+        rows.writerow(["filepath", "title"])
+        rows.writerows(pairs)
+    export_bundle(own_bundle(SMALL), "open-clip", folder / "model")
+    exported = json.loads((folder / "model" / "open_clip_config.json").read_text(encoding="utf-8"))
+    (folder / "small.json").write_text(json.dumps(exported["model_cfg"]), encoding="utf-8")
 
 
 def _own(folder: Path, number: int) -> tuple[float, float]:
@@ -104,14 +110,20 @@ def _own(folder: Path, number: int) -> tuple[float, float]:
     return BATCH * (last["step"] - first["step"]) / (last["elapsed_s"] - first["elapsed_s"]), peak
 
 
-def _peer(folder: Path, number: int) -> tuple[float, float]:
+def run_peer(folder: Path, name: str, words: Sequence[str]) -> tuple[str, float]:
+    """open_clip's trainer on `peer_files`: what it said, and the most that it held, in MiB."""
     words = [
         *("--model", "small", "--train-data", str(folder / "pairs.csv"), "--dataset-type", "csv"),
-        *("--batch-size", str(BATCH), "--epochs", "1", "--workers", "1", "--lr", "1e-3", "--warmup", "10"),
-        *("--device", "cpu", "--precision", "fp32", "--log-every-n-steps", "1", "--save-frequency", "0"),
-        *("--logs", str(folder / "theirs"), "--name", str(number)),
+        *("--batch-size", str(BATCH), "--workers", "1", "--lr", "1e-3", "--device", "cpu", "--precision", "fp32"),
+        *("--logs", str(folder / "theirs"), "--name", name),
+        *words,
     ]
-    told, peak = _watched([sys.executable, "-c", PEER, str(ROOT), str(folder / "small.json"), *words])
+    return _watched([sys.executable, "-c", PEER, str(ROOT), str(folder / "small.json"), *words])
+
+
+def _peer(folder: Path, number: int) -> tuple[float, float]:
+    words = ["--epochs", "1", "--warmup", "10", "--log-every-n-steps", "1", "--save-frequency", "0"]
+    told, peak = run_peer(folder, str(number), words)
     steps = re.findall(
         r"^(\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d) \| INFO \| Train Epoch: 0 \[ *(\d+)/", told, flags=re.MULTILINE
     )

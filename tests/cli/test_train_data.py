@@ -81,6 +81,7 @@ def test_icons(tmp_path: Path) -> None:
             Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / name / f"{number}.png")
     config, _ = recipe_for(f"class-folder:{tmp_path}")
     assert config.validation.metric == "zero_shot"
+    assert config.augment.drop_words == 0
     assert config.model.image.image_px == 32
     assert (config.batch_size, config.schedule.small_first) == (8, ())
 
