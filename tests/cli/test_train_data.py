@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
+from diptych.cli.run_settings import base_config
 from diptych.core.errors import ConfigError
 from diptych.recipes import small_data
 from diptych.recipes.small_data import recipe_for
@@ -95,6 +96,12 @@ def test_large_data_wants_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_data, "_SMALL", 100)
     with pytest.raises(ConfigError, match=r"small-data is chosen for up to 100: name a recipe"):
         recipe_for("shapes:101")
+    assert base_config("small-data", None, "shapes:101").data.source == "shapes:101", "asked for, it is given"
+
+
+def test_named_it_is_fitted_to_the_data_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert base_config("small-data", None, "shapes:40") == base_config(None, None, "shapes:40")
+    assert capsys.readouterr().out.count("No recipe was named") == 1
 
 
 def test_a_word_that_is_neither_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,15 @@ from PIL import Image
 from diptych.core.errors import ConfigError
 from diptych.images.augment import AugmentConfig, Look, View, random_look, random_view, training_pixels
 from diptych.images.resize import resize
-from diptych.images.transforms import OPENAI_MEAN, OPENAI_STD, PixelConfig, evaluation_pixels, normalize
+from diptych.images.transforms import (
+    FILTERS,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    PixelConfig,
+    evaluation_pixels,
+    normalize,
+    shrink,
+)
 
 
 def _noise(width: int, height: int) -> Image.Image:
@@ -182,3 +192,13 @@ def test_normalize_takes_each_channel_by_its_own() -> None:
     for channel in range(3):
         expected = (pixels[0, channel].double() / 255 - OPENAI_MEAN[channel]) / OPENAI_STD[channel]
         torch.testing.assert_close(out[0, channel].double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_batch_is_shrunk_as_pillow_shrinks_a_picture(interpolation: Literal["bicubic", "bilinear"]) -> None:
+    picture = np.asarray(_noise(96, 96))
+    batch = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]
+    small = shrink(batch, 40, config=PixelConfig(interpolation=interpolation))
+    expected = np.asarray(Image.fromarray(picture).resize((40, 40), FILTERS[interpolation])).transpose(2, 0, 1)
+    assert small.dtype == torch.uint8
+    assert np.abs(small[0].numpy().astype(int) - expected).max() <= 2

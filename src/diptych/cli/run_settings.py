@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def base_config(name: str | None, path: Path | None, data: str | None = None) -> "TrainConfig":
-    """A recipe's run, or a file's; or, of data alone, one that is chosen for it and told.
+    """A recipe's run, or a file's; or, of data alone, one that is chosen for it and told. `small-data` is fitted to its data.
 
     Raises:
         ConfigError: nothing is given, or too much, or there is no such recipe or file.
@@ -19,11 +19,12 @@ def base_config(name: str | None, path: Path | None, data: str | None = None) ->
     from diptych.recipes.choice import RECIPES, recipe
     from diptych.training.config import read_config
 
-    if name is None and path is None and data is not None:
+    if path is None and data is not None and name in (None, "small-data"):
         from diptych.recipes.small_data import recipe_for
 
-        chosen, why = recipe_for(data)
-        say(f"No recipe was named: {why}")
+        chosen, why = recipe_for(data, must_be_small=name is None)
+        if name is None:
+            say(f"No recipe was named: {why}")
         return chosen
     if name is None and path is None:
         raise ConfigError(f"name data to train on, a recipe ({', '.join(RECIPES)}), or --config FILE")

@@ -82,7 +82,7 @@ def tune(
     given = {"data.source": data, "data.max_samples": max_samples, "seed": seed, "validation.metric": metric}
     options = {path: value for path, value in given.items() if value is not None}
     options |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
-    base = resolve(base_config(recipe, config), preset, options, changes or [])
+    base = resolve(base_config(recipe, config, data), preset, options, changes or [])
     if metric is None and base.validation.metric == "recall":
         base = resolve(base, None, {"validation.metric": "map"}, [])
     folder = out or Path("runs") / f"tune-{base.recipe}"

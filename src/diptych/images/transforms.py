@@ -90,13 +90,12 @@ def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConf
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
-def shrink(pixels: UInt8[Tensor, "B 3 H W"], image_px: Pixels) -> UInt8[Tensor, "B 3 H2 W2"]:
-    """A batch at another size, by a filter as wide as what becomes one pixel; on the device of the pixels."""
-    size = height_width(image_px)
-    if pixels.device.type == "cpu":
-        return functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    small = functional.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-    return small.round().to(torch.uint8)
+def shrink(pixels: UInt8[Tensor, "B 3 H W"], image_px: Pixels, *, config: PixelConfig) -> UInt8[Tensor, "B 3 H2 W2"]:
+    """A batch at another size, by the filter of every resize, as sharp as that; on the device of the pixels."""
+    size, is_on_cpu = height_width(image_px), pixels.device.type == "cpu"
+    given = pixels if is_on_cpu else pixels.float()  # Only a CPU has it for bytes.
+    small = functional.interpolate(given, size, mode=config.interpolation, antialias=True)
+    return small if is_on_cpu else small.round().clamp(0, 255).to(torch.uint8)
 
 
 def normalize(pixels: UInt8[Tensor, "B 3 H W"], config: PixelConfig) -> Float[Tensor, "B 3 H W"]:

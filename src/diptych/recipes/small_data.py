@@ -36,8 +36,12 @@ def small_data() -> TrainConfig:
     )
 
 
-def recipe_for(data: str) -> tuple[TrainConfig, str]:
-    """The run for data that no recipe was named for, fitted to its number and size of pictures; and why it was chosen.
+def recipe_for(data: str, *, must_be_small: bool = True) -> tuple[TrainConfig, str]:
+    """The run for some data, fitted to the number and size of its pictures, and whether they have classes; and why.
+
+    Args:
+        data: `kind:location`.
+        must_be_small: refuse data for which other recipes are better, as where nobody asked for this one.
 
     Raises:
         ConfigError: the data is not small.
@@ -45,7 +49,7 @@ def recipe_for(data: str) -> tuple[TrainConfig, str]:
     """
     source = open_source(data)
     num = len(source)
-    if num > _SMALL:
+    if num > _SMALL and must_be_small:
         raise ConfigError(
             f"{data} holds {num:,} pictures; without a name, small-data is chosen for up to {_SMALL:,}: name a recipe, as in "
             f"diptych train paper-vit-b-32 --data {data}"

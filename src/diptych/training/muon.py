@@ -50,11 +50,13 @@ def orthogonalized(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
     x = (matrix.T if is_high else matrix).float()
     x = x / x.norm().clamp_min(1e-7)
     gram = x @ x.T
-    one = torch.eye(len(gram), device=gram.device)
-    product = one
-    for _ in range(_ITERATIONS):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(one, alpha=a)
-        product = factor @ product
-        gram = factor @ gram @ factor
+    a_one = a * torch.eye(len(gram), device=gram.device)
+    product = None
+    for left in reversed(range(_ITERATIONS)):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(a_one)
+        product = factor if product is None else factor @ product
+        if left:
+            gram = factor @ gram @ factor
+    assert product is not None
     x = product @ x
     return (x.T if is_high else x).to(matrix.dtype)

@@ -155,7 +155,7 @@ class TrainingStep:
         )
 
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
-        images = batch.pixels if small_px is None else shrink(batch.pixels, small_px)
+        images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
         pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
         return [
