@@ -96,7 +96,7 @@ def test_layers_away_from_the_output_are_slower() -> None:
 
 
 @pytest.mark.parametrize("config", [DEEP, RESNET], ids=["vit", "resnet"])
-def test_muon_gets_the_matrices_and_convolutions_of_blocks_alone(config: CLIPConfig) -> None:
+def test_muon_gets_the_matrices_and_convolutions_of_blocks_and_the_projections(config: CLIPConfig) -> None:
     model = CLIP(config)
     muon, adamw = build_optimizers(model, OptimizerConfig(name="muon", weight_decay=0.3, layer_decay=0.9))
     assert isinstance(muon, Muon)
@@ -113,11 +113,15 @@ def test_muon_gets_the_matrices_and_convolutions_of_blocks_alone(config: CLIPCon
         if isinstance(module, nn.Conv2d) and ".stages." in path
     }
     assert len(convolutions) == (16 if config is RESNET else 0)
-    assert set(_by_name(model, (muon,))) == matrices | convolutions
+    projections = {f"{tower}_tower.projection.weight" for tower in ("image", "text")} & dict(
+        model.named_parameters()
+    ).keys()
+    assert len(projections) == (1 if config is RESNET else 2)
+    assert set(_by_name(model, (muon,))) == matrices | convolutions | projections
     assert set(_by_name(model, (muon, adamw))) == {name for name, _ in model.named_parameters()}
     for group in muon.param_groups:
         assert group["weight_decay"] == 0.3
-    assert muon.param_groups[0]["lr_factor"] == 0.9
+    assert [group["lr_factor"] for group in muon.param_groups[:2]] == [1.0, 0.9]
 
 
 @pytest.mark.parametrize("shape", [(24, 60), (60, 24)])
@@ -156,7 +160,7 @@ def test_orthogonalized_directions_are_about_equally_long() -> None:
 def test_what_asks_no_gradient_is_left_out_and_no_optimizer_is_empty() -> None:
     model = CLIP(DEEP)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".blocks." not in name)
+        parameter.requires_grad_(".blocks." not in name and ".projection." not in name)
     (adamw,) = build_optimizers(model, OptimizerConfig(name="muon"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert set(_by_name(model, (adamw,))) == {name for name, p in model.named_parameters() if p.requires_grad}

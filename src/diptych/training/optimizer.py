@@ -20,8 +20,8 @@ class OptimizerConfig:
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
     """`adamw` (Loshchilov & Hutter 2019); `lion` (Chen et al. 2023), which wants a rate 3 to 10 times smaller and as much more
-    decay; `muon` (Jordan et al. 2024) for the matrices and convolutions of blocks, scaled to AdamW's step (Liu et al. 2025,
-    sec. 2.2), with AdamW for all else, so that rate and decay stay AdamW's."""
+    decay; `muon` (Jordan et al. 2024) for the matrices and convolutions of blocks and the towers' projections, scaled to
+    AdamW's step (Liu et al. 2025, sec. 2.2), with AdamW for all else, so that rate and decay stay AdamW's."""
     lr: float = 5e-4
     """Peak learning rate, reached after warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
@@ -77,13 +77,15 @@ class OptimizerConfig:
 class _Learned(NamedTuple):
     """A parameter that learns, and where it lies."""
 
+    name: str
     parameter: nn.Parameter
     place: Place | None
 
     @property
-    def is_block_matrix(self) -> bool:
-        """Of a transformer's block, or a convolution of a stage, which is one row an output channel."""
-        return self.place is not None and self.place.is_in_layer and self.parameter.ndim >= 2
+    def is_hidden_matrix(self) -> bool:
+        """Of a transformer's block, a convolution of a stage, which is one row an output channel, or a tower's projection."""
+        is_inside = self.place is not None and (self.place.is_in_layer or ".projection." in self.name)
+        return is_inside and self.parameter.ndim >= 2
 
 
 def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
@@ -93,15 +95,15 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     decay share a group; the fastest group is the first, and of two as fast the one that decays more. Single numbers, such as
     the temperature, have a group of their own: where all else is cut in shards, they stay whole.
     """
-    block_matrices: list[_Learned] = []
+    hidden_matrices: list[_Learned] = []
     others: list[_Learned] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            learned = _Learned(parameter, place_of(name, model.config))
-            (block_matrices if config.name == "muon" and learned.is_block_matrix else others).append(learned)
+            learned = _Learned(name, parameter, place_of(name, model.config))
+            (hidden_matrices if config.name == "muon" and learned.is_hidden_matrix else others).append(learned)
     optimizers: list[torch.optim.Optimizer] = []
-    if block_matrices:
-        groups = _groups(block_matrices, config)
+    if hidden_matrices:
+        groups = _groups(hidden_matrices, config)
         optimizers.append(Muon(groups, lr=config.lr))
     if others:
         groups = _groups(others, config)
@@ -115,7 +117,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
 
 def _groups(all_learned: Sequence[_Learned], config: OptimizerConfig) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for parameter, place in all_learned:
+    for _, parameter, place in all_learned:
         weight_decay = config.weight_decay_at(place) if parameter.ndim >= 2 else 0.0
         groups.setdefault((config.lr_factor_at(place), weight_decay, parameter.ndim > 0), []).append(parameter)
     return [
