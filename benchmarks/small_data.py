@@ -39,6 +39,8 @@ BUDGET, CLASSES_BUDGET = 12.5, 5
 """Minutes."""
 PASSES = 5
 Figures = dict[str, Any]
+_SIDES = {"i2t": "image_to_text", "t2i": "text_to_image"}
+_NAMES = ("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10")
 
 
 def main() -> None:
@@ -96,19 +98,15 @@ def _hour(data: str, work: Path) -> list[Figures]:
         event = json.loads(line)
         elapsed = event.get("elapsed_s", elapsed)
         if "val_loss" in event:
-            recall = {
-                f"{short}_r{k}": event[f"val_{name}_r{k}"]
-                for short, name in (("i2t", "image_to_text"), ("t2i", "text_to_image"))
-                for k in (1, 10)
-            }
-            curve.append({"minutes": elapsed / 60, **recall})
+            report = {side: {f"r{k}": event[f"val_{side}_r{k}"] for k in (1, 10)} for side in _SIDES.values()}
+            curve.append({"minutes": elapsed / 60, **_recall(report)})
     known = _evaluate("retrieval", run / "bundle", data, "--split", "train", "--max-samples", 1000)
     end = {"minutes": 60, **_recall(_evaluate("retrieval", run / "bundle", data)), "known": _recall(known)}
     return [*curve[:-1], end]
 
 
 def _peer(data: str, work: Path) -> list[Figures]:
-    """open_clip's trainer at the settings of its documentation, but for a rate and a warm-up that fit so short a run."""
+    """open_clip's trainer and its defaults, but for batches of 64, and a rate and a warm-up that fit so short a run."""
     folder = work / "peer"
     if not (folder / "told.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,8 +158,7 @@ def _diptych(*words: object) -> str:
 
 
 def _recall(report: Figures) -> Figures:
-    sides = {"i2t": report["image_to_text"], "t2i": report["text_to_image"]}
-    return {f"{short}_r{k}": side[f"r{k}"] for short, side in sides.items() for k in (1, 10)}
+    return {f"{short}_r{k}": report[side][f"r{k}"] for short, side in _SIDES.items() for k in (1, 10)}
 
 
 _HEADINGS = {
@@ -187,9 +184,6 @@ def _told(part: str, kept: Figures) -> str:
         rows += [[f"{_number(run[by])}, training photos", *_shares(run["known"])] for run in runs if "known" in run]
         what = table([by, "R@1 to text", "R@1 to image", "R@10 to text", "R@10 to image"], rows)
     return f"## {_HEADINGS[part]}\n\n`python benchmarks/small_data.py {part}`, {kept['machine']}\n\n{what}"
-
-
-_NAMES = ("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10")
 
 
 def _number(value: float) -> str:
