@@ -5,10 +5,14 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +46,37 @@ def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
             sides[side]()
             taken[side].append(time.perf_counter() - began)
     return Times(taken)
+
+
+@contextmanager
+def apart(sides: Mapping[str, Callable[[], Callable[[], object]]]) -> Iterator[Mapping[str, Callable[[], object]]]:
+    """Each side made in a process of its own, with settings and memory of its own; its action, to be asked from here."""
+    context = get_context("spawn")
+    with ExitStack() as stack:
+        actions = {}
+        for name, make in sides.items():
+            here, there = context.Pipe()
+            process = context.Process(target=_act, args=(make, there), daemon=True)
+            process.start()
+            there.close()
+            stack.callback(process.join)
+            stack.callback(here.close)
+            actions[name] = partial(_ask, here)
+        yield actions
+
+
+def _act(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+    action = make()
+    with suppress(EOFError):
+        while True:
+            pipe.recv()
+            action()
+            pipe.send(None)
+
+
+def _ask(pipe: Connection) -> None:
+    pipe.send(None)
+    pipe.recv()
 
 
 def product_ceiling(size: int = 2048, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:

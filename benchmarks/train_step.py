@@ -3,19 +3,21 @@
     python benchmarks/train_step.py --flickr DIR --cifar FILE [--out FILE]
 
 DIR is Flickr8k's, whose captions have their natural length; FILE is the archive of CIFAR-10. A step is forward, loss, backward
-and AdamW; Diptych's is the one that `diptych train` takes, with its clipped gradient and its accuracies. Peers get their pixels
-normalised and their tokens ready. Losses and gradients are compared before anything is timed.
+and AdamW; Diptych's is the one that `diptych train` takes, with its clipped gradient, its accuracies and its way with freed
+memory. Peers get their pixels normalised and their tokens ready. Losses and gradients are compared before anything is timed;
+each side runs in a process of its own.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
 import torch
-from harness import Times, arguments, in_turn, machine, must_agree, product_ceiling, table, write
+from harness import Times, apart, arguments, in_turn, machine, must_agree, product_ceiling, table, write
 from sides import in_open_clip, in_transformers, own_bundle
 from tests import peers
 from torch import Tensor
@@ -25,6 +27,7 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
+from diptych.core.memory import keep_freed_memory
 from diptych.core.sample import Batch
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
@@ -47,32 +50,34 @@ SMALL = CLIPConfig(
     image=ViTConfig(image_px=112, patch_px=16, width=256, layers=6, heads=4),
     text=TextConfig(width=256, layers=4, heads=4, tokenizer="clip-bpe", vocab_size=49408, context_length=77),
 )
+SETTINGS = {"vit-b-32": (preset("vit-b-32"), 32, 1), "small": (SMALL, 64, 4)}
+"""Model, batch, and steps a turn: a turn takes a few seconds."""
 Step = Callable[[], float]
 
 
 def main() -> None:
     """Compare, measure, print, and write the table."""
     given = arguments(__doc__, flickr="", cifar="", rounds=ROUNDS)
-    photos = open_source(f"flickr8k:{given.flickr}")
     ceiling = product_ceiling()
     rows, notes = [], []
-    for name, config, batch_size in (("vit-b-32", preset("vit-b-32"), 32), ("small", SMALL, 64)):
-        bundle = own_bundle(config)
-        batches = [_batch(bundle, photos, range(i * batch_size, (i + 1) * batch_size)) for i in range(BATCHES)]
-        sides = _sides(bundle, batches)
+    for name, (config, batch_size, steps) in SETTINGS.items():
+        bundle, batches = _given(name, given.flickr)
         _compare(bundle, batches[0])
-        times = in_turn(sides, rounds=given.rounds)
-        for peer in list(sides)[1:]:
-            rows.append([f"{name}, batch {batch_size}", peer, *_row(times, peer, batch_size)])
+        makers = {side: partial(_turn_of, make, name, given.flickr) for side, make in SIDES.items()}
+        with apart(makers) as sides:
+            times = in_turn(sides, rounds=given.rounds)
+        for peer in list(SIDES)[1:]:
+            rows.append([f"{name}, batch {batch_size}", peer, *_row(times, peer, steps * batch_size)])
             print(*rows[-1], sep=", ", file=sys.stderr)
-        notes.append(_share(name, config, batches, batch_size / times.median("Diptych"), ceiling))
+        notes.append(_share(name, config, batches, steps * batch_size / times.median("Diptych"), ceiling))
     rows.append(_repeated_captions(given.cifar, given.rounds))
     write(
         given.out,
         "# A training step",
         f"`python benchmarks/train_step.py`, {machine('open_clip_torch', 'transformers')}",
-        f"Pairs a second, medians of {given.rounds} rounds in turn over {BATCHES} batches; ratios are medians over rounds. "
-        "`small` has an image tower of 112 px in patches of 16 with 6 layers of 256, a text tower of 4 layers of 256.",
+        f"Pairs a second, medians of {given.rounds} rounds in turn over {BATCHES} batches, each side in a process of its own; "
+        "ratios are medians over rounds. `small` has an image tower of 112 px in patches of 16 with 6 layers of 256, a text "
+        "tower of 4 layers of 256.",
         table(["what", "peer", "Diptych", "peer", "ratio"], rows),
         *notes,
     )
@@ -102,6 +107,13 @@ def multiply_adds(config: CLIPConfig, batches: Sequence[Batch]) -> float:
 def _tokens(batches: Sequence[Batch]) -> float:
     """Of a caption, in the mean."""
     return float(torch.cat([batch.lengths for batch in batches]).float().mean())
+
+
+def _given(name: str, flickr: str) -> tuple[Bundle, list[Batch]]:
+    """The model of a setting, and its batches."""
+    config, size, _ = SETTINGS[name]
+    bundle, photos = own_bundle(config), open_source(f"flickr8k:{flickr}")
+    return bundle, [_batch(bundle, photos, range(i * size, (i + 1) * size)) for i in range(BATCHES)]
 
 
 def _batch(bundle: Bundle, source: Source, rows: Sequence[int]) -> Batch:
@@ -194,15 +206,35 @@ def _peer_step(model: Any, loss_of: Callable[[Any, Given], Tensor], given: Seque
     return step
 
 
-def _sides(bundle: Bundle, batches: Sequence[Batch]) -> dict[str, Step]:
+def _diptych(name: str, flickr: str) -> Step:
+    keep_freed_memory()
+    bundle, batches = _given(name, flickr)
+    return _own_step(bundle.model, batches)
+
+
+def _open_clip(name: str, flickr: str, *, fused: bool = False) -> Step:
+    bundle, batches = _given(name, flickr)
     given = [given_to_peers(batch, bundle.config) for batch in batches]
-    open_clip, (hugging_face, _) = in_open_clip(bundle), in_transformers(bundle)
-    return {
-        "Diptych": _own_step(deepcopy(bundle.model), batches),
-        "open_clip": _peer_step(deepcopy(open_clip.model), open_clip_loss, given, fused=False),
-        "open_clip, fused AdamW": _peer_step(open_clip.model, open_clip_loss, given, fused=True),
-        "transformers, longest": _peer_step(hugging_face, _transformers_loss, given, fused=False),
-    }
+    return _peer_step(in_open_clip(bundle).model, open_clip_loss, given, fused=fused)
+
+
+def _transformers(name: str, flickr: str) -> Step:
+    bundle, batches = _given(name, flickr)
+    given = [given_to_peers(batch, bundle.config) for batch in batches]
+    return _peer_step(in_transformers(bundle)[0], _transformers_loss, given, fused=False)
+
+
+def _turn_of(make: Callable[[str, str], Step], name: str, flickr: str) -> Callable[[], object]:
+    step = make(name, flickr)
+    return lambda: [step() for _ in range(SETTINGS[name][2])]
+
+
+SIDES: dict[str, Callable[[str, str], Step]] = {
+    "Diptych": _diptych,
+    "open_clip": _open_clip,
+    "open_clip, fused AdamW": partial(_open_clip, fused=True),
+    "transformers, longest": _transformers,
+}
 
 
 def _compare(bundle: Bundle, batch: Batch) -> None:

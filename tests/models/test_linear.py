@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from diptych.models import linear
 from diptych.models.config import TextConfig
+from diptych.models.layers import MLP
 from diptych.models.linear import Linear
 from diptych.models.text_transformer import TextTransformer
 
@@ -16,11 +17,12 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     taken: list[torch.Size] = []
     product = linear._product
 
-    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-        taken.append(left.shape)
-        return product(left, right, bias)
+    def counted(left: Tensor, right: Tensor, bias: Tensor | None = None, *, by_onednn: bool) -> Tensor:
+        if by_onednn:
+            taken.append(left.shape)
+        return product(left, right, bias, by_onednn=by_onednn)
 
-    monkeypatch.setattr(linear, "_is_faster", lambda: True)
+    monkeypatch.setattr(linear, "_is_onednn_faster", lambda: True)
     monkeypatch.setattr(linear, "_product", counted)
     return taken
 
@@ -46,6 +48,42 @@ def test_result_and_gradients_are_those_of_pytorch(
     torch.testing.assert_close(x_fast.grad, x_plain.grad)
     for mine, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("shape", [(1024, 48), (4, 5, 48), (0, 48)])
+@pytest.mark.usefixtures("products")
+def test_an_mlp_that_computes_gelu_again_gives_what_pytorchs_gives(shape: tuple[int, ...], approximate: str) -> None:
+    torch.manual_seed(0)
+    ours = MLP(48, ratio=2, activation="gelu" if approximate == "none" else "gelu_tanh")
+    theirs = nn.Sequential(nn.Linear(48, 96), nn.GELU(approximate=approximate), nn.Linear(96, 48))
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(*shape)
+    x_ours, x_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = ours(x_ours), theirs(x_theirs)
+    weights = torch.randn_like(expected)
+    for number in range(2):  # The graph may be walked twice.
+        (out * weights).sum().backward(retain_graph=number == 0)
+        (expected * weights).sum().backward(retain_graph=number == 0)
+
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(x_ours.grad, x_theirs.grad)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, atol=1e-4, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), expected)
+
+
+def test_an_mlp_keeps_what_comes_before_gelu_and_not_what_comes_after() -> None:
+    kept: list[torch.Size] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        MLP(48, ratio=2, activation="gelu")(torch.randn(7, 48, requires_grad=True))
+    assert kept.count(torch.Size([7, 96])) == 1
 
 
 def test_what_is_locked_gets_no_gradient(products: list[torch.Size]) -> None:

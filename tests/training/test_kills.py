@@ -147,7 +147,7 @@ def _kill_at(process: int, marks: int, kill: Kill) -> None:
 def _drive(folder: Path, seed: int) -> None:
     """Train once without a stop, and once with all the kills; print how each session ended."""
     torch.set_num_threads(1)
-    for name in ("torch._dynamo", "torch.utils.tensorboard.writer", "diptych.training.state_tensors"):
+    for name in ("torch.utils.tensorboard.writer", "diptych.training.state_tensors"):
         import_module(name)  # What training imports when it first needs it: once here, not in each session.
     endings: list[int] = []
     for kill in [None, *_draw_kills(seed), None]:

@@ -29,7 +29,7 @@ _CONVNET = replace(TINY_MODEL, image=ConvNetConfig(image_px=32, widths=(8, 16), 
 _RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
 
 
-def _batch(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:
+def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:
     generator = np.random.default_rng(0)
     side = config.image.image_px
     assert isinstance(side, int)
@@ -75,7 +75,7 @@ def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("distinct", [12, 5, 2])
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(distinct: int) -> None:
-    batch = _batch(TINY_MODEL, distinct=distinct)
+    batch = batch_of(TINY_MODEL, distinct=distinct)
     whole, loss = _gradients(TINY_MODEL, batch)
     parts, loss_of_parts = _gradients(TINY_MODEL, batch, micro_batch=3)
     assert loss_of_parts == pytest.approx(loss, rel=1e-6)
@@ -83,7 +83,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(distinct: int) -> Non
 
 
 def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
-    batch = _batch(TINY_MODEL, distinct=5)
+    batch = batch_of(TINY_MODEL, distinct=5)
     written_out = replace(
         batch,
         ids=batch.ids[batch.text_of_row],
@@ -95,7 +95,7 @@ def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
 def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch: int | None) -> None:
-    large = _batch(_CONVNET)
+    large = batch_of(_CONVNET)
     small = replace(large, pixels=functional.interpolate(large.pixels, (16, 16), mode="bicubic", antialias=True))
     models = [_model(_CONVNET), _model(_CONVNET)]
     results = [
@@ -109,7 +109,7 @@ def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch:
 
 def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     """Against the same parts with their whole graph kept."""
-    batch = _batch(_DROPPING)
+    batch = batch_of(_DROPPING)
     ours, _ = _gradients(_DROPPING, batch, micro_batch=4)
     model = _model(_DROPPING)
     step = _step(model, micro_batch=4)
@@ -122,7 +122,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
 
 
 def test_batch_norms_count_a_batch_once() -> None:
-    batch, model = _batch(_RESNET), _model(_RESNET)
+    batch, model = batch_of(_RESNET), _model(_RESNET)
     _step(model, micro_batch=4)(batch, lr=0.0, seed=0)
     counted = {int(norm.num_batches_tracked) for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}  # type: ignore[arg-type]
     assert counted == {3}  # Once for each part.
@@ -130,7 +130,7 @@ def test_batch_norms_count_a_batch_once() -> None:
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.06), ("fp16", 0.01)])
 def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: float) -> None:
-    batch = _batch(TINY_MODEL)
+    batch = batch_of(TINY_MODEL)
     exact, loss = _gradients(TINY_MODEL, batch)
     half, half_loss = _gradients(TINY_MODEL, batch, precision=precision)
     assert half_loss == pytest.approx(loss, rel=tolerance)
@@ -143,7 +143,7 @@ def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: f
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_batch: int | None) -> None:
     model = _model(TINY_MODEL)
-    step, batch = _step(model, precision=precision, micro_batch=micro_batch), _batch(TINY_MODEL)
+    step, batch = _step(model, precision=precision, micro_batch=micro_batch), batch_of(TINY_MODEL)
     assert not step(batch, lr=1e-3, seed=0).skipped or precision == "fp16"
     broken = model.text_tower.projection.weight.data.clone()
     model.text_tower.projection.weight.data[0, 0] = torch.inf
@@ -158,7 +158,7 @@ def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_bat
 
 def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
     model = _model(TINY_MODEL)
-    step, batch, watch = _step(model), _batch(TINY_MODEL), Watch(12)
+    step, batch, watch = _step(model), batch_of(TINY_MODEL), Watch(12)
     good = step(batch, lr=0.0, seed=0)
     bad = replace(good, loss=float("nan"), skipped=True)
     for _ in range(MAX_STRIKES - 1):
@@ -181,7 +181,7 @@ def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
 
 
 def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
-    model, batch = _model(TINY_MODEL), _batch(TINY_MODEL, distinct=3)
+    model, batch = _model(TINY_MODEL), batch_of(TINY_MODEL, distinct=3)
     model.text_tower.requires_grad_(False)
     result = _step(model)(batch, lr=0.0, seed=0)
     seen = circumstances(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
@@ -197,7 +197,7 @@ def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
 def test_the_average_follows_steps_that_count() -> None:
     model = _model(TINY_MODEL)
     average = WeightAverage(model, 0.5)
-    step, batch = _step(model, average=average), _batch(TINY_MODEL)
+    step, batch = _step(model, average=average), batch_of(TINY_MODEL)
     step(batch, lr=1e-2, seed=0)
     shown = _model(TINY_MODEL)
     average.copy_to(shown)
@@ -209,7 +209,7 @@ def test_the_average_follows_steps_that_count() -> None:
 
 def test_the_sigmoid_loss_learns_its_bias() -> None:
     config = replace(TINY_MODEL, init_logit_bias=-10.0)
-    gradients, _ = _gradients(config, _batch(config), loss=LossConfig(name="sigmoid"))
+    gradients, _ = _gradients(config, batch_of(config), loss=LossConfig(name="sigmoid"))
     assert float(gradients["logit_bias"].abs()) > 0
 
 

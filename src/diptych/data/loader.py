@@ -5,8 +5,10 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
+from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.sample import Batch, ModelInput
@@ -232,11 +235,18 @@ class Collate:
 
 
 def training_batches(
-    examples: TrainingExamples, tokenizer: Tokenizer, *, batch_size: int, first_step: int = 0, ranks: Ranks = ALONE
+    examples: TrainingExamples,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    first_step: int = 0,
+    ranks: Ranks = ALONE,
+    let_go_of: Sequence[Span] = (),
 ) -> Iterator[Batch]:
     """Batches from a step on, without end: stop taking them when the run is done. Of several ranks each gets its part of them.
 
-    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so.
+    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so. Workers need nothing of
+    what `let_go_of` names, and so do not hold it in memory.
 
     Raises:
         DataError: fifty samples in a row were unreadable, or workers are killed again and again.
@@ -246,32 +256,35 @@ def training_batches(
         positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
     )
     collate, step = Collate(tokenizer, config.positives, examples.teacher), first_step
-    for death in range(1, _MAX_DEATHS + 1):
-        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
-        batches = _walk(examples, order, collate)
-        try:
-            for batch in batches:
-                if isinstance(batch, DataError):
-                    raise batch
-                yield batch
-                step += 1
-        except (
-            RuntimeError,
-            ConnectionError,
-            EOFError,
-        ) as error:  # The last two: it died while it handed over a batch.
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                raise
-            if death == _MAX_DEATHS:
-                raise DataError(
-                    f"worker processes were killed {death} times, most likely for want of memory; try fewer "
-                    f"(--data.workers {config.num_workers // 2}) or smaller batches"
-                ) from None
-            text = f"a process that reads ahead was killed at step {step}; {config.num_workers} new ones go on"
-            warnings.warn(text, DiptychWarning, stacklevel=2)
+    with unmoved_objects() if config.num_workers else nullcontext():
+        for death in range(1, _MAX_DEATHS + 1):
+            order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
+            batches = _walk(examples, order, collate, let_go_of)
+            try:
+                for batch in batches:
+                    if isinstance(batch, DataError):
+                        raise batch
+                    yield batch
+                    step += 1
+            except (
+                RuntimeError,
+                ConnectionError,
+                EOFError,
+            ) as error:  # The last two: it died while it handed over a batch.
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                if death == _MAX_DEATHS:
+                    raise DataError(
+                        f"worker processes were killed {death} times, most likely for want of memory; try fewer "
+                        f"(--data.workers {config.num_workers // 2}) or smaller batches"
+                    ) from None
+                text = f"a process that reads ahead was killed at step {step}; {config.num_workers} new ones go on"
+                warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
-def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Iterator[Batch | DataError]:
+def _walk(
+    examples: TrainingExamples, order: StepOrder, collate: Collate, let_go_of: Sequence[Span]
+) -> Iterator[Batch | DataError]:
     workers = examples.config.num_workers
     loader = DataLoader(
         examples,
@@ -279,7 +292,7 @@ def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Ite
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, let_go_of=let_go_of),
     )
     before = signal.getsignal(signal.SIGCHLD)
     batches: Iterator[Batch | DataError] = iter(loader)
@@ -291,8 +304,9 @@ def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Ite
     return batches
 
 
-def _start_worker(_number: int) -> None:
+def _start_worker(_number: int, *, let_go_of: Sequence[Span]) -> None:
     """One thread a worker, and Ctrl-C is for the training process: it finishes its step and saves."""
+    let_go(let_go_of)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -61,10 +61,22 @@ def hidden_width(width: int, ratio: float) -> int:
     return int(width * ratio + 1e-6)
 
 
-def mlp(width: int, *, ratio: float, activation: Activation) -> nn.Sequential:
+class MLP(nn.Sequential):
     """Two linear maps around the non-linearity."""
-    hidden = hidden_width(width, ratio)
-    return nn.Sequential(Linear(width, hidden), _ACTIVATIONS[activation](), Linear(hidden, width))
+
+    def __init__(self, width: int, *, ratio: float, activation: Activation) -> None:
+        hidden = hidden_width(width, ratio)
+        super().__init__(Linear(width, hidden), _ACTIVATIONS[activation](), Linear(hidden, width))
+
+    def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"]:
+        """The same shape."""
+        first, activation, second = self
+        out: Tensor = (
+            second(first(x), gelu=activation.approximate)
+            if isinstance(activation, nn.GELU) and isinstance(second, Linear)
+            else second(activation(first(x)))
+        )
+        return out
 
 
 class Attention(nn.Module):
@@ -146,7 +158,7 @@ class Block(nn.Module):
         self.norm_1 = LayerNorm(width, eps=norm_eps)
         self.attention = Attention(width, heads)
         self.norm_2 = LayerNorm(width, eps=norm_eps)
-        self.mlp = mlp(width, ratio=mlp_ratio, activation=activation)
+        self.mlp = MLP(width, ratio=mlp_ratio, activation=activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
@@ -238,7 +250,7 @@ def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
     nn.init.zeros_(attention.out.bias)
 
 
-def init_mlp(layers: nn.Sequential, *, std: float, out_std: float) -> None:
+def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
     """Normal weights, biases of zero."""
     first, _, second = layers
     assert isinstance(first, Linear)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.config import ViTConfig
-from diptych.models.layers import Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, mlp, normal
+from diptych.models.layers import MLP, Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, normal
 from diptych.models.linear import Linear
 
 
@@ -57,7 +57,7 @@ class AttentionPool(nn.Module):
         self.query = normal(width, std=width**-0.5)
         self.attention = Attention(width, config.heads)
         self.norm = LayerNorm(width, eps=norm_eps)
-        self.mlp = mlp(width, ratio=config.mlp_ratio, activation=config.activation)
+        self.mlp = MLP(width, ratio=config.mlp_ratio, activation=config.activation)
         init_attention(self.attention, std=width**-0.5, out_std=(2 * width) ** -0.5)
         init_mlp(self.mlp, std=(2 * width) ** -0.5, out_std=(2 * width) ** -0.5)
 

@@ -3,9 +3,11 @@
 import copy
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from diptych.bundle.folder import Bundle
 from diptych.core.distributed import all_ranks
@@ -18,7 +20,7 @@ from diptych.training.ema import WeightAverage
 from diptych.training.lock import apply_lock
 from diptych.training.optimizer import build_optimizers
 from diptych.training.replicas import replicate
-from diptych.training.shards import copy_model
+from diptych.training.shards import copy_model, is_sharded
 from diptych.training.state import TrainingState
 from diptych.training.step import TrainingStep
 from diptych.training.teacher import Teacher, open_teacher
@@ -35,6 +37,20 @@ class Assembly:
     """Of the weights that are measured and kept: the model's own, or their average; whole, whatever ranks hold."""
 
     teacher: Teacher | None = None
+
+    def moved(self) -> Iterator[Tensor]:
+        """What steps and measurements write to, and nobody else reads."""
+        shown = self.embedder.bundle.model
+        tensors: list[Tensor] = [*self.model.parameters(), *([] if shown is self.model else shown.parameters())]
+        tensors += [
+            value
+            for optimizer in self.state.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+        ]
+        if self.step.average is not None:
+            tensors += self.step.average.weights.values()
+        return (tensor for tensor in tensors if not is_sharded(tensor))
 
     def show(self) -> None:
         """Bring the embedder up to date; every rank must call it."""

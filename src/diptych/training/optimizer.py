@@ -10,6 +10,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.depth import Place, place_of
+from diptych.training.adamw import AdamW, leave_compiler_out
 from diptych.training.lion import Lion
 from diptych.training.muon import Muon
 
@@ -95,6 +96,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     decay share a group; the fastest group is the first, and of two as fast the one that decays more. Single numbers, such as
     the temperature, have a group of their own: where all else is cut in shards, they stay whole.
     """
+    leave_compiler_out()
     hidden_matrices: list[_Learned] = []
     others: list[_Learned] = []
     for name, parameter in model.named_parameters():
@@ -110,7 +112,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
         optimizers.append(
             Lion(groups, lr=config.lr, betas=config.betas)
             if config.name == "lion"
-            else torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+            else AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         )
     return tuple(optimizers)
 

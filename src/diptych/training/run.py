@@ -16,8 +16,9 @@ from diptych.bundle.folder import add_metrics
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
+from diptych.core.forks import pages_of
 from diptych.core.launch import joined_ranks
-from diptych.core.memory import keep_freed_memory, return_freed_memory
+from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Batch
 from diptych.core.settings import to_plain
@@ -213,9 +214,14 @@ class _Run:
             self.observers.tell(lambda observer: observer.close())
 
     def _loop(self) -> bool:
-        config, step_of = self.config, self.assembly.step
+        config, step_of, growth = self.config, self.assembly.step, Growth()
         batches = training_batches(
-            self.examples, self.tokenizer, batch_size=config.batch_size, first_step=self.step, ranks=self.ranks
+            self.examples,
+            self.tokenizer,
+            batch_size=config.batch_size,
+            first_step=self.step,
+            ranks=self.ranks,
+            let_go_of=pages_of(self.assembly.moved()),
         )
         if self.step == 0:
             untrained = self._validate()
@@ -240,6 +246,7 @@ class _Run:
             self.pace.note(batch, waited_s=waited, took_s=time.monotonic() - began)
             self._report_step(result, lr)
             self._look_out(batch, result, lr)
+            growth.look()
             self._agree()
             is_best = False
             if self._validations_due() >= next_validation and self._progress() < 1:

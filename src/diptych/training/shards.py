@@ -21,6 +21,11 @@ def local(tensor: Tensor) -> Tensor:
     return part
 
 
+def numbers(grad: Tensor) -> Tensor:
+    """What a gradient holds on this rank, in the same memory; of a gradient of a few rows, which must be coalesced, these."""
+    return grad.values() if grad.is_sparse else local(grad)
+
+
 def copy_tensors(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
     """Overwrite the targets, which are cut as the sources are, or whole. Every rank must call it."""
     if not target:
@@ -43,7 +48,7 @@ def copy_model(source: nn.Module, target: nn.Module) -> None:
 def grad_norm(parameters: Iterable[nn.Parameter], ranks: Ranks) -> Tensor:
     """Length of the gradient, whoever holds it. Every rank must call it."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    whole = nn.utils.get_total_norm([grad for grad in grads if not is_sharded(grad)])
+    whole = nn.utils.get_total_norm([numbers(grad) for grad in grads if not is_sharded(grad)])
     shards = [local(grad) for grad in grads if is_sharded(grad)]
     if not shards:
         return whole
@@ -60,5 +65,5 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float, ranks: R
     for share in shares:
         if share:
             factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([local(p.grad) for p in share if p.grad is not None], factor)
+            torch._foreach_mul_([numbers(p.grad) for p in share if p.grad is not None], factor)
     return norm

@@ -20,12 +20,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
+from diptych.training.shards import is_sharded
 from diptych.training.state import TrainingState
 
 
 def write_tensors(folder: Path, state: TrainingState) -> None:
     """Write the state into the folder; every rank its part."""
-    named: dict[str, Any] = {f"model/{name}": value for name, value in get_model_state_dict(state.model).items()}
+    named: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     names = _parameter_names(state.model)
     for i, optimizer in enumerate(state.optimizers):
         named[f"groups/{i}"] = _groups(optimizer, names)
@@ -54,7 +55,9 @@ def read_tensors(folder: Path, state: TrainingState) -> None:
     with _without_a_word():
         load(named, storage_reader=reader, planner=planner, no_dist=all_ranks().size == 1)
     loaded, names = _nested(named, "extra/"), _parameter_names(state.model)
-    set_model_state_dict(state.model, {n.removeprefix("model/"): v for n, v in named.items() if n.startswith("model/")})
+    weights = {name.removeprefix("model/"): value for name, value in named.items() if name.startswith("model/")}
+    set_state = nn.Module.load_state_dict if _is_bare(state.model) else set_model_state_dict
+    set_state(state.model, weights)
     for i, optimizer in enumerate(state.optimizers):
         _fill_optimizer(optimizer, named, i, names)
     for extra, holder in state.extras.items():
@@ -65,7 +68,7 @@ def _rooms(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
     """Where each value is read into: the model's own tensors, and new ones for the rest."""
     by_name = {name: parameter for parameter, name in _parameter_names(state.model).items()}
     extras = _flat(_extra_states(state), "extra/")
-    rooms: dict[str, Any] = {f"model/{name}": value for name, value in get_model_state_dict(state.model).items()}
+    rooms: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     for name, kind in saved.items():
         match name.split("/"):
             case "optimizer", _, *parameter, _:
@@ -90,6 +93,17 @@ def _check_names(named: Mapping[str, Any], saved: Mapping[str, Any], state: Trai
     for name, value in named.items():
         if isinstance(value, Tensor) and value.shape != saved[name].size:
             raise RunError(f"{name} has the shape {list(saved[name].size)} in it, and {list(value.shape)} in this run")
+
+
+def _model_state(model: nn.Module) -> dict[str, Any]:
+    """Weights and buffers by the bare model's names. PyTorch's function for wrapped ones loads its compiler."""
+    return model.state_dict() if _is_bare(model) else get_model_state_dict(model)
+
+
+def _is_bare(model: nn.Module) -> bool:
+    """Whether it is wrapped in nothing and whole."""
+    own = dict(model.named_parameters())
+    return list(_parameter_names(model).values()) == list(own) and not any(map(is_sharded, own.values()))
 
 
 def _parameter_names(model: nn.Module) -> dict[Tensor, str]:

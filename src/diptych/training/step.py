@@ -14,6 +14,7 @@ from diptych.images.transforms import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
+from diptych.training.adamw import takes_rows
 from diptych.training.ema import WeightAverage
 from diptych.training.objective import LossConfig
 from diptych.training.precision import Precision, autocast, gradient_scaler
@@ -90,6 +91,9 @@ class TrainingStep:
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
+        embedding = model.text_tower.token_emb
+        is_plain = self.ranks.size == 1 and not self.scaler.is_enabled()
+        embedding.sparse = is_plain and takes_rows(embedding, self.optimizers)
 
     def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
@@ -194,6 +198,9 @@ class TrainingStep:
 
     def _clip(self) -> Tensor:
         """The length of the gradient before it was clipped."""
+        words = self.model.text_tower.token_emb.weight
+        if words.grad is not None and words.grad.is_sparse:
+            words.grad = words.grad.coalesce()  # Texts of a batch share words.
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         return clip_grad_norm(self.model.parameters(), self.max_grad_norm or float("inf"), self.ranks)

@@ -1,0 +1,24 @@
+import pytest
+
+from diptych.core import memory
+from diptych.core.memory import Growth, held_bytes
+
+
+def test_what_grows_by_a_tenth_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = 1000
+    given_back: list[int] = []
+    monkeypatch.setattr(memory, "_has_glibc", lambda: True)
+    monkeypatch.setattr(memory, "held_bytes", lambda: held)
+    monkeypatch.setattr(memory, "return_freed_memory", lambda: given_back.append(held))
+    growth = Growth()
+    early = (1000, 1200, 1201, 1202, 1203, 1204, 1205)  # Every eighth round at most.
+    for held in (*early, 1206, 1000, *(1090,) * 10, 1101, 900, *(991,) * 7):  # noqa: B007
+        growth.look()
+    assert given_back == [1206, 1101, 991]
+
+
+def test_what_a_process_holds_is_more_after_it_was_written_to() -> None:
+    before = held_bytes()
+    room = bytearray(b"x" * (64 << 20))
+    assert (60 << 20) < held_bytes() - before < (140 << 20)
+    assert len(room) == 64 << 20
