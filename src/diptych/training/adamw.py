@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diptych.training.by_group import loss_of
+
 MANY_ROWS = 16_384
 """Of a vocabulary: of as many, a batch of captions asks few."""
 _ROWS_AT_ONCE = 2048
@@ -50,10 +52,7 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every weight that has a gradient; gives back the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         of_rows = [
             (parameter, parameter.grad, group)
             for group in self.param_groups

@@ -14,10 +14,7 @@ class ByGroup(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move every weight that has a gradient; gives back the closure's loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             if moved:
@@ -35,3 +32,11 @@ class ByGroup(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         momentum: Tensor = state["momentum"]
         return momentum
+
+
+def loss_of(closure: Callable[[], float] | None) -> float | None:
+    """What a closure gives that was handed to `step`, which must compute gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
