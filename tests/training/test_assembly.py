@@ -11,9 +11,8 @@ def test_what_is_moved_are_weights_their_averages_and_what_the_optimizer_keeps_o
     model = CLIP(TINY_MODEL)
     assembly = assemble(replace(TINY_RUN, ema=0.9), model, CharacterTokenizer.train(["a"], context_length=9))
     num = len(list(model.parameters()))
-    assert (
-        len({tensor.data_ptr() for tensor in assembly.moved()}) == 3 * num
-    )  # Trained, averaged, and as it is measured.
+    # Trained, averaged, and as it is measured.
+    assert len({tensor.data_ptr() for tensor in assembly.moved()}) == 3 * num
     assembly.step(batch_of(TINY_MODEL), lr=1e-3, seed=0)
     assert len({tensor.data_ptr() for tensor in assembly.moved()}) == (3 + 3) * num
     plain = assemble(TINY_RUN, model, CharacterTokenizer.train(["a"], context_length=9))

@@ -39,9 +39,8 @@ def pages_of(tensors: Iterable[Tensor]) -> tuple[Span, ...]:
 
 def let_go(spans: Sequence[Span]) -> None:
     """In a forked process: give up these pages of its parent's. Whoever reads them here reads zeros."""
-    libc = ctypes.CDLL(None)
     for span in spans:
-        libc.madvise(ctypes.c_void_p(span.address), ctypes.c_size_t(span.length), mmap.MADV_DONTNEED)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(span.address), ctypes.c_size_t(span.length), mmap.MADV_DONTNEED)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -255,31 +255,41 @@ def training_batches(
     rows = examples.rows.for_order(
         positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
     )
-    collate, step = Collate(tokenizer, config.positives, examples.teacher), first_step
+    collate = Collate(tokenizer, config.positives, examples.teacher)
+
+    def walk(step: int) -> Iterator[Batch | DataError]:
+        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
+        return _walk(examples, order, collate, let_go_of)
+
     with unmoved_objects() if config.num_workers else nullcontext():
-        for death in range(1, _MAX_DEATHS + 1):
-            order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
-            batches = _walk(examples, order, collate, let_go_of)
-            try:
-                for batch in batches:
-                    if isinstance(batch, DataError):
-                        raise batch
-                    yield batch
-                    step += 1
-            except (
-                RuntimeError,
-                ConnectionError,
-                EOFError,
-            ) as error:  # The last two: it died while it handed over a batch.
-                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                    raise
-                if death == _MAX_DEATHS:
-                    raise DataError(
-                        f"worker processes were killed {death} times, most likely for want of memory; try fewer "
-                        f"(--data.workers {config.num_workers // 2}) or smaller batches"
-                    ) from None
-                text = f"a process that reads ahead was killed at step {step}; {config.num_workers} new ones go on"
-                warnings.warn(text, DiptychWarning, stacklevel=2)
+        yield from _despite_deaths(walk, first_step, num_workers=config.num_workers)
+
+
+def _despite_deaths(
+    walk: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int
+) -> Iterator[Batch]:
+    """The batches of a walk from this step on, and of another one where its workers are killed."""
+    for death in range(1, _MAX_DEATHS + 1):
+        try:
+            for batch in walk(step):
+                if isinstance(batch, DataError):
+                    raise batch
+                yield batch
+                step += 1
+        except (
+            RuntimeError,
+            ConnectionError,
+            EOFError,
+        ) as error:  # The last two: it died while it handed over a batch.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                raise
+            if death == _MAX_DEATHS:
+                raise DataError(
+                    f"worker processes were killed {death} times, most likely for want of memory; try fewer "
+                    f"(--data.workers {num_workers // 2}) or smaller batches"
+                ) from None
+            text = f"a process that reads ahead was killed at step {step}; {num_workers} new ones go on"
+            warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
 def _walk(
