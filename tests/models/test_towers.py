@@ -259,7 +259,8 @@ def test_model_size_of_a_case_counted_by_hand() -> None:
 
     def by_hand(tokens: int) -> int:
         first = tokens * 8 * 24 + 2 * tokens * tokens * 8 + tokens * 8 * 8 + 2 * tokens * 8 * 32
-        last = 8 * 8 + tokens * 8 * 16 + 2 * tokens * 8 + 8 * 8 + 2 * 8 * 32  # One query alone.
+        one_query = 4 * 8 * 8 + 2 * 2 * tokens * 8  # Its maps once a sequence; then two heads' scores and means.
+        last = one_query + 2 * 8 * 32
         return first + last + 8 * 4
 
     assert counted.image_multiply_adds == 4 * 12 * 8 + by_hand(5)

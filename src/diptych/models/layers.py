@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
+from diptych.models.single_query import Watcher, can_fold, heard_by_one
 
 
 class Run(NamedTuple):
@@ -85,7 +86,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
-        self.watcher: Callable[[Tensor], object] | None = None
+        self.watcher: Watcher | None = None
         """Told the weights by which tokens are mixed (sequences, heads, asking, asked), where somebody wants to see them."""
         self.query = Linear(width, width)
         self.key = Linear(width, width)
@@ -98,9 +99,14 @@ class Attention(nn.Module):
         return merged
 
     def pooled(self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
-        """One query a sequence asks all its tokens."""
-        single = tuple(Run(run.num, 1) for run in runs)
-        merged: Tensor = self.out(self._attend(self.query(asking), x, single, runs, is_causal=False))
+        """One query a sequence asks all its tokens; see `single_query.py`."""
+        query, key, value = self.query(asking), self.key, self.value
+        if can_fold(key, value):
+            heard = heard_by_one(query, by_run(x, runs), key, value, heads=self.heads, watcher=self.watcher)
+        else:
+            single = tuple(Run(run.num, 1) for run in runs)
+            heard = self._attend(query, x, single, runs, is_causal=False)
+        merged: Tensor = self.out(heard)
         return merged
 
     def along_paths(self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: Paths) -> Float[Tensor, "A W"]:
@@ -134,11 +140,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor, runs: Runs) -> list[Tensor]:
         """By run: sequences, heads, tokens, numbers a head."""
-        parts = [x] if len(runs) == 1 else x.split([run.num * run.length for run in runs])
-        return [
-            part.view(run.num, run.length, self.heads, self.head_width).transpose(1, 2)
-            for part, run in zip(parts, runs, strict=True)
-        ]
+        return [part.unflatten(2, (self.heads, self.head_width)).transpose(1, 2) for part in by_run(x, runs)]
 
 
 class Block(nn.Module):
@@ -261,8 +263,12 @@ def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
     nn.init.zeros_(second.bias)
 
 
+def by_run(x: Float[Tensor, "N W"], runs: Runs) -> list[Float[Tensor, "_ _ W"]]:
+    """The tokens of each run: its sequences, their tokens, numbers."""
+    parts = [x] if len(runs) == 1 else x.split([run.num * run.length for run in runs])
+    return [part.unflatten(0, (run.num, run.length)) for part, run in zip(parts, runs, strict=True)]
+
+
 def mean_of_each(x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
     """The mean over the tokens of each sequence."""
-    parts = x.split([run.num * run.length for run in runs])
-    means = [part.view(run.num, run.length, x.shape[1]).mean(dim=1) for part, run in zip(parts, runs, strict=True)]
-    return torch.cat([x[:0], *means])
+    return torch.cat([x[:0], *(tokens.mean(dim=1) for tokens in by_run(x, runs))])

@@ -12,6 +12,7 @@ from torch.nn import functional
 from diptych.models.config import ResNetConfig
 from diptych.models.layers import normal
 from diptych.models.linear import Linear
+from diptych.models.single_query import heard_by_one
 
 EXPANSION = 4
 """A bottleneck's output has so many times its inner channels."""
@@ -72,10 +73,8 @@ class MapAttentionPool(nn.Module):
         """One vector a picture: only the mean's query is needed, so only it is computed."""
         places = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.position_emb
-        q, k, v = self.query(tokens[:, :1]), self.key(tokens), self.value(tokens)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        heard = functional.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.out(heard.transpose(1, 2).flatten(1))
+        heard = heard_by_one(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
+        out: Tensor = self.out(heard)
         return out
 
 

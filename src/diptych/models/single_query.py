@@ -1,0 +1,51 @@
+"""Attention where one query asks all tokens of a sequence: neither keys nor values are made of the tokens.
+
+A score is q · (W_k x + b_k), which is (q W_k) · x + q · b_k; and the weights of a sequence sum to 1, so the mean of the values
+W_v x + b_v is W_v times the mean of x, plus b_v. Both maps are thus applied once a sequence in place of once a token: of the
+last block of a ViT-B/32, with 50 tokens a picture, what is left of their products is a fiftieth. But for the order of sums the
+result is the same.
+
+Shapes: S sequences, L tokens of one, W numbers of a token, H heads of D numbers, K = H D.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diptych.models.linear import Linear
+
+Watcher = Callable[[Tensor], object]
+
+
+def can_fold(key: nn.Module, value: nn.Module) -> bool:
+    """Whether these are plain linear maps: what took their place, an adapter or a map in integers, is to be asked itself."""
+    return type(key) is Linear and type(value) is Linear
+
+
+def heard_by_one(
+    query: Float[Tensor, "S K"],
+    sequences: Sequence[Float[Tensor, "_ _ W"]],
+    key: Linear,
+    value: Linear,
+    *,
+    heads: int,
+    watcher: Watcher | None = None,
+) -> Float[Tensor, "S K"]:
+    """What each sequence's query hears, its heads side by side.
+
+    Sequences of one length lie in one tensor (their number, L, W); `watcher` is told their weights (number, H, 1, L).
+    """
+    asks = query.unflatten(1, (heads, -1)) * (query.shape[1] // heads) ** -0.5
+    same_for_all = (asks * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)
+    folded = (asks.transpose(0, 1) @ key.weight.unflatten(0, (heads, -1))).transpose(0, 1)
+    numbers = [len(tokens) for tokens in sequences]
+    means = [folded[:0]]
+    for tokens, ask, same in zip(sequences, folded.split(numbers), same_for_all.split(numbers), strict=True):
+        weights = (ask @ tokens.transpose(1, 2) + same).softmax(dim=2)[:, :, None]
+        if watcher is not None:
+            watcher(weights)
+        means.append(weights[:, :, 0] @ tokens)
+    heard = torch.cat(means).transpose(0, 1) @ value.weight.unflatten(0, (heads, -1)).transpose(1, 2)
+    return heard.transpose(0, 1).flatten(1) + value.bias

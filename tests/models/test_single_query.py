@@ -1,0 +1,79 @@
+"""One query a sequence hears the same without keys and values of the tokens."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diptych.models.layers import Attention, Run, by_run
+from diptych.models.linear import Linear
+from diptych.models.single_query import can_fold, heard_by_one
+
+RUNS = (Run(3, 2), Run(1, 4), Run(2, 7))
+
+
+def _given() -> tuple[Attention, Tensor, Tensor]:
+    """Attention with biases, a query a sequence, tokens of all; in float64."""
+    torch.manual_seed(0)
+    attention = Attention(16, 4).double()
+    for linear in (attention.key, attention.value):
+        nn.init.normal_(linear.bias)
+    num = sum(run.num * run.length for run in RUNS)
+    asking = torch.randn(6, 16, dtype=torch.float64, requires_grad=True)
+    return attention, asking, torch.randn(num, 16, dtype=torch.float64, requires_grad=True)
+
+
+def _by_keys_and_values(query: Tensor, x: Tensor, key: nn.Module, value: nn.Module) -> Tensor:
+    heard, first = [], 0
+    for tokens in by_run(x, RUNS):
+        part = query[first : first + len(tokens), None]
+        q, k, v = (side.unflatten(2, (4, 4)).transpose(1, 2) for side in (part, key(tokens), value(tokens)))
+        heard.append(functional.scaled_dot_product_attention(q, k, v).flatten(1))
+        first += len(tokens)
+    return torch.cat(heard)
+
+
+def test_results_and_gradients_are_those_of_keys_and_values() -> None:
+    attention, query, x = _given()
+    asked = (query, x, *attention.key.parameters(), *attention.value.parameters())
+    direction = torch.randn(6, 16, dtype=torch.float64)
+    folded = heard_by_one(query, by_run(x, RUNS), attention.key, attention.value, heads=4)
+    plain = _by_keys_and_values(query, x, attention.key, attention.value)
+    torch.testing.assert_close(folded, plain, atol=1e-12, rtol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad((folded * direction).sum(), asked),
+        torch.autograd.grad((plain * direction).sum(), asked),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+
+
+def test_the_watcher_is_told_weights_through_which_a_gradient_flows() -> None:
+    attention, query, x = _given()
+    told: list[Tensor] = []
+    attention.watcher = told.append
+    out = attention.pooled(query, x, RUNS)
+    assert [tuple(weights.shape) for weights in told] == [(3, 4, 1, 2), (1, 4, 1, 4), (2, 4, 1, 7)]
+    assert all(torch.allclose(weights.sum(dim=3), weights.new_ones(1)) for weights in told)
+    assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(out.square().sum(), told))
+
+
+class _Adapted(nn.Module):
+    """A linear map and what an adapter adds to it."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.linear, self.added = linear, nn.Linear(16, 16, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x) + self.added(x)
+        return out
+
+
+def test_what_took_the_place_of_a_map_is_asked_itself() -> None:
+    attention, asking, x = _given()
+    assert can_fold(attention.key, attention.value)
+    adapted = _Adapted(attention.value)
+    attention.value = adapted  # type: ignore[assignment]
+    assert not can_fold(attention.key, attention.value)
+    plain = attention.out(_by_keys_and_values(attention.query(asking), x, attention.key, adapted))
+    torch.testing.assert_close(attention.pooled(asking, x, RUNS), plain, atol=1e-12, rtol=0)
