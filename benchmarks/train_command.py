@@ -3,8 +3,9 @@
     python benchmarks/train_command.py --flickr DIR [--out FILE]
 
 A small model (image tower of 112 px in patches of 16, 6 layers of 256; text tower of 4 layers of 256, CLIP's vocabulary),
-batches of 64, AdamW, one loading process, random crops. Speed is pairs a second from the first logged step to the last; memory
-is the peak of what the command and its processes hold, asked ten times a second; a page that several share is counted in parts.
+batches of 64, AdamW, one loading process, random crops. Speed is pairs a second from the first logged step to the last. Memory
+is weighed in a run of its own, as the asking takes a quarter of a core: the peak of what the command and its processes hold,
+asked ten times a second; a page that several share is counted in parts.
 """
 
 import csv
@@ -17,9 +18,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from harness import arguments, machine, table, write
 from sides import own_bundle
@@ -33,7 +34,7 @@ from diptych.training.config import write_config
 from diptych.training.validation import ValidationConfig
 
 ROOT = Path(__file__).parents[1]
-ROUNDS = 3
+ROUNDS = 7
 BATCH = 64
 STEPS = 24
 
@@ -54,25 +55,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _prepare(folder, given.flickr)
-        rates: dict[str, list[float]] = {"Diptych": [], "open_clip": []}
-        peaks: dict[str, list[float]] = {"Diptych": [], "open_clip": []}
+        sides = {"Diptych": _own, "open_clip": _peer}
+        peaks = {side: run(folder, "weighed", is_weighed=True).peak_mib for side, run in sides.items()}
+        rates: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(given.rounds):
-            for side, run in (("Diptych", _own), ("open_clip", _peer)):
-                rate, peak = run(folder, number)
-                rates[side].append(rate)
-                peaks[side].append(peak)
+            for side in list(sides)[:: -1 if number % 2 else 1]:
+                rates[side].append(sides[side](folder, str(number)).rate)
+                print(side, f"{rates[side][-1]:.1f}", file=sys.stderr)
     speed = median(own / peer for own, peer in zip(rates["Diptych"], rates["open_clip"], strict=True))
-    memory = median(own / peer for own, peer in zip(peaks["Diptych"], peaks["open_clip"], strict=True))
     rows = [
         ["pairs a second", *(f"{median(rates[side]):.1f}" for side in rates), f"{speed:.2f} x"],
-        ["peak memory, MiB", *(f"{median(peaks[side]):.0f}" for side in peaks), f"{memory:.2f} x"],
+        [
+            "peak memory, MiB",
+            *(f"{peak:.0f}" for peak in peaks.values()),
+            f"{peaks['Diptych'] / peaks['open_clip']:.2f} x",
+        ],
     ]
     write(
         given.out,
         "# A whole training command",
         f"`python benchmarks/train_command.py`, {machine('open_clip_torch')}",
-        f"{STEPS} steps of {BATCH} pairs on Flickr8k, the small model of `train_step.py`; medians of {given.rounds} rounds in "
-        "turn, ratios round by round.",
+        f"{STEPS} steps of {BATCH} pairs on Flickr8k, the small model of `train_step.py`; pairs a second are medians of "
+        f"{given.rounds} rounds in turn, their ratio round by round; memory is weighed in one run each beside them.",
         table(["what", "Diptych", "open_clip's trainer", "ratio"], rows),
     )
 
@@ -100,51 +104,68 @@ def peer_files(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
     (folder / "small.json").write_text(json.dumps(exported["model_cfg"]), encoding="utf-8")
 
 
-def _own(folder: Path, number: int) -> tuple[float, float]:
-    out = folder / f"own-{number}"
+class Measured(NamedTuple):
+    """Of one command; no peak where it was not weighed."""
+
+    rate: float
+    peak_mib: float
+
+
+def _own(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
+    out = folder / f"own-{name}"
     words = ["train", "--config", str(folder / "run.yaml"), "--out", str(out), "--steps", str(STEPS)]
-    _, peak = _watched([sys.executable, "-m", "diptych", *words])
+    told = _run([sys.executable, "-m", "diptych", *words], is_weighed=is_weighed)
     steps = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [step for step in steps if "pairs_per_s" in step]
     first, last = logged[0], logged[-1]
-    return BATCH * (last["step"] - first["step"]) / (last["elapsed_s"] - first["elapsed_s"]), peak
+    return Measured(BATCH * (last["step"] - first["step"]) / (last["elapsed_s"] - first["elapsed_s"]), told.peak_mib)
 
 
-def run_peer(folder: Path, name: str, words: Sequence[str]) -> tuple[str, float]:
-    """open_clip's trainer on `peer_files`: what it said, and the most that it held, in MiB."""
+class Told(NamedTuple):
+    """What a command said; where it was weighed, the most that it and its processes held."""
+
+    lines: list[str]
+    seconds: list[float]
+    """When each line came."""
+    peak_mib: float
+
+
+def run_peer(folder: Path, name: str, words: Sequence[str], *, is_weighed: bool = False) -> Told:
+    """open_clip's trainer on `peer_files`."""
     words = [
         *("--model", "small", "--train-data", str(folder / "pairs.csv"), "--dataset-type", "csv"),
         *("--batch-size", str(BATCH), "--workers", "1", "--lr", "1e-3", "--device", "cpu", "--precision", "fp32"),
         *("--logs", str(folder / "theirs"), "--name", name),
         *words,
     ]
-    return _watched([sys.executable, "-c", PEER, str(ROOT), str(folder / "small.json"), *words])
+    command = [sys.executable, "-c", PEER, str(ROOT), str(folder / "small.json"), *words]
+    return _run(command, is_weighed=is_weighed)
 
 
-def _peer(folder: Path, number: int) -> tuple[float, float]:
+def _peer(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
     words = ["--epochs", "1", "--warmup", "10", "--log-every-n-steps", "1", "--save-frequency", "0"]
-    told, peak = run_peer(folder, str(number), words)
-    steps = re.findall(
-        r"^(\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d) \| INFO \| Train Epoch: 0 \[ *(\d+)/", told, flags=re.MULTILINE
+    told = run_peer(folder, name, words, is_weighed=is_weighed)
+    found = (
+        (re.search(r"Train Epoch: 0 \[ *(\d+)/", line), at) for line, at in zip(told.lines, told.seconds, strict=True)
     )
-    times = [datetime.strptime(stamp, "%Y-%m-%d,%H:%M:%S") for stamp, _ in steps]
-    return (int(steps[-1][1]) - int(steps[0][1])) / (times[-1] - times[0]).total_seconds(), peak
+    pairs = [(int(match[1]), at) for match, at in found if match]
+    (first, began), (last, ended) = pairs[0], pairs[-1]
+    return Measured((last - first) / (ended - began), told.peak_mib)
 
 
-def _watched(command: list[str]) -> tuple[str, float]:
-    """What a command said, and the most that it and its processes held, in MiB."""
+def _run(command: list[str], *, is_weighed: bool) -> Told:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        peak, told = 0.0, list[str]()
-        reader = threading.Thread(target=lambda: told.extend(process.stdout or ()))
+        peak, told = 0.0, list[tuple[str, float]]()
+        reader = threading.Thread(target=lambda: told.extend((line, time.monotonic()) for line in process.stdout or ()))
         reader.start()
-        while process.poll() is None:
+        while is_weighed and process.poll() is None:
             peak = max(peak, sum(map(_held_mib, _tree(process.pid))))
             time.sleep(0.1)
         reader.join()
     if process.returncode:
-        sys.exit("".join(told[-20:]))
-    return "".join(told), peak
+        sys.exit("".join(line for line, _ in told[-20:]))
+    return Told([line for line, _ in told], [at for _, at in told], peak)
 
 
 def _tree(root: int) -> list[int]:
