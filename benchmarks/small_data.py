@@ -117,7 +117,7 @@ def _peer(data: str, work: Path) -> list[Figures]:
         )
         words = ("--epochs", str(PASSES), "--warmup", "100", "--save-frequency", "1", "--log-every-n-steps", "20")
         told = run_peer(folder, "hour", words)
-        (folder / "told.txt").write_text("".join(told.lines), encoding="utf-8")
+        (folder / "told.txt").write_text("".join(line for line, _ in told.lines), encoding="utf-8")
     lines = (folder / "told.txt").read_text(encoding="utf-8")
     stamps = re.findall(r"^(\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d) \| INFO \| Train Epoch: (\d+) ", lines, flags=re.MULTILINE)
     times = [(datetime.strptime(stamp, "%Y-%m-%d,%H:%M:%S"), int(epoch)) for stamp, epoch in stamps]

@@ -122,11 +122,9 @@ def _own(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
 
 
 class Told(NamedTuple):
-    """What a command said; where it was weighed, the most that it and its processes held."""
+    """What a command said, each line with when it came; where it was weighed, the most that it and its processes held."""
 
-    lines: list[str]
-    seconds: list[float]
-    """When each line came."""
+    lines: list[tuple[str, float]]
     peak_mib: float
 
 
@@ -145,9 +143,7 @@ def run_peer(folder: Path, name: str, words: Sequence[str], *, is_weighed: bool 
 def _peer(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
     words = ["--epochs", "1", "--warmup", "10", "--log-every-n-steps", "1", "--save-frequency", "0"]
     told = run_peer(folder, name, words, is_weighed=is_weighed)
-    found = (
-        (re.search(r"Train Epoch: 0 \[ *(\d+)/", line), at) for line, at in zip(told.lines, told.seconds, strict=True)
-    )
+    found = ((re.search(r"Train Epoch: 0 \[ *(\d+)/", line), at) for line, at in told.lines)
     pairs = [(int(match[1]), at) for match, at in found if match]
     (first, began), (last, ended) = pairs[0], pairs[-1]
     return Measured((last - first) / (ended - began), told.peak_mib)
@@ -165,7 +161,7 @@ def _run(command: list[str], *, is_weighed: bool) -> Told:
         reader.join()
     if process.returncode:
         sys.exit("".join(line for line, _ in told[-20:]))
-    return Told([line for line, _ in told], [at for _, at in told], peak)
+    return Told(told, peak)
 
 
 def _tree(root: int) -> list[int]:

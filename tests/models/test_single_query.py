@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from diptych.models.layers import Attention, Run, by_run
 from diptych.models.linear import Linear
-from diptych.models.single_query import can_fold, heard_by_one
+from diptych.models.single_query import heard_by_one
 
 RUNS = (Run(3, 2), Run(1, 4), Run(2, 7))
 
@@ -71,9 +71,7 @@ class _Adapted(nn.Module):
 
 def test_what_took_the_place_of_a_map_is_asked_itself() -> None:
     attention, asking, x = _given()
-    assert can_fold(attention.key, attention.value)
     adapted = _Adapted(attention.value)
     attention.value = adapted  # type: ignore[assignment]
-    assert not can_fold(attention.key, attention.value)
     plain = attention.out(_by_keys_and_values(attention.query(asking), x, attention.key, adapted))
     torch.testing.assert_close(attention.pooled(asking, x, RUNS), plain, atol=1e-12, rtol=0)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
-from diptych.models.single_query import Watcher, can_fold, heard_by_one
+from diptych.models.single_query import Watcher, heard_by_one
 
 
 class Run(NamedTuple):
@@ -95,17 +95,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """Every token asks every token of its sequence, or, when causal, itself and those before it."""
-        merged: Tensor = self.out(self._attend(self.query(x), x, runs, runs, is_causal=is_causal))
+        parts = zip(*(self._split(side(x), runs) for side in (self.query, self.key, self.value)), strict=True)
+        heard = [self._mix(*qkv, is_causal=is_causal).transpose(1, 2).flatten(2).flatten(0, 1) for qkv in parts]
+        merged: Tensor = self.out(heard[0] if len(heard) == 1 else torch.cat([x[:0], *heard]))
         return merged
 
     def pooled(self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
         """One query a sequence asks all its tokens; see `single_query.py`."""
-        query, key, value = self.query(asking), self.key, self.value
-        if can_fold(key, value):
-            heard = heard_by_one(query, by_run(x, runs), key, value, heads=self.heads, watcher=self.watcher)
-        else:
-            single = tuple(Run(run.num, 1) for run in runs)
-            heard = self._attend(query, x, single, runs, is_causal=False)
+        query, tokens = self.query(asking), by_run(x, runs)
+        heard = heard_by_one(query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher)
         merged: Tensor = self.out(heard)
         return merged
 
@@ -122,14 +120,6 @@ class Attention(nn.Module):
             heard.append(functional.scaled_dot_product_attention(asks, keys, values).flatten(1))
         merged: Tensor = self.out(torch.cat(heard))
         return merged
-
-    def _attend(self, q: Tensor, x: Tensor, asking: Runs, asked: Runs, *, is_causal: bool) -> Tensor:
-        parts = zip(
-            self._split(q, asking), self._split(self.key(x), asked), self._split(self.value(x), asked), strict=True
-        )
-        heard = [self._mix(*qkv, is_causal=is_causal) for qkv in parts]
-        merged = [part.transpose(1, 2).flatten(2).flatten(0, 1) for part in heard]
-        return merged[0] if len(merged) == 1 else torch.cat([q[:0], *merged])
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
         if self.watcher is None or is_causal:

@@ -19,33 +19,49 @@ from diptych.models.linear import Linear
 Watcher = Callable[[Tensor], object]
 
 
-def can_fold(key: nn.Module, value: nn.Module) -> bool:
-    """Whether these are plain linear maps: what took their place, an adapter or a map in integers, is to be asked itself."""
-    return type(key) is Linear and type(value) is Linear
-
-
 def heard_by_one(
     query: Float[Tensor, "S K"],
     sequences: Sequence[Float[Tensor, "_ _ W"]],
-    key: Linear,
-    value: Linear,
+    key: nn.Module,
+    value: nn.Module,
     *,
     heads: int,
     watcher: Watcher | None = None,
 ) -> Float[Tensor, "S K"]:
     """What each sequence's query hears, its heads side by side.
 
-    Sequences of one length lie in one tensor (their number, L, W); `watcher` is told their weights (number, H, 1, L).
+    Sequences of one length lie in one tensor (their number, L, W); `watcher` is told their weights (number, H, 1, L). Maps that
+    are no plain `Linear`, an adapter or one in integers, are asked for keys and values.
     """
-    asks = query.unflatten(1, (heads, -1)) * (query.shape[1] // heads) ** -0.5
-    same_for_all = (asks * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)
-    folded = (asks.transpose(0, 1) @ key.weight.unflatten(0, (heads, -1))).transpose(0, 1)
+    queries = query.unflatten(1, (heads, -1))
     numbers = [len(tokens) for tokens in sequences]
+    if not (type(key) is Linear and type(value) is Linear):
+        parts = zip(sequences, queries.split(numbers), strict=True)
+        return torch.cat([query[:0], *(_by_keys(tokens, asks, key, value, watcher) for tokens, asks in parts)])
+    same_for_all = (queries * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)
+    folded = (queries.transpose(0, 1) @ key.weight.unflatten(0, (heads, -1))).transpose(0, 1)
     means = [folded[:0]]
-    for tokens, ask, same in zip(sequences, folded.split(numbers), same_for_all.split(numbers), strict=True):
-        weights = (ask @ tokens.transpose(1, 2) + same).softmax(dim=2)[:, :, None]
-        if watcher is not None:
-            watcher(weights)
-        means.append(weights[:, :, 0] @ tokens)
+    for tokens, asks, same in zip(sequences, folded.split(numbers), same_for_all.split(numbers), strict=True):
+        weights = _weights(asks @ tokens.transpose(1, 2) + same, queries.shape[2], watcher)
+        means.append(weights @ tokens)
     heard = torch.cat(means).transpose(0, 1) @ value.weight.unflatten(0, (heads, -1)).transpose(1, 2)
     return heard.transpose(0, 1).flatten(1) + value.bias
+
+
+def _by_keys(
+    tokens: Float[Tensor, "S L W"],
+    asks: Float[Tensor, "S H D"],
+    key: nn.Module,
+    value: nn.Module,
+    watcher: Watcher | None,
+) -> Float[Tensor, "S K"]:
+    keys, values = (side(tokens).unflatten(2, asks.shape[1:]) for side in (key, value))
+    weights = _weights(torch.einsum("shd,slhd->shl", asks, keys), asks.shape[2], watcher)
+    return torch.einsum("shl,slhd->shd", weights, values).flatten(1)
+
+
+def _weights(scores: Float[Tensor, "S H L"], width: int, watcher: Watcher | None) -> Float[Tensor, "S H L"]:
+    weights = (scores * width**-0.5).softmax(dim=2)[:, :, None]
+    if watcher is not None:
+        watcher(weights)
+    return weights[:, :, 0]
