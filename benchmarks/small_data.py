@@ -10,7 +10,7 @@ quiet machine of two cores the parts take:
     classes    20 min   CIFAR-10, 5 minutes, seeds 0, 1, 2, zero-shot on the test images
     pictures   40 min   1,000, 2,000 and 4,000 of the photos, 750 s each
     hour       65 min   the recipe in an hour, measured as it goes
-    peer       65 min   open_clip's own trainer, five passes over all captions, measured after each
+    peer       60 min   open_clip's own trainer, five passes over all captions, measured after each
 """
 
 import json
