@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -40,12 +40,17 @@ def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
     for action in sides.values():
         action()
     taken: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side in list(sides)[:: -1 if number % 2 else 1]:
-            began = time.perf_counter()
-            sides[side]()
-            taken[side].append(time.perf_counter() - began)
+    for side in turns(sides, rounds=rounds):
+        began = time.perf_counter()
+        sides[side]()
+        taken[side].append(time.perf_counter() - began)
     return Times(taken)
+
+
+def turns(sides: Iterable[str], *, rounds: int) -> Iterator[str]:
+    """Each side once a round; every other round starts from the end."""
+    for number in range(rounds):
+        yield from list(sides)[:: -1 if number % 2 else 1]
 
 
 @contextmanager

@@ -19,10 +19,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
-from harness import arguments, machine, table, write
+from harness import Times, arguments, machine, table, turns, write
 from sides import own_bundle
 from train_step import SMALL
 
@@ -57,14 +56,18 @@ def main() -> None:
         _prepare(folder, given.flickr)
         sides = {"Diptych": _own, "open_clip": _peer}
         peaks = {side: run(folder, "weighed", is_weighed=True).peak_mib for side, run in sides.items()}
-        rates: dict[str, list[float]] = {side: [] for side in sides}
-        for number in range(given.rounds):
-            for side in list(sides)[:: -1 if number % 2 else 1]:
-                rates[side].append(sides[side](folder, str(number)).rate)
-                print(side, f"{rates[side][-1]:.1f}", file=sys.stderr)
-    speed = median(own / peer for own, peer in zip(rates["Diptych"], rates["open_clip"], strict=True))
+        taken: dict[str, list[float]] = {side: [] for side in sides}
+        for number, side in enumerate(turns(sides, rounds=given.rounds)):
+            rate = sides[side](folder, str(number)).rate
+            taken[side].append(1 / rate)
+            print(side, f"{rate:.1f}", file=sys.stderr)
+    times = Times(taken)
     rows = [
-        ["pairs a second", *(f"{median(rates[side]):.1f}" for side in rates), f"{speed:.2f} x"],
+        [
+            "pairs a second",
+            *(f"{1 / times.median(side):.1f}" for side in sides),
+            f"{times.ratio('open_clip', 'Diptych'):.2f} x",
+        ],
         [
             "peak memory, MiB",
             *(f"{peak:.0f}" for peak in peaks.values()),

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from diptych.models.layers import Attention, Run, by_run
 from diptych.models.linear import Linear
+from diptych.models.modified_resnet import MapAttentionPool
 from diptych.models.single_query import heard_by_one
 
 RUNS = (Run(3, 2), Run(1, 4), Run(2, 7))
@@ -75,3 +76,27 @@ def test_what_took_the_place_of_a_map_is_asked_itself() -> None:
     attention.value = adapted  # type: ignore[assignment]
     plain = attention.out(_by_keys_and_values(attention.query(asking), x, attention.key, adapted))
     torch.testing.assert_close(attention.pooled(asking, x, RUNS), plain, atol=1e-12, rtol=0)
+
+
+def test_the_watcher_is_told_the_same_weights_beside_an_adapted_map() -> None:
+    attention, asking, x = _given()
+    told: list[Tensor] = []
+    attention.watcher = told.append
+    attention.pooled(asking, x, RUNS)
+    attention.value = _Adapted(attention.value)  # type: ignore[assignment]
+    attention.pooled(asking, x, RUNS)
+    for folded, by_keys in zip(told[: len(RUNS)], told[len(RUNS) :], strict=True):
+        torch.testing.assert_close(folded, by_keys, atol=1e-12, rtol=0)
+
+
+def test_a_resnets_pooling_asks_what_took_the_place_of_a_map() -> None:
+    torch.manual_seed(0)
+    pooling = MapAttentionPool((2, 2), 16, 4, 8).double()
+    places = torch.randn(3, 16, 2, 2, dtype=torch.float64)
+    plain = pooling(places)
+    adapted = _Adapted(pooling.key)
+    pooling.key = adapted  # type: ignore[assignment]
+    nn.init.zeros_(adapted.added.weight)
+    torch.testing.assert_close(pooling(places), plain, atol=1e-12, rtol=0)
+    nn.init.normal_(adapted.added.weight)
+    assert (pooling(places) - plain).abs().max() > 1e-3

@@ -63,5 +63,5 @@ def _by_keys(
 def _weights(scores: Float[Tensor, "S H L"], width: int, watcher: Watcher | None) -> Float[Tensor, "S H L"]:
     weights = (scores * width**-0.5).softmax(dim=2)[:, :, None]
     if watcher is not None:
-        watcher(weights)
+        watcher(weights)  # And so what it is told is what the result was made of: a gradient flows through it.
     return weights[:, :, 0]
