@@ -68,7 +68,7 @@ def _gradients(
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, result.loss
 
 
-def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
     assert ours.keys() == theirs.keys()
     largest = max(float(grad.abs().max()) for grad in theirs.values())
     for name, grad in theirs.items():
@@ -82,7 +82,7 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(distinct: int) -> Non
         whole, loss = _gradients(TINY_MODEL, batch, dtype)
         parts, loss_of_parts = _gradients(TINY_MODEL, batch, dtype, micro_batch=3)
         assert loss_of_parts == pytest.approx(loss, rel=tolerance)
-        _assert_close(parts, whole, tolerance)
+        assert_close(parts, whole, tolerance)
 
 
 def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
@@ -93,7 +93,7 @@ def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
         lengths=batch.lengths[batch.text_of_row],
         text_of_row=torch.arange(12),
     )
-    _assert_close(_gradients(TINY_MODEL, batch)[0], _gradients(TINY_MODEL, written_out)[0], 1e-6)
+    assert_close(_gradients(TINY_MODEL, batch)[0], _gradients(TINY_MODEL, written_out)[0], 1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -121,7 +121,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     text_emb = torch.cat([output.text_emb for output in outputs])
     clip_loss(image_emb, text_emb, model.logit_scale, batch.groups).backward()
     plain = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    _assert_close(ours, plain, 1e-6)
+    assert_close(ours, plain, 1e-6)
 
 
 def test_batch_norms_count_a_batch_once() -> None:
@@ -138,7 +138,7 @@ def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: f
     half, half_loss = _gradients(TINY_MODEL, batch, precision=precision)
     assert half_loss == pytest.approx(loss, rel=tolerance)
     assert half_loss != loss
-    _assert_close(half, exact, tolerance)
+    assert_close(half, exact, tolerance)
     assert all(grad.dtype == torch.float32 for grad in half.values())
 
 

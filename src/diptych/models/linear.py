@@ -13,8 +13,8 @@ from diptych.core.device import cpu_vendor
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """Its approximation."""
-_MANY = 1024
-"""Tokens from which on oneDNN earns back the 0.6 ms in which it compiles for their number."""
+_MANY = 512
+"""Tokens a core from which on oneDNN earns back the 0.6 ms in which it compiles for their number."""
 
 
 class Linear(nn.Linear):
@@ -33,7 +33,12 @@ class Linear(nn.Linear):
         On a CPU GELU is computed again on the way back: it takes less time than its results take memory.
         """
         is_plain = _is_plain(x, self.weight)
-        by_onednn = is_plain and not self.rows_vary and x.numel() >= _MANY * x.shape[-1] and _is_onednn_faster()
+        by_onednn = (
+            is_plain
+            and not self.rows_vary
+            and x.numel() >= _MANY * torch.get_num_threads() * x.shape[-1]
+            and _is_onednn_faster()
+        )
         if gelu is not None and not (is_plain and torch.is_grad_enabled()):
             x, gelu = functional.gelu(x, approximate=gelu), None
         if gelu is None and not by_onednn:

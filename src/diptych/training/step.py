@@ -1,8 +1,9 @@
 """One optimizer step, in the open. Shapes: B batch, E embedding."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,12 @@ from diptych.training.objective import LossConfig
 from diptych.training.precision import Precision, autocast, gradient_scaler
 from diptych.training.replicas import Replicas
 from diptych.training.shards import clip_grad_norm
+from diptych.training.side_by_side import NUM, SideBySide, can_halve, in_order
 from diptych.training.stopwatch import Stopwatch
 from diptych.training.teacher import Teacher
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +62,8 @@ class TrainingStep:
 
     A batch whose activations do not fit goes through the towers in parts (gradient caching, Gao et al. 2021): the first pass
     gives all embeddings, the loss gives their gradients, the second pass carries these to the weights. The gradients are those
-    of the whole batch. What towers draw at random is drawn again alike.
+    of the whole batch. What towers draw at random is drawn again alike. On a CPU a batch that fits goes through as two halves
+    at the same time, where they give what the whole gives.
 
     Ranks that train together each put their rows through the towers; the loss is that of all rows, and what a parameter's
     gradient gets is the mean over ranks. So each carries its part `ranks.size` times to the weights.
@@ -91,9 +97,13 @@ class TrainingStep:
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
+        is_halved = self.ranks.size == 1 and precision == "fp32" and can_halve(model)
+        self._halves = SideBySide() if is_halved else None
         embedding = model.text_tower.token_emb
         is_plain = self.ranks.size == 1 and not self.scaler.is_enabled()
         embedding.sparse = is_plain and takes_rows(embedding, self.optimizers)
+        if embedding.sparse and is_halved:
+            embedding.weight.register_hook(in_order)
 
     def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
@@ -131,7 +141,8 @@ class TrainingStep:
         """Put the losses' gradients on the weights; what they were computed from, the loss, and the teacher's."""
         text_of_row = batch.text_of_row.to(self.device)
         with self.stopwatch.time("forward"):
-            outputs = self._first_pass(parts)
+            fits = self._fits(batch)
+            outputs = self._first_pass(parts, keeps_graph=fits)
             leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
             image_emb, text_emb, logit_scale, *bias = leaves
             text_emb = text_emb[text_of_row]
@@ -142,7 +153,7 @@ class TrainingStep:
             total = loss if taught is None else loss + self.teacher_weight * taught
         with self.stopwatch.time("backward"):
             grads = torch.autograd.grad(total * self.ranks.size, leaves, allow_unused=True, materialize_grads=True)
-            self._second_pass(parts, outputs, grads)
+            self._second_pass(parts, outputs, grads, has_graph=fits)
             self.replicas.exchange_loose()
         emb = CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None)
         return emb, loss.detach(), None if taught is None else taught.detach()
@@ -161,40 +172,57 @@ class TrainingStep:
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
         images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
+        num = NUM if self._halves is not None and self._fits(batch) and len(batch.pixels) >= NUM else num
         pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
         return [
             _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
             for number, (pixels, ids, lengths) in enumerate(pieces, start=num * self.ranks.rank)
         ]
 
+    def _fits(self, batch: Batch) -> bool:
+        return self.micro_batch is None or len(batch.pixels) <= self.micro_batch
+
     def _forward(self, part: _Part) -> CLIPOutput:
-        torch.manual_seed(part.seed)
+        if self._halves is None:  # They draw nothing.
+            torch.manual_seed(part.seed)
         with autocast(self.precision, self.device):
             pixels = normalize(part.pixels, self.model.config.pixels)
             output: CLIPOutput = self.replicas.forward(pixels, part.ids, part.lengths)
         return output
 
-    def _first_pass(self, parts: list[_Part]) -> list[CLIPOutput]:
-        """With a graph where there is one part; of several, values alone are kept."""
-        if len(parts) == 1:
-            return [self._forward(parts[0])]
+    def _first_pass(self, parts: list[_Part], *, keeps_graph: bool) -> list[CLIPOutput]:
+        """Without a graph, values alone."""
+        if keeps_graph:
+            return self._each(self._forward, parts)
         with torch.no_grad(), _statistics_untouched(self.model):
             return [self._forward(part) for part in parts]
 
-    def _second_pass(self, parts: list[_Part], outputs: list[CLIPOutput], grads: Sequence[Tensor]) -> None:
+    def _second_pass(
+        self, parts: list[_Part], outputs: list[CLIPOutput], grads: Sequence[Tensor], *, has_graph: bool
+    ) -> None:
         image_grad, text_grad, *rest = self.scaler.scale(grads)
         images = image_grad.split([len(output.image_emb) for output in outputs])
         texts = text_grad.split([len(output.text_emb) for output in outputs])
-        for number, part in enumerate(parts):
+
+        def carry(number: int) -> None:
             is_last = number == len(parts) - 1
             with nullcontext() if is_last else self.replicas.hold_back():
-                output = outputs[0] if len(parts) == 1 else self._forward(part)
+                output = outputs[number] if has_graph else self._forward(parts[number])
                 shared = rest if is_last else [torch.zeros_like(grad) for grad in rest]
                 pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)
                 live = [
                     (tensor, grad) for tensor, grad in pairs if tensor.requires_grad
                 ]  # A locked tower has no graph.
                 torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
+
+        if has_graph:
+            self._each(carry, range(len(parts)))
+        else:
+            for number in range(len(parts)):
+                carry(number)
+
+    def _each(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+        return [work(one) for one in given] if self._halves is None else self._halves.each(work, given)
 
     def _clip(self) -> Tensor:
         """The length of the gradient before it was clipped."""

@@ -1,0 +1,155 @@
+"""Halves of a batch in two threads: the gradients of the whole, and every time the same."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, ConvNetConfig, ViTConfig
+from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.precision import Precision
+from diptych.training.side_by_side import SideBySide, can_halve
+from diptych.training.step import TrainingStep
+from tests.conftest import TINY_MODEL
+from tests.training.test_step import assert_close, batch_of
+
+_MANY_WORDS = replace(TINY_MODEL, text=replace(TINY_MODEL.text, vocab_size=20_000))
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def _step(
+    config: CLIPConfig, dtype: torch.dtype = torch.float32, *, is_halved: bool = True, micro_batch: int | None = None
+) -> TrainingStep:
+    torch.manual_seed(1)
+    model = CLIP(config).train().to(dtype)
+    torch.set_num_threads(2 if is_halved else 1)
+    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()), max_grad_norm=None, micro_batch=micro_batch)
+    assert (step._halves is not None) == is_halved
+    return step
+
+
+def _gradients(step: TrainingStep, *, size: int, distinct: int) -> tuple[dict[str, torch.Tensor], float]:
+    result = step(batch_of(step.model.config, size=size, distinct=distinct), lr=0.0, seed=5)
+    grads = {name: p.grad.to_dense() for name, p in step.model.named_parameters() if p.grad is not None}
+    return grads, result.loss
+
+
+_BATCHES = pytest.mark.parametrize(("size", "distinct"), [(12, 12), (12, 5), (11, 1), (2, 2)])
+_MODELS = pytest.mark.parametrize("config", [TINY_MODEL, _MANY_WORDS], ids=["few words", "many words"])
+
+
+@_MODELS
+@_BATCHES
+def test_halves_give_the_gradients_of_the_whole(config: CLIPConfig, size: int, distinct: int) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        whole, loss = _gradients(_step(config, dtype, is_halved=False), size=size, distinct=distinct)
+        halves, loss_of_halves = _gradients(_step(config, dtype), size=size, distinct=distinct)
+        assert loss_of_halves == pytest.approx(loss, rel=tolerance, abs=tolerance)
+        assert_close(halves, whole, tolerance)
+
+
+@_MODELS
+@_BATCHES
+def test_halves_give_bit_for_bit_the_same_each_time(config: CLIPConfig, size: int, distinct: int) -> None:
+    first, *others = [_gradients(_step(config), size=size, distinct=distinct) for _ in range(8)]
+    for other in others:
+        assert other[1] == first[1]
+        assert all(torch.equal(grad, first[0][name]) for name, grad in other[0].items())
+
+
+def test_a_large_vocabulary_has_a_gradient_of_the_rows_asked() -> None:
+    step = _step(_MANY_WORDS)
+    step(batch_of(_MANY_WORDS), lr=0.0, seed=5)
+    grad = step.model.text_tower.token_emb.weight.grad
+    assert grad is not None
+    assert grad.is_sparse
+    dense = _step(TINY_MODEL).model.text_tower.token_emb.weight
+    assert not dense.is_sparse
+
+
+def test_a_batch_of_one_and_a_batch_in_parts_go_through_as_ever() -> None:
+    one = batch_of(TINY_MODEL, size=1, distinct=1)
+    assert len(_step(TINY_MODEL)._parts(one, 0, None)) == 1
+    assert _step(TINY_MODEL)(one, lr=1e-3, seed=0).loss == pytest.approx(0, abs=1e-6)
+    for micro_batch, num in ((3, 4), (12, 2)):
+        assert len(_step(TINY_MODEL, micro_batch=micro_batch)._parts(batch_of(TINY_MODEL), 0, None)) == num
+    parts, _ = _gradients(_step(TINY_MODEL, torch.float64, micro_batch=3), size=12, distinct=12)
+    whole, _ = _gradients(_step(TINY_MODEL, torch.float64, is_halved=False), size=12, distinct=12)
+    assert_close(parts, whole, 1e-12)
+
+
+@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
+def test_a_locked_tower_stays_without_gradient(tower: str) -> None:
+    torch.manual_seed(1)
+    model = CLIP(TINY_MODEL).train()
+    getattr(model, tower).requires_grad_(False)
+    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()))
+    step(batch_of(TINY_MODEL), lr=1e-3, seed=0)
+    assert step._halves is not None
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(tower)
+
+
+def test_what_counts_a_batch_or_draws_or_is_computed_again_goes_through_whole() -> None:
+    image, text = TINY_MODEL.image, TINY_MODEL.text
+    assert isinstance(image, ViTConfig)
+    convolutional = ConvNetConfig(image_px=32, widths=(8, 16), layers=(1, 1))
+    for config in (
+        replace(TINY_MODEL, text=replace(text, dropout=0.1)),
+        replace(TINY_MODEL, image=replace(image, patch_dropout=0.5)),
+        replace(TINY_MODEL, image=convolutional),
+    ):
+        assert not can_halve(CLIP(config))
+    model = CLIP(TINY_MODEL)
+    assert can_halve(model)
+    model.set_gradient_checkpointing(True)
+    assert not can_halve(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # PyTorch's own, as it loads.
+def test_a_compiled_tower_goes_through_whole() -> None:
+    model = CLIP(TINY_MODEL)
+    model.image_tower.compile()
+    assert not can_halve(model)
+
+
+@pytest.mark.parametrize(("threads", "is_halved"), [(1, False), (2, True), (3, False), (4, True)])
+def test_cores_that_cannot_be_shared_in_two_stay_together(threads: int, is_halved: bool) -> None:
+    torch.set_num_threads(threads)
+    assert can_halve(CLIP(TINY_MODEL)) == is_halved
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_goes_through_whole(precision: Precision) -> None:
+    model = CLIP(TINY_MODEL)
+    assert TrainingStep(model, build_optimizers(model, OptimizerConfig()), precision=precision)._halves is None
+
+
+def test_each_thread_has_its_share_and_the_caller_all() -> None:
+    torch.set_num_threads(4)
+    both = SideBySide()
+    assert torch.get_num_threads() == 4
+    assert both.each(lambda _: torch.get_num_threads(), range(2)) == [2, 2]
+    assert torch.get_num_threads() == 4
+
+
+def test_what_goes_wrong_in_one_is_raised_when_both_are_done() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ValueError("the first")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="the first"):
+        SideBySide().each(work, range(2))
+    assert done == [1]
