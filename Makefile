@@ -35,7 +35,7 @@ bench: $(CHECKED)  ## Measure against the live peers, on a quiet machine: make b
 	$(call BENCH,train_step) --flickr $(FLICKR8K) --cifar $(CIFAR10)
 	$(call BENCH,train_command) --flickr $(FLICKR8K)
 	$(call BENCH,inference) --flickr $(FLICKR8K)
-	$(call BENCH,zero_shot) --classes 200
+	$(call BENCH,zero_shot)
 	$(call BENCH,tokenizer) --captions $(FLICKR8K)/results.csv
 	$(call BENCH,search)
 	$(call BENCH,data) --photos $(PHOTOS) --source flickr8k:$(FLICKR8K)
