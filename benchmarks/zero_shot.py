@@ -59,7 +59,8 @@ def main() -> None:
         given.out,
         "# Weights of a zero-shot classifier",
         f"`python benchmarks/zero_shot.py --classes {len(names)}`, {machine('open_clip_torch')}",
-        f"{len(TEMPLATES)} templates x {len(names):,} classes, text tower of `vit-b-32`; medians of all rounds after the first: {given.rounds}.",
+        f"{len(TEMPLATES)} templates x {len(names):,} classes, text tower of `vit-b-32`; medians of all rounds "
+        f"after the first: {given.rounds}.",
         table(["side", "tokens", "seconds", ""], rows),
         f"Ratio, round by round: **{times.ratio('open_clip', 'Diptych') * scale:.1f} x**. Largest difference of a weight: "
         f"{difference:.1e}.",
