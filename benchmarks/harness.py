@@ -95,6 +95,13 @@ def product_ceiling(size: int = 2048, dtype: torch.dtype = torch.float32, device
     return 2 * size**3 / min(map(min, taken.values()))
 
 
+def copy_ceiling(num_bytes: int = 2**29) -> float:
+    """Bytes a second, read and written, of a large copy in memory, the best of a few."""
+    source, target = torch.ones(2, num_bytes, dtype=torch.uint8).unbind()
+    taken = in_turn({"copy": lambda: target.copy_(source)}, rounds=8).of
+    return 2 * num_bytes / min(taken["copy"])
+
+
 def _wait(tensor: torch.Tensor) -> None:
     if tensor.is_cuda:
         torch.cuda.synchronize()

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import faiss
 import numpy as np
 import torch
-from harness import Times, arguments, in_turn, machine, must_agree, table, write
+from harness import Times, arguments, copy_ceiling, in_turn, machine, must_agree, product_ceiling, table, write
 from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
@@ -43,6 +43,9 @@ def main() -> None:
     given = arguments(__doc__)
     single = _times(100_000, batch=1, calls=25, rounds=9, peer=_numpy)
     many = _times(1_000_000, batch=256, calls=1, rounds=ROUNDS, peer=_faiss)
+    read = 100_000 * DIM * 4 / single.median("peer")
+    multiplied = 2 * 256 * 1_000_000 * DIM / many.median("peer")
+    copied, product = copy_ceiling(), product_ceiling()
     command = _command_times(100_000)
     beyond = command["command"] - command["import torch"]
     rows = [
@@ -56,6 +59,9 @@ def main() -> None:
         f"The {TOP} nearest among vectors of {DIM} numbers; milliseconds, medians over rounds in turn (of 25 "
         "queries one by one, or of one batch).",
         table(["what", "peer", "Diptych", "peer", "ratio"], rows),
+        f"Beside the machine's ceilings: numpy reads {read / 1e9:.1f} GB/s, where a large copy reads and writes "
+        f"{copied / 1e9:.1f}; faiss multiplies at {multiplied / product:.0%} of a large float32 product "
+        f"({product / 1e9:.0f} GFLOP/s). Diptych reads eight-bit codes first, and the floats of those that are left.",
         f"`diptych search` on 100,000 entries, disk warm, from process start to exit: {command['command']:.2f} s, of which "
         f"`import torch` alone takes {command['import torch']:.2f} s: {beyond:.2f} s beyond it. Its own split (`--timing`):",
         f"```\n{command['split']}\n```",
