@@ -1,21 +1,23 @@
 """Halves of a batch in two threads: the gradients of the whole, and every time the same."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from threading import Event
+from typing import TypeVar
 
 import pytest
 import torch
 
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ViTConfig
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
 from diptych.training.precision import Precision
 from diptych.training.side_by_side import SideBySide, can_halve
-from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL
-from tests.training.test_step import assert_close, batch_of
+from tests.training.test_step import assert_close, batch_of, gradients, step_of
 
 _MANY_WORDS = replace(TINY_MODEL, text=replace(TINY_MODEL.text, vocab_size=20_000))
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 @pytest.fixture(autouse=True)
@@ -26,21 +28,11 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _step(
-    config: CLIPConfig, dtype: torch.dtype = torch.float32, *, is_halved: bool = True, micro_batch: int | None = None
-) -> TrainingStep:
-    torch.manual_seed(1)
-    model = CLIP(config).train().to(dtype)
-    torch.set_num_threads(2 if is_halved else 1)
-    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()), max_grad_norm=None, micro_batch=micro_batch)
-    assert (step._halves is not None) == is_halved
-    return step
-
-
-def _gradients(step: TrainingStep, *, size: int, distinct: int) -> tuple[dict[str, torch.Tensor], float]:
-    result = step(batch_of(step.model.config, size=size, distinct=distinct), lr=0.0, seed=5)
-    grads = {name: p.grad.to_dense() for name, p in step.model.named_parameters() if p.grad is not None}
-    return grads, result.loss
+def _gradients(
+    config: CLIPConfig, dtype: torch.dtype, *, size: int, distinct: int, threads: int
+) -> tuple[dict[str, torch.Tensor], float]:
+    torch.set_num_threads(threads)
+    return gradients(config, batch_of(config, size=size, distinct=distinct), dtype)
 
 
 _BATCHES = pytest.mark.parametrize(("size", "distinct"), [(12, 12), (12, 5), (11, 1), (2, 2)])
@@ -51,8 +43,8 @@ _MODELS = pytest.mark.parametrize("config", [TINY_MODEL, _MANY_WORDS], ids=["few
 @_BATCHES
 def test_halves_give_the_gradients_of_the_whole(config: CLIPConfig, size: int, distinct: int) -> None:
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        whole, loss = _gradients(_step(config, dtype, is_halved=False), size=size, distinct=distinct)
-        halves, loss_of_halves = _gradients(_step(config, dtype), size=size, distinct=distinct)
+        whole, loss = _gradients(config, dtype, size=size, distinct=distinct, threads=1)
+        halves, loss_of_halves = _gradients(config, dtype, size=size, distinct=distinct, threads=2)
         assert loss_of_halves == pytest.approx(loss, rel=tolerance, abs=tolerance)
         assert_close(halves, whole, tolerance)
 
@@ -60,29 +52,64 @@ def test_halves_give_the_gradients_of_the_whole(config: CLIPConfig, size: int, d
 @_MODELS
 @_BATCHES
 def test_halves_give_bit_for_bit_the_same_each_time(config: CLIPConfig, size: int, distinct: int) -> None:
-    first, *others = [_gradients(_step(config), size=size, distinct=distinct) for _ in range(8)]
+    first, *others = [_gradients(config, torch.float32, size=size, distinct=distinct, threads=2) for _ in range(8)]
     for other in others:
         assert other[1] == first[1]
         assert all(torch.equal(grad, first[0][name]) for name, grad in other[0].items())
 
 
+class _OneByOne(SideBySide):
+    first = 0
+
+    def each(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+        is_first_done = Event()
+
+        def in_turn(place: int) -> _Made:
+            if place != self.first:
+                assert is_first_done.wait(60)
+                return work(given[place])
+            try:
+                return work(given[place])
+            finally:
+                is_first_done.set()
+
+        return super().each(in_turn, range(len(given)))
+
+
+class _SecondFirst(_OneByOne):
+    first = 1
+
+
+@_MODELS
+@pytest.mark.parametrize(("size", "distinct"), [(12, 12), (12, 5), (40, 40)])
+def test_it_does_not_matter_which_half_comes_first(
+    config: CLIPConfig, size: int, distinct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = []
+    for order in (_OneByOne, _SecondFirst):
+        monkeypatch.setattr("diptych.training.step.SideBySide", order)
+        orders.append(_gradients(config, torch.float32, size=size, distinct=distinct, threads=2))
+    (ours, loss), (other, other_loss) = orders
+    assert loss == other_loss
+    assert all(torch.equal(grad, other[name]) for name, grad in ours.items())
+
+
 @pytest.mark.parametrize(("config", "is_sparse"), [(_MANY_WORDS, True), (TINY_MODEL, False)])
 def test_a_large_vocabulary_alone_has_a_gradient_of_the_rows_asked(config: CLIPConfig, *, is_sparse: bool) -> None:
-    step = _step(config)
-    step(batch_of(config), lr=0.0, seed=5)
-    grad = step.model.text_tower.token_emb.weight.grad
+    model = CLIP(config).train()
+    step_of(model)(batch_of(config), lr=0.0, seed=5)
+    grad = model.text_tower.token_emb.weight.grad
     assert grad is not None
     assert grad.is_sparse == is_sparse
 
 
 def test_a_batch_of_one_and_a_batch_in_parts_go_through_as_ever() -> None:
     one = batch_of(TINY_MODEL, size=1, distinct=1)
-    assert len(_step(TINY_MODEL)._parts(one, 0, None)) == 1
-    assert _step(TINY_MODEL)(one, lr=1e-3, seed=0).loss == pytest.approx(0, abs=1e-6)
-    for micro_batch, num in ((3, 4), (12, 2)):
-        assert len(_step(TINY_MODEL, micro_batch=micro_batch)._parts(batch_of(TINY_MODEL), 0, None)) == num
-    parts, _ = _gradients(_step(TINY_MODEL, torch.float64, micro_batch=3), size=12, distinct=12)
-    whole, _ = _gradients(_step(TINY_MODEL, torch.float64, is_halved=False), size=12, distinct=12)
+    assert step_of(CLIP(TINY_MODEL))(one, lr=1e-3, seed=0).loss == pytest.approx(0, abs=1e-6)
+    for batch, micro_batch, num in ((one, None, 1), (batch_of(TINY_MODEL), 3, 4), (batch_of(TINY_MODEL), 12, 2)):
+        assert len(step_of(CLIP(TINY_MODEL), micro_batch=micro_batch)._parts(batch, 0, None)) == num
+    parts, _ = gradients(TINY_MODEL, batch_of(TINY_MODEL), torch.float64, micro_batch=3)
+    whole, _ = _gradients(TINY_MODEL, torch.float64, size=12, distinct=12, threads=1)
     assert_close(parts, whole, 1e-12)
 
 
@@ -91,7 +118,7 @@ def test_a_locked_tower_stays_without_gradient(tower: str) -> None:
     torch.manual_seed(1)
     model = CLIP(TINY_MODEL).train()
     getattr(model, tower).requires_grad_(False)
-    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()))
+    step = step_of(model)
     step(batch_of(TINY_MODEL), lr=1e-3, seed=0)
     assert step._halves is not None
     for name, parameter in model.named_parameters():
@@ -130,7 +157,7 @@ def test_cores_that_cannot_be_shared_in_two_stay_together(threads: int, is_halve
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_goes_through_whole(precision: Precision) -> None:
     model = CLIP(TINY_MODEL)
-    assert TrainingStep(model, build_optimizers(model, OptimizerConfig()), precision=precision)._halves is None
+    assert step_of(model, precision=precision)._halves is None
 
 
 def test_each_thread_has_its_share_and_the_caller_all() -> None:

@@ -52,20 +52,20 @@ def _model(config: CLIPConfig, dtype: torch.dtype = torch.float32) -> CLIP:
     return CLIP(config).train().to(dtype)
 
 
-def _step(model: CLIP, **settings: object) -> TrainingStep:
+def step_of(model: CLIP, **settings: object) -> TrainingStep:
     optimizers = build_optimizers(model, OptimizerConfig(max_grad_norm=None))
     return TrainingStep(model, optimizers, max_grad_norm=None, **settings)  # type: ignore[arg-type]
 
 
-def _gradients(
+def gradients(
     config: CLIPConfig, batch: Batch, dtype: torch.dtype = torch.float32, **settings: object
 ) -> tuple[dict[str, torch.Tensor], float]:
     model = _model(config, dtype)
-    step = _step(model, **settings)
+    step = step_of(model, **settings)
     result = step(batch, lr=0.0, seed=5)
     while result.skipped:  # fp16 finds its scale.
         result = step(batch, lr=0.0, seed=5)
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, result.loss
+    return {name: p.grad.to_dense().clone() for name, p in model.named_parameters() if p.grad is not None}, result.loss
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -79,8 +79,8 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(distinct: int) -> None:
     batch = batch_of(TINY_MODEL, distinct=distinct)
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-12)):
-        whole, loss = _gradients(TINY_MODEL, batch, dtype)
-        parts, loss_of_parts = _gradients(TINY_MODEL, batch, dtype, micro_batch=3)
+        whole, loss = gradients(TINY_MODEL, batch, dtype)
+        parts, loss_of_parts = gradients(TINY_MODEL, batch, dtype, micro_batch=3)
         assert loss_of_parts == pytest.approx(loss, rel=tolerance)
         assert_close(parts, whole, tolerance)
 
@@ -93,7 +93,7 @@ def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
         lengths=batch.lengths[batch.text_of_row],
         text_of_row=torch.arange(12),
     )
-    assert_close(_gradients(TINY_MODEL, batch)[0], _gradients(TINY_MODEL, written_out)[0], 1e-6)
+    assert_close(gradients(TINY_MODEL, batch)[0], gradients(TINY_MODEL, written_out)[0], 1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])
@@ -102,8 +102,8 @@ def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch:
     small = replace(large, pixels=functional.interpolate(large.pixels, (16, 16), mode="bicubic", antialias=True))
     models = [_model(_CONVNET), _model(_CONVNET)]
     results = [
-        _step(models[0], micro_batch=micro_batch)(large, lr=1e-3, seed=5, small_px=16),
-        _step(models[1], micro_batch=micro_batch)(small, lr=1e-3, seed=5),
+        step_of(models[0], micro_batch=micro_batch)(large, lr=1e-3, seed=5, small_px=16),
+        step_of(models[1], micro_batch=micro_batch)(small, lr=1e-3, seed=5),
     ]
     assert results[0] == results[1]
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
@@ -113,9 +113,9 @@ def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch:
 def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     """Against the same parts with their whole graph kept."""
     batch = batch_of(_DROPPING)
-    ours, _ = _gradients(_DROPPING, batch, micro_batch=4)
+    ours, _ = gradients(_DROPPING, batch, micro_batch=4)
     model = _model(_DROPPING)
-    step = _step(model, micro_batch=4)
+    step = step_of(model, micro_batch=4)
     outputs = [step._forward(part) for part in step._parts(batch, 5, None)]
     image_emb = torch.cat([output.image_emb for output in outputs])
     text_emb = torch.cat([output.text_emb for output in outputs])
@@ -126,7 +126,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
 
 def test_batch_norms_count_a_batch_once() -> None:
     batch, model = batch_of(_RESNET), _model(_RESNET)
-    _step(model, micro_batch=4)(batch, lr=0.0, seed=0)
+    step_of(model, micro_batch=4)(batch, lr=0.0, seed=0)
     counted = {int(norm.num_batches_tracked) for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}  # type: ignore[arg-type]
     assert counted == {3}  # Once for each part.
 
@@ -134,8 +134,8 @@ def test_batch_norms_count_a_batch_once() -> None:
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.06), ("fp16", 0.01)])
 def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: float) -> None:
     batch = batch_of(TINY_MODEL)
-    exact, loss = _gradients(TINY_MODEL, batch)
-    half, half_loss = _gradients(TINY_MODEL, batch, precision=precision)
+    exact, loss = gradients(TINY_MODEL, batch)
+    half, half_loss = gradients(TINY_MODEL, batch, precision=precision)
     assert half_loss == pytest.approx(loss, rel=tolerance)
     assert half_loss != loss
     assert_close(half, exact, tolerance)
@@ -146,7 +146,7 @@ def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: f
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_batch: int | None) -> None:
     model = _model(TINY_MODEL)
-    step, batch = _step(model, precision=precision, micro_batch=micro_batch), batch_of(TINY_MODEL)
+    step, batch = step_of(model, precision=precision, micro_batch=micro_batch), batch_of(TINY_MODEL)
     assert not step(batch, lr=1e-3, seed=0).skipped or precision == "fp16"
     broken = model.text_tower.projection.weight.data.clone()
     model.text_tower.projection.weight.data[0, 0] = torch.inf
@@ -161,7 +161,7 @@ def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_bat
 
 def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
     model = _model(TINY_MODEL)
-    step, batch, watch = _step(model), batch_of(TINY_MODEL), Watch(12)
+    step, batch, watch = step_of(model), batch_of(TINY_MODEL), Watch(12)
     good = step(batch, lr=0.0, seed=0)
     bad = replace(good, loss=float("nan"), skipped=True)
     for _ in range(MAX_STRIKES - 1):
@@ -186,7 +186,7 @@ def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
 def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
     model, batch = _model(TINY_MODEL), batch_of(TINY_MODEL, distinct=3)
     model.text_tower.requires_grad_(False)
-    result = _step(model)(batch, lr=0.0, seed=0)
+    result = step_of(model)(batch, lr=0.0, seed=0)
     seen = circumstances(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
     text = diagnose(seen, ln_n=2.48)
     for cause in ("temperature 0.01 is at its limit", "still rises for 70", "text tower gets no gradient", "3.0 other"):
@@ -200,7 +200,7 @@ def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
 def test_the_average_follows_steps_that_count() -> None:
     model = _model(TINY_MODEL)
     average = WeightAverage(model, 0.5)
-    step, batch = _step(model, average=average), batch_of(TINY_MODEL)
+    step, batch = step_of(model, average=average), batch_of(TINY_MODEL)
     step(batch, lr=1e-2, seed=0)
     shown = _model(TINY_MODEL)
     average.copy_to(shown)
@@ -212,8 +212,8 @@ def test_the_average_follows_steps_that_count() -> None:
 
 def test_the_sigmoid_loss_learns_its_bias() -> None:
     config = replace(TINY_MODEL, init_logit_bias=-10.0)
-    gradients, _ = _gradients(config, batch_of(config), loss=LossConfig(name="sigmoid"))
-    assert float(gradients["logit_bias"].abs()) > 0
+    grads, _ = gradients(config, batch_of(config), loss=LossConfig(name="sigmoid"))
+    assert float(grads["logit_bias"].abs()) > 0
 
 
 def test_a_precision_that_the_device_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

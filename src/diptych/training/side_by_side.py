@@ -11,7 +11,7 @@ from threading import Barrier
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diptych.models.clip import CLIP
 from diptych.models.text_transformer import TextTransformer
@@ -73,8 +73,3 @@ def _is_plain(tower: nn.Module) -> bool:
     is_compiled = tower._compiled_call_impl is not None
     draws = bool(getattr(tower.config, "patch_dropout", 0))
     return not (is_compiled or draws or tower.transformer.gradient_checkpointing)
-
-
-def in_order(grad: Tensor) -> Tensor:
-    """A gradient; one of a few rows with each row summed, so that it does not matter which half's comes first."""
-    return grad.coalesce() if grad.is_sparse else grad

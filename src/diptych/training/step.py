@@ -21,7 +21,7 @@ from diptych.training.objective import LossConfig
 from diptych.training.precision import Precision, autocast, gradient_scaler
 from diptych.training.replicas import Replicas
 from diptych.training.shards import clip_grad_norm
-from diptych.training.side_by_side import NUM, SideBySide, can_halve, in_order
+from diptych.training.side_by_side import NUM, SideBySide, can_halve
 from diptych.training.stopwatch import Stopwatch
 from diptych.training.teacher import Teacher
 
@@ -102,8 +102,6 @@ class TrainingStep:
         embedding = model.text_tower.token_emb
         is_plain = self.ranks.size == 1 and not self.scaler.is_enabled()
         embedding.sparse = is_plain and takes_rows(embedding, self.optimizers)
-        if embedding.sparse and is_halved:
-            embedding.weight.register_hook(in_order)
 
     def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
@@ -141,7 +139,7 @@ class TrainingStep:
         """Put the losses' gradients on the weights; what they were computed from, the loss, and the teacher's."""
         text_of_row = batch.text_of_row.to(self.device)
         with self.stopwatch.time("forward"):
-            fits = self._fits(batch)
+            fits = len(batch.pixels) <= (self.micro_batch or len(batch.pixels))
             outputs = self._first_pass(parts, keeps_graph=fits)
             leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
             image_emb, text_emb, logit_scale, *bias = leaves
@@ -172,15 +170,13 @@ class TrainingStep:
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
         images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
-        num = NUM if self._halves is not None and self._fits(batch) and len(batch.pixels) >= NUM else num
+        if num == 1 and self._halves is not None:
+            num = min(NUM, len(batch.pixels))
         pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
         return [
             _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
             for number, (pixels, ids, lengths) in enumerate(pieces, start=num * self.ranks.rank)
         ]
-
-    def _fits(self, batch: Batch) -> bool:
-        return self.micro_batch is None or len(batch.pixels) <= self.micro_batch
 
     def _forward(self, part: _Part) -> CLIPOutput:
         if self._halves is None:  # They draw nothing.
@@ -193,7 +189,7 @@ class TrainingStep:
     def _first_pass(self, parts: list[_Part], *, keeps_graph: bool) -> list[CLIPOutput]:
         """Without a graph, values alone."""
         if keeps_graph:
-            return self._each(self._forward, parts)
+            return self._each(self._forward, parts, at_once=True)
         with torch.no_grad(), _statistics_untouched(self.model):
             return [self._forward(part) for part in parts]
 
@@ -215,14 +211,12 @@ class TrainingStep:
                 ]  # A locked tower has no graph.
                 torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
 
-        if has_graph:
-            self._each(carry, range(len(parts)))
-        else:
-            for number in range(len(parts)):
-                carry(number)
+        self._each(carry, range(len(parts)), at_once=has_graph)
 
-    def _each(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
-        return [work(one) for one in given] if self._halves is None else self._halves.each(work, given)
+    def _each(self, work: Callable[[_Given], _Made], given: Sequence[_Given], *, at_once: bool) -> list[_Made]:
+        if at_once and self._halves is not None:
+            return self._halves.each(work, given)
+        return [work(one) for one in given]
 
     def _clip(self) -> Tensor:
         """The length of the gradient before it was clipped."""
