@@ -47,7 +47,7 @@ def main() -> None:
     write(
         given.out,
         "# From files to pixels",
-        f"`python benchmarks/data.py`, one of the cores of {machine('open_clip_torch', 'webdataset', 'pillow', 'simplejpeg')}",
+        f"`python benchmarks/data.py`, one core a side, {machine('open_clip_torch', 'webdataset', 'pillow', 'simplejpeg')}",
         f"Medians of {given.rounds} rounds in which both sides take turns; ratios of one round, least to greatest in brackets.",
         table(["what", "peer", "Diptych", "ratio"], rows),
         table(
