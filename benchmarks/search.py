@@ -35,22 +35,24 @@ Search: TypeAlias = Callable[[NDArray[np.float32]], Any]
 
 DIM = 512
 TOP = 10
+FEW, MANY = 100_000, 1_000_000
+BATCH = 256
 ROUNDS = 5
 
 
 def main() -> None:
     """Compare, measure, print, and write the table."""
     given = arguments(__doc__)
-    single = _times(100_000, batch=1, calls=25, rounds=9, peer=_numpy)
-    many = _times(1_000_000, batch=256, calls=1, rounds=ROUNDS, peer=_faiss)
-    read = 100_000 * DIM * 4 / single.median("peer")
-    multiplied = 2 * 256 * 1_000_000 * DIM / many.median("peer")
+    single = _times(FEW, batch=1, calls=25, rounds=9, peer=_numpy)
+    many = _times(MANY, batch=BATCH, calls=1, rounds=ROUNDS, peer=_faiss)
+    read = FEW * DIM * 4 / single.median("peer")
+    multiplied = 2 * BATCH * MANY * DIM / many.median("peer")
     copied, product = copy_ceiling(), product_ceiling()
-    command = _command_times(100_000)
+    command = _command_times(FEW)
     beyond = command["command"] - command["import torch"]
     rows = [
-        ["100,000, one query", "numpy argpartition", *_row(single)],
-        ["1,000,000, batches of 256", "faiss flat", *_row(many)],
+        [f"{FEW:,}, one query", "numpy argpartition", *_row(single)],
+        [f"{MANY:,}, batches of {BATCH}", "faiss flat", *_row(many)],
     ]
     write(
         given.out,
@@ -62,7 +64,7 @@ def main() -> None:
         f"Beside the machine's ceilings: numpy reads {read / 1e9:.1f} GB/s, where a large copy reads and writes "
         f"{copied / 1e9:.1f}; faiss multiplies at {multiplied / product:.0%} of a large float32 product "
         f"({product / 1e9:.0f} GFLOP/s). Diptych reads eight-bit codes first, and the floats of those that are left.",
-        f"`diptych search` on 100,000 entries, disk warm, from process start to exit: {command['command']:.2f} s, of which "
+        f"`diptych search` on {FEW:,} entries, disk warm, from process start to exit: {command['command']:.2f} s, of which "
         f"`import torch` alone takes {command['import torch']:.2f} s: {beyond:.2f} s beyond it. Its own split (`--timing`):",
         f"```\n{command['split']}\n```",
     )

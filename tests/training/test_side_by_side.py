@@ -13,7 +13,7 @@ from diptych.models.config import CLIPConfig, ConvNetConfig, ViTConfig
 from diptych.training.precision import Precision
 from diptych.training.side_by_side import SideBySide, can_halve
 from tests.conftest import TINY_MODEL
-from tests.training.test_step import assert_close, batch_of, gradients, step_of
+from tests.training.test_step import assert_close, batch_of, gradients, gradients_of, model_of, step_of
 
 _MANY_WORDS = replace(TINY_MODEL, text=replace(TINY_MODEL.text, vocab_size=20_000))
 _Given = TypeVar("_Given")
@@ -32,7 +32,9 @@ def _gradients(
     config: CLIPConfig, dtype: torch.dtype, *, size: int, distinct: int, threads: int
 ) -> tuple[dict[str, torch.Tensor], float]:
     torch.set_num_threads(threads)
-    return gradients(config, batch_of(config, size=size, distinct=distinct), dtype)
+    step = step_of(model_of(config, dtype))
+    assert (step._halves is not None) == (threads > 1)
+    return gradients_of(step, batch_of(config, size=size, distinct=distinct))
 
 
 _BATCHES = pytest.mark.parametrize(("size", "distinct"), [(12, 12), (12, 5), (11, 1), (2, 2)])
@@ -96,7 +98,7 @@ def test_it_does_not_matter_which_half_comes_first(
 
 @pytest.mark.parametrize(("config", "is_sparse"), [(_MANY_WORDS, True), (TINY_MODEL, False)])
 def test_a_large_vocabulary_alone_has_a_gradient_of_the_rows_asked(config: CLIPConfig, *, is_sparse: bool) -> None:
-    model = CLIP(config).train()
+    model = model_of(config)
     step_of(model)(batch_of(config), lr=0.0, seed=5)
     grad = model.text_tower.token_emb.weight.grad
     assert grad is not None
@@ -115,8 +117,7 @@ def test_a_batch_of_one_and_a_batch_in_parts_go_through_as_ever() -> None:
 
 @pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
 def test_a_locked_tower_stays_without_gradient(tower: str) -> None:
-    torch.manual_seed(1)
-    model = CLIP(TINY_MODEL).train()
+    model = model_of(TINY_MODEL)
     getattr(model, tower).requires_grad_(False)
     step = step_of(model)
     step(batch_of(TINY_MODEL), lr=1e-3, seed=0)

@@ -47,7 +47,7 @@ def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch
     )
 
 
-def _model(config: CLIPConfig, dtype: torch.dtype = torch.float32) -> CLIP:
+def model_of(config: CLIPConfig, dtype: torch.dtype = torch.float32) -> CLIP:
     torch.manual_seed(1)
     return CLIP(config).train().to(dtype)
 
@@ -60,12 +60,15 @@ def step_of(model: CLIP, **settings: object) -> TrainingStep:
 def gradients(
     config: CLIPConfig, batch: Batch, dtype: torch.dtype = torch.float32, **settings: object
 ) -> tuple[dict[str, torch.Tensor], float]:
-    model = _model(config, dtype)
-    step = step_of(model, **settings)
+    return gradients_of(step_of(model_of(config, dtype), **settings), batch)
+
+
+def gradients_of(step: TrainingStep, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
     result = step(batch, lr=0.0, seed=5)
     while result.skipped:  # fp16 finds its scale.
         result = step(batch, lr=0.0, seed=5)
-    return {name: p.grad.to_dense().clone() for name, p in model.named_parameters() if p.grad is not None}, result.loss
+    named = step.model.named_parameters()
+    return {name: p.grad.to_dense().clone() for name, p in named if p.grad is not None}, result.loss
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -100,7 +103,7 @@ def test_a_text_is_read_once_however_many_rows_bear_it() -> None:
 def test_a_step_on_small_pictures_is_that_of_pictures_shrunk_before(micro_batch: int | None) -> None:
     large = batch_of(_CONVNET)
     small = replace(large, pixels=functional.interpolate(large.pixels, (16, 16), mode="bicubic", antialias=True))
-    models = [_model(_CONVNET), _model(_CONVNET)]
+    models = [model_of(_CONVNET), model_of(_CONVNET)]
     results = [
         step_of(models[0], micro_batch=micro_batch)(large, lr=1e-3, seed=5, small_px=16),
         step_of(models[1], micro_batch=micro_batch)(small, lr=1e-3, seed=5),
@@ -114,7 +117,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     """Against the same parts with their whole graph kept."""
     batch = batch_of(_DROPPING)
     ours, _ = gradients(_DROPPING, batch, micro_batch=4)
-    model = _model(_DROPPING)
+    model = model_of(_DROPPING)
     step = step_of(model, micro_batch=4)
     outputs = [step._forward(part) for part in step._parts(batch, 5, None)]
     image_emb = torch.cat([output.image_emb for output in outputs])
@@ -125,7 +128,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
 
 
 def test_batch_norms_count_a_batch_once() -> None:
-    batch, model = batch_of(_RESNET), _model(_RESNET)
+    batch, model = batch_of(_RESNET), model_of(_RESNET)
     step_of(model, micro_batch=4)(batch, lr=0.0, seed=0)
     counted = {int(norm.num_batches_tracked) for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)}  # type: ignore[arg-type]
     assert counted == {3}  # Once for each part.
@@ -145,7 +148,7 @@ def test_half_precision_gives_nearly_the_same(precision: Precision, tolerance: f
 @pytest.mark.parametrize("micro_batch", [None, 4])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_batch: int | None) -> None:
-    model = _model(TINY_MODEL)
+    model = model_of(TINY_MODEL)
     step, batch = step_of(model, precision=precision, micro_batch=micro_batch), batch_of(TINY_MODEL)
     assert not step(batch, lr=1e-3, seed=0).skipped or precision == "fp16"
     broken = model.text_tower.projection.weight.data.clone()
@@ -160,7 +163,7 @@ def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_bat
 
 
 def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
-    model = _model(TINY_MODEL)
+    model = model_of(TINY_MODEL)
     step, batch, watch = step_of(model), batch_of(TINY_MODEL), Watch(12)
     good = step(batch, lr=0.0, seed=0)
     bad = replace(good, loss=float("nan"), skipped=True)
@@ -184,7 +187,7 @@ def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
 
 
 def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
-    model, batch = _model(TINY_MODEL), batch_of(TINY_MODEL, distinct=3)
+    model, batch = model_of(TINY_MODEL), batch_of(TINY_MODEL, distinct=3)
     model.text_tower.requires_grad_(False)
     result = step_of(model)(batch, lr=0.0, seed=0)
     seen = circumstances(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
@@ -193,18 +196,18 @@ def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
         assert f"-> {cause}" in text or cause in text
     assert text.count("->") == 4
     assert "key 0: 'caption 0'" in text
-    healthy = circumstances(_model(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
+    healthy = circumstances(model_of(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
     assert "-> temperature" not in diagnose(healthy, ln_n=2.48)
 
 
 def test_the_average_follows_steps_that_count() -> None:
-    model = _model(TINY_MODEL)
+    model = model_of(TINY_MODEL)
     average = WeightAverage(model, 0.5)
     step, batch = step_of(model, average=average), batch_of(TINY_MODEL)
     step(batch, lr=1e-2, seed=0)
-    shown = _model(TINY_MODEL)
+    shown = model_of(TINY_MODEL)
     average.copy_to(shown)
-    first, now = _model(TINY_MODEL).state_dict(), model.state_dict()
+    first, now = model_of(TINY_MODEL).state_dict(), model.state_dict()
     name = "image_tower.projection.weight"
     assert not torch.equal(shown.state_dict()[name], now[name])
     assert not torch.equal(shown.state_dict()[name], first[name])
