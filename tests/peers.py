@@ -15,6 +15,7 @@ from torch import library
 _PEERS = {
     "open_clip": "open_clip",
     "transformers": "transformers",
+    "classification_metrics": "clip_benchmark.metrics.zeroshot_classification",
     "retrieval_metrics": "clip_benchmark.metrics.zeroshot_retrieval",
 }
 """By the name they have here, their modules."""
