@@ -54,7 +54,7 @@ clean:  ## Remove what the other targets made, but for runs/
 	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Diptych needs Python 3.10 or newer; name one with PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Diptych needs Python 3.11 or newer; name one with PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { echo "No venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; rm -rf .venv; exit 2; }
 
 $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt

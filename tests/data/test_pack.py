@@ -88,7 +88,7 @@ def test_packing_again_goes_on_and_mends(source: Source, tmp_path: Path, harm: s
         case "pixels gone":
             pixels.unlink()
         case "half written":
-            (out / ".00001.new").write_bytes(b"half")
+            (out / ".00001.pixels.0a1b2c3d.tmp").write_bytes(b"half")
             (out / "00001.npz").write_bytes(b"other")
             with pytest.raises(DataError, match=r"00001\.npz: is missing or damaged"):
                 open_source(f"packed:{out}")

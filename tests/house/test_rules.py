@@ -113,6 +113,24 @@ def test_every_command_is_documented(name: str) -> None:
     assert f"diptych {name}" in _documents()
 
 
+_ONE_WAY = {
+    r"\bfcntl\b|\bFileLock\b": {"core/files.py"},
+    r"\bos\.(rename|replace)\(|\.rename\(|tempfile\.(NamedTemporaryFile|mkstemp)": {
+        "core/files.py",
+        "bundle/folder.py",
+    },
+    r"\bhtml\.escape|from html import|<html|<td|<script": set(),
+    r"\bjinja2\b": {"core/html.py"},
+}
+"""What has one place: locking a file, replacing one, writing HTML. By pattern, the files that may do it."""
+
+
+@pytest.mark.parametrize("pattern", list(_ONE_WAY))
+def test_locks_replacements_and_html_have_one_place(pattern: str) -> None:
+    found = {str(path.relative_to(SOURCE)) for path in FILES if re.search(pattern, path.read_text("utf-8"))}
+    assert found <= _ONE_WAY[pattern]
+
+
 def test_the_readmes_tree_is_the_disks() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}

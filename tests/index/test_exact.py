@@ -18,8 +18,9 @@ def unit(array: NDArray[Any]) -> NDArray[np.float32]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _small() -> Any:
-    """Codes from the first vector on, and tiles of which even few vectors need several."""
+    """Codes from the first vector on, whatever this CPU is fast with, and tiles of which even few vectors need several."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exact, "has_fast_int8", lambda: True)
         patch.setattr(exact, "_FEW", 0)
         patch.setattr(exact, "_TILE", 64)
         patch.setattr(exact, "_SMALLEST_TILE", 32)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from diptych.core.errors import BundleError, ConfigError
+from diptych.core.files import replace_folder, write_text
 from diptych.core.settings import from_plain, to_plain
 from diptych.images.transforms import size_name
 from diptych.models.clip import CLIP
@@ -84,8 +85,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             old = path.with_name(f".{path.name}-old")
             shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        beside.rename(path)
+            replace_folder(beside, path, old=old)
+        else:
+            beside.rename(path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise BundleError(f"{path}: cannot be written ({reason or error})") from None
@@ -160,9 +162,7 @@ def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str
 
 
 def _replace(file: Path, text: str) -> None:
-    beside = file.with_name(f".{file.name}.new")
-    beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-    beside.rename(file)
+    write_text(file, text, errors="backslashreplace")
 
 
 def _write(bundle: Bundle, folder: Path) -> None:

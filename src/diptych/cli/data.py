@@ -74,11 +74,12 @@ def audit(
 
 
 def _write_audit(opened: "SourceProtocol", found: "Audit", out: Path) -> None:
+    from diptych.core.files import write_text
     from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "audit.json").write_text(json_text(_without_lists(found)) + "\n", encoding="utf-8")
+        write_text(out / "audit.json", json_text(_without_lists(found)) + "\n")
         sheet = suspicious_sheet(opened, found)
         if sheet is not None:
             sheet.save(out / "suspicious.png")

@@ -1,11 +1,11 @@
 """Files that lie on s3, gs, http or any other place that fsspec knows, and the few of them that are kept on this machine."""
 
-import fcntl
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import fsspec
 
 from diptych.core.cache import cache_folder
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.files import atomic_write, file_lock
 
 T = TypeVar("T")
 
@@ -111,13 +112,13 @@ class FileCache:
             return path
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_name(f".{path.name}.lock")):
+            with file_lock(path.with_name(f".{path.name}.lock"), wait_s=math.inf):
                 if not self._touch(path):
-                    beside = path.with_name(f".{path.name}.part")
-                    _fetch(url, beside)
-                    with _locked(self.folder / ".room.lock"):
-                        self._make_room(beside.stat().st_size)
-                        beside.replace(path)
+                    with ExitStack() as room, atomic_write(path) as tmp:
+                        _fetch(url, tmp)
+                        # Held until the file has its name, so that two processes do not fill the same room.
+                        room.enter_context(file_lock(self.folder / ".room.lock", wait_s=math.inf))
+                        self._make_room(tmp.stat().st_size)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot keep {url} ({error.strerror or error})") from None
         return path
@@ -142,14 +143,6 @@ class FileCache:
                 return
             path.unlink(missing_ok=True)  # Whoever has it open reads on.
             total -= size
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among threads and processes; the lock goes with the process that holds it, however that ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 import yaml
-from typing_extensions import dataclass_transform
 
 from diptych.core.errors import ConfigError, unknown_name
 

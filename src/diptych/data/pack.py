@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.files import atomic_write, clear_tmp, write_text
 from diptych.core.sample import Sample
 from diptych.data.parallel import in_order
 from diptych.data.sources.packed import FORMAT_VERSION, PACK, ShardTable, read_pack, shard_checksum
@@ -102,6 +103,7 @@ def pack(
 def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
     """The checksums of shards that an earlier call wrote with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
+    clear_tmp(out)
     told = read_pack(out)
     if told is None:
         if any(out.iterdir()):
@@ -115,9 +117,7 @@ def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
 
 
 def _tell(out: Path, settings: dict[str, object], more: dict[str, object]) -> None:
-    beside = out / f".{PACK}.new"
-    beside.write_text(json.dumps({**settings, **more}, indent=1) + "\n", encoding="utf-8")
-    beside.replace(out / PACK)
+    write_text(out / PACK, json.dumps({**settings, **more}, indent=1) + "\n")
 
 
 def _checksum_or_none(out: Path, name: str) -> str | None:
@@ -138,8 +138,7 @@ def _write_shard(
     on_sample: Callable[[], object] | None,
 ) -> None:
     table = ShardTable()
-    beside = out / f".{name}.new"
-    with beside.open("wb") as file:
+    with atomic_write(out / f"{name}.pixels") as tmp, tmp.open("wb") as file:
         for index, found in zip(indices, _shrunk(source, indices, image_px, workers), strict=True):
             if isinstance(found, ImageError):
                 table.skipped.append((source.key(index), str(found)))
@@ -149,8 +148,7 @@ def _write_shard(
                 table.shapes.append((pixels.shape[0], pixels.shape[1]))
                 file.write(np.ascontiguousarray(pixels).data)
             (on_sample or (lambda: None))()
-    table.save(out / f"{name}.npz")
-    beside.replace(out / f"{name}.pixels")
+        table.save(out / f"{name}.npz")
 
 
 def _add(table: ShardTable, sample: Sample, source: Source, index: int) -> None:

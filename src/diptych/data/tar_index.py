@@ -7,7 +7,6 @@ images are read from the tar afterwards. It is written beside the tar, or into t
 
 import json
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
+from diptych.core.files import atomic_write
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.images.decode import IMAGE_SUFFIXES
 
@@ -195,9 +195,8 @@ def _save(index: TarIndex, path: Path, mark: str) -> bool:
         arrays |= {f"{name}_{part}": array for part, array in getattr(index, name).to_arrays().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", suffix=".npz", delete=False) as file:
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # Its other argument is a boolean.
-        Path(file.name).replace(path)
     except OSError:
         return False
     return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.files import atomic_write
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode, has_end
@@ -59,15 +60,13 @@ def write_shards(
         sample = next(good, None)
         while sample is not None:
             path = out / f"{len(paths):05d}.tar"
-            beside = path.with_name(f".{path.name}.new")
-            with tarfile.open(beside, "w") as tar:
+            with atomic_write(path) as tmp, tarfile.open(tmp, "w") as tar:
                 for _ in range(per_shard):
                     _add(tar, f"{num_samples:09d}", sample)
                     num_samples += 1
                     sample = next(good, None)
                     if sample is None:
                         break
-            beside.replace(path)
             paths.append(path)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None

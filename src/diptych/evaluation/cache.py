@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from diptych.core.cache import cache_folder
+from diptych.core.files import atomic_write
 from diptych.core.sample import ImageInput
 from diptych.data.sources.protocol import Source
 
@@ -47,9 +48,8 @@ class EmbeddingCache:
 
     def _keep(self, place: Path, emb: Float32[ndarray, "N E"]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        beside = place.with_suffix(f".{os.getpid()}.new.npy")
-        np.save(beside, emb)
-        beside.rename(place)
+        with atomic_write(place) as tmp, tmp.open("wb") as written:
+            np.save(written, emb)
         files = sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime, reverse=True)
         total = 0
         for file in files:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.files import atomic_write
 from diptych.index.exact import Vectors, nearest
 
 Kind: TypeAlias = Literal["ivf", "hnsw"]
@@ -84,13 +85,11 @@ def build(vectors: Vectors, kind: Kind, path: Path) -> About:
     for start in range(0, num, _CHUNK):
         index.add(np.asarray(vectors[start : start + _CHUNK], dtype=np.float32))
     effort, recall = _find_effort(index, kind, vectors, rng)
-    beside = path.with_name(f".{path.name}")
     try:
-        faiss.write_index(index, str(beside))
+        with atomic_write(path) as tmp:
+            faiss.write_index(index, str(tmp))
     except RuntimeError as error:  # Of a disk that is full, for one.
-        beside.unlink(missing_ok=True)
         raise OSError(28, str(error).partition("\n")[0]) from None
-    beside.replace(path)
     return About(kind=kind, num=num, effort=effort, recall=recall)
 
 

@@ -13,7 +13,7 @@ import json
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from threading import RLock
@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
-from diptych.core.filelock import file_lock
+from diptych.core.files import atomic_write, file_lock, is_tmp
 from diptych.index import approximate
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found, Stamp
@@ -371,25 +371,19 @@ def create_local_index(folder: Path, *, dim: int, model: str, bundle: str, kind:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = VectorFile(folder, 0, dim, kind)
-        left_over = {f".{_DATABASE}", f".{_DATABASE}-journal", _LOCK, file.path.name, "codes-0.i8", "codes-0.f32"}
+        left_over = {_LOCK, f"{_LOCK}.holder", file.path.name, "codes-0.i8", "codes-0.f32"}
         if holds_local_index(folder):
             raise IndexingError(f"{folder}: holds an index already")
-        if any(path.name not in left_over for path in folder.iterdir()):
+        if any(path.name not in left_over and not is_tmp(path) for path in folder.iterdir()):
             raise IndexingError(f"{folder}: is not empty and holds no index")
         file.create()
-        beside = folder / f".{_DATABASE}"
-        beside.unlink(missing_ok=True)
-        database = sqlite3.connect(beside)
-        try:
+        about = {"format": _FORMAT, "dim": dim, "model": model, "bundle": bundle, "kind": kind, "file": 0}
+        with atomic_write(folder / _DATABASE) as tmp, closing(sqlite3.connect(tmp)) as database:
             database.executescript(SCHEMA)
-            about = {"format": _FORMAT, "dim": dim, "model": model, "bundle": bundle, "kind": kind, "file": 0}
             database.executemany(
                 "INSERT INTO about VALUES (?, ?)", [(name, str(value)) for name, value in about.items()]
             )
             database.commit()
-        finally:
-            database.close()
-        beside.rename(folder / _DATABASE)
     except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
         raise IndexingError(f"{folder}: cannot be written ({error})") from None
     return LocalIndex(folder)

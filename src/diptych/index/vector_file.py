@@ -7,12 +7,14 @@ codes-0.f32    scale and error of each
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy import ndarray
 
+from diptych.core.files import atomic_write
 from diptych.index.exact import Codes, Vectors, encode
 
 Kind: TypeAlias = Literal["float32", "float16"]
@@ -85,13 +87,10 @@ class VectorFile:
             ValueError: the vectors are not there.
         """
         vectors, places = self.read(num), (self._integers, self._scales)
-        beside = [path.with_name(f".{path.name}") for path in places]  # Readers have the old ones mapped.
-        for path in beside:
-            path.write_bytes(b"")
-        for start in range(0, num, _CHUNK):
-            self._append_codes(vectors[start : start + _CHUNK], start, *beside)
-        for new, old in zip(beside, places, strict=True):
-            new.replace(old)
+        with ExitStack() as stack:  # Readers have the old ones mapped.
+            tmp = [stack.enter_context(atomic_write(path)) for path in places]
+            for start in range(0, num, _CHUNK):
+                self._append_codes(vectors[start : start + _CHUNK], start, *tmp)
 
     def copy(self, places: Sequence[int], target: "VectorFile", num: int) -> None:
         """Write some of the first so many into another file."""

@@ -6,14 +6,13 @@ images of a training batch share is there once.
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, ViTConfig, reads

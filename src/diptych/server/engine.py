@@ -155,7 +155,7 @@ class Engine:
     async def _in_time(self, coming: Awaitable[T]) -> T:
         try:
             return await asyncio.wait_for(coming, self.limits.deadline_s)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Problem(503, "it took too long", headers={"Retry-After": "1"}) from None
 
     def _check_number(self, what: str, number: int, most: int) -> None:

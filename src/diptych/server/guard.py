@@ -141,7 +141,7 @@ class _Body:
             return await self._receive()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.0, self._until - time.monotonic()))
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Problem(408, "the body did not come in time", headers={"Connection": "close"}) from None
         self._num += len(message.get("body", b""))
         self._is_whole = not message.get("more_body", False)

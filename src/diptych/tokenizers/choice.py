@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, TypeAlias
-
-from typing_extensions import assert_never
+from typing import Literal, TypeAlias, assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.tokenizers.character import CharacterTokenizer

@@ -9,15 +9,15 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, RunError
+from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.settings import settings, to_plain
-from diptych.training.manifest import find_fault, flush, write_manifest
+from diptych.training.manifest import find_fault, write_manifest
 from diptych.training.same_run import check_same_run
 from diptych.training.state import TrainingState
 
@@ -217,19 +217,14 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _put_in_place(beside: Path, place: Path) -> None:
     """One of the same step makes way first; `_recover` brings it back should the process die between the two renames."""
-    if place.exists():
-        place.rename(place.with_name(f".{place.name}.old"))
-    beside.rename(place)
-    flush(place.parent)
+    replace_folder(beside, place, old=place.with_name(f".{place.name}.old"))
 
 
 def _recover(run: Path, *, clean: bool = True) -> None:
     """Finish or undo what a process that died left half done."""
     folder = run / "checkpoints"
     for old in folder.glob(".step-*.old"):
-        place = folder / old.name[1:].removesuffix(".old")
-        if not place.exists():
-            old.rename(place)
+        restore_folder(old, folder / old.name[1:].removesuffix(".old"))
     for left in folder.glob(".step-*") if clean else ():
         shutil.rmtree(left, ignore_errors=True)
 
@@ -240,10 +235,7 @@ def _drop(run: Path, step: int, *, keep: int, best_step: int | None) -> None:
     newest = [place for place in places if _step(place) <= step][-keep:]
     for place in places:
         if place not in newest and _step(place) != best_step:
-            gone = place.with_name(f".{place.name}.new")
-            with suppress(OSError):  # Renamed before it is removed, so that no half bears the name.
-                place.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            remove_folder(place, tmp=place.with_name(f".{place.name}.new"))
     for left in (run / "checkpoints").glob(".step-*.old"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from diptych.core.errors import ConfigError
+from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -125,6 +126,4 @@ def read_config(path: Path) -> TrainConfig:
 
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write what `read_config` reads."""
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
-    beside.rename(path)
+    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False))

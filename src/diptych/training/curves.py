@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from diptych.core.files import atomic_write
+
 _IMAGE, _TEXT, _INK, _FAINT = "#2a6fbb", "#d9772b", "#222222", "#9a9a9a"
 
 
@@ -32,9 +34,8 @@ def draw_curves(events: Sequence[dict[str, Any]], path: Path, *, ln_n: float) ->
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
         axes.legend(frameon=False, fontsize=9)
-    beside = path.with_name(f".{path.name}")
-    figure.savefig(beside, format="png")
-    beside.rename(path)
+    with atomic_write(path) as tmp:
+        figure.savefig(tmp, format="png")
 
 
 def _line(

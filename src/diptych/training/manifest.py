@@ -1,9 +1,9 @@
 """The manifest of a folder: size and SHA-256 of each file, written last, so that what has a manifest that fits is whole."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
+
+from diptych.core.files import flush, sha256_of
 
 MANIFEST = "manifest.json"
 
@@ -13,7 +13,7 @@ def write_manifest(folder: Path, *, step: int) -> None:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for file in files:
         flush(file)
-    listed = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+    listed = {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"step": step, "files": listed}, indent=1), encoding="utf-8")
     flush(manifest)
@@ -37,25 +37,8 @@ def _fault(file: Path, size: int, checksum: str) -> str | None:
     try:
         if file.stat().st_size != size:
             return f"{file.name} has {file.stat().st_size:,} bytes where {size:,} were written"
-        return None if _sha256(file) == checksum else f"{file.name} is not what was written, its checksum differs"
+        return None if sha256_of(file) == checksum else f"{file.name} is not what was written, its checksum differs"
     except FileNotFoundError:
         return f"it is incomplete, {file.name} is missing"
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror})"
-
-
-def flush(path: Path) -> None:
-    """Return when the disk has the file, or the folder's list of names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from diptych.core.files import write_text
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
 
@@ -137,6 +138,4 @@ def _forget_after(log: Path, step: int) -> None:
         return
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    beside = log.with_name(f".{log.name}")  # Killed here, too, it has all its lines.
-    beside.write_text("".join(line for line in whole if json.loads(line).get("step", 0) <= step), encoding="utf-8")
-    beside.rename(log)
+    write_text(log, "".join(line for line in whole if json.loads(line).get("step", 0) <= step))

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from diptych.core.errors import RunError
+from diptych.core.files import is_tmp, restore_folder
 
 CONFIG, TOKENIZER, SKIPPED = "config.yaml", "tokenizer.json", "skipped.jsonl"
 
@@ -27,7 +28,7 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
             "or choose another folder (--out)"
         )
     # A process that was killed before it had written its config leaves half of one.
-    if run.is_dir() and not holds_run and any(path.name != f".{CONFIG}" for path in run.iterdir()):
+    if run.is_dir() and not holds_run and not all(is_tmp(path, of=CONFIG) for path in run.iterdir()):
         raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")
 
 
@@ -45,8 +46,7 @@ def clear_leftovers(run: Path) -> None:
     """Finish or undo what a killed process left of its bundles; checkpoints see to themselves."""
     for old in run.glob(".bundle*-old"):
         place = run / old.name[1:].removesuffix("-old")
-        if not place.exists():  # It died between two renames.
-            old.rename(place)
+        restore_folder(old, place)
     for left in run.glob(".bundle*-*"):
         shutil.rmtree(left, ignore_errors=True)
 

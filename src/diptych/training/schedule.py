@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias
-
-from typing_extensions import assert_never
+from typing import Literal, TypeAlias, assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings

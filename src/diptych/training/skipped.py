@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import DataError
+from diptych.core.files import write_text
 
 
 class SkippedSamples:
@@ -22,9 +23,7 @@ class SkippedSamples:
         """Know what a checkpoint knows; drop what a killed run noted after it, which may end in half a line."""
         self.reasons = dict(skipped)
         if self._writes and self.path.exists():
-            beside = self.path.with_name(f".{self.path.name}")
-            beside.write_text(_lines(self.reasons), encoding="utf-8")
-            beside.rename(self.path)
+            write_text(self.path, _lines(self.reasons))
 
     def add(self, skipped: Iterable[tuple[str, str]], *, num_tried: int) -> None:
         """Note what a batch could not read.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diptych.core.errors import ConfigError
+from diptych.core.files import write_text
 from diptych.core.settings import settings
 from diptych.training.report import StepReport
 from diptych.training.validation import Validation
@@ -106,5 +107,5 @@ def _id(run: Path) -> str:
     """What tells this run from others of its name; a run that goes on has it already."""
     place = run / _ID
     if not place.exists():
-        place.write_text(secrets.token_hex(4), encoding="utf-8")
+        write_text(place, secrets.token_hex(4))
     return place.read_text(encoding="utf-8")

@@ -1,11 +1,10 @@
 """How the model does on what it does not train on, measured as it trains."""
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import numpy as np
 import torch
-from typing_extensions import assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator

@@ -12,7 +12,7 @@ from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
 from diptych.core.figures import plain
-from diptych.core.filelock import file_lock
+from diptych.core.files import atomic_write, file_lock, write_text
 from diptych.training.config import write_config
 from diptych.tuning.plots import plot_history, plot_importances, plot_parallel
 from diptych.tuning.space import Dimension, Space
@@ -40,7 +40,7 @@ def _write(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
     best = reached.best
     lines = [f"# {line}" for line in sentences(reached, metric)]
     lines += [f"{field} = {best.settings[d.name]}" for d in space.dimensions for field in d.fields]
-    (folder / "best_hyperparameters.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(folder / "best_hyperparameters.txt", "\n".join(lines) + "\n")
     config = space.base if best.is_recipe else space.settings(best.settings)
     write_config(config, folder / "best_config.yaml")
     importances = _importances(space, found)
@@ -58,7 +58,7 @@ def _write(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
         "importances": importances,
         "results": best.results,
     }
-    (folder / "best_results.json").write_text(json.dumps(plain(content), indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "best_results.json", json.dumps(plain(content), indent=2) + "\n")
     plot_history(found, metric, folder / "optimization_history.png")
     plot_importances(importances, folder / "param_importances.png")
     plot_parallel(found, space, metric, folder / "parallel_coordinates.png")
@@ -77,7 +77,7 @@ def _copy_bundle(best: Row, place: Path) -> None:
 def _write_table(path: Path, space: Space, found: Sequence[Row]) -> None:
     names = [dimension.name for dimension in space.dimensions]
     is_loss = space.base.validation.metric == "loss"
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", "score", *names, "repeat_of", "seed", "seconds", "worker", "reason"])
         for row in found:

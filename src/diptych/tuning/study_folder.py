@@ -8,6 +8,7 @@ import yaml
 
 from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
+from diptych.core.files import write_text
 from diptych.core.settings import from_plain
 from diptych.training.config import TrainConfig
 from diptych.training.prepare import open_data
@@ -46,7 +47,7 @@ def create_study_folder(folder: Path, *, storage: str | None) -> None:
     about = {"study": folder.name, "storage": None if storage is None else shown_address(storage)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _ABOUT).write_text(yaml.safe_dump(about), encoding="utf-8")
+        write_text(folder / _ABOUT, yaml.safe_dump(about))
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
 

@@ -7,17 +7,16 @@ the best settings with another seed.
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
-from typing_extensions import assert_never
 
 from diptych.core.errors import DiptychError, RunError
-from diptych.core.filelock import file_lock
+from diptych.core.files import file_lock
 from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
 from diptych.training.report import Observer

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
+from diptych.core.files import atomic_write
 from diptych.core.sample import Sample
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.location import read_location
@@ -265,17 +266,16 @@ def _download(cifar: Cifar) -> Path:
     if path.is_file():
         return path
     url = f"{os.environ.get('DIPTYCH_CIFAR_URL', URL)}/{name}"
-    beside = path.with_name(f".{name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(url, timeout=30) as answer, beside.open("wb") as file:
-            while block := answer.read(2**20):
-                file.write(block)
+        with atomic_write(path) as tmp:
+            with urlopen(url, timeout=30) as answer, tmp.open("wb") as file:
+                while block := answer.read(2**20):
+                    file.write(block)
+            if _md5(tmp) != cifar.checksums[name]:
+                raise DataError(
+                    f"{url}: what came is not the official file; put it somewhere and say {cifar.name}:PATH"
+                )
     except (URLError, OSError) as error:
-        beside.unlink(missing_ok=True)
         raise DataError(f"{url}: cannot be fetched ({error}); put it somewhere and say {cifar.name}:PATH") from None
-    if _md5(beside) != cifar.checksums[name]:
-        beside.unlink()
-        raise DataError(f"{url}: what came is not the official file; put it somewhere and say {cifar.name}:PATH")
-    beside.replace(path)
     return path

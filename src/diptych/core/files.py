@@ -1,0 +1,202 @@
+"""Locks, atomic writes and checksums: the only code in the project that locks a file or replaces one.
+
+A reader sees a file as it was before or as it is after a write, and nothing in between. A crash at any moment leaves one of
+the two, and at most a temporary file (`TMP_SUFFIX`) next to it.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from diptych.core.errors import BusyError
+
+TMP_SUFFIX = ".tmp"
+"""Ends the name of a file that is being written; the name starts with a dot."""
+
+_HOLDER_SUFFIX = ".holder"
+_BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
+    """Yield the path of an empty temporary file; when the block ends, flush it to the disk and rename it to `path`.
+
+    If the block raises, the temporary file is removed and `path` stays as it was.
+
+    Args:
+        path: the file that is created or replaced.
+        mode: permissions of the new file, which the umask may restrict further; 0o600 for secrets.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TMP_SUFFIX}")
+    os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    try:
+        yield tmp
+        flush(tmp)
+        tmp.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            tmp.unlink(missing_ok=True)
+        raise
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict", mode: int = 0o666) -> None:
+    """Create or replace a UTF-8 file atomically (`atomic_write`).
+
+    Raises:
+        OSError: the file cannot be written.
+        UnicodeEncodeError: the text holds a lone surrogate, and `errors` is "strict".
+    """
+    with atomic_write(path, mode=mode) as tmp:
+        tmp.write_text(text, encoding="utf-8", errors=errors)
+
+
+def is_tmp(path: Path, of: str = "") -> bool:
+    """Whether a path is a temporary file of `atomic_write`, left by a process that was killed.
+
+    Args:
+        path: the path to test.
+        of: the name of the file that was being written; empty for any.
+
+    >>> is_tmp(Path(".config.yaml.0a1b2c3d.tmp"), of="config.yaml"), is_tmp(Path("notes.tmp"))
+    (True, False)
+    """
+    return path.name.startswith(f".{of}.") and path.name.endswith(TMP_SUFFIX) if of else _is_any_tmp(path.name)
+
+
+def _is_any_tmp(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TMP_SUFFIX)
+
+
+def clear_tmp(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; the caller makes sure that nobody writes there now."""
+    for path in folder.iterdir():
+        if is_tmp(path):
+            path.unlink(missing_ok=True)
+
+
+def replace_folder(tmp: Path, path: Path, *, old: Path) -> None:
+    """Rename the folder `tmp` to `path`. A folder that is already there is first renamed to `old`, which the caller removes.
+
+    If the process dies between the two renames, `restore_folder(old, path)` undoes the first.
+
+    Raises:
+        OSError: a folder cannot be renamed.
+    """
+    if path.exists():
+        path.rename(old)
+    tmp.rename(path)
+    flush(path.parent)
+
+
+def restore_folder(old: Path, path: Path) -> None:
+    """Rename `old` back to `path` if `replace_folder` died before it put the new folder there.
+
+    Raises:
+        OSError: the folder cannot be renamed.
+    """
+    if not path.exists():
+        old.rename(path)
+
+
+def remove_folder(path: Path, *, tmp: Path) -> None:
+    """Remove a folder; it is renamed to `tmp` first, so that a crash leaves no half-empty folder under its name."""
+    with suppress(OSError):
+        path.rename(tmp)
+    shutil.rmtree(tmp, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Return when the disk holds the file's content, or the folder's list of names.
+
+    Raises:
+        OSError: the path cannot be opened, or the disk reports an error.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, 64 hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def file_lock(path: Path, *, wait_s: float, what: Path | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on a file while the block runs. The system releases it when its holder dies.
+
+    A note next to the lock (`PATH.holder`) says which process on which host holds it and since when.
+
+    Args:
+        path: the lock file; it is created if it does not exist, and it stays.
+        wait_s: seconds to wait for another holder; `math.inf` waits until the lock is free.
+        what: what the lock protects, for messages; the lock's folder by default.
+
+    Raises:
+        BusyError: another process still holds it after `wait_s` seconds; the message names the process.
+        OSError: the lock file cannot be created.
+    """
+    lock = FileLock(path, timeout=-1 if wait_s == float("inf") else wait_s, poll_interval=0.1, thread_local=False)
+    note = path.with_name(path.name + _HOLDER_SUFFIX)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BusyError(
+            f"{what or path.parent}: is being written by {_described(note)}; try again when it is done"
+        ) from None
+    try:
+        write_text(
+            note, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}) + "\n"
+        )
+        yield
+    finally:
+        with suppress(OSError):
+            note.unlink(missing_ok=True)
+        lock.release()
+
+
+def _described(note: Path) -> str:
+    """Who holds a lock, according to its note."""
+    try:
+        held: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        host, process = str(held["host"]), int(held["process"])
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(held["since"])))
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return "another process"
+    if host == socket.gethostname() and not _is_running(process):
+        return f"what process {process} started on {host}; the process itself has ended"
+    return f"process {process} on {host} since {since}"
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
