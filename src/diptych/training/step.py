@@ -121,7 +121,7 @@ class TrainingStep:
             grad_norm = self._clip()
             is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # The norm sees the teacher's loss, too.
             self._move(lr, is_finite=is_finite)
-        self.stopwatch.settle()
+        self.stopwatch.flush()
         image_to_text, text_to_image = batch_accuracy(
             emb.image_emb, emb.text_emb, groups.to(self.device), across_ranks=is_joint
         )

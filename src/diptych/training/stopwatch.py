@@ -1,6 +1,7 @@
 """Where the time of a step goes."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,12 +9,16 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by name. On a GPU, events measure its own time, and are read when the next one is at rest."""
+    """Adds up seconds by name.
+
+    On a GPU, CUDA events measure the time of the device. An event is read when the device has reached it, which can be
+    several steps after the host recorded it; the host never waits for one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
         self._on_gpu = device.type == "cuda"
-        self._open: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
@@ -23,7 +28,7 @@ class Stopwatch:
             begin.record()
             yield
             end.record()
-            self._open.append((name, begin, end))
+            self._pending.append((name, begin, end))
             return
         began = time.perf_counter()
         yield
@@ -34,14 +39,15 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> dict[str, float]:
-        """All seconds so far, by name."""
-        if self._open:
+        """All seconds so far, by name. Waits for the device."""
+        if self._pending:
             torch.cuda.synchronize()
-            self.settle()
+            self.flush()
         return dict(self.seconds)
 
-    def settle(self) -> None:
-        """Read the GPU's events; call it when the step's work is done."""
-        for name, begin, end in self._open:
+    def flush(self) -> None:
+        """Add the pairs of events that the device has reached; call it once per step. The others stay for a later call."""
+        # The device reaches events in the order in which they were recorded.
+        while self._pending and self._pending[0][2].query():
+            name, begin, end = self._pending.popleft()
             self.add(name, begin.elapsed_time(end) / 1000)
-        self._open.clear()
