@@ -24,7 +24,8 @@ from sides import in_open_clip, in_transformers, own_bundle
 from diptych.bundle.folder import save_bundle
 from diptych.data.sources.choice import open_source
 from diptych.images.decode import decode
-from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.images.tensors import normalize
+from diptych.images.transforms import evaluation_pixels
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.size import model_size
 

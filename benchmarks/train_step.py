@@ -27,12 +27,13 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
+from diptych.core.batch import Batch
 from diptych.core.memory import keep_freed_memory
-from diptych.core.sample import Batch
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode
-from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.images.tensors import normalize
+from diptych.images.transforms import evaluation_pixels
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from diptych.core.batch import Batch
 from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.forks import Span
-from diptych.core.sample import Batch, Sample
+from diptych.core.sample import Sample
 from diptych.core.settings import from_plain
 from diptych.data import loader
 from diptych.data.loader import DataConfig, Example, TrainingExamples, training_batches

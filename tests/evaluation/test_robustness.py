@@ -45,6 +45,7 @@ def test_labelled_data_is_measured_by_accuracy(clip: LoadedBundle) -> None:
     assert result.sheet().size[0] > 600
 
 
+@pytest.mark.filterwarnings("ignore:texts longer than")  # Said once per embedder, which tests share.
 def test_captioned_data_is_measured_by_recall(clip: LoadedBundle, flickr_folder: Path) -> None:
     result = evaluate_robustness(
         SourceEncoder(clip.embedder),

@@ -121,14 +121,26 @@ _ONE_WAY = {
     },
     r"\bhtml\.escape|from html import|<html|<td|<script": set(),
     r"\bjinja2\b": {"core/html.py"},
+    r"\bImage\.open\b|\bdecode_jpeg\(": {"images/opener.py", "images/jpeg.py", "images/decode.py"},
 }
-"""What has one place: locking a file, replacing one, writing HTML. By pattern, the files that may do it."""
+"""What has one place: locking a file, replacing one, writing HTML, opening a picture. By pattern, the files that may do it."""
 
 
 @pytest.mark.parametrize("pattern", list(_ONE_WAY))
 def test_locks_replacements_and_html_have_one_place(pattern: str) -> None:
     found = {str(path.relative_to(SOURCE)) for path in FILES if re.search(pattern, path.read_text("utf-8"))}
     assert found <= _ONE_WAY[pattern]
+
+
+def test_every_picture_is_opened_with_a_list_of_formats() -> None:
+    """Pillow opens whatever it knows otherwise, EPS by way of Ghostscript."""
+    calls = [
+        (path.name, [keyword.arg for keyword in node.keywords])
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
+    ]
+    assert calls == [("opener.py", ["formats"])]
 
 
 def test_the_readmes_tree_is_the_disks() -> None:

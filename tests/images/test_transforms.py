@@ -1,3 +1,5 @@
+import math
+import tracemalloc
 from typing import Literal
 
 import numpy as np
@@ -5,19 +7,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.core.errors import ConfigError
 from diptych.images.augment import AugmentConfig, Look, View, random_look, random_view, training_pixels
 from diptych.images.resize import resize
+from diptych.images.tensors import normalize, shrink
 from diptych.images.transforms import (
     FILTERS,
     OPENAI_MEAN,
     OPENAI_STD,
     PixelConfig,
+    Pixels,
     evaluation_pixels,
-    normalize,
-    shrink,
+    height_width,
 )
 
 
@@ -37,6 +41,57 @@ def test_evaluation_pixels_equal_a_plain_reference(size: tuple[int, int], interp
     expected = resized[top : top + 32, left : left + 32].transpose(2, 0, 1)
     config = PixelConfig(interpolation=interpolation)  # type: ignore[arg-type]
     assert np.array_equal(evaluation_pixels(image, image_px=32, config=config), expected)
+
+
+def whole_resize_then_crop(image: Image.Image, image_px: Pixels, config: PixelConfig) -> NDArray[np.uint8]:
+    """The transform as OpenAI and open_clip write it."""
+    height, width = height_width(image_px)
+    scale = max(height / image.height, width / image.width)
+    if height != width:
+        size = (round(image.width * scale), round(image.height * scale))
+    elif image.width <= image.height:
+        size = (width, width * image.height // image.width)
+    else:
+        size = (height * image.width // image.height, height)
+    resized = image.resize(size, FILTERS[config.interpolation])
+    rounded = round if config.crop_rounding == "even" else math.floor
+    left, upper = rounded((size[0] - width) / 2), rounded((size[1] - height) / 2)
+    return np.asarray(resized.crop((left, upper, left + width, upper + height))).transpose(2, 0, 1)
+
+
+EXTREME = [(10, 2000), (2000, 10), (1, 5000), (5000, 1), (3, 900), (1, 1), (2, 2)]
+ORDINARY = [(64, 48), (48, 64), (33, 100), (100, 33), (32, 32), (450, 449), (672, 224), (20, 30)]
+
+
+@pytest.mark.parametrize("size", [*EXTREME, *ORDINARY])
+@pytest.mark.parametrize("image_px", [32, 224, (64, 256), (224, 112)])
+def test_cropping_first_gives_the_pixels_of_the_whole_resize(size: tuple[int, int], image_px: Pixels) -> None:
+    """Noise of black and white: the filters overshoot everywhere, so that the order of the two passes shows."""
+    rng = np.random.default_rng(0)
+    gray = (rng.integers(0, 2, (size[1], size[0], 1), dtype=np.uint8) * 255).repeat(3, axis=2)
+    configs = [
+        PixelConfig(interpolation="bicubic"),
+        PixelConfig(interpolation="bicubic", crop_rounding="down"),
+        PixelConfig(interpolation="bilinear"),
+    ]
+    for pixels in (gray, rng.integers(0, 256, gray.shape, dtype=np.uint8)):
+        image = Image.fromarray(pixels)
+        for config in configs:
+            found = evaluation_pixels(image, image_px=image_px, config=config)
+            expected = whole_resize_then_crop(image, image_px, config)
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 600_000), (600_000, 1)])
+def test_memory_does_not_grow_with_the_aspect_ratio(size: tuple[int, int]) -> None:
+    """Resized as a whole, the picture would have 30 billion pixels."""
+    image = Image.new("RGB", size, (1, 2, 3))
+    tracemalloc.start()
+    found = evaluation_pixels(image, image_px=224, config=PixelConfig())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+    assert np.array_equal(found, np.broadcast_to(np.array([1, 2, 3], np.uint8)[:, None, None], (3, 224, 224)))
 
 
 def test_flip_mirrors_the_same_crop() -> None:

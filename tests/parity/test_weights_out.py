@@ -17,7 +17,8 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.core.errors import ConfigError
-from diptych.images.transforms import PixelConfig, evaluation_pixels, height_width, normalize
+from diptych.images.tensors import normalize
+from diptych.images.transforms import PixelConfig, evaluation_pixels, height_width
 from diptych.inference.loaded import LoadedBundle
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig

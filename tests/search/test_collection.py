@@ -19,6 +19,7 @@ from diptych.cli.main import main
 from diptych.core.errors import ConfigError, ImageError, IndexingError
 from diptych.index.address import is_address
 from diptych.index.choice import index_exists, open_index
+from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.inference.query import Query, Term, parse_query
 from diptych.search.collection import Update, open_or_create, update
@@ -75,13 +76,13 @@ def test_only_what_is_new_is_embedded(
     (photos / "a.png").rename(photos / "z.png")
     draw_photos(photos, ["0.png", "1.png", *(f"n{i}.png" for i in range(8)), "new.png"])
     counted = list[int]()
-    encode = clip.embedder.encode_images
+    encode = Embedder.encode_images
 
-    def counting(images: list[bytes], **more: object) -> object:
+    def counting(embedder: Embedder, images: list[bytes], **more: object) -> object:
         counted.append(len(images))
-        return encode(images, **more)  # type: ignore[arg-type]
+        return encode(embedder, images, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(clip.embedder, "encode_images", counting)
+    monkeypatch.setattr(Embedder, "encode_images", counting)
     report = _update(tmp_path / "index", clip, photos)
     assert report.moved == 1
     assert sum(counted) == report.added

@@ -22,7 +22,8 @@ from tests.training.test_checkpoint import _save
 
 
 def test_killed_before_its_config_was_written_it_starts_again(tmp_path: Path) -> None:
-    (tmp_path / f".{CONFIG}").write_text("recipe: ti")
+    (tmp_path / f".{CONFIG}").write_text("recipe: ti")  # As earlier versions named it.
+    (tmp_path / f".{CONFIG}.0a1b2c3d.tmp").write_text("recipe: ti")
     check_run_folder(tmp_path, overwrite=False, resume=False)
     create_run_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -74,7 +75,7 @@ def test_an_event_log_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", die)
+        patch.setattr(Path, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             EventLog(tmp_path, batch_size=4, first_step=4)
     assert log.read_text() == before

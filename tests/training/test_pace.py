@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from diptych.core.sample import Batch
+from diptych.core.batch import Batch
 from diptych.training.pace import Pace, Setting, advice
 
 BATCH = Batch(

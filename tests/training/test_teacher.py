@@ -11,7 +11,7 @@ from diptych.bundle.folder import load_bundle
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import override
 from diptych.data.loader import training_batches
-from diptych.images.transforms import normalize
+from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.distillation import distillation_loss

@@ -16,12 +16,12 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
+from diptych.core.batch import Batch, ModelInput
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
-from diptych.core.sample import Batch, ModelInput
 from diptych.core.settings import settings
 from diptych.data.captions import drop_words, mirror_words
 from diptych.data.groups import Positives, group_marked, mark_rows

@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.files import atomic_write
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode, has_end
+from diptych.images.opener import open_image
 
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
@@ -109,7 +108,7 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     if isinstance(image, bytes):
         try:
-            with Image.open(io.BytesIO(image)) as opened:
+            with open_image(image) as opened:
                 return image, _ENDINGS.get(opened.format or "", "png")
         except Exception:  # Pillow's plug-ins raise almost anything; `decode` says what it is.
             return image, "jpg"

@@ -13,6 +13,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageFilter
 
+from diptych.images.decode import decode_array
+
 STRENGTHS = (1, 2, 3, 4, 5)
 _BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 _BLUR_SIGMA = (1.0, 2.0, 3.0, 4.0, 6.0)
@@ -44,8 +46,7 @@ def compress(pixels: UInt8[ndarray, "H W 3"], strength: int) -> UInt8[ndarray, "
     """Through a JPEG file of low quality."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY[strength - 1])
-    with Image.open(buffer) as image:
-        return np.asarray(image.convert("RGB")).copy()
+    return decode_array(buffer.getvalue()).copy()
 
 
 def rotate(pixels: UInt8[ndarray, "H W 3"], strength: int) -> UInt8[ndarray, "H W 3"]:

@@ -9,16 +9,14 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.sample import ImageInput
 from diptych.images.jpeg import decode_jpeg, is_jpeg
+from diptych.images.opener import FORMATS, check_size, open_image, orientation_of
 
-MAX_PIXELS = 200_000_000
-"""Larger pictures are refused before they are decoded: a small file can claim a size that fills the memory."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset(FORMATS)
 """What counts as a picture when a folder is read."""
 
 
@@ -28,19 +26,16 @@ def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
     Raises:
         ImageError: it is missing, empty, truncated, no picture at all, or larger than `max_pixels` (`MAX_PIXELS`).
     """
-    most = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        opened = _open(image)
+        opened = _open(image, max_pixels)
         try:
-            if opened.width * opened.height > most:
-                size = f"{opened.width}x{opened.height}"
-                raise ImageError(f"{describe(image)}: {size} is over the limit of {most} pixels")
+            check_size(opened.width, opened.height, max_pixels=max_pixels)
             return _upright_rgb(opened)
         finally:
             if opened is not image:
                 opened.close()
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise ImageError(f"{describe(image)}: {error}") from None
     except FileNotFoundError:
         is_url = isinstance(image, str) and "://" in image
         said = "is a URL, and those are read only where you say so (urls)" if is_url else "no such file"
@@ -62,7 +57,10 @@ def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
         ImageError: as `decode`.
     """
     if isinstance(image, np.ndarray):
-        _check_array(image)
+        try:
+            _check_array(image)
+        except ImageError as error:
+            raise ImageError(f"{describe(image)}: {error}") from None
         return image
     content = image
     if isinstance(image, str | Path):
@@ -70,7 +68,7 @@ def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
             content = Path(image).read_bytes() if has_end(image) else image
         except (OSError, ValueError):
             content = image  # What is wrong with it, `decode` says.
-    pixels = decode_jpeg(content, max_pixels=MAX_PIXELS) if isinstance(content, bytes) and is_jpeg(content) else None
+    pixels = decode_jpeg(content) if isinstance(content, bytes) and is_jpeg(content) else None
     return np.asarray(decode(image)) if pixels is None else pixels
 
 
@@ -83,8 +81,10 @@ def describe(image: ImageInput) -> str:
             return f"<{len(image)} bytes>"
         case Image.Image():
             return f"<image {image.width}x{image.height}>"
+        case np.ndarray():
+            return f"<array {'x'.join(str(size) for size in image.shape)}>"
         case _:
-            return f"<array {'x'.join(str(size) for size in np.shape(image))}>"
+            return f"{image!r:.60}"
 
 
 def file_content(image: ImageInput) -> bytes:
@@ -109,7 +109,7 @@ def file_mode(image: ImageInput) -> str:
     """Format and colour mode of a picture that `decode` has read, such as `JPEG RGB`; of drawn ones `pixels`."""
     if not isinstance(image, str | Path | bytes):
         return "pixels"
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+    with open_image(image) as opened:
         return f"{opened.format} {opened.mode}"
 
 
@@ -142,29 +142,40 @@ def list_images(folder: Path) -> list[Path]:
     return found
 
 
-def _open(image: ImageInput) -> Image.Image:
+def _open(image: ImageInput, max_pixels: int | None) -> Image.Image:
     match image:
         case str() | Path():
             if not has_end(image):
-                raise ImageError(f"{describe(image)}: is no file")
-            opened: Image.Image = Image.open(image)
+                raise ImageError("is no file")
+            return open_image(image, max_pixels=max_pixels)
         case bytes():
-            opened = Image.open(io.BytesIO(image))
+            return open_image(image, max_pixels=max_pixels)
         case Image.Image():
-            opened = image
+            return image
         case np.ndarray():
             _check_array(image)
-            opened = Image.fromarray(image)
+            return Image.fromarray(image)
         case _:
-            raise ImageError(f"{image!r:.60}: not a path, bytes, a PIL image or an array")
-    return opened
+            raise ImageError("not a path, bytes, a PIL image or an array")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation, what makes the picture upright."""
 
 
 def _check_array(image: NDArray[np.uint8]) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ImageError(f"{describe(image)}: an array must be uint8 with shape (height, width, 3)")
+        raise ImageError("an array must be uint8 with shape (height, width, 3)")
     if 0 in image.shape:
-        raise ImageError(f"{describe(image)}: has no pixels")
+        raise ImageError("has no pixels")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -173,7 +184,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     image.load()
-    return ImageOps.exif_transpose(image).convert("RGB")
+    turn = _TURNS.get(orientation_of(image))
+    return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,13 @@
 """JPEG files to arrays, fast: with libjpeg-turbo, the same pixels that Pillow gives, into memory that is used again."""
 
-import io
 import threading
 
 import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
-from PIL import ExifTags, Image
+
+from diptych.core.errors import ImageError
+from diptych.images.opener import check_scans, check_size, check_structure, open_image, orientation_of
 
 _MAX_KEPT = 64 * 2**20
 """Bytes of the largest picture whose memory is kept for the next."""
@@ -19,18 +20,21 @@ def is_jpeg(content: bytes) -> bool:
     return content[:3] == b"\xff\xd8\xff"
 
 
-def decode_jpeg(content: bytes, *, max_pixels: int) -> UInt8[ndarray, "H W 3"] | None:
+def decode_jpeg(content: bytes) -> UInt8[ndarray, "H W 3"] | None:
     """The picture in RGB, turned as its EXIF orientation says; None where that is better left to Pillow.
 
     That is the case for what is broken, too large, or neither gray nor YCbCr. The array is good until this thread decodes its
     next picture.
     """
     try:
+        check_structure(content)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in ("Gray", "YCbCr") or width * height > max_pixels:
+        if colours not in ("Gray", "YCbCr"):
             return None
+        check_size(width, height)
+        check_scans(content, width * height)
         pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_memory_for(height * width * 3))
-    except ValueError:
+    except (ValueError, ImageError):
         return None
     return _upright(pixels, content)
 
@@ -47,8 +51,8 @@ def _memory_for(size: int) -> bytearray:
 def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, "H2 W2 3"]:
     if not _has_metadata(content):
         return pixels
-    with Image.open(io.BytesIO(content)) as opened:
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    with open_image(content) as opened:
+        orientation = orientation_of(opened)
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):

@@ -7,12 +7,9 @@ import math
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float64, UInt8
 from numpy import ndarray
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
@@ -70,10 +67,19 @@ class PixelConfig:
             raise ConfigError(f"model.pixels.std is {self.std}; each must be above 0")
 
 
+_SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
+"""Half the width of each filter, in pixels of the smaller of the two pictures."""
+_MAX_EXCESS = 8
+"""Above so many times the pixels of the crop, a picture is not resized as a whole."""
+_PRECISION_BITS = 22
+"""Of the weights of Pillow's filters, which are integers."""
+
+
 def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
     """Scaled until it just covers the model's size, then its centre: OpenAI's evaluation transform (`clip.load`).
 
-    For a square input that is: the short side becomes `image_px`, the long side is cut.
+    For a square input that is: the short side becomes `image_px`, the long side is cut. Of a very long picture only the part
+    that the result depends on is resized, so that time and memory do not grow with the aspect ratio.
     """
     height, width = height_width(image_px)
     scale = max(height / image.height, width / image.width)
@@ -83,23 +89,82 @@ def evaluation_pixels(image: Image.Image, *, image_px: Pixels, config: PixelConf
         size = (width, width * image.height // image.width)
     else:
         size = (height * image.width // image.height, height)
-    resized = image if size == image.size else image.resize(size, FILTERS[config.interpolation])
     rounded = round if config.crop_rounding == "even" else math.floor
     left, upper = rounded((size[0] - width) / 2), rounded((size[1] - height) / 2)
-    cropped = resized.crop((left, upper, left + width, upper + height))
+    cropped = _resized_crop(image, size, (left, upper, left + width, upper + height), config.interpolation)
     return np.ascontiguousarray(np.asarray(cropped).transpose(2, 0, 1))
 
 
-def shrink(pixels: UInt8[Tensor, "B 3 H W"], image_px: Pixels, *, config: PixelConfig) -> UInt8[Tensor, "B 3 H2 W2"]:
-    """A batch at another size, by the filter of every resize, as sharp as that; on the device of the pixels."""
-    size, is_on_cpu = height_width(image_px), pixels.device.type == "cpu"
-    given = pixels if is_on_cpu else pixels.float()  # Only a CPU has it for bytes.
-    small = functional.interpolate(given, size, mode=config.interpolation, antialias=True)
-    return small if is_on_cpu else small.round().clamp(0, 255).to(torch.uint8)
+def _resized_crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    interpolation: Literal["bicubic", "bilinear"],
+) -> Image.Image:
+    """`image.resize(size).crop(box)`; where the crop keeps little, without computing what it removes.
+
+    Overshoots of the filter are clipped between the two passes of a resize, so their order shows. It is that of the whole
+    resize in Pillow 13: horizontal first, unless the picture loses more than twice as many rows as columns.
+    """
+    if size[0] * size[1] <= _MAX_EXCESS * (box[2] - box[0]) * (box[3] - box[1]):
+        return (image if size == image.size else image.resize(size, FILTERS[interpolation])).crop(box)
+    across = _Axis(image.width, size[0], box[0], box[2], interpolation)
+    down = _Axis(image.height, size[1], box[1], box[3], interpolation)
+    part = np.asarray(image.crop((across.first, down.first, across.last, down.last)))
+    if image.height - size[1] > 2 * max(0, image.width - size[0]):
+        part = across.resample(down.resample(part).swapaxes(0, 1)).swapaxes(0, 1)
+    else:
+        part = down.resample(across.resample(part.swapaxes(0, 1)).swapaxes(0, 1))
+    return Image.fromarray(np.ascontiguousarray(part))
 
 
-def normalize(pixels: UInt8[Tensor, "B 3 H W"], config: PixelConfig) -> Float[Tensor, "B 3 H W"]:
-    """Floats with the mean taken off and the deviation divided out, on the device of the pixels."""
-    mean = torch.tensor(config.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(config.std, device=pixels.device).view(1, 3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+class _Axis:
+    """One axis of a resize of which pixels `low` to `high` are computed, bit for bit as Pillow's `Resample.c` does.
+
+    `Image.resize(box=...)` would do, but rounds the box to float32, which shows in black and white noise.
+    """
+
+    def __init__(
+        self, source: int, target: int, low: int, high: int, interpolation: Literal["bicubic", "bilinear"]
+    ) -> None:
+        self._is_same = source == target
+        scale = source / target
+        widening = max(scale, 1.0)
+        support = _SUPPORT[interpolation] * widening
+        centers = (np.arange(low, high) + 0.5) * scale
+        starts = np.maximum(0, (centers - support + 0.5).astype(np.int64))
+        ends = np.minimum(source, (centers + support + 0.5).astype(np.int64))
+        self.first, self.last = (low, high) if self._is_same else (int(starts[0]), int(ends[-1]))
+        self._places = starts[:, None] + np.arange(int((ends - starts).max()))
+        weights = _FILTERS[interpolation](np.abs(self._places - centers[:, None] + 0.5) * (1.0 / widening))
+        weights[self._places >= ends[:, None]] = 0
+        total = np.zeros(len(weights))
+        for column in weights.T:  # In Pillow's order: a pairwise sum would round differently.
+            total += column
+        scaled = weights / total[:, None] * 2**_PRECISION_BITS
+        self._weights = np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int64)
+
+    def resample(self, pixels: UInt8[ndarray, "L M 3"]) -> UInt8[ndarray, "K M 3"]:
+        """The rows `low` to `high` of the resized picture, from its source's rows `first` to `last`."""
+        if self._is_same:
+            return pixels
+        out = np.empty((len(self._weights), *pixels.shape[1:]), dtype=np.uint8)
+        places = np.minimum(self._places, self.last - 1) - self.first
+        for row, (weights, at) in enumerate(zip(self._weights, places, strict=True)):
+            total = np.tensordot(weights, pixels[at].astype(np.int64), axes=1)
+            out[row] = ((total + (1 << (_PRECISION_BITS - 1))) >> _PRECISION_BITS).clip(0, 255)
+        return out
+
+
+def _bicubic(x: Float64[ndarray, "K T"]) -> Float64[ndarray, "K T"]:
+    """Keys's cubic convolution with a = -0.5, of distances of at least 0."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _bilinear(x: Float64[ndarray, "K T"]) -> Float64[ndarray, "K T"]:
+    return np.maximum(0.0, 1 - x)
+
+
+_FILTERS = {"bicubic": _bicubic, "bilinear": _bilinear}

@@ -17,8 +17,10 @@ from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, DataError, DiptychError, DiptychWarning, ImageError
 from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
-from diptych.images.decode import decode
-from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.images.decode import decode, describe, file_content
+from diptych.images.pool import DecodePool
+from diptych.images.tensors import normalize
+from diptych.images.transforms import evaluation_pixels
 from diptych.models.prefix_tree import prefix_tree, worth_sharing
 from diptych.tokenizers.protocol import Encoded
 
@@ -33,14 +35,31 @@ class Embedder:
     """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
 
     def __init__(
-        self, bundle: Bundle, *, batch_size: int = 64, urls: bool = False, max_pixels: int | None = None
+        self,
+        bundle: Bundle,
+        *,
+        batch_size: int = 64,
+        urls: bool = False,
+        decode_pool: DecodePool | None = None,
     ) -> None:
+        """Make an embedder of a bundle.
+
+        Args:
+            bundle: the model.
+            batch_size: images or texts that are encoded at once.
+            urls: whether an image may be a URL.
+            decode_pool: decodes encoded pictures and files within its limits of time and memory; None decodes them in this
+                process, which is meant for pictures that you trust.
+
+        Raises:
+            ConfigError: `batch_size` is below 1.
+        """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         self.bundle = bundle
         self.batch_size = batch_size
         self.urls = urls
-        self.max_pixels = max_pixels
+        self.decode_pool = decode_pool
         self.device = next(bundle.model.parameters()).device
         self._has_reported_cut = False
         self.on_cut: Callable[[int], object] = self._report_cut
@@ -87,6 +106,21 @@ class Embedder:
             for _ in pixels:
                 advance()
         return np.concatenate(rows) if rows else self._nothing()
+
+    def pixels(self, image: ImageInput) -> UInt8[ndarray, "3 H W"]:
+        """The model's input for one image, not yet normalized.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        image_px, config = self.bundle.config.image.image_px, self.bundle.config.pixels
+        fetched = self._fetched(image)
+        if self.decode_pool is None or not isinstance(fetched, str | Path | bytes):
+            return evaluation_pixels(decode(fetched), image_px=image_px, config=config)
+        try:
+            return self.decode_pool.pixels(file_content(fetched), image_px=image_px, config=config)
+        except ImageError as error:
+            raise ImageError(f"{describe(fetched)}: {str(error).partition(': ')[2] or error}") from None
 
     def encode_texts(
         self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
@@ -140,10 +174,8 @@ class Embedder:
         self, images: Iterable[ImageInput], on_error: Callable[[int, ImageError], None] | None
     ) -> Iterator[list[UInt8[ndarray, "3 H W"] | None]]:
         def read(item: tuple[int, ImageInput]) -> UInt8[ndarray, "3 H W"] | ImageError:
-            config = self.bundle.config
             try:
-                picture = decode(self._fetched(item[1]), max_pixels=self.max_pixels)
-                return evaluation_pixels(picture, image_px=config.image.image_px, config=config.pixels)
+                return self.pixels(item[1])
             except ImageError as error:
                 return error
 

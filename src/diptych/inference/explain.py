@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.core.sample import ImageInput
-from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
-from diptych.images.transforms import evaluation_pixels, normalize
+from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder, check_not_empty
 from diptych.models.convnet import ConvNet
 from diptych.models.layers import Attention
@@ -62,7 +61,7 @@ def explain(embedder: Embedder, image: ImageInput, texts: Sequence[str]) -> Expl
     """
     check_not_empty(texts, "text")
     config = embedder.bundle.config
-    pixels = evaluation_pixels(decode(image), image_px=config.image.image_px, config=config.pixels)
+    pixels = embedder.pixels(image)
     text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
     tower = embedder.bundle.model.image_tower
     follow = _follow_attention if isinstance(tower, VisionTransformer) else _follow_activation

@@ -12,10 +12,12 @@ from numpy import ndarray
 
 from diptych.core.errors import ImageError, IndexingError
 from diptych.core.progress import Track, silently
+from diptych.images.pool import DecodePool
 from diptych.index.choice import create_index, index_exists, open_index
 from diptych.index.entry import Entry, Stamp
 from diptych.index.protocol import Index
 from diptych.index.vector_file import Kind
+from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.scan import describe_picture, scan
 
@@ -110,15 +112,16 @@ def update(
         BusyError: another process writes.
         IndexingError: a folder cannot be read, or the disk is full.
     """
-    with index.writing():
-        return _Updater(index, clip, folders, share).go(prune=prune, track=track)
+    with index.writing(), DecodePool() as pool:
+        embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
+        return _Updater(index, embedder, folders, share).go(prune=prune, track=track)
 
 
 class _Updater:
     """One pass over the folders."""
 
-    def __init__(self, index: Index, clip: LoadedBundle, folders: Sequence[Path], share: Share | None) -> None:
-        self.index, self.clip, self.report = index, clip, Update()
+    def __init__(self, index: Index, embedder: Embedder, folders: Sequence[Path], share: Share | None) -> None:
+        self.index, self.embedder, self.report = index, embedder, Update()
         self.found = dict[str, Stamp]()
         for key, stamp in scan(folders):
             if _is_text(key):
@@ -180,7 +183,7 @@ class _Updater:
         def note(position: int, error: ImageError) -> None:
             reasons[digests[position]] = str(error).partition(": ")[2]
 
-        emb = self.clip.embedder.encode_images(list(contents.values()), on_error=note)
+        emb = self.embedder.encode_images(list(contents.values()), on_error=note)
         vectors = {digest: emb[row] for row, digest in enumerate(digests) if digest not in reasons}
         if not all(np.isfinite(vector).all() for vector in vectors.values()):
             raise IndexingError("the model gives vectors that are not numbers; is the bundle whole?")

@@ -1,6 +1,5 @@
 """The pictures of folders, and what is known of one before it is embedded."""
 
-import io
 import os
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -10,6 +9,7 @@ from PIL import ExifTags, Image
 
 from diptych.core.errors import IndexingError
 from diptych.images.decode import IMAGE_SUFFIXES
+from diptych.images.opener import open_image, orientation_of
 from diptych.index.entry import Entry, Stamp
 
 _TAKEN = ExifTags.Base.DateTimeOriginal
@@ -66,14 +66,19 @@ def describe_picture(key: str, stamp: Stamp, content: bytes) -> Entry:
 
 def _from_header(content: bytes) -> tuple[int | None, int | None, str | None]:
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            exif = picture.getexif()
-            taken = exif.get_ifd(ExifTags.IFD.Exif).get(_TAKEN)
-            turned = exif.get(ExifTags.Base.Orientation) in _TURNED
-            width, height = picture.size[::-1] if turned else picture.size
+        with open_image(content) as picture:
+            width, height = picture.size[::-1] if orientation_of(picture) in _TURNED else picture.size
+            taken = _taken(picture)
     except Exception:  # Headers are anybody's; whether the picture can be read shows when it is embedded.
         return None, None, None
     return width, height, _as_time(taken)
+
+
+def _taken(picture: Image.Image) -> object:
+    try:
+        return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(_TAKEN)
+    except Exception:  # Metadata is not the picture.
+        return None
 
 
 def _as_time(taken: object) -> str | None:

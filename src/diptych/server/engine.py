@@ -13,6 +13,7 @@ from numpy import ndarray
 
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ImageError
+from diptych.images.pool import DecodePool
 from diptych.index.entry import Entry, Found
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
@@ -26,6 +27,9 @@ from diptych.server.problems import Problem
 from diptych.server.shown import ShownPictures, heat_picture
 
 T = TypeVar("T")
+
+_DECODE_S = 10.0
+"""Seconds that one picture may take to decode, at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Engine:
     def __init__(self, clip: LoadedBundle, index: Index | None, limits: Limits) -> None:
         self.clip, self.index, self.limits, self.counts = clip, index, limits, Counts()
         self.is_ready = False
-        self.embedder = Embedder(clip.bundle, batch_size=limits.batch, max_pixels=limits.pixels)
+        self._decode_pool = DecodePool(timeout_s=min(limits.deadline_s, _DECODE_S), max_pixels=limits.pixels)
+        self.embedder = Embedder(clip.bundle, batch_size=limits.batch, decode_pool=self._decode_pool)
         self.embedder.on_cut = self.counts.cut.inc
         self._threads = {name: ThreadPoolExecutor(1, name) for name in ("texts", "images", "index")}
         self._threads["pictures"] = ThreadPoolExecutor(2, "pictures")
@@ -52,7 +57,7 @@ class Engine:
         self.searches = self._batcher("searches", "index", self._search)
         # With the pictures' thread: an explanation listens to the attention of whatever goes through the tower.
         self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
-        self._shown = ShownPictures(max_pixels=limits.pixels)
+        self._shown = ShownPictures(self._decode_pool)
 
     def _batcher(
         self,
@@ -93,6 +98,7 @@ class Engine:
             await batcher.stop()
         for thread in self._threads.values():
             thread.shutdown(wait=True, cancel_futures=True)
+        self._decode_pool.close()
 
     async def embed_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
         """Unit embeddings, one row a text."""

@@ -4,12 +4,13 @@ import io
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from diptych.core.errors import ImageError
-from diptych.images.decode import decode
+from diptych.images.pool import DecodePool
 from diptych.index.entry import Entry, Stamp
 from diptych.inference.explain import Explanation
 from diptych.server.problems import Problem
@@ -27,8 +28,8 @@ _SHOWN_AS_THEY_ARE = {
 class ShownPictures:
     """Reads and shrinks; the small ones are kept, up to a number of bytes."""
 
-    def __init__(self, *, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
+    def __init__(self, decode_pool: DecodePool) -> None:
+        self._decode_pool = decode_pool
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes, self._alone = 0, Lock()
 
@@ -54,15 +55,11 @@ class ShownPictures:
         self._keep((entry.digest, width_px), small)
         return small, "image/webp"
 
-    def _small(self, content: bytes, width_px: int, form: str) -> bytes:
+    def _small(self, content: bytes, width_px: int, form: Literal["JPEG", "WEBP"]) -> bytes:
         try:
-            picture = decode(content, max_pixels=self._max_pixels)
+            return self._decode_pool.preview(content, width_px=width_px, form=form)
         except ImageError:
             raise Problem(422, "the picture cannot be shown") from None
-        picture.thumbnail((width_px, width_px), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        written = io.BytesIO()
-        picture.save(written, form, quality=82)
-        return written.getvalue()
 
     def _keep(self, key: tuple[str, int], content: bytes) -> None:
         with self._alone:

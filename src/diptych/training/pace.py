@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from diptych.core.sample import Batch
+from diptych.core.batch import Batch
 
 _WINDOW_S = 5.0
 _MIN_TRAIN_S = 20.0

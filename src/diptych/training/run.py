@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from diptych.bundle.folder import add_metrics
+from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
@@ -20,7 +21,6 @@ from diptych.core.forks import pages_of
 from diptych.core.launch import joined_ranks
 from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.core.randomness import stable_hash
-from diptych.core.sample import Batch
 from diptych.core.settings import to_plain
 from diptych.data.loader import training_batches
 from diptych.data.order import steps_per_epoch

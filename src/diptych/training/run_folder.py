@@ -28,7 +28,11 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
             "or choose another folder (--out)"
         )
     # A process that was killed before it had written its config leaves half of one.
-    if run.is_dir() and not holds_run and not all(is_tmp(path, of=CONFIG) for path in run.iterdir()):
+    if (
+        run.is_dir()
+        and not holds_run
+        and any(path.name != f".{CONFIG}" and not is_tmp(path, of=CONFIG) for path in run.iterdir())
+    ):
         raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")
 
 

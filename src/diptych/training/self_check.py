@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import stable_hash
-from diptych.core.sample import Batch
 from diptych.data.loader import training_batches
 from diptych.models.config import ViTConfig
 from diptych.training.assembly import assemble

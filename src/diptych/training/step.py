@@ -8,10 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from diptych.core.batch import Batch
 from diptych.core.randomness import stable_hash
-from diptych.core.sample import Batch
 from diptych.data.groups import group_marked
-from diptych.images.transforms import normalize, shrink
+from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput

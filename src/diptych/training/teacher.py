@@ -6,11 +6,11 @@ from torch import Tensor
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
+from diptych.core.batch import ModelInput
 from diptych.core.errors import ConfigError
-from diptych.core.sample import ModelInput
 from diptych.core.settings import settings
 from diptych.data.loader import Reading
-from diptych.images.transforms import normalize
+from diptych.images.tensors import normalize
 from diptych.training.precision import Precision, autocast
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diptych.core.batch import Batch
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
-from diptych.core.sample import Batch
-from diptych.images.transforms import normalize
+from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
 from diptych.training.objective import LossConfig
 from diptych.training.shards import grad_norm

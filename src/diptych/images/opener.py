@@ -1,0 +1,218 @@
+"""The only code in the project that opens an image file: a short list of formats, and limits that are checked before decoding.
+
+Pillow opens every format it knows, some of which start other programs (EPS) or decode without a limit. A file of a few
+kilobytes can also claim more pixels, scans or metadata than fit into memory or into a minute.
+"""
+
+import io
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from diptych.core.errors import ImageError
+
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".ppm": "PPM",
+}
+"""By suffix, the format as Pillow names it. Nothing else is opened, whatever a file is called."""
+
+MAX_PIXELS = 200_000_000
+"""Pixels of a picture, at most; larger ones are refused before they are decoded."""
+MAX_SCANS = 64
+"""Scans of a progressive JPEG, at most. Encoders write about ten; each one costs a pass over the whole picture."""
+MAX_METADATA_BYTES = 32 * 2**20
+"""Bytes of metadata (EXIF, ICC, XMP, text), at most."""
+MAX_METADATA_BLOCKS = 4096
+"""Blocks that the metadata is split into, at most; Pillow reads each one in Python."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#)")
+_PPM_HEADER_BYTES = 4096
+_TIFF_TYPE_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
+
+
+def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> Image.Image:
+    """The picture, opened but not decoded; close it, or use it as a context manager.
+
+    Args:
+        source: an encoded file's content, or its path.
+        max_pixels: width times height, at most; `MAX_PIXELS` by default.
+
+    Raises:
+        ImageError: the picture exceeds a limit. The message does not name the picture.
+        PIL.UnidentifiedImageError: the file has none of the formats in `FORMATS`.
+        OSError: the file cannot be read.
+    """
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    check_structure(content)
+    opened = Image.open(io.BytesIO(content), formats=tuple(sorted(set(FORMATS.values()))))
+    try:
+        check_size(opened.width, opened.height, max_pixels=max_pixels)
+        check_scans(content, opened.width * opened.height, max_pixels=max_pixels)
+    except ImageError:
+        opened.close()
+        raise
+    if "exif" in opened.info and _is_over(_tiff_blocks(opened.info["exif"].removeprefix(b"Exif\0\0"))):
+        del opened.info["exif"]  # Each entry may refer to the whole block, which makes reading it quadratic.
+    return opened
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, within 1 and 8; 1 (upright) where there is none, or the metadata cannot be read."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Metadata is anybody's; it is not the picture.
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def check_size(width: int, height: int, *, max_pixels: int | None = None) -> None:
+    """Refuse a picture of too many pixels.
+
+    Raises:
+        ImageError: it has more than `max_pixels` (`MAX_PIXELS` by default).
+    """
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    if width * height > most:
+        raise ImageError(f"{width}x{height} is over the limit of {most} pixels")
+
+
+def check_scans(content: bytes, num_pixels: int, *, max_pixels: int | None = None) -> None:
+    """Refuse a JPEG whose scans would take long: more than `MAX_SCANS`, or too many for its size.
+
+    Raises:
+        ImageError: it has too many. Marker bytes within metadata are counted as well.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return
+    most = MAX_PIXELS if max_pixels is None else max_pixels
+    num_scans = content.count(b"\xff\xda")
+    if num_scans > MAX_SCANS or num_scans * num_pixels > most * MAX_SCANS // 4:
+        raise ImageError(f"{num_scans} scans of {num_pixels} pixels are over the limit")
+
+
+def check_structure(content: bytes) -> None:
+    """Refuse a file whose metadata would take long to read, or much memory.
+
+    Raises:
+        ImageError: it has more than `MAX_METADATA_BYTES` or `MAX_METADATA_BLOCKS`.
+    """
+    if content.startswith(b"\xff\xd8"):
+        blocks = _jpeg_blocks(content)
+    elif content.startswith(_PNG):
+        blocks = _png_blocks(content)
+    elif content.startswith(b"GIF8"):
+        blocks = _gif_blocks(content)
+    elif content[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
+        blocks = _tiff_blocks(content)
+    else:
+        if re.match(rb"P[1-6]", content) and not _PPM_HEADER.match(content[:_PPM_HEADER_BYTES]):
+            raise ImageError("is not a picture")
+        return
+    if _is_over(blocks):
+        limit = f"{MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
+        raise ImageError(f"its metadata is over the limit of {limit}")
+
+
+def _is_over(blocks: Iterator[int]) -> bool:
+    total = 0
+    for number, size in enumerate(blocks):
+        total += size
+        if number == MAX_METADATA_BLOCKS or total > MAX_METADATA_BYTES:
+            return True
+    return False
+
+
+def _jpeg_blocks(content: bytes) -> Iterator[int]:
+    """The segments before the first scan; a byte between segments counts as one."""
+    place = 2
+    while place + 4 <= len(content):
+        if content[place] != 0xFF or content[place + 1] in {0x00, 0xFF}:
+            yield 1
+            place += 1
+            continue
+        if content[place + 1] == 0xDA:
+            return
+        has_length = content[place + 1] not in range(0xD0, 0xDA) and content[place + 1] != 0x01
+        size = 2 + (max(2, int.from_bytes(content[place + 2 : place + 4], "big")) if has_length else 0)
+        yield size
+        place += size
+
+
+def _png_blocks(content: bytes) -> Iterator[int]:
+    """All chunks but those of the picture itself, of which one per KiB is free."""
+    place, num_free = len(_PNG), len(content) // 1024
+    while place + 8 <= len(content):
+        size = 12 + int.from_bytes(content[place : place + 4], "big")
+        if content[place + 4 : place + 8] not in {b"IDAT", b"fdAT"}:
+            yield size
+        elif num_free:
+            num_free -= 1
+        else:
+            yield 12
+        place += size
+
+
+def _gif_blocks(content: bytes) -> Iterator[int]:
+    """The sub-blocks before the first picture."""
+    place = 13
+    if len(content) > 10 and content[10] & 0x80:
+        place += 3 * 2 ** ((content[10] & 7) + 1)
+    while place < len(content) and content[place] != 0x2C:
+        is_extension = content[place] == 0x21
+        place += 2 if is_extension else 1
+        yield 1
+        while is_extension and place < len(content):
+            size = content[place]
+            place += 1 + size
+            if not size:
+                break
+            yield size
+
+
+def _tiff_blocks(content: bytes) -> Iterator[int]:
+    """The values of the first directory and of its EXIF and GPS directories, by their claimed size; at most the file's each."""
+    if len(content) < 8:
+        return
+    order = "<" if content.startswith(b"II") else ">"
+    is_big = 43 in content[2:4]
+    places = list(struct.unpack_from(order + ("8xQ" if is_big else "4xL"), content + bytes(8)))
+    count_format, entry_format = (order + "Q", order + "HHQQ") if is_big else (order + "H", order + "HHLL")
+    entry_bytes = struct.calcsize(entry_format)
+    try:
+        for number, place in enumerate(places):  # It grows by the directories that the first one names.
+            (num,) = struct.unpack_from(count_format, content, place)
+            for at in range(place + struct.calcsize(count_format), place + num * entry_bytes, entry_bytes):
+                tag, kind, count, value = struct.unpack_from(entry_format, content, at)
+                yield min(len(content), count * _TIFF_TYPE_BYTES.get(kind, 1))
+                if number == 0 and tag in {ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}:
+                    places.append(value)
+    except (struct.error, OverflowError):
+        return  # It ends early; Pillow says so.

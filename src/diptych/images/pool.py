@@ -1,0 +1,185 @@
+"""Pictures of strangers are decoded in processes of their own, within limits of time and memory. Shapes: H W pixels."""
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from diptych.core.errors import DiptychError, ImageError
+from diptych.core.settings import to_plain
+from diptych.images.opener import MAX_PIXELS
+from diptych.images.transforms import PixelConfig, Pixels
+from diptych.images.worker import receive_frame, send_frame
+
+MAX_FILE_BYTES = 512 * 2**20
+"""Bytes of an encoded picture, at most."""
+
+_START_S = 60.0
+"""Seconds that a process may take to start, on a machine that is busy."""
+
+
+class DecodePool:
+    """Processes that decode pictures. One that overruns or crashes is replaced, and only its picture fails.
+
+    The processes import neither torch nor the model. Each is limited in memory (`worker.memory_limit`) and may not
+    write files. Threads can share a pool. Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, num_processes: int = 2, *, timeout_s: float = 60.0, max_pixels: int = MAX_PIXELS) -> None:
+        """Start no process yet; each starts with the first picture that it decodes.
+
+        Args:
+            num_processes: pictures that are decoded at the same time, at most.
+            timeout_s: seconds of wall-clock time that one picture may take, at most.
+            max_pixels: width times height of a picture, at most.
+        """
+        self.timeout_s, self.max_pixels = timeout_s, max_pixels
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        self._is_closed = False
+        for _ in range(num_processes):
+            self._idle.put(None)
+
+    def __enter__(self) -> "DecodePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def pixels(self, content: bytes, *, image_px: Pixels, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
+        """The model's input, as `evaluation_pixels` computes it from the decoded picture.
+
+        Raises:
+            ImageError: the picture cannot be decoded within the limits.
+            DiptychError: no process can be started.
+        """
+        told, payload = self._run("pixels", content, image_px=image_px, config=to_plain(config))
+        return np.frombuffer(payload, dtype=np.uint8).reshape(told["shape"])
+
+    def preview(self, content: bytes, *, width_px: int, form: Literal["JPEG", "WEBP", "PNG"]) -> bytes:
+        """The picture within a square of `width_px` pixels, encoded as `form`; a smaller picture keeps its size.
+
+        Raises:
+            ImageError: the picture cannot be decoded within the limits.
+            DiptychError: no process can be started.
+        """
+        return bytes(self._run("preview", content, width_px=width_px, form=form)[1])
+
+    def close(self) -> None:
+        """End the idle processes now, and the others after their current picture."""
+        self._is_closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                process = self._idle.get_nowait()
+                if process is not None:
+                    process.kill()
+
+    def _run(self, task: str, content: bytes, **more: Any) -> tuple[dict[str, Any], bytearray]:
+        name = f"<{len(content)} bytes>"
+        if len(content) > MAX_FILE_BYTES:
+            raise ImageError(f"{name}: is over the limit of {MAX_FILE_BYTES // 2**20} MiB")
+        asked = json.dumps({"task": task, "max_pixels": self.max_pixels, **more}).encode()
+        with self._process() as process:
+            try:
+                told, payload = process.exchange(asked, content, timeout_s=self.timeout_s)
+            except TimeoutError:
+                raise ImageError(f"{name}: took more than {self.timeout_s:g} seconds to decode") from None
+            except (OSError, EOFError, ValueError):
+                raise ImageError(f"{name}: its decoder crashed") from None
+        if "error" in told:
+            raise ImageError(str(told["error"]))
+        return told, payload
+
+    @contextlib.contextmanager
+    def _process(self) -> Iterator["_Process"]:
+        """An idle process, or a new one; it is killed if the block raises."""
+        process = self._idle.get()
+        try:
+            if process is None or not process.is_running:
+                process = _Process(self.timeout_s, self.max_pixels)
+            yield process
+        except BaseException:
+            if process is not None:
+                process.kill()
+            process = None
+            raise
+        finally:
+            if process is not None and self._is_closed:
+                process.kill()
+                process = None
+            self._idle.put(process)
+
+
+class _Process:
+    """One process and the connection to it."""
+
+    def __init__(self, timeout_s: float, max_pixels: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            words = [theirs.fileno(), max_pixels, MAX_FILE_BYTES, int(timeout_s) + 1]
+            package = str(Path(__file__).parents[2])
+            path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "diptych.images.worker", *map(str, words)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # Decoders print warnings of their own.
+                env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._connection = ours
+        try:
+            self._connection.settimeout(_START_S)
+            receive_frame(self._connection, max_bytes=16)
+        except (OSError, EOFError, ValueError):
+            self.kill()
+            raise DiptychError(
+                "the processes that decode pictures do not start; "
+                f"'{sys.executable} -m diptych.images.worker 0 1 1 1' shows why"
+            ) from None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def exchange(self, asked: bytes, content: bytes, *, timeout_s: float) -> tuple[dict[str, Any], bytearray]:
+        """Send a request and receive its answer.
+
+        Raises:
+            TimeoutError: the whole exchange takes longer than `timeout_s`.
+            OSError, EOFError, ValueError: the process ended, or its answer is not one.
+        """
+        until = time.monotonic() + timeout_s
+        for frame in (asked, content):
+            self._limit(until)
+            send_frame(self._connection, frame)
+        self._limit(until)
+        told = json.loads(bytes(receive_frame(self._connection, max_bytes=2**20)))
+        self._limit(until)
+        payload = receive_frame(self._connection, max_bytes=MAX_FILE_BYTES)
+        if not isinstance(told, dict):
+            raise ValueError("an answer is not an object")
+        return told, payload
+
+    def _limit(self, until: float) -> None:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
