@@ -158,7 +158,7 @@ def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
         (lambda place: flip(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
         (lambda place: os.truncate(place / "__0_0.distcp", 100), "__0_0.distcp has 100 bytes where"),
         (lambda place: (place / "state.json").unlink(), "it is incomplete, state.json is missing"),
-        (lambda place: (place / ".metadata").write_bytes(b""), ".metadata has 0 bytes"),
+        (lambda place: (place / "metadata.json").write_bytes(b""), "metadata.json has 0 bytes"),
         (lambda place: (place / "manifest.json").unlink(), "it is incomplete, manifest.json is missing"),
         (lambda place: os.truncate(place / "manifest.json", 50), "manifest.json is damaged"),
         (lambda place: (place / "manifest.json").write_text("[]"), "manifest.json is damaged"),

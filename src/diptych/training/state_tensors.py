@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
+from diptych.training.checkpoint_files import JsonReader, JsonWriter, SafePlanner
 from diptych.training.shards import is_sharded
 from diptych.training.state import TrainingState
 
@@ -35,7 +35,7 @@ def write_tensors(folder: Path, state: TrainingState) -> None:
     named |= _flat(_extra_states(state), "extra/")
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
-        save(named, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=all_ranks().size == 1)
+        save(named, storage_writer=JsonWriter(folder), planner=planner, no_dist=all_ranks().size == 1)
 
 
 def read_tensors(folder: Path, state: TrainingState) -> None:
@@ -47,11 +47,11 @@ def read_tensors(folder: Path, state: TrainingState) -> None:
     Raises:
         RunError: names or shapes are not those of the folder.
     """
-    reader = FileSystemReader(folder)
+    reader = JsonReader(folder)
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
     named = _rooms(saved, state)
     _check_names(named, saved, state)
-    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner = SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
         load(named, storage_reader=reader, planner=planner, no_dist=all_ranks().size == 1)
     loaded, names = _nested(named, "extra/"), _parameter_names(state.model)
