@@ -1,7 +1,12 @@
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
 from diptych.core.errors import ConfigError, unknown_name
-from diptych.core.settings import from_plain, override, settings, to_plain
+from diptych.core.settings import from_plain, override, read_json, read_yaml, settings, to_plain
 from diptych.recipes.choice import RECIPES
 from diptych.training.config import TrainConfig
 from diptych.training.schedule import ScheduleConfig
@@ -82,3 +87,94 @@ def test_settings_are_frozen() -> None:
 def test_unknown_name_offers_nothing_that_is_not_near() -> None:
     assert unknown_name("recipe", "zzz", ["demo"]) == "unknown recipe 'zzz'. Known: demo"
     assert "did you mean 'demo'?" in unknown_name("recipe", "dmo", ["demo", "other"])
+
+
+DEEP = 100_000
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * DEEP, "nested more than 64 deep"),
+        ("a: " + "{b: " * 65 + "1" + "}" * 65, "nested more than 64 deep"),
+        ("- " * DEEP, "nested more than 64 deep"),
+        (LAUGHS, "more than 100,000 values"),
+        ("a: &a [1, *a]", "an alias refers to the list or object that contains it"),
+        ("a: " + "9" * 400, "an integer of more than 40 digits"),
+        ("a: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("a: !!timestamp x", "is not YAML"),
+        ("a: !!bool x", "is not YAML"),
+        ("a: !!python/object:os.system x", "is not YAML: could not determine a constructor"),
+        ("a: 2024-13-45", "is not YAML: month must be in 1..12"),
+        ("{[1]: 2}", "is not YAML"),
+        ("a" * (2**20 + 1), "has 1,048,577 bytes; at most 1,048,576 are read"),
+        ("a: [", "is not YAML"),
+        ("a: \udcff", "is not UTF-8 text"),
+    ],
+)
+def test_yaml_beyond_a_bound_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=rf"config\.yaml: .*{message}") as caught:
+        read_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * DEEP, "nested more than 64 deep"),
+        ('{"a":' * DEEP + "1" + "}" * DEEP, "nested more than 64 deep"),
+        ("[" * 66 + "]" * 66, "nested more than 64 deep"),
+        ("[1" + "0" * 400 + "]", "an integer of more than 40 digits"),
+        ("[1" + "0" * 5000 + "]", "is not JSON: Exceeds the limit"),
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ('"\udcff"', "is not UTF-8 text"),
+        (" " * (2**24 + 1), "has 16,777,217 bytes; at most 16,777,216 are read"),
+    ],
+)
+def test_json_beyond_a_bound_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=rf"config\.json: .*{message}") as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+def test_only_regular_files_are_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "fifo")  # Reading it would wait for a writer.
+    (tmp_path / "link").symlink_to("fifo")
+    for name, message in {"fifo": "not a regular file", "link": "not a regular file", "gone": "cannot be read"}.items():
+        with pytest.raises(ConfigError, match=f"{name}: .*{message}"):
+            read(tmp_path / name)
+    with pytest.raises(ConfigError, match="/dev/zero: is not a regular file"):
+        read(Path("/dev/zero"))
+
+
+def test_what_is_within_the_bounds_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &a {b: [1, 2]}\nc: *a\nd: {<<: *a, e: 18446744073709551615}\n")
+    assert read_yaml(tmp_path / "a.yaml") == {
+        "a": {"b": [1, 2]},
+        "c": {"b": [1, 2]},
+        "d": {"b": [1, 2], "e": 2**64 - 1},
+    }
+    (tmp_path / "a.json").write_text("[" * 60 + "]" * 60)
+    read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ["[" * DEEP, "[1", "[!!bool x]", "[&a [*a]]", "[" + "9" * 400 + "]"])
+def test_override_bounds_what_it_parses(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^config: ") as caught:
+        override(Outer(), {"inner.sizes": text})
+    assert len(str(caught.value)) < 500
+
+
+def test_a_message_shows_the_beginning_of_a_long_value() -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_plain(Outer, {"limit": "x" * 10_000})
+    assert len(str(caught.value)) < 500

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
-import yaml
-
+from diptych.core.bounded import parse_yaml, read_json, read_text, read_yaml
 from diptych.core.errors import ConfigError, unknown_name
+
+__all__ = ["from_plain", "override", "read_json", "read_text", "read_yaml", "settings", "to_plain"]
 
 T = TypeVar("T")
 
@@ -44,20 +44,6 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
         raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
 
 
-def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
-
-    Raises:
-        ConfigError: it is missing, or is no YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-
-
 @lru_cache
 def _adapter(cls: type[Any]) -> Any:
     """Knows all fields of a kind of settings, which takes it milliseconds to find out."""
@@ -77,7 +63,7 @@ def _explain(cls: type[Any], error: Any) -> str:
         case "union_tag_invalid":
             return f"'{path}.kind' is '{context['tag']}'; known: {context['expected_tags']}"
         case _:
-            return f"{where} is {error['input']!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+            return f"{where} is {error['input']!r:.200}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def override(value: T, changes: Mapping[str, Any]) -> T:
@@ -103,7 +89,9 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
 def _read(text: str) -> Any:
     if text.lower() in {"none", "null"}:
         return None
-    return yaml.safe_load(text) if text.startswith("[") else text  # pydantic reads numbers and booleans from text
+    return (
+        parse_yaml(text, what="config") if text.startswith("[") else text
+    )  # pydantic reads numbers and booleans from text
 
 
 def _unknown_key(cls: type[Any], path: str, known: list[str] | None = None) -> str:

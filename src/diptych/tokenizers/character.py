@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from diptych.core.errors import BundleError
+from diptych.core.settings import read_json
 from diptych.tokenizers.protocol import (
     END,
     PAD,
@@ -67,8 +69,15 @@ class CharacterTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "CharacterTokenizer":
-        """The tokenizer that `save` wrote."""
-        return cls(json.loads(path.read_text(encoding="utf-8"))["alphabet"], context_length=context_length)
+        """The tokenizer that `save` wrote.
+
+        Raises:
+            BundleError: the alphabet is not a text.
+        """
+        alphabet = read_json(path)["alphabet"]
+        if not isinstance(alphabet, str):
+            raise BundleError(f"{path}: its alphabet is not a text")
+        return cls(alphabet, context_length=context_length)
 
 
 def _clean(text: str) -> str:

@@ -22,6 +22,7 @@ import ftfy
 import regex
 
 from diptych.core.errors import BundleError, DataError
+from diptych.core.settings import read_json
 from diptych.tokenizers.protocol import (
     Encoded,
     Truncate,
@@ -120,7 +121,7 @@ class ClipBPETokenizer:
         Raises:
             BundleError: it names another vocabulary than CLIP's.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content != _IDENTITY:
             raise BundleError(f"{path}: names another vocabulary than CLIP's {_IDENTITY}: {content!r:.200}")
         return cls(context_length=context_length)

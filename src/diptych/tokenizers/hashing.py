@@ -8,6 +8,7 @@ from pathlib import Path
 from zlib import crc32
 
 from diptych.core.errors import BundleError, ConfigError
+from diptych.core.settings import read_json
 from diptych.tokenizers.protocol import (
     END,
     PAD,
@@ -71,7 +72,7 @@ class HashingTokenizer:
         Raises:
             BundleError: it was made with another hash.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["hash"] != _HASH:
             raise BundleError(f"{path}: its hash is '{content['hash']}'; this version of Diptych knows '{_HASH}'")
         return cls(vocab_size=content["vocab_size"], context_length=context_length)

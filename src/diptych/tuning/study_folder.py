@@ -9,7 +9,7 @@ import yaml
 from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
-from diptych.core.settings import from_plain
+from diptych.core.settings import from_plain, read_yaml
 from diptych.training.config import TrainConfig
 from diptych.training.prepare import open_data
 from diptych.tuning.space import Dimension, Space, reduced
@@ -62,10 +62,11 @@ def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list
     Raises:
         ConfigError: the folder holds no study, or it cannot be reached.
     """
-    try:
-        about = yaml.safe_load((folder / _ABOUT).read_text(encoding="utf-8"))
-    except OSError:
-        raise ConfigError(f"{folder}: holds no study") from None
+    if not (folder / _ABOUT).exists():
+        raise ConfigError(f"{folder}: holds no study")
+    about = read_yaml(folder / _ABOUT)
+    if not isinstance(about, dict) or not {"study", "storage"} <= about.keys():
+        raise ConfigError(f"{folder / _ABOUT}: does not name a study and its storage")
     with quiet_optuna(), opened_storage(storage or about["storage"] or sqlite_url(folder)) as place:
         try:
             study = optuna.load_study(study_name=about["study"], storage=place)

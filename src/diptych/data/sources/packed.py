@@ -17,8 +17,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.errors import DataError, ImageError
+from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.sample import Sample
+from diptych.core.settings import read_json
 from diptych.data.sources.columns import NameColumn, TextColumn, locate
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
@@ -192,16 +193,16 @@ def read_pack(folder: Path) -> dict[str, Any] | None:
         DataError: it is damaged, or of a version that this Diptych does not read.
     """
     path = folder / PACK
+    if not path.exists():
+        return None
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told: dict[str, Any] = read_json(path)
         version = told["format_version"]
         if version == FORMAT_VERSION:
             _ = told["written"], told["classes"], told["templates"]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ConfigError as error:
+        raise DataError(f"{path}: is damaged ({str(error).removeprefix(f'{path}: ')})") from None
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__})") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: has format {version}; this Diptych reads {FORMAT_VERSION}. Pack again.")
