@@ -21,7 +21,6 @@ from harness import Times, arguments, copy_ceiling, in_turn, machine, must_agree
 from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.bundle.identity import model_identity
 from diptych.index.choice import create_index
 from diptych.index.entry import Entry, Stamp
 from diptych.index.exact import encode, nearest
@@ -135,7 +134,7 @@ def _command_times(num: int) -> dict[str, Any]:
         dim = clip.bundle.config.embed_dim
         vectors = _random(num)[:, :dim]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        with create_index(str(index), dim=dim, model=model_identity(clip.bundle.model), bundle=str(bundle)) as opened:
+        with create_index(str(index), dim=dim, model=clip.identity, bundle=str(bundle)) as opened:
             for start in range(0, num, 10_000):
                 rows = range(start, start + 10_000)
                 entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=Stamp(size=i, modified_ns=i)) for i in rows]

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diptych.bundle import folder as folder_module
+from diptych.bundle.checksums import seal
 from diptych.bundle.folder import FILES, Bundle, add_metrics, load_bundle, save_bundle
 from diptych.core.errors import BundleError
+from diptych.core.files import sha256_of
 from diptych.data.sources.choice import open_source
 from diptych.inference.embedder import Embedder
 
@@ -39,7 +42,10 @@ def test_saved_and_loaded_embeds_bit_for_bit_the_same(tiny_bundle: Path, tmp_pat
 def test_a_bundle_is_what_the_format_says(tiny_bundle: Path) -> None:
     assert {path.name for path in tiny_bundle.iterdir()} == {*FILES, "README.md"}
     config = json.loads((tiny_bundle / "config.json").read_text("utf-8"))
-    assert config["format_version"] == 2
+    assert config["format_version"] == 3
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert config["files"][name] == sha256_of(tiny_bundle / name)
+    assert config == seal(config)
     assert config["origin"]["steps"] == 10
     assert set(config["metrics"]) == {"during_training", "retrieval"}
     assert config["metrics"]["retrieval"]["protocol"]["split"] == "val"
@@ -64,10 +70,18 @@ def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> 
         load_bundle(finished_run)
 
 
+def reseal(bundle: Path, **changes: Any) -> None:
+    """Make the checksums fit files that a test changed, as whoever forges a bundle would."""
+    config = {**json.loads((bundle / "config.json").read_text("utf-8")), **changes}
+    config["files"] = {name: sha256_of(bundle / name) for name in config["files"]}
+    (bundle / "config.json").write_text(json.dumps(seal(config)))
+
+
 @pytest.mark.parametrize("size", [0, 100, -40])
 def test_damaged_weights(bundle: Path, size: int) -> None:
     weights = bundle / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:size])
+    reseal(bundle)
     with pytest.raises(BundleError, match=r"model.safetensors: is damaged") as caught:
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
@@ -81,6 +95,7 @@ def test_weights_of_another_model(bundle: Path, change: str) -> None:
     else:
         weights["image_tower.class_emb"] = torch.zeros(3)
     save_file(weights, bundle / "model.safetensors")
+    reseal(bundle)
     with pytest.raises(BundleError, match=r"model.safetensors: does not fit its config.json: .*class_emb") as caught:
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
@@ -91,17 +106,24 @@ def test_weights_of_another_model(bundle: Path, change: str) -> None:
     [
         ("config.json", "{", "config.json: is not JSON"),
         ("config.json", "[]", "format_version is None"),
-        ("config.json", '{"format_version": 1}', "format_version is 1; this Diptych reads 2"),
+        ("config.json", '{"format_version": 1}', "format_version is 1; this Diptych reads 2 and 3"),
         ("config.json", '{"format_version": 2}', "config.json"),
+        ("config.json", '{"format_version": 3}', "config.json: is damaged or was edited"),
         ("config.json", '{"format_version": 2, "model": {"widht": 3}}', "unknown setting 'widht'"),
+        ("config.json", '{"format_version": 2, "metrics": [], "model": {}}', "its metrics is not an object"),
+        ("config.json", "[" * 100_000, "nested more than 64 deep"),
         ("tokenizer.json", "{}", "tokenizer.json: is damaged"),
         ("tokenizer.json", "", "tokenizer.json: is damaged"),
+        ("tokenizer.json", "[" * 100_000, "tokenizer.json: is damaged"),
     ],
 )
 def test_damaged_files(bundle: Path, file: str, content: str, message: str) -> None:
     (bundle / file).write_text(content)
-    with pytest.raises(BundleError, match=message):
+    if file != "config.json":
+        reseal(bundle)
+    with pytest.raises(BundleError, match=message) as caught:
         load_bundle(bundle)
+    assert "\n" not in str(caught.value)
 
 
 def test_tokenizer_of_another_model(bundle: Path) -> None:
@@ -111,7 +133,7 @@ def test_tokenizer_of_another_model(bundle: Path) -> None:
     old = weights["text_tower.token_emb.weight"]
     weights["text_tower.token_emb.weight"] = torch.cat([old, old[:1]])
     save_file(weights, bundle / "model.safetensors")
-    (bundle / "config.json").write_text(json.dumps(config))
+    reseal(bundle, model=config["model"])
     with pytest.raises(BundleError, match=r"its tokenizer has \d+ entries, its model \d+"):
         load_bundle(bundle)
 
@@ -130,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_half(bundle: Path, monkeyp
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folder_module, "save_file", full_disk)
+    monkeypatch.setattr(folder_module, "write_weights", full_disk)
     with pytest.raises(BundleError, match=r"bundle: cannot be written \(No space left on device\)"):
         save_bundle(loaded, bundle)
     assert (bundle / "model.safetensors").read_bytes() == before

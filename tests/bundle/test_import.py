@@ -269,7 +269,9 @@ def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
     (open_clip_folder / "open_clip_model.safetensors").unlink()
     _refused(open_clip_folder, "holds no weights; open_clip's are open_clip_model.safetensors")
     (open_clip_folder / CONFIG).write_text("{")
-    _refused(open_clip_folder, "is no config of open_clip's")
+    _refused(open_clip_folder, r"open_clip_config\.json: is not JSON")
+    (open_clip_folder / CONFIG).write_text("[]")
+    _refused(open_clip_folder, "holds no JSON object")
 
 
 HUGGING_FACE = [

@@ -1,6 +1,6 @@
 """A bundle is a folder with all that use needs; it loads with no network and no pickle.
 
-    config.json        the model's config, its temperature, its metrics with their protocol, where it came from
+    config.json        the model's config, its temperature, its metrics with their protocol, where it came from, checksums
     model.safetensors  the weights
     tokenizer.json     the tokenizer's own file
     README.md          a model card, for people
@@ -10,7 +10,9 @@ It is written beside its place and renamed, so that whatever bears the name is w
 
 import json
 import shutil
+import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,20 +20,28 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from diptych.core.errors import BundleError, ConfigError
-from diptych.core.files import replace_folder, write_text
-from diptych.core.settings import from_plain, to_plain
-from diptych.images.transforms import size_name
+from diptych.bundle.card import model_card, with_evaluations
+from diptych.bundle.checksums import CHECKED_FILES, Verify, check_file, check_seal, seal, source_stamp
+from diptych.bundle.identity import computed_identity, model_identity
+from diptych.bundle.serialize import write_weights
+from diptych.bundle.stored_weights import load_weights
+from diptych.core.cache import recall, remember
+from diptych.core.errors import BundleError, ConfigError, DiptychWarning
+from diptych.core.files import replace_folder, sha256_of, write_text
+from diptych.core.settings import from_plain, read_json, to_plain
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ConvNetConfig, ImageConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig
 from diptych.tokenizers.choice import load_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
-FORMAT_VERSION = 2
-"""1 had query, key and value in one matrix."""
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+FORMAT_VERSION = 3
+"""1 had query, key and value in one matrix; 2 had no checksums."""
+WITHOUT_CHECKSUMS = 2
+"""The older format that is still read."""
+FILES = ("config.json", *CHECKED_FILES)
+_warned: set[Path] = set()
+"""Bundles without checksums that this process has warned of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,26 @@ class Bundle:
     """Figures, each with the protocol it was measured by."""
     origin: dict[str, Any] = field(default_factory=dict)
     """Where it came from: recipe, data, seed, steps, versions."""
+    known_identity: str | None = None
+    """The identity, where checksums gave it; None where it must be computed. Leave it out of a bundle that you make."""
+    source: str | None = None
+    """The files that the model was read from, with their times (`source_stamp`): under this key its identity is remembered."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the model from any other (`bundle.identity.model_identity`).
+
+        For a bundle with checksums it takes no time. Otherwise all weights are read once, and the result is remembered.
+        """
+        if self.known_identity is not None:
+            return self.known_identity
+        key = None if self.source is None else f"identity {self.source}"
+        found = None if key is None else recall(key)
+        if found is None:
+            found = computed_identity(self.model, self.tokenizer)
+            if key is not None:
+                remember(key, found)
+        return found
 
     @property
     def config(self) -> CLIPConfig:
@@ -59,10 +89,6 @@ def save_bundle(bundle: Bundle, path: Path) -> None:
     """
     with whole_folder(path.resolve()) as beside:
         _write(bundle, beside)
-
-
-_MEASURED = "## Measured"
-"""Heading of the card's last part, which grows with each evaluation."""
 
 
 @contextmanager
@@ -100,13 +126,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a bundle of ours, of whatever format."""
     try:
-        return "format_version" in json.loads((path / FILES[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "format_version" in read_json(path / FILES[0])
+    except (ConfigError, TypeError):
         return False
 
 
-def load_bundle(path: str | Path) -> Bundle:
+def load_bundle(path: str | Path, *, verify: Verify = "auto") -> Bundle:
     """The bundle in a folder, on the CPU, in evaluation mode.
+
+    Args:
+        path: the folder.
+        verify: `auto` compares the checksum of a large file once and later goes by the file's size, times and inode; `full`
+            always reads all files.
 
     Raises:
         BundleError: the folder is missing, no bundle, incomplete, damaged, or of a newer format.
@@ -118,26 +149,32 @@ def load_bundle(path: str | Path) -> Bundle:
         config = from_plain(CLIPConfig, content.get("model"), what=f"{folder / 'config.json'}")
     except ConfigError as error:
         raise BundleError(str(error)) from None
-    model = _load_model(config, folder / "model.safetensors")
     try:
-        tokenizer = load_tokenizer(
-            config.text.tokenizer, folder / "tokenizer.json", context_length=config.text.context_length
-        )
-    except Exception as error:  # The engine raises bare exceptions.
-        raise BundleError(f"{folder / 'tokenizer.json'}: is damaged ({error})") from None
-    if tokenizer.vocab_size != config.text.vocab_size:
-        raise BundleError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} entries, its model {config.text.vocab_size}"
-        )
+        identity, source = _check_files(folder, content, config, verify=verify)
+        model = load_weights(config, folder / "model.safetensors")
+        tokenizer = _load_tokenizer(config, folder / "tokenizer.json")
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be read ({error.strerror or error})") from None
     return Bundle(
-        model=model, tokenizer=tokenizer, metrics=content.get("metrics", {}), origin=content.get("origin", {})
+        model=model,
+        tokenizer=tokenizer,
+        metrics=content.get("metrics", {}),
+        origin=content.get("origin", {}),
+        known_identity=identity,
+        source=source,
     )
 
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Keep more figures in a bundle that is already on disk."""
+    """Keep more figures in a bundle that is already on disk; its other checksums stay as they are.
+
+    Raises:
+        BundleError: the folder's config is damaged, or of another format.
+    """
     content = _read_config(path / "config.json")
     content["metrics"] = {**content.get("metrics", {}), **metrics}
+    if content["format_version"] == FORMAT_VERSION:
+        content = seal(content)
     _replace(path / "config.json", json.dumps(content, indent=2) + "\n")
 
 
@@ -149,14 +186,10 @@ def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str
     """
     evaluations = _read_config(path / "config.json").get("metrics", {}).get("evaluations", {})
     evaluations = {**evaluations, what: {"summary": summary, "protocol": dict(protocol)}}
-    lines = [_MEASURED, ""]
-    for name, found in evaluations.items():
-        how = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in found["protocol"].items())
-        lines += [f"- {name}: {found['summary']}", f"  ({how})"]
-    card = (path / "README.md").read_text(encoding="utf-8").partition(f"\n{_MEASURED}")[0].rstrip()
     try:
+        card = with_evaluations((path / "README.md").read_text(encoding="utf-8"), evaluations)
         add_metrics(path, {"evaluations": evaluations})
-        _replace(path / "README.md", card + "\n\n" + "\n".join(lines) + "\n")
+        _replace(path / "README.md", card)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -166,57 +199,19 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _write(bundle: Bundle, folder: Path) -> None:
+    weights_sha256 = write_weights(bundle.model.state_dict(), folder / "model.safetensors")
+    bundle.tokenizer.save(folder / "tokenizer.json")
     content = {
         "format_version": FORMAT_VERSION,
         "model": to_plain(bundle.config),
         "logit_scale": round(bundle.model.logit_scale.item(), 4),
+        "files": {"model.safetensors": weights_sha256, "tokenizer.json": sha256_of(folder / "tokenizer.json")},
         "metrics": bundle.metrics,
         "origin": bundle.origin,
     }
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    bundle.tokenizer.save(folder / "tokenizer.json")
-    (folder / "README.md").write_text(_model_card(bundle), encoding="utf-8", errors="backslashreplace")
-
-
-def describe_image_tower(image: ImageConfig) -> str:
-    """In half a sentence."""
-    if isinstance(image, ViTConfig):
-        patches = f"patches of {size_name(image.patch_px)} px"
-        return f"vision transformer, {image.layers} layers of {image.width}, {patches}, {image.pooling} pooling"
-    if isinstance(image, ConvNetConfig):
-        return (
-            f"convolutional network, {' + '.join(map(str, image.layers))} blocks of {', '.join(map(str, image.widths))}"
-        )
-    return f"ResNet, {' + '.join(map(str, image.layers))} blocks, width {image.width}, attention pooling"
-
-
-def describe_text_tower(text: TextConfig) -> str:
-    """In half a sentence."""
-    kind = "causal" if text.is_causal else "bidirectional"
-    entries = f"{text.tokenizer} tokenizer of {text.vocab_size:,} entries"
-    return f"{kind}, {text.layers} layers of {text.width}, {entries}, context {text.context_length}"
-
-
-def _model_card(bundle: Bundle) -> str:
-    config = bundle.config
-    lines = [
-        "# A CLIP model in Diptych's format",
-        "",
-        f"- image tower: {describe_image_tower(config.image)}; pictures of {size_name(config.image.image_px)} px",
-        f"- text tower: {describe_text_tower(config.text)}",
-        f"- parameters: {sum(parameter.numel() for parameter in bundle.model.parameters()):,}",
-        *(f"- {name}: {value}" for name, value in bundle.origin.items()),
-        "",
-        "```python",
-        "import diptych",
-        "",
-        'clip = diptych.load("path/to/this/folder")',
-        'clip.rank_images("a dog in the snow", "photos/")',
-        "```",
-    ]
-    return "\n".join(lines) + "\n"
+    (folder / "config.json").write_text(json.dumps(seal(content), indent=2) + "\n", encoding="utf-8")
+    card = model_card(bundle.model, bundle.origin)
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 
 def _check_folder(folder: Path) -> None:
@@ -224,8 +219,11 @@ def _check_folder(folder: Path) -> None:
         if folder.exists():
             raise BundleError(f"{folder}: is no folder, and no file of weights (.safetensors, .pt, .pth, .bin)")
         raise BundleError(f"{folder}: no such file or folder")
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    missing = [name for name in FILES if not (folder / name).exists()]
     if not missing:
+        strange = [name for name in FILES if not stat.S_ISREG((folder / name).stat().st_mode)]
+        if strange:
+            raise BundleError(f"{folder / strange[0]}: is not a regular file")
         return
     inside = next((name for name in ("bundle-best", "bundle") if (folder / name).is_dir()), None)
     if inside:
@@ -239,20 +237,58 @@ def _check_folder(folder: Path) -> None:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path}: is not JSON: {error}") from None
+        content = read_json(path)
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise BundleError(f"{path}: format_version is {version!r}; this Diptych reads {FORMAT_VERSION}")
+    if version not in {WITHOUT_CHECKSUMS, FORMAT_VERSION} or isinstance(version, bool):
+        raise BundleError(
+            f"{path}: format_version is {version!r:.40}; this Diptych reads {WITHOUT_CHECKSUMS} and {FORMAT_VERSION}"
+        )
+    if version == FORMAT_VERSION or "files" in content or "sha256" in content:  # A flipped bit makes 2 of 3.
+        check_seal(content, path)
+    for name in ("metrics", "origin"):
+        if not isinstance(content.get(name, {}), dict):
+            raise BundleError(f"{path}: its {name} is not an object")
     return dict(content)
 
 
-def _load_model(config: CLIPConfig, path: Path) -> CLIP:
+def _check_files(
+    folder: Path, content: Mapping[str, Any], config: CLIPConfig, *, verify: Verify
+) -> tuple[str | None, str | None]:
+    """The identity that the checksums give, or else the key under which it is remembered once it is computed."""
+    if content["format_version"] == WITHOUT_CHECKSUMS:
+        _warn_without_checksums(folder)
+        return None, source_stamp(folder / name for name in FILES)
+    for name in CHECKED_FILES:
+        check_file(folder / name, content["files"][name], verify=verify)
+    weights, tokenizer = (content["files"][name] for name in CHECKED_FILES)
+    return model_identity(config, weights_sha256=weights, tokenizer_sha256=tokenizer), None
+
+
+def _warn_without_checksums(folder: Path) -> None:
+    if folder.resolve() not in _warned:
+        _warned.add(folder.resolve())
+        warnings.warn(
+            f"{folder}: has no checksums (format {WITHOUT_CHECKSUMS}), so damage to it goes unnoticed; "
+            f"`diptych import {folder} --out NEW` writes a copy with checksums",
+            DiptychWarning,
+            stacklevel=2,
+        )
+
+
+def _load_tokenizer(config: CLIPConfig, path: Path) -> Tokenizer:
+    text = config.text
     try:
-        return CLIP.from_weights(config, load_file(path))
-    except SafetensorError as error:
-        raise BundleError(f"{path}: is damaged ({error})") from None
-    except RuntimeError as error:
-        first = str(error).split("\n\t")[1] if "\n\t" in str(error) else str(error)
-        raise BundleError(f"{path}: does not fit its config.json: {first}") from None
+        tokenizer = load_tokenizer(text.tokenizer, path, context_length=text.context_length)
+    except BaseException as error:
+        # The engine raises bare exceptions; one that means a bug in it does not derive from `Exception`.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+        raise BundleError(f"{path}: is damaged ({reason:.200})") from None
+    if tokenizer.vocab_size != text.vocab_size:
+        raise BundleError(
+            f"{path.parent}: its tokenizer has {tokenizer.vocab_size} entries, its model {text.vocab_size}"
+        )
+    return tokenizer

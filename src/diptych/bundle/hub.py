@@ -1,9 +1,9 @@
 """Folders from the Hugging Face hub, through `huggingface_hub` and its cache."""
 
-import json
 import re
 from pathlib import Path
 
+from diptych.bundle.weights import indexed_files
 from diptych.core.errors import BundleError, ConfigError
 
 PREFIX = "hf:"
@@ -55,8 +55,7 @@ def _is_whole(folder: Path) -> bool:
     names = {path.name for path in folder.iterdir()}
     indices = [name for name in names if name.endswith(".index.json")]
     if indices:
-        parts = json.loads((folder / indices[0]).read_text(encoding="utf-8")).get("weight_map", {}).values()
-        return names >= set(parts)
+        return names >= indexed_files(folder / indices[0])
     return any(_any(kind, sorted(names)) for kind in _WEIGHTS)
 
 

@@ -3,7 +3,6 @@
 `transformers` is not needed: the files are plain JSON and safetensors.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import Any
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
-from diptych.core.settings import from_plain
+from diptych.core.settings import from_plain, read_json
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
@@ -80,7 +79,7 @@ def read_hugging_face(folder: Path) -> CLIP:
     try:
         image, text = _image_config(_tower(content, "vision_config")), _text_config(_tower(content, "text_config"))
         config = CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError, ConfigError) as error:
+    except (AttributeError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from None
     config = replace(config, pixels=_pixel_config(folder, image))
     _check_vocabulary(folder)
@@ -212,9 +211,9 @@ def hub_vocabulary() -> dict[str, int]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path}: cannot be read as JSON ({error})") from None
+        content = read_json(path)
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
     if not isinstance(content, dict):
         raise BundleError(f"{path}: holds no JSON object")
     return content

@@ -1,17 +1,53 @@
 """Whether two models are the same."""
 
-from hashlib import blake2b
+import tempfile
+from dataclasses import fields, is_dataclass
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any
 
+from diptych.bundle.checksums import canonical_json
+from diptych.bundle.serialize import weights_checksum
+from diptych.core.files import sha256_of
 from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig
+from diptych.tokenizers.protocol import Tokenizer
 
 _SAMPLED = 128
+_WITHOUT_EFFECT = {"dropout", "patch_dropout", "mlp_ratio", "init_temperature", "init_logit_bias"}
+"""Settings that only training reads, or that names and shapes of the weights imply."""
 
 
-def model_identity(model: CLIP) -> str:
-    """Twelve hex digits of the config, and of each tensor its shape and some numbers spread evenly over it.
+def model_identity(config: CLIPConfig, *, weights_sha256: str, tokenizer_sha256: str) -> str:
+    """Thirty-two hex digits of all that decides a model's embeddings: architecture, image transform, weights, tokenizer.
 
-    Models that were trained apart have different ones, wherever their files lie. It reads little of a large model, so takes
-    milliseconds, and is no guard against anyone who wants two to be the same.
+    The same model has the same identity in a bundle, in another library's folder and in memory; metrics, card and origin do
+    not count. Two models with one identity cannot be made on purpose, as far as SHA-256 is safe.
+
+    Args:
+        config: the model's config.
+        weights_sha256: `weights_checksum` of the weights, which is that of a bundle's `model.safetensors`.
+        tokenizer_sha256: the SHA-256 of the file that the tokenizer's `save` writes.
+    """
+    content = {"model": _essence(config), "weights": weights_sha256, "tokenizer": tokenizer_sha256}
+    return sha256(canonical_json(content)).hexdigest()[:32]
+
+
+def computed_identity(model: CLIP, tokenizer: Tokenizer) -> str:
+    """`model_identity` of a model in memory; reads all of its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(path)
+        tokenizer_sha256 = sha256_of(path)
+    return model_identity(
+        model.config, weights_sha256=weights_checksum(model.state_dict()), tokenizer_sha256=tokenizer_sha256
+    )
+
+
+def sampled_identity(model: CLIP) -> str:
+    """The identity that Diptych gave a model before bundles had checksums: of the config and of 128 numbers per tensor.
+
+    Indexes made then have it, so it stays valid as an alias. It does not cover the tokenizer, nor most of the weights.
     """
     digest = blake2b(
         repr((model.config.embed_dim, model.config.image, model.config.text, model.config.pixels)).encode(),
@@ -22,3 +58,15 @@ def model_identity(model: CLIP) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // _SAMPLED)].float().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _essence(value: Any) -> Any:
+    """The settings that differ from their defaults, so that a setting added later leaves the identity as it is."""
+    if not is_dataclass(value):
+        return value
+    found = {field: getattr(value, field.name) for field in fields(value) if field.name not in _WITHOUT_EFFECT}
+    return {
+        field.name: _essence(content)
+        for field, content in found.items()
+        if field.name == "kind" or is_dataclass(content) or content != field.default
+    }

@@ -12,7 +12,7 @@ from diptych.bundle.openai import check_openai_names, load_openai, openai_names
 from diptych.bundle.renaming import to_theirs
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
-from diptych.core.settings import from_plain
+from diptych.core.settings import from_plain, read_json
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
@@ -69,12 +69,14 @@ def read_open_clip(folder: Path) -> CLIP:
     """
     path = folder / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
+        if not isinstance(content, dict):
+            raise ConfigError("holds no JSON object")
         config = _config(_object(content, "model_cfg"), _object(content, "preprocess_cfg"))
-    except (OSError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"{path}: is no config of open_clip's ({type(error).__name__}: {error})") from None
     except ConfigError as error:
-        raise BundleError(f"{path}: {error}") from None
+        raise BundleError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     weights = next((folder / name for name in (*_WEIGHTS, *_OLDER_WEIGHTS) if (folder / name).is_file()), None)
     if weights is None:
         raise BundleError(f"{folder}: holds no weights; open_clip's are {_WEIGHTS[0]} or {_WEIGHTS[1]}")

@@ -133,7 +133,7 @@ def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str)
     plain = {}
     for name, tensor in weights.items():
         short = name.removeprefix("text.") if name.startswith(tuple(f"text.{part}" for part in _TEXT)) else name
-        if short.removeprefix("text.") not in _DERIVED:
+        if short.removeprefix("text.") not in _DERIVED and not short.endswith(".attn_mask"):
             plain[short] = tensor.reshape(()) if short.startswith("logit_") and tensor.numel() == 1 else tensor
     return CLIP.from_weights(config, from_theirs(plain, openai_names(config), config, what=what))
 

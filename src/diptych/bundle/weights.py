@@ -1,20 +1,27 @@
-"""Weights out of other libraries' files. Nothing is unpickled but tensors."""
+"""Weights out of other libraries' files. Nothing is unpickled but tensors, and no code in a file is run."""
 
-import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from struct import error as StructError  # noqa: N812
 from typing import Any
+from zipfile import BadZipFile, ZipFile, is_zipfile
+from zlib import error as ZlibError  # noqa: N812
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diptych.core.errors import BundleError
+from diptych.bundle.torchscript import is_torchscript, read_torchscript
+from diptych.core.errors import BundleError, ConfigError
+from diptych.core.settings import read_json
 
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+_ZIP_SLACK = 64 * 2**20
+"""Bytes that the compressed parts of an archive, such as its code, may grow by."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -27,38 +34,74 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         BundleError: the file is damaged, holds no tensors, or asks for more than tensors to be unpickled.
     """
+    if path.name.endswith(".index.json"):
+        return _read_index(path)
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path}: is not a regular file")
     try:
-        if path.name.endswith(".index.json"):
-            return _read_index(path)
         content = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
     except UnpicklingError:
         raise BundleError(
             f"{path}: cannot be read as weights: damaged, or more than tensors (save the state_dict alone)"
         ) from None
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (
+        SafetensorError, BadZipFile, ZlibError, StructError, EOFError, OSError, RuntimeError, ValueError,
+        LookupError, TypeError, AttributeError, ArithmeticError, MemoryError, StopIteration,
+    ) as error:  # fmt: skip
         raise BundleError(f"{path}: cannot be read as weights ({_first_line(error)})") from None
-    return _without_wrapping(content, path)
+    tensors = _without_wrapping(content, path)
+    _refuse_views(tensors, path)
+    return tensors
+
+
+def indexed_files(path: Path) -> set[str]:
+    """The names of the files that an index (`model.safetensors.index.json`) lists.
+
+    Raises:
+        BundleError: the file is not such an index.
+    """
+    try:
+        return {Path(name).name for name in read_json(path)["weight_map"].values()}
+    except ConfigError as error:
+        raise BundleError(str(error)) from None
+    except (KeyError, TypeError, AttributeError):
+        raise BundleError(f"{path}: is not an index of weights") from None
 
 
 def _read_index(path: Path) -> dict[str, Tensor]:
-    try:
-        files = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BundleError(f"{path}: is not an index of weights") from None
     weights: dict[str, Tensor] = {}
-    for name in files:
-        weights |= read_weights(path.with_name(Path(name).name))
+    for name in sorted(indexed_files(path)):
+        if name.endswith(".index.json"):
+            raise BundleError(f"{path}: is not an index of weights: it lists another index")
+        weights |= read_weights(path.with_name(name))
     return weights
 
 
 def _read_torch(path: Path) -> Any:
+    _refuse_bomb(path)
+    if is_torchscript(path):
+        return read_torchscript(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated; OpenAI's files are what they are.
-        try:
-            script = torch.jit.load(str(path), map_location="cpu")
-        except RuntimeError:  # Not an archive of TorchScript.
-            return torch.load(path, map_location="cpu", weights_only=True)
-    return dict(script.state_dict())
+        warnings.simplefilter("ignore")  # Of old formats; a file of another library is what it is.
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a zip file that unpacks to much more than it holds; `torch.save` does not compress."""
+    if not is_zipfile(path):
+        return
+    with ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * path.stat().st_size + _ZIP_SLACK:
+        raise ValueError(f"it unpacks to {unpacked:,} bytes")
+
+
+def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that become larger than the file when they are copied, or that hold no numbers."""
+    for name, tensor in tensors.items():
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not is_dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise BundleError(f"{path}: {name} is not a dense tensor with all of its numbers in the file")
 
 
 def _without_wrapping(content: Any, path: Path) -> dict[str, Tensor]:

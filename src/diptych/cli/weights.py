@@ -42,7 +42,7 @@ def import_model(
         raise ConfigError(f"{out}: is there already; choose another --out, or --overwrite")
     if out.exists() and (out.resolve() == Path(path).resolve() or not (is_bundle(out) or _is_empty(out))):
         raise ConfigError(f"{out}: is not a bundle to be replaced; choose another --out")
-    bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
+    bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px, verify="full")
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
     say(f'Use it:  diptych similarity {out} photo.jpg "a dog" "a cat"')
@@ -58,7 +58,7 @@ def export(
     """Write a model as another library's own, read it back and compare."""
     from diptych.bundle.choice import export_bundle, open_bundle
 
-    export_bundle(open_bundle(bundle), to, out)
+    export_bundle(open_bundle(bundle, verify="full"), to, out)
     how = {
         "open-clip": f"open_clip.create_model_from_pretrained('local-dir:{out}'), open_clip.get_tokenizer('local-dir:{out}')",
         "hugging-face": f"transformers.CLIPModel.from_pretrained('{out}'), transformers.CLIPProcessor.from_pretrained('{out}')",
@@ -72,7 +72,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _facts(bundle: "Bundle") -> dict[str, str]:
-    from diptych.bundle.folder import describe_image_tower, describe_text_tower
+    from diptych.bundle.card import describe_image_tower, describe_text_tower
     from diptych.images.transforms import size_name
 
     config = bundle.config

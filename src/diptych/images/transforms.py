@@ -63,8 +63,10 @@ class PixelConfig:
     as Hugging Face's image processors do."""
 
     def __post_init__(self) -> None:
-        if min(self.std) <= 0:
+        if not all(0 < value < math.inf for value in self.std):
             raise ConfigError(f"model.pixels.std is {self.std}; each must be above 0")
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"model.pixels.mean is {self.mean}; each must be a finite number")
 
 
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}

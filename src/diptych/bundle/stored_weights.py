@@ -1,0 +1,77 @@
+"""The weights of a bundle: nothing is built before the file's header fits the config."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diptych.core.errors import BundleError
+from diptych.models.clip import CLIP
+from diptych.models.config import CLIPConfig, ViTConfig
+
+_FLOATS = {"F64", "F32", "BF16", "F16"}
+
+
+def load_weights(config: CLIPConfig, path: Path) -> CLIP:
+    """The model with the weights of a safetensors file, in evaluation mode.
+
+    Memory and time are bounded by the file: a config that describes more than the file holds is refused before any layer has
+    memory.
+
+    Raises:
+        BundleError: the file is damaged, or its tensors are not those of the config; the first difference is named.
+    """
+    try:
+        model = _empty_model(config, path)
+        model.load_state_dict(load_file(path), assign=True)
+    except SafetensorError as error:
+        raise BundleError(f"{path}: is damaged ({error})") from None
+    except RuntimeError as error:
+        raise BundleError(f"{path}: does not fit its config.json: {' '.join(str(error).split())}") from None
+    return model.eval()
+
+
+def _empty_model(config: CLIPConfig, path: Path) -> CLIP:
+    """The model without memory, once the header of the file has its tensors."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (the file is no dict)
+        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+        dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
+    num_blocks = _num_blocks(config)
+    if num_blocks > len(shapes):
+        raise BundleError(
+            f"{path}: does not fit its config.json: the config has {num_blocks} blocks, the file only {len(shapes)} tensors"
+        )
+    model = CLIP.without_memory(config)
+    difference = _first_difference(model.state_dict(), shapes, dtypes)
+    if difference:
+        raise BundleError(f"{path}: does not fit its config.json: {difference}")
+    return model
+
+
+def _num_blocks(config: CLIPConfig) -> int:
+    image = config.image
+    return config.text.layers + (image.layers if isinstance(image, ViTConfig) else sum(image.layers))
+
+
+def _first_difference(
+    expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> str | None:
+    for name, tensor in expected.items():
+        if name not in shapes:
+            return f"{name} is missing"
+        if shapes[name] != tuple(tensor.shape):
+            return f"{name} is {_shape(shapes[name])}, expected {_shape(tuple(tensor.shape))}"
+        if tensor.is_floating_point() != (dtypes[name] in _FLOATS) or (tensor.dtype == torch.int64) != (
+            dtypes[name] == "I64"
+        ):
+            return f"{name} has dtype {dtypes[name]}"
+    unexpected = shapes.keys() - expected.keys()
+    return f"{min(unexpected)} is unexpected" if unexpected else None
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
