@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from diptych.core.files import (
     atomic_write,
     file_lock,
     is_tmp,
+    read_regular,
     remove_folder,
     replace_folder,
     restore_folder,
@@ -152,3 +154,39 @@ def test_a_damaged_note_is_no_obstacle(tmp_path: Path, note: str) -> None:
         (tmp_path / "lock.holder").write_text(note)
         with pytest.raises(BusyError, match="another process"), file_lock(lock, wait_s=0):
             pass
+
+
+def test_a_regular_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_regular(path, max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="has more than 4 bytes"):
+        read_regular(path, max_bytes=4)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "none", max_bytes=5)
+    (tmp_path / "link").symlink_to(path)
+    assert read_regular(tmp_path / "link", max_bytes=5) == b"12345"
+    with pytest.raises(OSError, match="is a symbolic link"):
+        read_regular(tmp_path / "link", max_bytes=5, follow_links=False)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "socket"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    with socket.socket(socket.AF_UNIX) as bound:
+        match kind:
+            case "fifo":
+                os.mkfifo(path)
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "folder":
+                path.mkdir()
+            case _:
+                bound.bind(os.path.relpath(path))
+        with pytest.raises(OSError, match="is not a regular file"):
+            read_regular(path, max_bytes=1 << 20)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused() -> None:
+    with pytest.raises(OSError, match="has more than 0 bytes"):  # Its size is 0 until it is read.
+        read_regular("/proc/self/status", max_bytes=0)

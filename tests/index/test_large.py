@@ -14,9 +14,10 @@ from diptych.index import exact
 from diptych.index.address import is_address
 from diptych.index.approximate import Kind
 from diptych.index.choice import create_index, open_index
+from diptych.index.create_local import create_local_index
 from diptych.index.entry import Stamp
 from diptych.index.filters import parse_filter
-from diptych.index.local import LocalIndex, create_local_index
+from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add_ten, entry, unit
@@ -65,15 +66,15 @@ def test_codes_follow_the_vectors(large: LocalIndex, monkeypatch: pytest.MonkeyP
 
 
 def test_codes_that_are_lost_or_wrong_are_made_again(large: LocalIndex) -> None:
-    codes = large.folder / "codes-0.i8"
-    content = codes.read_bytes()
-    for damaged in (content[:-9], b"\x01" * len(content)):
-        codes.write_bytes(damaged)
-        assert ["its codes are not those of its vectors" in fault for fault in large.verify()] == [True]
+    content = (large.folder / "codes-0.i8").read_bytes()
+    for number, damaged in enumerate((content[:-9], b"\x01" * len(content))):
+        (large.folder / f"codes-{number}.i8").write_bytes(damaged)
+        assert ["diptych index build makes them anew" in fault for fault in large.verify()] == [True]
         assert large.build(None) is None
-        assert codes.read_bytes() == content
+        assert not list(large.folder.glob(f"codes-{number}.*"))
+        assert (large.folder / f"codes-{number + 1}.i8").read_bytes() == content
         assert large.verify() == []
-    codes.unlink()
+    (large.folder / "codes-2.i8").unlink()
     _add(large, range(MANY, MANY + 5), unit(MANY + 5))
     assert len(large.search(unit(1), top=3)[0]) == 3
     large.build(None)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import IndexingError
-from diptych.index.local import LocalIndex, create_local_index
+from diptych.index.create_local import create_local_index
+from diptych.index.local import LocalIndex
 from tests.index.pictures import DIM, add_ten, entry, unit
 
 
@@ -30,10 +31,12 @@ def test_the_old_vectors_go_when_they_are_written_anew(index: LocalIndex) -> Non
 def test_an_addition_that_was_cut_off_is_written_over(index: LocalIndex) -> None:
     file = index.folder / "vectors-0.f32"
     file.write_bytes(file.read_bytes() + b"half a vector")
-    assert "an addition that was cut off" in index.verify()[0]
+    (remark,) = index.remarks()
+    assert remark.startswith("vectors-0.f32 has 13 bytes of an addition that was interrupted")
+    assert index.verify() == []
     assert index.search(unit(10)[:1], top=1)[0][0].score == pytest.approx(1)
     index.add([entry(40)], {"d40": unit(1, seed=9)[0]})
-    assert index.verify() == []
+    assert (index.verify(), index.remarks()) == ([], [])
     assert index.search(unit(1, seed=9), top=1)[0][0].entry.key == "/photos/40.jpg"
 
 
@@ -49,7 +52,7 @@ def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
         LocalIndex(short).search(unit(1), top=1)
     zeroed = damaged("zeroed")
     (zeroed / "vectors-0.f32").write_bytes(bytes(320))
-    assert "10 vectors are not of unit length" in LocalIndex(zeroed).verify()[0]
+    assert LocalIndex(zeroed).verify() == ["vectors-0.f32 is damaged in rows 0 to 9; make the index anew"]
     database = damaged("database")
     (database / "index.db").write_bytes(b"no database at all, but of some length" * 200)
     with pytest.raises(IndexingError, match="cannot be read"):

@@ -37,6 +37,12 @@ def add(
             help="Let a new index keep float16 in place of float32, half the size.", negative="", show_default=False
         ),
     ] = False,
+    follow_links: Annotated[
+        bool,
+        Parameter(
+            help="Follow symbolic links to folders, and to files outside the folders.", negative="", show_default=False
+        ),
+    ] = False,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
@@ -56,13 +62,13 @@ def add(
             raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
         index = _part_of(index, share.rank, share.size)
     with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
-        report = update(opened, clip, folders, prune=prune, share=share, track=bar)
+        report = update(opened, clip, folders, prune=prune, follow_links=follow_links, share=share, track=bar)
         place, total = opened.place, len(opened)
     if as_json:
         print_json(report)
         return
     _print_update(place, report, total)
-    loading.tell_agreement(clip, list(islice((key for key, _ in scan(folders)), 64)))
+    loading.tell_agreement(clip, [file.key for file in islice(scan(folders, follow_links=follow_links), 64)])
     if share is not None and share.rank == 0:
         say(f"When all are done: diptych index merge {whole} {_part_of(whole, '*', share.size)}")
 
@@ -73,14 +79,20 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         "changed": report.changed,
         "moved": report.moved,
         "copies of others": report.copies,
+        "with new captions": report.recaptioned,
         "as before": report.unchanged,
         "dropped": report.dropped,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
-    say(f"{place}: {said}; {total:,} pictures")
+    links = f"; {report.links:,} links out of the folders not followed (--follow-links)" if report.links else ""
+    say(f"{place}: {said}; {total:,} pictures{links}")
     if report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")
     print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
+    for path, reason in report.unread_captions[:_SHOWN]:
+        warn(f"{path}: {reason}; its captions are left out")
+    if len(report.unread_captions) > _SHOWN:
+        warn(f"{len(report.unread_captions) - _SHOWN:,} more files of captions could not be read")
 
 
 def merge(
@@ -144,11 +156,13 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
 
 
 def verify(index: IndexPlace, /) -> int:
-    """Check that an index is whole; exit code 2 where it is not."""
+    """Compare an index with its checksums; exit code 2 if it is damaged. An interrupted addition is no damage."""
     from diptych.index.choice import open_index
 
     with open_index(index) as opened:
-        place, faults = opened.place, opened.verify()
+        place, faults, remarks = opened.place, opened.verify(), opened.remarks()
+    for remark in remarks:
+        say(f"{place}: {remark}")
     for fault in faults:
         warn(fault)
     if not faults:
@@ -172,7 +186,7 @@ def remove(
     with open_index(index) as opened, opened.writing():
         keys = [entry.key for entry in opened.entries(chosen)]
         if paths:
-            places = tuple(str(path.resolve()) for path in paths)
+            places = {str(path.resolve()) for path in paths} | {os.path.abspath(path) for path in paths}  # noqa: PTH100
             keys = [key for key in keys if any(key == place or key.startswith(f"{place}/") for place in places)]
         say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
         opened.compact()

@@ -60,7 +60,7 @@ def search(
     chosen = None if where is None else parse_filter(where)
     with open_index(index) as opened:
         clip = loading.load_for(index, bundle)
-        check_model(opened, clip.identity, clip.path)
+        check_model(opened, clip)
         laps.end("load the bundle")
         vector = clip.encode_queries([asked])
         laps.end("embed the query")

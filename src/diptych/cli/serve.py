@@ -58,7 +58,7 @@ def serve(
         clip = loading.load(bundle)
         said = ""
         if opened is not None:
-            check_model(opened, clip.identity, clip.path)
+            check_model(opened, clip)
             said = f", {len(opened):,} pictures of {opened.place}"
         app = create_app(clip, opened, limits=limits, keys=keys, hosts=known_hosts(host, allowed_host or []))
         say(f"Serving {bundle}{said}")

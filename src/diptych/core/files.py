@@ -1,20 +1,22 @@
-"""Locks, atomic writes and checksums: the only code in the project that locks a file or replaces one.
+"""Locks, atomic writes, checked reads and checksums: the only code in the project that locks a file or replaces one.
 
 A reader sees a file as it was before or as it is after a write, and nothing in between. A crash at any moment leaves one of
 the two, and at most a temporary file (`TMP_SUFFIX`) next to it.
 """
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -23,8 +25,14 @@ from diptych.core.errors import BusyError
 TMP_SUFFIX = ".tmp"
 """Ends the name of a file that is being written; the name starts with a dot."""
 
+MAX_IMAGE_BYTES = 512 * 2**20
+"""Size limit of a picture's file. The largest that are decoded (200 million pixels) have at most 600 MB uncompressed; encoded
+ones are far smaller, and a file is read into memory as a whole."""
+
 _HOLDER_SUFFIX = ".holder"
 _BLOCK_BYTES = 1 << 20
+_CHECKED_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
+"""`O_NONBLOCK`: opening a FIFO without a writer would otherwise wait for one. Windows lacks most of these flags."""
 
 
 @contextmanager
@@ -130,6 +138,47 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file for reading; a FIFO, device, socket or folder under that name is refused without waiting.
+
+    The check is made on the open file, so that nobody can put another file in its place between check and use.
+
+    Args:
+        path: the file.
+        follow_links: if False, a path whose last component is a symbolic link is refused.
+
+    Raises:
+        OSError: there is no such file, it cannot be opened, or it is not a regular file; `strerror` gives the reason.
+    """
+    flags = _CHECKED_READ if follow_links else _CHECKED_READ | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow_links:
+            raise OSError(errno.ELOOP, "is a symbolic link", str(path)) from None
+        if error.errno == errno.ENXIO:  # A socket, or a device without a driver.
+            raise OSError(errno.ENXIO, "is not a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: str | Path, *, max_bytes: int, follow_links: bool = True) -> bytes:
+    """The content of a regular file (`open_regular`) of at most `max_bytes`; a larger file is refused before it is read.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular file, or has more than `max_bytes`; `strerror` gives the reason.
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        is_larger = os.fstat(file.fileno()).st_size > max_bytes
+        content = b"" if is_larger else file.read(max_bytes + 1)  # It may grow meanwhile.
+    if is_larger or len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
+    return content
 
 
 def sha256_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diptych.core.errors import DataError, ImageError
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.core.sample import ImageInput
 from diptych.data.fingerprints import equal_groups, fingerprint, near_pairs
 from diptych.data.parallel import in_order
@@ -165,7 +166,7 @@ def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, in
 def _digest(image: ImageInput, pixels: Callable[[], bytes]) -> bytes:
     """Of the file where there is one, else of the pixels."""
     if isinstance(image, str | Path):
-        image = Path(image).read_bytes()
+        image = read_regular(image, max_bytes=MAX_IMAGE_BYTES)
     content = image if isinstance(image, bytes) else pixels()
     return blake2b(content, digest_size=16).digest()
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.core.errors import ConfigError, DataError, ImageError
-from diptych.core.files import atomic_write
+from diptych.core.files import MAX_IMAGE_BYTES, atomic_write, read_regular
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import decode, has_end
+from diptych.images.decode import decode
 from diptych.images.opener import open_image
 
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
@@ -103,7 +103,7 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
-            image = path.read_bytes() if has_end(path) else b""
+            image = read_regular(path, max_bytes=MAX_IMAGE_BYTES)
         except OSError as error:
             raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
     if isinstance(image, bytes):

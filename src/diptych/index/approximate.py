@@ -48,11 +48,15 @@ class Approximate:
 
         Raises:
             ConfigError: faiss is not installed.
+            OSError: the file is missing or damaged.
         """
         faiss = _faiss()
         flags = faiss.IO_FLAG_MMAP if about.kind == "ivf" else 0
-        self.about = about
-        self._index = faiss.read_index(str(path), flags)
+        self.about, self.path = about, path
+        try:
+            self._index = faiss.read_index(str(path), flags)
+        except RuntimeError as error:
+            raise OSError(str(error).partition("\n")[0]) from None
         _set_effort(self._index, about.kind, about.effort)
 
     def search(
@@ -61,6 +65,17 @@ class Approximate:
         """Rows and inner products, the nearest first; where fewer are found, rows of -1."""
         scores, rows = self._index.search(np.ascontiguousarray(queries), min(top, self.about.num))
         return rows, scores
+
+    def search_all(
+        self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int
+    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+        """As `search`, with the vectors that came after it was built, which are compared exactly."""
+        rows, scores = self.search(queries, top=top)
+        later = np.arange(self.about.num, len(vectors))
+        more_rows, more_scores = nearest(vectors, queries, top=top, among=later)
+        rows, scores = np.concatenate([rows, more_rows], axis=1), np.concatenate([scores, more_scores], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def build(vectors: Vectors, kind: Kind, path: Path) -> About:

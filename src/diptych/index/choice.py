@@ -1,12 +1,15 @@
 """An index by its place: a folder, or an address of PostgreSQL."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
 from diptych.index.address import is_address
-from diptych.index.local import LocalIndex, create_local_index, holds_local_index
+from diptych.index.create_local import create_local_index
+from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
+from diptych.index.tables import holds_local_index
 from diptych.index.vector_file import Kind
 
 
@@ -28,7 +31,9 @@ def open_index(place: str | Path) -> Index:
     return PostgresIndex(str(place))
 
 
-def create_index(place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32") -> Index:
+def create_index(
+    place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
+) -> Index:
     """An empty index.
 
     Args:
@@ -37,19 +42,21 @@ def create_index(place: str | Path, *, dim: int, model: str, bundle: str, kind: 
         model: tells the model that makes the vectors from any other.
         bundle: where the model lies, for people and commands.
         kind: what a folder keeps of each number; a database keeps float32.
+        aliases: other names of the same model.
 
     Raises:
         IndexingError: something is there, or it cannot be written.
+        BusyError: another process has been creating it for ten seconds.
         ConfigError: the address is none, or an extra is missing.
     """
     if not is_address(place):
-        return create_local_index(Path(place), dim=dim, model=model, bundle=bundle, kind=kind)
+        return create_local_index(Path(place), dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
     if kind != "float32":
         raise ConfigError(f"an index in PostgreSQL keeps float32, not {kind}")
     _need_psycopg()
-    from diptych.index.postgres import create_postgres_index  # noqa: PLC0415  (an extra)
+    from diptych.index.create_postgres import create_postgres_index  # noqa: PLC0415  (an extra)
 
-    return create_postgres_index(str(place), dim=dim, model=model, bundle=bundle)
+    return create_postgres_index(str(place), dim=dim, model=model, bundle=bundle, aliases=aliases)
 
 
 def index_exists(place: str | Path) -> bool:
@@ -62,7 +69,7 @@ def index_exists(place: str | Path) -> bool:
     if not is_address(place):
         return holds_local_index(Path(place))
     _need_psycopg()
-    from diptych.index.postgres import holds_postgres_index  # noqa: PLC0415  (an extra)
+    from diptych.index.create_postgres import holds_postgres_index  # noqa: PLC0415  (an extra)
 
     return holds_postgres_index(str(place))
 

@@ -28,6 +28,10 @@ class Entry:
     taken: str | None = None
     """When, by the camera: `2024-05-01 12:00:00`."""
     captions: tuple[str, ...] = ()
+    sidecar: Stamp | None = None
+    """Stamp of the text file next to the picture that the captions were read from; None if there was none."""
+    target: str | None = None
+    """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
 
 
 @dataclass(frozen=True, kw_only=True)

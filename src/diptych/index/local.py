@@ -1,45 +1,29 @@
-"""An index on disk: SQLite for what is known of each picture, beside it one file of vectors that only grows.
-
-    index.db       entries, digests, pictures that could not be read, what made the vectors
-    vectors-0.f32  vectors one after another, with their codes (`vector_file.py`)
-    nearly-0       what `build` makes of millions (`approximate.py`)
-    lock           held by whoever writes
-
-New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
-no vector that is not there, and what lies beyond those that it knows is overwritten. Readers see the last whole transaction.
-"""
+"""An index in a folder (`local_store.py` describes its files): what is added to it and found in it."""
 
 import json
-import sqlite3
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from threading import RLock
-from typing import Any, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
-from diptych.core.files import atomic_write, file_lock, is_tmp
+from diptych.core.files import sha256_of
 from diptych.index import approximate
+from diptych.index.checksums import Block
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import groups_of_keys
-from diptych.index.tables import COLUMNS, SCHEMA, connect, forget, to_entry, to_row
-from diptych.index.vector_file import Kind, VectorFile
-
-_FORMAT = 1
-_DATABASE, _LOCK = "index.db", "lock"
-_Read = TypeVar("_Read")
+from diptych.index.local_store import LocalStore
+from diptych.index.tables import forget, insert, set_about, to_entry, to_row
 
 
-class LocalIndex:
+class LocalIndex(LocalStore):
     """An `Index` in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -48,23 +32,8 @@ class LocalIndex:
         Raises:
             IndexingError: there is no index, or it is damaged.
         """
-        self.folder, self.place = folder, str(folder)
-        if not holds_local_index(folder):
-            raise IndexingError(
-                f"{folder}: holds no index; make one with: diptych index add {folder} FOLDER --bundle BUNDLE"
-            )
-        self._database, self._alone = connect(folder / _DATABASE), RLock()
-        about = self._about()
-        if about.get("format") != str(_FORMAT):
-            raise IndexingError(
-                f"{folder}: is an index of format {about.get('format')}, and this version reads {_FORMAT}"
-            )
-        self.dim, self.model, self.bundle = int(about["dim"]), about["model"], about["bundle"]
+        super().__init__(folder)
         self._nearly: approximate.Approximate | None = None
-
-    def close(self) -> None:
-        """Let go of the files."""
-        self._database.close()
 
     def __enter__(self) -> "LocalIndex":
         return self
@@ -72,16 +41,11 @@ class LocalIndex:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        return int(self._one("SELECT count(*) FROM entries"))
-
-    @contextmanager
-    def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
-        """Alone among all who write, by a lock on a file."""
-        with ExitStack() as held:
-            with self._disk():
-                held.enter_context(file_lock(self.folder / _LOCK, wait_s=wait_s))
-            yield
+    def rename_model(self, models: Sequence[str]) -> None:
+        """Store the names of the same model, the current one first."""
+        with self._changing() as database:
+            set_about(database, model=models[0], aliases=json.dumps(models[1:]) if models[1:] else None)
+        self.models = tuple(models)
 
     def stamps(self) -> dict[str, Stamp]:
         """Of every entry and every picture that could not be read, by key."""
@@ -90,6 +54,17 @@ class LocalIndex:
         )
         return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
 
+    def sidecars(self) -> dict[str, Stamp]:
+        """Stamps of the text files that captions were read from, by key of the entry."""
+        if self._is_old():
+            return {}
+        sql = "SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL"
+        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in self._all(sql)}
+
+    def targets(self) -> dict[str, str]:
+        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
+        return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
+
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
         rows = self._all("SELECT digest FROM entries WHERE key = ?", (key,))
@@ -97,7 +72,7 @@ class LocalIndex:
 
     def with_digest(self, digest: str) -> list[Entry]:
         """The entries of a content, by key."""
-        sql = f"SELECT {COLUMNS} FROM entries WHERE digest = ? ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries WHERE digest = ? ORDER BY key"
         return [to_entry(row) for row in self._all(sql, (digest,))]
 
     def has_vector(self, digest: str) -> bool:
@@ -111,7 +86,7 @@ class LocalIndex:
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
         condition = where(chosen, SQLITE)
-        sql = f"SELECT {COLUMNS} FROM entries{condition.sql} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
 
     def add(
@@ -131,60 +106,71 @@ class LocalIndex:
         for entry in entries:
             if entry.digest not in vectors and not self.has_vector(entry.digest):
                 raise IndexingError(f"{entry.key}: has no vector")
-        first = self._num_vectors()
+        self._upgrade()
+        first, blocks = self._num_vectors(), list[Block]()
         with self._disk():
             if vectors:
-                self._file().append(np.stack(list(vectors.values())), first)
-            with self._alone, self._database as database:
-                places = enumerate(vectors, start=first)
-                database.executemany("INSERT INTO vectors VALUES (?, ?)", [(digest, place) for place, digest in places])
+                blocks = self._file().append(np.stack(list(vectors.values())), first)
+            with self._changing() as database:
+                insert(database, "vectors", [(digest, place) for place, digest in enumerate(vectors, start=first)])
+                insert(database, "blocks", blocks)
                 forget(database, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
-                marks = ", ".join("?" * 8)
-                database.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES ({marks})", map(to_row, entries))
-                rows = [(key, stamp.size, stamp.modified_ns, reason) for key, stamp, reason in broken]
-                database.executemany("INSERT INTO broken VALUES (?, ?, ?, ?)", rows)
+                insert(database, "entries", [to_row(entry) for entry in entries])
+                insert(database, "broken", [(key, at.size, at.modified_ns, reason) for key, at, reason in broken])
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay in the file until it is written anew (`compact`)."""
         before = len(self)
-        with self._disk(), self._alone, self._database as database:
+        with self._changing() as database:
             forget(database, list(keys))
         return before - len(self)
 
     def compact(self) -> int:
-        """Write the vectors anew without those that no entry has; how many these were."""
+        """Write the vectors anew without those that no entry has; how many these were.
+
+        Raises:
+            IndexingError: the vectors are damaged (their checksums would be made anew, too), or it could not be written.
+        """
+        self._upgrade()
         kept = self._all(
             "SELECT digest, place FROM vectors WHERE digest IN (SELECT digest FROM entries) ORDER BY place"
         )
-        dropped = self._num_vectors() - len(kept)
-        if dropped == 0:
+        num = self._num_vectors()
+        if num == len(kept):
             return 0
-        old, number = self._file(), int(self._about()["file"]) + 1
+        old = self._file()
+        number = max(int(self._about()["file"]), old.codes_number) + 1
         with self._disk():
-            old.copy([place for _, place in kept], self._file(number), self._num_vectors())
-            with self._alone, self._database as database:
-                database.execute("DELETE FROM vectors")
-                rows = [(digest, place) for place, (digest, _) in enumerate(kept)]
-                database.executemany("INSERT INTO vectors VALUES (?, ?)", rows)
-                database.execute("UPDATE about SET value = ? WHERE name = 'file'", (str(number),))
-                database.execute("DELETE FROM about WHERE name = 'nearly'")
-        self._nearly_path(number - 1).unlink(missing_ok=True)
+            damaged = old.damaged_vectors(num, self._blocks())
+            if damaged is not None:
+                raise IndexingError(f"{self.folder}: {damaged}; make the index anew")
+            blocks = old.copy([place for _, place in kept], self._file(number), num)
+            with self._changing() as database:
+                for table in ("vectors", "blocks"):
+                    database.execute(f"DELETE FROM {table}")
+                insert(database, "vectors", [(digest, place) for place, (digest, _) in enumerate(kept)])
+                insert(database, "blocks", blocks)
+                set_about(database, file=str(number), codes=str(number), nearly=None, nearly_sha256=None)
+        self._nearly_path(old.codes_number).unlink(missing_ok=True)
         old.unlink()
-        return dropped
+        return num - len(kept)
 
     def build(self, kind: approximate.Kind | None) -> approximate.About | None:
-        """Make the codes anew, and what finds nearly the nearest, or drop that."""
-        num, path = self._num_vectors(), self._nearly_path(int(self._about()["file"]))
+        """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""
+        self._upgrade()
+        num, old = self._num_vectors(), self._file()
+        new = self._file(codes=old.codes_number + 1)
+        path = self._nearly_path(new.codes_number)
         with self._disk():
-            self._file().make_codes(num)
+            blocks = new.make_codes(num, self._blocks())
             about = None if kind is None else approximate.build(self._vectors(), kind, path)
-            with self._alone, self._database as database:
-                database.execute("DELETE FROM about WHERE name = 'nearly'")
-                if about is not None:
-                    told = json.dumps(asdict(about))
-                    database.execute("INSERT INTO about VALUES ('nearly', ?)", (told,))
-            if about is None:
-                path.unlink(missing_ok=True)
+            built = (None, None) if about is None else (json.dumps(asdict(about)), sha256_of(path))
+            with self._changing() as database:
+                database.execute("DELETE FROM blocks")
+                insert(database, "blocks", blocks)
+                set_about(database, codes=str(new.codes_number), nearly=built[0], nearly_sha256=built[1])
+        old.unlink_codes()
+        self._nearly_path(old.codes_number).unlink(missing_ok=True)
         self._nearly = None
         return about
 
@@ -220,22 +206,17 @@ class LocalIndex:
         nearly = None if among is not None else self._opened_nearly()
         if nearly is None or top > nearly.about.num:
             return nearest(vectors, queries, top=top, among=among, codes=self._file().codes(len(vectors)))
-        rows, scores = nearly.search(queries, top=top)
-        later = np.arange(nearly.about.num, len(vectors))
-        more_rows, more_scores = nearest(vectors, queries, top=top, among=later)
-        rows, scores = np.concatenate([rows, more_rows], axis=1), np.concatenate([scores, more_scores], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        return nearly.search_all(vectors, queries, top=top)
 
     def _opened_nearly(self) -> approximate.Approximate | None:
         told = self._about()
         if "nearly" not in told:
             return None
-        about = approximate.About(**json.loads(told["nearly"]))
-        if self._nearly is None or self._nearly.about != about:
+        about, path = approximate.About(**json.loads(told["nearly"])), self._nearly_path(self._file().codes_number)
+        if self._nearly is None or (self._nearly.about, self._nearly.path) != (about, path):
             try:
-                self._nearly = approximate.Approximate(self._nearly_path(int(told["file"])), about)
-            except ConfigError as error:
+                self._nearly = approximate.Approximate(path, about)
+            except (ConfigError, OSError) as error:
                 warnings.warn(f"{self.place}: is searched exactly; {error}", DiptychWarning, stacklevel=2)
                 return None
         return self._nearly
@@ -246,7 +227,7 @@ class LocalIndex:
         both = f"{condition.sql} AND" if condition.sql else " WHERE"
         places = json.dumps(np.unique(rows).tolist())
         sql = (
-            f"SELECT place, {COLUMNS} FROM entries JOIN vectors USING (digest){both} "
+            f"SELECT place, {self._columns()} FROM entries JOIN vectors USING (digest){both} "
             "place IN (SELECT value FROM json_each(?)) ORDER BY key"
         )
         for place, *row in self._all(sql, (*condition.values, places)):
@@ -280,110 +261,3 @@ class LocalIndex:
             return found
 
         return self._of_one_moment(read)
-
-    def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; nothing where all is well."""
-        faults = []
-        state = self._one("PRAGMA integrity_check")
-        if state != "ok":
-            faults.append(f"{_DATABASE} is damaged ({state}); index the folders again")
-        faults += self._file().faults(self._num_vectors())
-        lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
-        if lost:
-            faults.append(f"{lost} entries have no vector; index the folders again")
-        return faults
-
-    def size(self) -> dict[str, int]:
-        """What is counted, and bytes on the disk."""
-        return {
-            "entries": len(self),
-            "vectors": self._num_vectors(),
-            "unused": int(self._one("SELECT count(*) FROM vectors WHERE digest NOT IN (SELECT digest FROM entries)")),
-            "unreadable": int(self._one("SELECT count(*) FROM broken")),
-            "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
-        }
-
-    def _of_one_moment(self, read: Callable[[], _Read]) -> _Read:
-        """What is read, of one whole change; again where meanwhile the vectors were written anew and their file has gone."""
-        while True:
-            with self._alone:
-                file = self._file().path
-                self._all("BEGIN")
-                try:
-                    return read()
-                except IndexingError:
-                    self._database.rollback()
-                    if self._file().path == file:
-                        raise
-                finally:
-                    self._database.rollback()
-
-    def _vectors(self) -> Vectors:
-        try:
-            return self._file().read(self._num_vectors())
-        except (OSError, ValueError):
-            raise IndexingError(f"{self.folder}: is damaged; diptych index verify {self.folder} says how") from None
-
-    def _file(self, number: int | None = None) -> VectorFile:
-        about = self._about()
-        kind = cast(Kind, about.get("kind", "float32"))
-        return VectorFile(self.folder, int(about["file"]) if number is None else number, self.dim, kind)
-
-    def _nearly_path(self, number: int) -> Path:
-        return self.folder / f"nearly-{number}"
-
-    def _num_vectors(self) -> int:
-        return int(self._one("SELECT count(*) FROM vectors"))
-
-    def _about(self) -> dict[str, str]:
-        return dict(self._all("SELECT name, value FROM about"))
-
-    def _one(self, sql: str) -> Any:
-        return self._all(sql)[0][0]
-
-    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        try:
-            return self._database.execute(sql, values).fetchall()
-        except (sqlite3.DatabaseError, UnicodeEncodeError) as error:
-            raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
-
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, UnicodeEncodeError) as error:
-            raise IndexingError(f"{self.folder}: cannot be written ({error}); it is as it was") from None
-        except OSError as error:
-            raise IndexingError(f"{self.folder}: cannot be written ({error.strerror}); it is as it was") from None
-
-
-def holds_local_index(folder: Path) -> bool:
-    """Whether there is one to open."""
-    return (folder / _DATABASE).is_file()
-
-
-def create_local_index(folder: Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32") -> LocalIndex:
-    """An empty index in a folder that is empty, or not there.
-
-    Raises:
-        IndexingError: the folder holds something, or cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = VectorFile(folder, 0, dim, kind)
-        left_over = {_LOCK, f"{_LOCK}.holder", file.path.name, "codes-0.i8", "codes-0.f32"}
-        if holds_local_index(folder):
-            raise IndexingError(f"{folder}: holds an index already")
-        if any(path.name not in left_over and not is_tmp(path) for path in folder.iterdir()):
-            raise IndexingError(f"{folder}: is not empty and holds no index")
-        file.create()
-        about = {"format": _FORMAT, "dim": dim, "model": model, "bundle": bundle, "kind": kind, "file": 0}
-        with atomic_write(folder / _DATABASE) as tmp, closing(sqlite3.connect(tmp)) as database:
-            database.executescript(SCHEMA)
-            database.executemany(
-                "INSERT INTO about VALUES (?, ?)", [(name, str(value)) for name, value in about.items()]
-            )
-            database.commit()
-    except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
-        raise IndexingError(f"{folder}: cannot be written ({error})") from None
-    return LocalIndex(folder)

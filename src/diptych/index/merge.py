@@ -24,7 +24,7 @@ def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> 
     num = 0
     with target.writing():
         for part in parts:
-            if (part.model, part.dim) != (target.model, target.dim):
+            if part.dim != target.dim or not set(part.models) & set(target.models):
                 raise IndexingError(
                     f"{part.place}: has vectors of the model {part.model} ({part.bundle}), and {target.place} those of "
                     f"{target.model} ({target.bundle}); they do not compare"

@@ -5,9 +5,11 @@
     entries   what is known of each picture
     broken    pictures that could not be read
 
-A change is one transaction. Who writes holds an advisory lock, which the server lets go of when the connection ends.
+A change is one transaction. Who writes holds an advisory lock, which the server lets go of when the connection ends. The server
+checks its pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,35 +22,18 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import BusyError, ConfigError, IndexingError
-from diptych.index.address import Address, parse_address
+from diptych.index.address import parse_address
 from diptych.index.approximate import About, Kind
 from diptych.index.dialects import POSTGRESQL, where
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
 from diptych.index.groups import groups_of_keys
 from diptych.index.pgvector import connect, one_line
-from diptych.index.tables import COLUMNS, to_entry, to_row
+from diptych.index.tables import COLUMNS, COLUMNS_OF_FORMAT, FORMAT, known_models, to_entry, to_row
+from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
 
-_FORMAT = 1
 _LOOK_AGAIN_S = 0.1
 _FETCH = 4096
-_TABLES = """
-CREATE TABLE about (name text PRIMARY KEY, value text NOT NULL);
-CREATE TABLE vectors (
-    digest text COLLATE "C" PRIMARY KEY, place bigint GENERATED ALWAYS AS IDENTITY, embedding vector({dim}) NOT NULL
-);
-ALTER TABLE vectors ALTER COLUMN embedding SET STORAGE {storage};
-CREATE TABLE entries (
-    key text COLLATE "C" PRIMARY KEY, digest text COLLATE "C" NOT NULL, size bigint NOT NULL, modified_ns bigint NOT NULL,
-    width integer, height integer, taken text COLLATE "C", captions text COLLATE "C" NOT NULL
-);
-CREATE INDEX entries_by_digest ON entries (digest);
-CREATE TABLE broken (
-    key text COLLATE "C" PRIMARY KEY, size bigint NOT NULL, modified_ns bigint NOT NULL, reason text NOT NULL
-);
-"""
-_INLINE_DIM = 1900
-"""A row of so many numbers fits into a page, where a search reads it seven times as fast as from beside the table."""
 
 
 class PostgresIndex:
@@ -69,7 +54,13 @@ class PostgresIndex:
         except IndexingError:
             self.close()
             raise
-        self.dim, self.model, self.bundle = int(about["dim"]), about["model"], about["bundle"]
+        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+        self.models = known_models(about)
+
+    @property
+    def model(self) -> str:
+        """Tells the model that made the vectors from any other."""
+        return self.models[0]
 
     def _about(self) -> dict[str, str]:
         if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
@@ -77,9 +68,10 @@ class PostgresIndex:
                 f"{self.place}: holds no index; make one with: diptych index add '{self.place}' FOLDER --bundle BUNDLE"
             )
         about = dict(self._all("SELECT name, value FROM about"))
-        if about.get("format") != str(_FORMAT):
+        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
-                f"{self.place}: is an index of format {about.get('format')}, and this version reads {_FORMAT}"
+                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
+                "install the version of Diptych that wrote it, or a newer one"
             )
         return about
 
@@ -100,7 +92,7 @@ class PostgresIndex:
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
         """Alone among all who write, by a lock of the connection."""
         give_up_at = time.monotonic() + wait_s
-        number = _lock_number(self._schema)
+        number = lock_number(self._schema)
         # The server would give the lock again to the connection that has it.
         while self._is_writing or not self._one("SELECT pg_try_advisory_lock(%s)", (number,)):
             if time.monotonic() > give_up_at:
@@ -108,6 +100,7 @@ class PostgresIndex:
             time.sleep(_LOOK_AGAIN_S)
         self._is_writing = True
         try:
+            self._upgrade()
             yield
         finally:
             self._is_writing = False
@@ -120,8 +113,16 @@ class PostgresIndex:
             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
             AND database = datid AND (classid::bigint << 32) + objid::bigint = %s
         """
-        rows = self._all(sql, (_lock_number(self._schema),))
+        rows = self._all(sql, (lock_number(self._schema),))
         return rows[0][0].removeprefix("diptych ") if rows and rows[0][0] else "another process"
+
+    def rename_model(self, models: Sequence[str]) -> None:
+        """Store the names of the same model, the current one first."""
+        with self._changing() as cursor:
+            cursor.execute("DELETE FROM about WHERE name IN ('model', 'aliases')")
+            rows = [("model", models[0]), ("aliases", json.dumps(models[1:]))]
+            cursor.executemany("INSERT INTO about VALUES (%s, %s)", rows)
+        self.models = tuple(models)
 
     def stamps(self) -> dict[str, Stamp]:
         """Of every entry and every picture that could not be read, by key."""
@@ -130,6 +131,17 @@ class PostgresIndex:
         )
         return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
 
+    def sidecars(self) -> dict[str, Stamp]:
+        """Stamps of the text files that captions were read from, by key of the entry."""
+        if self._is_old():
+            return {}
+        rows = self._all("SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL")
+        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
+
+    def targets(self) -> dict[str, str]:
+        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
+        return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
+
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
         rows = self._all("SELECT digest FROM entries WHERE key = %s", (key,))
@@ -137,7 +149,7 @@ class PostgresIndex:
 
     def with_digest(self, digest: str) -> list[Entry]:
         """The entries of a content, by key."""
-        sql = f"SELECT {COLUMNS} FROM entries WHERE digest = %s ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries WHERE digest = %s ORDER BY key"
         return [to_entry(row) for row in self._all(sql, (digest,))]
 
     def has_vector(self, digest: str) -> bool:
@@ -151,7 +163,7 @@ class PostgresIndex:
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
         condition = where(chosen, POSTGRESQL)
-        sql = f"SELECT {COLUMNS} FROM entries{condition.sql} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
 
     def add(
@@ -181,7 +193,7 @@ class PostgresIndex:
                 for row in vectors.items():
                     copy.write_row(row)
             _forget(cursor, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
-            marks = ", ".join(["%s"] * 8)
+            marks = ", ".join(["%s"] * (COLUMNS.count(",") + 1))
             cursor.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES ({marks})".encode(), map(to_row, entries))
             # A name has no NUL, and captions are kept as JSON; a reason may quote anything.
             rows = [(key, stamp.size, stamp.modified_ns, reason.replace("\0", "")) for key, stamp, reason in broken]
@@ -204,7 +216,7 @@ class PostgresIndex:
         """The entries nearest to each query; the server compares it with all that the filter lets through."""
         condition = where(chosen, POSTGRESQL)
         sql = f"""
-            SELECT -(embedding <#> %s), {COLUMNS} FROM entries JOIN vectors USING (digest){condition.sql}
+            SELECT -(embedding <#> %s), {self._columns()} FROM entries JOIN vectors USING (digest){condition.sql}
             ORDER BY embedding <#> %s, place, key LIMIT %s
         """
         answers = [self._all(sql, (query, *condition.values, query, top)) for query in queries]
@@ -260,6 +272,10 @@ class PostgresIndex:
             faults.append(f"{lost} entries have no vector; index the folders again")
         return faults
 
+    def remarks(self) -> list[str]:
+        """Nothing: an addition that was interrupted leaves nothing in a database."""
+        return []
+
     def size(self) -> dict[str, int]:
         """What is counted, and bytes on the server's disk."""
         unused = (
@@ -288,9 +304,37 @@ class PostgresIndex:
         except (psycopg.Error, UnicodeEncodeError) as error:
             raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
 
+    def _is_old(self) -> bool:
+        """Whether it is of format 1 still; another process may have upgraded it."""
+        if self._format == 1:
+            self._format = int(self._about()["format"])
+        return self._format == 1
+
+    def _columns(self) -> str:
+        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
+
+    def _upgrade(self) -> None:
+        """Add the columns of format 2, in one transaction."""
+        if not self._is_old():
+            return
+        with self._transaction() as cursor:
+            (found,) = cursor.execute("SELECT value FROM about WHERE name = 'format' FOR UPDATE").fetchone() or ("",)
+            if found == "1":
+                for column in NEW_COLUMNS:
+                    cursor.execute(f"ALTER TABLE entries ADD COLUMN {column}".encode())
+                cursor.execute('ALTER TABLE entries ALTER COLUMN target TYPE text COLLATE "C"')
+                cursor.execute(MARK_CAPTIONS.encode())
+                cursor.execute("UPDATE about SET value = %s WHERE name = 'format'", (str(FORMAT),))
+
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
-        """One transaction."""
+        """One transaction, after an upgrade if the index is of format 1."""
+        self._upgrade()
+        with self._transaction() as cursor:
+            yield cursor
+
+    @contextmanager
+    def _transaction(self) -> Iterator["psycopg.Cursor[Any]"]:
         try:
             with self._database.transaction(), self._database.cursor() as cursor:
                 yield cursor
@@ -299,73 +343,12 @@ class PostgresIndex:
             raise IndexingError(f"{self.place}: cannot be written ({one_line(error)}); {after}") from None
 
 
-def holds_postgres_index(address: str) -> bool:
-    """Whether there is one to open.
-
-    Raises:
-        IndexingError: the server cannot be reached.
-        ConfigError: the address is none.
-    """
-    parsed = parse_address(address)
-    with _connected(parsed) as cursor:
-        return _tables(cursor, parsed.schema, named="about") > 0
-
-
-def create_postgres_index(address: str, *, dim: int, model: str, bundle: str) -> PostgresIndex:
-    """An empty index in a schema that is empty, or not there.
-
-    Raises:
-        IndexingError: there are tables, the database cannot hold every text, or it cannot be written.
-        ConfigError: the address is none.
-    """
-    parsed = parse_address(address)
-    with _connected(parsed) as cursor, cursor.connection.transaction():
-        encoding = cursor.connection.info.parameter_status("server_encoding")
-        if encoding != "UTF8":
-            raise IndexingError(
-                f"{parsed.shown}: its database is in {encoding}, which holds not every name; it must be UTF8"
-            )
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_number(parsed.schema),))  # Two that make it at once.
-        if _tables(cursor, parsed.schema, named="about"):
-            raise IndexingError(f"{parsed.shown}: holds an index already")
-        if _tables(cursor, parsed.schema):
-            raise IndexingError(f"{parsed.shown}: the schema {parsed.schema} is not empty and holds no index")
-        cursor.execute("SELECT FROM pg_namespace WHERE nspname = %s", (parsed.schema,))
-        if cursor.rowcount == 0:
-            cursor.execute(f'CREATE SCHEMA "{parsed.schema}"'.encode())
-        storage = "PLAIN" if dim <= _INLINE_DIM else "EXTERNAL"
-        cursor.execute(_TABLES.format(dim=dim, storage=storage).encode())
-        about = {"format": _FORMAT, "dim": dim, "model": model, "bundle": bundle}
-        cursor.executemany("INSERT INTO about VALUES (%s, %s)", [(name, str(value)) for name, value in about.items()])
-    return PostgresIndex(address)
-
-
-@contextmanager
-def _connected(address: Address) -> Iterator["psycopg.Cursor[Any]"]:
-    connection = connect(address)
-    try:
-        with connection.cursor() as cursor:
-            yield cursor
-    except (psycopg.Error, UnicodeEncodeError) as error:
-        raise IndexingError(f"{address.shown}: cannot be written ({one_line(error)})") from None
-    finally:
-        connection.close()
-
-
-def _tables(cursor: "psycopg.Cursor[Any]", schema: str, *, named: str = "%") -> int:
-    """How many tables and the like a schema has."""
-    sql = """
-        SELECT FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
-        WHERE nspname = %s AND relname LIKE %s AND relkind IN ('r', 'p', 'v', 'm', 'f')
-    """
-    return cursor.execute(sql, (schema, named)).rowcount
-
-
 def _forget(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:
     """Drop what is known of these pictures; how many entries there were."""
     cursor.execute("DELETE FROM broken WHERE key = ANY(%s)", (keys,))
     return cursor.execute("DELETE FROM entries WHERE key = ANY(%s)", (keys,)).rowcount
 
 
-def _lock_number(schema: str) -> int:
+def lock_number(schema: str) -> int:
+    """The number of the advisory lock of an index."""
     return int.from_bytes(blake2b(f"diptych index {schema}".encode(), digest_size=8).digest(), "big", signed=True)

@@ -23,10 +23,14 @@ class Index(Protocol):
     """The folder or the address, as people are told."""
     dim: int
     """Numbers of a vector."""
-    model: str
-    """Tells the model that made the vectors from any other."""
+    models: tuple[str, ...]
+    """Names of the model that made the vectors, the current one first; older versions of Diptych named it otherwise."""
     bundle: str
     """Where that model lies, or lay."""
+
+    @property
+    def model(self) -> str:
+        """Tells the model that made the vectors from any other: the first of `models`."""
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -46,8 +50,21 @@ class Index(Protocol):
             IndexingError: it cannot be written.
         """
 
+    def rename_model(self, models: Sequence[str]) -> None:
+        """Store the names of the same model, the current one first.
+
+        Raises:
+            IndexingError: it could not be written.
+        """
+
     def stamps(self) -> dict[str, Stamp]:
         """Of every entry and every picture that could not be read, by key."""
+
+    def sidecars(self) -> dict[str, Stamp]:
+        """Stamps of the text files that captions were read from, by key of the entry; size -1 if the stamp is not known."""
+
+    def targets(self) -> dict[str, str]:
+        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
 
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
@@ -126,7 +143,13 @@ class Index(Protocol):
         """
 
     def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; nothing where all is well."""
+        """What is wrong with it, and what to do; nothing where all is well.
+
+        In a folder, every block of the files and every row of the tables is compared with its checksum.
+        """
+
+    def remarks(self) -> list[str]:
+        """What is unusual about it and yet no fault, such as an addition that was interrupted."""
 
     def size(self) -> dict[str, int]:
         """Entries, vectors, vectors that no entry has any more (`unused`), `unreadable` pictures, bytes on the disk."""

@@ -1,27 +1,54 @@
-"""The tables of an index in SQLite, and entries as rows of any database."""
+"""The tables of an index in SQLite (format 2), and entries as rows of any database.
+
+Each row has a hash of its values (`row_hash`): `PRAGMA integrity_check` examines the structure of a database, not its values.
+"""
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import IndexingError
 from diptych.index.entry import Entry, Stamp
 
+FORMAT = 2
+"""Written into new indexes; format 1, which has no hashes and no sidecar stamps, is read and upgraded (`upgrade.py`)."""
+DATABASE = "index.db"
 SCHEMA = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE vectors (digest TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL, row_hash INTEGER) WITHOUT ROWID;
+CREATE TABLE vectors (digest TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, row_hash INTEGER) WITHOUT ROWID;
 CREATE TABLE entries (
     key TEXT PRIMARY KEY, digest TEXT NOT NULL, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL,
-    width INTEGER, height INTEGER, taken TEXT, captions TEXT NOT NULL
+    width INTEGER, height INTEGER, taken TEXT, captions TEXT NOT NULL,
+    sidecar_size INTEGER, sidecar_ns INTEGER, target TEXT, row_hash INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_digest ON entries (digest);
 CREATE TABLE broken (
-    key TEXT PRIMARY KEY, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, reason TEXT NOT NULL
+    key TEXT PRIMARY KEY, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL, reason TEXT NOT NULL, row_hash INTEGER
 ) WITHOUT ROWID;
 """
-COLUMNS = "key, digest, size, modified_ns, width, height, taken, captions"
+BLOCKS = """
+CREATE TABLE blocks (
+    first INTEGER PRIMARY KEY, num INTEGER NOT NULL, vectors TEXT NOT NULL, integers TEXT, scales TEXT, row_hash INTEGER
+)
+"""
+COLUMNS = "key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target"
+COLUMNS_OF_FORMAT = {1: "key, digest, size, modified_ns, width, height, taken, captions, NULL, NULL, NULL", 2: COLUMNS}
+HASHED = {
+    "about": "name, value",
+    "vectors": "digest, place",
+    "entries": COLUMNS,
+    "broken": "key, size, modified_ns, reason",
+    "blocks": "first, num, vectors, integers, scales",
+}
+"""By table, the columns that `row_hash` covers, which are all others."""
+
+
+def holds_local_index(folder: Path) -> bool:
+    """Whether there is one to open."""
+    return (folder / DATABASE).is_file()
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -35,9 +62,39 @@ def connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
+        database.create_function("hash_row", -1, hash_row, deterministic=True)
     except sqlite3.Error as error:
         raise IndexingError(f"{path.parent}: cannot be read ({error})") from None
     return database
+
+
+def hash_row(*values: Any) -> int:
+    """A 64-bit hash of a row's values, as SQLite stores integers.
+
+    >>> hash_row("a.jpg", 3, None) == hash_row("a.jpg", "3", None)
+    False
+    """
+    content = json.dumps(values).encode()
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
+def insert(database: sqlite3.Connection, table: str, rows: Iterable[Sequence[Any]]) -> None:
+    """Insert rows (`HASHED` names the columns) with their hashes."""
+    columns = HASHED[table]
+    marks = ", ".join("?" * (columns.count(",") + 2))
+    sql = f"INSERT INTO {table} ({columns}, row_hash) VALUES ({marks})"
+    database.executemany(sql, [(*row, hash_row(*row)) for row in rows])
+
+
+def set_about(database: sqlite3.Connection, **values: str | None) -> None:
+    """Replace rows of the table `about`; None removes one."""
+    database.executemany("DELETE FROM about WHERE name = ?", [(name,) for name in values])
+    insert(database, "about", [(name, value) for name, value in values.items() if value is not None])
+
+
+def known_models(about: Mapping[str, str]) -> tuple[str, ...]:
+    """The names of the model, the current one first, from the rows of the table `about`."""
+    return (about["model"], *map(str, json.loads(about.get("aliases", "[]"))))
 
 
 def forget(database: sqlite3.Connection, keys: Sequence[str]) -> None:
@@ -49,13 +106,25 @@ def forget(database: sqlite3.Connection, keys: Sequence[str]) -> None:
 def to_row(entry: Entry) -> tuple[Any, ...]:
     """The values of `COLUMNS`."""
     captions = json.dumps(entry.captions, ensure_ascii=False)
-    stamp = entry.stamp
-    return entry.key, entry.digest, stamp.size, stamp.modified_ns, entry.width, entry.height, entry.taken, captions
+    stamp, sidecar = entry.stamp, entry.sidecar
+    sidecar_values = (None, None) if sidecar is None else (sidecar.size, sidecar.modified_ns)
+    size = (entry.width, entry.height)
+    return (
+        entry.key,
+        entry.digest,
+        stamp.size,
+        stamp.modified_ns,
+        *size,
+        entry.taken,
+        captions,
+        *sidecar_values,
+        entry.target,
+    )
 
 
 def to_entry(row: Sequence[Any]) -> Entry:
     """From the values of `COLUMNS`."""
-    key, digest, size, modified_ns, width, height, taken, captions = row
+    key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target = row
     return Entry(
         key=key,
         digest=digest,
@@ -64,4 +133,6 @@ def to_entry(row: Sequence[Any]) -> Entry:
         height=height,
         taken=taken,
         captions=tuple(json.loads(captions)),
+        sidecar=None if sidecar_size is None else Stamp(size=sidecar_size, modified_ns=sidecar_ns),
+        target=target,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from diptych.core.files import atomic_write
+from diptych.index.checksums import Block, block_ranges, hash_block, missing_rows, named_rows
 from diptych.index.exact import Codes, Vectors, encode
 
 Kind: TypeAlias = Literal["float32", "float16"]
@@ -25,12 +26,21 @@ _CHUNK = 65_536
 
 
 class VectorFile:
-    """The files of one number. Whoever opens it knows how many vectors count."""
+    """The files of one number. Whoever opens it knows how many vectors count.
 
-    def __init__(self, folder: Path, number: int, dim: int, kind: Kind) -> None:
+    Args:
+        folder: where the files are.
+        number: the number of the file of vectors.
+        dim: numbers of a vector.
+        kind: what the file keeps of a number.
+        codes: the number of the files of codes, if `make_codes` made them; otherwise that of the vectors.
+    """
+
+    def __init__(self, folder: Path, number: int, dim: int, kind: Kind, *, codes: int | None = None) -> None:
         self.dim, self.kind = dim, np.dtype(kind).newbyteorder("<")
         self.path = folder / f"vectors-{number}.{_SUFFIX[kind]}"
-        self._integers, self._scales = folder / f"codes-{number}.i8", folder / f"codes-{number}.f32"
+        self.codes_number = number if codes is None else codes
+        self._integers, self._scales = (folder / f"codes-{self.codes_number}.{suffix}" for suffix in ("i8", "f32"))
 
     def create(self) -> None:
         """Empty files.
@@ -41,16 +51,38 @@ class VectorFile:
         for path in (self.path, self._integers, self._scales):
             path.write_bytes(b"")
 
-    def append(self, vectors: Vectors, first: int) -> None:
-        """Write vectors behind the first so many, over whatever lies there, and flush them.
+    def append(self, vectors: Vectors, first: int) -> list[Block]:
+        """Write vectors behind the first so many, over whatever lies there, and flush them; their checksums.
 
         Raises:
             OSError: the disk is full, or the files may not be written.
         """
         kept = np.ascontiguousarray(vectors, dtype=self.kind)
         _write(self.path, first * self.dim * self.kind.itemsize, kept)
+        codes = None
         if self._num_codes() >= first:
-            self._append_codes(kept, first, self._integers, self._scales)
+            codes = _as_written(encode(kept))
+            _write(self._integers, first * self.dim, codes[0])
+            _write(self._scales, first * 8, codes[1])
+        return self._hash(kept, codes, first, first)
+
+    def blocks(self, num: int) -> list[Block]:
+        """Checksums of the first so many as they are now, for an index that has none yet.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is shorter.
+        """
+        return self._hash(self.read(num), self._raw_codes(num), 0, 0) if num else []
+
+    def _hash(self, vectors: ndarray, codes: tuple[ndarray, ndarray] | None, first: int, offset: int) -> list[Block]:
+        """Blocks of rows from `first` on; `offset` is the number of the arrays' own first row."""
+        blocks = []
+        for start, num in block_ranges(first, len(vectors), self.dim * self.kind.itemsize):
+            rows = slice(start - offset, start - offset + num)
+            of_codes = (None, None) if codes is None else (hash_block(codes[0][rows]), hash_block(codes[1][rows]))
+            blocks.append(Block(start, num, hash_block(vectors[rows]), *of_codes))
+        return blocks
 
     def read(self, num: int) -> Vectors:
         """The first so many, mapped into memory.
@@ -65,67 +97,130 @@ class VectorFile:
 
     def codes(self, num: int) -> Codes | None:
         """Of the first so many; None if some are lacking, or have just gone."""
+        raw = self._raw_codes(num)
+        if raw is None:
+            return None
+        integers, scales = raw
+        return Codes(integers, np.ascontiguousarray(scales[:, 0]), np.ascontiguousarray(scales[:, 1]))
+
+    def _raw_codes(self, num: int) -> tuple[ndarray, ndarray] | None:
         if num == 0 or self._num_codes() < num:
             return None
-        try:
-            return self._read_codes(num)
+        try:  # PyTorch wants integers that are writable.
+            integers = np.memmap(self._integers, dtype=np.int8, mode="c", shape=(num, self.dim))
+            return integers, np.memmap(self._scales, dtype="<f4", mode="r", shape=(num, 2))
         except (OSError, ValueError):
             return None
 
-    def _read_codes(self, num: int) -> Codes:
-        integers = np.memmap(
-            self._integers, dtype=np.int8, mode="c", shape=(num, self.dim)
-        )  # PyTorch wants it writable.
-        scales = np.memmap(self._scales, dtype="<f4", mode="r", shape=(num, 2))
-        return Codes(integers, np.ascontiguousarray(scales[:, 0]), np.ascontiguousarray(scales[:, 1]))
-
-    def make_codes(self, num: int) -> None:
-        """Write the codes of the first so many anew.
+    def make_codes(self, num: int, blocks: Sequence[Block]) -> list[Block]:
+        """Write the codes of the first so many anew; the blocks with the checksums of the new codes.
 
         Raises:
             OSError: they cannot be written.
             ValueError: the vectors are not there.
         """
-        vectors, places = self.read(num), (self._integers, self._scales)
-        with ExitStack() as stack:  # Readers have the old ones mapped.
-            tmp = [stack.enter_context(atomic_write(path)) for path in places]
-            for start in range(0, num, _CHUNK):
-                self._append_codes(vectors[start : start + _CHUNK], start, *tmp)
-
-    def copy(self, places: Sequence[int], target: "VectorFile", num: int) -> None:
-        """Write some of the first so many into another file."""
         vectors = self.read(num)
+        with ExitStack() as stack:  # Readers have the old ones mapped.
+            integers, scales = (stack.enter_context(atomic_write(path)) for path in (self._integers, self._scales))
+            for start in range(0, num, _CHUNK):
+                new = _as_written(encode(vectors[start : start + _CHUNK]))
+                _write(integers, start * self.dim, new[0])
+                _write(scales, start * 8, new[1])
+        codes = self._raw_codes(num)
+        if codes is None:
+            return []
+        rows = [slice(block.first, block.first + block.num) for block in blocks]
+        return [
+            block._replace(integers=hash_block(codes[0][some]), scales=hash_block(codes[1][some]))
+            for block, some in zip(blocks, rows, strict=True)
+        ]
+
+    def copy(self, places: Sequence[int], target: "VectorFile", num: int) -> list[Block]:
+        """Write some of the first so many into another file; their checksums."""
+        vectors, blocks = self.read(num), list[Block]()
         target.create()
         for start in range(0, len(places), _CHUNK):
-            target.append(vectors[list(places[start : start + _CHUNK])], start)
+            blocks += target.append(vectors[list(places[start : start + _CHUNK])], start)
+        return blocks
 
-    def faults(self, num: int) -> list[str]:
-        """What is wrong with the first so many, and what to do."""
-        needed = num * self.dim * self.kind.itemsize
-        held = self.path.stat().st_size if self.path.exists() else 0
+    def damaged_vectors(self, num: int, blocks: Sequence[Block]) -> str | None:
+        """Which rows of the file of vectors are not those that were written; None if all are.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is shorter than the blocks.
+        """
+        vectors = self.read(num)
+        damaged = [b for b in blocks if hash_block(vectors[b.first : b.first + b.num]) != b.vectors]
+        return f"{self.path.name} is damaged in {named_rows(damaged)}" if damaged else None
+
+    def remarks(self, num: int) -> list[str]:
+        """What is unusual about the first so many and yet no fault."""
+        extra = self._num_bytes() - num * self.dim * self.kind.itemsize
+        if extra <= 0:
+            return []
+        return [
+            f"{self.path.name} has {extra:,} bytes of an addition that was interrupted or is under way; "
+            "the next addition writes over them"
+        ]
+
+    def faults(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
+        """What is wrong with the first so many, and what to do.
+
+        Args:
+            num: so many vectors count.
+            blocks: their checksums, by their first row; None for an index that has none yet.
+        """
+        needed, held = num * self.dim * self.kind.itemsize, self._num_bytes()
         if held < needed:
-            return [f"{self.path.name} has {held:,} bytes of {needed:,}; index the folders again"]
-        faults = []
-        if held > needed:
-            said = f"{self.path.name} has {held - needed:,} bytes of an addition that was cut off"
-            faults.append(f"{said}; the next addition writes over them")
-        vectors, codes = self.read(num), self.codes(num)
+            return [f"{self.path.name} has {held:,} bytes of {needed:,}; make the index anew"]
+        if blocks is not None:
+            if missing_rows(blocks, num):
+                return ["the checksums are not those of the vectors that are counted; make the index anew"]
+            damaged = self.damaged_vectors(num, blocks)
+            if damaged is not None:
+                return [f"{damaged}; make the index anew"]
+        bad = self._not_unit(num)
+        if bad is not None:
+            return [bad]
+        return self._faults_of_codes(num, blocks) if num else []
+
+    def _not_unit(self, num: int) -> str | None:
+        vectors = self.read(num)
         for start in range(0, num, _CHUNK):
             chunk = np.asarray(vectors[start : start + _CHUNK], dtype=np.float32)
             bad = np.flatnonzero(~(np.abs(np.linalg.norm(chunk, axis=1) - 1) < 1e-3))
             if len(bad):
-                said = f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}"
-                return [*faults, f"{said}; index again"]
-            if codes is not None and not np.array_equal(encode(chunk).integers, codes.integers[start : start + _CHUNK]):
-                codes = None
-        if num and codes is None:
-            faults.append("its codes are not those of its vectors; diptych index build makes them anew")
+                return f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}; index again"
+        return None
+
+    def _faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
+        """Compare codes with their checksums; without checksums, with the codes of the vectors."""
+        again = "diptych index build makes them anew"
+        codes = self._raw_codes(num)
+        if codes is None or any(block.integers is None for block in blocks or ()):
+            return [f"its codes are not those of its vectors; {again}"]
+        if blocks is None:
+            return [] if _are_codes(self.read(num), codes) else [f"its codes are not those of its vectors; {again}"]
+        faults = []
+        for path, kept, column in ((self._integers, codes[0], "integers"), (self._scales, codes[1], "scales")):
+            damaged = [b for b in blocks if hash_block(kept[b.first : b.first + b.num]) != b._asdict()[column]]
+            if damaged:
+                faults.append(f"{path.name} is damaged in {named_rows(damaged)}; {again}")
         return faults
 
     def unlink(self) -> None:
         """Remove the files; who has them open reads on."""
-        for path in (self.path, self._integers, self._scales):
+        self.path.unlink(missing_ok=True)
+        self.unlink_codes()
+
+    def unlink_codes(self) -> None:
+        """Remove the codes alone."""
+        for path in (self._integers, self._scales):
             path.unlink(missing_ok=True)
+
+    def _num_bytes(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def _num_codes(self) -> int:
         try:
@@ -133,10 +228,21 @@ class VectorFile:
         except OSError:
             return -1
 
-    def _append_codes(self, vectors: Vectors, first: int, integers: Path, scales: Path) -> None:
-        codes = encode(vectors)
-        _write(integers, first * self.dim, codes.integers)
-        _write(scales, first * 8, np.stack([codes.scale, codes.error], axis=1).astype("<f4"))
+
+def _as_written(codes: Codes) -> tuple[ndarray, ndarray]:
+    """Integers and scales as the files hold them."""
+    return codes.integers, np.stack([codes.scale, codes.error], axis=1).astype("<f4")
+
+
+def _are_codes(vectors: Vectors, codes: tuple[ndarray, ndarray]) -> bool:
+    """Whether codes are those of vectors; the errors may differ by rounding, from machine to machine."""
+    for start in range(0, len(vectors), _CHUNK):
+        integers, scales = _as_written(encode(vectors[start : start + _CHUNK]))
+        kept = codes[1][start : start + _CHUNK]
+        is_same = np.array_equal(integers, codes[0][start : start + _CHUNK])
+        if not (is_same and np.array_equal(scales[:, 0], kept[:, 0]) and np.allclose(scales[:, 1], kept[:, 1])):
+            return False
+    return True
 
 
 def _write(path: Path, place: int, array: ndarray) -> None:

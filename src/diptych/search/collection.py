@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
 
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.errors import ImageError, IndexingError
+from diptych.core.errors import BusyError, ImageError, IndexingError
 from diptych.core.progress import Track, silently
 from diptych.images.pool import DecodePool
 from diptych.index.choice import create_index, index_exists, open_index
@@ -19,10 +19,12 @@ from diptych.index.protocol import Index
 from diptych.index.vector_file import Kind
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle
-from diptych.search.scan import describe_picture, scan
+from diptych.search.scan import Omissions, ScannedFile, describe_picture, read_captions, read_picture, scan
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
 """A batch is committed at once: so much is done again after a crash."""
+_WAIT_S = 30.0
+"""Seconds to wait for another process that writes; short additions that were started together take turns."""
 
 
 @dataclass(kw_only=True)
@@ -36,43 +38,65 @@ class Update:
     """Found elsewhere with the content that they had; not embedded again."""
     copies: int = 0
     """New files whose content was there already; not embedded again."""
+    recaptioned: int = 0
+    """Pictures as before whose captions have changed; not embedded again."""
     vanished: int = 0
     """Gone from the folders."""
     dropped: int = 0
     """Of those, taken out of the index."""
+    links: int = 0
+    """Symbolic links that lead out of the folders and were not followed."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason)."""
+    unread_captions: list[tuple[str, str]] = field(default_factory=list)
+    """(path, reason) of captions that could not be read; their pictures are in the index without them."""
 
 
 def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Kind = "float32") -> Index:
     """The index at a folder or an address; a new one for the bundle, if there is none, which keeps numbers of a kind.
 
+    Of several processes that create it at once, one does, and the others open what it created.
+
     Raises:
         IndexingError: there is none and no bundle is given, or it has another model's vectors.
         ConfigError: the address is none, or an extra is missing.
+        BusyError: another process has been creating it for ten seconds.
     """
     if clip is None:
         return open_index(place)
     if not index_exists(place):
         bundle = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
-        return create_index(place, dim=clip.bundle.config.embed_dim, model=clip.identity, bundle=bundle, kind=kind)
+        model, *aliases = _names_of(clip)
+        try:
+            return create_index(
+                place, dim=clip.bundle.config.embed_dim, model=model, bundle=bundle, kind=kind, aliases=aliases
+            )
+        except (IndexingError, BusyError):
+            if not index_exists(place):
+                raise
     index = open_index(place)
-    check_model(index, clip.identity, clip.path)
+    check_model(index, clip)
     return index
 
 
-def check_model(index: Index, model: str, path: Path | None) -> None:
-    """Refuse another model's vectors.
+def check_model(index: Index, clip: LoadedBundle) -> None:
+    """Refuse another model's vectors; a model may have several names.
 
     Raises:
         IndexingError: the index was made with another model.
     """
-    if index.model != model:
+    if not set(index.models) & set(_names_of(clip)):
         index.close()
         raise IndexingError(
-            f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {path} is {model}: their numbers do "
-            "not compare; make another index for it"
+            f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {clip.path} is {clip.identity}: "
+            "their numbers do not compare; make another index for it"
         )
+
+
+def _names_of(clip: LoadedBundle) -> tuple[str, ...]:
+    """All names of a model, the current one first."""
+    names: tuple[str, ...] = getattr(clip, "identities", (clip.identity,))
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,76 +119,101 @@ def update(
     folders: Sequence[Path],
     *,
     prune: bool = False,
+    follow_links: bool = False,
     share: Share | None = None,
     track: Track = silently,
 ) -> Update:
     """Bring an index in step with folders. Stopped at any moment, it loses no more than the batch under way.
+
+    An index of format 1 is upgraded first, and the current name of its model is stored.
 
     Args:
         index: what is brought in step.
         clip: the model of its vectors.
         folders: where to look, subfolders included.
         prune: drop entries of these folders whose file has gone.
+        follow_links: follow symbolic links that lead out of the folders (`scan`).
         share: take up these files alone.
         track: told how far it is.
 
     Raises:
-        BusyError: another process writes.
+        BusyError: another process writes, and still does after 30 seconds.
         IndexingError: a folder cannot be read, or the disk is full.
     """
-    with index.writing(), DecodePool() as pool:
+    with index.writing(wait_s=_WAIT_S), DecodePool() as pool:
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
-        return _Updater(index, embedder, folders, share).go(prune=prune, track=track)
+        names = _names_of(clip)
+        names += tuple(name for name in index.models if name not in names)
+        if index.models != names:
+            index.rename_model(names)
+        omissions = Omissions()
+        files = scan(folders, follow_links=follow_links, omissions=omissions)
+        updater = _Updater(index, embedder, files, share)
+        updater.find_gone(folders, omissions)
+        return updater.go(prune=prune, track=track)
 
 
 class _Updater:
     """One pass over the folders."""
 
-    def __init__(self, index: Index, embedder: Embedder, folders: Sequence[Path], share: Share | None) -> None:
-        self.index, self.embedder, self.report = index, embedder, Update()
-        self.found = dict[str, Stamp]()
-        for key, stamp in scan(folders):
-            if _is_text(key):
-                if share is None or share.has(key, stamp):
-                    self.found[key] = stamp
+    def __init__(self, index: Index, embedder: Embedder, files: Iterable[ScannedFile], share: Share | None) -> None:
+        self.index, self.embedder, self.report, self.share = index, embedder, Update(), share
+        self.found = dict[str, ScannedFile]()
+        for file in files:
+            if _is_text(file.key) and _is_text(file.path):
+                if share is None or share.has(file.key, file.stamp):
+                    self.found[file.key] = file
             elif share is None or share.rank == 0:
-                shown = os.fsencode(key).decode("utf-8", "backslashreplace")
+                shown = os.fsencode(file.key).decode("utf-8", "backslashreplace")
                 self.report.unreadable.append((shown, "has a name that is not UTF-8"))
-        self.known = index.stamps()
-        roots = tuple(f"{folder.resolve()}/" for folder in folders)
-        is_alone = share is None  # Who sees a share of the files does not know which have gone.
-        self.gone = {key for key in self.known if is_alone and key.startswith(roots) and key not in self.found}
+        self.known, self.sidecars, self.targets = index.stamps(), index.sidecars(), index.targets()
+        self.gone = set[str]()
         self.gone_of_digest: dict[str | None, list[str]] = {}
+
+    def find_gone(self, folders: Sequence[Path], omissions: Omissions) -> None:
+        """Which entries have no file any more, and what the scan left out."""
+        self.report.links = omissions.links
+        self.report.unreadable += omissions.unreadable
+        if self.share is not None:  # Who sees a share of the files does not know which have gone.
+            return
+        roots = tuple(f"{folder.resolve()}/" for folder in folders)
+        there = {*self.found, *(path for path, _ in omissions.unreadable)}
+        self.gone = {key for key in self.known if key.startswith(roots) and key not in there}
         for key in sorted(self.gone):
-            self.gone_of_digest.setdefault(index.digest_of(key), []).append(key)
+            self.gone_of_digest.setdefault(self.index.digest_of(key), []).append(key)
 
     def go(self, *, prune: bool, track: Track) -> Update:
-        """Batch by batch, then what has gone."""
-        new = [(key, stamp) for key, stamp in self.found.items() if self.known.get(key) != stamp]
-        self.report.unchanged = len(self.found) - len(new)
+        """Batch by batch, then captions that have changed, then what has gone."""
+        files = self.found.values()
+        new = [file for file in files if not self._is_known(file)]
+        self.report.unchanged = len(files) - len(new)
         with track("pictures", len(new)) as advance:
             for batch in _batches(new):
                 self._take_up(batch)
                 for _ in batch:
                     advance()
+        self._read_captions_again()
         self.report.vanished = len(self.gone)
         if prune:
             self.report.dropped = self.index.remove(self.gone)
             self.index.compact()
         return self.report
 
-    def _take_up(self, batch: list[tuple[str, Stamp]]) -> None:
+    def _is_known(self, file: ScannedFile) -> bool:
+        return self.known.get(file.key) == file.stamp and self.targets.get(file.key) == file.target
+
+    def _take_up(self, batch: list[ScannedFile]) -> None:
         """Read, embed what is new, and commit."""
         entries: list[Entry] = []
         broken: list[tuple[str, Stamp, str]] = []
         contents: dict[str, bytes] = {}
-        for key, stamp in batch:
+        for file in batch:
             try:
-                content = Path(key).read_bytes()
+                content = read_picture(file)
             except OSError as error:
-                broken.append((key, stamp, f"cannot be read ({error.strerror})"))
+                broken.append((file.key, file.stamp, f"cannot be read ({error.strerror})"))
                 continue
-            entry = describe_picture(key, stamp, content)
+            entry = describe_picture(file, content, self._captions(file))
             entries.append(entry)
             if entry.digest not in contents and not self.index.has_vector(entry.digest):
                 contents[entry.digest] = content
@@ -175,6 +224,38 @@ class _Updater:
         self.index.add(whole, vectors, broken=broken, gone=moved_from)
         self.gone.difference_update(moved_from)
         self.report.unreadable += [(key, reason) for key, _, reason in broken]
+
+    def _captions(self, file: ScannedFile) -> tuple[str, ...]:
+        try:
+            return read_captions(file.sidecar)
+        except OSError as error:
+            assert file.sidecar is not None
+            self.report.unread_captions.append((file.sidecar.path, f"cannot be read ({error.strerror})"))
+            return ()
+
+    def _read_captions_again(self) -> None:
+        """Of pictures that are as before, whose sidecar came, changed or went."""
+        stale = [file for file in self.found.values() if self._is_known(file) and self._is_stale(file)]
+        for batch in _batches(stale):
+            entries = list[Entry]()
+            for file in batch:
+                entry = self._entry_of(file.key)
+                if entry is None:  # A picture that could not be read.
+                    continue
+                stamp = None if file.sidecar is None else file.sidecar.stamp
+                entries.append(replace(entry, captions=self._captions(file), sidecar=stamp))
+                is_new = entries[-1].captions != entry.captions
+                self.report.recaptioned += is_new
+                self.report.unchanged -= is_new
+            self.index.add(entries, {})
+
+    def _is_stale(self, file: ScannedFile) -> bool:
+        return self.sidecars.get(file.key) != (None if file.sidecar is None else file.sidecar.stamp)
+
+    def _entry_of(self, key: str) -> Entry | None:
+        digest = self.index.digest_of(key)
+        entries = [] if digest is None else self.index.with_digest(digest)
+        return next((entry for entry in entries if entry.key == key), None)
 
     def _embed(self, contents: dict[str, bytes]) -> tuple[dict[str, Float32[ndarray, " E"]], dict[str, str]]:
         """Vectors by digest, and of pictures that cannot be decoded the reason."""
@@ -218,14 +299,14 @@ def _is_text(key: str) -> bool:
     return True
 
 
-def _batches(new: Iterable[tuple[str, Stamp]]) -> Iterator[list[tuple[str, Stamp]]]:
-    batch: list[tuple[str, Stamp]] = []
+def _batches(files: Iterable[ScannedFile]) -> Iterator[list[ScannedFile]]:
+    batch: list[ScannedFile] = []
     size = 0
-    for key, stamp in new:
-        if batch and (len(batch) == _BATCH_FILES or size + stamp.size > _BATCH_BYTES):
+    for file in files:
+        if batch and (len(batch) == _BATCH_FILES or size + file.stamp.size > _BATCH_BYTES):
             yield batch
             batch, size = [], 0
-        batch.append((key, stamp))
-        size += stamp.size
+        batch.append(file)
+        size += file.stamp.size
     if batch:
         yield batch

@@ -1,13 +1,17 @@
 """The pictures of folders, and what is known of one before it is embedded."""
 
+import codecs
+import errno
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
 from PIL import ExifTags, Image
 
 from diptych.core.errors import IndexingError
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.opener import open_image, orientation_of
 from diptych.index.entry import Entry, Stamp
@@ -15,10 +19,56 @@ from diptych.index.entry import Entry, Stamp
 _TAKEN = ExifTags.Base.DateTimeOriginal
 _TURNED = {5, 6, 7, 8}
 """Orientations in which width and height change places."""
+_MAX_SIDECAR_BYTES = 2**20
+"""Size limit of a sidecar; captions are a few lines of text."""
 
 
-def scan(folders: Sequence[Path]) -> Iterator[tuple[str, Stamp]]:
-    """Every picture with its stamp, by absolute path; hidden files and folders are left out, links to folders not followed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sidecar:
+    """A text file with captions next to a picture: `a.txt` for `a.jpg`."""
+
+    path: str
+    """Its path with all symbolic links resolved."""
+    stamp: Stamp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScannedFile:
+    """A picture that a scan found."""
+
+    key: str
+    """The absolute path under which it was found."""
+    stamp: Stamp
+    target: str | None = None
+    """Its path with all symbolic links resolved, if that is not `key`."""
+    sidecar: Sidecar | None = None
+
+    @property
+    def path(self) -> str:
+        """The path to read it from, in which no symbolic link is left."""
+        return self.target or self.key
+
+
+@dataclass(kw_only=True)
+class Omissions:
+    """What a scan left out."""
+
+    links: int = 0
+    """Symbolic links to pictures, captions and folders outside the scanned folder."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """(path, reason)."""
+
+
+def scan(
+    folders: Sequence[Path], *, follow_links: bool = False, omissions: Omissions | None = None
+) -> Iterator[ScannedFile]:
+    """Every picture in folders and their subfolders, by name; hidden files and folders are left out.
+
+    Args:
+        folders: the folders to scan.
+        follow_links: whether to follow symbolic links to folders, and links to files outside the scanned folder. Each folder is
+            scanned once, so that links cannot form a cycle. By default only links to files inside the folder are followed.
+        omissions: filled with what was left out.
 
     Raises:
         IndexingError: a folder is not there, or may not be read.
@@ -26,23 +76,125 @@ def scan(folders: Sequence[Path]) -> Iterator[tuple[str, Stamp]]:
     for folder in folders:
         if not folder.is_dir():
             raise IndexingError(f"{folder}: no such folder")
-        yield from _scan(str(folder.resolve()))
+        yield from _Scanner(str(folder.resolve()), follow_links, omissions or Omissions()).scan()
 
 
-def _scan(folder: str) -> Iterator[tuple[str, Stamp]]:
+class _Scanner:
+    """One pass over a folder: its own subfolders first, then the folders that links lead to."""
+
+    def __init__(self, root: str, follow_links: bool, omissions: Omissions) -> None:
+        self._root, self._follow_links, self._omissions = root, follow_links, omissions
+        self._linked = [(root, root)]
+        self._scanned = set[str]()
+
+    def scan(self) -> Iterator[ScannedFile]:
+        """Scan the folder, then each linked folder that was not scanned before."""
+        for path, real in self._linked:  # It grows meanwhile.
+            yield from self._folder(path, real)
+
+    def _folder(self, path: str, real: str) -> Iterator[ScannedFile]:
+        """Scan a folder; `real` is its path with all symbolic links resolved."""
+        if real in self._scanned:
+            return
+        self._scanned.add(real)
+        try:
+            with os.scandir(path) as found:
+                inside = sorted(found, key=lambda item: item.name)
+        except OSError as error:
+            raise IndexingError(f"{path}: cannot be read ({error.strerror})") from None
+        texts = {item.name: item for item in inside if item.name.endswith(".txt")}
+        sidecars: dict[str, Sidecar | None] = {}
+        for item in inside:
+            if item.name.startswith("."):
+                continue
+            if item.is_dir(follow_symlinks=False):
+                yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
+            elif item.is_symlink() and item.is_dir():
+                self._link_to_folder(item)
+            else:
+                name, suffix = os.path.splitext(item.name)  # noqa: PTH122
+                picture = self._picture(item, real) if suffix.lower() in IMAGE_SUFFIXES else None
+                if picture is None:
+                    continue
+                text = f"{name}.txt"
+                if text in texts and text not in sidecars:
+                    sidecars[text] = self._sidecar(texts[text], real)
+                key, stamp, target = picture
+                yield ScannedFile(key=key, stamp=stamp, target=target, sidecar=sidecars.get(text))
+
+    def _link_to_folder(self, item: os.DirEntry[str]) -> None:
+        target = os.path.realpath(item.path)
+        if self._follow_links:
+            self._linked.append((item.path, target))
+        elif not self._is_inside(target):
+            self._omissions.links += 1
+
+    def _picture(self, item: os.DirEntry[str], folder: str) -> tuple[str, Stamp, str | None] | None:
+        try:
+            path = self._resolved(item, folder) if item.is_file() else None
+            if path is None:
+                return None
+            return item.path, _stamp(item), None if path == item.path else path
+        except FileNotFoundError:  # Removed since the folder was listed.
+            return None
+        except OSError as error:
+            self._omissions.unreadable.append((item.path, f"cannot be read ({error.strerror})"))
+            return None
+
+    def _sidecar(self, item: os.DirEntry[str], folder: str) -> Sidecar | None:
+        try:
+            path = self._resolved(item, folder) if item.is_file() else None
+            return None if path is None else Sidecar(path=path, stamp=_stamp(item))
+        except OSError:  # As if it were not there.
+            return None
+
+    def _resolved(self, item: os.DirEntry[str], folder: str) -> str | None:
+        """The path of a file with all links resolved; None, and counted, for a link that is not followed."""
+        if not item.is_symlink():
+            return os.path.join(folder, item.name)  # noqa: PTH118  (a hundred thousand)
+        target = os.path.realpath(item.path)
+        if self._follow_links or self._is_inside(target):
+            return target
+        self._omissions.links += 1
+        return None
+
+    def _is_inside(self, target: str) -> bool:
+        return f"{target}/".startswith(f"{self._root.rstrip('/')}/")
+
+
+def _stamp(item: os.DirEntry[str]) -> Stamp:
+    status = item.stat()
+    return Stamp(size=status.st_size, modified_ns=status.st_mtime_ns)
+
+
+def read_picture(file: ScannedFile) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, is too large, or grew since the scan; `strerror` gives the reason.
+    """
+    if file.stamp.size > MAX_IMAGE_BYTES:
+        raise OSError(errno.EFBIG, f"has more than {MAX_IMAGE_BYTES:,} bytes", file.path)
     try:
-        with os.scandir(folder) as found:
-            inside = sorted(found, key=lambda item: item.name)
+        return read_regular(file.path, max_bytes=file.stamp.size, follow_links=False)
     except OSError as error:
-        raise IndexingError(f"{folder}: cannot be read ({error.strerror})") from None
-    for item in inside:
-        if item.name.startswith("."):
-            continue
-        if item.is_dir(follow_symlinks=False):
-            yield from _scan(item.path)
-        elif os.path.splitext(item.name)[1].lower() in IMAGE_SUFFIXES and item.is_file():  # noqa: PTH122  (a hundred thousand)
-            status = item.stat()
-            yield item.path, Stamp(size=status.st_size, modified_ns=status.st_mtime_ns)
+        if error.errno != errno.EFBIG:
+            raise
+        raise OSError(errno.EFBIG, "grew while it was indexed; the next addition reads it", file.path) from None
+
+
+def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
+    """The lines of a sidecar that are not empty. A byte order mark selects UTF-8 or UTF-16; without one, it is read as UTF-8.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or has more than 1 MiB; `strerror` gives the reason.
+    """
+    if sidecar is None:
+        return ()
+    content = read_regular(sidecar.path, max_bytes=_MAX_SIDECAR_BYTES, follow_links=False)
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def digest_of(content: bytes) -> str:
@@ -50,17 +202,19 @@ def digest_of(content: bytes) -> str:
     return blake2b(content, digest_size=16).hexdigest()
 
 
-def describe_picture(key: str, stamp: Stamp, content: bytes) -> Entry:
-    """What the file says of itself: size as it is looked at, when it was taken, and the captions of a `.txt` beside it."""
+def describe_picture(file: ScannedFile, content: bytes, captions: tuple[str, ...]) -> Entry:
+    """The entry of a picture: size as it is looked at and when it was taken, from its header, and its captions."""
     width, height, taken = _from_header(content)
     return Entry(
-        key=key,
+        key=file.key,
         digest=digest_of(content),
-        stamp=stamp,
+        stamp=file.stamp,
         width=width,
         height=height,
         taken=taken,
-        captions=_captions(Path(key)),
+        captions=captions,
+        sidecar=None if file.sidecar is None else file.sidecar.stamp,
+        target=file.target,
     )
 
 
@@ -89,11 +243,3 @@ def _as_time(taken: object) -> str | None:
     if len(parts) != 3 or not all(part.isdecimal() for part in parts) or parts[0] == "0000":
         return None
     return f"{'-'.join(parts)} {clock}".strip()
-
-
-def _captions(picture: Path) -> tuple[str, ...]:
-    try:
-        text = picture.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ()
-    return tuple(line.strip() for line in text.splitlines() if line.strip())

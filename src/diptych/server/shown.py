@@ -1,8 +1,9 @@
 """Pictures of the index as a browser shows them: as they are, or small. What is read is what was indexed, and nothing else."""
 
+import errno
 import io
+import os
 from collections import OrderedDict
-from pathlib import Path
 from threading import Lock
 from typing import Literal
 
@@ -10,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from diptych.core.errors import ImageError
+from diptych.core.files import read_regular
 from diptych.images.pool import DecodePool
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry
 from diptych.inference.explain import Explanation
+from diptych.search.scan import digest_of
 from diptych.server.problems import Problem
 
 _KEPT_BYTES = 64 * 2**20
@@ -84,16 +87,23 @@ def heat_picture(explanation: Explanation) -> bytes:
 
 
 def _read(entry: Entry) -> bytes:
-    path = Path(entry.key)
+    """The content that was indexed, and nothing else: its digest is compared, and no link is followed that was not indexed."""
+    path = entry.target or entry.key
     try:
-        with path.open("rb") as file:
-            content = file.read()
-            found = path.stat()
-    except OSError:
+        content = read_regular(path, max_bytes=entry.stamp.size, follow_links=False)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise _changed() from None
         raise Problem(410, "the picture's file is not there any more; bring the index in step") from None
-    if Stamp(size=found.st_size, modified_ns=found.st_mtime_ns) != entry.stamp:
-        raise Problem(410, "the picture's file has changed since it was indexed; bring the index in step")
+    if os.path.realpath(entry.key) != path:
+        raise Problem(410, "the picture's path has become a symbolic link, or leads elsewhere; bring the index in step")
+    if digest_of(content) != entry.digest:
+        raise _changed()
     return content
+
+
+def _changed() -> Problem:
+    return Problem(410, "the picture's file has changed since it was indexed; bring the index in step")
 
 
 def _kind(content: bytes) -> str | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from diptych.core.errors import ImageError
+from diptych.core.files import open_regular
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import has_end
 
 _TAIL = 4096
 """Bytes at the end of a file that are looked at first: of two photos of one size they hardly ever agree."""
@@ -40,10 +40,8 @@ def _content_mark(source: Source, last: int | None, index: int) -> bytes | None:
     """A hash of the sample's image file, or of its pixels, or of so many of their last bytes; None if it cannot be read."""
     try:
         image = source[index].image
-        if isinstance(image, str | Path) and not has_end(image):
-            return None
         if isinstance(image, str | Path):
-            with Path(image).open("rb") as file:
+            with open_regular(image) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(0 if last is None else max(0, size - last))
                 content = file.read()

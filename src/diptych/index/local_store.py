@@ -1,0 +1,201 @@
+"""The files of an index in a folder: opening, locking, transactions and checks.
+
+    index.db       entries, digests, pictures that could not be read, what made the vectors
+    vectors-0.f32  vectors one after another, with their codes (`vector_file.py`)
+    nearly-0       what `build` makes of millions (`approximate.py`)
+    lock           held by whoever writes; beside it a note who that is
+
+New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
+no vector that is not there, and what lies beyond those that it knows is overwritten. Readers see the last whole transaction.
+The same transaction stores the checksums of what was appended (`checksums.py`), which `verify` compares.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any, TypeVar, cast
+
+from diptych.core.errors import IndexingError
+from diptych.core.files import file_lock, sha256_of
+from diptych.index.checksums import Block, damaged_tables
+from diptych.index.exact import Vectors
+from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, connect, holds_local_index, known_models
+from diptych.index.upgrade import upgrade
+from diptych.index.vector_file import Kind, VectorFile
+
+LOCK = "lock"
+"""Name of the lock file in the index's folder."""
+_Read = TypeVar("_Read")
+
+
+class LocalStore:
+    """The base of `LocalIndex`: what does not depend on what is asked of an index."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open what is there.
+
+        Raises:
+            IndexingError: there is no index, or it is damaged.
+        """
+        self.folder, self.place = folder, str(folder)
+        if not holds_local_index(folder):
+            raise IndexingError(
+                f"{folder}: holds no index; make one with: diptych index add {folder} FOLDER --bundle BUNDLE"
+            )
+        self._database, self._alone = connect(folder / DATABASE), RLock()
+        about = self._about()
+        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
+            raise IndexingError(
+                f"{folder}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
+                "install the version of Diptych that wrote it, or a newer one"
+            )
+        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+        self.models = known_models(about)
+
+    @property
+    def model(self) -> str:
+        """Tells the model that made the vectors from any other."""
+        return self.models[0]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._database.close()
+
+    def __len__(self) -> int:
+        return int(self._one("SELECT count(*) FROM entries"))
+
+    @contextmanager
+    def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
+        """Alone among all who write, by a lock on a file."""
+        with ExitStack() as held:
+            with self._disk():
+                held.enter_context(file_lock(self.folder / LOCK, wait_s=wait_s))
+            self._upgrade()
+            yield
+
+    def verify(self) -> list[str]:
+        """What is wrong with it, and what to do; nothing where all is well."""
+        return self._of_one_moment(self._faults)
+
+    def _faults(self) -> list[str]:
+        state = " ".join(str(self._one("PRAGMA integrity_check")).split())
+        faults = [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300}); make the index anew"]
+        if not self._is_old():
+            faults += [f"{fault}; make the index anew" for fault in damaged_tables(self._database)]
+        if faults:  # What it says of the files may be wrong.
+            return faults
+        faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
+        about = self._about()
+        path = self._nearly_path(self._file().codes_number)
+        if "nearly" in about and not (path.is_file() and about.get("nearly_sha256", "") in {"", sha256_of(path)}):
+            faults.append(f"{path.name} is missing or damaged; diptych index build --ann makes it anew")
+        lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
+        if lost:
+            faults.append(f"{lost} entries have no vector; make the index anew")
+        return faults
+
+    def remarks(self) -> list[str]:
+        """What is unusual about it and yet no fault."""
+        old = "it is of format 1, which has no checksums: not all damage is found; the next addition adds them"
+        return [*([old] if self._is_old() else []), *self._file().remarks(self._num_vectors())]
+
+    def size(self) -> dict[str, int]:
+        """What is counted, and bytes on the disk."""
+        return {
+            "entries": len(self),
+            "vectors": self._num_vectors(),
+            "unused": int(self._one("SELECT count(*) FROM vectors WHERE digest NOT IN (SELECT digest FROM entries)")),
+            "unreadable": int(self._one("SELECT count(*) FROM broken")),
+            "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
+        }
+
+    def _of_one_moment(self, read: Callable[[], _Read]) -> _Read:
+        """What is read, of one whole change; again where meanwhile the vectors were written anew and their file has gone."""
+        while True:
+            with self._alone:
+                file = self._file().path
+                self._all("BEGIN")
+                try:
+                    return read()
+                except IndexingError:
+                    self._database.rollback()
+                    if self._file().path == file:
+                        raise
+                finally:
+                    self._database.rollback()
+
+    def _vectors(self) -> Vectors:
+        try:
+            return self._file().read(self._num_vectors())
+        except (OSError, ValueError):
+            raise self._damaged() from None
+
+    def _file(self, number: int | None = None, *, codes: int | None = None) -> VectorFile:
+        """The files that count, or those of another number."""
+        about = self._about()
+        kind = cast(Kind, about.get("kind", "float32"))
+        if number is None:
+            number, counted = int(about["file"]), int(about.get("codes", about["file"]))
+            codes = counted if codes is None else codes
+        return VectorFile(self.folder, number, self.dim, kind, codes=codes)
+
+    def _blocks(self) -> list[Block]:
+        return [
+            Block(*row) for row in self._all("SELECT first, num, vectors, integers, scales FROM blocks ORDER BY first")
+        ]
+
+    def _is_old(self) -> bool:
+        """Whether it is of format 1 still; another process may have upgraded it."""
+        if self._format == 1:
+            self._format = int(self._about()["format"])
+        return self._format == 1
+
+    def _columns(self) -> str:
+        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
+
+    def _upgrade(self) -> None:
+        if self._is_old():
+            with self._disk(), self._alone:
+                try:
+                    upgrade(self._database, self._file())
+                except ValueError:
+                    raise self._damaged() from None
+
+    def _damaged(self) -> IndexingError:
+        return IndexingError(f"{self.folder}: is damaged; diptych index verify {self.folder} says how")
+
+    def _nearly_path(self, number: int) -> Path:
+        return self.folder / f"nearly-{number}"
+
+    def _num_vectors(self) -> int:
+        return int(self._one("SELECT count(*) FROM vectors"))
+
+    def _about(self) -> dict[str, str]:
+        return dict(self._all("SELECT name, value FROM about"))
+
+    def _one(self, sql: str) -> Any:
+        return self._all(sql)[0][0]
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        try:
+            return self._database.execute(sql, values).fetchall()
+        except (sqlite3.DatabaseError, UnicodeEncodeError) as error:
+            raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
+
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
+        self._upgrade()
+        with self._disk(), self._alone, self._database as database:
+            yield database
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, UnicodeEncodeError) as error:
+            raise IndexingError(f"{self.folder}: cannot be written ({error}); it is as it was") from None
+        except OSError as error:
+            raise IndexingError(f"{self.folder}: cannot be written ({error.strerror}); it is as it was") from None
