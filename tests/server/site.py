@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from diptych.server.run import address, bound_socket
+from diptych.server.run import address, bound_socket, server_config
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Site:
 def served(app: ASGIApp) -> Iterator[Site]:
     """The application on a free port, until the end of the block."""
     bound = bound_socket("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=5))
+    server = uvicorn.Server(server_config(app, drain_s=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     give_up_at = time.monotonic() + 60

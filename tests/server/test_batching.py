@@ -13,7 +13,7 @@ from diptych.server.problems import Overloaded, Problem
 
 
 def run_with(
-    run: Callable[[list[int]], Sequence[int]],
+    run: Callable[[list[int]], Sequence[int | Exception]],
     scene: Callable[[Batcher[int, int]], object],
     *,
     batch: int = 4,
@@ -106,18 +106,70 @@ def test_what_comes_too_late_is_not_computed() -> None:
     assert computed == [1, 3]
 
 
-def test_one_failure_is_not_everybodys() -> None:
+def test_only_the_request_that_fails_fails() -> None:
+    calls: list[list[int]] = []
+
     def fails_on_13(items: list[int]) -> list[int]:
+        calls.append(items)
         if 13 in items:
-            raise ValueError("unlucky")
+            raise MemoryError("unlucky")
         return doubled(items)
 
     async def scene(batcher: Batcher[int, int]) -> None:
-        with pytest.raises(ValueError, match="unlucky"):
-            await batcher.submit([13], timeout_s=5)
+        asked = [[1, 2], [13], [3], [14, 13], [4]]
+        found = await asyncio.gather(*(batcher.submit(items, timeout_s=5) for items in asked), return_exceptions=True)
+        assert [isinstance(one, MemoryError) for one in found] == [False, True, False, True, False]
+        assert (found[0], found[2], found[4]) == ([2, 4], [6], [8])
         assert await batcher.submit([1], timeout_s=5) == [2]
 
-    run_with(fails_on_13, scene)
+    run_with(fails_on_13, scene, batch=8)
+    assert calls == [[1, 2, 13, 3, 14, 13, 4], [1, 2], [13], [3], [14, 13], [4], [1]]
+
+
+def test_an_exception_can_be_one_items_result() -> None:
+    def odd_ones_fail(items: list[int]) -> list[int | Exception]:
+        return [ValueError("odd") if item % 2 else item for item in items]
+
+    async def scene(batcher: Batcher[int, int]) -> None:
+        found = await batcher.submit([1, 2], timeout_s=5)
+        assert isinstance(found[0], ValueError)
+        assert found[1] == 2
+
+    assert run_with(odd_ones_fail, scene) == [2]
+
+
+def test_wrong_number_of_results_is_a_failure() -> None:
+    async def scene(batcher: Batcher[int, int]) -> None:
+        with pytest.raises(RuntimeError, match="1 results for 2 items"):
+            await batcher.submit([1, 2], timeout_s=5)
+
+    run_with(lambda items: items[:1], scene)
+
+
+def test_a_call_that_does_not_return_is_abandoned() -> None:
+    """Requests in the batch, and behind it, are answered at their deadline; canceled ones leave the queue."""
+    held = threading.Event()
+
+    def stuck(items: list[int]) -> list[int]:
+        if 0 in items:
+            held.wait(20)
+        return doubled(items)
+
+    async def scene(batcher: Batcher[int, int]) -> None:
+        first = asyncio.ensure_future(batcher.submit([0], timeout_s=0.2))
+        await asyncio.sleep(0.05)
+        behind = [asyncio.ensure_future(batcher.submit([1, 2, 3, 4, 5], timeout_s=0.1)) for _ in range(3)]
+        gone = asyncio.ensure_future(batcher.submit([6], timeout_s=20))
+        await asyncio.sleep(0)
+        gone.cancel()
+        late = await asyncio.gather(first, *behind, return_exceptions=True)
+        assert not held.is_set()
+        assert [isinstance(one, Problem) and one.status for one in late] == [503] * 4
+        assert len(batcher) == 0
+        held.set()
+        assert await batcher.submit([7], timeout_s=10) == [14]
+
+    run_with(stuck, scene)
 
 
 def test_who_waits_at_the_end_is_told() -> None:

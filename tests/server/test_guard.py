@@ -66,6 +66,72 @@ def test_a_strange_host_is_refused(site: Site) -> None:
     assert site.ask("GET", "/healthz", headers={"Host": f"localhost:{site.port}"}).status == 200
 
 
+@pytest.mark.parametrize("host", ["[", "[::1", "a b", "a@b", "a/b", "localhost:99999", "localhost:x", "[zz]", "\xff"])
+def test_a_host_that_cannot_be_read(locked: Site, site: Site, host: str) -> None:
+    for asked in (locked, site):
+        answer = asked.ask("GET", "/healthz", headers={"Host": host})
+        assert answer.status == 400
+        assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/v1/info/", "/page", "/healthz/", "/v1/search/"])
+def test_no_redirect_names_a_host(open_site: Site, path: str) -> None:
+    answer = open_site.ask("GET", path, headers={"Host": "elsewhere.example"})
+    assert answer.status == 404
+    assert "location" not in {name.lower() for name in answer.headers}
+
+
+@pytest.fixture(scope="module")
+def open_site(clip: LoadedBundle) -> Iterator[Site]:
+    """A server that answers for any host."""
+    with served(create_app(clip, hosts=())) as running:
+        yield running
+
+
+FOREIGN = [
+    {"Origin": "https://elsewhere.example"},
+    {"Origin": "http://localhost:1"},
+    {"Origin": "http://127.0.0.1"},
+    {"Origin": "null"},
+    {"Origin": "http://["},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "same-origin", "Origin": "https://elsewhere.example"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=range(len(FOREIGN)))
+def test_pages_of_other_sites_are_refused(site: Site, open_site: Site, headers: dict[str, str]) -> None:
+    for asked in (site, open_site):
+        assert asked.ask("POST", "/v1/embed", {"texts": ["a"]}, headers).status == 403
+        assert asked.ask("DELETE", "/", headers=headers).status == 403
+        assert asked.ask("GET", "/v1/images/abc/heat?text=a", headers=headers).status == 403
+
+
+@pytest.mark.parametrize("site_of_link", ["cross-site", "same-site", "none"])
+def test_a_link_from_another_site_opens_the_page(site: Site, site_of_link: str) -> None:
+    link = {"Sec-Fetch-Site": site_of_link, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert site.ask("GET", "/", headers=link).status == 200
+
+
+def test_the_own_page_is_let_in(clip: LoadedBundle, site: Site) -> None:
+    body = {"texts": ["a"]}
+    own = f"http://127.0.0.1:{site.port}"
+    for headers in (
+        {},
+        {"Origin": own},
+        {"Origin": own, "Sec-Fetch-Site": "same-origin"},
+        {"Origin": "null", "Sec-Fetch-Site": "same-origin"},  # As some browsers have it without a referrer.
+        {"Sec-Fetch-Site": "none"},
+    ):
+        assert site.ask("POST", "/v1/embed", body, headers).status == 200
+    with served(create_app(clip, hosts=["127.0.0.1", "photos.example"])) as proxied:
+        browser = {"Origin": "https://photos.example:8443", "Sec-Fetch-Site": "same-origin"}
+        assert proxied.ask("POST", "/v1/embed", body, browser).status == 200
+        tls = {"Origin": "https://photos.example", "Host": "photos.example"}
+        assert proxied.ask("POST", "/v1/embed", body, tls).status == 200
+
+
 def test_which_hosts_are_known() -> None:
     assert "photos.example" in known_hosts("127.0.0.1", ["photos.example"])
     assert known_hosts("127.0.0.1", [])

@@ -19,7 +19,7 @@ from diptych.server.app import create_app
 from diptych.server.limits import Limits
 from tests.server.site import Answer, Site, served
 
-SMALL = Limits(body_mb=1, all_bodies_mb=3, deadline_s=2.0, pixels=1_000_000)
+SMALL = Limits(body_mb=1, all_bodies_mb=3, deadline_s=2.0, idle_s=1.5, pixels=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -181,13 +181,15 @@ def test_too_many_and_too_long_texts(small: Site) -> None:
     ("kind", "body"),
     [
         ("text/plain", b"a"),
+        ("", b'{"texts": ["a"]}'),
+        ("text/json", b'{"texts": ["a"]}'),
         ("application/xml", b"<a/>"),
         ("multipart/form-data", b"abc"),
         ("multipart/form-data; boundary=x", b"--x\r\nnonsense"),
         ("multipart/form-data; boundary=x", b""),
         ("application/json; charset=utf-16", "{}".encode("utf-16")),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_other_kinds_of_content(small: Site, kind: str, body: bytes) -> None:
     check_refused(small.ask("POST", "/v1/embed", body, {"Content-Type": kind}), 400, 415, 422)
@@ -236,6 +238,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(small: Site) -> None:
     began = time.monotonic()
     assert spoken(small, head("Content-Length: 100") + b'{"texts"').startswith(b"HTTP/1.1 408")
     assert 1 < time.monotonic() - began < 6
+    assert spoken(small, head("Content-Length: 100")).startswith(b"HTTP/1.1 408")
 
 
 def test_lengths_that_lie(small: Site) -> None:
@@ -244,19 +247,30 @@ def test_lengths_that_lie(small: Site) -> None:
     assert spoken(small, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", wait_s=4)[:12] in {b"HTTP/1.1 400", b""}
 
 
-def test_bodies_of_all_together_are_bounded(small: Site) -> None:
-    """Each of several connections says a megabyte and holds it back; one more is sent away, and later let in."""
-    held = []
-    for _ in range(3):
-        connection = socket.create_connection(("127.0.0.1", small.port), timeout=10)
-        connection.sendall(head(f"Content-Length: {2**20}") + b"{")
-        held.append(connection)
-    time.sleep(0.3)
-    check_refused(small.ask("POST", "/v1/embed", json.dumps({"texts": ["a" * 1000] * 300}).encode()), 429)
-    for connection in held:
-        connection.close()
-    time.sleep(0.3)
-    assert small.ask("POST", "/v1/embed", {"texts": ["a"]}).status == 200
+def test_announced_bodies_cost_nothing(small: Site) -> None:
+    """Several connections announce a megabyte and send a byte; everyone else is served."""
+    held = [socket.create_connection(("127.0.0.1", small.port), timeout=10) for _ in range(8)]
+    try:
+        for connection in held:
+            connection.sendall(head(f"Content-Length: {2**20}") + b"{")
+        time.sleep(0.1)
+        assert small.ask("POST", "/v1/embed", {"texts": ["a" * 1000] * 300}).status == 200
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_bodies_that_arrived_are_bounded_together_and_leave_room_for_small_ones(small: Site) -> None:
+    held = [socket.create_connection(("127.0.0.1", small.port), timeout=10) for _ in range(3)]
+    try:
+        for connection in held:
+            connection.sendall(head(f"Content-Length: {2**20}") + b" " * 700_000)
+        time.sleep(0.2)
+        check_refused(small.ask("POST", "/v1/embed", json.dumps({"texts": ["a" * 1000] * 300}).encode()), 429)
+        assert small.ask("POST", "/v1/embed", {"texts": ["a"]}).status == 200
+    finally:
+        for connection in held:
+            connection.close()
 
 
 def test_the_server_is_as_well_as_before(small: Site) -> None:

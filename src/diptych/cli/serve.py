@@ -86,12 +86,13 @@ def serve_runs(
 
 
 def _until_signal(app: "ASGIApp", listening: "socket") -> None:
-    from diptych.server.run import address
+    from diptych.server.run import address, exit_if_stuck
     from diptych.server.run import serve as run
 
     say(f"Open {address(listening)}   (Ctrl-C ends it)")
     run(app, listening)
     say("Stopped; what was under way was answered")
+    exit_if_stuck()
 
 
 def _warn_of_guests(host: str, keys: list[str]) -> None:

@@ -201,6 +201,10 @@ class Embedder:
         except DataError as error:
             raise ImageError(str(error)) from None
 
+    def encode_pixels(self, pixels: Sequence[UInt8[ndarray, "3 H W"]]) -> Float32[ndarray, "N E"]:
+        """Unit embeddings of a batch that `pixels` has prepared, in order."""
+        return self._encode_pixels(list(pixels)) if pixels else self._nothing()
+
     def _encode_pixels(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> Float32[ndarray, "N E"]:
         out = np.full((len(batch), self.bundle.config.embed_dim), np.nan, dtype=np.float32)
         good = [row for row, pixels in enumerate(batch) if pixels is not None]

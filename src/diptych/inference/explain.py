@@ -59,9 +59,17 @@ def explain(embedder: Embedder, image: ImageInput, texts: Sequence[str]) -> Expl
         ImageError: the picture cannot be read.
         DiptychError: there is no text.
     """
+    return explain_pixels(embedder, embedder.pixels(image), texts)
+
+
+def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: Sequence[str]) -> Explanation:
+    """The heat of each text over a picture that is given as the model's input (`Embedder.pixels`).
+
+    Raises:
+        DiptychError: there is no text.
+    """
     check_not_empty(texts, "text")
     config = embedder.bundle.config
-    pixels = embedder.pixels(image)
     text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
     tower = embedder.bundle.model.image_tower
     follow = _follow_attention if isinstance(tower, VisionTransformer) else _follow_activation

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from os.path import basename
 from typing import Annotated, Any, Literal
@@ -51,6 +52,7 @@ _PROBLEM: dict[str, Any] = {
 _SAID = {
     400: "cannot be read",
     401: "no valid key",
+    403: "from a page of another site",
     404: "not there",
     408: "came too slowly",
     410: "there no more",
@@ -71,6 +73,7 @@ Id = Annotated[str, PathParam(alias="id", pattern=ID_PATTERN, description="As a 
 def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     """What a team's programs ask for."""
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
+    parse = partial(engine.in_thread, "bodies")
 
     @router.get("/info")
     async def info() -> Info:
@@ -80,7 +83,7 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     @router.post("/embed", openapi_extra=body_of(EmbedRequest), response_model=EmbedAnswer)
     async def embed(request: Request) -> Response:
         """Unit embeddings of texts and pictures."""
-        asked = await read_body(request, EmbedRequest)
+        asked = await read_body(request, EmbedRequest, parse)
         texts, images = await engine.embed_texts(asked.texts), await engine.embed_images(asked.images)
         answer = {"model": engine.clip.identity, "dim": engine.clip.bundle.config.embed_dim}
         return JSONResponse(
@@ -90,7 +93,7 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     @router.post("/similarity", openapi_extra=body_of(SimilarityRequest))
     async def similarity(request: Request) -> SimilarityAnswer:
         """Cosines and probabilities of every picture and every text."""
-        asked = await read_body(request, SimilarityRequest)
+        asked = await read_body(request, SimilarityRequest, parse)
         cosine = await engine.embed_images(asked.images) @ (await engine.embed_texts(asked.texts)).T
         probability = softmax(cosine * np.float32(engine.embedder.logit_scale))
         return SimilarityAnswer(cosine=cosine.tolist(), probability=probability.tolist())
@@ -98,13 +101,13 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     @router.post("/classify", openapi_extra=body_of(ClassifyRequest))
     async def classify(request: Request) -> ClassifyAnswer:
         """Each picture's classes, the likeliest first, from nothing but their names."""
-        asked = await read_body(request, ClassifyRequest)
+        asked = await read_body(request, ClassifyRequest, parse)
         return await _classify(engine, asked)
 
     @router.post("/search", openapi_extra=body_of(SearchRequest))
     async def search(request: Request) -> SearchAnswer:
         """Pictures of the index, the nearest to a weighted sum of texts and pictures first."""
-        asked = await read_body(request, SearchRequest)
+        asked = await read_body(request, SearchRequest, parse)
         engine.held_index()
         chosen = None if asked.where is None or not asked.where.strip() else parse_filter(asked.where)
         last = asked.offset + asked.limit
@@ -188,6 +191,9 @@ async def _info(engine: Engine) -> Info:
 
 
 async def _classify(engine: Engine, asked: ClassifyRequest) -> ClassifyAnswer:
+    num = len(asked.classes) * len(asked.templates)
+    if num > engine.limits.texts:
+        raise Problem(422, f"{num} prompts (classes times templates) in one request; at most {engine.limits.texts}")
     check_distinct(asked.classes)
     threshold = asked.threshold
     if threshold == "auto":

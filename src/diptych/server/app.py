@@ -54,7 +54,14 @@ def create_app(
         finally:
             await engine.stop()
 
-    app = FastAPI(title="Diptych", version=version("diptych"), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Diptych",
+        version=version("diptych"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # A redirect would name the host that the request names.
+        lifespan=lifespan,
+    )
     answer_problems(app)
     app.include_router(api(engine))
     app.include_router(openai_api(engine))
@@ -85,9 +92,10 @@ def _health(engine: Engine) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """It takes requests."""
-        if not engine.is_ready:
-            raise Problem(503, "not ready")
+        """It answers requests in time."""
+        reason = engine.why_not_ready()
+        if reason is not None:
+            raise Problem(503, f"not ready: {reason}")
         return {"status": "ready"}
 
     @router.get("/metrics", response_class=Response)

@@ -1,6 +1,7 @@
 """Requests that come together go through the model together."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from diptych.server.problems import Overloaded, Problem
+from diptych.server.problems import Overloaded, Problem, too_late
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -16,24 +17,33 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class _Waiting(Generic[T, R]):
-    """One request's things, and where their results are awaited."""
+    """One request's items, and the future of its results."""
 
     items: Sequence[T]
-    until: float
-    done: "asyncio.Future[list[R]]"
-    results: list[R] = field(default_factory=list)
+    done: "asyncio.Future[list[R | Exception]]"
+    num_taken: int = 0
+    """Items that have left the queue."""
+    results: list[R | Exception] = field(default_factory=list)
+
+
+_Share = tuple[_Waiting[T, R], Sequence[T]]
+"""A request, and those of its items that are in a batch."""
 
 
 class Batcher(Generic[T, R]):
-    """A bounded queue before one function that is better called with many things than with one.
+    """A bounded queue before one function that is better called with many items than with one.
 
-    The first that comes waits a moment for others; while a batch is computed the next one gathers. A request's things are
-    taken in order and may be parted among batches. Whose time is over before its turn is not computed any more.
+    The first request waits a moment for others; while a batch is computed, the next one gathers. A request's items are
+    taken in order and may be split over batches. A request that is canceled, or whose time is over, is answered at once:
+    it leaves the queue, and the result of a call that is already running is dropped.
+
+    The function returns one result or one exception for each item. If it raises on a batch of several requests, it is called
+    once more for each of them alone, so that only the request that causes the failure fails.
     """
 
     def __init__(
         self,
-        run: Callable[[list[T]], Sequence[R]],
+        run: Callable[[list[T]], Sequence[R | Exception]],
         *,
         executor: Executor,
         batch: int,
@@ -51,95 +61,122 @@ class Batcher(Generic[T, R]):
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Things that wait."""
+        """Items that wait."""
         return self._num
+
+    @property
+    def is_running(self) -> bool:
+        """Whether batches are taken from the queue."""
+        return self._worker is not None and not self._worker.done()
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """End; who still waits is told so."""
+        """End; requests that still wait get 503."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        for waiting in self._queue:
+        for waiting in list(self._queue):
             if not waiting.done.done():
                 waiting.done.set_exception(Problem(503, "the server is going down"))
         self._queue.clear()
         self._num = 0
 
-    def submit(self, items: Sequence[T], *, timeout_s: float) -> Awaitable[list[R]]:
-        """One result for each thing, in order.
+    def submit(self, items: Sequence[T], *, timeout_s: float = math.inf) -> Awaitable[list[R | Exception]]:
+        """One result for each item, in order: what the function returned, which may be an exception.
 
         Raises:
-            Overloaded: too many wait.
-            Problem: its time is over (503), or the function failed on its batch.
+            Overloaded: too many items wait.
+            Problem: the time is over (503).
+            Exception: the function failed on this request's items.
         """
         if self._num + len(items) > self._most:
             raise Overloaded(f"{self._num} wait", retry_after_s=self._num * self._s_each)
-        done: asyncio.Future[list[R]] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[list[R | Exception]] = loop.create_future()
         if not items:
             done.set_result([])
             return done
-        self._queue.append(_Waiting(items, time.monotonic() + timeout_s, done))
+        waiting = _Waiting[T, R](items, done)
+        self._queue.append(waiting)
         self._num += len(items)
         self._filled.set()
+        done.add_done_callback(lambda _: self._leave(waiting))
+        if not math.isinf(timeout_s):
+            timer = loop.call_later(timeout_s, _fail, waiting, too_late())
+            done.add_done_callback(lambda _: timer.cancel())
         return done
 
+    def _leave(self, waiting: _Waiting[T, R]) -> None:
+        """A request is answered: what is left of it in the queue will not be computed."""
+        if waiting in self._queue:
+            self._queue.remove(waiting)
+            self._num -= len(waiting.items) - waiting.num_taken
+
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await self._filled.wait()
             if self._num < self._batch and self._window_s > 0:
                 await asyncio.sleep(self._window_s)
-            taken = self._take()
-            items = [item for _, some in taken for item in some]
-            if not items:
-                continue
-            began = time.monotonic()
-            self._observe(len(items))
-            try:
-                results = list(await loop.run_in_executor(self._executor, self._run, items))
-            except Exception as error:
-                self._fail(taken, error)
-                continue
-            self._s_each = (time.monotonic() - began) / len(items)
-            self._hand_out(taken, results)
+            shares = self._take()
+            if shares:
+                await self._compute(shares)
 
-    def _take(self) -> list[tuple[_Waiting[T, R], Sequence[T]]]:
-        """The next things, from the requests that came first; those that nobody waits for any more are dropped."""
-        taken: list[tuple[_Waiting[T, R], Sequence[T]]] = []
-        room, now = self._batch, time.monotonic()
-        while self._queue and room:
-            first = self._queue[0]
-            begun = len(first.results) + sum(len(some) for waiting, some in taken if waiting is first)
-            left = first.items[begun:]
-            if first.done.done() or now > first.until:
-                if not first.done.done():
-                    first.done.set_exception(Problem(503, "it took too long", headers={"Retry-After": "1"}))
-                self._num -= len(left)
-                self._queue.popleft()
-                continue
-            some = left[:room]
-            taken.append((first, some))
-            room -= len(some)
-            self._num -= len(some)
-            if len(some) == len(left):
-                self._queue.popleft()
-        if not self._queue:
-            self._filled.clear()
-        return taken
+    async def _compute(self, shares: list[_Share[T, R]]) -> None:
+        began, num = time.monotonic(), sum(len(some) for _, some in shares)
+        self._observe(num)
+        try:
+            await self._call(shares)
+        except Exception as error:
+            if len(shares) == 1:
+                _fail(shares[0][0], error)
+                return
+            for share in shares:
+                await self._compute_alone(share)
+        self._s_each = (time.monotonic() - began) / num
 
-    def _hand_out(self, taken: list[tuple[_Waiting[T, R], Sequence[T]]], results: list[R]) -> None:
-        place = 0
-        for waiting, some in taken:
-            waiting.results += results[place : place + len(some)]
-            place += len(some)
+    async def _compute_alone(self, share: _Share[T, R]) -> None:
+        if share[0].done.done():
+            return
+        try:
+            await self._call([share])
+        except Exception as error:
+            _fail(share[0], error)
+
+    async def _call(self, shares: list[_Share[T, R]]) -> None:
+        """Run the function on one batch, and hand out its results."""
+        items = [item for _, some in shares for item in some]
+        results = list(await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items))
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(results)} results for {len(items)} items")
+        start = 0
+        for waiting, some in shares:
+            waiting.results += results[start : start + len(some)]
+            start += len(some)
             if len(waiting.results) == len(waiting.items) and not waiting.done.done():
                 waiting.done.set_result(waiting.results)
 
-    def _fail(self, taken: list[tuple[_Waiting[T, R], Sequence[T]]], error: Exception) -> None:
-        for waiting, _ in taken:
-            if not waiting.done.done():
-                waiting.done.set_exception(error)
+    def _take(self) -> list[_Share[T, R]]:
+        """The next items, from the requests that came first."""
+        shares: list[_Share[T, R]] = []
+        room = self._batch
+        while self._queue and room:
+            first = self._queue[0]
+            some = first.items[first.num_taken : first.num_taken + room]
+            if not first.done.done():  # Else it leaves the queue in a moment.
+                shares.append((first, some))
+                room -= len(some)
+            first.num_taken += len(some)
+            self._num -= len(some)
+            if first.num_taken == len(first.items):
+                self._queue.popleft()
+        if not self._queue:
+            self._filled.clear()
+        return shares
+
+
+def _fail(waiting: _Waiting[T, R], error: Exception) -> None:
+    if not waiting.done.done():
+        waiting.done.set_exception(error)

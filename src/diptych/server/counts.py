@@ -29,6 +29,12 @@ class Counts:
             registry=self._registry,
         )
         self.waiting = Gauge("diptych_waiting", "Things that wait for their batch.", ["queue"], registry=self._registry)
+        self.busy = Gauge(
+            "diptych_busy_seconds",
+            "Since the longest current call of the threads began.",
+            ["threads"],
+            registry=self._registry,
+        )
         self.cut = Counter("diptych_texts_cut", "Texts that were too long for the model.", registry=self._registry)
         self.bodies = Gauge("diptych_body_bytes", "Of the requests that are under way.", registry=self._registry)
 

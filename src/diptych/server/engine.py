@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from diptych.bundle.folder import Bundle
@@ -18,18 +18,21 @@ from diptych.index.entry import Entry, Found
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 from diptych.inference.embedder import Embedder
-from diptych.inference.explain import explain
+from diptych.inference.explain import explain_pixels
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.batching import Batcher
 from diptych.server.counts import Counts
 from diptych.server.limits import Limits
-from diptych.server.problems import Problem
+from diptych.server.problems import Problem, too_late
 from diptych.server.shown import ShownPictures, heat_picture
+from diptych.server.workers import Workers
 
 T = TypeVar("T")
 
 _DECODE_S = 10.0
 """Seconds that one picture may take to decode, at most."""
+_DECODERS = 3
+"""Pictures that are decoded at the same time."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Engine:
 
     def __init__(self, clip: LoadedBundle, index: Index | None, limits: Limits) -> None:
         self.clip, self.index, self.limits, self.counts = clip, index, limits, Counts()
-        self.is_ready = False
-        self._decode_pool = DecodePool(timeout_s=min(limits.deadline_s, _DECODE_S), max_pixels=limits.pixels)
+        self._is_started = False
+        self._decode_pool = DecodePool(_DECODERS, timeout_s=min(limits.deadline_s, _DECODE_S), max_pixels=limits.pixels)
         self.embedder = Embedder(clip.bundle, batch_size=limits.batch, decode_pool=self._decode_pool)
         self.embedder.on_cut = self.counts.cut.inc
-        self._threads = {name: ThreadPoolExecutor(1, name) for name in ("texts", "images", "index")}
-        self._threads["pictures"] = ThreadPoolExecutor(2, "pictures")
+        nums = {"texts": 1, "images": 1, "index": 1, "decode": _DECODERS, "pictures": 2, "bodies": 2}
+        self._threads = {name: Workers(name, num=num, waiting=limits.waiting) for name, num in nums.items()}
+        for name, workers in self._threads.items():
+            self.counts.busy.labels(name).set_function(partial(getattr, workers, "busy_s"))
         self.texts = self._batcher("texts", "texts", self._embed_texts)
         self.images = self._batcher("images", "images", self._embed_images, batch=max(1, limits.batch // 4))
         self.searches = self._batcher("searches", "index", self._search)
@@ -84,20 +89,29 @@ class Engine:
     def _batchers(self) -> tuple[Batcher[Any, Any], ...]:
         return self.texts, self.images, self.searches, self.heats
 
+    def why_not_ready(self) -> str | None:
+        """What keeps the server from answering requests in time; None if nothing does."""
+        if not self._is_started:
+            return "the server is starting or going down"
+        for name, workers in self._threads.items():
+            if workers.busy_s > self.limits.deadline_s:
+                return f"a thread for {name} has been in one call for {workers.busy_s:.0f} s"
+        return None if all(batcher.is_running for batcher in self._batchers) else "a queue has ended"
+
     async def start(self) -> None:
-        """Take requests, after the model has seen a first text: what is set up once, nobody waits for."""
+        """Take requests, after the model has embedded a first text: what is set up once, nobody waits for."""
         for batcher in self._batchers:
             batcher.start()
-        await self.embed_texts(["a photo"])
-        self.is_ready = True
+        await self.texts.submit(["a photo"])
+        self._is_started = True
 
     async def stop(self) -> None:
-        """Take no more."""
-        self.is_ready = False
+        """Take no more. Calls that are running are abandoned: none is waited for."""
+        self._is_started = False
         for batcher in self._batchers:
             await batcher.stop()
-        for thread in self._threads.values():
-            thread.shutdown(wait=True, cancel_futures=True)
+        for workers in self._threads.values():
+            workers.shutdown()
         self._decode_pool.close()
 
     async def embed_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
@@ -115,11 +129,18 @@ class Engine:
             ImageError: one of them cannot be read; its number is told.
         """
         self._check_number("images", len(images), self.limits.images)
-        rows = await self._await(self.images, images)
-        for number, row in enumerate(rows):
-            if isinstance(row, ImageError):
-                raise ImageError(f"number {number + 1}: {str(row).partition(': ')[2] or row}")
+        rows = await self._await(self.images, await self._decoded(images))
         return _stacked(rows, self.clip.bundle)
+
+    async def _decoded(self, images: Sequence[bytes]) -> list[UInt8[ndarray, "3 H W"]]:
+        """The model's input for each picture. Decoding comes before the queue, so that a slow picture delays no batch.
+
+        Raises:
+            ImageError: one of them cannot be read; the message gives its number.
+        """
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._threads["decode"], self.embedder.pixels, image) for image in images]
+        return _checked(await asyncio.gather(*jobs, return_exceptions=True))
 
     async def search(self, vector: Float32[ndarray, " E"], *, top: int, chosen: Filter | None) -> list[Found]:
         """The nearest of the index."""
@@ -130,20 +151,31 @@ class Engine:
 
     async def explain(self, content: bytes, text: str) -> bytes:
         """A PNG of the picture as the model sees it, under the heat of a text."""
-        (png,) = await self._await(self.heats, [(content, text)])
+        (pixels,) = await self._decoded([content])
+        (png,) = await self._await(self.heats, [(pixels, text)])
         drawn: bytes = png
         return drawn
 
     async def of_index(self, read: Callable[[Index], T]) -> T:
         """What is read of the index, by the thread that reads it."""
         index = self.held_index()
-        loop = asyncio.get_running_loop()
-        return await self._in_time(loop.run_in_executor(self._threads["index"], read, index))
+        return await self.in_thread("index", partial(read, index))
 
     async def picture(self, entry: Entry, width_px: int | None) -> tuple[bytes, str]:
         """A picture of the index, or a small one, and its media type."""
-        loop = asyncio.get_running_loop()
-        return await self._in_time(loop.run_in_executor(self._threads["pictures"], self._shown.get, entry, width_px))
+        return await self.in_thread("pictures", partial(self._shown.get, entry, width_px))
+
+    async def in_thread(self, name: Literal["bodies", "index", "pictures"], call: Callable[[], T]) -> T:
+        """The result of a blocking call, from a thread of the kind that is named.
+
+        Raises:
+            Problem: it took longer than the deadline (503); its result is dropped.
+        """
+        coming = asyncio.get_running_loop().run_in_executor(self._threads[name], call)
+        try:
+            return await asyncio.wait_for(coming, self.limits.deadline_s)
+        except TimeoutError:
+            raise too_late() from None
 
     def held_index(self) -> Index:
         """The index.
@@ -156,13 +188,7 @@ class Engine:
         return self.index
 
     async def _await(self, batcher: Batcher[Any, Any], items: Sequence[Any]) -> list[Any]:
-        return await batcher.submit(items, timeout_s=self.limits.deadline_s)
-
-    async def _in_time(self, coming: Awaitable[T]) -> T:
-        try:
-            return await asyncio.wait_for(coming, self.limits.deadline_s)
-        except TimeoutError:
-            raise Problem(503, "it took too long", headers={"Retry-After": "1"}) from None
+        return _checked(await batcher.submit(items, timeout_s=self.limits.deadline_s))
 
     def _check_number(self, what: str, number: int, most: int) -> None:
         if number > most:
@@ -171,25 +197,35 @@ class Engine:
     def _embed_texts(self, texts: list[str]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_texts(texts))
 
-    def _embed_images(self, images: list[bytes]) -> list[Float32[ndarray, " E"] | ImageError]:
-        broken = dict[int, ImageError]()
-        emb = self.embedder.encode_images(images, on_error=broken.__setitem__)
-        return [broken.get(row, emb[row]) for row in range(len(images))]
+    def _embed_images(self, pixels: list[UInt8[ndarray, "3 H W"]]) -> list[Float32[ndarray, " E"]]:
+        return list(self.embedder.encode_pixels(pixels))
 
-    def _search(self, asked: list[_Asked]) -> list[list[Found]]:
-        """Searches that want the same number under the same filter go through the index together."""
-        index, found = self.held_index(), dict[int, list[Found]]()
-        groups: dict[tuple[int, str], list[int]] = defaultdict(list)
+    def _search(self, asked: list[_Asked]) -> list[list[Found] | Exception]:
+        """Searches that want the same number under the same filter go through the index together, and fail together."""
+        index, found = self.held_index(), dict[int, list[Found] | Exception]()
+        groups: dict[tuple[int, Filter | None], list[int]] = defaultdict(list)
         for number, one in enumerate(asked):
-            groups[one.top, repr(one.chosen)].append(number)
-        for numbers in groups.values():
-            first = asked[numbers[0]]
+            groups[one.top, one.chosen].append(number)
+        for (top, chosen), numbers in groups.items():
             vectors = np.stack([asked[number].vector for number in numbers])
-            found |= dict(zip(numbers, index.search(vectors, top=first.top, chosen=first.chosen), strict=True))
+            try:
+                found |= dict(zip(numbers, index.search(vectors, top=top, chosen=chosen), strict=True))
+            except Exception as error:
+                found |= dict.fromkeys(numbers, error)
         return [found[number] for number in range(len(asked))]
 
-    def _explain(self, asked: list[tuple[bytes, str]]) -> list[bytes]:
-        return [heat_picture(explain(self.embedder, content, [text])) for content, text in asked]
+    def _explain(self, asked: list[tuple[UInt8[ndarray, "3 H W"], str]]) -> list[bytes]:
+        return [heat_picture(explain_pixels(self.embedder, pixels, [text])) for pixels, text in asked]
+
+
+def _checked(results: Sequence[Any]) -> list[Any]:
+    """The results, if none of them is an exception."""
+    for number, result in enumerate(results):
+        if isinstance(result, ImageError):
+            raise ImageError(f"number {number + 1}: {str(result).partition(': ')[2] or result}")
+        if isinstance(result, BaseException):
+            raise result
+    return list(results)
 
 
 def _stacked(rows: Sequence[Float32[ndarray, " E"]], bundle: Bundle) -> Float32[ndarray, "N E"]:

@@ -16,7 +16,9 @@ class Limits:
     waiting: int = 1024
     """Texts, and pictures, that may wait for the model; whoever comes then is sent away with 429."""
     deadline_s: float = 30.0
-    """How long a request may take, its body included."""
+    """Seconds that a request may take, its body included; then it is answered with 503, whatever it waits for."""
+    idle_s: float = 5.0
+    """Seconds that the first or the next part of a body may be awaited."""
     body_mb: int = 32
     """Of one request."""
     all_bodies_mb: int = 256

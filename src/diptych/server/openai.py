@@ -1,8 +1,9 @@
 """`POST /v1/embeddings` as OpenAI has it, so that its clients work unchanged."""
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from starlette.concurrency import run_in_threadpool
 
 from diptych.server.api import PROBLEMS, written
 from diptych.server.engine import Engine
@@ -18,13 +19,13 @@ def openai_api(engine: Engine) -> APIRouter:
     @router.post("/embeddings", openapi_extra=body_of(OpenAIRequest), response_model=OpenAIAnswer)
     async def embeddings(request: Request) -> JSONResponse:
         """Unit embeddings of texts."""
-        asked = await read_body(request, OpenAIRequest)
+        asked = await read_body(request, OpenAIRequest, partial(engine.in_thread, "bodies"))
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         dim = engine.clip.bundle.config.embed_dim
         if asked.dimensions not in {None, dim}:
             raise Problem(422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number")
         emb = await engine.embed_texts(texts)
-        encoded = await run_in_threadpool(engine.clip.bundle.tokenizer.encode, texts)
+        encoded = await engine.in_thread("bodies", partial(engine.clip.bundle.tokenizer.encode, texts))
         tokens = int(encoded.lengths.sum())
         rows = [
             {"object": "embedding", "index": number, "embedding": row}

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from diptych.core.errors import BusyError, DiptychError, ImageError, IndexingError
 
@@ -28,6 +29,11 @@ class Overloaded(Problem):
 
     def __init__(self, what: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(429, f"{what}; try again later", headers={"Retry-After": str(max(1, round(retry_after_s)))})
+
+
+def too_late() -> Problem:
+    """The answer to a request that took longer than the deadline."""
+    return Problem(503, "it took too long", headers={"Retry-After": "1"})
 
 
 def problem_response(problem: Problem) -> JSONResponse:
@@ -57,6 +63,10 @@ def answer_problems(app: FastAPI) -> None:
     async def _failed(request: Request, _error: Exception) -> JSONResponse:
         LOG.error("%s %s failed", request.method, request.url.path)  # Its traceback follows, from the guard.
         return problem_response(Problem(500, "the server failed on this request; its log has the details"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        return problem_response(Problem(400, "the body did not come"))  # Nobody reads it.
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> JSONResponse:

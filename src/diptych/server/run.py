@@ -1,18 +1,28 @@
 """A server process: it takes requests until a signal comes, answers those that are under way, and ends."""
 
+import os
 import signal
 import socket
+import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from diptych.core.errors import ConfigError
+from diptych.server.connection import BoundedProtocol
+from diptych.server.workers import busy_threads
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_DRAIN_S = 30
+DRAIN_S = 30
+"""Seconds that requests under way have to be answered after SIGTERM or SIGINT."""
+EXIT_S = 5
+"""Seconds after that until the process ends, whatever it waits for."""
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -81,23 +91,55 @@ def read_keys(path: Path | None) -> list[str]:
     return keys
 
 
-def serve(app: ASGIApp, bound: socket.socket) -> None:
-    """Until SIGINT or SIGTERM: then no new request is taken, and those under way have half a minute."""
-    config = uvicorn.Config(
+def server_config(app: ASGIApp, *, drain_s: int = DRAIN_S) -> uvicorn.Config:
+    """How uvicorn serves an application; requests that are under way at the end have so many seconds."""
+    return uvicorn.Config(
         app,
+        http=BoundedProtocol,
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_DRAIN_S,
+        timeout_graceful_shutdown=drain_s,
         timeout_keep_alive=15,
         backlog=2048,
-        h11_max_incomplete_event_size=32 * 1024,
     )
+
+
+def serve(app: ASGIApp, bound: socket.socket, *, drain_s: int = DRAIN_S) -> None:
+    """Until SIGINT or SIGTERM: then no new request is taken, and those under way have `drain_s` seconds.
+
+    The process ends `EXIT_S` seconds later at the latest, with exit code 0, even if a thread never returns.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Uvicorn gives the signal on when it has ended.
     try:
-        uvicorn.Server(config).run(sockets=[bound])
+        _Server(server_config(app, drain_s=drain_s)).run(sockets=[bound])
     except KeyboardInterrupt:
         pass
     finally:
         signal.signal(signal.SIGTERM, before)
         bound.close()
+
+
+def exit_if_stuck() -> None:
+    """End the process now if a worker thread is inside a call: the interpreter cannot end cleanly around it."""
+    if busy_threads():
+        _exit()
+
+
+class _Server(uvicorn.Server):
+    """Ends the process some time after the first signal, whatever the process waits for."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            timer = threading.Timer((self.config.timeout_graceful_shutdown or 0) + EXIT_S, _exit)
+            timer.daemon = True
+            timer.start()
+        super().handle_exit(sig, frame)
+
+
+def _exit() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(0)

@@ -52,7 +52,7 @@ def find_runs(folder: Path) -> dict[str, Path]:
 
 def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     """What uvicorn serves."""
-    app = FastAPI(title="Diptych runs", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Diptych runs", docs_url=None, redoc_url=None, redirect_slashes=False)
     answer_problems(app)
 
     @app.get("/api/runs")
