@@ -210,3 +210,34 @@ def test_filters_apply_before_ranking(index: Index, text: str, numbers: list[int
     assert {found.key for found in index.entries(parse_filter(text))} == expected
     found = index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]
     assert {hit.entry.key for hit in found} == expected
+
+
+def _nested(levels: int, inner: str, *, by: str = "") -> str:
+    """The inner condition within as many brackets; each level keeps its meaning, or with `not` negates it."""
+    for level in range(levels):
+        inner = f"width >= 0 and {by}({inner})" if level % 2 else f"width < 0 or {by}({inner})"
+    return inner
+
+
+def _bushy(levels: int) -> str:
+    if not levels:
+        return "LEAF"
+    return f"({_bushy(levels - 1)} {'and' if levels % 2 else 'or'} {_bushy(levels - 1)})"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _nested(32, "width >= 800"),
+        _nested(16, "width >= 800", by="not "),
+        "not " * 32 + "width >= 800",
+        "(" * 32 + "width >= 800" + ")" * 32,
+        " or ".join(["width >= 800"] * 256),
+        _nested(25, _bushy(7).replace("LEAF", "width >= 800")),
+        _nested(12, _bushy(7).replace("LEAF", "not width < 800"), by="not "),
+    ],
+    ids=["brackets", "brackets and not", "not", "brackets alone", "long", "bushy", "bushy with not"],
+)
+def test_the_deepest_and_longest_filters_work(index: Index, text: str) -> None:
+    assert {found.key for found in index.entries(parse_filter(text))} == {"/photos/8.jpg", "/photos/9.jpg"}
+    assert len(index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]) == 2

@@ -33,3 +33,19 @@ def test_not_binds_before_and_and_before_or() -> None:
 def test_filters_that_do_not_parse(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=f"^--where {says}"):
         parse_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("not " * 33 + "width > 3", r"at 129: more than 32 levels"),
+        ("(" * 33 + "width > 3" + ")" * 33, "at 33: more than 32 levels"),
+        ("not (" * 5000 + "width > 3", "more than 32 levels"),
+        ("(" * 900 + "width > 3" + ")" * 900, "more than 32 levels"),
+        (" or ".join(["width > 3"] * 257), "more than 256 conditions"),
+    ],
+    ids=range(5),
+)
+def test_filters_that_are_too_deep_or_long(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=f"^--where .*{says}"):
+        parse_filter(text)

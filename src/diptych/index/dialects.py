@@ -59,6 +59,9 @@ class Condition:
 def to_sql(chosen: Filter, dialect: Dialect) -> Condition:
     """A filter as a condition.
 
+    Deep parts come first, and `not` before `not` is dropped, because SQLite's parser stops where about 100 words wait for their
+    end: `a AND (b OR (` leaves three words waiting per level, `((` one.
+
     >>> to_sql(Not(Comparison("path", "like", "%.png")), SQLITE)
     Condition(sql='NOT (key LIKE ?)', values=('%.png',))
     """
@@ -66,10 +69,14 @@ def to_sql(chosen: Filter, dialect: Dialect) -> Condition:
         case Comparison():
             return _compare(chosen, dialect)
         case Not():
+            if isinstance(chosen.inner, Not):
+                return to_sql(chosen.inner.inner, dialect)
             inner = to_sql(chosen.inner, dialect)
-            return Condition(f"NOT ({inner.sql})", inner.values)
+            return Condition(
+                f"NOT {inner.sql}" if isinstance(chosen.inner, Joined) else f"NOT ({inner.sql})", inner.values
+            )
         case Joined():
-            parts = [to_sql(part, dialect) for part in chosen.parts]
+            parts = [to_sql(part, dialect) for part in sorted(chosen.parts, key=_depth, reverse=True)]
             word = {"and": " AND ", "or": " OR "}[chosen.word]
             values = tuple(value for part in parts for value in part.values)
             return Condition(f"({word.join(part.sql for part in parts)})", values)
@@ -81,6 +88,16 @@ def where(chosen: Filter | None, dialect: Dialect) -> Condition:
         return Condition("", ())
     condition = to_sql(chosen, dialect)
     return Condition(f" WHERE ({condition.sql})", condition.values)
+
+
+def _depth(chosen: Filter) -> int:
+    match chosen:
+        case Comparison():
+            return 0
+        case Not():
+            return 1 + _depth(chosen.inner)
+        case Joined():
+            return 1 + max(map(_depth, chosen.parts))
 
 
 def _compare(chosen: Comparison, dialect: Dialect) -> Condition:

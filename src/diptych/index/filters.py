@@ -6,7 +6,8 @@ no database; `dialects.py` writes it for one.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
@@ -17,6 +18,10 @@ Sign: TypeAlias = Literal["<=", ">=", "!=", "=", "<", ">", "like"]
 NUMBERS = frozenset({"size", "width", "height"})
 _FIELDS, _SIGNS = get_args(Field), get_args(Sign)
 _TOKEN = re.compile(r"\s*(?:(<=|>=|!=|==|=|<|>|\(|\))|'((?:[^']|'')*)'|\"([^\"]*)\"|([^\s()<>=!'\"]+))")
+MAX_LEVELS = 32
+"""Of brackets and `not` within each other."""
+MAX_CONDITIONS = 256
+"""Comparisons in one filter."""
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")
 """Bytes on the command line that are no UTF-8 come as halves of a pair; no database takes them."""
 
@@ -58,8 +63,10 @@ class _Token(NamedTuple):
 def parse_filter(text: str) -> Filter:
     """A condition as a tree.
 
+    At most 32 levels of brackets and `not`, and 256 conditions: databases have such limits, too.
+
     Raises:
-        ConfigError: it cannot be read; the message says where.
+        ConfigError: it cannot be read, or is too deep or long; the message says where.
 
     >>> parse_filter("size > 1000 and not path like '%.png'").parts[1]
     Not(inner=Comparison(field='path', comparison='like', value='%.png'))
@@ -76,6 +83,7 @@ class _Parser:
 
     def __init__(self, text: str) -> None:
         self.text, self._tokens, self._next = text, list(_tokens(text)), 0
+        self._level = self._num_conditions = 0
 
     @property
     def now(self) -> _Token | None:
@@ -96,17 +104,35 @@ class _Parser:
         return _joined("and", parts)
 
     def _one(self) -> Filter:
+        place = None if self.now is None else self.now.place
         if self._takes("not"):
-            return Not(self._one())
+            with self._deeper(place):
+                return Not(self._one())
         if self._takes("("):
-            inner = self.either()
+            with self._deeper(place):
+                inner = self.either()
             if not self._takes(")"):
                 raise self.error(")")
             return inner
         return self._comparison()
 
+    @contextmanager
+    def _deeper(self, place: int | None) -> Iterator[None]:
+        if self._level == MAX_LEVELS:
+            raise ConfigError(
+                f"--where at {(place or 0) + 1}: more than {MAX_LEVELS} levels of brackets and not; simplify the filter"
+            )
+        self._level += 1
+        yield
+        self._level -= 1
+
     def _comparison(self) -> Filter:
         name = self._word("a field")
+        self._num_conditions += 1
+        if self._num_conditions > MAX_CONDITIONS:
+            raise ConfigError(
+                f"--where at {name.place + 1}: more than {MAX_CONDITIONS} conditions; split the filter, or use like"
+            )
         if name.is_quoted or name.text not in _FIELDS:
             raise ConfigError(f"--where at {name.place + 1}: {unknown_name('field', name.text, _FIELDS)}")
         sign = self._word("a comparison")
