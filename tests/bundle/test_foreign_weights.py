@@ -22,7 +22,7 @@ class _Archived(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight: Tensor = nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
         self.inner = nn.Linear(2, 2)
         self.inner.register_buffer("mean", torch.ones(2, dtype=torch.float16))
 
@@ -30,7 +30,16 @@ class _Archived(nn.Module):
         return 0
 
 
-class _Evil(_Archived):
+class _Evil(nn.Module):
+    """Prints when TorchScript restores it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight: Tensor = nn.Parameter(torch.zeros(2))
+
+    def forward(self) -> int:
+        return 0
+
     @torch.jit.export
     def __getstate__(self) -> tuple[Tensor, bool]:
         return (self.weight, self.training)
