@@ -1,6 +1,6 @@
 # The two commands that matter: `make demo` and `make check`. Both prepare .venv themselves; neither asks anything.
 .DEFAULT_GOAL := help
-.PHONY: help demo check check-slow bench format test docs clean
+.PHONY: help demo check check-slow attack bench format test docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -23,8 +23,11 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
 	@echo "check: all is well"
 
-check-slow: $(CHECKED)  ## The tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
+check-slow: attack  ## The attack, and the tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
 	$(BIN)/python -m pytest -m slow
+
+attack: $(CHECKED)  ## Mutated pictures, hostile requests and flipped bits; what must hold is in docs/security.md
+	$(BIN)/python -m tests.attack
 
 FLICKR8K ?= flickr8k
 CIFAR10 ?= cifar10_jpeg.zip

@@ -55,7 +55,7 @@ def test_a_picture_that_takes_too_long_fails_alone() -> None:
     """Its process is stopped here as a decoder that hangs would be; the pictures beside and after it are decoded."""
     with DecodePool(1, timeout_s=0.5) as pool:
         pixels(pool, encoded("PNG"))
-        (process,) = _processes(pool)
+        (process,) = pool.processes
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(ImageError, match=r"took more than 0\.5 seconds"):
             pixels(pool, encoded("PNG"))
@@ -68,7 +68,7 @@ def test_a_picture_that_takes_too_long_fails_alone() -> None:
 def test_a_process_that_crashes_is_replaced() -> None:
     with DecodePool(1) as pool:
         pixels(pool, encoded("PNG"))
-        (process,) = _processes(pool)
+        (process,) = pool.processes
         os.kill(process, signal.SIGSTOP)
         killer = threading.Timer(0.3, os.kill, (process, signal.SIGKILL))
         killer.start()
@@ -106,7 +106,7 @@ def test_threads_share_the_processes(pool: DecodePool) -> None:
 def test_the_processes_end_with_the_pool() -> None:
     with DecodePool(1) as pool:
         pixels(pool, encoded("PNG"))
-        (process,) = _processes(pool)
+        (process,) = pool.processes
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)
 
@@ -114,8 +114,3 @@ def test_the_processes_end_with_the_pool() -> None:
 def test_the_processes_import_no_torch() -> None:
     program = "import sys, diptych.images.worker; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def _processes(pool: DecodePool) -> list[int]:
-    """The identifiers of the processes of a pool that is idle."""
-    return [held._process.pid for held in list(pool._idle.queue) if held is not None]

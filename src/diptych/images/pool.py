@@ -75,6 +75,11 @@ class DecodePool:
         """
         return bytes(self._run("preview", content, width_px=width_px, form=form)[1])
 
+    @property
+    def processes(self) -> list[int]:
+        """The identifiers of the processes that are idle."""
+        return [held.identifier for held in list(self._idle.queue) if held is not None]
+
     def close(self) -> None:
         """End the idle processes now, and the others after their current picture."""
         self._is_closed = True
@@ -147,6 +152,11 @@ class _Process:
                 "the processes that decode pictures do not start; "
                 f"'{sys.executable} -m diptych.images.worker 0 1 1 1' shows why"
             ) from None
+
+    @property
+    def identifier(self) -> int:
+        """The process's number in the system."""
+        return self._process.pid
 
     @property
     def is_running(self) -> bool:
