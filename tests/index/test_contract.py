@@ -4,6 +4,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -241,3 +242,32 @@ def _bushy(levels: int) -> str:
 def test_the_deepest_and_longest_filters_work(index: Index, text: str) -> None:
     assert {found.key for found in index.entries(parse_filter(text))} == {"/photos/8.jpg", "/photos/9.jpg"}
     assert len(index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]) == 2
+
+
+def test_names_sidecars_and_targets_are_kept(index: Index, place: str) -> None:
+    sidecar = Stamp(size=3, modified_ns=2**60)
+    index.add([entry(20, digest="d4", sidecar=sidecar, target="/elsewhere/20.jpg")], {})
+    index.rename_model(("new", "m"))
+    with open_index(place) as again:
+        assert (again.model, again.models) == ("new", ("new", "m"))
+        assert again.sidecars() == {"/photos/20.jpg": sidecar}
+        assert again.targets() == {"/photos/20.jpg": "/elsewhere/20.jpg"}
+        assert again.with_digest("d4")[0].target == "/elsewhere/20.jpg"
+    index.rename_model(("newer",))
+    with open_index(place) as again:
+        assert again.models == ("newer",)
+    assert (index.verify(), index.remarks()) == ([], [])
+
+
+def test_of_several_that_create_it_at_once_one_does(place: str) -> None:
+    def make(_: int) -> str:
+        try:
+            create_index(place, dim=DIM, model="m", bundle="b", aliases=["old"]).close()
+        except IndexingError as error:
+            return str(error).partition(": ")[2]
+        return "made"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(make, range(4))) == [*["holds an index already"] * 3, "made"]
+    with open_index(place) as made:
+        assert (made.models, made.verify()) == (("m", "old"), [])

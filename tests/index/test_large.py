@@ -176,6 +176,8 @@ def test_parts_are_joined(place: str, tmp_path: Path) -> None:
             assert whole.stamps()["/photos/bad.jpg"] == broken[1]
         assert _keys(whole.search(vectors[[25]], top=1)) == [["/photos/25.jpg"]]
         assert whole.verify() == []
+        with create_index(tmp_path / "renamed", dim=DIM, model="new", bundle="b", aliases=["m"]) as renamed:
+            assert merge(whole, [renamed]) == 0
         with (
             create_index(tmp_path / "other", dim=DIM, model="n", bundle="b") as other,
             pytest.raises(IndexingError, match="they do not compare"),

@@ -171,6 +171,41 @@ def test_kills_lose_and_double_nothing(tiny_bundle: Path, tmp_path: Path, place:
             )
 
 
+_SIX = """
+import os, sys
+from pathlib import Path
+from diptych.inference.loaded import load
+from diptych.search.collection import open_or_create, update
+clip = load(sys.argv[2], device="cpu")
+clip.encode_texts(["warm"])
+children = []
+start, go = os.pipe()
+for number in range(6):
+    if (child := os.fork()) == 0:
+        os.close(go)
+        os.read(start, 1)  # Ends when the parent closes its end, for all at once.
+        with open_or_create(sys.argv[1], clip) as index:
+            update(index, clip, [Path(sys.argv[3]) / str(number)])
+        os._exit(0)
+    children.append(child)
+os.close(go)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+
+
+@pytest.mark.slow
+def test_six_processes_that_create_it_at_once_take_turns(tiny_bundle: Path, tmp_path: Path, place: str) -> None:
+    pictures = tmp_path / "photos"
+    for number in range(6):
+        (pictures / str(number)).mkdir(parents=True)
+        for other in range(20):
+            Image.new("RGB", (20, 20), (40 * number, 10 * other, 0)).save(pictures / str(number) / f"{other}.png")
+    arguments = [sys.executable, "-c", _SIX, place, str(tiny_bundle), str(pictures)]
+    subprocess.run(arguments, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, timeout=300)
+    with open_index(place) as index:
+        assert (index.verify(), index.remarks(), len(index)) == ([], [], 120)
+
+
 @pytest.mark.parametrize(
     ("text", "terms"),
     [

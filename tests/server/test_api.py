@@ -3,6 +3,8 @@
 import base64
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 from uuid import uuid4
 
@@ -159,6 +161,38 @@ def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: P
             assert own.ask("GET", f"/v1/images/{ids['kept']}/file").status == 200
             assert own.ask("GET", f"/v1/images/{ids['changed']}/file").status == 410
             assert own.ask("GET", f"/v1/images/{ids['gone']}/thumb").status == 410
+
+
+def test_only_what_was_indexed_is_shown(clip: LoadedBundle, tmp_path: Path) -> None:
+    from diptych.search.collection import open_or_create, update
+
+    folder, other = tmp_path / "pictures", tmp_path / "other.bmp"
+    (folder / "inner").mkdir(parents=True)
+    names = ["kept", "touched", "swapped", "fifo", "zero", "linked", "inner/moved"]
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{name}.bmp")
+    (folder / "alias.bmp").symlink_to(folder / "kept.bmp")
+    Image.new("RGB", (8, 8), "white").save(other)
+    with open_or_create(tmp_path / "index", clip) as opened:
+        update(opened, clip, [folder])
+        ids = {Path(entry.key).stem: entry.digest for entry in opened.entries()}
+        os.utime(folder / "touched.bmp", (1, 1))
+        before = (folder / "swapped.bmp").stat()
+        (folder / "swapped.bmp").write_bytes(other.read_bytes())  # Of the same size, and soon of the same time.
+        os.utime(folder / "swapped.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+        shutil.copy2(folder / "linked.bmp", tmp_path / "linked.bmp")
+        for name in ("fifo", "zero", "linked"):
+            (folder / f"{name}.bmp").unlink()
+        os.mkfifo(folder / "fifo.bmp")
+        (folder / "zero.bmp").symlink_to("/dev/zero")
+        (folder / "linked.bmp").symlink_to(tmp_path / "linked.bmp")  # Even the same content.
+        (folder / "inner").rename(tmp_path / "inner")
+        (folder / "inner").symlink_to(tmp_path / "inner")
+        with served(create_app(clip, opened)) as own:
+            statuses = {name: own.ask("GET", f"/v1/images/{id_}/file").status for name, id_ in ids.items()}
+            assert own.ask("GET", f"/v1/images/{ids['kept']}/thumb").status == 200
+    shown = {"kept", "touched", "alias"}
+    assert statuses == {name: 200 if name in shown else 410 for name in ids}
 
 
 def test_every_example_of_the_description_works(site: Site) -> None:

@@ -112,7 +112,7 @@ def merge(
         target = stack.enter_context(
             open_index(index)
             if index_exists(index)
-            else create_index(index, dim=first.dim, model=first.model, bundle=first.bundle)
+            else create_index(index, dim=first.dim, model=first.model, bundle=first.bundle, aliases=first.models[1:])
         )
         num = merge_indexes(target, opened, track=bar)
         say(f"{target.place}: {num:,} taken up; {len(target):,} pictures")

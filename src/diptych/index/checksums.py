@@ -75,7 +75,7 @@ def damaged_tables(database: sqlite3.Connection) -> list[str]:
         sql = f"SELECT count(*) FROM {table} WHERE row_hash IS NOT hash_row({columns})"
         try:
             num = int(database.execute(sql).fetchone()[0])
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeError) as error:
             faults.append(f"{DATABASE} is damaged: the table {table} cannot be read ({error})")
             continue
         if num:

@@ -51,8 +51,11 @@ class LocalStore:
                 f"{folder}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
                 "install the version of Diptych that wrote it, or a newer one"
             )
-        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
-        self.models = known_models(about)
+        try:
+            self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+            self.models = known_models(about)
+        except (KeyError, ValueError):
+            raise self._damaged() from None
 
     @property
     def model(self) -> str:
@@ -135,11 +138,14 @@ class LocalStore:
     def _file(self, number: int | None = None, *, codes: int | None = None) -> VectorFile:
         """The files that count, or those of another number."""
         about = self._about()
-        kind = cast(Kind, about.get("kind", "float32"))
-        if number is None:
-            number, counted = int(about["file"]), int(about.get("codes", about["file"]))
-            codes = counted if codes is None else codes
-        return VectorFile(self.folder, number, self.dim, kind, codes=codes)
+        try:
+            kind = cast(Kind, about.get("kind", "float32"))
+            if number is None:
+                number, counted = int(about["file"]), int(about.get("codes", about["file"]))
+                codes = counted if codes is None else codes
+            return VectorFile(self.folder, number, self.dim, kind, codes=codes)
+        except (KeyError, ValueError, TypeError):
+            raise self._damaged() from None
 
     def _blocks(self) -> list[Block]:
         return [
@@ -181,7 +187,7 @@ class LocalStore:
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._database.execute(sql, values).fetchall()
-        except (sqlite3.DatabaseError, UnicodeEncodeError) as error:
+        except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes damaged names as they are.
             raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
 
     @contextmanager

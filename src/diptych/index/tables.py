@@ -63,7 +63,7 @@ def connect(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = FULL")
         database.execute("PRAGMA foreign_keys = ON")
         database.create_function("hash_row", -1, hash_row, deterministic=True)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise IndexingError(f"{path.parent}: cannot be read ({error})") from None
     return database
 
@@ -123,8 +123,16 @@ def to_row(entry: Entry) -> tuple[Any, ...]:
 
 
 def to_entry(row: Sequence[Any]) -> Entry:
-    """From the values of `COLUMNS`."""
+    """From the values of `COLUMNS`.
+
+    Raises:
+        IndexingError: the captions are damaged.
+    """
     key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target = row
+    try:
+        texts = tuple(json.loads(captions))
+    except (ValueError, TypeError):
+        raise IndexingError(f"{key}: its captions are damaged; diptych index verify says what else is") from None
     return Entry(
         key=key,
         digest=digest,
@@ -132,7 +140,7 @@ def to_entry(row: Sequence[Any]) -> Entry:
         width=width,
         height=height,
         taken=taken,
-        captions=tuple(json.loads(captions)),
+        captions=texts,
         sidecar=None if sidecar_size is None else Stamp(size=sidecar_size, modified_ns=sidecar_ns),
         target=target,
     )

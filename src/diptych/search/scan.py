@@ -109,7 +109,7 @@ class _Scanner:
                 continue
             if item.is_dir(follow_symlinks=False):
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
-            elif item.is_symlink() and item.is_dir():
+            elif _leads_to_folder(item):
                 self._link_to_folder(item)
             else:
                 name, suffix = os.path.splitext(item.name)  # noqa: PTH122
@@ -160,6 +160,13 @@ class _Scanner:
 
     def _is_inside(self, target: str) -> bool:
         return f"{target}/".startswith(f"{self._root.rstrip('/')}/")
+
+
+def _leads_to_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_symlink() and item.is_dir()
+    except OSError:  # A link to itself, for one.
+        return False
 
 
 def _stamp(item: os.DirEntry[str]) -> Stamp:

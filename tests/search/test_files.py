@@ -1,0 +1,236 @@
+"""Links, sidecars and files that are not what they seem, in an indexed folder."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from diptych.cli.main import main
+from diptych.index.choice import open_index
+from diptych.inference.loaded import LoadedBundle
+from diptych.search import collection, scan
+from diptych.search.collection import Update, open_or_create, update
+from tests.conftest import draw_photos
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder that has no index yet."""
+    return tmp_path / "index"
+
+
+def _update(place: Path, clip: LoadedBundle, *folders: Path, follow_links: bool = False, prune: bool = False) -> Update:
+    with open_or_create(place, clip) as index:
+        return update(index, clip, folders, follow_links=follow_links, prune=prune)
+
+
+def _captions(place: Path) -> dict[str, tuple[str, ...]]:
+    with open_index(place) as index:
+        return {Path(entry.key).name: entry.captions for entry in index.entries()}
+
+
+def _names(place: Path, root: Path) -> set[str]:
+    with open_index(place) as index:
+        return {str(Path(entry.key).relative_to(root)) for entry in index.entries()}
+
+
+@pytest.fixture
+def outside(tmp_path: Path, photos: Path) -> Path:
+    """A folder with two pictures, one with captions; links from `photos` lead to all of it."""
+    folder = tmp_path / "outside"
+    draw_photos(folder, [f"{number}.png" for number in range(8)])  # The first ones are those of `photos`.
+    for number in range(6):
+        (folder / f"{number}.png").unlink()
+    (folder / "6.txt").write_text("private", "utf-8")
+    (photos / "linked").symlink_to(folder)
+    (photos / "g.png").symlink_to(folder / "6.png")
+    (photos / "a.txt").symlink_to(folder / "6.txt")
+    (photos / "inside.png").symlink_to(photos / "more" / "f.jpg")
+    return folder
+
+
+def test_links_out_of_the_folder_are_counted_and_not_followed(
+    clip: LoadedBundle, photos: Path, outside: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _update(place, clip, photos) == Update(added=6, copies=1, links=3)
+    assert _names(place, photos) == {"a.png", "b.png", "c.png", "d.png", "e.png", "inside.png", "more/f.jpg"}
+    assert set(_captions(place).values()) == {()}
+    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert (
+        "7 as before; 7 pictures; 3 links out of the folders not followed (--follow-links)" in capsys.readouterr().out
+    )
+    assert main(["index", "add", str(place), str(photos), "--json"]) == 0
+    assert '"links": 3' in capsys.readouterr().out
+
+
+def test_links_are_followed_on_request(clip: LoadedBundle, photos: Path, outside: Path, place: Path) -> None:
+    report = _update(place, clip, photos, follow_links=True)
+    assert (report.added + report.copies, report.links) == (10, 0)
+    assert {"g.png", "linked/6.png", "linked/7.png"} < _names(place, photos)
+    assert _captions(place)["a.png"] == ("private",)
+    with open_index(place) as index:
+        assert index.targets() == {
+            str(photos / "g.png"): str(outside / "6.png"),
+            str(photos / "linked/6.png"): str(outside / "6.png"),
+            str(photos / "linked/7.png"): str(outside / "7.png"),
+            str(photos / "inside.png"): str(photos / "more/f.jpg"),
+        }
+    assert _update(place, clip, photos, follow_links=True) == Update(unchanged=10)
+    report = _update(place, clip, photos, prune=True)
+    assert (report.unchanged, report.recaptioned, report.dropped, report.links) == (6, 1, 3, 3)
+    assert main(["index", "add", str(place), str(photos), "--follow-links"]) == 0
+    assert main(["index", "remove", str(place), str(photos / "linked")]) == 0
+    assert "linked/7.png" not in _names(place, photos)
+
+
+def test_links_in_a_circle_end(clip: LoadedBundle, photos: Path, place: Path) -> None:
+    for number in range(12):  # Each leads to all the others: twelve factorial paths.
+        (photos / f"n{number}").mkdir()
+        for other in range(12):
+            (photos / f"n{number}" / f"to{other}").symlink_to(photos / f"n{other}")
+    (photos / "n3" / "up").symlink_to(photos)
+    (photos / "more" / "self.png").symlink_to("self.png")
+    looped = (str(photos / "more" / "self.png"), "cannot be read (Too many levels of symbolic links)")
+    assert _update(place, clip, photos, follow_links=True) == Update(added=6, unreadable=[looped])
+
+
+def test_a_link_that_is_turned_elsewhere_is_read_again(clip: LoadedBundle, photos: Path, place: Path) -> None:
+    (photos / "link.png").symlink_to(photos / "a.png")
+    size = (photos / "b.png").stat().st_size
+    (photos / "a.png").write_bytes((photos / "a.png").read_bytes().ljust(size, b"\0"))
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes().ljust((photos / "a.png").stat().st_size, b"\0"))
+    for name in ("a.png", "b.png"):
+        os.utime(photos / name, (1, 1))
+    _update(place, clip, photos)
+    (photos / "link.png").unlink()
+    (photos / "link.png").symlink_to(photos / "b.png")
+    assert _update(place, clip, photos).changed == 1
+    with open_index(place) as index:
+        assert index.digest_of(str(photos / "link.png")) == index.digest_of(str(photos / "b.png"))
+
+
+def test_captions_that_come_change_and_go(
+    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.txt").write_text("first", "utf-8")
+    _update(place, clip, photos)
+    monkeypatch.setattr(clip.embedder, "encode_images", lambda images, **_: pytest.fail("embedded") if images else [])
+    (photos / "a.txt").write_text("second\nand third", "utf-8")
+    (photos / "more" / "f.txt").write_text("new", "utf-8")
+    assert _update(place, clip, photos) == Update(unchanged=4, recaptioned=2)
+    assert _captions(place)["a.png"] == ("second", "and third")
+    assert _captions(place)["f.jpg"] == ("new",)
+    os.utime(photos / "a.txt", (1, 1))  # Touched, but what it was.
+    assert _update(place, clip, photos) == Update(unchanged=6)
+    (photos / "a.txt").unlink()
+    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert "1 with new captions, 5 as before; 6 pictures" in capsys.readouterr().out
+    assert _captions(place)["a.png"] == ()
+    assert _update(place, clip, photos) == Update(unchanged=6)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_captions_are_decoded_by_their_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding in {"utf-16-le", "utf-16-be"} else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}ein Fuchs 🦊\r\n\r\nänd\n".encode(encoding))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (file,) = scan.scan([tmp_path])
+    assert scan.read_captions(file.sidecar) == ("ein Fuchs 🦊", "änd")
+
+
+def test_captions_that_cannot_be_read_cost_no_picture(
+    clip: LoadedBundle, photos: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a.txt").write_bytes(b"x" * (2**20 + 1))
+    os.mkfifo(photos / "b.txt")
+    (photos / "c.txt").symlink_to("/dev/zero")
+    report = _update(place, clip, photos)
+    assert (report.added, report.unread_captions) == (
+        6,
+        [(str(photos / "a.txt"), "cannot be read (has more than 1,048,576 bytes)")],
+    )
+    assert _update(place, clip, photos) == Update(unchanged=6)  # It is not read again until it changes.
+    os.utime(photos / "a.txt", (1, 1))
+    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert "a.txt: cannot be read (has more than 1,048,576 bytes); its captions are left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("becomes", ["fifo", "device", "link", "nothing", "folder", "larger"])
+def test_a_file_that_changes_under_the_scan_fails_alone(
+    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
+    path, whole = photos / "c.png", scan.scan
+
+    def scanned(*given: object, **more: object) -> object:
+        files = list(whole(*given, **more))  # type: ignore[arg-type]
+        content = path.read_bytes()
+        path.unlink()
+        match becomes:
+            case "fifo":
+                os.mkfifo(path)
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "link":
+                shutil.copy(photos / "a.png", photos.parent / "other.png")
+                path.symlink_to(photos.parent / "other.png")
+            case "folder":
+                path.mkdir()
+            case "larger":
+                path.write_bytes(content + b"\0" * 9)
+            case _:
+                pass
+        return files
+
+    monkeypatch.setattr(collection, "scan", scanned)
+    report = _update(place, clip, photos)
+    assert report.added == 5
+    ((name, reason),) = report.unreadable
+    assert name == str(path)
+    reasons = {"link": "is a symbolic link", "device": "is a symbolic link", "nothing": "No such file or directory"}
+    reasons["larger"] = "grew while it was indexed; the next addition reads it"
+    assert reason == f"cannot be read ({reasons.get(becomes, 'is not a regular file')})"
+    monkeypatch.setattr(collection, "scan", whole)
+    assert _update(place, clip, photos).changed == (becomes == "larger")
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (photos / "huge.png").open("wb") as file:
+        file.truncate(2**29 + 1)  # It takes no room on the disk.
+    report = _update(place, clip, photos)
+    assert report == Update(
+        added=6, unreadable=[(str(photos / "huge.png"), "cannot be read (has more than 536,870,912 bytes)")]
+    )
+
+
+def test_a_picture_without_access_is_no_gone_one(
+    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _update(place, clip, photos)
+    stamp = scan._stamp
+
+    def refused(item: os.DirEntry[str]) -> object:
+        if item.name == "b.png":
+            raise PermissionError(13, "Permission denied")
+        return stamp(item)
+
+    monkeypatch.setattr(scan, "_stamp", refused)
+    report = _update(place, clip, photos, prune=True)
+    assert report == Update(unchanged=5, unreadable=[(str(photos / "b.png"), "cannot be read (Permission denied)")])
+
+
+def test_a_model_is_known_by_each_of_its_names(
+    clip: LoadedBundle, photos: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _update(place, clip, photos)
+    monkeypatch.setattr(type(clip), "identities", ("sha256-of-it", clip.identity), raising=False)
+    with open_or_create(place, clip) as index:
+        assert index.models == (clip.identity,)  # Reading changes nothing.
+    assert _update(place, clip, photos) == Update(unchanged=6)
+    with open_index(place) as index:
+        assert index.models == ("sha256-of-it", clip.identity)
+    with open_or_create(tmp_path / "new", clip) as new:
+        assert new.models == ("sha256-of-it", clip.identity)
