@@ -167,6 +167,17 @@ def test_searches_that_make_no_sense(small: Site, body: Any) -> None:
     check_refused(small.ask("POST", "/v1/search", body), 400, 422)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("embed", {"texts": [1] * 9}), ("embed", {"images": [1] * 9}), ("embeddings", {"input": [1] * 9})],
+    ids=range(3),
+)
+def test_a_million_wrong_items_are_one_error(small: Site, path: str, body: Any) -> None:
+    answer = small.ask("POST", f"/v1/{path}", body)
+    check_refused(answer, 422)
+    assert len(answer.json["errors"]) <= 2  # One for each type that a field may have.
+
+
 def test_an_unknown_picture_of_the_index(small: Site) -> None:
     check_refused(small.ask("POST", "/v1/search", {"terms": [{"id": "0123"}]}), 404)
 

@@ -65,7 +65,7 @@ function line(run) {
   const number = (value, digits) => cell("td", value?.toFixed(digits) ?? "", { className: "number" });
   row.append(
     cell("th", label, { scope: "row" }), cell("td", run.recipe), cell("td", run.data), number(run.step, 0),
-    number(run.elapsed_s && run.elapsed_s / 60, 1), number(run.loss, 3), cell("td", run.is_done ? "done" : "no bundle yet"),
+    number(run.elapsed_s && run.elapsed_s / 60, 1), number(run.loss, 3), cell("td", run.unreadable ? `unreadable: ${run.unreadable}` : run.is_done ? "done" : "no bundle yet"),
   );
   return row;
 }
