@@ -95,7 +95,8 @@ def decode_mutants(num: int, *, seed: int) -> Outcome:
         list(threads.map(one, range(num)))
     if peak > memory_limit(_MAX_PIXELS):
         outcome.failures.append(f"a process that decodes took {peak:,} bytes")
-    outcome.summary = f"pictures: {num:,} decoded, {num_read:,} readable, slowest {slowest:.1f} s, at most {peak / 2**20:.0f} MiB per process"
+    taken = f"slowest {slowest:.1f} s, at most {peak / 2**20:.0f} MiB per process"
+    outcome.summary = f"pictures: {num:,} decoded, {num_read:,} readable, {taken}"
     return outcome
 
 

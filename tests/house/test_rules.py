@@ -122,12 +122,15 @@ _ONE_WAY = {
     r"\bhtml\.escape|from html import|<html|<td|<script": set(),
     r"\bjinja2\b": {"core/html.py"},
     r"\bImage\.open\b|\bdecode_jpeg\(": {"images/opener.py", "images/jpeg.py", "images/decode.py"},
+    r"(?<![\w.])print\(|\bsys\.(__)?(stdout|stderr)(__)?\.write\b": {"cli/output.py", "cli/laps.py"},
+    r"(?<!Visible)\bConsole\(": {"core/terminal.py"},
+    r"\bconsole\(\)\.(print|log|out|rule)\(": {"cli/output.py"},
 }
-"""What has one place: locking a file, replacing one, writing HTML, opening a picture. By pattern, the files that may do it."""
+"""What has one place: to lock a file, replace one, write HTML, open a picture, print. By pattern, the files that may do it."""
 
 
 @pytest.mark.parametrize("pattern", list(_ONE_WAY))
-def test_locks_replacements_and_html_have_one_place(pattern: str) -> None:
+def test_what_has_one_place_is_done_there_alone(pattern: str) -> None:
     found = {str(path.relative_to(SOURCE)) for path in FILES if re.search(pattern, path.read_text("utf-8"))}
     assert found <= _ONE_WAY[pattern]
 

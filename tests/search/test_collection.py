@@ -1,5 +1,6 @@
 """An index in step with a folder, whatever becomes of its files, and however its writer ends."""
 
+import io
 import os
 import random
 import shutil
@@ -19,10 +20,12 @@ from diptych.cli.main import main
 from diptych.core.errors import ConfigError, ImageError, IndexingError
 from diptych.index.address import is_address
 from diptych.index.choice import index_exists, open_index
+from diptych.index.entry import Stamp
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.inference.query import Query, Term, parse_query
 from diptych.search.collection import Update, open_or_create, update
+from diptych.search.scan import describe_picture
 from tests.conftest import draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +105,27 @@ def test_what_files_say_of_themselves(clip: LoadedBundle, tmp_path: Path) -> Non
         a, b = index.entries()
     assert (a.width, a.height, a.taken, a.captions) == (20, 40, "2024-05-01 12:30:00", ("a dark field", "nothing"))
     assert (b.width, b.height, b.taken, b.captions) == (40, 20, None, ())
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        ("2024:05:01 12:30:00", "2024-05-01 12:30:00"),
+        ("2024:05:01", "2024-05-01"),
+        ("2024:05:01 \x1b]52;c;Y3VybA==\x07", "2024-05-01"),
+        ("2024:05:01 12:30:00\x1b[2J", "2024-05-01"),
+        ("2024:05:01 24:00:00", "2024-05-01"),
+        ("2024:13:01 12:30:00", None),
+        ("2024:02:30", None),
+        ("0000:00:00 00:00:00", None),
+        ("2024:05:01\x1b[2J 12:30:00", None),
+    ],
+)
+def test_when_a_picture_was_taken_is_a_time_or_nothing(written: str, taken: str | None) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0x9003] = written
+    Image.new("RGB", (4, 4)).save(file, format="JPEG", exif=exif)
+    assert describe_picture("a.jpg", Stamp(size=1, modified_ns=1), file.getvalue()).taken == taken
 
 
 def test_names_that_are_no_text_are_left_out(clip: LoadedBundle, photos: Path, place: str) -> None:

@@ -1,15 +1,21 @@
 """Who may ask, and what every answer carries."""
 
+import asyncio
 import base64
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from diptych.core.errors import ConfigError
+from diptych.core.terminal import VisibleFormatter
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
-from diptych.server.guard import HEADERS
+from diptych.server.counts import Counts
+from diptych.server.guard import HEADERS, Guard
+from diptych.server.limits import Limits
 from diptych.server.run import known_hosts, read_keys
 from tests.server.site import Site, served
 
@@ -150,3 +156,22 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
             read_keys(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(tmp_path / "missing")
+
+
+def test_a_path_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError(scope["path"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(_message: Message) -> None:
+        pass
+
+    guard = Guard(fails, limits=Limits(), counts=Counts())
+    scope = {"type": "http", "method": "GET", "path": "/a\nERROR: owned \x1b]52;c;Y3VybA==\x07", "headers": []}
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(guard(scope, receive, send))
+    (record,) = caplog.records
+    assert record.getMessage() == r"GET /a\nERROR: owned \x1b]52;c;Y3VybA==\x07 failed"
+    assert "\x1b" not in VisibleFormatter("%(message)s").format(record)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, print_table, say
+from diptych.cli.output import print_table, say
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
 from diptych.core.figures import percent
@@ -168,8 +168,11 @@ def _save(picture: "Image", path: Path) -> Path:
 
 
 def _print_next(out: Path, pictures: list[Path]) -> None:
-    say(f"\nCurves: {out / 'curves.png'}\nSearch: {out / 'search.png'}\n")
-    console().print("Try next:", style="bold")
+    say()
+    say(f"Curves: {out / 'curves.png'}")
+    say(f"Search: {out / 'search.png'}")
+    say()
+    say("Try next:", style="bold")
     bundle = out / "bundle"
     for line in (
         f"diptych rank-images {bundle} {pictures[0].parent} 'a small green circle' --sheet found.png",
@@ -179,5 +182,6 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
         "diptych train --help",
     ):
         say("  " + line)
-    console().print("\nOr look for yourself, on a page that searches while you type:", style="bold")
+    say()
+    say("Or look for yourself, on a page that searches while you type:", style="bold")
     say(f"  diptych serve {bundle} --index {out / 'index'}")

@@ -15,7 +15,7 @@ from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
 from diptych.cli.index import add, build, duplicates, merge, remove, stats, verify
 from diptych.cli.models import presets, recipes
-from diptych.cli.output import show_anything, warn
+from diptych.cli.output import print_traceback, show_anything, warn
 from diptych.cli.search import search
 from diptych.cli.serve import serve, serve_runs
 from diptych.cli.train import dotted_to_set, train
@@ -23,6 +23,7 @@ from diptych.cli.tune import tune
 from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
 from diptych.core.errors import DiptychError, DiptychWarning
+from diptych.core.terminal import visible
 
 app = App(
     name="diptych",
@@ -74,11 +75,12 @@ app.command(recipes)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Ours on one line, others as Python shows them."""
+    """Ours on one line, others as Python shows them; both visibly."""
     if issubclass(category, DiptychWarning):
         warn(str(message))
     else:
-        _shown_by_python(message, category, *place, **more)
+        shown = visible(str(message), keep="\n")
+        _shown_by_python(message if shown == str(message) else shown, category, *place, **more)
 
 
 def _is_launched() -> bool:
@@ -123,6 +125,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The program: one command, and the end of the process."""
+    sys.excepthook = print_traceback
     code = main()
     if _is_launched():
         from diptych.core.launch import leave

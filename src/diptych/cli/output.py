@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs."""
+"""What commands print: tables for people, JSON for programs. Control characters in it are made visible, also in a pipe."""
 
 import io
 import json
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diptych.core.figures import plain
+from diptych.core.terminal import open_console, visible, visible_json
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.console import Console
 
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
@@ -24,17 +27,13 @@ _PIPED_WIDTH = 200
 @lru_cache(maxsize=1)
 def console() -> "Console":
     """Standard output."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+    return open_console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 @lru_cache(maxsize=1)
 def errors() -> "Console":
     """Standard error: what is under way, on a terminal."""
-    from rich.console import Console
-
-    return Console(stderr=True)
+    return open_console(stderr=True)
 
 
 def print_json(value: Any) -> None:
@@ -43,8 +42,8 @@ def print_json(value: Any) -> None:
 
 
 def json_text(value: Any, *, encoding: str = "utf-8") -> str:
-    """Dataclasses, arrays and paths as JSON; in ASCII where the encoding has no place for a letter, as of an odd file name."""
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    """Dataclasses, arrays and paths as JSON, without control characters; in ASCII where the encoding lacks a letter."""
+    text = visible_json(json.dumps(plain(value), indent=2, ensure_ascii=False))
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -58,9 +57,14 @@ def show_anything() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def say(text: str) -> None:
-    """One line on standard output. Brackets and colons in it are names of files, not colours or pictures."""
-    console().print(text, markup=False, emoji=False, soft_wrap=True)
+def say(text: str = "", *, style: str = "") -> None:
+    """One line on standard output. Brackets and colons in it are names of files, not colours or pictures.
+
+    Args:
+        text: a newline in it is shown as an escape, like every other control character.
+        style: Rich's name of a style, such as `bold`.
+    """
+    console().print(visible(text), style=style or None, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -69,12 +73,12 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     from rich.table import Table
     from rich.text import Text
 
-    console().print(Text(f"\n{title}", style="bold"), soft_wrap=True)
+    _print_title(title)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(visible(heading)), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     console().print(table)
 
 
@@ -84,13 +88,19 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
 
     from rich.text import Text
 
-    console().print(Text(f"\n{title}", style="bold"), soft_wrap=True)
-    indent = max(map(len, facts)) + 2
-    for name, fact in facts.items():
+    _print_title(title)
+    shown = {visible(name): visible(fact) for name, fact in facts.items()}
+    indent = max(map(len, shown)) + 2
+    for name, fact in shown.items():
         lines = wrap(fact, max(20, console().width - indent)) if console().is_terminal else [fact]
         for i, line in enumerate(lines or [""]):
             start = Text((name if i == 0 else "").ljust(indent), style="dim")
             console().print(start.append(Text(line, style="not dim")), soft_wrap=True)
+
+
+def _print_title(title: str) -> None:
+    say()
+    say(title, style="bold")
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
@@ -102,4 +112,11 @@ def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
 
 def warn(text: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"diptych: {' '.join(text.split())}\n")
+    sys.stderr.write(f"diptych: {visible(' '.join(text.split()))}\n")
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
+    """A `sys.excepthook`: as Python shows an error that nobody catches, but visibly."""
+    from traceback import format_exception
+
+    sys.stderr.write(visible("".join(format_exception(kind, error, trace)), keep="\n"))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from diptych.cli.output import console, print_facts, print_table
+from diptych.cli.output import print_facts, print_table, say
 from diptych.core.figures import percent
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def print_report(report: "Report") -> None:
         for table in section.tables:
             print_table(section.title if number else report.title, table.headings, table.rows)
         if section.tables and section.text and number == 0:
-            console().print(section.text, style="dim")
+            say(section.text, style="dim")
     _print_protocol(report.protocol)
 
 
 def _print_protocol(protocol: "Mapping[str, str | int]") -> None:
     shown = {name: value for name, value in protocol.items() if name != "split"}
-    console().print("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()), style="dim")
+    say("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()), style="dim")
 
 
 def print_audit(source: str, audit: "Audit") -> None:

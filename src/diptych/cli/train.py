@@ -159,10 +159,10 @@ def train_with_display(
     finally:
         display.close()
     rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)
-    console().print(
+    say(
         f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s; waited for data {result.data_wait:.1%}"
     )
-    console().print(_where_time_went(result.seconds), style="dim")
+    say(_where_time_went(result.seconds), style="dim")
     if result.stopped_early:
         say("Ended early: validation no longer got better (validation.patience)")
     if result.num_skipped:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diptych.cli.output import console, print_table, say
+from diptych.core.terminal import visible
 from diptych.training.report import StepReport
 from diptych.training.validation import Validation
 from diptych.tuning.space import Space
@@ -35,7 +36,7 @@ class TuneDisplay:
         if self._live:
             self._live.start()
         tried = ", ".join(dimension.name for dimension in space.dimensions)
-        console().print(f"Tuning {space.base.recipe}: {tried}; {METRIC_NAMES[self._metric]} decides", soft_wrap=True)
+        say(f"Tuning {space.base.recipe}: {tried}; {METRIC_NAMES[self._metric]} decides")
 
     def on_rows(self, found: list[Row]) -> None:
         """Show them; elsewhere than on a terminal, a line for each that is newly over."""
@@ -47,7 +48,7 @@ class TuneDisplay:
         for row in found:
             if row.is_over and row.number not in self._told:
                 self._told.add(row.number)
-                console().print(self._line(row), soft_wrap=True, highlight=False, markup=False)
+                say(self._line(row))
 
     def _say_if_too_short(self, found: list[Row]) -> None:
         """A trial that ends in its warm-up says nothing about the learning rate."""
@@ -56,7 +57,7 @@ class TuneDisplay:
         if shortest <= warmup and not self._has_warned:
             self._has_warned = True
             said = f"A trial has {shortest} steps, and the warm-up {warmup}: no learning rate is ever reached."
-            console().print(f"{said} Make trials longer, or set --schedule.warmup-steps", soft_wrap=True)
+            say(f"{said} Make trials longer, or set --schedule.warmup-steps")
 
     def on_step(self, report: StepReport) -> None:
         """How far the trial under way is."""
@@ -83,10 +84,10 @@ class TuneDisplay:
         self._shown_at = time.monotonic()
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for number, heading in enumerate(_headings(self._space, self._metric)):
-            table.add_column(heading, justify="right" if number else "left", overflow="fold")
+            table.add_column(Text(visible(heading)), justify="right" if number else "left", overflow="fold")
         for row in self._rows[-_MAX_SHOWN:]:
             running = f"{self._progress:.0%}" if row.state == "running" else row.state
-            table.add_row(*(Text(cell) for cell in _cells(row, self._space, self._metric, state=running)))
+            table.add_row(*(Text(visible(cell)) for cell in _cells(row, self._space, self._metric, state=running)))
         self._live.update(Group(table, Text(), Text(self._summary(), style="bold")), refresh=True)
 
     def _summary(self) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeAlias
 
+from diptych.core.terminal import open_console
+
 Track: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[], object]]]
 """Called with what is done and how many of it there are, if that is known; within what it gives, each call is one done."""
 
@@ -24,11 +26,11 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[], object]]:
     if not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.console import Console  # noqa: PLC0415  (only who waits needs it)
+    from rich.markup import escape  # noqa: PLC0415  (only who waits needs it)
     from rich.progress import Progress  # noqa: PLC0415
 
-    shown = Progress(console=Console(stderr=True), transient=True)
-    task = shown.add_task(what, total=total)
+    shown = Progress(console=open_console(stderr=True), transient=True)
+    task = shown.add_task(escape(what), total=total)
     show_at = time.monotonic() + _PATIENCE_S
 
     def advance() -> None:

@@ -3,8 +3,10 @@
 import codecs
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import blake2b
 from pathlib import Path
 
@@ -21,6 +23,7 @@ _TURNED = {5, 6, 7, 8}
 """Orientations in which width and height change places."""
 _MAX_SIDECAR_BYTES = 2**20
 """Size limit of a sidecar; captions are a few lines of text."""
+_CLOCK = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,10 +246,11 @@ def _taken(picture: Image.Image) -> object:
 
 
 def _as_time(taken: object) -> str | None:
-    """`2024:05:01 12:00:00` is how cameras write it."""
+    """`2024-05-01 12:00:00` for `2024:05:01 12:00:00`, as cameras write it; the date alone without a valid time of day."""
     text = str(taken).strip("\x00 ") if taken is not None else ""
     date, _, clock = text.partition("\x00")[0].partition(" ")
-    parts = date.split(":")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts) or parts[0] == "0000":
+    try:
+        day = datetime.strptime(date, "%Y:%m:%d").date().isoformat()
+    except ValueError:
         return None
-    return f"{'-'.join(parts)} {clock}".strip()
+    return f"{day} {clock}" if _CLOCK.fullmatch(clock) else day

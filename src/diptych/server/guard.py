@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diptych.core.terminal import visible
 from diptych.server.body import Body, BodyBudget, too_slow
 from diptych.server.counts import Counts
 from diptych.server.limits import Limits
@@ -56,7 +57,7 @@ class Guard:
         except Problem as problem:
             await self._refuse(problem, scope, receive, answer)
         except Exception:
-            LOG.exception("%s %s failed", scope["method"], scope["path"])
+            LOG.exception("%s %s failed", visible(scope["method"]), visible(scope["path"]))
             failed = Problem(500, "the server failed on this request; its log has the details")
             await self._refuse(failed, scope, receive, answer)
         finally:

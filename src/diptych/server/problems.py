@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from diptych.core.errors import BusyError, DiptychError, ImageError, IndexingError
+from diptych.core.terminal import visible
 
 LOG = logging.getLogger("diptych.server")
 
@@ -61,7 +62,9 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _failed(request: Request, _error: Exception) -> JSONResponse:
-        LOG.error("%s %s failed", request.method, request.url.path)  # Its traceback follows, from the guard.
+        LOG.error(
+            "%s %s failed", visible(request.method), visible(request.url.path)
+        )  # Its traceback follows, from the guard.
         return problem_response(Problem(500, "the server failed on this request; its log has the details"))
 
     @app.exception_handler(ClientDisconnect)
@@ -80,7 +83,7 @@ def _of_library(error: DiptychError) -> Problem:
         case BusyError():
             return Overloaded("the index is being written")
         case IndexingError():
-            LOG.error("%s", error)
+            LOG.error("%s", visible(str(error)))
             return Problem(503, "the index cannot be read", headers={"Retry-After": "5"})
         case _:
             return Problem(422, str(error))

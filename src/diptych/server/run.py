@@ -15,7 +15,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from diptych.core.errors import ConfigError
+from diptych.core.terminal import log_config
 from diptych.server.connection import BoundedProtocol
+from diptych.server.problems import LOG
 from diptych.server.workers import busy_threads
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -97,6 +99,7 @@ def server_config(app: ASGIApp, *, drain_s: int = DRAIN_S) -> uvicorn.Config:
         app,
         http=BoundedProtocol,
         ws="none",
+        log_config=log_config("uvicorn", LOG.name, "asyncio"),
         log_level="warning",
         access_log=False,
         server_header=False,

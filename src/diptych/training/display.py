@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diptych.core.figures import percent
+from diptych.core.terminal import open_console, visible
 from diptych.training.report import StepReport
 from diptych.training.validation import Metric, Validation
 
@@ -24,10 +25,10 @@ class Display:
     def __init__(
         self, title: str, *, batch_size: int, metric: Metric = "recall", console: Console | None = None
     ) -> None:
-        self._title = title
+        self._title = Text(visible(title))
         self._metric = metric
         self._batch_size = batch_size
-        self._console = console or Console()
+        self._console = console or open_console()
         self._shown_at = -math.inf
         self._validation: tuple[int, Validation] | None = None
         self._live = (
@@ -55,7 +56,7 @@ class Display:
 
     def on_message(self, text: str) -> None:
         """Print it above the panel."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(visible(text, keep="\n"), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the panel away."""
