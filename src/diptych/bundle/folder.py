@@ -26,6 +26,7 @@ from diptych.bundle.checksums import CHECKED_FILES, Verify, check_file, check_se
 from diptych.bundle.identity import computed_identity, model_identity
 from diptych.bundle.serialize import write_weights
 from diptych.bundle.stored_weights import load_weights
+from diptych.core.address import redacted, without_secrets
 from diptych.core.cache import recall, remember
 from diptych.core.errors import BundleError, ConfigError, DiptychWarning
 from diptych.core.files import replace_folder, sha256_of, write_text
@@ -172,7 +173,7 @@ def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
         BundleError: the folder's config is damaged, or of another format.
     """
     content = _read_config(path / "config.json")
-    content["metrics"] = {**content.get("metrics", {}), **metrics}
+    content["metrics"] = without_secrets({**content.get("metrics", {}), **metrics})
     if content["format_version"] == FORMAT_VERSION:
         content = seal(content)
     _replace(path / "config.json", json.dumps(content, indent=2) + "\n")
@@ -185,11 +186,11 @@ def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str
         BundleError: the folder cannot be written, or is of another format.
     """
     evaluations = _read_config(path / "config.json").get("metrics", {}).get("evaluations", {})
-    evaluations = {**evaluations, what: {"summary": summary, "protocol": dict(protocol)}}
+    evaluations = {**evaluations, redacted(what): {"summary": summary, "protocol": dict(protocol)}}
     try:
         card = with_evaluations((path / "README.md").read_text(encoding="utf-8"), evaluations)
         add_metrics(path, {"evaluations": evaluations})
-        _replace(path / "README.md", card)
+        _replace(path / "README.md", redacted(card))
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
 
@@ -206,11 +207,11 @@ def _write(bundle: Bundle, folder: Path) -> None:
         "model": to_plain(bundle.config),
         "logit_scale": round(bundle.model.logit_scale.item(), 4),
         "files": {"model.safetensors": weights_sha256, "tokenizer.json": sha256_of(folder / "tokenizer.json")},
-        "metrics": bundle.metrics,
-        "origin": bundle.origin,
+        "metrics": without_secrets(bundle.metrics),
+        "origin": without_secrets(bundle.origin),
     }
     (folder / "config.json").write_text(json.dumps(seal(content), indent=2) + "\n", encoding="utf-8")
-    card = model_card(bundle.model, bundle.origin)
+    card = model_card(bundle.model, without_secrets(bundle.origin))
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from diptych.cli.loading import BundlePath
 from diptych.cli.output import Json, print_json, say
 from diptych.cli.reports import print_report
+from diptych.core.address import redacted
 from diptych.core.errors import ConfigError
 from diptych.core.progress import bar
 
@@ -238,11 +239,12 @@ def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
     print_json(report.figures) if on.as_json else print_report(report)
     if on.out is None:
         return
-    about = {"data": on.data, **({} if bundle is None else {"bundle": str(bundle)})}
+    data = redacted(on.data)
+    about = {"data": data, **({} if bundle is None else {"bundle": str(bundle)})}
     write_report(replace(report, about=about), on.out)
     written = f"Report: {on.out / PAGE}"
     if bundle is not None and is_bundle(bundle):
-        add_evaluation(bundle, f"{report.title}, {on.data}", summary=report.summary, protocol=report.protocol)
+        add_evaluation(bundle, f"{report.title}, {data}", summary=report.summary, protocol=report.protocol)
         written += f"; figures added to {bundle / 'README.md'}"
     if not on.as_json:
         say(written)

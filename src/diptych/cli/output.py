@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from diptych.core.address import redacted
 from diptych.core.figures import plain
 from diptych.core.terminal import open_console, visible, visible_json
 
@@ -111,12 +112,12 @@ def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def warn(text: str) -> None:
-    """One line on standard error."""
-    sys.stderr.write(f"diptych: {visible(' '.join(text.split()))}\n")
+    """One line on standard error, without the secrets of addresses in it."""
+    sys.stderr.write(f"diptych: {visible(' '.join(redacted(text).split()))}\n")
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
     """A `sys.excepthook`: as Python shows an error that nobody catches, but visibly."""
     from traceback import format_exception
 
-    sys.stderr.write(visible("".join(format_exception(kind, error, trace)), keep="\n"))
+    sys.stderr.write(visible(redacted("".join(format_exception(kind, error, trace))), keep="\n"))

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from diptych.cli.output import print_facts, print_table, say
+from diptych.core.address import redacted
 from diptych.core.figures import percent
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def print_audit(source: str, audit: "Audit") -> None:
         "most frequent": "; ".join(f"{text!r} {count:,}" for text, count in audit.frequent[:3]),
         "false negatives": ", ".join(in_batches),
     }
-    print_facts(source, facts)
+    print_facts(redacted(source), facts)
 
 
 def _some(items: list[str]) -> str:

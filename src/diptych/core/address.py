@@ -1,20 +1,85 @@
-"""Addresses of databases, fit to be shown."""
+"""Addresses without their secrets: passwords, tokens and signatures that stand in a URL are replaced by `...`.
+
+Every message, report and file of the project shows addresses through `redacted`, `shown_address` or `without_secrets`.
+"""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+GAP = "..."
+"""Stands where a secret was."""
 
 _USERS_PASSWORD = re.compile(r"^([\w+]+://[^:/@?#]*):(.*)@", re.DOTALL)
-_PASSWORD_SETTING = re.compile(r"([?&](?:ssl)?password)=[^&]*")
+# A number before a slash is a port. A password with a slash in it is no valid URL, but people write it.
+_USER = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,20}|)://"
+    r"(?P<user>[^/?#\s@:\[\]'\"]{0,256})"
+    r"(?P<password>:(?!\d{1,5}[/?#\s])(?:[^/\s]{0,256}|(?:(?!::)\S){0,256}))?@",
+    re.IGNORECASE,
+)
+_PARAMETER = re.compile(
+    r"(?P<name>[?&;#][^=?&;#\s\"'<>/]{1,100})=(?P<value>(?:(?!::)[^&\s\"'<>])+?)(?=[:,;)]{0,3}(?:[&\s\"'<>]|::|$))"
+)
+_SECRET_NAME = re.compile(
+    r"token(?!i)|signature|passw|secret|credential|api[_-]?key|access[_-]?key|key-pair|auth(?!or)|session"
+    r"|^(?:sig|key|pwd|pw|pass|sas|code|hmac|policy)$",
+    re.IGNORECASE,
+)
+_BARE_TOKEN = re.compile(r"\b(?:hf_|ghp_|github_pat_|glpat-)\w{16,255}|(?<=Bearer )[\w.~+/=-]{8,4096}")
+
+
+def redacted(text: str) -> str:
+    """The text without the secrets of any URLs in it; the other characters stay.
+
+    Removed are passwords (`user:password@`; with http the user, too, which may be a token), parameters whose name says that
+    they are secret (`token`, `sig`, `X-Amz-Signature`, `password`, `key`, ...), and tokens of well-known forms. The result
+    is the same for a text that is redacted already.
+
+    >>> redacted("cannot open https://ann:pw@host/a.tar?part=1&X-Amz-Signature=0123abc (403)")
+    'cannot open https://...@host/a.tar?part=1&X-Amz-Signature=... (403)'
+    """
+    if "://" in text:
+        text = _USER.sub(_without_password, text)
+    if "=" in text:
+        text = _PARAMETER.sub(_without_value, text)
+    return _BARE_TOKEN.sub(GAP, text)
+
+
+def is_redacted(address: str) -> bool:
+    """Whether a secret was left out of an address by `redacted`.
+
+    >>> is_redacted("https://host/a.tar?token=..."), is_redacted("https://host/a.tar?part=...")
+    (True, False)
+    """
+    return f"://{GAP}@" in address or any(
+        found["value"] == GAP and _is_secret(found["name"]) for found in _PARAMETER.finditer(address)
+    )
+
+
+def without_secrets(plain: Any) -> Any:
+    """Plain data (dicts, lists, scalars) in which every text is `redacted`.
+
+    >>> without_secrets({"source": "shards:https://host/a.tar?token=abc", "steps": [1]})
+    {'source': 'shards:https://host/a.tar?token=...', 'steps': [1]}
+    """
+    if isinstance(plain, str):
+        return redacted(plain)
+    if isinstance(plain, Mapping):
+        return {name: without_secrets(value) for name, value in plain.items()}
+    return [without_secrets(value) for value in plain] if isinstance(plain, list | tuple) else plain
 
 
 def shown_address(address: str) -> str:
-    """Without its password.
+    """The address of a database without its password.
 
     >>> shown_address("postgresql://ann:secret@host:5432/tune")
     'postgresql://ann@host:5432/tune'
     >>> shown_address("postgresql://host/tune?user=ann&password=secret")
     'postgresql://host/tune?user=ann&password=...'
     """
-    return _PASSWORD_SETTING.sub(r"\1=...", _USERS_PASSWORD.sub(r"\1@", address))
+    return redacted(_USERS_PASSWORD.sub(r"\1@", address))
 
 
 def password_is_plain(address: str) -> bool:
@@ -25,3 +90,19 @@ def password_is_plain(address: str) -> bool:
     """
     match = _USERS_PASSWORD.match(address)
     return match is None or not re.search(r"[@/?#]", match[2])
+
+
+def _without_password(found: re.Match[str]) -> str:
+    scheme, user = found["scheme"].lower(), found["user"]
+    if scheme.startswith("postgres"):
+        return f"{found['scheme']}://{user}@"
+    hides_user = found["password"] is not None or scheme in {"http", "https"}
+    return f"{found['scheme']}://{GAP if hides_user else user}@"
+
+
+def _without_value(found: re.Match[str]) -> str:
+    return f"{found['name']}={GAP}" if _is_secret(found["name"]) else found[0]
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(unquote(name[1:])) is not None

@@ -15,15 +15,26 @@ The command line prints the message on one line and exits with code 2.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from diptych.core.address import redacted
+
 _MAX_LISTED = 12
 
 
 class DiptychError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend. Secrets of addresses in the message are left out."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class DiptychWarning(UserWarning):
-    """Something went on that a user should know of. The command line prints it on one line."""
+    """Something went on that a user should know of. The command line prints it on one line.
+
+    Secrets of addresses in the message are left out.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(DiptychError):

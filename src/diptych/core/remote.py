@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -107,7 +108,8 @@ class FileCache:
             ConfigError: the protocol needs a package that is not there.
             DataError: it cannot be fetched, three tries long, or there is no room for it.
         """
-        path = self.folder / (sha256(f"{url} {version}".encode()).hexdigest()[:24] + Path(url).suffix)
+        suffix = Path(re.split(r"[?#]", url, maxsplit=1)[0]).suffix  # What follows may be a secret.
+        path = self.folder / (sha256(f"{url} {version}".encode()).hexdigest()[:24] + suffix)
         if self._touch(path):
             return path
         try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diptych.core.address import redacted
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import read_yaml
 
@@ -60,7 +61,7 @@ def _read(path: Path, *, is_whole: bool) -> dict[str, Any]:
     for event in _events(path / EVENTS):
         last |= {key: value for key, value in event.items() if _is_figure(value)}
         if "message" in event:
-            messages.append(_text(str(event["message"])))
+            messages.append(_text(redacted(str(event["message"]))))
         elif is_whole:
             curves.add(event)
     data, recipe = settings.get("data"), settings.get("recipe")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diptych.core.address import without_secrets
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
@@ -110,7 +111,7 @@ def save_checkpoint(
 
     def finish() -> None:
         if all_ranks().rank == 0:
-            plain = {"progress": _to_json(progress), "config": to_plain(config)}
+            plain = {"progress": _to_json(progress), "config": without_secrets(to_plain(config))}
             (beside / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
             write_manifest(beside, step=progress.step)
             _put_in_place(beside, place)

@@ -1,9 +1,12 @@
 """Everything that decides a run, in one tree of settings."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from diptych.core.address import redacted, without_secrets
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
@@ -17,6 +20,7 @@ from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.precision import Precision
 from diptych.training.replicas import Parallel
+from diptych.training.run_folder import SECRETS
 from diptych.training.schedule import ScheduleConfig
 from diptych.training.teacher import DistillConfig
 from diptych.training.trackers import LogsConfig
@@ -116,14 +120,46 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The run that a YAML file describes.
+    """The run that a YAML file describes, with the secrets of its addresses where `write_config` left them.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or holds a setting that does not exist or does not fit.
     """
-    return from_plain(TrainConfig, read_yaml(path), what=str(path))
+    plain = read_yaml(path)
+    secrets = path.with_name(SECRETS)
+    whole = read_yaml(secrets) if secrets.is_file() else {}
+    return from_plain(TrainConfig, _restored(plain, whole if isinstance(whole, dict) else {}), what=str(path))
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write what `read_config` reads."""
-    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False))
+    """Write what `read_config` reads. Addresses with secrets go into a file of their own next to it, with mode 600."""
+    plain = to_plain(config)
+    shown = without_secrets(plain)
+    secrets = dict(_differing(plain, shown))
+    if secrets:
+        write_text(path.with_name(SECRETS), yaml.safe_dump(secrets, sort_keys=False), mode=0o600)
+    write_text(path, yaml.safe_dump(shown, sort_keys=False))
+
+
+def hide_secrets(path: Path) -> None:
+    """Move secrets out of a `config.yaml` that an older version wrote; any other file stays as it is."""
+    plain = read_yaml(path)
+    if without_secrets(plain) != plain:
+        write_config(from_plain(TrainConfig, plain, what=str(path)), path)
+
+
+def _differing(plain: Any, shown: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, whole text) of each setting that `without_secrets` changed."""
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            yield from _differing(value, shown[key], f"{path}.{key}" if path else key)
+    elif isinstance(plain, str) and plain != shown:
+        yield path, plain
+
+
+def _restored(plain: Any, secrets: dict[str, str], path: str = "") -> Any:
+    """The settings with whole addresses; one that was changed by hand since stays as it is."""
+    if isinstance(plain, dict):
+        return {key: _restored(value, secrets, f"{path}.{key}" if path else str(key)) for key, value in plain.items()}
+    whole = secrets.get(path)
+    return whole if isinstance(whole, str) and redacted(whole) == plain else plain

@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 import torch
 
+from diptych.core.address import redacted
 from diptych.training.config import TrainConfig
 
 
@@ -12,8 +13,8 @@ def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str
     """Recipe, data, length and versions of the run that a bundle is saved by."""
     return {
         "recipe": config.recipe,
-        **({"init": config.init} if config.init is not None else {}),
-        "data": config.data.source,
+        **({"init": redacted(config.init)} if config.init is not None else {}),
+        "data": redacted(config.data.source),
         "train_split_hash": train_split_hash,
         "val_split": config.data.val_split,
         "val_fraction": config.data.val_fraction,

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from PIL import Image
 
+from diptych.core.address import redacted
 from diptych.data.loader import Example
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.subset import take_few
@@ -40,4 +41,4 @@ def training_preview(spec: str, config: TrainConfig, *, num: int, seed: int) -> 
             raise row
         encoded = tokenizer.encode([row.caption])
         pictures.append((Image.fromarray(row.pixels.transpose(1, 2, 0)), tokenizer.decode(encoded.ids[0].tolist())))
-    return contact_sheet([SheetRow(spec, pictures)], columns=4, tile_px=200, caption_lines=4)
+    return contact_sheet([SheetRow(redacted(spec), pictures)], columns=4, tile_px=200, caption_lines=4)

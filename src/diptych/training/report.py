@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from diptych.core.address import redacted
 from diptych.core.files import write_text
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
@@ -68,7 +69,8 @@ class Observers:
                 self.say(lost)
 
     def say(self, text: str) -> None:
-        """Give each the message."""
+        """Give each the message, without the secrets of addresses in it."""
+        text = redacted(text)
         self.tell(lambda observer: observer.on_message(text))
 
 

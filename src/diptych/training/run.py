@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from diptych.bundle.folder import add_metrics
+from diptych.core.address import without_secrets
 from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
@@ -33,7 +34,7 @@ from diptych.images.transforms import height_width
 from diptych.training.announce import what_it_does, where_it_starts
 from diptych.training.assembly import assemble
 from diptych.training.checkpoint import Progress, load_checkpoint
-from diptych.training.config import TrainConfig, write_config
+from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
@@ -156,6 +157,7 @@ class _Run:
         if resume:
             progress = load_checkpoint(run, self.assembly.state, config=config, tell=told.append)
             self.ranks.from_first(lambda: clear_leftovers(run))
+            self.ranks.from_first(lambda: hide_secrets(run / CONFIG))
             self.skipped.go_on(progress.skipped)
             if config.schedule.minutes is not None:
                 told.append(
@@ -168,7 +170,7 @@ class _Run:
         if self.ranks.rank == 0:
             log = EventLog(run, batch_size=config.batch_size, first_step=self.step)
             others = [
-                Tracker(kind, run, project=config.logs.project, config=to_plain(config))
+                Tracker(kind, run, project=config.logs.project, config=without_secrets(to_plain(config)))
                 for kind in config.logs.trackers
             ]
             self.observers = Observers([log, *others, *observers])

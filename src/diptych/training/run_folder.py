@@ -7,6 +7,8 @@ from diptych.core.errors import RunError
 from diptych.core.files import is_tmp, restore_folder
 
 CONFIG, TOKENIZER, SKIPPED = "config.yaml", "tokenizer.json", "skipped.jsonl"
+SECRETS = "secrets.yaml"
+"""What was left out of the addresses in `config.yaml`; only its owner may read it."""
 
 
 def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
@@ -31,7 +33,7 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
     if (
         run.is_dir()
         and not holds_run
-        and any(path.name != f".{CONFIG}" and not is_tmp(path, of=CONFIG) for path in run.iterdir())
+        and any(path.name not in {f".{CONFIG}", SECRETS} and not is_tmp(path, of=CONFIG) for path in run.iterdir())
     ):
         raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")
 

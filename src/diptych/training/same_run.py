@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diptych.core.address import redacted
 from diptych.core.errors import RunError
 from diptych.core.settings import to_plain
 
@@ -37,7 +38,7 @@ def check_same_run(saved: Mapping[str, Any], config: object) -> None:
 
 
 def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:
-    """Those that decide what is learned: (path, what was saved, what is now).
+    """Those that decide what is learned: (path, what was saved, what is now). Secrets of addresses are not compared.
 
     >>> differing_settings({"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.2}})
     [('optimizer.lr', '0.1', '0.2')]
@@ -55,7 +56,7 @@ def _may_differ(key: str) -> bool:
 
 
 def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return repr(flat[key]) if key in flat else "(no such setting)"
+    return redacted(repr(flat[key])) if key in flat else "(no such setting)"
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

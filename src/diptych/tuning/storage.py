@@ -9,7 +9,7 @@ import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from diptych.core.address import shown_address
+from diptych.core.address import redacted, shown_address
 from diptych.core.errors import ConfigError
 
 _ATTEMPTS = 5
@@ -72,4 +72,4 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
 
 def _one_line(error: Exception) -> str:
     cause = getattr(error, "orig", None) or error.__cause__ or error
-    return " ".join(str(cause).split())[:200]
+    return " ".join(redacted(str(cause)).split())[:200]

@@ -18,6 +18,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from diptych.core.address import without_secrets
 from diptych.core.errors import ConfigError
 from diptych.core.settings import to_plain
 from diptych.training.same_run import differing_settings
@@ -102,7 +103,7 @@ def open_study(storage: RDBStorage, name: str, space: Space) -> Study:
 def _setup(space: Space) -> dict[str, Any]:
     return {
         "space": {dimension.name: asdict(dimension) for dimension in space.dimensions},
-        "run": to_plain(space.base),
+        "run": without_secrets(to_plain(space.base)),
     }
 
 

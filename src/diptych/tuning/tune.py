@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, T
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
+from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, RunError
 from diptych.core.files import file_lock
 from diptych.core.randomness import stable_hash
@@ -192,7 +193,7 @@ class _Worker:
         except (optuna.TrialPruned, InterruptedTrialError, DiptychError):
             raise
         except Exception as error:
-            trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(redacted(str(error)).split())[:300]}")
             raise TrialFailedError from error
         trial.set_user_attr("results", {**asdict(outcome), "folder": str(self._run_folder(number).resolve())})
         return outcome.score

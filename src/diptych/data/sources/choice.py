@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from diptych.core.address import is_redacted
 from diptych.core.errors import DataError, unknown_name
 from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
@@ -47,8 +48,13 @@ def open_source(spec: str) -> Source:
     """The source that `kind:location` names, or that a path alone is, where that is unambiguous.
 
     Raises:
-        DataError: the kind is not known (the nearest is named), or the source cannot be read.
+        DataError: the kind is not known (the nearest is named), the source cannot be read, or a secret is missing from it.
     """
+    if is_redacted(spec):
+        raise DataError(
+            f"{spec}: the secret was left out of this address; give the whole address with --data, or put the secrets.yaml of "
+            "its run next to config.yaml"
+        )
     try:
         return _open(spec)
     except OSError as error:  # Most often a permission that is lacking.

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from diptych.core.address import redacted
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.remote import FileCache, is_remote, list_remote
 from diptych.core.sample import Sample
@@ -184,6 +185,6 @@ def _lacks_captions(index: TarIndex) -> bool:
 
 def _distinct_stems(names: list[str]) -> list[str]:
     """The tars' names without ending, with their folders' where two are called the same."""
-    paths = [PurePosixPath(name.partition("?")[0] if is_remote(name) else name) for name in names]
+    paths = [PurePosixPath(redacted(name).partition("?")[0] if is_remote(name) else name) for name in names]
     stems = [path.stem for path in paths]
     return stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.stem}" for path in paths]
