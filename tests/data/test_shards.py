@@ -13,6 +13,7 @@ import pytest
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.data import tar_index as tar_index_module
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.shards import _ranges
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
@@ -187,6 +188,35 @@ def test_shards_say_what_is_wrong(tmp_path: Path, picture: bytes, pattern: str, 
     _tar(tmp_path / "only.tar", {"0.jpg": picture, "0.cls": b"3", "1.jpg": picture, "1.cls": b"4"})
     with pytest.raises(DataError, match=message):
         open_source(f"shards:{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{0..999999999}.tar", r"its ranges name 1,000,000,000 tars or more; at most 1,000,000 are allowed"),
+        ("https://host/{0..9999}{0..9999}.tar", r"its ranges name 100,000,000 tars or more"),
+        ("{0..1}" * 5000, r"its ranges name 1,048,576 tars or more"),
+        ("{" + "0" * 5000 + "..1}.tar", r"a number has 5,000 digits; at most 18 are allowed"),
+        ("{9..3}.tar", r"the range \{9\.\.3\} is empty"),
+    ],
+    ids=["one", "two", "many", "digits", "empty"],
+)
+def test_ranges_are_counted_before_they_are_expanded(pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as raised:
+        open_source(f"shards:{pattern}")
+    assert len(str(raised.value)) < 400
+
+
+def test_tars_of_joined_patterns_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diptych.data.sources.shards._MAX_TARS", 5)
+    with pytest.raises(DataError, match="names 6 tars or more; at most 5 are allowed"):
+        open_source("shards:https://host/{0..3}.tar::https://host/{0..1}.tar::https://host/{0..4}.tar")
+
+
+def test_ranges_are_expanded_from_left_to_right() -> None:
+    assert _ranges("{08..10}/a{1..2}.tar") == [f"{a}/a{b}.tar" for a in ("08", "09", "10") for b in (1, 2)]
+    assert len(_ranges("{0..0}" * 3000)[0]) == 3000
+    assert _ranges("a*.tar") == ["a*.tar"]
 
 
 def test_several_patterns_and_equal_names(tmp_path: Path, picture: bytes) -> None:

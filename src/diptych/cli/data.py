@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from diptych.data.audit import Audit
     from diptych.data.sources.protocol import Source as SourceProtocol
 
+_MAX_SHOWN = 1000
+"""Samples of a sheet: with more, one picture takes gigabytes."""
+
 Source = Annotated[str, Parameter(help="Pictures and captions, as kind:location, or a path alone.")]
 
 
@@ -30,8 +33,8 @@ def show(
     from diptych.recipes.choice import recipe as recipe_by_name
     from diptych.training.preview import training_preview
 
-    if num < 1:
-        raise ConfigError(f"--num is {num}; it must be at least 1")
+    if not 1 <= num <= _MAX_SHOWN:
+        raise ConfigError(f"--num is {num}; it must be from 1 to {_MAX_SHOWN:,}")
     sheet = training_preview(source, recipe_by_name(recipe), num=num, seed=seed)
     try:
         sheet.save(out)

@@ -1,12 +1,17 @@
 """Contact sheets: rows of pictures with a line under each, under a heading."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (30, 30, 30), (120, 120, 120), (225, 225, 225)
 _MARGIN, _GAP, _HEADING, _CAPTION = 24, 12, 34, 22
+_CHARACTERS_PER_PX = 2
+"""Of a longer text no more than this is measured; visible letters are wider."""
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,29 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, upper: int, tile
     ImageDraw.Draw(sheet).rectangle((left - 1, upper - 1, left + tile_px, upper + tile_px), outline=_RULE)
 
 
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, max_lines: int) -> list[str]:
+def _wrap(text: str, width: int, font: _Font, max_lines: int) -> list[str]:
     """The text in lines between words, the last one shortened if there is more."""
     lines: list[str] = []
-    words = text.split()
+    words = " ".join(text.split())[: max_lines * _CHARACTERS_PER_PX * width].split()
     while words and len(lines) < max_lines - 1:
-        count = next((n for n in range(len(words), 1, -1) if font.getlength(" ".join(words[:n])) <= width), 1)
+        count = max(1, _num_fitting(words, width, font))
         lines.append(_fit(" ".join(words[:count]), width, font))
         words = words[count:]
     return [*lines, _fit(" ".join(words), width, font)] if words else lines
 
 
-def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def _num_fitting(words: Sequence[str], width: int, font: _Font) -> int:
+    return _most(len(words), lambda n: font.getlength(" ".join(words[:n])) <= width)
+
+
+def _fit(text: str, width: int, font: _Font) -> str:
     """The text, shortened until it fits."""
-    if font.getlength(text) <= width:
+    text, whole = text[: _CHARACTERS_PER_PX * width], len(text)
+    if len(text) == whole and font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    return text[: _most(len(text), lambda n: font.getlength(text[:n] + "…") <= width)].rstrip() + "…"
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `limit` that fits, found by bisection: with it, all smaller ones fit; 0 if none does."""
+    return bisect_left(range(1, limit + 1), True, key=lambda n: not fits(n))

@@ -7,8 +7,9 @@ open_clip's trainer. Each may be a URL that fsspec knows (`s3://`, `gs://`, `htt
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
@@ -26,6 +27,8 @@ from diptych.data.tar_index import TarIndex
 from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_MAX_TARS, _MAX_DIGITS = 1_000_000, 18
+"""What ranges may name, and the length of their numbers."""
 _OPTIONS = ("cache_gb", "templates")
 _CACHE_GB = 32.0
 _AT_A_TIME = 8
@@ -107,7 +110,13 @@ def read_shards(location: str) -> ShardsSource:
     """
     pattern, options = _options(location)
     cache = FileCache(max_bytes=_cache_bytes(pattern, options))
-    tars = [tar for part in pattern.split("::") for tar in _expand(part, cache)]
+    tars: list[Tar] = []
+    for part in pattern.split("::"):
+        tars += _expand(part, cache)
+        if len(tars) > _MAX_TARS:
+            raise DataError(
+                f"{_shortened(pattern)}: names {len(tars):,} tars or more; at most {_MAX_TARS:,} are allowed"
+            )
     source = ShardsSource(tars, templates=templates_of(options))
     if not len(source):
         raise DataError(f"{location}: {len(tars)} tars hold no samples")
@@ -143,7 +152,7 @@ def _cache_bytes(pattern: str, options: dict[str, str]) -> int:
 
 def _expand(pattern: str, cache: FileCache) -> list[Tar]:
     """The tars of one pattern, sorted; a range must be there from end to end."""
-    spelled = list(_ranges(pattern))
+    spelled = _ranges(pattern)
     has_signs = any(sign in pattern for sign in "*?[")
     if is_remote(pattern):
         urls = list_remote(pattern) if "*" in pattern else spelled
@@ -164,19 +173,43 @@ def _expand(pattern: str, cache: FileCache) -> list[Tar]:
     return [LocalTar(path) for path in found]
 
 
-def _ranges(pattern: str) -> Iterator[str]:
+def _ranges(pattern: str) -> list[str]:
     """The names that a pattern with ranges stands for; leading zeros are kept.
 
-    >>> list(_ranges("a{08..10}.tar"))
+    Raises:
+        DataError: there are more than a million, a range is empty, or a number has more than 18 digits.
+
+    >>> _ranges("a{08..10}.tar")
     ['a08.tar', 'a09.tar', 'a10.tar']
     """
-    found = _RANGE.search(pattern)
-    if found is None:
-        yield pattern
-        return
-    first, last = found.groups()
-    for number in range(int(first), int(last) + 1):
-        yield from _ranges(pattern[: found.start()] + str(number).zfill(len(first)) + pattern[found.end() :])
+    ends = [found.groups() for found in _RANGE.finditer(pattern)]
+    longest = max((len(number) for pair in ends for number in pair), default=0)
+    if longest > _MAX_DIGITS:
+        raise DataError(f"{_shortened(pattern)}: a number has {longest:,} digits; at most {_MAX_DIGITS} are allowed")
+    ranges = [range(int(first), int(last) + 1) for first, last in ends]
+    count = 1
+    for numbers, (first, last) in zip(ranges, ends, strict=True):
+        if not numbers:
+            raise DataError(
+                f"{_shortened(pattern)}: the range {{{first}..{last}}} is empty; write the smaller number first"
+            )
+        count *= len(numbers)
+        if count > _MAX_TARS:  # The product of the others may have any number of digits.
+            raise DataError(
+                f"{_shortened(pattern)}: its ranges name {count:,} tars or more; at most {_MAX_TARS:,} are allowed"
+            )
+    texts = _RANGE.split(pattern)[::3]  # Between them are both ends of each range.
+    written = [
+        [str(number).zfill(len(first)) for number in numbers] for numbers, (first, _) in zip(ranges, ends, strict=True)
+    ]
+    return [
+        texts[0] + "".join(number + text for number, text in zip(numbers, texts[1:], strict=True))
+        for numbers in product(*written)
+    ]
+
+
+def _shortened(pattern: str) -> str:
+    return pattern if len(pattern) <= 200 else f"{pattern[:200]}..."
 
 
 def _lacks_captions(index: TarIndex) -> bool:
