@@ -25,7 +25,7 @@ from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.inference.query import Query, Term, parse_query
 from diptych.search.collection import Update, open_or_create, update
-from diptych.search.scan import describe_picture
+from diptych.search.scan import ScannedFile, describe_picture
 from tests.conftest import draw_photos
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +125,8 @@ def test_when_a_picture_was_taken_is_a_time_or_nothing(written: str, taken: str 
     exif, file = Image.Exif(), io.BytesIO()
     exif.get_ifd(0x8769)[0x9003] = written
     Image.new("RGB", (4, 4)).save(file, format="JPEG", exif=exif)
-    assert describe_picture("a.jpg", Stamp(size=1, modified_ns=1), file.getvalue()).taken == taken
+    scanned = ScannedFile(key="a.jpg", stamp=Stamp(size=1, modified_ns=1))
+    assert describe_picture(scanned, file.getvalue(), ()).taken == taken
 
 
 def test_names_that_are_no_text_are_left_out(clip: LoadedBundle, photos: Path, place: str) -> None:

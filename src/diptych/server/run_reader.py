@@ -169,7 +169,7 @@ def _settings(path: Path) -> dict[str, Any]:
         raise RunError(f"{CONFIG}: is nested too deeply") from None
     if not isinstance(read, dict | None):
         raise RunError(f"{CONFIG}: holds no settings")
-    return read or {}
+    return without_secrets(read or {})
 
 
 def _flat(settings: Any) -> list[tuple[str, Any]]:
