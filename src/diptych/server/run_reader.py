@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diptych.core.address import redacted
+from diptych.core.address import redacted, without_secrets
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import read_yaml
 
