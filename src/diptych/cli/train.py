@@ -47,6 +47,14 @@ def train(
     device: Annotated[str | None, Parameter(help="cpu, cuda, mps or auto.")] = None,
     config: Annotated[Path | None, Parameter(help="A config.yaml to run instead of a recipe.")] = None,
     resume: Annotated[Path | None, Parameter(help="Go on with the run in this folder.")] = None,
+    accept_changed_data: Annotated[
+        bool,
+        Parameter(
+            help="With --resume: go on although the data has changed since the checkpoint.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
     check: Annotated[
         bool,
         Parameter(
@@ -91,7 +99,11 @@ def train(
         if given or overwrite or check or any(value is not None for value in others):
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
         check_run_folder(resume, overwrite=False, resume=True)
-        return run_and_report(read_config(resume / CONFIG), resume, resume=True)
+        return run_and_report(
+            read_config(resume / CONFIG), resume, resume=True, accept_changed_data=accept_changed_data
+        )
+    if accept_changed_data:
+        raise ConfigError("--accept-changed-data goes with --resume; a new run takes the data as it is")
     base = base_config(recipe, config, data)
     given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = resolve(base, preset, given, changes or [])
@@ -100,16 +112,25 @@ def train(
     return run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
 
 
-def run_and_report(config: "TrainConfig", run: Path, *, overwrite: bool = False, resume: bool = False) -> int:
+def run_and_report(
+    config: "TrainConfig",
+    run: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accept_changed_data: bool = False,
+) -> int:
     """Train with the live display, then print what came out. Of ranks that train together, the first speaks for all."""
     from diptych.core.distributed import all_ranks
 
     if all_ranks().rank:
         from diptych.training.run import train as run_training
 
-        run_training(config, run, overwrite=overwrite, resume=resume)
+        run_training(config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data)
         return 0
-    result = train_with_display(config, run, overwrite=overwrite, resume=resume)
+    result = train_with_display(
+        config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data
+    )
     if result.interrupted:
         say(f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}")
         return 0
@@ -147,7 +168,12 @@ def _check(config: "TrainConfig") -> int:
 
 
 def train_with_display(
-    config: "TrainConfig", run: Path, *, overwrite: bool = False, resume: bool = False
+    config: "TrainConfig",
+    run: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    accept_changed_data: bool = False,
 ) -> "RunResult":
     """Train while a panel, or lines, tell how it goes; end with one line that sums it up."""
     from diptych.training.display import Display
@@ -155,7 +181,14 @@ def train_with_display(
 
     display = Display(config.recipe, batch_size=config.batch_size, metric=config.validation.metric, console=console())
     try:
-        result = run_training(config, run, overwrite=overwrite, resume=resume, observers=[display])
+        result = run_training(
+            config,
+            run,
+            overwrite=overwrite,
+            resume=resume,
+            accept_changed_data=accept_changed_data,
+            observers=[display],
+        )
     finally:
         display.close()
     rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from diptych.core.batch import Batch, ModelInput
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
+from diptych.core.fingerprint import PicturesBy
 from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
@@ -64,6 +65,9 @@ class DataConfig:
     """Tars that are shuffled into each other at a time, where there are more; their copies must fit into the cache."""
     max_skipped: float = 0.01
     """Share of unreadable samples above which the run stops."""
+    fingerprint: PicturesBy = "sizes"
+    """How a resumed run notices replaced pictures: by the `sizes` of their files, or by their `contents`, which reads all
+    pictures once."""
     workers: int | None = None
     """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most
     8; ranks of a machine share its cores."""

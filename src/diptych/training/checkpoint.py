@@ -8,7 +8,7 @@ the disk and renamed. One process, DDP and FSDP2 write the same and read each ot
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from diptych.core.address import without_secrets
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
+from diptych.core.fingerprint import DataFingerprint
 from diptych.core.settings import settings, to_plain
 from diptych.training.manifest import find_fault, write_manifest
-from diptych.training.same_run import check_same_run
+from diptych.training.same_run import check_same_data, check_same_run
 from diptych.training.state import TrainingState
 
 _STATE = "state.json"
@@ -83,6 +84,7 @@ def save_checkpoint(
     progress: Progress,
     *,
     config: object,
+    data: Mapping[str, DataFingerprint] | None = None,
     keep: int = 2,
     best_step: int | None = None,
 ) -> Path:
@@ -93,6 +95,7 @@ def save_checkpoint(
         state: what is saved; it stays as it is.
         progress: where the run stands.
         config: the run's settings, or the same as plain data.
+        data: the fingerprint of each split that the run uses.
         keep: how many of the newest stay.
         best_step: the checkpoint of this step stays, too, if there is one.
 
@@ -111,7 +114,9 @@ def save_checkpoint(
 
     def finish() -> None:
         if all_ranks().rank == 0:
-            plain = {"progress": _to_json(progress), "config": without_secrets(to_plain(config))}
+            plain: dict[str, Any] = {"progress": _to_json(progress), "config": without_secrets(to_plain(config))}
+            if data is not None:
+                plain["data"] = {split: fingerprint.to_plain() for split, fingerprint in data.items()}
             (beside / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
             write_manifest(beside, step=progress.step)
             _put_in_place(beside, place)
@@ -128,7 +133,15 @@ def save_checkpoint(
     return place
 
 
-def load_checkpoint(run: Path, state: TrainingState, *, config: object, tell: Callable[[str], None]) -> Progress:
+def load_checkpoint(
+    run: Path,
+    state: TrainingState,
+    *,
+    config: object,
+    tell: Callable[[str], None],
+    data: Mapping[str, DataFingerprint] | None = None,
+    accept_changed_data: bool = False,
+) -> Progress:
     """Put the newest whole checkpoint's state into the model, the optimizers and the extras. Every rank calls it.
 
     Args:
@@ -136,13 +149,20 @@ def load_checkpoint(run: Path, state: TrainingState, *, config: object, tell: Ca
         state: what is filled.
         config: the settings of the run that goes on, or the same as plain data.
         tell: gets one line for each checkpoint that is damaged and passed over; on the first rank alone.
+        data: the fingerprint of each split as the data is now; None if it is not compared.
+        accept_changed_data: go on with other data than the checkpoint's, with a message.
 
     Raises:
         RunError: there is none that is whole, or it is that of another run, or does not fit.
     """
     from diptych.training.state_tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
 
-    step, failure = all_ranks().from_first(lambda: _choose(run, config, tell))
+    def check(saved: Mapping[str, Any]) -> None:
+        check_same_run(saved["config"], config)
+        if data is not None:
+            check_same_data(saved.get("data"), data, accept=accept_changed_data, tell=tell)
+
+    step, failure = all_ranks().from_first(lambda: _choose(run, check, tell))
     if failure is not None:
         raise RunError(failure)
     place = _place(run, step)
@@ -152,7 +172,9 @@ def load_checkpoint(run: Path, state: TrainingState, *, config: object, tell: Ca
     return _from_json(_read_state(place)["progress"])
 
 
-def _choose(run: Path, config: object, tell: Callable[[str], None]) -> tuple[int, str | None]:
+def _choose(
+    run: Path, check: Callable[[Mapping[str, Any]], None], tell: Callable[[str], None]
+) -> tuple[int, str | None]:
     """The step of the newest whole checkpoint; or why there is none. It raises nothing: other ranks wait for it."""
     try:
         _recover(run, clean=False)
@@ -160,7 +182,7 @@ def _choose(run: Path, config: object, tell: Callable[[str], None]) -> tuple[int
         for place in reversed(places):
             fault = find_fault(place)
             if fault is None:
-                check_same_run(_read_state(place)["config"], config)
+                check(_read_state(place))
                 return _step(place), None
             tell(f"{place} is passed over: {fault}")
     except (RunError, OSError) as error:

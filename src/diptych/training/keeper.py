@@ -6,6 +6,7 @@ from pathlib import Path
 from diptych.bundle.folder import Bundle, save_bundle
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import BundleError, RunError
+from diptych.core.fingerprint import DataFingerprint
 from diptych.training.assembly import Assembly
 from diptych.training.checkpoint import Progress, save_checkpoint
 from diptych.training.config import TrainConfig
@@ -25,6 +26,7 @@ class Keeper:
         progress: Progress,
         steps_per_epoch: int,
         train_split_hash: str,
+        data: Mapping[str, DataFingerprint],
         say: Callable[[str], None],
     ) -> None:
         self.config, self.run, self.assembly = config, run, assembly
@@ -32,6 +34,7 @@ class Keeper:
         self.since_best = progress.since_best
         self._steps_per_epoch = steps_per_epoch
         self._train_split_hash = train_split_hash
+        self._data = data
         self._say = say
         self._saved_at_s, self._saved_step = progress.elapsed_s, progress.step
 
@@ -100,6 +103,7 @@ class Keeper:
                 self.assembly.state,
                 progress,
                 config=self.config,
+                data=self._data,
                 keep=self.config.checkpoint.keep,
                 best_step=self.best_step,
             )

@@ -9,6 +9,8 @@ from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import ConfigError, RunError
+from diptych.core.fingerprint import DataFingerprint
+from diptych.data.identity import fingerprint_data
 from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
@@ -44,6 +46,14 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
             "validation.metric is 'zero_shot', but not all of the data has labels; set it to recall, map or loss"
         )
     return train_source, val_source
+
+
+def fingerprints(config: TrainConfig, train_source: Source, val_source: Source) -> dict[str, DataFingerprint]:
+    """The fingerprints of the training and the validation data; rank 0 computes them for all."""
+    sources = {"training": train_source, "validation": val_source}
+    return all_ranks().from_first(
+        lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
+    )
 
 
 def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:

@@ -39,7 +39,7 @@ from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
-from diptych.training.prepare import check_joint_batch, open_data, starting_point, training_examples
+from diptych.training.prepare import check_joint_batch, fingerprints, open_data, starting_point, training_examples
 from diptych.training.report import EventLog, Observer, Observers, StepReport
 from diptych.training.run_folder import (
     CONFIG,
@@ -94,6 +94,7 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    accept_changed_data: bool = False,
     observers: Sequence[Observer] = (),
 ) -> RunResult:
     """Train a CLIP and leave a run folder: config, events, curves, checkpoints, `bundle` and `bundle-best`.
@@ -105,12 +106,13 @@ def train(
         run: the run's folder.
         overwrite: replace a run that the folder holds.
         resume: go on with the run that the folder holds, from its newest checkpoint.
+        accept_changed_data: go on although the data has changed since that checkpoint was written.
         observers: told what happens.
 
     Raises:
         ConfigError: a setting contradicts another or the data.
         DataError: the data cannot be read, or too much of it is broken.
-        RunError: the folder may not be used, no checkpoint of it is whole, or the loss is no longer a finite number.
+        RunError: the folder may not be used, no checkpoint is whole, the data has changed, or the loss is not finite any more.
     """
     run = Path(run)
     with joined_ranks() as ranks:
@@ -120,7 +122,15 @@ def train(
         ranks.from_first(lambda: check_run_folder(run, overwrite=overwrite, resume=resume))
         train_source, val_source = open_data(config)
         begun = resume and ranks.from_first(lambda: has_begun(run))
-        prepared = _Run(config, run, train_source, val_source, resume=begun, observers=observers)
+        prepared = _Run(
+            config,
+            run,
+            train_source,
+            val_source,
+            resume=begun,
+            accept_changed_data=accept_changed_data,
+            observers=observers,
+        )
         if resume and not begun:
             prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
         return prepared.go()
@@ -137,6 +147,7 @@ class _Run:
         val_source: Source,
         *,
         resume: bool,
+        accept_changed_data: bool,
         observers: Sequence[Observer],
     ) -> None:
         self.ranks = all_ranks()
@@ -152,10 +163,18 @@ class _Run:
         self.examples = training_examples(train_source, config, self.assembly.teacher)
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
         self.skipped = SkippedSamples(run / SKIPPED, num_samples=len(train_source), max_share=config.data.max_skipped)
+        data = fingerprints(config, train_source, val_source)
         progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
         told: list[str] = [slow] if slow else []
         if resume:
-            progress = load_checkpoint(run, self.assembly.state, config=config, tell=told.append)
+            progress = load_checkpoint(
+                run,
+                self.assembly.state,
+                config=config,
+                tell=told.append,
+                data=data,
+                accept_changed_data=accept_changed_data,
+            )
             self.ranks.from_first(lambda: clear_leftovers(run))
             self.ranks.from_first(lambda: hide_secrets(run / CONFIG))
             self.skipped.go_on(progress.skipped)
@@ -183,6 +202,7 @@ class _Run:
             progress=progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
             train_split_hash=split_hash(train_source),
+            data=data,
             say=self.observers.say,
         )
         self.watch = Watch(config.batch_size, loss=config.loss)

@@ -1,13 +1,22 @@
 """Whether a run goes on as the one that it was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diptych.core.address import redacted
 from diptych.core.errors import RunError
+from diptych.core.fingerprint import DataFingerprint
 from diptych.core.settings import to_plain
 
-_MAY_DIFFER = {"device", "data.workers", "data.source", "data.max_skipped", "gradient_checkpointing", "parallel"}
+_MAY_DIFFER = {
+    "device",
+    "data.workers",
+    "data.source",
+    "data.max_skipped",
+    "data.fingerprint",
+    "gradient_checkpointing",
+    "parallel",
+}
 """Where and how fast a run is computed, and where its files lie: neither changes what it learns."""
 _ROOMS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
 
@@ -35,6 +44,45 @@ def check_same_run(saved: Mapping[str, Any], config: object) -> None:
             f"its checkpoint was written with {key} {was}, and this run has {now}{more}; go on with the folder's own "
             "config.yaml, or start a new run in another folder"
         )
+
+
+def check_same_data(
+    saved: Mapping[str, Any] | None,
+    now: Mapping[str, DataFingerprint],
+    *,
+    accept: bool,
+    tell: Callable[[str], None],
+) -> None:
+    """Refuse to go on with other data than the checkpoint's.
+
+    Args:
+        saved: the checkpoint's fingerprints as plain data; None if it has none, as those of earlier versions.
+        now: the fingerprint of each split as the data is now.
+        accept: go on with changed data, with a message.
+        tell: gets the message.
+
+    Raises:
+        RunError: the data has changed; the message names which of its columns have.
+    """
+    if saved is None:
+        tell("The checkpoint holds no fingerprint of its data, so changes of the data since then are not noticed.")
+        return
+    changes = []
+    for split, fingerprint in now.items():
+        try:
+            changed = fingerprint.changes_since(DataFingerprint.from_plain(saved[split]))
+        except (KeyError, TypeError, AttributeError):
+            changed = "its fingerprint cannot be read"
+        if changed is not None:
+            changes.append(f"{split} data: {changed}")
+    if not changes:
+        return
+    if not accept:
+        raise RunError(
+            f"its data has changed since its checkpoint was written ({'. '.join(changes)}); restore the data, or go on with "
+            "it as it is now: --accept-changed-data"
+        )
+    tell(f"The data has changed since the checkpoint was written ({'. '.join(changes)}); the run goes on with it.")
 
 
 def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diptych.core.errors import DataError, DiptychWarning
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import locate
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable
@@ -37,6 +41,12 @@ class TarsWithSplits(ShardsSource):
         """The split of the tar, else the one that the sample's JSON names."""
         shard, _ = locate(self._starts, index)
         return self._splits[shard] or super().split(index)
+
+    def _shard_columns(self, shard: int, numbers: NDArray[np.int64]) -> RowColumns:
+        columns, split = super()._shard_columns(shard, numbers), self._splits[shard]
+        if not split:
+            return columns
+        return columns._replace(splits=np.zeros(len(numbers), dtype=np.int64), split_names=(split,))
 
 
 @dataclass

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.data.sources.blocks import TextBlock, ranges
+
 
 def locate(starts: Sequence[int], index: int) -> tuple[int, int]:
     """Which stretch an index lies in, and its number there; `starts` ends with the number of all.
@@ -55,6 +57,17 @@ class TextColumn:
         column._ends = array("q", ends.astype(np.int64).tobytes())
         return column
 
+    def take(self, numbers: NDArray[np.int64]) -> TextBlock:
+        """The texts with these numbers, in this order.
+
+        >>> block = TextColumn(["a dog", "", "cat"]).take(np.array([2, 0]))
+        >>> block.content.tobytes(), block.lengths.tolist()
+        (b'cata dog', [3, 5])
+        """
+        content, ends = np.frombuffer(self._bytes, dtype=np.uint8), np.frombuffer(self._ends, dtype=np.int64)
+        starts, lengths = ends[numbers], ends[numbers + 1] - ends[numbers]
+        return TextBlock(content[ranges(starts, lengths)], lengths)
+
     def append(self, text: str) -> None:
         """Add a text at the end; lone surrogates, as in odd file names, are kept."""
         try:
@@ -90,6 +103,11 @@ class GroupedTexts:
     def __getitem__(self, number: int) -> tuple[str, ...]:
         chosen = self._order[self._ends[number] : self._ends[number + 1]]
         return tuple(self._texts[int(i)] for i in chosen)
+
+    def take(self, numbers: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
+        """All texts of the tuples with these numbers, and how many each tuple has."""
+        starts, counts = self._ends[numbers], self._ends[numbers + 1] - self._ends[numbers]
+        return self._texts.take(self._order[ranges(starts, counts)]), counts
 
     def filled(self) -> NDArray[np.bool_]:
         """For each tuple whether it holds anything."""
@@ -133,6 +151,10 @@ class NameColumn:
 
     def __len__(self) -> int:
         return len(self._codes)
+
+    def take(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Index into `names` for the rows with these numbers, -1 for none."""
+        return np.frombuffer(self._codes, dtype=np.int32)[numbers]
 
     def codes(self) -> NDArray[np.int32]:
         """Index into `names` for each row, -1 for none."""

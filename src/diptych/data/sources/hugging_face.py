@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.sample import Sample
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
 from diptych.data.sources.location import read_location
@@ -106,6 +108,15 @@ class HuggingFaceSource(Source):
             return Path(str(self._stored(index))).stat().st_size
         except OSError:
             return None
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
+        if self.templates:
+            return None
+        captions, counts = self._captions.take(rows)
+        labels = np.array([*self._label_of_code, -1], dtype=np.int64)[self._labels[rows]]
+        keys = TextColumn(map(self.key, rows.tolist())).take(np.arange(len(rows)))
+        return RowColumns(keys, captions, counts, labels, self._splits[rows], self._rows.splits.names)
 
     def _table(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.core.sample import Sample
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled
@@ -73,6 +74,14 @@ class Listing(Source):
             return os.stat(f"{self.root}/{self._keys[index]}").st_size  # noqa: PTH116  (three times as fast)
         except OSError:
             return None
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
+        if self.templates:
+            return None
+        captions, counts = self._captions.take(rows)
+        labels = self._labels[rows].astype(np.int64)
+        return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
 
 class ListingBuilder:

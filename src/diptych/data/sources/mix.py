@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
+from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed
 from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
 
@@ -68,6 +69,18 @@ class MixSource(Source):
         """Bytes of the sample's image file."""
         part, number = locate(self._starts, index)
         return self.sources[part].image_size(number)
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once; None if one of the sources has no columns."""
+        blocks = []
+        for part, numbers in by_stretch(self._starts, rows):
+            source = self.sources[part]
+            block = source.columns(numbers)
+            if block is None:
+                return None
+            labels = np.array([*(self._label_ids[name] for name in source.classes), -1], dtype=np.int64)[block.labels]
+            blocks.append(block._replace(keys=prefixed(block.keys, f"{part}/"), labels=labels))
+        return joined(blocks)
 
     def _blocks(self) -> NDArray[np.int64] | None:
         if all(source.block_ends is None for source in self.sources):

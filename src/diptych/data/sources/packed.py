@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.sample import Sample
 from diptych.core.settings import read_json
+from diptych.data.sources.blocks import RowColumns, by_stretch, joined, ranges
 from diptych.data.sources.columns import NameColumn, TextColumn, locate
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
@@ -148,6 +149,10 @@ class PackedSource(Source):
         size = self._tables[shard].file_sizes[row]
         return None if size < 0 else size
 
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once."""
+        return joined([_columns(self._tables[shard], numbers) for shard, numbers in by_stretch(self._starts, rows)])
+
     def _map(self, shard: int) -> NDArray[np.uint8]:
         """A shard's bytes.
 
@@ -169,6 +174,19 @@ class PackedSource(Source):
         if size < self._offsets[shard][-1]:
             raise ImageError(f"{path}: was cut off while it was read; pack again to mend it")
         return pixels
+
+
+def _columns(table: ShardTable, numbers: NDArray[np.int64]) -> RowColumns:
+    ends = np.array(table.caption_ends, dtype=np.int64)
+    counts = np.diff(ends, prepend=0)[numbers]
+    return RowColumns(
+        keys=table.keys.take(numbers),
+        captions=table.captions.take(np.arange(len(table.captions))[ranges(ends[numbers] - counts, counts)]),
+        num_captions=counts,
+        labels=np.array(table.labels, dtype=np.int64)[numbers],
+        splits=table.splits.take(numbers),
+        split_names=table.splits.names,
+    )
 
 
 def read_packed(location: str) -> PackedSource:

@@ -14,11 +14,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.address import redacted
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.remote import FileCache, is_remote, list_remote
 from diptych.core.sample import Sample
+from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed, ranges
 from diptych.data.sources.columns import locate
 from diptych.data.sources.location import listable
 from diptych.data.sources.protocol import Source
@@ -93,6 +95,26 @@ class ShardsSource(Source):
         """Bytes of the image in its tar."""
         shard, row = locate(self._starts, index)
         return int(self._indices[shard].places[row, 1])
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
+        if self.templates:
+            return None
+        return joined([self._shard_columns(shard, numbers) for shard, numbers in by_stretch(self._starts, rows)])
+
+    def _shard_columns(self, shard: int, numbers: NDArray[np.int64]) -> RowColumns:
+        index = self._indices[shard]
+        counts = np.diff(index.caption_ends, prepend=0)[numbers]
+        captions = ranges(index.caption_ends[numbers] - counts, counts)
+        label_ids = np.array([*(self._label_ids[name] for name in index.labels.names), -1], dtype=np.int64)
+        return RowColumns(
+            keys=prefixed(index.keys.take(numbers), f"{self._stems[shard]}/"),
+            captions=index.captions.take(np.arange(len(index.captions))[captions]),
+            num_captions=counts,
+            labels=label_ids[index.labels.take(numbers)],
+            splits=index.splits.take(numbers),
+            split_names=index.splits.names,
+        )
 
     def problems(self) -> Counter[str]:
         """What was left out of all shards: reason, and how many samples."""

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_fraction, stable_hash
 from diptych.core.sample import Sample
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.copies import copies_of
 from diptych.data.sources.protocol import Source
 
@@ -60,6 +62,11 @@ class Subset(Source):
     def image_size(self, index: int) -> int | None:
         """Bytes of the sample's image file."""
         return self.source.image_size(self.indices[index])
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
+        """Keys, captions, labels and splits of some rows at once."""
+        chosen = map(self.indices.__getitem__, rows.tolist())
+        return self.source.columns(np.fromiter(chosen, dtype=np.int64, count=len(rows)))
 
 
 class Splits:

@@ -1,0 +1,96 @@
+"""Many rows at once as arrays: what a fingerprint hashes instead of one row after another."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64] | slice:
+    """The numbers of several ranges, one range after another, as an index into an array.
+
+    >>> ranges(np.array([7, 2]), np.array([2, 3])).tolist()
+    [7, 8, 2, 3, 4]
+    """
+    if len(starts) and np.array_equal(starts[1:], (starts + lengths)[:-1]):  # One range: nothing need be copied.
+        return slice(int(starts[0]), int(starts[-1] + lengths[-1]))
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
+
+
+class TextBlock(NamedTuple):
+    """Some texts in one array."""
+
+    content: NDArray[np.uint8]
+    """Their UTF-8 bytes, one text after another."""
+    lengths: NDArray[np.int64]
+    """Bytes of each text."""
+
+
+class RowColumns(NamedTuple):
+    """All of some rows but their pictures."""
+
+    keys: TextBlock
+    captions: TextBlock
+    """The captions of all rows, one row after another."""
+    num_captions: NDArray[np.int64]
+    """How many captions each row has."""
+    labels: NDArray[np.int64]
+    """Index into the source's classes; -1 for none."""
+    splits: NDArray[np.integer[Any]]
+    """Index into `split_names`; -1 for none."""
+    split_names: Sequence[str]
+
+
+def by_stretch(starts: Sequence[int], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The stretch that rows lie in and their numbers there, for neighbors in `rows` of the same stretch together.
+
+    >>> [(stretch, rows.tolist()) for stretch, rows in by_stretch([0, 3, 5], np.array([1, 2, 4]))]
+    [(0, [1, 2]), (1, [1])]
+    """
+    stretches = np.searchsorted(np.asarray(starts), rows, side="right") - 1
+    cuts = np.flatnonzero(np.diff(stretches)) + 1
+    for chunk, part in zip(np.split(rows, cuts), np.split(stretches, cuts), strict=True):
+        if len(chunk):
+            stretch = int(part[0])
+            yield stretch, chunk - starts[stretch]
+
+
+def prefixed(block: TextBlock, prefix: str) -> TextBlock:
+    """Each text with `prefix` before it.
+
+    >>> prefixed(TextBlock(np.frombuffer(b"abc", dtype=np.uint8), np.array([1, 2])), "x/").content.tobytes()
+    b'x/ax/bc'
+    """
+    before = np.frombuffer(prefix.encode("utf-8", "surrogatepass"), dtype=np.uint8)
+    lengths = block.lengths + len(before)
+    starts = np.cumsum(lengths) - lengths
+    is_prefix = np.zeros(int(lengths.sum()), dtype=bool)
+    is_prefix[starts[:, None] + np.arange(len(before))] = True
+    content = np.empty(len(is_prefix), dtype=np.uint8)
+    content[is_prefix] = np.tile(before, len(lengths))
+    content[~is_prefix] = block.content
+    return TextBlock(content, lengths)
+
+
+def joined(blocks: Sequence[RowColumns]) -> RowColumns:
+    """The rows of several blocks, one block after another."""
+    numbers: dict[str, int] = {}
+    splits = []
+    for block in blocks:
+        renumbered = [numbers.setdefault(name, len(numbers)) for name in block.split_names]
+        splits.append(np.array([*renumbered, -1], dtype=np.int64)[block.splits])
+    return RowColumns(
+        keys=_joined([block.keys for block in blocks]),
+        captions=_joined([block.captions for block in blocks]),
+        num_captions=np.concatenate([block.num_captions for block in blocks]),
+        labels=np.concatenate([block.labels for block in blocks]),
+        splits=np.concatenate(splits),
+        split_names=list(numbers),
+    )
+
+
+def _joined(blocks: Sequence[TextBlock]) -> TextBlock:
+    content = np.concatenate([block.content for block in blocks])
+    return TextBlock(content, np.concatenate([block.lengths for block in blocks]))
