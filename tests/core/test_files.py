@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from diptych.core.errors import BusyError
 from diptych.core.files import (
@@ -143,6 +144,31 @@ with file_lock(Path(sys.argv[1]), wait_s=0):
         with pytest.raises(BusyError), file_lock(lock, wait_s=0.1):
             pass
         holder.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the lock's descriptor in /proc")
+def test_the_children_of_a_killed_holder_are_waited_for(tmp_path: Path) -> None:
+    """A child that was not forked by Python keeps the descriptor, and with it the lock, until it ends."""
+    program = """
+import os, subprocess, sys, time
+from pathlib import Path
+from diptych.core.files import file_lock
+with file_lock(Path(sys.argv[1]), wait_s=0):
+    links = {int(name): os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
+    kept = [number for number, target in links.items() if target == os.path.realpath(sys.argv[1])]
+    child = subprocess.Popen(["sleep", "0.6"], pass_fds=kept, stdout=subprocess.DEVNULL)
+    print(len(kept), flush=True)
+    time.sleep(60)
+"""
+    lock = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        holder.kill()
+    with pytest.raises(Timeout):
+        FileLock(lock, timeout=0).acquire()
+    with file_lock(lock, wait_s=0):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from diptych.core.errors import RunError
+from diptych.core.distributed import all_ranks
+from diptych.core.errors import BusyError, RunError
 from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from diptych.training.run_folder import LOCK, hold_run_folder
 from diptych.training.state import TrainingState
 from tests.states import Average, assert_same, assert_same_values, everything, make_state, step
 
@@ -52,6 +54,7 @@ def _work(rank: int, folder: Path) -> None:
             _load(kind, folder, rank)
         _one_rank_fails(folder, rank)
         _refused_on_all(folder)
+        _locked_on_all(folder / "locked")
     finally:
         dist.destroy_process_group()
     os._exit(0)  # As `core.launch.leave` does: now and then PyTorch aborts while it is taken down.
@@ -96,6 +99,17 @@ def _refused_on_all(folder: Path) -> None:
     for run, config, says in (("ddp", {"seed": 1}, "written with seed"), ("none", {}, "has no checkpoint")):
         with pytest.raises(RunError, match=says):
             load_checkpoint(folder / run, _wrapped("ddp", 0), config=config, tell=print)
+
+
+def _locked_on_all(run: Path) -> None:
+    """The ranks of a run share its lock; those of another one are all refused."""
+    with hold_run_folder(run, overwrite=False, resume=False, ranks=all_ranks()):
+        assert (run / LOCK).exists()
+        with (
+            pytest.raises(BusyError, match="stop it, or choose another folder"),
+            hold_run_folder(run, overwrite=True, resume=False, ranks=all_ranks()),
+        ):
+            pass
 
 
 def test_two_ranks_and_one_process_read_each_others(tmp_path: Path) -> None:

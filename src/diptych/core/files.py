@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +33,8 @@ _HOLDER_SUFFIX = ".holder"
 _BLOCK_BYTES = 1 << 20
 _CHECKED_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
 """`O_NONBLOCK`: opening a FIFO without a writer would otherwise wait for one. Windows lacks most of these flags."""
+_CHILDREN_S = 10.0
+"""How long the children of a killed process may hold its lock: PyTorch's workers look for their parent every five seconds."""
 
 
 @contextmanager
@@ -195,15 +197,19 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def file_lock(path: Path, *, wait_s: float, what: Path | None = None) -> Iterator[None]:
+def file_lock(
+    path: Path, *, wait_s: float, what: Path | None = None, advice: str = "try again when it is done"
+) -> Iterator[None]:
     """Hold an exclusive lock on a file while the block runs. The system releases it when its holder dies.
 
-    A note next to the lock (`PATH.holder`) says which process on which host holds it and since when.
+    A note next to the lock (`PATH.holder`) says which process on which host holds it and since when. If that process has
+    ended, its children may hold the lock for some more seconds; they are waited for.
 
     Args:
         path: the lock file; it is created if it does not exist, and it stays.
         wait_s: seconds to wait for another holder; `math.inf` waits until the lock is free.
         what: what the lock protects, for messages; the lock's folder by default.
+        advice: how to go on, which ends the message.
 
     Raises:
         BusyError: another process still holds it after `wait_s` seconds; the message names the process.
@@ -214,9 +220,8 @@ def file_lock(path: Path, *, wait_s: float, what: Path | None = None) -> Iterato
     try:
         lock.acquire()
     except Timeout:
-        raise BusyError(
-            f"{what or path.parent}: is being written by {_described(note)}; try again when it is done"
-        ) from None
+        if not (_has_ended(note) and _acquired(lock, wait_s=_CHILDREN_S)):
+            raise BusyError(f"{what or path.parent}: is being written by {_described(note)}; {advice}") from None
     try:
         write_text(
             note, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": time.time()}) + "\n"
@@ -228,17 +233,44 @@ def file_lock(path: Path, *, wait_s: float, what: Path | None = None) -> Iterato
         lock.release()
 
 
-def _described(note: Path) -> str:
-    """Who holds a lock, according to its note."""
+def _acquired(lock: FileLock, *, wait_s: float) -> bool:
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        return False
+    return True
+
+
+class _Holder(NamedTuple):
+    host: str
+    process: int
+    since: str
+
+
+def _holder(note: Path) -> _Holder | None:
+    """Who holds a lock, according to its note; None if it cannot be read."""
     try:
         held: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        host, process = str(held["host"]), int(held["process"])
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(held["since"])))
+        return _Holder(str(held["host"]), int(held["process"]), since)
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+
+
+def _has_ended(note: Path) -> bool:
+    """Whether the process that took the lock is known to have ended: it ran on this host."""
+    held = _holder(note)
+    return held is not None and held.host == socket.gethostname() and not _is_running(held.process)
+
+
+def _described(note: Path) -> str:
+    """Who holds a lock, for messages."""
+    held = _holder(note)
+    if held is None:
         return "another process"
-    if host == socket.gethostname() and not _is_running(process):
-        return f"what process {process} started on {host}; the process itself has ended"
-    return f"process {process} on {host} since {since}"
+    if _has_ended(note):
+        return f"what process {held.process} started on {held.host}; the process itself has ended"
+    return f"process {held.process} on {held.host} since {held.since}"
 
 
 def _is_running(process: int) -> bool:

@@ -45,10 +45,10 @@ from diptych.training.run_folder import (
     CONFIG,
     SKIPPED,
     TOKENIZER,
-    check_run_folder,
     clear_leftovers,
     create_run_folder,
     has_begun,
+    hold_run_folder,
 )
 from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
@@ -113,27 +113,28 @@ def train(
         ConfigError: a setting contradicts another or the data.
         DataError: the data cannot be read, or too much of it is broken.
         RunError: the folder may not be used, no checkpoint is whole, the data has changed, or the loss is not finite any more.
+        BusyError: another run writes the folder.
     """
     run = Path(run)
     with joined_ranks() as ranks:
         keep_freed_memory()
         check_joint_batch(config, ranks)
         ranks.from_first(lambda: check_trackers(config.logs))
-        ranks.from_first(lambda: check_run_folder(run, overwrite=overwrite, resume=resume))
-        train_source, val_source = open_data(config)
-        begun = resume and ranks.from_first(lambda: has_begun(run))
-        prepared = _Run(
-            config,
-            run,
-            train_source,
-            val_source,
-            resume=begun,
-            accept_changed_data=accept_changed_data,
-            observers=observers,
-        )
-        if resume and not begun:
-            prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
-        return prepared.go()
+        with hold_run_folder(run, overwrite=overwrite, resume=resume, ranks=ranks):
+            train_source, val_source = open_data(config)
+            begun = resume and ranks.from_first(lambda: has_begun(run))
+            prepared = _Run(
+                config,
+                run,
+                train_source,
+                val_source,
+                resume=begun,
+                accept_changed_data=accept_changed_data,
+                observers=observers,
+            )
+            if resume and not begun:
+                prepared.observers.say("It was stopped before its first checkpoint, so it starts from the beginning")
+            return prepared.go()
 
 
 class _Run:
