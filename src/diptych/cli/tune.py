@@ -69,6 +69,7 @@ def tune(
     from diptych.cli.tune_display import TuneDisplay, print_study
     from diptych.tuning.results import write_results
     from diptych.tuning.spaces import default_dimensions, read_dimensions
+    from diptych.tuning.storage import StudyLostError
     from diptych.tuning.study_folder import create_study_folder, prepare_space, read_study
     from diptych.tuning.trial import InterruptedTrialError
     from diptych.tuning.tune import TuneOptions
@@ -96,6 +97,9 @@ def tune(
         display.end()
         say("Stopped; the same command goes on.")
         return 0
+    except StudyLostError:
+        write_results(folder, tried, display.rows)  # Of the trials that are known.
+        raise
     finally:
         display.end()
     write_results(folder, tried, found)

@@ -38,6 +38,11 @@ class TuneDisplay:
         tried = ", ".join(dimension.name for dimension in space.dimensions)
         say(f"Tuning {space.base.recipe}: {tried}; {METRIC_NAMES[self._metric]} decides")
 
+    @property
+    def rows(self) -> list[Row]:
+        """The trials as they stood last."""
+        return self._rows
+
     def on_rows(self, found: list[Row]) -> None:
         """Show them; elsewhere than on a terminal, a line for each that is newly over."""
         self._rows, self._progress = found, 0.0

@@ -8,6 +8,7 @@
     ├── BundleError     a folder that is not a whole bundle, or one that does not fit
     ├── IndexingError   a search index, or what writes it
     └── RunError        a run folder, a checkpoint, or training itself
+        └── SaveError   what a run or a study made cannot be saved; it can go on later
 
 The command line prints the message on one line and exits with code 2.
 """
@@ -63,6 +64,10 @@ class IndexingError(DiptychError):
 
 class RunError(DiptychError):
     """A run folder or a training run cannot go on."""
+
+
+class SaveError(RunError):
+    """What a run or a study made cannot be saved, most often because the disk is full. The same command goes on later."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

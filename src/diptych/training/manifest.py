@@ -25,6 +25,8 @@ def find_fault(folder: Path) -> str | None:
     try:
         plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in plain["files"].items()}
+        if any(Path(name).name != name for name in listed):  # Only files of this folder are read.
+            raise ValueError
     except FileNotFoundError:
         return f"it is incomplete, {MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from diptych.core.address import redacted
-from diptych.core.files import write_text
+from diptych.core.errors import DiptychWarning
+from diptych.training.event_file import forget_after, read_events
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
 
@@ -83,8 +86,11 @@ class EventLog:
         self._run = run
         self._batch_size = batch_size
         self._every_steps = every_steps
-        _forget_after(run / "events.jsonl", first_step)
-        self._file = (run / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._path = run / "events.jsonl"
+        self._num_damaged = 0
+        self._warn_of_damaged(forget_after(self._path, first_step))
+        self._num_damaged = 0  # They have been removed.
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(run / "tensorboard"))
 
     def on_step(self, report: StepReport) -> None:
@@ -115,10 +121,11 @@ class EventLog:
         self._file.write(json.dumps({"message": text}) + "\n")
 
     def close(self) -> None:
-        """Draw the curves a last time."""
-        self._file.close()
-        self._board.close()
-        self._draw()
+        """Draw the curves a last time. Where one of the files cannot be written, the others are closed all the same."""
+        with ExitStack() as closing:
+            closing.callback(self._draw)
+            closing.callback(self._board.close)
+            self._file.close()
 
     def _write(self, step: int, figures: dict[str, Any], scalars: tuple[str, ...]) -> None:
         rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
@@ -130,14 +137,14 @@ class EventLog:
     def _draw(self) -> None:
         from diptych.training.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
 
-        events = (self._run / "events.jsonl").read_text(encoding="utf-8").splitlines()
-        draw_curves([json.loads(line) for line in events], self._run / "curves.png", ln_n=math.log(self._batch_size))
+        events = read_events(self._path)
+        self._warn_of_damaged(events.num_damaged)
+        figures = [event for _, event in events.lines]
+        draw_curves(figures, self._run / "curves.png", ln_n=math.log(self._batch_size))
 
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop what a killed run logged after the checkpoint from which it goes on."""
-    if not log.exists():
-        return
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    write_text(log, "".join(line for line in whole if json.loads(line).get("step", 0) <= step))
+    def _warn_of_damaged(self, num: int) -> None:
+        """Say once how many lines of the log are left out, and again only if there are more."""
+        if num > self._num_damaged:
+            self._num_damaged = num
+            text = f"{self._path}: {num} damaged {'line is' if num == 1 else 'lines are'} left out; the run continues"
+            warnings.warn(text, DiptychWarning, stacklevel=2)

@@ -17,7 +17,7 @@ from diptych.core.address import without_secrets
 from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
-from diptych.core.errors import RunError
+from diptych.core.errors import SaveError
 from diptych.core.forks import pages_of
 from diptych.core.launch import joined_ranks
 from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
@@ -365,7 +365,7 @@ class _Run:
         with self.assembly.step.stopwatch.time("evaluation"):
             retrieval, zero_shot = self.ranks.from_first(self._measure_all)
         if not is_saved:
-            raise RunError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
+            raise SaveError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
         metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
         self.ranks.from_first(lambda: add_metrics(bundle, metrics))
         num_cut = int(self.ranks.sum(torch.tensor(self._num_cut)))

@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -11,6 +13,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
+from diptych.bundle.folder import whole_folder
+from diptych.core.errors import BundleError, DiptychWarning
 from diptych.core.figures import plain
 from diptych.core.files import atomic_write, file_lock, write_text
 from diptych.training.config import write_config
@@ -25,26 +29,59 @@ BUNDLE = "bundle"
 def write_results(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
     """Write what the trials so far tell; None, and a table alone, as long as none is done.
 
-    Workers that share the folder write one after another.
+    Workers that share the folder write one after another. If a file cannot be written, a warning says so, and the others are
+    written.
     """
-    with file_lock(folder / ".lock", wait_s=60.0):
-        return _write(folder, space, found)
-
-
-def _write(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
-    metric = space.base.validation.metric
-    _write_table(folder / "trials.csv", space, found)
     reached = verdict(found, seed=space.base.seed)
+    failures: list[str] = []
+    try:
+        with file_lock(folder / ".lock", wait_s=60.0):
+            for what, write in _writers(folder, space, found, reached):
+                try:
+                    write()
+                except OSError as error:
+                    failures.append(f"{what} ({error.strerror or error})")
+                except BundleError as error:
+                    failures.append(str(error))
+    except OSError as error:
+        failures.append(f"all results ({error.strerror or error})")
+    if failures:
+        text = f"{folder}: cannot write {', '.join(failures)}; make room, then the same command writes what is missing"
+        warnings.warn(text, DiptychWarning, stacklevel=2)
+    return reached
+
+
+def _writers(
+    folder: Path, space: Space, found: Sequence[Row], reached: Verdict | None
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """(name, what writes it) of each file, those first that cannot be made from others."""
+    metric = space.base.validation.metric
+    yield "trials.csv", lambda: _write_table(folder / "trials.csv", space, found)
     if reached is None:
-        return None
+        return
     best = reached.best
+    config = space.base if best.is_recipe else space.settings(best.settings)
+    yield "best_config.yaml", lambda: write_config(config, folder / "best_config.yaml")
     lines = [f"# {line}" for line in sentences(reached, metric)]
     lines += [f"{field} = {best.settings[d.name]}" for d in space.dimensions for field in d.fields]
-    write_text(folder / "best_hyperparameters.txt", "\n".join(lines) + "\n")
-    config = space.base if best.is_recipe else space.settings(best.settings)
-    write_config(config, folder / "best_config.yaml")
+    text = "\n".join(lines) + "\n"
+    yield "best_hyperparameters.txt", lambda: write_text(folder / "best_hyperparameters.txt", text)
     importances = _importances(space, found)
-    content = {
+    content = json.dumps(plain(_content(space, reached, importances)), indent=2) + "\n"
+    yield "best_results.json", lambda: write_text(folder / "best_results.json", content)
+    pictures: dict[str, Callable[[Path], object]] = {
+        "optimization_history.png": lambda path: plot_history(found, metric, path),
+        "param_importances.png": lambda path: plot_importances(importances, path),
+        "parallel_coordinates.png": lambda path: plot_parallel(found, space, metric, path),
+    }
+    for name, plot in pictures.items():
+        yield name, partial(plot, folder / name)
+    yield BUNDLE, lambda: _copy_bundle(best, folder / BUNDLE)
+
+
+def _content(space: Space, reached: Verdict, importances: dict[str, float]) -> dict[str, object]:
+    best, metric = reached.best, space.base.validation.metric
+    return {
         "metric": METRIC_NAMES[metric],
         "trial": best.number,
         "is_recipe": best.is_recipe,
@@ -58,20 +95,14 @@ def _write(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
         "importances": importances,
         "results": best.results,
     }
-    write_text(folder / "best_results.json", json.dumps(plain(content), indent=2) + "\n")
-    plot_history(found, metric, folder / "optimization_history.png")
-    plot_importances(importances, folder / "param_importances.png")
-    plot_parallel(found, space, metric, folder / "parallel_coordinates.png")
-    _copy_bundle(best, folder / BUNDLE)
-    return reached
 
 
 def _copy_bundle(best: Row, place: Path) -> None:
     """Where another machine trained it, it lies there."""
     source = Path(best.results.get("folder", "")) / BUNDLE
     if source.is_dir():
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(source, place)
+        with whole_folder(place) as beside:
+            shutil.copytree(source, beside, dirs_exist_ok=True)
 
 
 def _write_table(path: Path, space: Space, found: Sequence[Row]) -> None:

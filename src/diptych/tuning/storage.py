@@ -1,8 +1,9 @@
 """Where a study is kept: SQLite in the run folder, or a PostgreSQL that several machines reach."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -10,9 +11,11 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from diptych.core.address import redacted, shown_address
-from diptych.core.errors import ConfigError
+from diptych.core.errors import ConfigError, DiptychError, SaveError
 
 _ATTEMPTS = 5
+STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
+"""What Optuna raises when the database cannot be read or written."""
 MAX_RETRIES = 5
 """So often is a trial gone on with whose process dies: by then it is most likely the trial that kills it."""
 
@@ -20,6 +23,17 @@ MAX_RETRIES = 5
 def sqlite_url(folder: Path) -> str:
     """Of the study that lies in a run folder."""
     return f"sqlite:///{(folder / 'study.db').resolve()}"
+
+
+class StudyLostError(SaveError):
+    """The database of a study cannot be read or written any more."""
+
+
+class _Storage(RDBStorage):
+    def record_heartbeat(self, trial_id: int) -> None:
+        """One that is lost is nothing: the thread tries again, and the trial itself says when the database is gone."""
+        with suppress(*STORAGE_ERRORS):
+            super().record_heartbeat(trial_id)
 
 
 @contextmanager
@@ -31,14 +45,57 @@ def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
         heartbeat_s: seconds between signs of life.
 
     Raises:
-        ConfigError: it cannot be reached.
+        ConfigError: it cannot be reached, or is damaged.
+        StudyLostError: it could not be read or written later, while the block ran.
     """
+    _check_file(url)
     storage = _open(url, heartbeat_s)
     try:
         yield storage
+    except Exception as error:
+        lost = _storage_error(error)
+        if lost is None:
+            raise
+        raise StudyLostError(
+            f"{shown_address(url)}: cannot be read or written any more ({_one_line(lost)}); mend it, or make room on the "
+            "disk, then the same command goes on"
+        ) from None
     finally:
-        storage.remove_session()
+        with suppress(*STORAGE_ERRORS):
+            storage.remove_session()
         storage.engine.dispose()
+
+
+def _storage_error(error: BaseException | None) -> Exception | None:
+    """What the database raised, if that led to an error. Optuna itself fails with an UnboundLocalError after some of them."""
+    while error is not None and not isinstance(error, DiptychError):
+        if isinstance(error, STORAGE_ERRORS):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _check_file(url: str) -> None:
+    """Refuse a damaged file before anything is written into it."""
+    scheme, _, name = url.partition(":///")
+    file = Path(name)
+    if scheme != "sqlite" or not name or not file.is_file() or not file.stat().st_size:
+        return
+    try:
+        connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)
+        try:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError:  # It may not be written, or another process holds it: opening it says so.
+        return
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        raise ConfigError(
+            f"{file}: is damaged ({' '.join(found.split())[:200]}); put a copy of it in its place, or begin a new study in "
+            "another folder with --out"
+        )
 
 
 def _open(url: str, heartbeat_s: int) -> RDBStorage:
@@ -52,7 +109,7 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
     connect = {"timeout": 60} if scheme == "sqlite" else {"connect_timeout": 10}
     for attempt in range(_ATTEMPTS):
         try:
-            return RDBStorage(
+            return _Storage(
                 f"{known[scheme]}://{rest}",
                 engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
                 heartbeat_interval=heartbeat_s,
@@ -71,5 +128,7 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
 
 
 def _one_line(error: Exception) -> str:
-    cause = getattr(error, "orig", None) or error.__cause__ or error
+    cause: BaseException = error
+    while (inner := getattr(cause, "orig", None) or cause.__cause__) is not None:
+        cause = inner
     return " ".join(redacted(str(cause)).split())[:200]

@@ -186,15 +186,28 @@ def is_surplus(study: Study, number: int, total: int) -> bool:
 
 
 def take_over(study: Study) -> None:
-    """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+    """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed.
+
+    Trials that a process ended for no reason of their own, but could not queue again because the disk was full, are among them.
+    """
+    trials = study.get_trials(deepcopy=False)
+    gone_on_with = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    for trial in trials:
+        is_failed = trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
         worker = trial.user_attrs.get("worker")
-        if worker is not None and _is_dead(worker):
-            try:
-                study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):  # Another worker was faster.
-                continue
+        if worker is None or trial.number in gone_on_with or not (is_failed or trial.state == TrialState.RUNNING):
+            continue
+        if _is_dead(worker) and (is_failed or _end(study, trial)):
             RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, trial)
+
+
+def _end(study: Study, trial: FrozenTrial) -> bool:
+    """Whether this process, and no other, ended a trial as failed."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        return False
+    return True
 
 
 def leave_to_successor(study: Study) -> None:

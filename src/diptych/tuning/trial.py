@@ -1,7 +1,6 @@
 """One trial: a real training whose validations are told as it goes."""
 
 import gc
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,9 +8,10 @@ from pathlib import Path
 
 import torch
 
-from diptych.core.errors import RunError
+from diptych.core.errors import RunError, SaveError
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, read_config
+from diptych.training.event_file import read_events
 from diptych.training.report import Observer, StepReport
 from diptych.training.run import train
 from diptych.training.run_folder import CONFIG
@@ -62,6 +62,7 @@ def run_trial(
     Raises:
         TrialFailedError: it diverged, or memory was not enough twice; the message says which.
         InterruptedTrialError: a signal ended it.
+        SaveError: the disk did not take what it made.
     """
     try:
         return _train(config, folder, on_score, observer)
@@ -99,6 +100,8 @@ def _train(
             resume=begun is not None,
             observers=[listener, *([] if observer is None else [observer])],
         )
+    except SaveError:  # No fault of the settings.
+        raise
     except RunError as error:
         raise TrialFailedError(str(error)) from None
     if result.interrupted:
@@ -135,8 +138,7 @@ class _Listener:
         """The log, which was told before and outlives a kill, knows how many there were."""
         self.score = validation.score(self._config.validation.metric)
         if step > 0:
-            lines = self._log.read_text(encoding="utf-8").splitlines()
-            steps = {event["step"] for event in map(json.loads, lines) if "val_loss" in event}
+            steps = {event["step"] for _, event in read_events(self._log).lines if "val_loss" in event}
             self._on_score(len(steps - {0}), self.score)
 
     def on_message(self, text: str) -> None:

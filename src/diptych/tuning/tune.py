@@ -5,6 +5,8 @@ the best settings with another seed.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
@@ -12,17 +14,18 @@ from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_chec
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
-from diptych.core.address import redacted
-from diptych.core.errors import DiptychError, RunError
+from diptych.core.address import redacted, shown_address
+from diptych.core.errors import ConfigError, DiptychError, RunError, SaveError
 from diptych.core.files import file_lock
 from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
 from diptych.training.report import Observer
 from diptych.tuning.space import Space, Value
-from diptych.tuning.storage import opened_storage, sqlite_url
+from diptych.tuning.storage import STORAGE_ERRORS, opened_storage, sqlite_url
 from diptych.tuning.study import (
     SURPLUS,
     Row,
@@ -85,12 +88,14 @@ def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningOb
         The trials.
 
     Raises:
-        ConfigError: the study cannot be reached, or was made with other settings.
+        ConfigError: the study cannot be reached, is damaged or gone, or was made with other settings.
         InterruptedTrialError: a signal came; the same call goes on.
         RunError: the first trials all failed.
+        SaveError: the folder or the study's database cannot be written any more; the same call goes on.
     """
     url = options.storage or sqlite_url(folder)
-    with quiet_optuna(), opened_storage(url, heartbeat_s=options.heartbeat_s) as storage:
+    with quiet_optuna(), _writable(folder), opened_storage(url, heartbeat_s=options.heartbeat_s) as storage:
+        _check_not_lost(storage, folder, where=shown_address(url))
         worker = _Worker(open_study(storage, folder.name, space), space, folder, options, observer)
         while True:
             if worker.has_work():
@@ -99,6 +104,32 @@ def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningOb
                 return worker.show()
             else:
                 worker.wait()
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Errors of the disk as one line."""
+    try:
+        yield
+    except BrokenPipeError:  # Whoever reads the output has gone.
+        raise
+    except OSError as error:
+        raise SaveError(
+            f"{error.filename or folder}: cannot be written or read ({error.strerror or error}); mend it, or make room on the "
+            "disk, then the same command goes on"
+        ) from None
+
+
+def _check_not_lost(storage: RDBStorage, folder: Path, *, where: str) -> None:
+    """Refuse to begin a study anew in the folder of another whose database has been lost."""
+    if folder.name in optuna.study.get_all_study_names(storage):
+        return
+    num_runs = sum(path.is_dir() for path in (folder / "trials").glob("trial-*"))
+    if num_runs:
+        raise ConfigError(
+            f"{folder}: has the folders of {num_runs} trials, but {where} holds no study of it; put back a copy of the "
+            "database, or begin a new study in another folder with --out"
+        )
 
 
 class _Worker:
@@ -190,8 +221,11 @@ class _Worker:
         except TrialFailedError as error:
             trial.set_user_attr("reason", str(error))
             raise
-        except (optuna.TrialPruned, InterruptedTrialError, DiptychError):
+        except (optuna.TrialPruned, InterruptedTrialError, DiptychError, *STORAGE_ERRORS):
             raise
+        except OSError as error:  # Of the disk, not of the settings: another trial would fare no better.
+            with _writable(self._run_folder(number)):
+                raise error from None
         except Exception as error:
             trial.set_user_attr("reason", f"{type(error).__name__}: {' '.join(redacted(str(error)).split())[:300]}")
             raise TrialFailedError from error

@@ -1,0 +1,135 @@
+"""A damaged event log costs its damaged lines, and a disk that is full costs the log, never the run."""
+
+import errno
+import json
+import os
+import signal
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from diptych.core.errors import DiptychWarning
+from diptych.core.settings import override
+from diptych.training import curves
+from diptych.training.config import TrainConfig
+from diptych.training.event_file import forget_after, read_events
+from diptych.training.report import EventLog, Observers, StepReport
+from diptych.training.run import train
+from diptych.training.validation import Validation
+
+STEP = {"step": 1, "loss": 2.5, "image_to_text": 0.5, "text_to_image": 0.25}
+VALIDATION = {"step": 2, "val_loss": 2.0, "val_image_to_text": 0.5, "val_text_to_image": 0.25}
+MESSAGE = {"message": "naïve"}
+DAMAGED = [
+    b'{"step": 3, "loss": \xff}',
+    b"{",
+    b"",
+    b"[1]",
+    b'"step"',
+    b'{"step": "3"}',
+    b'{"step": null, "message": "x"}',
+    b'{"step": 3, "loss": 1.0}',
+    b'{"step": 3, "loss": "x", "image_to_text": 0, "text_to_image": 0}',
+    b'{"val_loss": 1, "val_image_to_text": 0, "val_text_to_image": 0}',
+    b"[" * 100_000,
+    b"1" * 10_000,
+]
+
+
+class Listener:
+    """Keeps the messages, and stops the run after a step."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stop_at = stop_at
+        self.messages: list[str] = []
+
+    def on_step(self, report: StepReport) -> None:
+        if report.step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_validation(self, step: int, validation: Validation) -> None:
+        """Nothing."""
+
+    def on_message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _lines(*events: dict[str, Any]) -> list[bytes]:
+    return [json.dumps(event).encode() for event in events]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_line_is_left_out(tmp_path: Path, damaged: bytes) -> None:
+    log = tmp_path / "events.jsonl"
+    first, *rest = _lines(STEP, MESSAGE, VALIDATION)
+    log.write_bytes(b"\n".join([first, damaged, *rest, b'{"st']))
+    events = read_events(log)
+    assert [event for _, event in events.lines] == [STEP, MESSAGE, VALIDATION]
+    assert events.num_damaged == 1
+    assert forget_after(log, 1) == 1
+    assert log.read_bytes() == b"".join(line + b"\n" for line in (first, rest[0]))
+    assert forget_after(log, 1) == 0
+
+
+def test_a_run_with_a_damaged_log_is_resumed_with_one_message(
+    tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr(curves, "draw_curves", lambda events, *_, **__: drawn.append(len(events)))
+    run = tmp_path / "run"
+    config = override(tiny_run, {"schedule.steps": "4", "validation.times": "1"})
+    train(config, run, observers=[Listener(stop_at=2)])
+    log = run / "events.jsonl"
+    before = log.read_bytes()
+    log.write_bytes(b'{"loss": \xff}\nnonsense\n' + before)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = train(config, run, resume=True)
+    assert [str(w.message) for w in caught if w.category is DiptychWarning] == [
+        f"{log}: 2 damaged lines are left out; the run continues"
+    ]
+    assert result.bundle is not None
+    assert log.read_bytes().startswith(before)
+    assert drawn
+
+
+def test_lines_that_are_damaged_meanwhile_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(curves, "draw_curves", lambda events, *_, **__: drawn.append(events))
+    log = EventLog(tmp_path, batch_size=4)
+    log.on_message("before")
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    with pytest.warns(DiptychWarning, match=r"events.jsonl: 1 damaged line is left out; the run continues"):
+        log._draw()
+    log.close()  # A second warning would be an error.
+    assert drawn == [[{"message": "before"}]] * 2
+
+
+@pytest.mark.parametrize("full", ["curves", "board"])
+def test_a_full_disk_costs_the_log_and_closes_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    drawn: list[Any] = []
+    listener = Listener()
+    log = EventLog(tmp_path, batch_size=4)
+    board, close_board = log._board, log._board.close
+    monkeypatch.setattr(curves, "draw_curves", fail if full == "curves" else lambda *_, **__: drawn.append(1))
+    if full == "board":
+        monkeypatch.setattr(SummaryWriter, "close", fail)
+    Observers([log, listener]).tell(lambda observer: observer.close())
+    assert listener.messages == ["EventLog cannot write any more (No space left on device); the run goes on without"]
+    assert log._file.closed
+    assert full == "curves" or drawn == [1]
+    assert full == "board" or board.file_writer is None  # As TensorBoard leaves a writer that is closed.
+    monkeypatch.undo()
+    close_board()
