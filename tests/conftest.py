@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import jaxtyping
@@ -25,6 +27,9 @@ from diptych.training.run import train
 from diptych.training.schedule import ScheduleConfig
 from diptych.training.validation import ValidationConfig
 from tests.servers import postgresql
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 hypothesis_settings.register_profile("house", max_examples=40, deadline=None, derandomize=True, database=None)
 hypothesis_settings.load_profile("house")
@@ -47,6 +52,23 @@ TINY_RUN = TrainConfig(
 )
 
 _NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Debian's Chromium. Where it is not installed the test is skipped; with REQUIRE_CHROMIUM set, it fails."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        lacking = "Chromium is not installed (Debian: apt-get install chromium)"
+        if os.environ.get("REQUIRE_CHROMIUM"):
+            pytest.fail(lacking)
+        pytest.skip(lacking)
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -121,12 +121,13 @@ _ONE_WAY = {
     },
     r"\bhtml\.escape|from html import|<html|<td|<script": set(),
     r"\bjinja2\b": {"core/html.py"},
+    r"\bcsv\.(writer|DictWriter)\b|from csv import|\bto_csv\b": {"core/csv_file.py"},
     r"\bImage\.open\b|\bdecode_jpeg\(": {"images/opener.py", "images/jpeg.py", "images/decode.py"},
     r"(?<![\w.])print\(|\bsys\.(__)?(stdout|stderr)(__)?\.write\b": {"cli/output.py", "cli/laps.py"},
     r"(?<!Visible)\bConsole\(": {"core/terminal.py"},
     r"\bconsole\(\)\.(print|log|out|rule)\(": {"cli/output.py"},
 }
-"""What has one place: to lock a file, replace one, write HTML, open a picture, print. By pattern, the files that may do it."""
+"""What has one place: locks, replacing files, HTML, CSV, opening pictures, printing. By pattern, the files that may do it."""
 
 
 @pytest.mark.parametrize("pattern", list(_ONE_WAY))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
@@ -17,22 +17,7 @@ from diptych.server.app import create_app
 from diptych.server.runs import create_runs_app
 from tests.server.site import Site, served
 
-_CHROMIUM = shutil.which("chromium")
 _SERIOUS = {"serious", "critical"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Where Chromium is not installed the test is skipped; with REQUIRE_CHROMIUM set, it fails."""
-    if _CHROMIUM is None:
-        lacking = "Chromium is not installed (Debian: apt-get install chromium)"
-        if os.environ.get("REQUIRE_CHROMIUM"):
-            pytest.fail(lacking)
-        pytest.skip(lacking)
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=_CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(context: BrowserContext, said: list[str], address: str) -> Page:

@@ -163,6 +163,26 @@ def test_files_of_a_study(tmp_path: Path, play: Callable[[Play], list[Path]]) ->
     assert space.base == SPACE.base
 
 
+def test_the_table_of_a_study_holds_no_formulas(tmp_path: Path) -> None:
+    space = replace(SPACE, dimensions=(Dimension(name="=1+1", fields=("optimizer.lr",), low=-1.0, high=1.0),))
+    row = Row(
+        number=0,
+        state="failed",
+        score=-0.25,
+        settings={"=1+1": -0.5},
+        reason="@SUM(A1)",
+        is_recipe=False,
+        repeat_of=None,
+        seed=None,
+        seconds=1.0,
+        worker="+host:1",
+    )
+    write_results(tmp_path, space, [row])
+    with (tmp_path / "trials.csv").open(encoding="utf-8") as file:
+        (line,) = csv.DictReader(file)
+    assert (line["'=1+1"], line["score"], line["reason"], line["worker"]) == ("-0.5", "-0.25", "'@SUM(A1)", "'+host:1")
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
 def test_the_same_seed_tries_the_same_settings(
     tmp_path: Path, play: Callable[[Play], list[Path]], sampler: SamplerName

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
+from diptych.core.terminal import visible
 from diptych.evaluation.calibration import Calibration
 
 _BLUE, _ORANGE, _INK, _FAINT = "#2a6fbb", "#d9772b", "#222222", "#9a9a9a"
@@ -25,8 +26,10 @@ def plot_confusion(table: Int64[ndarray, "C C"], classes: Sequence[str]) -> byte
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="taken for", ylabel="is")
     if len(classes) <= _MAX_NAMED:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=9)
-        axes.set_yticks(range(len(classes)), classes, fontsize=9)
+        names = [visible(name) for name in classes]
+        places = range(len(names))
+        axes.set_yticks(places, names, fontsize=9, parse_math=False)  # "$" in a name starts no formula.
+        axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, parse_math=False)
     if len(classes) <= 20:
         for row, column in zip(*np.nonzero(table), strict=True):
             colour = "white" if share[row, column] > 0.55 else _INK

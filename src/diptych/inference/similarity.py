@@ -39,8 +39,10 @@ class Similarity:
         figure = Figure(figsize=(3.5 + 0.55 * num_texts, 2.5 + 0.32 * num_images), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         drawn = axes.imshow(self.cosine, cmap="viridis", aspect="auto")
-        axes.set_xticks(range(num_texts), [_short(text, 40) for text in self.texts], rotation=40, ha="right")
-        axes.set_yticks(range(num_images), [_short(Path(image).name, 30) for image in self.images])
+        axes.set_xticks(
+            range(num_texts), [_short(text, 40) for text in self.texts], rotation=40, ha="right", parse_math=False
+        )
+        axes.set_yticks(range(num_images), [_short(Path(image).name, 30) for image in self.images], parse_math=False)
         if self.cosine.size <= 400:
             middle = float(self.cosine.min() + self.cosine.max()) / 2
             for row, column in np.ndindex(self.cosine.shape):

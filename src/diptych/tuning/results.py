@@ -1,6 +1,5 @@
 """The files that tuning leaves: the best settings to read and to run, figures, pictures and a table of all trials."""
 
-import csv
 import json
 import shutil
 import warnings
@@ -14,9 +13,10 @@ from optuna.importance import get_param_importances
 from optuna.trial import create_trial
 
 from diptych.bundle.folder import whole_folder
+from diptych.core.csv_file import write_csv
 from diptych.core.errors import BundleError, DiptychWarning
 from diptych.core.figures import plain
-from diptych.core.files import atomic_write, file_lock, write_text
+from diptych.core.files import file_lock, write_text
 from diptych.training.config import write_config
 from diptych.tuning.plots import plot_history, plot_importances, plot_parallel
 from diptych.tuning.space import Dimension, Space
@@ -108,16 +108,13 @@ def _copy_bundle(best: Row, place: Path) -> None:
 def _write_table(path: Path, space: Space, found: Sequence[Row]) -> None:
     names = [dimension.name for dimension in space.dimensions]
     is_loss = space.base.validation.metric == "loss"
-    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "state", "score", *names, "repeat_of", "seed", "seconds", "worker", "reason"])
-        for row in found:
-            seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
-            score = _unsigned(row.score, is_loss)
-            values = [row.settings.get(name, "") for name in names]
-            writer.writerow(
-                [row.number, row.state, score, *values, row.repeat_of, row.seed, seconds, row.worker, row.reason]
-            )
+    rows = []
+    for row in found:
+        seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+        score = _unsigned(row.score, is_loss)
+        values = [row.settings.get(name, "") for name in names]
+        rows.append([row.number, row.state, score, *values, row.repeat_of, row.seed, seconds, row.worker, row.reason])
+    write_csv(path, ["trial", "state", "score", *names, "repeat_of", "seed", "seconds", "worker", "reason"], rows)
 
 
 def _unsigned(score: float | None, is_loss: bool) -> float | None:
