@@ -86,7 +86,7 @@ def test_everything_else_is_held_to_the_deadline(
         held.wait(30)
         raise RuntimeError
 
-    monkeypatch.setattr(engines, "explain", waits)
+    monkeypatch.setattr(engines, "explain_pixels", waits)
     monkeypatch.setattr(reading, "_parse", waits)
     key = next(iter(index.search(clip.encode_texts(["a"]), top=1)[0])).entry.digest
     try:
@@ -118,16 +118,20 @@ def test_one_bad_search_fails_alone(clip: LoadedBundle, index: Index, monkeypatc
 
 
 def test_one_bad_picture_fails_alone(clip: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, bad = Embedder.encode_images, jpeg()
+    read, encode, bad = Embedder.pixels, Embedder.encode_pixels, jpeg()
     sizes: list[int] = []
 
-    def encode(self: Any, images: Any, **how: Any) -> Any:
-        sizes.append(len(images))
-        if bad in images:
+    def reading(self: Any, image: Any) -> Any:
+        if image == bad:
             raise OverflowError
-        return original(self, images, **how)
+        return read(self, image)
 
-    monkeypatch.setattr(Embedder, "encode_images", encode)
+    def encoding(self: Any, pixels: Any) -> Any:
+        sizes.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Embedder, "pixels", reading)
+    monkeypatch.setattr(Embedder, "encode_pixels", encoding)
     with served(create_app(clip, limits=Limits(window_ms=200))) as site, ThreadPoolExecutor(6) as many:
         contents = [bad if number == 2 else jpeg() for number in range(6)]
         found = many.map(lambda one: site.ask("POST", "/v1/embed", {"images": [coded(one)]}).status, contents)

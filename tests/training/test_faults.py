@@ -102,7 +102,12 @@ def _hostile(folder: Path) -> tuple[list[str], dict[str, str]]:
     (folder / "link.jpg").symlink_to("nowhere.jpg")
     os.mkfifo(folder / "pipe.jpg")
     reasons = {name: reason for name, (_, reason) in broken.items()}
-    return list(good), {**reasons, "folder.jpg": "is a folder", "link.jpg": "no such file", "pipe.jpg": "is no file"}
+    return list(good), {
+        **reasons,
+        "folder.jpg": "is a folder",
+        "link.jpg": "no such file",
+        "pipe.jpg": "is not a regular file",
+    }
 
 
 def _set_of(folder: Path, names: list[str]) -> str:

@@ -22,6 +22,7 @@ from diptych.cli.train import dotted_to_set, train
 from diptych.cli.tune import tune
 from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
+from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, DiptychWarning
 from diptych.core.terminal import visible
 
@@ -75,11 +76,11 @@ app.command(recipes)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Ours on one line, others as Python shows them; both visibly."""
+    """Ours on one line, others as Python shows them; both visibly and without secrets."""
     if issubclass(category, DiptychWarning):
         warn(str(message))
     else:
-        shown = visible(str(message), keep="\n")
+        shown = visible(redacted(str(message)), keep="\n")
         _shown_by_python(message if shown == str(message) else shown, category, *place, **more)
 
 

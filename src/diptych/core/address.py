@@ -20,10 +20,10 @@ _USER = re.compile(
     re.IGNORECASE,
 )
 _PARAMETER = re.compile(
-    r"(?P<name>[?&;#][^=?&;#\s\"'<>/]{1,100})=(?P<value>(?:(?!::)[^&\s\"'<>])+?)(?=[:,;)]{0,3}(?:[&\s\"'<>]|::|$))"
+    r"(?P<name>[?&;#][^=?&;#\s\"'<>/]{1,100})=(?P<value>(?:(?!::)[^&?\s\"'<>])+?)(?=[:,;)]{0,3}(?:[&?\s\"'<>]|::|$))"
 )
 _SECRET_NAME = re.compile(
-    r"token(?!i)|signature|passw|secret|credential|api[_-]?key|access[_-]?key|key-pair|auth(?!or)|session"
+    r"token(?!i)|signature|passw|secret|credential|api[_-]?key|access[_-]?(?:key|id)|jwt|key-pair|auth(?!or)|session"
     r"|^(?:sig|key|pwd|pw|pass|sas|code|hmac|policy)$",
     re.IGNORECASE,
 )

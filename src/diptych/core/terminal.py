@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.address import redacted
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -79,15 +81,15 @@ def open_console(*, stderr: bool = False, width: int | None = None) -> "Console"
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats a log record so that its message is one line, and message and traceback hold no control characters."""
+    """Formats a log record as one line and its traceback, without control characters and secrets of addresses."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the base class names it)
         """The line of the record."""
-        return visible(super().formatMessage(record))
+        return visible(redacted(super().formatMessage(record)))
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, then the traceback, which may have been formatted by another formatter."""
-        return visible(super().format(record), keep="\n")
+        return visible(redacted(super().format(record)), keep="\n")
 
 
 def log_config(*names: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Any image that a user hands over, as an upright RGB picture, or an error that names it."""
 
+import errno
 import io
-import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.core.sample import ImageInput
 from diptych.images.jpeg import decode_jpeg, is_jpeg
 from diptych.images.opener import FORMATS, check_size, open_image, orientation_of
@@ -65,7 +65,7 @@ def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
     content = image
     if isinstance(image, str | Path):
         try:
-            content = Path(image).read_bytes() if has_end(image) else image
+            content = read_regular(image, max_bytes=MAX_IMAGE_BYTES)
         except (OSError, ValueError):
             content = image  # What is wrong with it, `decode` says.
     pixels = decode_jpeg(content) if isinstance(content, bytes) and is_jpeg(content) else None
@@ -97,7 +97,7 @@ def file_content(image: ImageInput) -> bytes:
         return image
     if isinstance(image, str | Path):
         try:
-            return Path(image).read_bytes()
+            return read_regular(image, max_bytes=MAX_IMAGE_BYTES)
         except OSError as error:
             raise ImageError(f"{describe(image)}: cannot be read ({error.strerror})") from None
     written = io.BytesIO()
@@ -111,16 +111,6 @@ def file_mode(image: ImageInput) -> str:
         return "pixels"
     with open_image(image) as opened:
         return f"{opened.format} {opened.mode}"
-
-
-def has_end(path: str | Path) -> bool:
-    """Whether a path is no pipe and no device: whoever reads one may wait without end.
-
-    Raises:
-        OSError: there is nothing there.
-    """
-    mode = os.stat(path).st_mode  # noqa: PTH116  (once a picture)
-    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def list_images(folder: Path) -> list[Path]:
@@ -145,9 +135,13 @@ def list_images(folder: Path) -> list[Path]:
 def _open(image: ImageInput, max_pixels: int | None) -> Image.Image:
     match image:
         case str() | Path():
-            if not has_end(image):
-                raise ImageError("is no file")
-            return open_image(image, max_pixels=max_pixels)
+            try:
+                return open_image(image, max_pixels=max_pixels)
+            except OSError as error:
+                if error.errno not in {errno.EINVAL, errno.ENXIO, errno.EFBIG}:  # Those of `read_regular`.
+                    raise
+                is_folder = Path(image).is_dir()
+                raise ImageError("is a folder, not a picture" if is_folder else str(error.strerror)) from None
         case bytes():
             return open_image(image, max_pixels=max_pixels)
         case Image.Image():

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from diptych.core.errors import ImageError
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 
 FORMATS = {
     ".jpg": "JPEG",
@@ -70,7 +71,7 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
         PIL.UnidentifiedImageError: the file has none of the formats in `FORMATS`.
         OSError: the file cannot be read.
     """
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    content = source if isinstance(source, bytes) else read_regular(source, max_bytes=MAX_IMAGE_BYTES)
     check_structure(content)
     opened = Image.open(io.BytesIO(content), formats=tuple(sorted(set(FORMATS.values()))))
     try:

@@ -17,13 +17,11 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from diptych.core.errors import DiptychError, ImageError
+from diptych.core.files import MAX_IMAGE_BYTES
 from diptych.core.settings import to_plain
 from diptych.images.opener import MAX_PIXELS
 from diptych.images.transforms import PixelConfig, Pixels
 from diptych.images.worker import receive_frame, send_frame
-
-MAX_FILE_BYTES = 512 * 2**20
-"""Bytes of an encoded picture, at most."""
 
 _START_S = 60.0
 """Seconds that a process may take to start, on a machine that is busy."""
@@ -75,6 +73,19 @@ class DecodePool:
         """
         return bytes(self._run("preview", content, width_px=width_px, form=form)[1])
 
+    def start(self) -> None:
+        """Start all idle processes now, so that no picture waits for one.
+
+        Raises:
+            DiptychError: no process can be started.
+        """
+        started = [_Process(self.timeout_s, self.max_pixels) for _ in range(self._idle.qsize())]
+        for process in started:
+            held = self._idle.get()
+            if held is not None:
+                held.kill()
+            self._idle.put(process)
+
     @property
     def processes(self) -> list[int]:
         """The identifiers of the processes that are idle."""
@@ -91,8 +102,8 @@ class DecodePool:
 
     def _run(self, task: str, content: bytes, **more: Any) -> tuple[dict[str, Any], bytearray]:
         name = f"<{len(content)} bytes>"
-        if len(content) > MAX_FILE_BYTES:
-            raise ImageError(f"{name}: is over the limit of {MAX_FILE_BYTES // 2**20} MiB")
+        if len(content) > MAX_IMAGE_BYTES:
+            raise ImageError(f"{name}: is over the limit of {MAX_IMAGE_BYTES // 2**20} MiB")
         asked = json.dumps({"task": task, "max_pixels": self.max_pixels, **more}).encode()
         with self._process() as process:
             try:
@@ -131,7 +142,7 @@ class _Process:
     def __init__(self, timeout_s: float, max_pixels: int) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            words = [theirs.fileno(), max_pixels, MAX_FILE_BYTES, int(timeout_s) + 1]
+            words = [theirs.fileno(), max_pixels, MAX_IMAGE_BYTES, int(timeout_s) + 1]
             package = str(Path(__file__).parents[2])
             path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
             self._process = subprocess.Popen(
@@ -177,7 +188,7 @@ class _Process:
         self._limit(until)
         told = json.loads(bytes(receive_frame(self._connection, max_bytes=2**20)))
         self._limit(until)
-        payload = receive_frame(self._connection, max_bytes=MAX_FILE_BYTES)
+        payload = receive_frame(self._connection, max_bytes=MAX_IMAGE_BYTES)
         if not isinstance(told, dict):
             raise ValueError("an answer is not an object")
         return told, payload

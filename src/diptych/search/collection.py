@@ -80,12 +80,12 @@ def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Kind =
 
 
 def check_model(index: Index, clip: LoadedBundle) -> None:
-    """Refuse another model's vectors; a model may have several names.
+    """Refuse another model's vectors. The index may have any name of the model, such as one that an earlier version gave it.
 
     Raises:
         IndexingError: the index was made with another model.
     """
-    if not set(index.models) & set(_names_of(clip)):
+    if index.model not in _names_of(clip):
         index.close()
         raise IndexingError(
             f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {clip.path} is {clip.identity}: "

@@ -102,6 +102,7 @@ class Engine:
         """Take requests, after the model has embedded a first text: what is set up once, nobody waits for."""
         for batcher in self._batchers:
             batcher.start()
+        await asyncio.get_running_loop().run_in_executor(self._threads["decode"], self._decode_pool.start)
         await self.texts.submit(["a photo"])
         self._is_started = True
 

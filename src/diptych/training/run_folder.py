@@ -72,10 +72,10 @@ def hold_run_folder(run: Path, *, overwrite: bool, resume: bool, ranks: Ranks) -
             raise
 
 
-def _take(run: Path, held: ExitStack, *, overwrite: bool, resume: bool) -> bool:
-    """Lock the folder until `held` is closed; whether it had to be created."""
+def _take(run: Path, held: ExitStack, *, overwrite: bool, resume: bool) -> tuple[Path, ...]:
+    """Lock the folder until `held` is closed; which folders had to be created, the innermost first."""
     check_run_folder(run, overwrite=overwrite, resume=resume)
-    is_new = not run.exists()
+    created = tuple(folder for folder in (run, *run.parents) if not folder.exists())
     try:
         run.mkdir(parents=True, exist_ok=True)
         held.enter_context(file_lock(run / LOCK, wait_s=0, what=run, advice=_ADVICE))
@@ -84,17 +84,17 @@ def _take(run: Path, held: ExitStack, *, overwrite: bool, resume: bool) -> bool:
             f"{run}: cannot be written ({error.strerror or error}); choose another folder with --out"
         ) from None
     check_run_folder(run, overwrite=overwrite, resume=resume)  # Another run may have begun and ended meanwhile.
-    return is_new
+    return created
 
 
-def _leave_nothing(run: Path, *, created: bool) -> None:
-    """Remove the lock from a folder that holds nothing else, and the folder if it was created for this run."""
+def _leave_nothing(run: Path, *, created: tuple[Path, ...]) -> None:
+    """Remove the lock from a folder that holds nothing else, and the folders that were created for this run."""
     with suppress(OSError):
         if all(map(_is_lock, run.iterdir())):
             for path in tuple(run.iterdir()):
                 path.unlink()
-            if created:
-                run.rmdir()
+            for folder in created:
+                folder.rmdir()
 
 
 def create_run_folder(run: Path) -> None:
