@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from diptych.core.errors import ImageError
-from diptych.images.opener import check_scans, check_size, check_structure, open_image, orientation_of
+from diptych.images.opener import check_scans, check_size, open_image, orientation_of, read_jpeg_header
 
 _MAX_KEPT = 64 * 2**20
 """Bytes of the largest picture whose memory is kept for the next."""
@@ -27,16 +27,17 @@ def decode_jpeg(content: bytes) -> UInt8[ndarray, "H W 3"] | None:
     next picture.
     """
     try:
-        check_structure(content)
+        header = read_jpeg_header(content)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
         if colours not in ("Gray", "YCbCr"):
             return None
         check_size(width, height)
-        check_scans(content, width * height)
+        if header.has_scans:
+            check_scans(content, width * height)
         pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_memory_for(height * width * 3))
     except (ValueError, ImageError):
         return None
-    return _upright(pixels, content)
+    return _upright(pixels, content) if header.has_metadata else pixels
 
 
 def _memory_for(size: int) -> bytearray:
@@ -49,8 +50,6 @@ def _memory_for(size: int) -> bytearray:
 
 
 def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, "H2 W2 3"]:
-    if not _has_metadata(content):
-        return pixels
     with open_image(content) as opened:
         orientation = orientation_of(opened)
     if orientation in (5, 6, 7, 8):
@@ -60,13 +59,3 @@ def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, 
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return pixels
-
-
-def _has_metadata(content: bytes) -> bool:
-    """Whether a segment APP1, where EXIF and XMP stand, comes before the picture itself; also if that cannot be told."""
-    place = 2
-    while place + 4 <= len(content) and content[place] == 0xFF and content[place + 1] not in (0xE1, 0xFF):
-        if content[place + 1] == 0xDA:
-            return False
-        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return True

@@ -9,6 +9,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import ExifTags, Image
 
@@ -36,6 +37,7 @@ MAX_METADATA_BYTES = 32 * 2**20
 """Bytes of metadata (EXIF, ICC, XMP, text), at most."""
 MAX_METADATA_BLOCKS = 4096
 """Blocks that the metadata is split into, at most; Pillow reads each one in Python."""
+_OVER_METADATA = f"its metadata is over the limit of {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#)")
 _PPM_HEADER_BYTES = 4096
@@ -76,7 +78,8 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
     opened = Image.open(io.BytesIO(content), formats=tuple(sorted(set(FORMATS.values()))))
     try:
         check_size(opened.width, opened.height, max_pixels=max_pixels)
-        check_scans(content, opened.width * opened.height, max_pixels=max_pixels)
+        if content.startswith(b"\xff\xd8") and read_jpeg_header(content).has_scans:
+            check_scans(content, opened.width * opened.height, max_pixels=max_pixels)
     except ImageError:
         opened.close()
         raise
@@ -105,14 +108,51 @@ def check_size(width: int, height: int, *, max_pixels: int | None = None) -> Non
         raise ImageError(f"{width}x{height} is over the limit of {most} pixels")
 
 
+class JpegHeader(NamedTuple):
+    """What the segments before the first scan of a JPEG say."""
+
+    has_metadata: bool
+    """Whether there is a segment for EXIF or XMP; also if the file ends before its first scan."""
+    has_scans: bool
+    """Whether more scans may follow the first; also if the file ends before it."""
+
+
+def read_jpeg_header(content: bytes) -> JpegHeader:
+    """The header of a file that starts as a JPEG does. It takes a few microseconds.
+
+    Raises:
+        ImageError: its metadata exceeds a limit. A byte between two segments counts as a block.
+    """
+    has_metadata = is_progressive = False
+    place, num_components = 2, 0
+    for _ in range(MAX_METADATA_BLOCKS + 1):
+        if place + 10 > len(content):
+            return JpegHeader(has_metadata=True, has_scans=True)
+        marker = content[place + 1]
+        if content[place] != 0xFF or marker in (0x00, 0xFF):
+            place += 1
+            continue
+        if marker == 0xDA:  # A scan of all components is the only one, unless the picture is progressive.
+            return JpegHeader(has_metadata, is_progressive or content[place + 4] < num_components)
+        if 0xD0 <= marker <= 0xD9 or marker == 0x01:  # Those without a length.
+            place += 2
+            continue
+        if marker == 0xE1:
+            has_metadata = True
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            is_progressive, num_components = marker & 3 == 2, content[place + 9]
+        place += 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
+        if place > MAX_METADATA_BYTES:
+            break
+    raise ImageError(_OVER_METADATA)
+
+
 def check_scans(content: bytes, num_pixels: int, *, max_pixels: int | None = None) -> None:
     """Refuse a JPEG whose scans would take long: more than `MAX_SCANS`, or too many for its size.
 
     Raises:
         ImageError: it has too many. Marker bytes within metadata are counted as well.
     """
-    if not content.startswith(b"\xff\xd8"):
-        return
     most = MAX_PIXELS if max_pixels is None else max_pixels
     num_scans = content.count(b"\xff\xda")
     if num_scans > MAX_SCANS or num_scans * num_pixels > most * MAX_SCANS // 4:
@@ -126,8 +166,9 @@ def check_structure(content: bytes) -> None:
         ImageError: it has more than `MAX_METADATA_BYTES` or `MAX_METADATA_BLOCKS`.
     """
     if content.startswith(b"\xff\xd8"):
-        blocks = _jpeg_blocks(content)
-    elif content.startswith(_PNG):
+        read_jpeg_header(content)
+        return
+    if content.startswith(_PNG):
         blocks = _png_blocks(content)
     elif content.startswith(b"GIF8"):
         blocks = _gif_blocks(content)
@@ -138,8 +179,7 @@ def check_structure(content: bytes) -> None:
             raise ImageError("is not a picture")
         return
     if _is_over(blocks):
-        limit = f"{MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
-        raise ImageError(f"its metadata is over the limit of {limit}")
+        raise ImageError(_OVER_METADATA)
 
 
 def _is_over(blocks: Iterator[int]) -> bool:
@@ -149,22 +189,6 @@ def _is_over(blocks: Iterator[int]) -> bool:
         if number == MAX_METADATA_BLOCKS or total > MAX_METADATA_BYTES:
             return True
     return False
-
-
-def _jpeg_blocks(content: bytes) -> Iterator[int]:
-    """The segments before the first scan; a byte between segments counts as one."""
-    place = 2
-    while place + 4 <= len(content):
-        if content[place] != 0xFF or content[place + 1] in {0x00, 0xFF}:
-            yield 1
-            place += 1
-            continue
-        if content[place + 1] == 0xDA:
-            return
-        has_length = content[place + 1] not in range(0xD0, 0xDA) and content[place + 1] != 0x01
-        size = 2 + (max(2, int.from_bytes(content[place + 2 : place + 4], "big")) if has_length else 0)
-        yield size
-        place += size
 
 
 def _png_blocks(content: bytes) -> Iterator[int]:
