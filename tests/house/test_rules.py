@@ -117,7 +117,6 @@ _ONE_WAY = {
     r"\bfcntl\b|\bFileLock\b": {"core/files.py"},
     r"\bos\.(rename|replace)\(|\.rename\(|tempfile\.(NamedTemporaryFile|mkstemp)": {
         "core/files.py",
-        "bundle/folder.py",
     },
     r"\bhtml\.escape|from html import|<html|<td|<script": set(),
     r"\bjinja2\b": {"core/html.py"},

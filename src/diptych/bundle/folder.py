@@ -109,12 +109,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         beside.chmod(0o755)
         for file in beside.iterdir():
             file.chmod(0o644)
-        if path.exists():
-            old = path.with_name(f".{path.name}-old")
-            shutil.rmtree(old, ignore_errors=True)
-            replace_folder(beside, path, old=old)
-        else:
-            beside.rename(path)
+        old = path.with_name(f".{path.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(beside, path, old=old)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise BundleError(f"{path}: cannot be written ({reason or error})") from None
