@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from diptych.core.terminal import VisibleFormatter, log_config, open_console, visible, visible_json
+from diptych.core.terminal import open_console, visible, visible_json
+from diptych.server.log import VisibleFormatter, log_config
 
 UNSAFE = [
     *map(chr, (*range(0x20), *range(0x7F, 0xA0))),

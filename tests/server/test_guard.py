@@ -10,12 +10,12 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from diptych.core.errors import ConfigError
-from diptych.core.terminal import VisibleFormatter
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
 from diptych.server.counts import Counts
 from diptych.server.guard import HEADERS, Guard
 from diptych.server.limits import Limits
+from diptych.server.log import VisibleFormatter
 from diptych.server.run import known_hosts, read_keys
 from tests.server.site import Site, served
 

@@ -1,12 +1,9 @@
 """Text from outside, made safe to print: file names, captions and error messages may hold a terminal's escape sequences."""
 
-import logging
 import re
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from diptych.core.address import redacted
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -78,26 +75,3 @@ def open_console(*, stderr: bool = False, width: int | None = None) -> "Console"
                     yield Segment(visible(segment.text, keep="\n"), segment.style)
 
     return VisibleConsole(stderr=stderr, width=width, highlight=False)
-
-
-class VisibleFormatter(logging.Formatter):
-    """Formats a log record as one line and its traceback, without control characters and secrets of addresses."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the base class names it)
-        """The line of the record."""
-        return visible(redacted(super().formatMessage(record)))
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, then the traceback, which may have been formatted by another formatter."""
-        return visible(redacted(super().format(record)), keep="\n")
-
-
-def log_config(*names: str) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: loggers of these names, and those below them, write to standard error visibly."""
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"visible": {"()": VisibleFormatter, "format": "%(levelname)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "visible"}},
-        "loggers": {name: {"handlers": ["stderr"]} for name in names},
-    }

@@ -15,8 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from diptych.core.errors import ConfigError
-from diptych.core.terminal import log_config
 from diptych.server.connection import BoundedProtocol
+from diptych.server.log import log_config
 from diptych.server.problems import LOG
 from diptych.server.workers import busy_threads
 
