@@ -95,6 +95,7 @@ def test_a_step_by_rows_is_the_step(
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_training_loads_no_compiler(tmp_path: Path) -> None:
     """Which takes 72 MB and a second; neither a step nor a checkpoint, nor going on from one, needs it."""
     code = (

@@ -36,6 +36,7 @@ def _start(folder: Path, storage: str, *, seconds_a_step: float) -> subprocess.P
     )
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_killed(tmp_path: Path, storage: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
     said, killed_in = "", -1
