@@ -52,7 +52,9 @@ def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
         LocalIndex(short).search(unit(1), top=1)
     zeroed = damaged("zeroed")
     (zeroed / "vectors-0.f32").write_bytes(bytes(320))
-    assert LocalIndex(zeroed).verify() == ["vectors-0.f32 is damaged in rows 0 to 9; make the index anew"]
+    assert LocalIndex(zeroed).verify() == [
+        "vectors-0.f32 is damaged in rows 0 to 9; delete it and add the pictures again"
+    ]
     database = damaged("database")
     (database / "index.db").write_bytes(b"no database at all, but of some length" * 200)
     with pytest.raises(IndexingError, match="cannot be read"):

@@ -59,7 +59,7 @@ def test_links_out_of_the_folder_are_counted_and_not_followed(
     assert set(_captions(place).values()) == {()}
     assert main(["index", "add", str(place), str(photos)]) == 0
     assert (
-        "7 as before; 7 pictures; 3 links out of the folders not followed (--follow-links)" in capsys.readouterr().out
+        "7 pictures; links that leave the folders and were not followed (--follow-links): 3" in capsys.readouterr().out
     )
     assert main(["index", "add", str(place), str(photos), "--json"]) == 0
     assert '"links": 3' in capsys.readouterr().out

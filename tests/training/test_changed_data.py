@@ -118,10 +118,10 @@ def test_changed_data_is_refused_by_name_unless_it_is_accepted(
     change(run.parent / "set")
     with pytest.raises(RunError) as refused:
         train(config, run, resume=True)
-    assert f"({said}); restore the data, or go on with it as it is now: --accept-changed-data" in str(refused.value)
+    assert f"({said}); restore the data, or continue with the changed data: --accept-changed-data" in str(refused.value)
     observer = Messages()
     assert train(config, run, resume=True, accept_changed_data=True, observers=[observer]).steps == 4
-    assert f"The data has changed since the checkpoint was written ({said}); the run goes on with it." in observer.said
+    assert f"({said}); the run continues with the new data." in "\n".join(observer.said)
 
 
 def test_a_copy_of_the_data_elsewhere_is_the_same_data(stopped: tuple[TrainConfig, Path], tmp_path: Path) -> None:

@@ -84,7 +84,11 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         "dropped": report.dropped,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
-    links = f"; {report.links:,} links out of the folders not followed (--follow-links)" if report.links else ""
+    links = (
+        f"; links that leave the folders and were not followed (--follow-links): {report.links:,}"
+        if report.links
+        else ""
+    )
     say(f"{place}: {said}; {total:,} pictures{links}")
     if report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")

@@ -50,7 +50,7 @@ def train(
     accept_changed_data: Annotated[
         bool,
         Parameter(
-            help="With --resume: go on although the data has changed since the checkpoint.",
+            help="With --resume: continue although the data has changed since the checkpoint.",
             negative="",
             show_default=False,
         ),

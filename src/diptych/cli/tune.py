@@ -95,7 +95,7 @@ def tune(
         found = run_study(tried, folder, options=how, observer=display)
     except (InterruptedTrialError, KeyboardInterrupt):
         display.end()
-        say("Stopped; the same command goes on.")
+        say("Stopped; the same command continues.")
         return 0
     except StudyLostError:
         write_results(folder, tried, display.rows)  # Of the trials that are known.

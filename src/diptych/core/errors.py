@@ -8,7 +8,7 @@
     ├── BundleError     a folder that is not a whole bundle, or one that does not fit
     ├── IndexingError   a search index, or what writes it
     └── RunError        a run folder, a checkpoint, or training itself
-        └── SaveError   what a run or a study made cannot be saved; it can go on later
+        └── SaveError   the output of a run or a study cannot be saved; it can continue later
 
 The command line prints the message on one line and exits with code 2.
 """
@@ -67,7 +67,7 @@ class RunError(DiptychError):
 
 
 class SaveError(RunError):
-    """What a run or a study made cannot be saved, most often because the disk is full. The same command goes on later."""
+    """What a run or a study made cannot be saved, most often because the disk is full. The same command continues later."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

@@ -209,7 +209,7 @@ def file_lock(
         path: the lock file; it is created if it does not exist, and it stays.
         wait_s: seconds to wait for another holder; `math.inf` waits until the lock is free.
         what: what the lock protects, for messages; the lock's folder by default.
-        advice: how to go on, which ends the message.
+        advice: what to do next, which ends the message.
 
     Raises:
         BusyError: another process still holds it after `wait_s` seconds; the message names the process.

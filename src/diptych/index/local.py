@@ -143,7 +143,7 @@ class LocalIndex(LocalStore):
         with self._disk():
             damaged = old.damaged_vectors(num, self._blocks())
             if damaged is not None:
-                raise IndexingError(f"{self.folder}: {damaged}; make the index anew")
+                raise IndexingError(f"{self.folder}: {damaged}; delete it and add the pictures again")
             blocks = old.copy([place for _, place in kept], self._file(number), num)
             with self._changing() as database:
                 for table in ("vectors", "blocks"):

@@ -84,19 +84,21 @@ class LocalStore:
 
     def _faults(self) -> list[str]:
         state = " ".join(str(self._one("PRAGMA integrity_check")).split())
-        faults = [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300}); make the index anew"]
+        faults = (
+            [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300}); delete it and add the pictures again"]
+        )
         if not self._is_old():
-            faults += [f"{fault}; make the index anew" for fault in damaged_tables(self._database)]
+            faults += [f"{fault}; delete it and add the pictures again" for fault in damaged_tables(self._database)]
         if faults:  # What it says of the files may be wrong.
             return faults
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
         about = self._about()
         path = self._nearly_path(self._file().codes_number)
         if "nearly" in about and not (path.is_file() and about.get("nearly_sha256", "") in {"", sha256_of(path)}):
-            faults.append(f"{path.name} is missing or damaged; diptych index build --ann makes it anew")
+            faults.append(f"{path.name} is missing or damaged; diptych index build --ann rebuilds it")
         lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
         if lost:
-            faults.append(f"{lost} entries have no vector; make the index anew")
+            faults.append(f"{lost} entries have no vector; delete it and add the pictures again")
         return faults
 
     def remarks(self) -> list[str]:

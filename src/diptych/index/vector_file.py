@@ -173,13 +173,13 @@ class VectorFile:
         """
         needed, held = num * self.dim * self.kind.itemsize, self._num_bytes()
         if held < needed:
-            return [f"{self.path.name} has {held:,} bytes of {needed:,}; make the index anew"]
+            return [f"{self.path.name} has {held:,} bytes of {needed:,}; delete it and add the pictures again"]
         if blocks is not None:
             if missing_rows(blocks, num):
-                return ["the checksums are not those of the vectors that are counted; make the index anew"]
+                return ["the checksums do not belong to these vectors; delete it and add the pictures again"]
             damaged = self.damaged_vectors(num, blocks)
             if damaged is not None:
-                return [f"{damaged}; make the index anew"]
+                return [f"{damaged}; delete it and add the pictures again"]
         bad = self._not_unit(num)
         if bad is not None:
             return [bad]
@@ -196,7 +196,7 @@ class VectorFile:
 
     def _faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
         """Compare codes with their checksums; without checksums, with the codes of the vectors."""
-        again = "diptych index build makes them anew"
+        again = "diptych index build rebuilds them"
         codes = self._raw_codes(num)
         if codes is None or any(block.integers is None for block in blocks or ()):
             return [f"its codes are not those of its vectors; {again}"]

@@ -150,7 +150,7 @@ def load_checkpoint(
         config: the settings of the run that goes on, or the same as plain data.
         tell: gets one line for each checkpoint that is damaged and passed over; on the first rank alone.
         data: the fingerprint of each split as the data is now; None if it is not compared.
-        accept_changed_data: go on with other data than the checkpoint's, with a message.
+        accept_changed_data: continue with data that differs from the checkpoint's, with a message.
 
     Raises:
         RunError: there is none that is whole, or it is that of another run, or does not fit.

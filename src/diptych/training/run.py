@@ -106,7 +106,7 @@ def train(
         run: the run's folder.
         overwrite: replace a run that the folder holds.
         resume: go on with the run that the folder holds, from its newest checkpoint.
-        accept_changed_data: go on although the data has changed since that checkpoint was written.
+        accept_changed_data: continue although the data has changed since that checkpoint was written.
         observers: told what happens.
 
     Raises:

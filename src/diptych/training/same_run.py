@@ -79,10 +79,12 @@ def check_same_data(
         return
     if not accept:
         raise RunError(
-            f"its data has changed since its checkpoint was written ({'. '.join(changes)}); restore the data, or go on with "
-            "it as it is now: --accept-changed-data"
+            f"its data has changed since its checkpoint was written ({'. '.join(changes)}); restore the data, or continue "
+            "with the changed data: --accept-changed-data"
         )
-    tell(f"The data has changed since the checkpoint was written ({'. '.join(changes)}); the run goes on with it.")
+    tell(
+        f"The data has changed since the checkpoint was written ({'. '.join(changes)}); the run continues with the new data."
+    )
 
 
 def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:

@@ -58,7 +58,7 @@ def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
             raise
         raise StudyLostError(
             f"{shown_address(url)}: cannot be read or written any more ({_one_line(lost)}); mend it, or make room on the "
-            "disk, then the same command goes on"
+            "disk, then the same command continues"
         ) from None
     finally:
         with suppress(*STORAGE_ERRORS):

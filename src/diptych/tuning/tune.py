@@ -116,7 +116,7 @@ def _writable(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise SaveError(
             f"{error.filename or folder}: cannot be written or read ({error.strerror or error}); mend it, or make room on the "
-            "disk, then the same command goes on"
+            "disk, then the same command continues"
         ) from None
 
 
