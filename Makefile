@@ -1,6 +1,6 @@
 # The two commands that matter: `make demo` and `make check`. Both prepare .venv themselves; neither asks anything.
 .DEFAULT_GOAL := help
-.PHONY: help demo check check-slow attack bench format test docs clean
+.PHONY: help demo check check-slow check-gpu attack bench format test docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -25,6 +25,9 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 
 check-slow: attack  ## The attack, and the tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
 	$(BIN)/python -m pytest -m slow
+
+check-gpu: $(CHECKED)  ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 attack: $(CHECKED)  ## Mutated pictures, hostile requests and flipped bits; what must hold is in docs/security.md
 	$(BIN)/python -m tests.attack

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import psycopg
 import pytest
 
 _LACKING = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
@@ -46,6 +45,8 @@ def postgresql(*, with_vector: bool = False) -> Iterator[str]:
         try:
             address = f"postgresql://tester@127.0.0.1:{port}/postgres"
             if with_vector:
+                import psycopg
+
                 with psycopg.connect(address) as connection:
                     connection.execute("CREATE EXTENSION vector")
             yield address

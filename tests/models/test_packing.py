@@ -10,9 +10,10 @@ from torch import Tensor
 
 from diptych.core.errors import DataError
 from diptych.losses.contrastive import clip_loss
+from diptych.models import attention
+from diptych.models.attention import LengthBucket
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
-from diptych.models.layers import Run
 from diptych.models.packing import pack
 from tests.models.plain import plain_text, plain_vision
 
@@ -62,6 +63,14 @@ def _assert_same(ours: tuple[float, dict[str, Tensor]], plain: tuple[float, dict
         assert float((ours[1][name] - theirs).abs().max()) <= 1e-5 * float(largest.abs().max()), name
 
 
+@pytest.fixture(params=["buckets", "padded"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How attention is computed: as on a CPU, or as on a GPU in float32."""
+    if request.param == "padded":
+        monkeypatch.setattr(attention, "BUCKETED_DEVICES", frozenset())
+
+
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("lengths", [[5, 2, 12, 5, 3], [4, 4, 4], [7], [3, 2]])
 def test_packed_and_padded_equal_the_plain_tower(kind: str, lengths: list[int]) -> None:
@@ -109,16 +118,16 @@ def test_packing_is_a_permutation_that_comes_back(lengths: list[int], is_padded:
     tokens = [given_order[place] for place in packing.place.tolist()]
     assert sorted(tokens) == sorted(every)
     assert [i for _, i in tokens] == packing.position.tolist()
-    assert [run.length for run in packing.runs] == sorted(set(lengths))
-    assert sum(run.num * run.length for run in packing.runs) == len(tokens)
+    assert [bucket.length for bucket in packing.layout.buckets] == sorted(set(lengths))
+    assert sum(bucket.num * bucket.length for bucket in packing.layout.buckets) == len(tokens)
     for row, length in enumerate(lengths):
         rank = int(packing.rank[row])
         assert tokens[int(packing.first[rank])] == (row, 0)
         assert tokens[int(packing.last[rank])] == (row, length - 1)
 
 
-def test_texts_of_one_length_are_one_run() -> None:
-    assert pack(torch.tensor([4, 4, 4]), padded_to=None, device=CPU).runs == (Run(3, 4),)
+def test_texts_of_one_length_are_one_bucket() -> None:
+    assert pack(torch.tensor([4, 4, 4]), padded_to=None, device=CPU).layout.buckets == (LengthBucket(3, 4),)
 
 
 @pytest.mark.parametrize("lengths", [[3, 9], [0, 2]])

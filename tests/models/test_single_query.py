@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diptych.models.layers import Attention, Run, by_run
+from diptych.models.attention import LengthBucket, SequenceLayout, split_buckets
+from diptych.models.layers import Attention
 from diptych.models.linear import Linear
 from diptych.models.modified_resnet import MapAttentionPool
 from diptych.models.single_query import heard_by_one
 
-RUNS = (Run(3, 2), Run(1, 4), Run(2, 7))
+LAYOUT = SequenceLayout((LengthBucket(3, 2), LengthBucket(1, 4), LengthBucket(2, 7)))
 
 
 def _given() -> tuple[Attention, Tensor, Tensor]:
@@ -18,14 +19,14 @@ def _given() -> tuple[Attention, Tensor, Tensor]:
     attention = Attention(16, 4).double()
     for linear in (attention.key, attention.value):
         nn.init.normal_(linear.bias)
-    num = sum(run.num * run.length for run in RUNS)
+    num = sum(bucket.num * bucket.length for bucket in LAYOUT.buckets)
     asking = torch.randn(6, 16, dtype=torch.float64, requires_grad=True)
     return attention, asking, torch.randn(num, 16, dtype=torch.float64, requires_grad=True)
 
 
 def _by_keys_and_values(query: Tensor, x: Tensor, key: nn.Module, value: nn.Module) -> Tensor:
     heard, first = [], 0
-    for tokens in by_run(x, RUNS):
+    for tokens in split_buckets(x, LAYOUT):
         part = query[first : first + len(tokens), None]
         q, k, v = (side.unflatten(2, (4, 4)).transpose(1, 2) for side in (part, key(tokens), value(tokens)))
         heard.append(functional.scaled_dot_product_attention(q, k, v).flatten(1))
@@ -37,7 +38,7 @@ def test_results_and_gradients_are_those_of_keys_and_values() -> None:
     attention, query, x = _given()
     asked = (query, x, *attention.key.parameters(), *attention.value.parameters())
     direction = torch.randn(6, 16, dtype=torch.float64)
-    folded = heard_by_one(query, by_run(x, RUNS), attention.key, attention.value, heads=4)
+    folded = heard_by_one(query, split_buckets(x, LAYOUT), attention.key, attention.value, heads=4)
     plain = _by_keys_and_values(query, x, attention.key, attention.value)
     torch.testing.assert_close(folded, plain, atol=1e-12, rtol=0)
     for ours, theirs in zip(
@@ -52,7 +53,7 @@ def test_the_watcher_is_told_weights_through_which_a_gradient_flows() -> None:
     attention, query, x = _given()
     told: list[Tensor] = []
     attention.watcher = told.append
-    out = attention.pooled(query, x, RUNS)
+    out = attention.pooled(query, x, LAYOUT)
     assert [tuple(weights.shape) for weights in told] == [(3, 4, 1, 2), (1, 4, 1, 4), (2, 4, 1, 7)]
     assert all(torch.allclose(weights.sum(dim=3), weights.new_ones(1)) for weights in told)
     assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(out.square().sum(), told))
@@ -75,17 +76,17 @@ def test_what_took_the_place_of_a_map_is_asked_itself() -> None:
     adapted = _Adapted(attention.value)
     attention.value = adapted  # type: ignore[assignment]
     plain = attention.out(_by_keys_and_values(attention.query(asking), x, attention.key, adapted))
-    torch.testing.assert_close(attention.pooled(asking, x, RUNS), plain, atol=1e-12, rtol=0)
+    torch.testing.assert_close(attention.pooled(asking, x, LAYOUT), plain, atol=1e-12, rtol=0)
 
 
 def test_the_watcher_is_told_the_same_weights_beside_an_adapted_map() -> None:
     attention, asking, x = _given()
     told: list[Tensor] = []
     attention.watcher = told.append
-    attention.pooled(asking, x, RUNS)
+    attention.pooled(asking, x, LAYOUT)
     attention.value = _Adapted(attention.value)  # type: ignore[assignment]
-    attention.pooled(asking, x, RUNS)
-    for folded, by_keys in zip(told[: len(RUNS)], told[len(RUNS) :], strict=True):
+    attention.pooled(asking, x, LAYOUT)
+    for folded, by_keys in zip(told[: len(LAYOUT.buckets)], told[len(LAYOUT.buckets) :], strict=True):
         torch.testing.assert_close(folded, by_keys, atol=1e-12, rtol=0)
 
 

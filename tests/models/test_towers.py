@@ -10,10 +10,11 @@ from torch.nn import functional
 from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
 from diptych.models import size
+from diptych.models.attention import LengthBucket, SequenceLayout
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.convnet import ConvNet
-from diptych.models.layers import Attention, QuickGELU, Run
+from diptych.models.layers import Attention, QuickGELU
 from diptych.models.size import model_size
 from diptych.models.vision_transformer import ConvStem, PatchStem
 from diptych.presets import PRESETS, preset
@@ -76,14 +77,14 @@ def test_attention_equals_torchs_own() -> None:
     with torch.no_grad():
         theirs.in_proj_weight.copy_(torch.cat([linear.weight for linear in linears]))
         theirs.in_proj_bias.copy_(torch.cat([linear.bias for linear in linears]))
-    x, runs = torch.randn(2, 5, 16), (Run(2, 5),)
+    x, layout = torch.randn(2, 5, 16), SequenceLayout((LengthBucket(2, 5),))
     mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
     whole = theirs(x, x, x, need_weights=False)[0]
     causal = theirs(x, x, x, attn_mask=mask, need_weights=False)[0]
     flat = x.flatten(0, 1)
-    torch.testing.assert_close(ours(flat, runs, is_causal=False), whole.flatten(0, 1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours(flat, runs, is_causal=True), causal.flatten(0, 1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(ours.pooled(x[:, 4], flat, runs), whole[:, 4], atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(flat, layout, is_causal=False), whole.flatten(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours(flat, layout, is_causal=True), causal.flatten(0, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ours.pooled(x[:, 4], flat, layout), whole[:, 4], atol=1e-5, rtol=0)
 
 
 IMAGE_TOWERS: dict[str, ViTConfig | ResNetConfig | ConvNetConfig] = {

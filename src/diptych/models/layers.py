@@ -1,14 +1,14 @@
 """The pre-norm transformer that both towers stand on (Radford et al. 2021, sec. 2.4; GPT-2's layout).
 
-All sequences of a batch lie side by side in one tensor of tokens, without padding; `Runs` tell them apart. Pictures are one
-run of equal length; texts are several, the shortest first (see `packing.py`).
+All sequences of a batch lie one after another in one tensor of tokens, without padding; a `SequenceLayout` says where each
+begins. Images have one length; texts have several, the shortest first (see `packing.py`).
 
 Shapes: N tokens of all sequences, S sequences, W width.
 """
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,19 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
 from diptych.models.single_query import Watcher, heard_by_one
 
-
-class Run(NamedTuple):
-    """Neighbouring sequences of one length."""
-
-    num: int
-    length: int
-
-
-Runs: TypeAlias = tuple[Run, ...]
 Paths: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
 """By length: for each token that asks, the tokens that it asks, itself the last."""
 
@@ -93,18 +85,28 @@ class Attention(nn.Module):
         self.value = Linear(width, width)
         self.out = Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
-        """Every token asks every token of its sequence, or, when causal, itself and those before it."""
-        parts = zip(*(self._split(side(x), runs) for side in (self.query, self.key, self.value)), strict=True)
-        heard = [self._mix(*qkv, is_causal=is_causal).transpose(1, 2).flatten(2).flatten(0, 1) for qkv in parts]
-        merged: Tensor = self.out(heard[0] if len(heard) == 1 else torch.cat([x[:0], *heard]))
+    def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
+        """Each token attends to its sequence or, if causal, to itself and the tokens before it."""
+        query, key, value = (self._heads(side(x)) for side in (self.query, self.key, self.value))
+        if self.watcher is None or is_causal:
+            attended = attend(query, key, value, layout, is_causal=is_causal)
+        else:
+            attended = self._watched(query, key, value, layout)
+        merged: Tensor = self.out(attended.flatten(1))
         return merged
 
-    def pooled(self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
-        """One query a sequence asks all its tokens; see `single_query.py`."""
-        query, tokens = self.query(asking), by_run(x, runs)
-        heard = heard_by_one(query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher)
-        merged: Tensor = self.out(heard)
+    def pooled(
+        self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
+    ) -> Float[Tensor, "S W"]:
+        """Attention with one query per sequence, which attends to all its tokens; see `single_query.py`."""
+        query = self.query(asking)
+        if layout.cu_seq is None or self.watcher is not None:
+            tokens = split_buckets(x, layout)
+            attended = heard_by_one(query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher)
+        else:
+            key, value = self._heads(self.key(x)), self._heads(self.value(x))
+            attended = attend_once(self._heads(query), key, value, layout).flatten(1)
+        merged: Tensor = self.out(attended)
         return merged
 
     def along_paths(self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: Paths) -> Float[Tensor, "A W"]:
@@ -121,16 +123,19 @@ class Attention(nn.Module):
         merged: Tensor = self.out(torch.cat(heard))
         return merged
 
-    def _mix(self, query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
-        if self.watcher is None or is_causal:
-            return functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
-        weights = (query @ key.transpose(2, 3) * self.head_width**-0.5).softmax(dim=3)
-        self.watcher(weights)
-        return weights @ value
+    def _watched(self, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
+        """Attention written out, so that `watcher` sees its weights."""
+        assert self.watcher is not None
+        out = []
+        for qkv in zip(*(split_buckets(side, layout) for side in (query, key, value)), strict=True):
+            q, k, v = (side.transpose(1, 2) for side in qkv)
+            weights = (q @ k.transpose(2, 3) * self.head_width**-0.5).softmax(dim=3)
+            self.watcher(weights)
+            out.append((weights @ v).transpose(1, 2).flatten(0, 1))
+        return torch.cat([query[:0], *out])
 
-    def _split(self, x: Tensor, runs: Runs) -> list[Tensor]:
-        """By run: sequences, heads, tokens, numbers a head."""
-        return [part.unflatten(2, (self.heads, self.head_width)).transpose(1, 2) for part in by_run(x, runs)]
+    def _heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
+        return x.unflatten(1, (self.heads, self.head_width))
 
 
 class Block(nn.Module):
@@ -153,18 +158,20 @@ class Block(nn.Module):
         self.mlp = MLP(width, ratio=mlp_ratio, activation=activation)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
+    def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """The next layer's tokens."""
-        return self._after(x, self.attention(self.norm_1(x), runs, is_causal=is_causal))
+        return self._after(x, self.attention(self.norm_1(x), layout, is_causal=is_causal))
 
-    def pooled(self, x: Float[Tensor, "N W"], runs: Runs, chosen: Int64[Tensor, " S"]) -> Float[Tensor, "S W"]:
+    def pooled(
+        self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"]
+    ) -> Float[Tensor, "S W"]:
         """The next layer's token at one place a sequence, exactly as `forward` gives it, and nothing for the others.
 
         After the last block only the pooled token is read, so nothing else needs its query, projection or MLP. In a causal
         tower the place must be the sequence's last, which sees everything.
         """
         normed = self.norm_1(x)
-        return self._after(x[chosen], self.attention.pooled(normed[chosen], normed, runs))
+        return self._after(x[chosen], self.attention.pooled(normed[chosen], normed, layout))
 
     def along_paths(self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: Paths) -> Float[Tensor, "A W"]:
         """The next layer's token of some nodes, each of which sees the tokens of its path."""
@@ -204,25 +211,25 @@ class Transformer(nn.Module):
             init_attention(block.attention, std=width**-0.5, out_std=(width * 2 * layers) ** -0.5)
             init_mlp(block.mlp, std=(2 * width) ** -0.5, out_std=(width * 2 * layers) ** -0.5)
 
-    def forward(self, x: Float[Tensor, "N W"], runs: Runs, *, is_causal: bool) -> Float[Tensor, "N W"]:
+    def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """All tokens after the last block."""
-        return self._through(self.blocks, x, runs, is_causal=is_causal)
+        return self._through(self.blocks, x, layout, is_causal=is_causal)
 
     def pooled(
-        self, x: Float[Tensor, "N W"], runs: Runs, chosen: Int64[Tensor, " S"], *, is_causal: bool
+        self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"], *, is_causal: bool
     ) -> Float[Tensor, "S W"]:
         """The token at one place a sequence after the last block; see `Block.pooled`."""
         *body, last = self.blocks
-        x = self._through(body, x, runs, is_causal=is_causal)
+        x = self._through(body, x, layout, is_causal=is_causal)
         assert isinstance(last, Block)
-        return last.pooled(x, runs, chosen)
+        return last.pooled(x, layout, chosen)
 
-    def _through(self, blocks: Iterable[nn.Module], x: Tensor, runs: Runs, *, is_causal: bool) -> Tensor:
+    def _through(self, blocks: Iterable[nn.Module], x: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, runs, is_causal=is_causal, use_reentrant=False)
+                x = checkpoint(block, x, layout, is_causal=is_causal, use_reentrant=False)
             else:
-                x = block(x, runs, is_causal=is_causal)
+                x = block(x, layout, is_causal=is_causal)
         return x
 
 
@@ -253,12 +260,6 @@ def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
     nn.init.zeros_(second.bias)
 
 
-def by_run(x: Float[Tensor, "N W"], runs: Runs) -> list[Float[Tensor, "_ _ W"]]:
-    """The tokens of each run: its sequences, their tokens, numbers."""
-    parts = [x] if len(runs) == 1 else x.split([run.num * run.length for run in runs])
-    return [part.unflatten(0, (run.num, run.length)) for part, run in zip(parts, runs, strict=True)]
-
-
-def mean_of_each(x: Float[Tensor, "N W"], runs: Runs) -> Float[Tensor, "S W"]:
+def mean_of_each(x: Float[Tensor, "N W"], layout: SequenceLayout) -> Float[Tensor, "S W"]:
     """The mean over the tokens of each sequence."""
-    return torch.cat([x[:0], *(tokens.mean(dim=1) for tokens in by_run(x, runs))])
+    return torch.cat([x[:0], *(tokens.mean(dim=1) for tokens in split_buckets(x, layout))])

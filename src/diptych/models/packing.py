@@ -13,15 +13,15 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from diptych.core.errors import DataError
-from diptych.models.layers import Run, Runs
+from diptych.models.attention import LengthBucket, SequenceLayout
 
 
 @dataclass(frozen=True)
 class Packing:
     """How the tokens of a batch of texts are packed."""
 
-    runs: Runs
-    """Texts of equal length, the shortest first."""
+    layout: SequenceLayout
+    """Texts of equal length side by side, the shortest first."""
     place: Int64[Tensor, " N"]
     """Of each packed token: its place in the batch as it was given."""
     position: Int64[Tensor, " N"]
@@ -38,7 +38,7 @@ def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.d
     """The packing of texts of these lengths.
 
     Args:
-        lengths: tokens of each text, best kept on the CPU: the runs must be known there.
+        lengths: tokens of each text, best kept on the CPU: the buckets must be known there.
         padded_to: tokens a row of the batch, or None if its texts already lie one after another.
         device: where the tokens are.
 
@@ -46,8 +46,8 @@ def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.d
         DataError: a length is below 1, or beyond its row.
 
     >>> packing = pack(torch.tensor([3, 2]), padded_to=4, device=torch.device("cpu"))
-    >>> packing.runs, packing.place.tolist()
-    ((Run(num=1, length=2), Run(num=1, length=3)), [4, 5, 0, 1, 2])
+    >>> packing.layout.buckets, packing.place.tolist()
+    ((LengthBucket(num=1, length=2), LengthBucket(num=1, length=3)), [4, 5, 0, 1, 2])
     """
     lengths = lengths.cpu()
     if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > (padded_to or int(lengths.max()))):
@@ -62,8 +62,9 @@ def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.d
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
     values, counts = torch.unique_consecutive(packed, return_counts=True)
+    buckets = tuple(LengthBucket(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True))
     return Packing(
-        runs=tuple(Run(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True)),
+        layout=SequenceLayout.of(buckets, device),
         place=place.to(device),
         position=position.to(device),
         first=first.to(device),

@@ -92,9 +92,9 @@ class TextTransformer(nn.Module):
     def _pooled(self, x: Float[Tensor, "N W"], packing: Packing) -> Float[Tensor, "B W"]:
         is_causal = self.config.is_causal
         if self.config.pooling == "mean":
-            return mean_of_each(self.transformer(x, packing.runs, is_causal=is_causal), packing.runs)
+            return mean_of_each(self.transformer(x, packing.layout, is_causal=is_causal), packing.layout)
         chosen = packing.last if self.config.pooling == "eot" else packing.first
-        return self.transformer.pooled(x, packing.runs, chosen, is_causal=is_causal)
+        return self.transformer.pooled(x, packing.layout, chosen, is_causal=is_causal)
 
     def _filled_up(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych.images.transforms import Pixels, height_width
+from diptych.models.attention import LengthBucket, SequenceLayout
 from diptych.models.config import ViTConfig
-from diptych.models.layers import MLP, Attention, LayerNorm, Run, Transformer, init_attention, init_mlp, normal
+from diptych.models.layers import MLP, Attention, LayerNorm, Transformer, init_attention, init_mlp, normal
 from diptych.models.linear import Linear
 
 
@@ -64,7 +65,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """One vector a picture."""
         asking = self.query.expand(len(x), -1)
-        heard = self.attention.pooled(asking, x.flatten(0, 1), (Run(x.shape[0], x.shape[1]),))
+        heard = self.attention.pooled(asking, x.flatten(0, 1), SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),)))
         out: Tensor = heard + self.mlp(self.norm(heard))
         return out
 
@@ -126,11 +127,11 @@ class VisionTransformer(nn.Module):
 
     def _pooled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         batch, num = x.shape[:2]
-        runs, flat = (Run(batch, num),), x.flatten(0, 1)
+        layout, flat = SequenceLayout((LengthBucket(batch, num),)), x.flatten(0, 1)
         if self.config.pooling == "cls":
             first = torch.arange(0, batch * num, num, device=x.device)
-            return self.norm_post(self.transformer.pooled(flat, runs, first, is_causal=False))
-        tokens = self.transformer(flat, runs, is_causal=False).unflatten(0, (batch, num))
+            return self.norm_post(self.transformer.pooled(flat, layout, first, is_causal=False))
+        tokens = self.transformer(flat, layout, is_causal=False).unflatten(0, (batch, num))
         if self.pool is None:
             return self.norm_post(tokens[:, self.config.num_extra_tokens :].mean(dim=1))
         return self.pool(self.norm_post(tokens))

@@ -1,0 +1,215 @@
+"""One entry point for attention over packed sequences; which kernel computes it depends on the device.
+
+The tokens of all sequences of a batch lie one after another in one tensor, without padding. `SequenceLayout` says where each
+sequence begins. The kernel follows from the layout and the device:
+
+=================================  ====================================================================
+sequences of one length            one call of `scaled_dot_product_attention`
+several lengths, CPU               one call per length: no product is computed for padding
+several lengths, CUDA, fp16/bf16   `varlen_attn`: one call, no padding
+several lengths, any other         one call on sequences padded to the longest
+=================================  ====================================================================
+
+On a GPU, one call per length is slow: cuDNN builds a new plan for each new pair (number of texts, length).
+
+Shapes: N tokens of all sequences, S sequences, L tokens of the longest, H heads of D numbers.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+from torch.nn import functional
+
+_MAX_VARLEN_WIDTH = 256
+BUCKETED_DEVICES = frozenset({"cpu"})
+"""Devices on which one call per length is the fastest."""
+
+
+class LengthBucket(NamedTuple):
+    """Neighboring sequences of one length."""
+
+    num: int
+    length: int
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """How N tokens are split into S sequences, the shortest first.
+
+    >>> layout = SequenceLayout((LengthBucket(num=2, length=3), LengthBucket(num=1, length=5)))
+    >>> layout.num_sequences, layout.num_tokens, layout.max_length
+    (3, 11, 5)
+    """
+
+    buckets: tuple[LengthBucket, ...]
+    cu_seq: Int32[Tensor, " ends"] | None = None
+    """On devices without buckets: the first token of each sequence, and N as the last entry."""
+    slots: Int64[Tensor, " N"] | None = None
+    """On devices without buckets: the place of each token in the padded grid of S * L."""
+
+    @classmethod
+    def of(cls, buckets: tuple[LengthBucket, ...], device: torch.device) -> "SequenceLayout":
+        """The layout of these buckets, with the indices that attention on this device needs."""
+        layout = cls(buckets)
+        if layout.is_uniform or device.type in BUCKETED_DEVICES:
+            return layout
+        num, length = torch.tensor(buckets).unbind(dim=1)
+        lengths = length.repeat_interleave(num)
+        ends = lengths.cumsum(0)
+        # Padding adds this many slots before each sequence.
+        padding = torch.arange(len(lengths)) * layout.max_length - (ends - lengths)
+        slots = torch.arange(layout.num_tokens) + padding.repeat_interleave(lengths)
+        cu_seq = functional.pad(ends, (1, 0)).to(torch.int32)
+        return cls(buckets, cu_seq.to(device, non_blocking=True), slots.to(device, non_blocking=True))
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all sequences have the same length."""
+        return len(self.buckets) <= 1
+
+    @property
+    def num_sequences(self) -> int:
+        """S."""
+        return sum(bucket.num for bucket in self.buckets)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return sum(bucket.num * bucket.length for bucket in self.buckets)
+
+    @property
+    def max_length(self) -> int:
+        """L; 0 without a sequence."""
+        return self.buckets[-1].length if self.buckets else 0
+
+
+def attend(
+    query: Float[Tensor, "N H D"],
+    key: Float[Tensor, "N H D"],
+    value: Float[Tensor, "N H D"],
+    layout: SequenceLayout,
+    *,
+    is_causal: bool,
+) -> Float[Tensor, "N H D"]:
+    """Multi-head attention within each sequence: softmax(q · k / sqrt(D)) v.
+
+    Args:
+        query, key, value: one row per token, the sequences in the order of the layout.
+        layout: the sequences.
+        is_causal: each token attends to itself and the tokens before it; otherwise to its whole sequence.
+
+    >>> x = torch.randn(5, 1, 8)
+    >>> out = attend(x, x, x, SequenceLayout((LengthBucket(1, 2), LengthBucket(1, 3))), is_causal=True)
+    >>> torch.allclose(out[0], x[0]), torch.allclose(out[2], x[2])  # The first token of a sequence sees only itself.
+    (True, True)
+    """
+    if layout.cu_seq is None:
+        return _by_bucket(query, key, value, layout, is_causal=is_causal)
+    if _has_varlen(query):
+        return _varlen(
+            query, key, value, layout, cu_query=layout.cu_seq, max_query=layout.max_length, is_causal=is_causal
+        )
+    assert layout.slots is not None
+    q, k, v = (_pad(side, layout).transpose(1, 2) for side in (query, key, value))  # S H L D
+    # A causal token never sees the padding, which follows all tokens of its sequence.
+    mask = None if is_causal else _is_token(layout)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    return out.transpose(1, 2).flatten(0, 1)[layout.slots]
+
+
+def attend_once(
+    query: Float[Tensor, "S H D"], key: Float[Tensor, "N H D"], value: Float[Tensor, "N H D"], layout: SequenceLayout
+) -> Float[Tensor, "S H D"]:
+    """Attention with one query per sequence, which attends to its whole sequence. The arguments are those of `attend`.
+
+    >>> x = torch.ones(5, 1, 8)
+    >>> attend_once(x[:2], x, x, SequenceLayout((LengthBucket(1, 2), LengthBucket(1, 3)))).shape
+    torch.Size([2, 1, 8])
+    """
+    if layout.cu_seq is None:
+        keys, values = (split_buckets(side, layout) for side in (key, value))
+        queries = query.split([bucket.num for bucket in layout.buckets])
+        parts = [
+            functional.scaled_dot_product_attention(q[:, :, None], k.transpose(1, 2), v.transpose(1, 2))[:, :, 0]
+            for q, k, v in zip(queries, keys, values, strict=True)
+        ]
+        return torch.cat([query[:0], *parts])
+    if _has_varlen(query):
+        one_each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
+        return _varlen(query, key, value, layout, cu_query=one_each, max_query=1, is_causal=False)
+    k, v = (_pad(side, layout).transpose(1, 2) for side in (key, value))  # S H L D
+    out = functional.scaled_dot_product_attention(query[:, :, None], k, v, attn_mask=_is_token(layout))
+    return out[:, :, 0]
+
+
+def split_buckets(x: Tensor, layout: SequenceLayout) -> list[Tensor]:
+    """The tokens (N, ...) of each bucket: (sequences, tokens, ...)."""
+    buckets = layout.buckets
+    parts = [x] if len(buckets) == 1 else x.split([bucket.num * bucket.length for bucket in buckets])
+    return [part.unflatten(0, (bucket.num, bucket.length)) for part, bucket in zip(parts, buckets, strict=True)]
+
+
+def _by_bucket(query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
+    parts = []
+    for qkv in zip(*(split_buckets(side, layout) for side in (query, key, value)), strict=True):
+        q, k, v = (side.transpose(1, 2) for side in qkv)  # S H L D
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
+    return parts[0] if len(parts) == 1 else torch.cat([query[:0], *parts])
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: SequenceLayout,
+    *,
+    cu_query: Tensor,
+    max_query: int,
+    is_causal: bool,
+) -> Tensor:
+    kernel, causal = _varlen_kernel()
+    out: Tensor = kernel(
+        query, key, value, cu_query, layout.cu_seq, max_query, layout.max_length, **(causal if is_causal else {})
+    )
+    return out
+
+
+@cache
+def _varlen_kernel() -> tuple[Callable[..., Any], dict[str, Any]]:
+    """PyTorch's function, and its argument for causal attention, which was renamed after 2.10."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  (loads for 1.7 s, and only GPUs need it)
+
+    is_renamed = "window_size" in inspect.signature(varlen_attn).parameters
+    return varlen_attn, {"window_size": (-1, 0)} if is_renamed else {"is_causal": True}
+
+
+def _has_varlen(query: Tensor) -> bool:
+    """Whether PyTorch's `varlen_attn` computes this."""
+    return (
+        query.device.type == "cuda"
+        and query.dtype in {torch.float16, torch.bfloat16}
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= _MAX_VARLEN_WIDTH
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def _pad(x: Float[Tensor, "N H D"], layout: SequenceLayout) -> Float[Tensor, "S L H D"]:
+    """The tokens in rows as long as the longest sequence, with zeros behind."""
+    num, length = layout.num_sequences, layout.max_length
+    assert layout.slots is not None
+    return x.new_zeros(num * length, *x.shape[1:]).index_copy(0, layout.slots, x).unflatten(0, (num, length))
+
+
+def _is_token(layout: SequenceLayout) -> Tensor:
+    """A mask (S, 1, 1, L) that is False on padding."""
+    assert layout.cu_seq is not None
+    place = torch.arange(layout.max_length, device=layout.cu_seq.device)
+    return (place < layout.cu_seq.diff()[:, None])[:, None, None]
