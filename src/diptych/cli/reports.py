@@ -71,8 +71,11 @@ def print_audit(source: str, audit: "Audit") -> None:
         "across splits": _some([f"{one} ~ {other}" for one, other in audit.across_splits]),
         "most frequent": "; ".join(f"{text!r} {count:,}" for text, count in audit.frequent[:3]),
         "false negatives": ", ".join(in_batches),
+        "oddities": "" if audit.oddities else "none",
     }
     print_facts(redacted(source), facts)
+    for oddity in audit.oddities:
+        say(f"  {oddity}")
 
 
 def _some(items: list[str]) -> str:

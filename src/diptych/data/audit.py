@@ -13,6 +13,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.core.sample import ImageInput
 from diptych.data.fingerprints import equal_groups, fingerprint, near_pairs
+from diptych.data.oddities import Oddity
 from diptych.data.parallel import in_order
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode, describe, file_mode
@@ -48,6 +49,8 @@ class Audit:
     num_cut: int
     """Captions longer than CLIP's context of 77."""
     num_empty: int
+    oddities: tuple[Oddity, ...]
+    """What is unusual in the data, and what its reader did about it."""
     frequent: tuple[tuple[str, int], ...]
     """The captions that occur most often, and how often."""
     false_negatives: dict[int, float]
@@ -116,6 +119,7 @@ def audit(
         token_counts=tuple(encoded.lengths.tolist()),
         num_cut=int((encoded.lengths > 77).sum()),
         num_empty=sum(not text.strip() for text in texts),
+        oddities=source.oddities,
         frequent=tuple(Counter(texts).most_common(10)),
         false_negatives=false_negatives(captions),
     )

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
+from diptych.data.oddities import merged
 from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed
 from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
@@ -29,6 +30,7 @@ class MixSource(Source):
         self.classes = tuple(dict.fromkeys(name for source in sources for name in source.classes))
         self.templates = tuple(dict.fromkeys(template for source in sources for template in source.templates))
         self._label_ids = {name: i for i, name in enumerate(self.classes)}
+        self.oddities = merged(source.oddities for source in sources)
         self.block_ends = self._blocks()
         self.is_decoded = all(source.is_decoded for source in sources)
 

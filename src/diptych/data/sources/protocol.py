@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.sample import Sample
+from diptych.data.oddities import Oddity
 from diptych.data.sources.blocks import RowColumns
 
 
@@ -24,6 +25,8 @@ class Source(ABC):
     parts: tuple[tuple[int, float], ...] = ()
     """Of a mixture: where each of its parts ends, and its share of what is drawn. Empty where every sample counts once."""
 
+    oddities: tuple[Oddity, ...] = ()
+    """What is unusual in the data, and what the reader did about it."""
     is_decoded: bool = False
     """Whether its pictures are pixels already, and not files to decode."""
 

@@ -24,6 +24,7 @@ class Subset(Source):
         self.classes = source.classes
         self.templates = source.templates
         self.is_decoded = source.is_decoded
+        self.oddities = source.oddities
         if source.block_ends is not None:
             self.block_ends = np.searchsorted(np.asarray(indices), source.block_ends).astype(np.int64)
         self.parts = tuple(
