@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance
 from diptych.data.audit import audit, false_negatives
 from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
 from diptych.data.fingerprints import NEAR_BITS, fingerprint, near_pairs
+from diptych.data.oddities import Oddity
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
 
@@ -42,7 +43,7 @@ def test_everything_planted_is_found(tmp_path: Path) -> None:
     seen = []
     found = audit(source, on_sample=lambda: seen.append(1))
     assert len(seen) == found.num_samples == 9
-    assert found.num_captions == 16
+    assert found.num_captions == 15
     assert found.splits == {"train": 8, "val": 1}
     assert found.labels == {"hill": 5, "first": 1}
     assert found.same == (("0.png", "same.png"),)
@@ -54,7 +55,8 @@ def test_everything_planted_is_found(tmp_path: Path) -> None:
     assert found.sizes == {"smallest": (100, 75), "median": (200, 150), "largest": (200, 150)}
     assert len(found.areas) == 8
     assert found.modes == {"PNG RGB": 7, "JPEG RGB": 1}
-    assert (found.num_cut, found.num_empty) == (1, 1)
+    assert (found.num_cut, found.num_empty) == (1, 0)
+    assert found.oddities == (Oddity("empty captions", "left out", 1, ("same.png",)),)
     assert found.frequent[0] == ("a hill", 6)
     draw_histograms(found, tmp_path / "histograms.png")
     with Image.open(tmp_path / "histograms.png") as drawn:

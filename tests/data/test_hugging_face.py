@@ -180,8 +180,11 @@ def test_unlabelled_rows_and_other_columns_of_labels(tmp_path: Path, contents: l
     source = open_source(f"{spec}?label=coarse")
     assert [source.label(i) for i in range(4)] == [0, 1, None, None]
     del rows["caption"], features["caption"]
-    with pytest.raises(DataError, match="2 of 4 pictures have neither caption nor label: 000000002"):
-        open_source(_save(tmp_path / "alone", rows, features))
+    alone = open_source(_save(tmp_path / "alone", rows, features))
+    assert [alone.label(i) for i in range(len(alone))] == [0, 1]
+    assert [str(oddity) for oddity in alone.oddities] == [
+        "images with neither caption nor label: left out (2; row 2, row 3)"
+    ]
 
 
 # What is wrong
@@ -216,8 +219,14 @@ def test_two_columns_of_pictures_must_be_told_apart(tmp_path: Path, contents: li
 
 def test_rows_without_caption_and_label_are_counted(tmp_path: Path, contents: list[bytes]) -> None:
     spec = _save(tmp_path / "set", {"image": contents, "captions": [["a"], [], [None, " "], None]})
-    with pytest.raises(DataError, match=r"3 of 4 pictures have neither caption nor label: 000000001"):
-        open_source(spec)
+    source = open_source(spec)
+    assert [source.captions(i) for i in range(len(source))] == [("a",)]
+    assert [str(oddity) for oddity in source.oddities] == [
+        "images with neither caption nor label: left out (3; row 1, row 2, row 3)",
+        "empty captions: left out (3; row 2, row 3)",
+    ]
+    with pytest.raises(DataError, match="none of its 2 rows has a caption or a label"):
+        open_source(_save(tmp_path / "blank", {"image": contents[:2], "caption": ["", " "]}))
     nothing = _save(
         tmp_path / "none",
         {"image": [None, None], "caption": ["a", "b"]},

@@ -4,14 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Image, Value
 
 from diptych.core.errors import DataError
+from diptych.data.pack import pack
 from diptych.data.sources.choice import open_source, recognise
+from diptych.data.sources.packed import PACK
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.subset import take_split
 from diptych.data.sources.templates import FIVE_TEMPLATES
+from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
+from tests.conftest import draw_photos
 from tests.data.makers import MAKERS
 
 
@@ -93,13 +98,33 @@ def test_labels_without_captions_become_captions(json_file: Path) -> None:
     (folder / "labels.csv").write_text("image,label\na.png,dog\nb.png,\n", "utf-8")
     for name in ("labels.json", "labels.csv"):
         spec = f"{folder / name}?templates={folder / 'templates.txt'}"
-        if name == "labels.csv":
-            with pytest.raises(DataError, match=r"1 of 2 images have neither caption nor label: b\.png"):
-                open_source(spec)
-            continue
         source = open_source(spec)
+        if name == "labels.csv":
+            assert [source.key(i) for i in range(len(source))] == ["a.png"]
+            assert [str(oddity) for oddity in source.oddities] == [
+                "images with neither caption nor label: left out (1; b.png)"
+            ]
+            continue
         assert [source.captions(i) for i in range(2)] == [("one sea lion", "two sea lions"), ("one dog", "two dogs")]
         assert source.templates == ("one {}", "two {}s")
+
+
+def test_empty_captions_are_left_out_and_a_label_provides_one(json_file: Path) -> None:
+    """The same rule for a list with gaps, a null, blanks, and a picture that keeps nothing."""
+    rows = [
+        {"image": "a.png", "captions": ["", "a cat", " "]},
+        {"image": "b.png", "caption": None, "label": "red_circle"},
+        {"image": "c.png", "caption": "\t"},
+    ]
+    draw_photos(json_file.parent, ["c.png"])
+    source = _read(json_file.parent / "gaps.json", rows)
+    assert [source.key(i) for i in range(len(source))] == ["a.png", "b.png"]
+    assert source.captions(0) == ("a cat",)
+    assert source.captions(1)[0] == "a photo of a red circle"
+    assert [str(oddity) for oddity in source.oddities] == [
+        "empty captions: left out (4; a.png, a.png, b.png)",
+        "images with neither caption nor label: left out (1; c.png)",
+    ]
 
 
 # json
@@ -124,8 +149,8 @@ def _read(path: Path, content: object) -> Source:
         ([{"image": "a.png", "text": "x"}], "row 0 has none of 'caption', 'captions', 'label'; it has: image, text"),
         ([{}], "row 0 has no key 'image'; it has: none"),
         ([{"image": 3, "caption": "x"}], "row 0: 'image' is a number, not a path"),
-        ([{"image": "a.png", "caption": None}], "row 0: its captions are not texts"),
-        ([{"image": "a.png", "captions": []}], "row 0: its captions are not texts"),
+        ([{"image": "a.png", "caption": None}], "none of its 1 images has a caption or a label: a.png"),
+        ([{"image": "a.png", "captions": []}], "none of its 1 images has a caption or a label: a.png"),
         ([{"image": "a.png", "captions": ["x", 3]}], "row 0: its captions are not texts"),
         ([{"image": "a.png", "caption": "x", "label": 3}], "row 0: 'label' is a number, not a text"),
         ([{"image": "a.png", "caption": "x", "split": None}], "row 0: 'split' is null, not a text"),
@@ -254,3 +279,39 @@ def test_shapes_end_where_their_length_says() -> None:
     assert source.key(3) == "val-000000"
     with pytest.raises(IndexError):
         source[len(source)]
+
+
+# class names
+
+
+def test_class_names_are_words_in_every_kind_of_source(tmp_path: Path) -> None:
+    """Two pictures of `red_circle` and `red circle`, one of `dog`: two classes, in json, csv, tars, packs and hf."""
+    labels = ["red_circle", "dog", "red circle"]
+    names = [f"{i}.png" for i in range(3)]
+    draw_photos(tmp_path, names)
+    rows = [{"image": name, "label": label} for name, label in zip(names, labels, strict=True)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    (tmp_path / "rows.csv").write_text("image,label\n" + "".join(f"{r['image']},{r['label']}\n" for r in rows), "utf-8")
+    json_source = open_source(f"json:{tmp_path / 'rows.json'}")
+    pack(json_source, tmp_path / "pack")
+    write_shards(json_source, tmp_path / "tars")
+    contents = [(tmp_path / name).read_bytes() for name in names]
+    features = Features({"image": Image(), "label": Value("string")})
+    Dataset.from_dict({"image": contents, "label": labels}, features).save_to_disk(tmp_path / "hf")
+    for spec in ("json:rows.json", "csv:rows.csv", "packed:pack", "shards:tars/00000.tar", "hf:hf"):
+        kind, _, path = spec.partition(":")
+        source = open_source(f"{kind}:{tmp_path / path}")
+        assert source.classes == ("dog", "red circle"), kind
+        assert [source.label(i) for i in range(3)] == [1, 0, 1], kind
+        assert source.captions(0)[0] == "a photo of a red circle", kind
+
+
+def test_a_pack_of_raw_labels_keeps_their_order(tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["0.png", "1.png"])
+    rows = [{"image": "0.png", "label": "b"}, {"image": "1.png", "label": "a"}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    pack(open_source(f"json:{tmp_path / 'rows.json'}"), tmp_path / "pack")
+    meta = tmp_path / "pack" / PACK
+    meta.write_text(json.dumps(json.loads(meta.read_text("utf-8")) | {"classes": ["z_z", "b_b"]}), "utf-8")
+    source = open_source(f"packed:{tmp_path / 'pack'}")
+    assert (source.classes, source.label(0), source.label(1)) == (("z z", "b b"), 1, 0)

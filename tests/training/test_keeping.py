@@ -1,5 +1,6 @@
 """What a run keeps, when it validates, and when it ends early."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from diptych.bundle.folder import load_bundle
 from diptych.cli.main import main
-from diptych.core.errors import BundleError, ConfigError, RunError
+from diptych.core.errors import BundleError, ConfigError, DataError, RunError
 from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
@@ -164,6 +165,20 @@ def test_the_check_says_when_nothing_can_be_learned(
     said = " ".join(capsys.readouterr().out.split())
     assert "-> all pictures of a batch have one embedding" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("captions", [["the same"] * 40, ["", *["the same"] * 39]])
+def test_the_check_refuses_captions_that_are_all_equal(
+    tiny_run: TrainConfig, tmp_path: Path, captions: list[str]
+) -> None:
+    draw_photos(tmp_path, [f"{i}.png" for i in range(40)])
+    rows = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(captions)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = override(
+        tiny_run, {"data.source": f"json:{tmp_path / 'rows.json'}", "data.val_split": "all", "batch_size": "8"}
+    )
+    with pytest.raises(DataError, match=r"nothing can be learned from 8 pairs .* the first caption is 'the same'"):
+        self_check(config)
 
 
 def test_tensorboard_shows_similarities_and_captions(finished_run: Path) -> None:

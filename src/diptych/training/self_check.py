@@ -10,7 +10,7 @@ import torch
 from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
-from diptych.core.errors import ConfigError
+from diptych.core.errors import ConfigError, DataError
 from diptych.core.randomness import stable_hash
 from diptych.data.loader import training_batches
 from diptych.models.config import ViTConfig
@@ -56,7 +56,7 @@ def self_check(
         on_step: told the step and the loss.
 
     Raises:
-        ConfigError, DataError: the run could not begin.
+        ConfigError, DataError: the run could not begin, or the first batch holds the same caption throughout.
     """
     if all_ranks().size > 1:
         raise ConfigError("one process is enough to learn a batch by heart; leave out the launcher")
@@ -68,6 +68,11 @@ def self_check(
     examples = training_examples(source, easy)
     size = min(easy.batch_size, 4 * _PAIRS)
     batch = _distinct(next(training_batches(examples, start.tokenizer, batch_size=size)))
+    if len(batch.keys) < 2:  # Their loss would be 0 from the first step on.
+        raise DataError(
+            f"{config.data.source}: nothing can be learned from {size} pairs that are all positives of each other; the first "
+            f"caption is {batch.captions[0]!r:.60}. Give the pictures different captions, or look at them: diptych data audit"
+        )
     assembly.model.train()
     began, losses = time.monotonic(), list[float]()
     while not losses or (losses[-1] >= _LEARNED and len(losses) < _MAX_STEPS and time.monotonic() - began < _MAX_S):

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.sample import Sample
+from diptych.data.oddities import OddityCounter
 from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, templates_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names, templates_of
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 _OWN_NAMES = {"validation": "val", "valid": "val"}
@@ -51,20 +52,18 @@ class HuggingFaceSource(Source):
         self._labels, self._splits = self._rows.labels.codes(), self._rows.splits.codes()
         self._refuse_what_is_empty(where)
         named = next(iter(classes)) if len(classes) == 1 else ()
-        self.classes = named or tuple(sorted(self._rows.labels.names))
-        number = {name: i for i, name in enumerate(self.classes)}
+        self.classes, class_of_label = class_names(named or self._rows.labels.names, in_order=bool(named))
+        number = dict(zip(named or self._rows.labels.names, class_of_label.tolist(), strict=True))
         self._label_of_code = [number[name] for name in self._rows.labels.names]
         self._given_templates = templates
+        self.oddities = self._rows.oddities.oddities()
         self.templates = templates or (() if self._captions.filled().all() else FIVE_TEMPLATES)
 
     def _refuse_what_is_empty(self, where: str) -> None:
-        num_seen = self._rows.num_without_picture + len(self)
+        num_seen = self._rows.num_seen
         if not len(self):
-            raise DataError(f"{where}: none of its {num_seen} rows has a picture")
-        bare = np.flatnonzero(~self._captions.filled() & (self._labels < 0))
-        if len(bare):
-            first = self.key(int(bare[0]))
-            raise DataError(f"{where}: {len(bare)} of {len(self)} pictures have neither caption nor label: {first}")
+            lacks = "a caption or a label" if self._rows.num_without_picture < num_seen else "a picture"
+            raise DataError(f"{where}: none of its {num_seen} rows has {lacks}")
         if self._rows.num_without_picture:
             text = f"{where}: {self._rows.num_without_picture} of {num_seen} rows have no picture and are left out"
             warnings.warn(text, DiptychWarning, stacklevel=4)
@@ -136,7 +135,8 @@ class _Rows:
         self.numbers, self.sizes = array("q"), array("q")
         self.texts, self.row_of_text = TextColumn(), array("q")
         self.labels, self.splits = NameColumn(), NameColumn()
-        self.num_without_picture = 0
+        self.num_without_picture, self.num_seen = 0, 0
+        self.oddities = OddityCounter()
 
     def add(self, table: Any, columns: Columns, *, split: str | None) -> None:
         """All rows of a table that have a picture."""
@@ -147,20 +147,29 @@ class _Rows:
             sizes, is_there = _sizes(batch.column(columns.image))
             values = {name: batch.column(name).to_pylist() for name in columns.beside_image()}
             for i in np.flatnonzero(is_there).tolist():
-                for text in chain.from_iterable(_texts(values[name][i]) for name in columns.captions):
+                texts = list(chain.from_iterable(self._texts(values[name][i], start + i) for name in columns.captions))
+                label = _label(values[columns.label][i], columns.classes) if columns.label else None
+                if not texts and label is None:
+                    self.oddities.add("images with neither caption nor label", "left out", f"row {start + i}")
+                    continue
+                for text in texts:
                     self.row_of_text.append(len(self.numbers))
                     self.texts.append(text)
-                self.labels.append(_label(values[columns.label][i], columns.classes) if columns.label else None)
+                self.labels.append(label)
                 own = values[columns.split][i] if columns.split else None
                 self.splits.append(_OWN_NAMES.get(own, own) if own else split)
                 self.numbers.append(start + i)
                 self.sizes.append(sizes[i])
             self.num_without_picture += len(batch) - int(is_there.sum())
+            self.num_seen += len(batch)
 
-
-def _texts(value: str | list[str | None] | None) -> list[str]:
-    texts = value if isinstance(value, list) else [value]
-    return [text.strip() for text in texts if text and text.strip()]
+    def _texts(self, value: str | list[str | None] | None, row: int) -> list[str]:
+        """The captions of a cell that are not empty."""
+        texts = value if isinstance(value, list) else [value]
+        kept = [text.strip() for text in texts if text and text.strip()]
+        if len(kept) < len(texts):
+            self.oddities.add("empty captions", "left out", f"row {row}", num=len(texts) - len(kept))
+        return kept
 
 
 def _label(value: str | int | None, classes: tuple[str, ...]) -> str | None:

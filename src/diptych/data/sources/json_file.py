@@ -69,7 +69,7 @@ def _problem(row: Any) -> str | None:
     if not isinstance(row["image"], str):
         return f": 'image' is {_json_name(row['image'])}, not a path"
     captions = _captions(row)
-    if not (captions or "label" in row) or not all(isinstance(caption, str) for caption in captions):
+    if not all(isinstance(caption, str) for caption in captions):
         return f": its captions are not texts: {tuple(captions)!r:.80}"
     for optional in ("split", "label"):
         if optional in row and not isinstance(row[optional], str):
@@ -79,7 +79,8 @@ def _problem(row: Any) -> str | None:
 
 def _captions(row: dict[str, Any]) -> list[Any]:
     captions = row["captions"] if "captions" in row else row.get("caption", [])
-    return captions if isinstance(captions, list) else [captions]
+    captions = captions if isinstance(captions, list) else [captions]
+    return ["" if caption is None else caption for caption in captions]
 
 
 def _json_name(value: Any) -> str:

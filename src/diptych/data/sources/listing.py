@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.core.sample import Sample
+from diptych.data.oddities import OddityCounter
 from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled
+from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
 
 
 class Listing(Source):
@@ -104,13 +105,20 @@ class ListingBuilder:
         self._hashes = array("q")  # Of the keys: who repeats whom, without a dict of a million texts.
         self._labels, self._splits = NameColumn(), NameColumn()
         self._labelled, self._with_split = array("q"), array("q")  # The rows that name one: most files name none.
+        self.oddities = OddityCounter()
 
     def add(self, key: str, captions: Sequence[str], *, label: str | None = None, split: str | None = None) -> None:
-        """One row of the file. Where rows of one image disagree on label or split, the last one that names it holds."""
+        """One row of the file. Where rows of one image disagree on label or split, the last one that names it holds.
+
+        Empty captions are left out and counted.
+        """
         row = len(self._hashes)
         self._keys.append(key)
         self._hashes.append(hash(key))
         for caption in captions:
+            if not caption.strip():
+                self.oddities.add("empty captions", "left out", key)
+                continue
             self._captions.append(caption)
             self._row_of_caption.append(row)
         if label is not None:
@@ -123,8 +131,11 @@ class ListingBuilder:
     def build(self, *, check_images: bool = True) -> Listing:
         """The source; a warning where rows of one image disagree.
 
+        Images that have neither caption nor label are left out and counted.
+
         Raises:
-            DataError: there are no rows, or images are not there: how many of how many, and the first three.
+            DataError: there are no rows, no image has a caption or label, or images are not there: how many of how many, and
+                the first three.
         """
         if not len(self._keys):
             raise DataError(f"{self.where}: holds no rows")
@@ -133,42 +144,53 @@ class ListingBuilder:
         in_file_order = np.argsort(first_rows, kind="stable")
         sample_of_group = np.empty_like(in_file_order)
         sample_of_group[in_file_order] = np.arange(len(in_file_order))
-        sample_of_row = sample_of_group[group_of_row]
         first_rows = first_rows[in_file_order]
-        has_repeats = len(first_rows) < len(self._keys)
-        keys = TextColumn(self._keys[int(row)] for row in first_rows) if has_repeats else self._keys
+        number = self._numbers(sample_of_group[group_of_row], first_rows)
+        sample_of_row, first_rows = number[sample_of_group[group_of_row]], first_rows[number >= 0]
+        is_whole = len(first_rows) == len(self._keys)
+        keys = self._keys if is_whole else TextColumn(self._keys[int(row)] for row in first_rows)
         if check_images:
             check_images_exist(keys, self.root, where=self.where)
-        captions = GroupedTexts(
-            self._captions, sample_of_row[np.array(self._row_of_caption, dtype=np.int64)], len(keys)
-        )
+        sample_of_caption = sample_of_row[np.array(self._row_of_caption, dtype=np.int64)]
         labels = self._last_named("label", self._labels, sample_of_row[np.array(self._labelled, dtype=np.int64)], keys)
         splits = self._last_named(
             "split", self._splits, sample_of_row[np.array(self._with_split, dtype=np.int64)], keys
         )
-        bare = np.flatnonzero(~captions.filled() & (labels < 0))
-        if len(bare):
-            first = keys[int(bare[0])]
-            raise DataError(f"{self.where}: {len(bare)} of {len(keys)} images have neither caption nor label: {first}")
-        names = sorted(self._labels.names)
-        rank = np.array([names.index(name) for name in self._labels.names] + [-1], dtype=np.int32)
-        return Listing(
+        classes, class_of_label = class_names(self._labels.names)
+        listing = Listing(
             self.root,
             keys,
-            captions,
-            labels=rank[labels],
-            classes=tuple(names),
+            GroupedTexts(self._captions, sample_of_caption, len(keys)),
+            labels=np.append(class_of_label, np.int32(-1))[labels],
+            classes=classes,
             splits=splits,
             split_names=tuple(self._splits.names),
             templates=self.templates,
         )
+        listing.oddities = self.oddities.oddities()
+        return listing
+
+    def _numbers(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples numbered anew: -1 for those that have neither caption nor label."""
+        has_any = np.zeros(len(first_rows), dtype=bool)
+        for rows in (self._row_of_caption, self._labelled):
+            has_any[sample_of_row[np.array(rows, dtype=np.int64)]] = True
+        if not has_any.any():
+            raise DataError(
+                f"{self.where}: none of its {len(has_any)} images has a caption or a label: {self._keys[0]}"
+            )
+        for row in first_rows[~has_any].tolist():
+            self.oddities.add("images with neither caption nor label", "left out", self._keys[row])
+        return np.where(has_any, np.cumsum(has_any) - 1, -1)
 
     def _last_named(
         self, what: str, names: NameColumn, samples: NDArray[np.int64], keys: TextColumn
     ) -> NDArray[np.int32]:
         out = np.full(len(keys), -1, dtype=np.int32)
-        out[samples] = names.codes()  # Of repeated places the last one stays.
-        torn = np.unique(samples[out[samples] != names.codes()])
+        is_kept = samples >= 0
+        samples, codes = samples[is_kept], names.codes()[is_kept]
+        out[samples] = codes  # Of repeated places the last one stays.
+        torn = np.unique(samples[out[samples] != codes])
         if len(torn):
             first = f"{keys[int(torn[0])]} ({names.names[out[torn[0]]]})"
             text = f"{self.where}: rows of {len(torn)} of {len(keys)} images disagree on the {what}; the last holds: {first}"

@@ -24,6 +24,7 @@ from diptych.data.sources.blocks import RowColumns, by_stretch, joined, ranges
 from diptych.data.sources.columns import NameColumn, TextColumn, locate
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.templates import class_names
 
 PACK = "pack.json"
 FORMAT_VERSION = 1
@@ -98,7 +99,8 @@ class PackedSource(Source):
     is_decoded = True
 
     def __init__(self, folder: Path, names: Sequence[str], *, classes: Sequence[str], templates: Sequence[str]) -> None:
-        self.classes, self.templates = tuple(classes), tuple(templates)
+        self.classes, class_of_label = class_names(classes, in_order=True)
+        self.templates, self._class_of_label = tuple(templates), class_of_label.tolist()
         self._paths = [folder / f"{name}.pixels" for name in names]
         self._tables = [ShardTable.load(folder / f"{name}.npz") for name in names]
         self._starts = np.cumsum([0] + [len(table.keys) for table in self._tables]).tolist()
@@ -141,7 +143,7 @@ class PackedSource(Source):
         """The sample's label."""
         shard, row = locate(self._starts, index)
         label = self._tables[shard].labels[row]
-        return None if label < 0 else label
+        return None if label < 0 else self._class_of_label[label]
 
     def image_size(self, index: int) -> int | None:
         """Bytes of the file that the picture was."""
@@ -151,7 +153,8 @@ class PackedSource(Source):
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once."""
-        return joined([_columns(self._tables[shard], numbers) for shard, numbers in by_stretch(self._starts, rows)])
+        columns = joined([_columns(self._tables[shard], numbers) for shard, numbers in by_stretch(self._starts, rows)])
+        return columns._replace(labels=np.array([*self._class_of_label, -1], dtype=np.int64)[columns.labels])
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
         """A shard's bytes.

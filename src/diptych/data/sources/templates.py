@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from diptych.core.errors import ConfigError, DataError, unknown_name
 
 FIVE_TEMPLATES = (
@@ -88,6 +91,25 @@ def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
     ('a dog', 'my dog')
     """
     return tuple(template.replace("{}", name) for template in templates)
+
+
+def class_names(labels: Sequence[str], *, in_order: bool = False) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The classes that labels name, in words, and the class of each label.
+
+    Labels that differ only in underscores and spaces are one class.
+
+    Args:
+        labels: as the data writes them.
+        in_order: keep the order of the labels; otherwise the classes are sorted.
+
+    >>> names, class_of_label = class_names(["sea_lion", "dog", "sea lion"])
+    >>> names, class_of_label.tolist()
+    (('dog', 'sea lion'), [1, 0, 1])
+    """
+    words = [readable(label) for label in labels]
+    names = tuple(dict.fromkeys(words) if in_order else sorted(set(words)))
+    number = {name: i for i, name in enumerate(names)}
+    return names, np.array([number[word] for word in words], dtype=np.int32)
 
 
 def readable(name: str) -> str:
