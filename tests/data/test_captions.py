@@ -1,23 +1,64 @@
 """Captions as training sees them."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from diptych.data.captions import drop_words, mirror_words
+from diptych.data.captions import drop_words, names_side
+from diptych.data.loader import DataConfig, Example, TrainingExamples
+from diptych.data.sources.choice import open_source
+from diptych.images.augment import AugmentConfig
+from tests.conftest import TINY_MODEL
 
 
 @pytest.mark.parametrize(
-    ("caption", "mirrored"),
+    "caption",
     [
-        ("a man on the left of a Right-handed girl", "a man on the right of a Left-handed girl"),
-        ("leftover rights, bright", "leftover rights, bright"),
-        ("left left right", "right right left"),
-        ("", ""),
+        "the Left one",
+        "LEFTMOST",
+        "all right",
+        "a left-handed man, turned",
+        "two lefts",
+        "ganz links",
+        "à gauche",
+        "左边的狗",
     ],
 )
-def test_mirror_words(caption: str, mirrored: str) -> None:
-    assert mirror_words(caption) == mirrored
-    assert mirror_words(mirrored) == caption
+def test_a_caption_that_names_a_side(caption: str) -> None:
+    assert names_side(caption)
+
+
+@pytest.mark.parametrize("caption", ["leftover soup, bright", "an upright copyright sign", "a dog", ""])
+def test_a_caption_that_names_no_side(caption: str) -> None:
+    assert not names_side(caption)
+
+
+def test_an_image_is_mirrored_only_if_its_caption_names_no_side(tmp_path: Path) -> None:
+    """The left half of the image is black. A mirrored one has it on the right."""
+    pixels = np.full((32, 32, 3), 255, dtype=np.uint8)
+    pixels[:, :16] = 0
+    rows = []
+    for i, caption in enumerate(("it is all RIGHT", "a dog")):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "caption": caption})
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    examples = TrainingExamples(
+        open_source(f"json:{tmp_path / 'rows.json'}"),
+        config=DataConfig(source="", workers=0),
+        augment=AugmentConfig(crop_area=(1.0, 1.0), flip=1.0),
+        pixels=TINY_MODEL.pixels,
+        image_px=32,
+        seed=0,
+    )
+    for i, (caption, is_mirrored) in enumerate((("it is all RIGHT", False), ("a dog", True))):
+        example = examples[0, i]
+        assert isinstance(example, Example)
+        assert example.caption == caption
+        assert (example.pixels[:, :, -1] == 0).all() == is_mirrored
+        assert (example.pixels[:, :, 0] == 0).all() != is_mirrored
 
 
 def test_words_left_out_by_their_share() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.choice import open_source
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
@@ -73,6 +73,11 @@ def test_csv_of_an_older_encoding_says_how_to_read_it(tmp_path: Path) -> None:
         ("\n\n", "", "has no heading"),
         ("image,caption\n", "", "holds no rows"),
         ("image,caption\nset/a.png\n", "", "line 2 has 1 fields, the heading 2"),
+        (
+            "image,caption\nset/a.png,a dog, a cat\n",
+            "",
+            r"line 2 has 3 fields, the heading 2: .*; a field that holds the separator needs quotes around it",
+        ),
         ("image,caption\nset/gone.png,x\n", "", "1 of 1 images are not under .*: set/gone.png"),
         ("image,caption\nset/a.png,x\n", "?captoin=x", "unknown option 'captoin'; did you mean 'caption'"),
         ("image,caption\nset/a.png,x\n", "?caption=words", "has no column 'words'; it has: image, caption"),
@@ -97,3 +102,22 @@ def test_a_million_rows_are_not_a_million_objects(tmp_path: Path) -> None:
     assert sum(len(source.captions(i)) for i in range(4)) == 50_000
     assert source.captions(1)[:2] == ("caption number 1 of this table", "caption number 5 of this table")
     assert len(pickle.dumps(source)) < 2 * len(rows)
+
+
+def test_empty_fields_beyond_the_heading_are_no_error(tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["a.png"])
+    (tmp_path / "rows.csv").write_text("image,caption\na.png,a dog,, \n", "utf-8")
+    assert open_source(f"csv:{tmp_path / 'rows.csv'}").captions(0) == ("a dog",)
+
+
+def test_a_quoted_field_of_many_lines_is_warned_of(tmp_path: Path) -> None:
+    """Two stray quotes make one caption of six rows; a caption of four lines is no reason for a warning."""
+    names = [f"{i}.png" for i in range(8)]
+    draw_photos(tmp_path, names)
+    lines = [f"{name},caption {name}" for name in names]
+    lines[1], lines[6] = f'{names[1]},"a dog', f'{names[6]},a cat"'
+    (tmp_path / "rows.csv").write_text("image,caption\n" + "\n".join(lines) + "\n", "utf-8")
+    with pytest.warns(DiptychWarning, match="lines 3 to 8 are one row, since a quote on line 3 is closed only there"):
+        assert len(open_source(f"csv:{tmp_path / 'rows.csv'}")) == 3
+    (tmp_path / "rows.csv").write_text('image,caption\n0.png,"one\ntwo\nthree\nfour"\n', "utf-8")
+    assert open_source(f"csv:{tmp_path / 'rows.csv'}").captions(0) == ("one\ntwo\nthree\nfour",)

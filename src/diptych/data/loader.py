@@ -24,7 +24,7 @@ from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
-from diptych.data.captions import drop_words, mirror_words
+from diptych.data.captions import drop_words, names_side
 from diptych.data.groups import Positives, group_marked, mark_rows
 from diptych.data.order import Arrangement, StepOrder
 from diptych.data.rows import CaptionChoice, RowTable
@@ -173,9 +173,10 @@ class TrainingExamples(Dataset["Example | DataError"]):
                 caption = sample.captions[which]
         image = decode_array(sample.image)
         view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
+        if view.flipped and names_side(caption):
+            view = view._replace(flipped=False)
         look = random_look(self.augment, generator, image_px=self.image_px)
         pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
-        caption = mirror_words(caption) if view.flipped else caption
         if self.augment.drop_words:
             caption = drop_words(caption, self.augment.drop_words, generator)
         of_teacher = None

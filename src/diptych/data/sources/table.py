@@ -6,12 +6,13 @@ Kaggle dumps. Where that fails, or means the wrong one, the location says it:
 """
 
 import csv
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, existing_folder, read_location
 from diptych.data.sources.templates import templates_of
@@ -38,6 +39,8 @@ _COLUMNS = {
 
 csv.field_size_limit(2**24)  # A caption may be longer than Python's default of 128 KiB allows.
 
+_MAX_LINES = 4
+"""Lines after the first that a row may have before a warning says so."""
 _END = "\x1e" * 3
 """A last line of our own: if it comes back inside a row, a quote was open to the end of the file."""
 
@@ -55,7 +58,8 @@ def read_csv(location: str) -> Listing:
     """Image paths are relative to the file's folder, or to `?root=DIR`; one row a caption, or one a picture.
 
     Raises:
-        DataError: the file is missing or empty, a column cannot be found, a row has too few fields, an image is not there.
+        DataError: the file is missing or empty, a column cannot be found, a row has too few fields or too
+            many, an image is not there.
     """
     path, options = read_location(location, (*_COLUMNS, "separator", "encoding", "root", "templates"))
     existing_file(path, kind="csv")
@@ -66,8 +70,12 @@ def read_csv(location: str) -> Listing:
     image, caption, label, split = layout
     needed = max(image, caption or 0)
     for number, row in rows:
-        if len(row) <= needed:
-            raise DataError(f"{path}: line {number} has {len(row)} fields, the heading {len(heading)}: {row!r:.80}")
+        too_many = any(field.strip() for field in row[len(heading) :])
+        if too_many or len(row) <= needed:
+            hint = "; a field that holds the separator needs quotes around it" if too_many else ""
+            raise DataError(
+                f"{path}: line {number} has {len(row)} fields, the heading {len(heading)}: {row!r:.80}{hint}"
+            )
         builder.add(
             row[image].strip(),
             () if caption is None else (row[caption].strip(),),
@@ -119,6 +127,8 @@ def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]
             first_line, line, row = 1, 0, list[str]()
             for following in reader:
                 if row and (row[0] or any(field.strip() for field in row)):
+                    if line - first_line >= _MAX_LINES:
+                        _warn_of_long_field(path, first_line, line)
                     yield line, row
                 first_line, line, row = line + 1, reader.line_num, following
             if row != [_END]:
@@ -128,6 +138,14 @@ def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]
         raise DataError(f"{path}: is not {encoding.removesuffix('-sig')} text ({error.reason}){hint}") from None
     except (LookupError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _warn_of_long_field(path: Path, first_line: int, line: int) -> None:
+    text = (
+        f"{path}: lines {first_line} to {line} are one row, since a quote on line {first_line} is closed only there; "
+        "if they are several rows, a quote is missing or too many"
+    )
+    warnings.warn(text, DiptychWarning, stacklevel=4)
 
 
 def _separator(path: Path, heading: str, options: dict[str, str]) -> str:
