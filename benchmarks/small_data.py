@@ -29,7 +29,7 @@ from train_command import peer_files, run_peer
 
 from diptych.core.figures import percent
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "small_data.json"

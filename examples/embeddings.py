@@ -10,7 +10,7 @@ from pathlib import Path
 import diptych
 from diptych.core.settings import override
 from diptych.data.sources.shapes import COLOURS
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.inference.loaded import LoadedBundle
 from diptych.recipes.choice import recipe
 

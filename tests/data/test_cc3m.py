@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.images.decode import decode
 from tests.data.makers import picture_bytes
 

@@ -16,7 +16,7 @@ from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.data.sources.choice import open_source, recognise
 from diptych.data.sources.hugging_face import as_tables
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.data.sources.templates import FIVE_TEMPLATES
 from diptych.images.decode import decode
 from tests.conftest import draw_photos

@@ -9,7 +9,8 @@ import pytest
 from diptych.core.errors import DataError
 from diptych.data.loader import DataConfig, TrainingExamples, training_batches
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import take_few, take_split
+from diptych.data.sources.splits import take_split
+from diptych.data.sources.subset import take_few
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer

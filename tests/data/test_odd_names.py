@@ -13,7 +13,7 @@ from diptych.data.audit import audit
 from diptych.data.pack import pack
 from diptych.data.sources.choice import SOURCES, open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos

@@ -11,7 +11,8 @@ from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.data.pack import Packed, pack, shrink
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash, take_split
+from diptych.data.sources.splits import take_split
+from diptych.data.sources.subset import split_hash
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 

@@ -12,7 +12,7 @@ from diptych.data.sources.choice import open_source, recognise
 from diptych.data.sources.packed import PACK
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.data.sources.templates import FIVE_TEMPLATES
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode

@@ -9,7 +9,8 @@ from diptych.core.randomness import stable_fraction
 from diptych.data.groups import group_rows
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
-from diptych.data.sources.subset import split_hash, take_few, take_split
+from diptych.data.sources.splits import take_split
+from diptych.data.sources.subset import split_hash, take_few
 from diptych.data.write_shards import write_shards
 from tests.conftest import draw_photos
 

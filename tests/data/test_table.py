@@ -50,13 +50,18 @@ def test_csv_fields_may_hold_separators_quotes_and_line_ends(tmp_path: Path) -> 
     assert (source.classes, source[0].label, source.split(0)) == (("dog",), 0, "val")
 
 
-def test_csv_of_absolute_paths_has_keys_that_do_not_depend_on_the_machine(tmp_path: Path) -> None:
+def test_absolute_paths_are_keyed_from_the_root_if_they_lie_in_it(tmp_path: Path) -> None:
     draw_photos(tmp_path / "set" / "more", ["e.png"])
-    names = ["set/a.png", "set/more/e.png"]
+    draw_photos(tmp_path / "elsewhere", ["f.png"])
+    names = ["set/a.png", "set/more/e.png", "elsewhere/f.png"]
     path = _table(tmp_path, "filepath\ttitle\n" + "".join(f"{tmp_path}/{name}\tx\n" for name in names))
     source = open_source(f"csv:{path}")
-    assert [source.key(i) for i in range(2)] == ["a.png", "more/e.png"]
+    assert [source.key(i) for i in range(3)] == names
     assert decode(source[1].image).size == (60, 40)
+    source = open_source(f"csv:{path}?root={tmp_path / 'set'}")
+    assert [source.key(i) for i in range(3)] == ["a.png", "more/e.png", f"{tmp_path}/elsewhere/f.png"]
+    assert decode(source[2].image).size == (60, 40)
+    assert source.image_size(2) == (tmp_path / "elsewhere" / "f.png").stat().st_size
 
 
 def test_csv_of_an_older_encoding_says_how_to_read_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.core.errors import DataError
 from diptych.data.sources.choice import open_source
@@ -14,7 +15,6 @@ from diptych.evaluation.cache import EmbeddingCache, tower_hash
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
-from tests.conftest import draw_photos
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_nothing_is_encoded_twice(
     assert sum(encoded_images) == 4
     np.testing.assert_array_equal(first.image_emb, again.image_emb)
     np.testing.assert_array_equal(first.text_emb, again.text_emb)
-    draw_photos(flickr_folder / "images", ["2.jpg"])  # Another picture of that name.
+    Image.new("RGB", (40, 40), (250, 240, 9)).save(flickr_folder / "images" / "2.jpg")  # Another picture of that name.
     changed = SourceEncoder(clip.embedder, cache=cache).encode_pairs(source)
     assert sum(encoded_images) == 8
     assert not np.array_equal(changed.image_emb[1], first.image_emb[1])

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import Subset, take_split
+from diptych.data.sources.splits import take_split
+from diptych.data.sources.subset import Subset
 from diptych.evaluation import ranks as ranks_of_tiles
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import Recall, evaluate_retrieval, retrieval_ranks
@@ -122,7 +123,7 @@ def test_evaluate_retrieval_says_how_it_measured(clip: LoadedBundle, flickr_fold
     assert (report.image_to_text.num_queries, report.text_to_image.num_queries) == (3, 6)
     assert report.mean_r1 == (report.image_to_text.r1 + report.text_to_image.r1) / 2
     for name in "1234":
-        (flickr_folder / "images" / f"{name}.jpg").write_bytes(b"")
+        (flickr_folder / "images" / f"{name}.jpg").write_bytes(name.encode())
     with pytest.raises(DataError, match="none of 4 images can be read"):
         evaluate_retrieval(SourceEncoder(clip.embedder), open_source(f"flickr30k:{flickr_folder}"), split="all")
 

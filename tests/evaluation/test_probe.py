@@ -7,7 +7,8 @@ import pytest
 
 from diptych.core.errors import ConfigError, DataError
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import Subset, take_split
+from diptych.data.sources.splits import take_split
+from diptych.data.sources.subset import Subset
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.probe import COARSE, evaluate_knn, evaluate_probe, nearest_votes, search_c
 from diptych.inference.loaded import LoadedBundle

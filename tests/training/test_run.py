@@ -17,7 +17,7 @@ from diptych.core.settings import override
 from diptych.data.loader import TrainingExamples, training_batches
 from diptych.data.rows import RowTable
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config

@@ -60,7 +60,7 @@ def audit(
     """Say what is in the data before a run is: splits, sizes, broken and repeated pictures, captions."""
     from diptych.data.audit import audit as look_at
     from diptych.data.sources.choice import open_source
-    from diptych.data.sources.subset import Splits
+    from diptych.data.sources.splits import Splits
 
     opened = open_source(source)
     splits = Splits(opened, val_fraction=val_fraction).names if split_by == "run" else None

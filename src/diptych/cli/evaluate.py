@@ -198,7 +198,8 @@ def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
 def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":
     """The samples of each split, as the bundle's training cut them; of the one to measure on, no more than were asked for."""
     from diptych.data.sources.choice import open_source
-    from diptych.data.sources.subset import take_few, take_split
+    from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE, take_split
+    from diptych.data.sources.subset import take_few
 
     fraction = float(clip.bundle.origin.get("val_fraction", 0.05)) if on.val_fraction is None else on.val_fraction
     if not 0 < fraction < 1:
@@ -206,7 +207,10 @@ def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Sourc
     if on.max_samples is not None and on.max_samples < 1:
         raise ConfigError(f"--max-samples is {on.max_samples}; it must be at least 1")
     whole = open_source(on.data)
-    parts = [take_split(whole, split, val_fraction=fraction) for split in splits]
+    # A bundle keeps the rule that cut its training data, so that it is never measured on pictures it was trained on.
+    origin = clip.bundle.origin
+    rule = int(origin.get("split_rule", FIRST_SPLIT_RULE if "train_split_hash" in origin else SPLIT_RULE))
+    parts = [take_split(whole, split, val_fraction=fraction, rule=rule) for split in splits]
     return [take_few(parts[0], on.max_samples), *parts[1:]]
 
 

@@ -76,7 +76,7 @@ def train(
     ] = None,
 ) -> int:
     """Train a model: `diptych train DATA`, or from a recipe; `diptych recipes` lists them."""
-    from diptych.training.config import read_config
+    from diptych.training.config import read_run_config
     from diptych.training.run_folder import CONFIG, check_run_folder
 
     if recipe is not None and data is None and is_data(recipe):
@@ -100,7 +100,7 @@ def train(
             raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
         check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(
-            read_config(resume / CONFIG), resume, resume=True, accept_changed_data=accept_changed_data
+            read_run_config(resume / CONFIG), resume, resume=True, accept_changed_data=accept_changed_data
         )
     if accept_changed_data:
         raise ConfigError("--accept-changed-data goes with --resume; a new run takes the data as it is")

@@ -29,6 +29,7 @@ from diptych.data.groups import Positives, group_marked, mark_rows
 from diptych.data.order import Arrangement, StepOrder
 from diptych.data.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
 from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels
 from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig, Pixels
@@ -52,6 +53,8 @@ class DataConfig:
     """Split that the run is measured on."""
     val_fraction: float = 0.05
     """Share of the samples held back as `val` where the source itself has no such split."""
+    split_rule: int = SPLIT_RULE
+    """Version of the rule that assigns samples to `train` and `val`; 1 in runs of earlier versions (`sources/splits.py`)."""
     max_samples: int | None = None
     """Train on at most so many samples; a stable subset."""
     caption: CaptionChoice = "random"
@@ -76,6 +79,10 @@ class DataConfig:
         if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
             raise ConfigError(
                 f"data.val_fraction {self.val_fraction} and data.max_skipped {self.max_skipped} must be shares below 1"
+            )
+        if self.split_rule not in {FIRST_SPLIT_RULE, SPLIT_RULE}:
+            raise ConfigError(
+                f"data.split_rule is {self.split_rule}; this version of Diptych knows {FIRST_SPLIT_RULE} and {SPLIT_RULE}"
             )
         if self.shards_at_once < 1:
             raise ConfigError(f"data.shards_at_once is {self.shards_at_once}; it must be at least 1")

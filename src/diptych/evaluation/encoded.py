@@ -16,6 +16,7 @@ from PIL import Image
 from diptych.core.errors import DataError, ImageError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
+from diptych.data.sources.copies import merge_copies
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import split_hash
 from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, image_hash, tower_hash
@@ -130,9 +131,12 @@ class SourceEncoder:
     def encode_pairs(self, source: Source, *, captions: Captions = "all") -> EncodedPairs:
         """The images of a source and their captions.
 
+        Samples whose pictures are equal to the byte count as one image with all their captions.
+
         Raises:
             DataError: no image can be read, one has no caption, or an embedding is not a number.
         """
+        source = merge_copies(source)
         images = self.encode_images(source)
         texts, owners = list[str](), list[int]()
         for number, row in enumerate(images.rows):

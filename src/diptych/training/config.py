@@ -1,6 +1,7 @@
 """Everything that decides a run, in one tree of settings."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.loader import DataConfig
+from diptych.data.sources.splits import FIRST_SPLIT_RULE
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
@@ -129,6 +131,18 @@ def read_config(path: Path) -> TrainConfig:
     secrets = path.with_name(SECRETS)
     whole = read_yaml(secrets) if secrets.is_file() else {}
     return from_plain(TrainConfig, _restored(plain, whole if isinstance(whole, dict) else {}), what=str(path))
+
+
+def read_run_config(path: Path) -> TrainConfig:
+    """The `config.yaml` of a run folder. Settings that it lacks have the values of the version that wrote it.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    config = read_config(path)
+    data = read_yaml(path).get("data")
+    lacks_rule = isinstance(data, dict) and "split_rule" not in data
+    return replace(config, data=replace(config.data, split_rule=FIRST_SPLIT_RULE)) if lacks_rule else config
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

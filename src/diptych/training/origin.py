@@ -18,6 +18,7 @@ def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str
         "train_split_hash": train_split_hash,
         "val_split": config.data.val_split,
         "val_fraction": config.data.val_fraction,
+        "split_rule": config.data.split_rule,
         "steps": step,
         "batch_size": config.batch_size,
         "seed": config.seed,

@@ -1,5 +1,7 @@
 """What a run needs before its first step: samples, a model and its tokenizer."""
 
+import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +9,16 @@ import torch
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
+from diptych.core.address import redacted
 from diptych.core.distributed import Ranks, all_ranks
-from diptych.core.errors import ConfigError, RunError
+from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.data.identity import fingerprint_data
 from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import Splits, take_few
+from diptych.data.sources.splits import Splits
+from diptych.data.sources.subset import take_few
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
@@ -32,7 +36,8 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     """
     data = config.data
     source = open_source(data.source)
-    splits = Splits(source, val_fraction=data.val_fraction)
+    splits = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule)
+    _warn_of_unused(data, splits)
     _check_sizes(data, splits)
     train_source = take_few(splits.take(data.train_split), data.max_samples)
     if config.batch_size > len(train_source):
@@ -74,6 +79,20 @@ def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
+def _warn_of_unused(data: DataConfig, splits: Splits) -> None:
+    """Name the splits that neither this run nor a usual evaluation reads."""
+    used = {"train", "val", "test", "novel", data.train_split, data.val_split}
+    if "all" in used:
+        return
+    for name, size in Counter(splits.names).items():
+        if name not in used:
+            text = (
+                f"{redacted(data.source)}: the {size:,} samples of split '{name}' are not used; to use them, rename the "
+                "split, or choose it with --data.train-split or --data.val-split"
+            )
+            warnings.warn(text, DiptychWarning, stacklevel=3)
+
+
 def _check_sizes(data: DataConfig, splits: Splits) -> None:
     """Two samples are the least that a contrast is made of, in training and in validation."""
     num = len(splits.source)
@@ -86,8 +105,7 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
         way_out = "--data.train-split all takes all" if num_train == 1 else "set a larger --max-samples"
         raise ConfigError(f"there is 1 of {num} samples to train on; a contrast needs at least 2: {way_out}")
     if num_val == 1 or (num_val == 0 and data.val_split == "val"):
-        own = any(splits.source.split(i) == "val" for i in range(num))
-        more = "" if own else f", or a larger --data.val-fraction than {data.val_fraction:g}"
+        more = "" if splits.has_own_val else f", or a larger --data.val-fraction than {data.val_fraction:g}"
         raise ConfigError(
             f"the validation split '{data.val_split}' has {num_val} of {num} samples; it needs 2 or more: "
             f"set --data.val-split all to measure on all samples{more}"

@@ -18,6 +18,8 @@ _MAY_DIFFER = {
     "parallel",
 }
 """Where and how fast a run is computed, and where its files lie: neither changes what it learns."""
+_ADDED: dict[str, Any] = {"data.split_rule": 1}
+"""Settings that decide what is learned and came later, with the values that earlier versions used."""
 _ROOMS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
 
 
@@ -94,6 +96,7 @@ def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[s
     [('optimizer.lr', '0.1', '0.2')]
     """
     before, now = dict(_flat(saved)), dict(_flat(to_plain(config)))
+    before = {key: value for key, value in _ADDED.items() if key in now} | before
     return [
         (key, _shown(before, key), _shown(now, key))
         for key in dict.fromkeys([*now, *before])

@@ -10,7 +10,7 @@ import torch
 
 from diptych.core.errors import RunError, SaveError
 from diptych.evaluation.retrieval import RetrievalReport
-from diptych.training.config import TrainConfig, read_config
+from diptych.training.config import TrainConfig, read_run_config
 from diptych.training.event_file import read_events
 from diptych.training.report import Observer, StepReport
 from diptych.training.run import train
@@ -120,7 +120,7 @@ def _begun(config: TrainConfig, folder: Path) -> TrainConfig | None:
     """The run that the folder holds, if it is this one, its micro-batch halved or not."""
     if not (folder / CONFIG).is_file():
         return None
-    held = read_config(folder / CONFIG)
+    held = read_run_config(folder / CONFIG)
     return held if replace(held, micro_batch=config.micro_batch) == config else None
 
 

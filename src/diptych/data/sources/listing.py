@@ -4,6 +4,7 @@ import os
 import warnings
 from array import array
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,10 @@ from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, c
 
 
 class Listing(Source):
-    """Samples whose images are files under one folder; the path from there is the key."""
+    """Samples whose images are files; the key is the path from the root, or the absolute path of a file that lies elsewhere."""
+
+    was_absolute = False
+    """Whether all paths were absolute in the file."""
 
     def __init__(
         self,
@@ -72,9 +76,20 @@ class Listing(Source):
     def image_size(self, index: int) -> int | None:
         """Bytes of the file."""
         try:
-            return os.stat(f"{self.root}/{self._keys[index]}").st_size  # noqa: PTH116  (three times as fast)
+            return os.stat(os.path.join(self.root, self._keys[index])).st_size  # noqa: PTH116, PTH118  (three times as fast)
         except OSError:
             return None
+
+    def under_rule(self, rule: int) -> "Listing":
+        """Under rule 1, the folder that all absolute paths share is no part of the keys."""
+        if rule > 1 or not self.was_absolute:
+            return self
+        paths = [os.path.join(os.path.abspath(self.root), key) for key in self._keys]  # noqa: PTH100, PTH118
+        common = os.path.commonpath({path.rpartition("/")[0] or "/" for path in paths})
+        listing = copy(self)
+        listing.root = Path(common)
+        listing._keys = TextColumn(path[len(common.rstrip("/")) + 1 :] for path in paths)
+        return listing
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
@@ -87,6 +102,8 @@ class Listing(Source):
 
 class ListingBuilder:
     """Takes rows one by one; rows that repeat an image give it their captions.
+
+    The key of an image is its path from the root, or the absolute path if it lies elsewhere.
 
     >>> builder = ListingBuilder(Path("photos"), where=Path("captions.csv"))
     >>> for key, caption in (("a.jpg", "one"), ("b.jpg", "two"), ("a.jpg", "three")):
@@ -105,6 +122,8 @@ class ListingBuilder:
         self._hashes = array("q")  # Of the keys: who repeats whom, without a dict of a million texts.
         self._labels, self._splits = NameColumn(), NameColumn()
         self._labelled, self._with_split = array("q"), array("q")  # The rows that name one: most files name none.
+        self._prefix = os.path.abspath(root).rstrip("/") + "/"  # noqa: PTH100  (links stay as they are)
+        self._num_absolute = 0
         self.oddities = OddityCounter()
 
     def add(self, key: str, captions: Sequence[str], *, label: str | None = None, split: str | None = None) -> None:
@@ -113,6 +132,9 @@ class ListingBuilder:
         Empty captions are left out and counted.
         """
         row = len(self._hashes)
+        if key.startswith("/"):
+            self._num_absolute += 1
+            key = key.removeprefix(self._prefix)
         self._keys.append(key)
         self._hashes.append(hash(key))
         for caption in captions:
@@ -139,7 +161,6 @@ class ListingBuilder:
         """
         if not len(self._keys):
             raise DataError(f"{self.where}: holds no rows")
-        self._strip_common_folder()
         _, first_rows, group_of_row = np.unique(np.array(self._hashes), return_index=True, return_inverse=True)
         in_file_order = np.argsort(first_rows, kind="stable")
         sample_of_group = np.empty_like(in_file_order)
@@ -168,6 +189,7 @@ class ListingBuilder:
             templates=self.templates,
         )
         listing.oddities = self.oddities.oddities()
+        listing.was_absolute = self._num_absolute == len(self._keys)
         return listing
 
     def _numbers(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -196,14 +218,6 @@ class ListingBuilder:
             text = f"{self.where}: rows of {len(torn)} of {len(keys)} images disagree on the {what}; the last holds: {first}"
             warnings.warn(text, DiptychWarning, stacklevel=2)
         return out
-
-    def _strip_common_folder(self) -> None:
-        """Where all paths are absolute, the folder they share becomes the root: keys are the same on every machine."""
-        folders = {key.rpartition("/")[0] for key in self._keys}
-        if all(folder.startswith("/") for folder in folders):
-            common = os.path.commonpath(folders)
-            self.root = Path(common)
-            self._keys = TextColumn(key[len(common.rstrip("/")) + 1 :] for key in self._keys)
 
 
 def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:

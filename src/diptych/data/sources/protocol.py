@@ -54,6 +54,10 @@ class Source(ABC):
         """What a split is cut by where the source names none: the key, unless the same sample has others elsewhere."""
         return self.key(index)
 
+    def under_rule(self, _rule: int) -> "Source":
+        """The source with the keys that a version of the split rule gives its samples (`sources/splits.py`)."""
+        return self
+
     def label(self, _index: int) -> int | None:
         """The sample's label, without its image."""
         return None

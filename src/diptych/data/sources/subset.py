@@ -1,17 +1,14 @@
-"""Part of a source: one split of it, or a stable few of its samples."""
+"""Part of a source: some of its samples, or a stable few."""
 
-from collections import Counter
 from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.errors import DataError
-from diptych.core.randomness import stable_fraction, stable_hash
+from diptych.core.randomness import stable_hash
 from diptych.core.sample import Sample
 from diptych.data.sources.blocks import RowColumns
-from diptych.data.sources.copies import copies_of
 from diptych.data.sources.protocol import Source
 
 
@@ -56,6 +53,10 @@ class Subset(Source):
         """What a split is cut by."""
         return self.source.split_key(self.indices[index])
 
+    def under_rule(self, rule: int) -> "Subset":
+        """The same samples of the source under this version of the split rule."""
+        return Subset(self.source.under_rule(rule), self.indices)
+
     def label(self, index: int) -> int | None:
         """The sample's label."""
         return self.source.label(self.indices[index])
@@ -68,53 +69,6 @@ class Subset(Source):
         """Keys, captions, labels and splits of some rows at once."""
         chosen = map(self.indices.__getitem__, rows.tolist())
         return self.source.columns(np.fromiter(chosen, dtype=np.int64, count=len(rows)))
-
-
-class Splits:
-    """A source cut into its splits: its own where it has them, else `train` and `val` by a hash of the key.
-
-    What the hash would put into `val` though `train` has the same picture stays in `train`. A source with splits of its own but
-    no `val` gets one cut from its `train`.
-    """
-
-    def __init__(self, source: Source, *, val_fraction: float = 0.05) -> None:
-        self.source = source
-        own = [source.split(i) for i in range(len(source))]
-        cuts_train = "val" not in own
-        train, val = list[int](), list[int]()
-        self.names = [name or "train" for name in own]
-        """The split of each sample."""
-        for i, name in enumerate(own):
-            if name is None or (name == "train" and cuts_train):
-                (val if stable_fraction(source.split_key(i), "split") < val_fraction else train).append(i)
-        for i in set(val) - set(copies_of(source, val, train)):
-            self.names[i] = "val"
-
-    def take(self, split: str) -> Subset:
-        """The samples of a split; `all` is every one.
-
-        Raises:
-            DataError: there is no such split (the known ones are named with their sizes).
-        """
-        if split == "all":
-            return Subset(self.source, range(len(self.source)))
-        indices = [i for i, name in enumerate(self.names) if name == split]
-        if not indices:
-            sizes = ", ".join(f"{name} ({size})" for name, size in Counter(self.names).items())
-            num = len(self.source)
-            raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({num})")
-        return Subset(self.source, indices)
-
-
-def take_split(source: Source, split: str, *, val_fraction: float = 0.05) -> Subset:
-    """The samples of a split, as `Splits` cuts them.
-
-    Raises:
-        DataError: there is no such split (the known ones are named with their sizes).
-    """
-    return (
-        Subset(source, range(len(source))) if split == "all" else Splits(source, val_fraction=val_fraction).take(split)
-    )
 
 
 def take_few(source: Source, max_samples: int | None) -> Source:

@@ -1,0 +1,105 @@
+"""A source cut into its splits, by a rule that has a version."""
+
+from collections import Counter
+
+from diptych.core.errors import DataError
+from diptych.core.randomness import stable_fraction
+from diptych.data.sources.copies import copies_of, copy_groups
+from diptych.data.sources.protocol import Source
+from diptych.data.sources.subset import Subset
+
+SPLIT_RULE = 2
+"""The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""
+FIRST_SPLIT_RULE = 1
+_USUAL_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+
+
+class Splits:
+    """A source cut into its splits: its own where it has them, else `train` and `val` by a hash of the split key.
+
+    A source with splits of its own but no `val` gets one cut from its `train`.
+
+    Under rule 2, samples whose pictures are equal to the byte are assigned together: by the smallest of their split keys, or
+    to the split that the source names for one of them. `validation`, `valid` and `dev` mean `val` for every source.
+
+    Under rule 1, a sample that the hash puts into `val` although `train` has the same picture stays in `train`, names are
+    taken as they are, and keys are those of that version.
+
+    Args:
+        source: what is cut.
+        val_fraction: the share of `val`, within (0, 1).
+        rule: 1 or 2.
+    """
+
+    def __init__(self, source: Source, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> None:
+        self.source = source.under_rule(rule)
+        own = [self.source.split(i) for i in range(len(source))]
+        if rule > FIRST_SPLIT_RULE:
+            own = [usual_name(name) for name in own]
+        self.has_own_val = "val" in own
+        self.names = [name or "train" for name in own]
+        """The split of each sample."""
+        free = [i for i, name in enumerate(own) if name is None or (name == "train" and not self.has_own_val)]
+        if rule == FIRST_SPLIT_RULE:
+            self._cut_alone(free, val_fraction)
+        else:
+            self._cut_together(free, own, val_fraction)
+
+    def _cut_alone(self, free: list[int], val_fraction: float) -> None:
+        train, val = list[int](), list[int]()
+        for i in free:
+            (val if self._fraction(i) < val_fraction else train).append(i)
+        for i in set(val) - set(copies_of(self.source, val, train)):
+            self.names[i] = "val"
+
+    def _cut_together(self, free: list[int], own: list[str | None], val_fraction: float) -> None:
+        is_free = set(free)
+        for i in free:
+            self.names[i] = "val" if self._fraction(i) < val_fraction else "train"
+        for group in copy_groups(self.source, range(len(own))):
+            fixed = [self.names[i] for i in group if i not in is_free]
+            leader = min(group, key=self.source.split_key)
+            name = ("train" if "train" in fixed else fixed[0]) if fixed else self.names[leader]
+            for i in is_free.intersection(group):
+                self.names[i] = name
+
+    def _fraction(self, index: int) -> float:
+        return stable_fraction(self.source.split_key(index), "split")
+
+    def take(self, split: str) -> Subset:
+        """The samples of a split; `all` is every one.
+
+        Raises:
+            DataError: there is no such split (the known ones are named with their sizes).
+        """
+        if split == "all":
+            return Subset(self.source, range(len(self.source)))
+        indices = [i for i, name in enumerate(self.names) if name == split]
+        if not indices:
+            sizes = ", ".join(f"{name} ({size})" for name, size in Counter(self.names).items())
+            num = len(self.source)
+            raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({num})")
+        return Subset(self.source, indices)
+
+
+def usual_name(name: str | None) -> str | None:
+    """A split's name as Diptych writes it.
+
+    >>> usual_name("Validation"), usual_name("dev"), usual_name("novel"), usual_name(None)
+    ('val', 'val', 'novel', None)
+    """
+    if name is None:
+        return None
+    lower = name.strip().lower()
+    return _USUAL_NAMES.get(lower, lower if lower in {"train", "val", "test"} else name)
+
+
+def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> Subset:
+    """The samples of a split, as `Splits` cuts them.
+
+    Raises:
+        DataError: there is no such split (the known ones are named with their sizes).
+    """
+    if split == "all":
+        return Subset(source.under_rule(rule), range(len(source)))
+    return Splits(source, val_fraction=val_fraction, rule=rule).take(split)
