@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.data.identity import split_hash
 from diptych.data.pack import Packed, pack, shrink
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.packed import PACK
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
-from diptych.data.sources.subset import split_hash
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 
@@ -113,8 +114,13 @@ def test_what_may_not_be_packed_into(source: Source, tmp_path: Path) -> None:
     _pack(source, out)
     with pytest.raises(DataError, match="holds a pack with another image_px; choose another folder or remove it"):
         _pack(source, out, image_px=17)
-    with pytest.raises(DataError, match="another source_hash, classes, templates"):
+    with pytest.raises(DataError, match=r"holds a pack of other data \(it has 1,085 samples instead of 10; keys, "):
         _pack(open_source("shapes:5"), out)
+    about = json.loads((out / PACK).read_text("utf-8"))
+    (out / PACK).write_text(json.dumps({k: v for k, v in about.items() if k != "source"} | {"source_hash": "0" * 12}))
+    assert len(open_source(f"packed:{out}")) == 9
+    with pytest.raises(DataError, match="holds a pack of an earlier version, which can only be read"):
+        _pack(source, out)
     with pytest.raises(DataError, match="is not empty and holds no pack"):
         _pack(source, tmp_path / "set")
     with pytest.raises(DataError, match="cannot be written"):

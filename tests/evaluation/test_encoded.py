@@ -31,6 +31,7 @@ def encoded_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.filterwarnings("ignore:texts longer than 24 tokens")  # Said once for each embedder, which tests share.
 def test_nothing_is_encoded_twice(
     clip: LoadedBundle, flickr_folder: Path, tmp_path: Path, encoded_images: list[int]
 ) -> None:

@@ -40,6 +40,11 @@ def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataF
     return builder.build(classes=source.classes, parts=source.parts)
 
 
+def split_hash(source: Source) -> str:
+    """Twelve hexadecimal digits of the fingerprint: figures with the same hash were measured on the same pictures and texts."""
+    return fingerprint_data(source).digest[:12]
+
+
 def columns_by_row(source: Source, rows: NDArray[np.int64]) -> RowColumns:
     """The columns of some rows of a source that does not keep them as columns."""
     keys, captions, splits = TextColumn(), TextColumn(), NameColumn()
@@ -81,13 +86,18 @@ def _digests(source: Source, rows: NDArray[np.int64], digests: FileDigests) -> N
     found = bytearray()
     for index in rows.tolist():
         try:
-            found += _digest(source[index].image, digests)
+            found += image_digest(source[index].image, digests)
         except (ImageError, OSError, ValueError):
             found += bytes(32)
     return np.frombuffer(found, dtype=np.uint8)
 
 
-def _digest(image: ImageInput, digests: FileDigests) -> bytes:
+def image_digest(image: ImageInput, digests: FileDigests) -> bytes:
+    """SHA-256 of a picture's file, or of its pixels and their shape; a path is looked up in the cache of digests first.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     if isinstance(image, str | Path):
         return digests.digest(Path(image))
     if isinstance(image, bytes):

@@ -11,11 +11,12 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.files import atomic_write, clear_tmp, write_text
+from diptych.core.fingerprint import DataFingerprint
 from diptych.core.sample import Sample
+from diptych.data.identity import fingerprint_data
 from diptych.data.parallel import in_order
 from diptych.data.sources.packed import FORMAT_VERSION, PACK, ShardTable, read_pack, shard_checksum
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash
 from diptych.images.decode import decode_array
 from diptych.images.resize import resize
 
@@ -60,16 +61,17 @@ def pack(
     """
     if min(image_px, per_shard, workers) < 1:
         raise ConfigError(f"image_px {image_px}, per_shard {per_shard} and workers {workers} must be at least 1")
+    fingerprint = fingerprint_data(source)
     settings = {
         "format_version": FORMAT_VERSION,
         "image_px": image_px,
         "per_shard": per_shard,
-        "source_hash": split_hash(source),
+        "source": fingerprint.to_plain(),
         "classes": list(source.classes),
         "templates": list(source.templates),
     }
     try:
-        known = _begin(out, settings)
+        known = _begin(out, settings, fingerprint)
         checksums, tables, num_kept = dict[str, str](), list[ShardTable](), 0
         for number, start in enumerate(range(0, len(source), per_shard)):
             name, indices = f"{number:05d}", range(start, min(start + per_shard, len(source)))
@@ -100,7 +102,7 @@ def pack(
     )
 
 
-def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
+def _begin(out: Path, settings: dict[str, object], source: DataFingerprint) -> dict[str, str]:
     """The checksums of shards that an earlier call wrote with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     clear_tmp(out)
@@ -110,6 +112,13 @@ def _begin(out: Path, settings: dict[str, object]) -> dict[str, str]:
             raise DataError(f"{out}: is not empty and holds no pack; choose another folder")
         _tell(out, settings, {"written": {}})
         return {}
+    if "source" not in told:
+        raise DataError(
+            f"{out}: holds a pack of an earlier version, which can only be read; choose another folder or remove it"
+        )
+    changes = source.changes_since(DataFingerprint.from_plain(told["source"]))
+    if changes is not None:
+        raise DataError(f"{out}: holds a pack of other data ({changes}); choose another folder or remove it")
     differing = [name for name, value in settings.items() if told.get(name) != value]
     if differing:
         raise DataError(f"{out}: holds a pack with another {', '.join(differing)}; choose another folder or remove it")

@@ -11,13 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from numpy import ndarray
-from PIL import Image
 from torch import nn
 
 from diptych.core.cache import cache_folder
 from diptych.core.files import atomic_write
-from diptych.core.sample import ImageInput
-from diptych.data.sources.protocol import Source
 
 _MAX_BYTES = 4 * 2**30
 
@@ -76,23 +73,8 @@ def combined_hash(parts: Iterable[bytes | str]) -> str:
     return digest.hexdigest()
 
 
-def image_hash(source: Source, index: int) -> bytes:
-    """Of what the picture is: a file by its path, size and time; anything else by its content."""
-    return _content(source[index].image)
-
-
 def ids_hash(ids: ndarray, lengths: ndarray) -> str:
     """Of what a text tower reads."""
     return combined_hash(
         [repr(ids.shape), np.ascontiguousarray(ids).tobytes(), np.ascontiguousarray(lengths).tobytes()]
     )
-
-
-def _content(image: ImageInput) -> bytes:
-    if isinstance(image, str | Path):
-        status = Path(image).stat()
-        return f"{Path(image).resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode("utf-8", "surrogatepass")
-    if isinstance(image, bytes):
-        return blake2b(image, digest_size=16).digest()
-    pixels = np.asarray(image) if isinstance(image, Image.Image) else image
-    return blake2b(np.ascontiguousarray(pixels).tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()

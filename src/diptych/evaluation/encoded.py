@@ -4,6 +4,7 @@ Shapes: I images, X texts, E embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
@@ -13,13 +14,14 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from PIL import Image
 
+from diptych.core.digests import FileDigests
 from diptych.core.errors import DataError, ImageError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
+from diptych.data.identity import image_digest, split_hash
 from diptych.data.sources.copies import merge_copies
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash
-from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, image_hash, tower_hash
+from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, tower_hash
 from diptych.images.decode import decode
 from diptych.images.transforms import size_name
 from diptych.inference.embedder import Embedder
@@ -203,11 +205,12 @@ class SourceEncoder:
         if self._cache is None:
             return ""
         hashes: list[bytes | str] = []
-        for i in range(len(source)):
-            try:
-                hashes.append(image_hash(source, i))
-            except (ImageError, OSError):
-                hashes.append(f"unreadable {source.key(i)}")
+        with closing(FileDigests()) as digests:
+            for i in range(len(source)):
+                try:
+                    hashes.append(image_digest(source[i].image, digests))
+                except (ImageError, OSError, ValueError):
+                    hashes.append(f"unreadable {source.key(i)}")
         return f"image-{self._tower_hash('image')}-{combined_hash([change_name, *hashes])}"
 
     def _tower_hash(self, kind: Literal["image", "text"]) -> str:

@@ -26,7 +26,7 @@ from diptych.core.settings import to_plain
 from diptych.data.loader import training_batches
 from diptych.data.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.subset import split_hash, take_few
+from diptych.data.sources.subset import take_few
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot
@@ -202,7 +202,7 @@ class _Run:
             self.assembly,
             progress=progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
-            train_split_hash=split_hash(train_source),
+            train_split_hash=data["training"].digest[:12],
             data=data,
             say=self.observers.say,
         )

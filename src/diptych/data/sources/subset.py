@@ -1,7 +1,6 @@
 """Part of a source: some of its samples, or a stable few."""
 
 from collections.abc import Sequence
-from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +76,3 @@ def take_few(source: Source, max_samples: int | None) -> Source:
         return source
     chosen = sorted(range(len(source)), key=lambda i: stable_hash(source.key(i), "few"))[:max_samples]
     return Subset(source, sorted(chosen))
-
-
-def split_hash(source: Source) -> str:
-    """Twelve hex digits of the keys, in order: two figures with the same hash were measured on the same samples."""
-    digest = sha256()
-    for i in range(len(source)):
-        digest.update(source.key(i).encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()[:12]
