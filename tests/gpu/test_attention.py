@@ -47,7 +47,7 @@ def test_no_kernel_is_added_by_a_new_mixture_of_lengths() -> None:
         layout = SequenceLayout.of(tuple(LengthBucket(2, length) for length in lengths), torch.device("cuda"))
         x = torch.randn(layout.num_tokens, 8, 64, device="cuda", dtype=torch.bfloat16)
         attend(x, x, x, layout, is_causal=True)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profile:
             attend(x, x, x, layout, is_causal=True)
             torch.cuda.synchronize()
         counts.append(len([event for event in profile.events() if "flash" in event.name.lower()]))

@@ -27,6 +27,7 @@ from diptych.training.report import StepReport
 from diptych.training.run import RunResult, train
 from diptych.training.step import TrainingStep
 from diptych.training.validation import Validation
+from tests.conftest import draw_photos
 
 
 @pytest.fixture(autouse=True)
@@ -328,3 +329,13 @@ def test_config_files(tiny_run: TrainConfig, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "gone.yaml")
+
+
+def test_oddities_of_the_data_are_said_at_the_start(tiny_run: TrainConfig, tmp_path: Path) -> None:
+    draw_photos(tmp_path, [f"{i}.png" for i in range(40)])
+    rows = [{"image": f"{i}.png", "captions": ["", f"caption {i}"]} for i in range(40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    config = override(tiny_run, {"data.source": f"json:{tmp_path / 'rows.json'}", "data.val_split": "all"})
+    train(config, tmp_path / "run")
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert "Data: empty captions: left out (40; 0.png, 1.png, 2.png)" in events

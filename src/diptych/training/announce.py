@@ -4,18 +4,21 @@ import math
 from pathlib import Path
 
 from diptych.core.distributed import Ranks
+from diptych.data.sources.protocol import Source
 from diptych.models.config import STAGED
 from diptych.training.assembly import Assembly
 from diptych.training.config import TrainConfig
 
+_MAX_ODDITIES = 3
 
-def what_it_does(config: TrainConfig, assembly: Assembly, *, num_images: int, run: Path, ranks: Ranks) -> list[str]:
-    """Model, data and device in a line; and what is not as it would be with the whole batch at once."""
+
+def what_it_does(config: TrainConfig, assembly: Assembly, source: Source, *, run: Path, ranks: Ranks) -> list[str]:
+    """Model, data and device in a line; what is not as it would be with the whole batch at once; and oddities of the data."""
     sizes = [(p.numel(), p.requires_grad) for p in assembly.model.parameters()]
     trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
     also_locked = f" and {locked:,} locked ones" if locked else ""
     lines = [
-        f"Training {config.recipe}: {num_images:,} images of {config.data.source}, {trained:,} parameters{also_locked}, on "
+        f"Training {config.recipe}: {len(source):,} images of {config.data.source}, {trained:,} parameters{also_locked}, on "
         f"{_where(config, assembly, ranks)}, into {run}"
     ]
     at_once = config.micro_batch or config.batch_size // ranks.size
@@ -25,7 +28,14 @@ def what_it_does(config: TrainConfig, assembly: Assembly, *, num_images: int, ru
             f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: {why}, the model does not train exactly "
             "as it would with the whole batch"
         )
-    return lines
+    return [*lines, *_oddities(source)]
+
+
+def _oddities(source: Source) -> list[str]:
+    """A line for each of the first oddities of the data, and what lists the others."""
+    lines = [f"Data: {oddity}" for oddity in source.oddities[:_MAX_ODDITIES]]
+    more = len(source.oddities) - len(lines)
+    return [*lines, f"{more} more kinds of oddities: diptych data audit"] if more > 0 else lines
 
 
 def where_it_starts(config: TrainConfig, *, loss: float, num_images: int) -> str:

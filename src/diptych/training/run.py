@@ -225,9 +225,7 @@ class _Run:
 
     def go(self) -> RunResult:
         """Train until the schedule is done, validation no longer gets better, or a signal comes."""
-        for text in what_it_does(
-            self.config, self.assembly, num_images=len(self.train_source), run=self.path, ranks=self.ranks
-        ):
+        for text in what_it_does(self.config, self.assembly, self.train_source, run=self.path, ranks=self.ranks):
             self.observers.say(text)
         try:
             with stop_on_signal() as self._stop_requested:
