@@ -45,6 +45,7 @@ from diptych.training.run_folder import (
     CONFIG,
     SKIPPED,
     TOKENIZER,
+    check_inputs_outside,
     clear_leftovers,
     create_run_folder,
     has_begun,
@@ -110,7 +111,7 @@ def train(
         observers: told what happens.
 
     Raises:
-        ConfigError: a setting contradicts another or the data.
+        ConfigError: a setting contradicts another or the data, or the data lies in the run's folder.
         DataError: the data cannot be read, or too much of it is broken.
         RunError: the folder may not be used, no checkpoint is whole, the data has changed, or the loss is not finite any more.
         BusyError: another run writes the folder.
@@ -120,6 +121,8 @@ def train(
         keep_freed_memory()
         check_joint_batch(config, ranks)
         ranks.from_first(lambda: check_trackers(config.logs))
+        if not resume:
+            ranks.from_first(lambda: check_inputs_outside(config, run))
         with hold_run_folder(run, overwrite=overwrite, resume=resume, ranks=ranks):
             train_source, val_source = open_data(config)
             begun = resume and ranks.from_first(lambda: has_begun(run))
