@@ -19,8 +19,9 @@ from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
-from diptych.training.run_folder import TOKENIZER
+from diptych.training.run_folder import TOKENIZER, check_inputs_outside
 from diptych.training.teacher import Teacher
+from diptych.training.trackers import check_trackers
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -54,6 +55,23 @@ def fingerprints(config: TrainConfig, train_source: Source, val_source: Source) 
     return all_ranks().from_first(
         lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
     )
+
+
+def check_start(config: TrainConfig, ranks: Ranks, *, run: Path | None) -> None:
+    """Refuse what can be refused before any folder is touched.
+
+    Args:
+        config: the run.
+        ranks: those that train it together.
+        run: its folder; None for a run that is resumed.
+
+    Raises:
+        ConfigError: ranks cannot share the batch, a tracker is missing, or the run's folder holds its data.
+    """
+    check_joint_batch(config, ranks)
+    ranks.from_first(lambda: check_trackers(config.logs))
+    if run is not None:
+        ranks.from_first(lambda: check_inputs_outside(config, run))
 
 
 def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:

@@ -39,13 +39,12 @@ from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
-from diptych.training.prepare import check_joint_batch, fingerprints, open_data, starting_point, training_examples
+from diptych.training.prepare import check_start, fingerprints, open_data, starting_point, training_examples
 from diptych.training.report import EventLog, Observer, Observers, StepReport
 from diptych.training.run_folder import (
     CONFIG,
     SKIPPED,
     TOKENIZER,
-    check_inputs_outside,
     clear_leftovers,
     create_run_folder,
     has_begun,
@@ -55,7 +54,7 @@ from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult
-from diptych.training.trackers import Tracker, check_trackers
+from diptych.training.trackers import Tracker
 from diptych.training.validation import Validation, validate
 from diptych.training.watch import Watch, circumstances, diagnose
 
@@ -119,10 +118,7 @@ def train(
     run = Path(run)
     with joined_ranks() as ranks:
         keep_freed_memory()
-        check_joint_batch(config, ranks)
-        ranks.from_first(lambda: check_trackers(config.logs))
-        if not resume:
-            ranks.from_first(lambda: check_inputs_outside(config, run))
+        check_start(config, ranks, run=None if resume else run)
         with hold_run_folder(run, overwrite=overwrite, resume=resume, ranks=ranks):
             train_source, val_source = open_data(config)
             begun = resume and ranks.from_first(lambda: has_begun(run))
