@@ -56,7 +56,7 @@ from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult
 from diptych.training.trackers import Tracker
 from diptych.training.validation import Validation, validate
-from diptych.training.watch import Watch, circumstances, diagnose
+from diptych.training.watch import Watch, circumstances, diagnose, divergence_stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +315,7 @@ class _Run:
 
     def _look_out(self, batch: Batch, result: StepResult, lr: float) -> None:
         """Say that a step was skipped, or that the loss does not move, and why that may be."""
-        message = self.watch.skipped(result, batch, self.step)
+        message = self.watch.skipped(result, batch, self.step, lr=lr)
         if message is not None:
             self.observers.say(message)
         if self.watch.is_stuck(result.loss):
@@ -325,7 +325,7 @@ class _Run:
 
     def _validate(self) -> Validation:
         config = self.config
-        with self.assembly.step.stopwatch.time("evaluation"):
+        with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             return_freed_memory()
             self.assembly.show()
             validation = self.ranks.from_first(
@@ -361,7 +361,7 @@ class _Run:
         self._save_checkpoint()
         bundle = self.path / "bundle"
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
-        with self.assembly.step.stopwatch.time("evaluation"):
+        with divergence_stops(self.config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             retrieval, zero_shot = self.ranks.from_first(self._measure_all)
         if not is_saved:
             raise SaveError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
