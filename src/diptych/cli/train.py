@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval, print_zero_shot
-from diptych.cli.run_settings import base_config, is_data, length, resolve
+from diptych.cli.run_settings import as_settings, base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def train(
         )
     if accept_changed_data:
         raise ConfigError("--accept-changed-data goes with --resume; a new run takes the data as it is")
-    base = base_config(recipe, config, data)
+    base = base_config(recipe, config, data, changes={**given, **as_settings(changes or [])})
     given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = resolve(base, preset, given, changes or [])
     if check:
