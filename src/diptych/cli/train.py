@@ -36,6 +36,10 @@ def train(
     epochs: Annotated[float | None, Parameter(help="End after so many passes over the data.")] = None,
     steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
     max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
+    skip_missing: Annotated[
+        bool,
+        Parameter(help="Leave out rows of a table whose image file is missing.", negative="", show_default=False),
+    ] = False,
     batch_size: Annotated[int | None, Parameter(help="Pairs a step.")] = None,
     micro_batch: Annotated[
         int | None, Parameter(help="Pairs that go through the towers at once; divides the batch.")
@@ -85,6 +89,7 @@ def train(
         "init": init,
         "data.source": data,
         "data.max_samples": max_samples,
+        "data.skip_missing": skip_missing or None,
         "batch_size": batch_size,
         "micro_batch": micro_batch,
         "precision": precision,

@@ -9,6 +9,7 @@ from diptych.core.errors import ConfigError, ImageError
 from diptych.core.settings import override
 from diptych.data.loader import DataConfig
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Splits
 from diptych.images.augment import AugmentConfig
@@ -54,15 +55,16 @@ def recipe_for(
         ConfigError: the data is not small.
         DataError: it cannot be read.
     """
-    source = open_source(data)
+    of_data = {path: value for path, value in (changes or {}).items() if path.startswith("data.")}
+    config = override(small_data(), {**of_data, "data.source": data})
+    with missing_images(skip=config.data.skip_missing):
+        source = open_source(data)
     num = len(source)
     if num > _SMALL and must_be_small:
         raise ConfigError(
             f"{data} holds {num:,} pictures; without a name, small-data is chosen for up to {_SMALL:,}: name a recipe, as in "
             f"diptych train paper-vit-b-32 --data {data}"
         )
-    of_data = {path: value for path, value in (changes or {}).items() if path.startswith("data.")}
-    config = override(small_data(), {**of_data, "data.source": data})
     config = replace(config, batch_size=_batch_size(_num_training(source, config.data)))
     if source.classes and all(source.label(number) is not None for number in range(num)):
         # A caption is a class's name then, and without it says nothing.

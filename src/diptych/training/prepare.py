@@ -13,6 +13,7 @@ from diptych.core.fingerprint import DataFingerprint
 from diptych.data.identity import fingerprint_data
 from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Splits, take_few
 from diptych.models.clip import CLIP
@@ -32,7 +33,8 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
         ConfigError: there are fewer samples than a batch, or fewer than two to validate on.
     """
     data = config.data
-    source = open_source(data.source)
+    with missing_images(skip=data.skip_missing):
+        source = open_source(data.source)
     splits = Splits(source, val_fraction=data.val_fraction)
     _check_sizes(data, splits)
     train_source = take_few(splits.take(data.train_split), data.max_samples)
