@@ -296,7 +296,10 @@ def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_
     assert main(["import", bundle, "--out", out]) == 0
     assert "is there already" in _fails_after(capsys, "import", bundle, "--out", out)
     assert main(["import", bundle, "--out", out, "--overwrite"]) == 0
-    capsys.readouterr()
+    (tmp_path / "copy" / "weights.pt").write_text("keep")
+    for name, says in ((bundle, "holds weights.pt"), (f"{out}/weights.pt", "is not a bundle to be replaced")):
+        assert says in _fails_after(capsys, "import", name, "--out", out, "--overwrite")
+    assert (tmp_path / "copy" / "weights.pt").read_text() == "keep"
     assert "has no place for" in _fails(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))
 
 

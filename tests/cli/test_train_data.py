@@ -13,6 +13,7 @@ from diptych.core.errors import ConfigError
 from diptych.recipes import small_data
 from diptych.recipes.small_data import recipe_for
 from diptych.training.config import read_config
+from tests.conftest import draw_photos
 
 
 @pytest.fixture
@@ -87,9 +88,34 @@ def test_icons(tmp_path: Path) -> None:
     assert (config.batch_size, config.schedule.small_first) == (8, ())
 
 
-@pytest.mark.parametrize(("num", "batch"), [(1, 8), (3, 8), (40, 8), (100, 16), (500, 64), (512, 128), (99_999, 128)])
+@pytest.mark.parametrize(
+    ("num", "batch"), [(0, 2), (1, 2), (3, 3), (9, 8), (40, 8), (100, 16), (500, 64), (512, 128), (99_999, 128)]
+)
 def test_a_batch_is_a_quarter_of_little_data(num: int, batch: int) -> None:
     assert small_data._batch_size(num) == batch
+
+
+@pytest.mark.parametrize(
+    ("num", "words", "batch"),
+    [
+        (9, "", 7),
+        (30, "", 8),
+        (30, "--data.val-fraction 0.8", 7),
+        (9, "--data.train-split all --data.val-split all", 8),
+        (30, "--max-samples 5", 5),
+        (30, "--max-samples 5 --batch-size 3", 3),
+    ],
+)
+def test_a_batch_is_fitted_to_the_training_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], num: int, words: str, batch: int
+) -> None:
+    draw_photos(tmp_path, [f"{i:03d}.png" for i in range(num)])
+    rows = "".join(f"{i:03d}.png,picture {i}\n" for i in range(num))
+    (tmp_path / "rows.csv").write_text(f"image,caption\n{rows}", encoding="utf-8")
+    out = tmp_path / "run"
+    line = ["train", "small-data", "--data", f"csv:{tmp_path / 'rows.csv'}", "--steps", "1", "--data.workers", "0"]
+    assert main([*line, "--out", str(out), *words.split()]) == 0, capsys.readouterr().err
+    assert read_config(out / "config.yaml").batch_size == batch
 
 
 def test_large_data_wants_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import math
 import os
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,7 +9,7 @@ import pytest
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.settings import from_plain, override, read_json, read_yaml, settings, to_plain
 from diptych.recipes.choice import RECIPES
-from diptych.training.config import TrainConfig
+from diptych.training.config import TrainConfig, read_config
 from diptych.training.schedule import ScheduleConfig
 
 
@@ -178,3 +179,18 @@ def test_a_message_shows_the_beginning_of_a_long_value() -> None:
     with pytest.raises(ConfigError) as caught:
         from_plain(Outer, {"limit": "x" * 10_000})
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, "inf", "nan"])
+@pytest.mark.parametrize(
+    "path", ["optimizer.lr", "optimizer.max_grad_norm", "schedule.minutes", "data.max_skipped", "ema"]
+)
+def test_numbers_that_are_not_finite_are_refused(path: str, number: float | str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{path}' is .*: input should be a finite number"):
+        override(TrainConfig(), {path: number})
+
+
+def test_a_file_with_infinity_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("optimizer: {lr: .inf}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"'optimizer.lr' is inf: input should be a finite number"):
+        read_config(tmp_path / "c.yaml")

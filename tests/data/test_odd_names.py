@@ -15,6 +15,7 @@ from diptych.data.sources.choice import SOURCES, open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
 from diptych.data.write_shards import write_shards
+from diptych.evaluation.zero_shot import prompt_hash
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 from tests.data.makers import class_folder
@@ -134,3 +135,16 @@ def test_a_path_may_go_up(tmp_path: Path) -> None:
     source = open_source(f"csv:{tmp_path}/sub/rows.csv")
     assert [source.key(i) for i in range(2)] == ["../up.png", "../sub/../up.png"]
     assert broken(source) == []
+
+
+def test_names_of_classes_that_are_not_utf8_are_text(tmp_path: Path) -> None:
+    for name in (b"caf\xe9", b"caf\xe8", b"\x81_x", "caf\u00e9 au lait".encode()):
+        draw_photos(tmp_path / os.fsdecode(name), ["a.png", "b.png"])
+    source = open_source(f"class-folder:{tmp_path}")
+    assert set(source.classes) == {"caf\u00e9", "caf\u00e8", "\ufffd x", "caf\u00e9 au lait"}
+    assert broken(source) == []
+    assert all(caption.encode() for i in range(len(source)) for caption in source.captions(i))
+
+
+def test_lone_surrogates_of_a_table_have_a_prompt_hash() -> None:
+    assert prompt_hash(["caf\udce9"], ["a {}"]) != prompt_hash(["caf\u00e9"], ["a {}"])

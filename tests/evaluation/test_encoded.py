@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.core.errors import DataError
+from diptych.core.errors import NotFiniteError
 from diptych.data.sources.choice import open_source
 from diptych.evaluation.cache import EmbeddingCache, tower_hash
 from diptych.evaluation.encoded import SourceEncoder
@@ -89,7 +89,7 @@ def test_what_is_no_number_is_named(tiny_bundle: Path, flickr_folder: Path) -> N
         broken = load(tiny_bundle, device="cpu")
         with torch.no_grad():
             getattr(broken.bundle.model, tower).norm_post.weight.fill_(float("nan"))
-        with pytest.raises(DataError, match=rf"{what} embeddings are not numbers; the first is of {source.key(0)}"):
+        with pytest.raises(NotFiniteError, match=rf"the weights give {what} embeddings that are not numbers"):
             SourceEncoder(broken.embedder).encode_pairs(source)
 
 

@@ -10,7 +10,7 @@ from diptych.data.sources.choice import open_source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.encoded import SourceEncoder
-from diptych.evaluation.probe import COARSE, evaluate_knn, evaluate_probe, nearest_votes, search_c
+from diptych.evaluation.probe import COARSE, evaluate_knn, evaluate_probe, hold_back, nearest_votes, search_c
 from diptych.inference.loaded import LoadedBundle
 
 SHAPES = open_source("shapes:400")
@@ -65,3 +65,30 @@ def test_what_cannot_be_probed(clip: LoadedBundle, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ConfigError, match=r"pip install 'diptych\[probe\]'"):
         evaluate_probe(encoder, take_split(SHAPES, "train"), val, split="val", train_split="train")
+
+
+def test_held_back_samples_leave_one_of_each_class() -> None:
+    labels = np.array([0] * 10 + [1, 1] + list(range(2, 10)))
+    for seed in range(200):
+        held_back = hold_back(labels, seed=seed)
+        assert held_back.sum() == 2
+        assert set(labels[~held_back]) == set(range(10))
+    with pytest.raises(DataError, match="each class has one sample"):
+        hold_back(np.arange(10), seed=0)
+
+
+def test_of_large_classes_a_random_tenth_is_held_back() -> None:
+    expected = np.random.default_rng(3).permutation(100) < 10
+    assert (hold_back(np.arange(100) % 2, seed=3) == expected).all()
+
+
+def test_two_classes_of_which_one_is_rare_are_probed(clip: LoadedBundle) -> None:
+    train = take_split(SHAPES, "train")
+    first, other = sorted({label for i in range(len(train)) if (label := train.label(i)) is not None})[:2]
+    common = [i for i in range(len(train)) if train.label(i) == first][:10]
+    rare = next(i for i in range(len(train)) if train.label(i) == other)
+    few = Subset(train, sorted([*common, rare]))
+    encoder = SourceEncoder(clip.embedder)
+    for seed in range(10):  # Some of them would have held back the rare one, and left one class to fit.
+        report = evaluate_probe(encoder, few, few, split="val", train_split="train", seed=seed)
+        assert 0 <= report.top1 <= 1

@@ -169,12 +169,14 @@ def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
     good = step(batch, lr=0.0, seed=0)
     bad = replace(good, loss=float("nan"), skipped=True)
     for _ in range(MAX_STRIKES - 1):
-        assert "its samples: key 0, key 1" in (watch.skipped(bad, batch, 7) or "")
-    assert watch.skipped(good, batch, 8) is None
+        assert "its samples: key 0, key 1" in (watch.skipped(bad, batch, 7, lr=0.5) or "")
+    assert watch.skipped(good, batch, 8, lr=0.5) is None
     for _ in range(MAX_STRIKES - 1):
-        watch.skipped(bad, batch, 9)
-    with pytest.raises(RunError, match=r"not finite, 10 steps in a row. Lower --lr.*key 0, key 1, key 2"):
-        watch.skipped(bad, batch, 10)
+        watch.skipped(bad, batch, 9, lr=0.5)
+    with pytest.raises(
+        RunError, match=r"not finite, 10 steps in a row: the weights have diverged; the learning rate is 0.5: lower"
+    ):
+        watch.skipped(bad, batch, 10, lr=0.5)
 
 
 def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
@@ -199,6 +201,8 @@ def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
     assert "key 0: 'caption 0'" in text
     healthy = circumstances(model_of(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
     assert "-> temperature" not in diagnose(healthy, ln_n=2.48)
+    assert "ok learning rate 0.001: past" in diagnose(healthy, ln_n=2.48)
+    assert "-> learning rate 0.5 is high; lower it (--lr)" in diagnose(replace(healthy, lr=0.5), ln_n=2.48)
 
 
 def test_the_average_follows_steps_that_count() -> None:

@@ -140,9 +140,10 @@ def _search_sheet(clip: "LoadedBundle", data: str) -> "Image":
 
 def _index(clip: "LoadedBundle", pictures: Path, place: Path) -> None:
     """For the search page that the demo ends with; an earlier demo's has another model's vectors."""
+    from diptych.index.choice import index_exists
     from diptych.search.collection import open_or_create, update
 
-    if place.exists():
+    if index_exists(place):
         shutil.rmtree(place)
     with open_or_create(place, clip) as index:
         update(index, clip, [pictures])

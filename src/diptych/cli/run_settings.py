@@ -1,5 +1,6 @@
 """From options to the settings of a run."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,12 @@ if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
 
 
-def base_config(name: str | None, path: Path | None, data: str | None = None) -> "TrainConfig":
+def base_config(
+    name: str | None, path: Path | None, data: str | None = None, *, changes: Mapping[str, Any] | None = None
+) -> "TrainConfig":
     """A recipe's run, or a file's; or, of data alone, one that is chosen for it and told. `small-data` is fitted to its data.
+
+    `changes` are the settings by path that the run will have; they are not applied here.
 
     Raises:
         ConfigError: nothing is given, or too much, or there is no such recipe or file.
@@ -22,7 +27,7 @@ def base_config(name: str | None, path: Path | None, data: str | None = None) ->
     if path is None and data is not None and name in (None, "small-data"):
         from diptych.recipes.small_data import recipe_for
 
-        chosen, why = recipe_for(data, must_be_small=name is None)
+        chosen, why = recipe_for(data, changes=changes, must_be_small=name is None)
         if name is None:
             say(f"No recipe was named: {why}")
         return chosen
@@ -50,6 +55,21 @@ def length(limits: dict[str, float | None]) -> dict[str, Any]:
     return {f"schedule.{name}": value for name, value in limits.items()} if given else {}
 
 
+def as_settings(changes: list[str]) -> dict[str, str]:
+    """`path=value` changes by path.
+
+    Raises:
+        ConfigError: one is not written so.
+    """
+    pairs = {}
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
+        pairs[path] = value
+    return pairs
+
+
 def resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any], changes: list[str]) -> "TrainConfig":
     """The run with another model, with what options say, and with `path=value` changes.
 
@@ -61,11 +81,7 @@ def resolve(base: "TrainConfig", preset_name: str | None, given: dict[str, Any],
     from diptych.core.settings import override
     from diptych.presets import preset
 
-    for change in changes:
-        path, equals, value = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {change}: write path=value, as in --set optimizer.eps=1e-8")
-        given[path] = value
+    given |= as_settings(changes)
     if given.get("init", base.init) is not None:
         of_model = [f"--{path}" for path in given if path.startswith("model.")] + ["--preset"] * (
             preset_name is not None

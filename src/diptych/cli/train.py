@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval, print_zero_shot
-from diptych.cli.run_settings import base_config, is_data, length, resolve
+from diptych.cli.run_settings import as_settings, base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ def train(
     epochs: Annotated[float | None, Parameter(help="End after so many passes over the data.")] = None,
     steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
     max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
+    skip_missing: Annotated[
+        bool,
+        Parameter(help="Leave out rows of a table whose image file is missing.", negative="", show_default=False),
+    ] = False,
     batch_size: Annotated[int | None, Parameter(help="Pairs a step.")] = None,
     micro_batch: Annotated[
         int | None, Parameter(help="Pairs that go through the towers at once; divides the batch.")
@@ -85,6 +89,7 @@ def train(
         "init": init,
         "data.source": data,
         "data.max_samples": max_samples,
+        "data.skip_missing": skip_missing or None,
         "batch_size": batch_size,
         "micro_batch": micro_batch,
         "precision": precision,
@@ -104,7 +109,7 @@ def train(
         )
     if accept_changed_data:
         raise ConfigError("--accept-changed-data goes with --resume; a new run takes the data as it is")
-    base = base_config(recipe, config, data)
+    base = base_config(recipe, config, data, changes={**given, **as_settings(changes or [])})
     given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = resolve(base, preset, given, changes or [])
     if check:

@@ -1,13 +1,16 @@
 """`diptych tune`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from diptych.cli.output import say
-from diptych.cli.run_settings import base_config, length, resolve
+from diptych.cli.run_settings import as_settings, base_config, length, resolve
 from diptych.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diptych.training.config import TrainConfig
 
 
 def tune(
@@ -82,16 +85,16 @@ def tune(
         raise ConfigError(f"--trials is {trials} and --repeats {repeats}; they must be at least 1 and 0")
     given = {"data.source": data, "data.max_samples": max_samples, "seed": seed, "validation.metric": metric}
     options = {path: value for path, value in given.items() if value is not None}
-    options |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
-    base = resolve(base_config(recipe, config, data), preset, options, changes or [])
+    options |= length({"minutes": minutes, "epochs": epochs, "steps": steps}) | as_settings(changes or [])
+    base = resolve(base_config(recipe, config, data, changes=options), preset, options, [])
     if metric is None and base.validation.metric == "recall":
         base = resolve(base, None, {"validation.metric": "map"}, [])
-    folder = out or Path("runs") / f"tune-{base.recipe}"
+    folder = _study_folder(out, base)
     tried = prepare_space(base, read_dimensions(space) if space else default_dimensions(base, priority), say)
     create_study_folder(folder, storage=storage)
     display = TuneDisplay(tried, folder, trials=trials + repeats)
-    how = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
     try:
+        how = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
         found = run_study(tried, folder, options=how, observer=display)
     except (InterruptedTrialError, KeyboardInterrupt):
         display.end()
@@ -106,6 +109,14 @@ def tune(
     print_study(tried, found)
     say(f"Results: {folder}; run the best settings: diptych train --config {folder / 'best_config.yaml'}")
     return 0
+
+
+def _study_folder(out: Path | None, base: "TrainConfig") -> Path:
+    from diptych.training.run_folder import check_inputs_outside
+
+    folder = out or Path("runs") / f"tune-{base.recipe}"
+    check_inputs_outside(base, folder)
+    return folder
 
 
 def _check_installed() -> None:

@@ -36,12 +36,12 @@ def import_model(
 ) -> None:
     """Make a bundle from another library's model."""
     from diptych.bundle.choice import open_bundle
-    from diptych.bundle.folder import is_bundle, save_bundle
+    from diptych.bundle.folder import save_bundle
 
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; choose another --out, or --overwrite")
-    if out.exists() and (out.resolve() == Path(path).resolve() or not (is_bundle(out) or _is_empty(out))):
-        raise ConfigError(f"{out}: is not a bundle to be replaced; choose another --out")
+    if out.exists():
+        _check_replaceable(path, out)
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px, verify="full")
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
@@ -65,6 +65,17 @@ def export(
     }
     say(f"Written to {out}, read back, the same to the bit.")
     say(f"Load it:  {how[to]}")
+
+
+def _check_replaceable(path: str, out: Path) -> None:
+    """Refuse to replace a folder that holds more than a bundle, or what is imported: all of it would be lost."""
+    from diptych.bundle.folder import FILES, is_bundle
+
+    if Path(path).resolve().is_relative_to(out.resolve()) or not (is_bundle(out) or _is_empty(out)):
+        raise ConfigError(f"{out}: is not a bundle to be replaced; choose another --out")
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in {*FILES, "README.md"})
+    if others:
+        raise ConfigError(f"{out}: holds {others[0]}, which is no part of the bundle; move it, or choose another --out")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -3,7 +3,8 @@
     DiptychError
     ├── ConfigError     a setting, an option or a name
     ├── DataError       a source, its captions or its splits
-    │   └── ImageError  one picture that cannot be decoded
+    │   ├── ImageError  one picture that cannot be decoded
+    │   └── NotFiniteError  embeddings that are not numbers, because of the weights
     ├── BusyError       another process has what this one wants
     ├── BundleError     a folder that is not a whole bundle, or one that does not fit
     ├── IndexingError   a search index, or what writes it
@@ -48,6 +49,10 @@ class DataError(DiptychError):
 
 class ImageError(DataError):
     """One picture cannot be decoded."""
+
+
+class NotFiniteError(DataError):
+    """A model's weights give embeddings that are not numbers: its training has diverged, or the weights are damaged."""
 
 
 class BusyError(DiptychError):

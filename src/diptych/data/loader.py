@@ -67,7 +67,9 @@ class DataConfig:
     shards_at_once: int = 16
     """Tars that are shuffled into each other at a time, where there are more; their copies must fit into the cache."""
     max_skipped: float = 0.01
-    """Share of unreadable samples above which the run stops."""
+    """Share of unreadable samples above which the run stops; up to three are always allowed, unless it is 0."""
+    skip_missing: bool = False
+    """Leave out rows of a table whose image file is not there, with a warning; otherwise they are an error at the start."""
     fingerprint: PicturesBy = "sizes"
     """How a resumed run notices replaced pictures: by the `sizes` of their files, or by their `contents`, which reads all
     pictures once."""

@@ -15,7 +15,7 @@ from numpy import ndarray
 from PIL import Image
 
 from diptych.core.digests import FileDigests
-from diptych.core.errors import DataError, ImageError
+from diptych.core.errors import DataError, ImageError, NotFiniteError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
 from diptych.data.identity import image_digest, split_hash
@@ -28,6 +28,10 @@ from diptych.inference.embedder import Embedder
 
 Captions: TypeAlias = Literal["all", "first"]
 """Which captions of an image are measured: all of them, or the first alone (the one-caption protocol)."""
+
+_NOT_FINITE = (
+    "the weights give {num} of {total} {what} embeddings that are not numbers: they have diverged or are damaged"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +98,8 @@ class SourceEncoder:
             change_name: tells this change from any other, for the cache.
 
         Raises:
-            DataError: no image can be read, or an embedding is not a number.
+            DataError: no image can be read.
+            NotFiniteError: an embedding is not a number.
         """
         reasons: dict[int, str] = {}
 
@@ -110,8 +115,7 @@ class SourceEncoder:
         rows = tuple(np.flatnonzero(readable).tolist())
         broken = np.flatnonzero(~np.isfinite(emb[readable]).all(axis=1))
         if len(broken):
-            key = source.key(rows[int(broken[0])])
-            raise DataError(f"{len(broken)} of {len(rows)} image embeddings are not numbers; the first is of {key}")
+            raise NotFiniteError(_NOT_FINITE.format(num=len(broken), total=len(rows), what="image"))
         skipped = tuple(
             (source.key(i), reasons.get(i, "could not be read")) for i in np.flatnonzero(~readable).tolist()
         )
@@ -136,7 +140,8 @@ class SourceEncoder:
         Samples whose pictures are equal to the byte count as one image with all their captions.
 
         Raises:
-            DataError: no image can be read, one has no caption, or an embedding is not a number.
+            DataError: no image can be read, or one has no caption.
+            NotFiniteError: an embedding is not a number.
         """
         source = merge_copies(source)
         images = self.encode_images(source)
@@ -151,8 +156,7 @@ class SourceEncoder:
         text_emb = self.encode_texts(texts)
         broken = np.flatnonzero(~np.isfinite(text_emb).all(axis=1))
         if len(broken):
-            key = source.key(images.rows[owners[int(broken[0])]])
-            raise DataError(f"{len(broken)} of {len(texts)} text embeddings are not numbers; the first is of {key}")
+            raise NotFiniteError(_NOT_FINITE.format(num=len(broken), total=len(texts), what="text"))
         return EncodedPairs(
             images=images,
             captions=tuple(texts),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DataError
@@ -73,7 +73,7 @@ def evaluate_probe(
     if len(features) < 10 or len(np.unique(labels)) < 2:
         raise DataError(f"the split '{train_split}' has {len(features)} samples of {len(np.unique(labels))} classes; a probe "
                         "needs ten of two")  # fmt: skip
-    held_back = np.random.default_rng(seed).permutation(len(features)) < max(1, round(_VAL_SHARE * len(features)))
+    held_back = hold_back(labels, seed=seed)
     fit = _fit_function()
     sweep: dict[float, float] = {}
 
@@ -129,6 +129,22 @@ def evaluate_knn(
             "classifier": f"{neighbours} nearest by cosine, votes exp(cosine / {temperature:g})",
         },
     )
+
+
+def hold_back(labels: Int64[ndarray, " M"], *, seed: int) -> Bool[ndarray, " M"]:
+    """Which tenth of the samples the decay is chosen on: random ones, but never all samples of a class.
+
+    Raises:
+        DataError: every class has one sample alone.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    kept = [max(np.flatnonzero(labels == label), key=order.__getitem__) for label in np.unique(labels)]
+    free = np.setdiff1d(np.arange(len(labels)), kept)
+    if not len(free):
+        raise DataError("each class has one sample in the training split; a probe needs two of one class or more")
+    held_back = np.zeros(len(labels), dtype=bool)
+    held_back[free[np.argsort(order[free])][: max(1, round(_VAL_SHARE * len(labels)))]] = True
+    return held_back
 
 
 def search_c(accuracy: Callable[[float], float], *, track: Track = silently) -> float:

@@ -148,7 +148,7 @@ def distinct_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 def prompt_hash(classes: Sequence[str], templates: Sequence[str]) -> str:
     """Twelve hex digits of names and templates: two figures with the same hash asked the same texts."""
-    return sha256("\0".join([*classes, "", *templates]).encode()).hexdigest()[:12]
+    return sha256("\0".join([*classes, "", *templates]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def check_labels(source: Source) -> None:

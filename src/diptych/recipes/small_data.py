@@ -1,12 +1,17 @@
 """A few thousand captioned pictures, an evening, a laptop."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
+from typing import Any
 
 from diptych.core.errors import ConfigError, ImageError
+from diptych.core.settings import override
 from diptych.data.loader import DataConfig
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.splits import Splits
 from diptych.images.augment import AugmentConfig
 from diptych.images.decode import decode
 from diptych.presets import preset
@@ -36,26 +41,31 @@ def small_data() -> TrainConfig:
     )
 
 
-def recipe_for(data: str, *, must_be_small: bool = True) -> tuple[TrainConfig, str]:
+def recipe_for(
+    data: str, *, changes: Mapping[str, Any] | None = None, must_be_small: bool = True
+) -> tuple[TrainConfig, str]:
     """The run for some data, fitted to the number and size of its pictures, and whether they have classes; and why.
 
     Args:
         data: `kind:location`.
+        changes: settings by path that the run will have; those of `data` decide what its batch size is fitted to.
         must_be_small: refuse data for which other recipes are better, as where nobody asked for this one.
 
     Raises:
         ConfigError: the data is not small.
         DataError: it cannot be read.
     """
-    source = open_source(data)
+    of_data = {path: value for path, value in (changes or {}).items() if path.startswith("data.")}
+    config = override(small_data(), {**of_data, "data.source": data})
+    with missing_images(skip=config.data.skip_missing):
+        source = open_source(data)
     num = len(source)
     if num > _SMALL and must_be_small:
         raise ConfigError(
             f"{data} holds {num:,} pictures; without a name, small-data is chosen for up to {_SMALL:,}: name a recipe, as in "
             f"diptych train paper-vit-b-32 --data {data}"
         )
-    config = small_data()
-    config = replace(config, data=replace(config.data, source=data), batch_size=_batch_size(num))
+    config = replace(config, batch_size=_batch_size(_num_training(source, config.data)))
     if source.classes and all(source.label(number) is not None for number in range(num)):
         # A caption is a class's name then, and without it says nothing.
         augment, validation = replace(config.augment, drop_words=0.0), replace(config.validation, metric="zero_shot")
@@ -67,9 +77,18 @@ def recipe_for(data: str, *, must_be_small: bool = True) -> tuple[TrainConfig, s
     return config, f"small-data, for {data} holds {num:,} pictures of about {side} px: little data"
 
 
+def _num_training(source: Source, data: DataConfig) -> int:
+    """How many samples the run trains on, as far as that decides the batch size."""
+    num = len(source)
+    if data.train_split != "all" and num <= _SMALL:
+        num = Splits(source, val_fraction=data.val_fraction).names.count(data.train_split)
+    return min(num, data.max_samples or num)
+
+
 def _batch_size(num: int) -> int:
-    """Four steps or more an epoch, up to the recipe's own."""
-    return int(min(small_data().batch_size, max(8, 1 << max(1, num // 4).bit_length() - 1)))
+    """Four steps or more an epoch, up to the recipe's own; of very few samples, all of them."""
+    fitted = int(min(small_data().batch_size, max(8, 1 << max(1, num // 4).bit_length() - 1)))
+    return max(2, min(num, fitted))
 
 
 def _usual_side(source: Source) -> int:

@@ -22,11 +22,13 @@ from diptych.training.objective import LossConfig
 from diptych.training.optimizer import OptimizerConfig
 from diptych.training.precision import Precision
 from diptych.training.replicas import Parallel
-from diptych.training.run_folder import SECRETS
 from diptych.training.schedule import ScheduleConfig
 from diptych.training.teacher import DistillConfig
 from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
+
+SECRETS = "secrets.yaml"
+"""What was left out of the addresses in `config.yaml`; only its owner may read it."""
 
 
 @settings

@@ -16,6 +16,7 @@ from diptych.core.fingerprint import DataFingerprint
 from diptych.data.identity import fingerprint_data
 from diptych.data.loader import DataConfig, TrainingExamples
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
@@ -23,8 +24,9 @@ from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
-from diptych.training.run_folder import TOKENIZER
+from diptych.training.run_folder import TOKENIZER, check_inputs_outside
 from diptych.training.teacher import Teacher
+from diptych.training.trackers import check_trackers
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -35,7 +37,8 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
         ConfigError: there are fewer samples than a batch, or fewer than two to validate on.
     """
     data = config.data
-    source = open_source(data.source)
+    with missing_images(skip=data.skip_missing):
+        source = open_source(data.source)
     splits = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule)
     _warn_of_unused(data, splits)
     _check_sizes(data, splits)
@@ -59,6 +62,23 @@ def fingerprints(config: TrainConfig, train_source: Source, val_source: Source) 
     return all_ranks().from_first(
         lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
     )
+
+
+def check_start(config: TrainConfig, ranks: Ranks, *, run: Path | None) -> None:
+    """Refuse what can be refused before any folder is touched.
+
+    Args:
+        config: the run.
+        ranks: those that train it together.
+        run: its folder; None for a run that is resumed.
+
+    Raises:
+        ConfigError: ranks cannot share the batch, a tracker is missing, or the run's folder holds its data.
+    """
+    check_joint_batch(config, ranks)
+    ranks.from_first(lambda: check_trackers(config.logs))
+    if run is not None:
+        ranks.from_first(lambda: check_inputs_outside(config, run))
 
 
 def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:

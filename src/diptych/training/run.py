@@ -39,7 +39,7 @@ from diptych.training.keeper import Keeper
 from diptych.training.lock import set_training_mode
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
-from diptych.training.prepare import check_joint_batch, fingerprints, open_data, starting_point, training_examples
+from diptych.training.prepare import check_start, fingerprints, open_data, starting_point, training_examples
 from diptych.training.report import EventLog, Observer, Observers, StepReport
 from diptych.training.run_folder import (
     CONFIG,
@@ -54,9 +54,9 @@ from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult
-from diptych.training.trackers import Tracker, check_trackers
+from diptych.training.trackers import Tracker
 from diptych.training.validation import Validation, validate
-from diptych.training.watch import Watch, circumstances, diagnose
+from diptych.training.watch import Watch, circumstances, diagnose, divergence_stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def train(
         observers: told what happens.
 
     Raises:
-        ConfigError: a setting contradicts another or the data.
+        ConfigError: a setting contradicts another or the data, or the data lies in the run's folder.
         DataError: the data cannot be read, or too much of it is broken.
         RunError: the folder may not be used, no checkpoint is whole, the data has changed, or the loss is not finite any more.
         BusyError: another run writes the folder.
@@ -118,8 +118,7 @@ def train(
     run = Path(run)
     with joined_ranks() as ranks:
         keep_freed_memory()
-        check_joint_batch(config, ranks)
-        ranks.from_first(lambda: check_trackers(config.logs))
+        check_start(config, ranks, run=None if resume else run)
         with hold_run_folder(run, overwrite=overwrite, resume=resume, ranks=ranks):
             train_source, val_source = open_data(config)
             begun = resume and ranks.from_first(lambda: has_begun(run))
@@ -314,7 +313,7 @@ class _Run:
 
     def _look_out(self, batch: Batch, result: StepResult, lr: float) -> None:
         """Say that a step was skipped, or that the loss does not move, and why that may be."""
-        message = self.watch.skipped(result, batch, self.step)
+        message = self.watch.skipped(result, batch, self.step, lr=lr)
         if message is not None:
             self.observers.say(message)
         if self.watch.is_stuck(result.loss):
@@ -324,7 +323,7 @@ class _Run:
 
     def _validate(self) -> Validation:
         config = self.config
-        with self.assembly.step.stopwatch.time("evaluation"):
+        with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             return_freed_memory()
             self.assembly.show()
             validation = self.ranks.from_first(
@@ -360,7 +359,7 @@ class _Run:
         self._save_checkpoint()
         bundle = self.path / "bundle"
         is_saved = self.keeper.save_bundle(validation, bundle, self.step)
-        with self.assembly.step.stopwatch.time("evaluation"):
+        with divergence_stops(self.config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             retrieval, zero_shot = self.ranks.from_first(self._measure_all)
         if not is_saved:
             raise SaveError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")

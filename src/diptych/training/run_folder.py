@@ -5,15 +5,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from diptych.bundle.folder import is_bundle
 from diptych.core.distributed import Ranks
-from diptych.core.errors import RunError
+from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import clear_tmp, file_lock, is_tmp, restore_folder
+from diptych.data.sources.local_paths import local_paths
+from diptych.training.config import SECRETS, TrainConfig, read_config
 
-CONFIG, TOKENIZER, SKIPPED = "config.yaml", "tokenizer.json", "skipped.jsonl"
-SECRETS = "secrets.yaml"
-"""What was left out of the addresses in `config.yaml`; only its owner may read it."""
+CONFIG, TOKENIZER, SKIPPED, EVENTS = "config.yaml", "tokenizer.json", "skipped.jsonl", "events.jsonl"
 LOCK = "run.lock"
 _KEPT = (CONFIG, LOCK, f"{LOCK}.holder")
+_WRITTEN = frozenset(
+    {*_KEPT, SECRETS, TOKENIZER, SKIPPED, EVENTS, f".{CONFIG}", "tracked-as.txt", "curves.png", "samples.png"}
+    | {"checkpoints", "bundle", "bundle-best", "tensorboard", "wandb"}
+)
+"""Names of all that a run writes, and that `--overwrite` may remove."""
 _ADVICE = "stop it, or choose another folder with --out"
 
 
@@ -27,20 +33,58 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
         raise RunError("--overwrite and --resume exclude each other")
     if run.exists() and not run.is_dir():
         raise RunError(f"{run}: is a file; a run needs a folder")
-    holds_run = (run / CONFIG).is_file()
-    if resume and not holds_run:
+    has_config, foreign = (run / CONFIG).is_file(), _foreign_file(run)
+    if resume and (foreign is not None or not has_config):
         raise RunError(f"{run}: holds no run to resume")
-    if holds_run and not (overwrite or resume):
+    if foreign is not None:
+        raise RunError(f"{run}: is not empty and holds no run (it has {foreign}); choose another folder with --out")
+    if has_config and not resume:
+        _check_config(run)
+        if not overwrite:
+            raise RunError(
+                f"{run}: already holds a run; continue it (diptych train --resume {run}), replace it (--overwrite), "
+                "or choose another folder (--out)"
+            )
+
+
+def _foreign_file(run: Path) -> str | None:
+    """The name of a file that shows that the folder is no run's; None for a run, part of one, and an empty folder.
+
+    A process that was killed early leaves a config and little else, or half a config. Then nothing but files of a run may be
+    there: many a project has a `config.yaml`.
+    """
+    if not run.is_dir():
+        return None
+    has_config = (run / CONFIG).is_file()
+    if has_config and _has_traces(run):
+        return None
+    may_be_there = _is_written_by_run if has_config else _is_beginning
+    return next((path.name for path in sorted(run.iterdir()) if not may_be_there(path)), None)
+
+
+def _has_traces(run: Path) -> bool:
+    """Whether there is something that only a run leaves."""
+    has_checkpoints = any(any((run / "checkpoints").glob(pattern)) for pattern in ("step-*", ".step-*"))
+    return (run / EVENTS).is_file() or (run / LOCK).is_file() or has_checkpoints or is_bundle(run / "bundle")
+
+
+def _is_written_by_run(path: Path) -> bool:
+    """Whether a run writes something of this name: one of its files, or a temporary file or folder for one."""
+    is_part = any(is_tmp(path, of=name) for name in _WRITTEN)
+    return path.name in _WRITTEN or is_part or path.name.startswith((".bundle-", f".{LOCK}"))
+
+
+def _check_config(run: Path) -> None:
+    """Refuse a `config.yaml` that no run has written: it may be someone's own."""
+    try:
+        read_config(run / CONFIG)
+    except ConfigError as error:
         raise RunError(
-            f"{run}: already holds a run; go on with it (diptych train --resume {run}), replace it (--overwrite), "
-            "or choose another folder (--out)"
-        )
-    # A process that was killed before it had written its config leaves half of one.
-    if run.is_dir() and not holds_run and not all(map(_may_be_there, run.iterdir())):
-        raise RunError(f"{run}: is not empty and holds no run; choose another folder with --out")
+            f"{run}: its {CONFIG} is not that of a run ({error}); choose another folder with --out"
+        ) from None
 
 
-def _may_be_there(path: Path) -> bool:
+def _is_beginning(path: Path) -> bool:
     """Whether a folder that holds no run yet may hold this file: part of a config, its secrets, or the lock."""
     is_part = is_tmp(path, of=CONFIG) or is_tmp(path, of=SECRETS)
     return path.name in {f".{CONFIG}", SECRETS} or is_part or _is_lock(path)
@@ -49,6 +93,25 @@ def _may_be_there(path: Path) -> bool:
 def _is_lock(path: Path) -> bool:
     """The lock, its note, or a part of that."""
     return path.name.startswith((LOCK, f".{LOCK}"))
+
+
+def check_inputs_outside(config: TrainConfig, folder: Path) -> None:
+    """Refuse data and weights that lie in the folder that a run or a study writes.
+
+    Raises:
+        ConfigError: a local path of the data, `init` or the teacher lies there.
+    """
+    inputs = {
+        "data.source": local_paths(config.data.source),
+        "init": local_paths(config.init or ""),
+        "distill.teacher": local_paths(config.distill.teacher or ""),
+    }
+    for name, paths in inputs.items():
+        inside = [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
+        if inside:
+            raise ConfigError(
+                f"{folder}: holds what the run reads ({name}: {inside[0]}); choose another folder with --out"
+            )
 
 
 @contextmanager
@@ -98,9 +161,9 @@ def _leave_nothing(run: Path, *, created: tuple[Path, ...]) -> None:
 
 
 def create_run_folder(run: Path) -> None:
-    """Empty the folder except for the lock and an older config, which is replaced later: the folder always holds a run."""
+    """Remove what an earlier run wrote, except for the lock and its config, which is replaced later; other files stay."""
     run.mkdir(parents=True, exist_ok=True)
-    for path in run.iterdir():
+    for path in filter(_is_written_by_run, tuple(run.iterdir())):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name not in _KEPT:

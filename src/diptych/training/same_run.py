@@ -13,6 +13,7 @@ _MAY_DIFFER = {
     "data.workers",
     "data.source",
     "data.max_skipped",
+    "data.skip_missing",
     "data.fingerprint",
     "gradient_checkpointing",
     "parallel",

@@ -1,12 +1,16 @@
 """The samples of a run that could not be read: noted once each, and too many of them end it."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import DataError
 from diptych.core.files import write_text
+
+_ALWAYS_ALLOWED = 3
+"""Of few samples, one that cannot be read is more than a hundredth."""
 
 
 class SkippedSamples:
@@ -41,10 +45,15 @@ class SkippedSamples:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_lines(new))
         tried = min(self.num_samples, max(num_tried, 1000))
-        if len(self.reasons) / tried > self.max_share:
+        few = _ALWAYS_ALLOWED if self.max_share else 0
+        if len(self.reasons) > max(few, self.max_share * tried):
+            enough = min(0.99, math.ceil(200 * len(self.reasons) / tried) / 100)
+            but_few = f" and more than {few}" if few else ""
+            first = next(iter(self.reasons.values()))
             raise DataError(
                 f"{len(self.reasons)} of {tried} samples cannot be read, more than {100 * self.max_share:g}% "
-                f"(data.max_skipped); all are listed in {self.path}; the first: {next(iter(self.reasons.values()))}"
+                f"(data.max_skipped){but_few}; all are listed in {self.path}; the first: {first}. Mend or remove "
+                f"them, or allow more: --data.max-skipped {enough:g}"
             )
 
 

@@ -1,7 +1,8 @@
 """What a run looks out for: steps that had to be skipped, and a loss that does not leave ln(N)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from diptych.core.batch import Batch
 from diptych.core.distributed import all_ranks
-from diptych.core.errors import RunError
+from diptych.core.errors import NotFiniteError, RunError
 from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
 from diptych.training.objective import LossConfig
@@ -20,6 +21,8 @@ MAX_STRIKES = 10
 """Steps in a row without a finite loss and gradient, after which the run stops."""
 _STUCK_STEPS = 500
 _STUCK_SHARE = 0.01
+_HIGH_LR = 0.02
+"""Above this, training with any of the optimizers usually diverges."""
 _FEW = 64
 """Pictures and texts that are looked at again."""
 
@@ -33,7 +36,7 @@ class Watch:
         self.strikes = 0
         self._stuck = 0
 
-    def skipped(self, result: StepResult, batch: Batch, step: int) -> str | None:
+    def skipped(self, result: StepResult, batch: Batch, step: int, *, lr: float) -> str | None:
         """A message if the step had to be skipped.
 
         Raises:
@@ -44,10 +47,7 @@ class Watch:
             return None
         what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}: not finite"
         if self.strikes == MAX_STRIKES:
-            raise RunError(
-                f"{what}, {MAX_STRIKES} steps in a row. Lower --lr, or look at the batch's samples: "
-                f"{', '.join(batch.keys[:3])}, ..."
-            )
+            raise RunError(f"{what}, {MAX_STRIKES} steps in a row: the weights have diverged; {_lower(lr)}")
         return f"step {step} skipped: {what}; its samples: {', '.join(batch.keys)}"
 
     def is_stuck(self, loss: float) -> bool:
@@ -55,6 +55,23 @@ class Watch:
         is_near = self._has_ln_n and abs(loss - self.ln_n) <= _STUCK_SHARE * self.ln_n
         self._stuck = self._stuck + 1 if is_near else 0
         return self._stuck == _STUCK_STEPS
+
+
+@contextmanager
+def divergence_stops(lr: float) -> Iterator[None]:
+    """Embeddings that are not numbers end the block as what they are in a run: weights that have diverged.
+
+    Raises:
+        RunError: the model gave some; the message names the peak learning rate.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        raise RunError(f"{error}; {_lower(lr)}") from None
+
+
+def _lower(lr: float) -> str:
+    return f"the learning rate is {lr:.3g}: lower it (--lr), or raise it more slowly (--schedule.warmup-steps)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +122,10 @@ def diagnose(seen: Circumstances, *, ln_n: float, steps: int = _STUCK_STEPS) -> 
             f"temperature {1 / seen.logit_scale:.3g}: usual",
         ),
         (
-            seen.warmup_left > 0,
-            f"learning rate {seen.lr:.2g} still rises for {seen.warmup_left:,} steps; set fewer (schedule.warmup_steps)",
+            seen.warmup_left > 0 or seen.lr > _HIGH_LR,
+            f"learning rate {seen.lr:.2g} is high; lower it (--lr)"
+            if seen.lr > _HIGH_LR
+            else f"learning rate {seen.lr:.2g} still rises for {seen.warmup_left:,} steps; set fewer (schedule.warmup_steps)",
             f"learning rate {seen.lr:.2g}: past its warm-up; if it is above 1e-3, lower it (--lr), below 1e-5, raise it",
         ),
         (

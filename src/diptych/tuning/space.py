@@ -1,8 +1,10 @@
 """What tuning may change: names, the fields of a run's config that they stand for, and the values to try."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from types import UnionType
+from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override, to_plain
@@ -31,6 +33,12 @@ class Dimension:
             if len(set(map(repr, self.choices))) < len(self.choices):
                 raise ConfigError(f"space: {self.name} has a choice twice: {list(self.choices)}")
             return
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            raise ConfigError(
+                f"space: {self.name} goes from {self.low:g} to {self.high:g}; both must be finite numbers"
+            )
+        if self.integer and (self.low % 1 or self.high % 1):
+            raise ConfigError(f"space: {self.name} is an integer, but goes from {self.low:g} to {self.high:g}")
         if not self.low < self.high:
             raise ConfigError(f"space: {self.name} has an empty range, from {self.low:g} to {self.high:g}")
         if self.log and self.low <= 0:
@@ -148,6 +156,28 @@ def _check_fields(base: TrainConfig, dimension: Dimension) -> None:
         if isinstance(own, dict):
             raise ConfigError(f"space: {field} holds settings ({', '.join(own)}); name one of them")
         override(base, {field: own})  # Says which are known, if there is none of this name.
+        is_of_fractions = not dimension.choices and not dimension.integer
+        if is_of_fractions and float not in _types_of(base, field):
+            raise ConfigError(
+                f"space: {field} takes no fractions, but its range from {dimension.low:g} to {dimension.high:g} does; add "
+                "'integer: true', or list choices"
+            )
+
+
+def _types_of(base: TrainConfig, path: str) -> set[Any]:
+    """The types that a field of the config takes, the members of a union one by one."""
+    *parents, name = path.split(".")
+    room: Any = base
+    for parent in parents:
+        room = getattr(room, parent)
+    return set(_members(get_type_hints(type(room))[name]))
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    inner = get_args(hint) if get_origin(hint) in {Union, UnionType} else ()
+    yield from (member for part in inner for member in _members(part))
+    if not inner:
+        yield hint
 
 
 def _reason(space: Space, dimension: Dimension, choice: Value) -> str:

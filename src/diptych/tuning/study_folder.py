@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
@@ -42,7 +43,7 @@ def create_study_folder(folder: Path, *, storage: str | None) -> None:
     Raises:
         ConfigError: it cannot be made, or holds something else.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _ABOUT).is_file():
+    if folder.is_dir() and any(folder.iterdir()) and _read_about(folder) is None:
         raise ConfigError(f"{folder}: is not empty and holds no study; choose another folder with --out")
     about = {"study": folder.name, "storage": None if storage is None else shown_address(storage)}
     try:
@@ -64,8 +65,8 @@ def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list
     """
     if not (folder / _ABOUT).exists():
         raise ConfigError(f"{folder}: holds no study")
-    about = read_yaml(folder / _ABOUT)
-    if not isinstance(about, dict) or not {"study", "storage"} <= about.keys():
+    about = _read_about(folder)
+    if about is None:
         raise ConfigError(f"{folder / _ABOUT}: does not name a study and its storage")
     with quiet_optuna(), opened_storage(storage or about["storage"] or sqlite_url(folder)) as place:
         try:
@@ -77,3 +78,12 @@ def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list
             raise ConfigError(f"{folder}: its study has not begun")
         dimensions = [from_plain(Dimension, plain, what="space") for plain in setup["space"].values()]
         return Space(from_plain(TrainConfig, setup["run"]), tuple(dimensions)), rows(study)
+
+
+def _read_about(folder: Path) -> dict[str, Any] | None:
+    """What a study's folder says of it; None where there is no such file, or another tool's of the same name."""
+    try:
+        about = read_yaml(folder / _ABOUT)
+    except ConfigError:
+        return None
+    return about if isinstance(about, dict) and {"study", "storage"} <= about.keys() else None

@@ -218,9 +218,9 @@ class _Worker:
         try:
             config = self._config(values, attributes)
             outcome = run_trial(config, self._run_folder(number), on_score=on_score, observer=self.observer)
-        except TrialFailedError as error:
-            trial.set_user_attr("reason", str(error))
-            raise
+        except (TrialFailedError, ConfigError) as error:  # Settings that do not go together, or diverge.
+            trial.set_user_attr("reason", str(error).removeprefix("config: "))
+            raise TrialFailedError(str(error)) from None
         except (optuna.TrialPruned, InterruptedTrialError, DiptychError, *STORAGE_ERRORS):
             raise
         except OSError as error:  # Of the disk, not of the settings: another trial would fare no better.

@@ -3,7 +3,9 @@
 import os
 import warnings
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
+
+_skips_missing: ContextVar[bool] = ContextVar("skips_missing", default=False)
+
+
+@contextmanager
+def missing_images(*, skip: bool) -> Iterator[None]:
+    """Within the block, readers of caption files leave out rows whose image is not there, with a warning, if `skip` is set."""
+    token = _skips_missing.set(skip)
+    try:
+        yield
+    finally:
+        _skips_missing.reset(token)
 
 
 class Listing(Source):
@@ -161,6 +175,9 @@ class ListingBuilder:
         """
         if not len(self._keys):
             raise DataError(f"{self.where}: holds no rows")
+        was_absolute = self._num_absolute == len(self._keys)
+        if check_images and _skips_missing.get():
+            self._drop_missing()
         _, first_rows, group_of_row = np.unique(np.array(self._hashes), return_index=True, return_inverse=True)
         in_file_order = np.argsort(first_rows, kind="stable")
         sample_of_group = np.empty_like(in_file_order)
@@ -189,7 +206,7 @@ class ListingBuilder:
             templates=self.templates,
         )
         listing.oddities = self.oddities.oddities()
-        listing.was_absolute = self._num_absolute == len(self._keys)
+        listing.was_absolute = was_absolute
         return listing
 
     def _numbers(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -204,6 +221,32 @@ class ListingBuilder:
         for row in first_rows[~has_any].tolist():
             self.oddities.add("images with neither caption nor label", "left out", self._keys[row])
         return np.where(has_any, np.cumsum(has_any) - 1, -1)
+
+    def _drop_missing(self) -> None:
+        """Forget the rows whose image is not there.
+
+        Raises:
+            DataError: no image is.
+        """
+        there = images_there(self._keys, self.root)
+        missing = np.flatnonzero(~there)
+        if not len(missing):
+            return
+        first = ", ".join(dict.fromkeys(self._keys[int(row)] for row in missing[:3]))
+        what = f"{len(missing)} of {len(there)} rows name images that are not under {self.root}"
+        if not there.any():
+            raise DataError(f"{self.where}: {what}: {first}")
+        warnings.warn(f"{self.where}: {what}; they are left out: {first}", DiptychWarning, stacklevel=3)
+        for row in missing.tolist():
+            self.oddities.add("rows whose image is missing", "left out", self._keys[row])
+        number = np.cumsum(there) - 1
+        self._keys = TextColumn(key for key, kept in zip(self._keys, there, strict=True) if kept)
+        self._hashes = _kept(self._hashes, np.arange(len(there)), there)
+        rows = np.array(self._row_of_caption, dtype=np.int64)
+        self._captions = TextColumn(text for text, kept in zip(self._captions, there[rows], strict=True) if kept)
+        self._row_of_caption = array("q", number[rows[there[rows]]].tolist())
+        self._labels, self._labelled = _kept_names(self._labels, self._labelled, there, number)
+        self._splits, self._with_split = _kept_names(self._splits, self._with_split, there, number)
 
     def _last_named(
         self, what: str, names: NameColumn, samples: NDArray[np.int64], keys: TextColumn
@@ -226,6 +269,22 @@ def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:
     Raises:
         DataError: some are not there: how many of how many, and the first three; or a folder may not be listed.
     """
+    there = images_there(keys, root)
+    missing = np.flatnonzero(~there)
+    if len(missing):
+        first = ", ".join(keys[int(row)] for row in missing[:3])
+        raise DataError(
+            f"{where}: {len(missing)} of {len(keys)} images are not under {root}: {first}. Mend the paths, or train "
+            "without these images: --skip-missing"
+        )
+
+
+def images_there(keys: TextColumn, root: Path) -> NDArray[np.bool_]:
+    """For each image whether it is there.
+
+    Raises:
+        DataError: a folder may not be listed.
+    """
     folders: dict[str, int] = {}
     folder_of, hashes = array("i"), array("q")
     for key in keys:
@@ -237,10 +296,22 @@ def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:
     for folder, number in folders.items():
         rows = np.flatnonzero(place == number) if len(folders) > 1 else np.arange(len(keys))
         there[rows] = np.isin(wanted[rows], _file_hashes(root / folder))
-    missing = np.flatnonzero(~there)
-    if len(missing):
-        first = ", ".join(keys[int(row)] for row in missing[:3])
-        raise DataError(f"{where}: {len(missing)} of {len(keys)} images are not under {root}: {first}")
+    return there
+
+
+def _kept(values: "array[int]", rows: NDArray[np.int64], there: NDArray[np.bool_]) -> "array[int]":
+    return array("q", np.array(values, dtype=np.int64)[there[rows]].tolist())
+
+
+def _kept_names(
+    names: NameColumn, rows: "array[int]", there: NDArray[np.bool_], number: NDArray[np.int64]
+) -> tuple[NameColumn, "array[int]"]:
+    """The names of the rows that are kept, and the new numbers of these rows."""
+    old = np.array(rows, dtype=np.int64)
+    kept = NameColumn()
+    for place in np.flatnonzero(there[old]).tolist():
+        kept.append(names[place])
+    return kept, array("q", number[old[there[old]]].tolist())
 
 
 def _file_hashes(folder: Path) -> NDArray[np.int64]:

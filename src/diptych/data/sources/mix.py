@@ -104,7 +104,7 @@ def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
     Raises:
         DataError: there are fewer than two, only some have a share, a share is no number above 0, or a source cannot be read.
     """
-    found = [_PART.fullmatch(part.strip()) for part in re.split(r"\s\+\s", location)]
+    found = _parts(location)
     parts = [(part["share"], part["spec"]) for part in found if part is not None]
     if len(parts) < 2 or len(parts) < len(found):
         raise DataError(
@@ -121,3 +121,16 @@ def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
         raise DataError(f"mix:{location}: the shares are {', '.join(given)}; each is a number above 0")
     sources = [open_source(spec) for _, spec in parts]
     return MixSource(sources, shares or [len(source) for source in sources])
+
+
+def part_specs(location: str) -> list[str]:
+    """The sources of a mixture, without their shares.
+
+    >>> part_specs("0.7*csv:a.csv + 0.3*shapes")
+    ['csv:a.csv', 'shapes']
+    """
+    return [part["spec"] for part in _parts(location) if part is not None]
+
+
+def _parts(location: str) -> list[re.Match[str] | None]:
+    return [_PART.fullmatch(part.strip()) for part in re.split(r"\s\+\s", location)]

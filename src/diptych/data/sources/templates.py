@@ -1,5 +1,6 @@
 """Captions from the names of classes: each template with the name in its place."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ FIVE_TEMPLATES = (
     "a {} photo",
     "a {} picture",
 )
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Python's stand-in for a byte of a file name that is not UTF-8; no file and no tokenizer takes it."""
 
 
 def templates_of(options: Mapping[str, str]) -> tuple[str, ...]:
@@ -113,9 +116,15 @@ def class_names(labels: Sequence[str], *, in_order: bool = False) -> tuple[tuple
 
 
 def readable(name: str) -> str:
-    """A class's name as people write it.
+    r"""A class's name as people write it; what of a folder's name is not UTF-8 is read as Windows-1252.
 
-    >>> readable("great_white_shark")
-    'great white shark'
+    >>> readable("great_white_shark"), readable("caf\udce9")
+    ('great white shark', 'café')
     """
-    return " ".join(name.replace("_", " ").split())
+    return " ".join(_SURROGATE.sub(_as_text, name).replace("_", " ").split())
+
+
+def _as_text(surrogate: re.Match[str]) -> str:
+    """What stands for a byte of a file name, as its character; others, as from broken JSON, as a replacement character."""
+    byte = ord(surrogate.group()) - 0xDC00
+    return bytes([byte]).decode("cp1252", "replace") if 0x80 <= byte <= 0xFF else "\ufffd"
