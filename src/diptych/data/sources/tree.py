@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NoReturn, Protocol, runtime_checkable
@@ -60,16 +59,13 @@ def _not_listed(error: OSError) -> NoReturn:
     raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
 
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, LookupError, ValueError, RuntimeError)
-"""What a damaged or locked zip raises when a file is read; the last is for one that wants a password."""
-
-
 class ZipTree:
     """A zip file; each process opens it for itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open: zipfile.ZipFile | None = None
+        self._open: tuple[int, zipfile.ZipFile] | None = None
+        """The process that opened it, and the open file."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_open": None}
@@ -94,7 +90,7 @@ class ZipTree:
         """
         try:
             return self._file().read(name)
-        except _UNREADABLE as error:
+        except Exception as error:  # Of zipfile and of four decompressors; a locked file is a RuntimeError.
             raise ImageError(f"{self.path}: {name}: {error}") from None
 
     def size(self, name: str) -> int | None:
@@ -105,9 +101,11 @@ class ZipTree:
             return None
 
     def _file(self) -> zipfile.ZipFile:
-        if self._open is None:
-            self._open = zipfile.ZipFile(self.path)
-        return self._open
+        """The file, opened by this process: a forked one would share the offset at which its parent reads."""
+        process = os.getpid()
+        if self._open is None or self._open[0] != process:
+            self._open = process, zipfile.ZipFile(self.path)
+        return self._open[1]
 
 
 def open_tree(path: Path) -> Tree:
