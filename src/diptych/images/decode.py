@@ -98,8 +98,8 @@ def file_content(image: ImageInput) -> bytes:
     if isinstance(image, str | Path):
         try:
             return read_regular(image, max_bytes=MAX_IMAGE_BYTES)
-        except OSError as error:
-            raise ImageError(f"{describe(image)}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{describe(image)}: cannot be read ({getattr(error, 'strerror', error)})") from None
     written = io.BytesIO()
     decode(image).save(written, "PNG")
     return written.getvalue()
