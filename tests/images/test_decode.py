@@ -186,6 +186,8 @@ def test_a_given_picture_is_left_as_it_was() -> None:
 def test_list_images_is_sorted_deep_and_leaves_hidden_ones_out(photos: Path) -> None:
     (photos / ".hidden").mkdir()
     (photos / ".hidden" / "x.png").write_bytes(b"")
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "x.png").write_bytes(b"")
     (photos / "notes.txt").write_text("no picture")
     (photos / "LOUD.JPG").write_bytes(b"")
     names = [path.relative_to(photos).as_posix() for path in list_images(photos)]

@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.images.jpeg import decode_jpeg, is_jpeg
 from diptych.images.opener import FORMATS, check_size, open_image, orientation_of
@@ -114,7 +115,7 @@ def file_mode(image: ImageInput) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture in a folder and its subfolders, by name, hidden ones left out.
+    """Every picture in a folder and its subfolders, by name; hidden ones and files of other programs are left out.
 
     Raises:
         ImageError: the folder is missing or holds no picture.
@@ -124,8 +125,7 @@ def list_images(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_foreign(path.relative_to(folder).as_posix())
     )
     if not found:
         raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")

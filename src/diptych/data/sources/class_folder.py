@@ -1,9 +1,12 @@
 """`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
 
+from unicodedata import normalize
+
 import numpy as np
 
 from diptych.core.errors import DataError
 from diptych.core.sample import Sample
+from diptych.data.oddities import Oddity, OddityCounter
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
@@ -17,13 +20,20 @@ class LabelledPictures(Source):
     """Pictures with a class each, and no words but the class's name."""
 
     def __init__(
-        self, tree: Tree, keys: TextColumn, labels: NameColumn, splits: NameColumn, *, templates: tuple[str, ...]
+        self,
+        tree: Tree,
+        keys: TextColumn,
+        labels: NameColumn,
+        splits: NameColumn,
+        *,
+        templates: tuple[str, ...],
+        oddities: tuple[Oddity, ...] = (),
     ) -> None:
         order = sorted(range(len(labels.names)), key=labels.names.__getitem__)
         rank = np.empty(len(order), dtype=np.int32)
         rank[order] = np.arange(len(order))
         self.classes = tuple(readable(labels.names[i]) for i in order)
-        self.templates = templates
+        self.templates, self.oddities = templates, oddities
         self._tree, self._keys = tree, keys
         self._labels = rank[labels.codes()]
         self._splits, self._split_names = splits.codes(), tuple(splits.names)
@@ -67,20 +77,30 @@ def read_class_folder(location: str) -> LabelledPictures:
     """
     path, options = read_location(location, ("templates",))
     templates = templates_of(options) or FIVE_TEMPLATES
-    tree = open_tree(path)
+    tree, counter = open_tree(path), OddityCounter()
     keys, labels, splits = TextColumn(), NameColumn(), NameColumn()
-    names = list(tree.names())
+    names = tree.names(counter)
     depth = _depth_of_classes(names)
     for name in names:
         parts = name.split("/")
         if len(parts) < depth + 2:
             raise DataError(f"{path}: {name} lies in no class's folder")
         keys.append(name)
-        labels.append(parts[depth])
+        labels.append(normalize("NFC", parts[depth]))
         splits.append({"valid": "val", "validation": "val"}.get(parts[0], parts[0]) if depth else None)
     if not names:
         raise DataError(f"{path}: holds no class folders with pictures")
-    return LabelledPictures(tree, keys, labels, splits, templates=templates)
+    _count_spellings({name.split("/")[depth] for name in names}, counter)
+    return LabelledPictures(tree, keys, labels, splits, templates=templates, oddities=counter.oddities())
+
+
+def _count_spellings(folders: set[str], counter: OddityCounter) -> None:
+    """Folders of one class whose names are the same letters in other code points."""
+    seen = set[str]()
+    for folder in sorted(folders):
+        if (name := normalize("NFC", folder)) in seen:
+            counter.add("folders whose name another spells in other code points", "merged", folder)
+        seen.add(name)
 
 
 def _depth_of_classes(names: list[str]) -> int:
