@@ -81,7 +81,8 @@ def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], pac
 
 
 def test_class_folders_will_do(tmp_path: Path) -> None:
-    draw_photos(tmp_path / "train" / "dog", ["a.png"])
+    for name in ("dog", "frog"):
+        draw_photos(tmp_path / "train" / name, ["a.png"])
     assert open_source(f"cifar10:{tmp_path}").captions(0)[0] == "a photo of a dog"
 
 
@@ -94,7 +95,8 @@ class _Evil:
 
 
 def test_a_folder_that_holds_the_set_as_one_archive_will_do(tmp_path: Path) -> None:
-    draw_photos(tmp_path / "set" / "train" / "dog", ["1.png"])
+    for name in ("dog", "frog"):
+        draw_photos(tmp_path / "set" / "train" / name, ["1.png"])
     shutil.make_archive(str(tmp_path / "here" / "cifar10_mine"), "zip", tmp_path / "set")
     assert open_source(f"cifar10:{tmp_path / 'here'}").captions(0)[0] == "a photo of a dog"
     templates = tmp_path / "templates.txt"

@@ -43,7 +43,7 @@ def test_files_of_other_programs_are_no_pictures(tmp_path: Path, is_zip: bool) -
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_one_name_in_two_spellings_is_one_class(tmp_path: Path, is_zip: bool) -> None:
     for form in ("NFC", "NFD"):
-        draw_photos(tmp_path / "set" / normalize(form, "café"), [f"{form}.png"])  # type: ignore[arg-type]
+        draw_photos(tmp_path / "set" / normalize(form, "café"), [f"{form}.png"])
     draw_photos(tmp_path / "set" / "dog", ["a.png"])
     place = _zipped(tmp_path / "set") if is_zip else tmp_path / "set"
     source = open_source(f"class-folder:{place}")

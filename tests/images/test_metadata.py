@@ -65,7 +65,9 @@ def test_colors_survive_the_loss_of_metadata(mode: str) -> None:
 
 
 def test_packing_and_the_audit_agree_on_broken_metadata(tmp_path: Path) -> None:
-    (tmp_path / "set" / "dog").mkdir(parents=True)
+    for name in ("dog", "frog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+    (tmp_path / "set" / "frog" / "whole.jpg").write_bytes(_jpeg())
     for number, (marker, payload) in enumerate(BROKEN.values()):
         content = _with_segment(marker, payload, _with_exif(_jpeg()))
         (tmp_path / "set" / "dog" / f"{number}.jpg").write_bytes(content)
