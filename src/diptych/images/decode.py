@@ -31,6 +31,7 @@ def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
         opened = _open(image, max_pixels)
         try:
             check_size(opened.width, opened.height, max_pixels=max_pixels)
+            _check_range(opened)
             return _upright_rgb(opened)
         finally:
             if opened is not image:
@@ -170,6 +171,20 @@ def _check_array(image: NDArray[np.uint8]) -> None:
         raise ImageError("an array must be uint8 with shape (height, width, 3)")
     if 0 in image.shape:
         raise ImageError("has no pixels")
+
+
+def _check_range(opened: Image.Image) -> None:
+    """Refuse a file whose pixels have no range: what is black or white in it, only its maker knows.
+
+    Raises:
+        ImageError: its pixels are floats, or the integers of a TIFF that Pillow needs 32 bits for.
+    """
+    is_float = opened.mode == "F"
+    if opened.format is not None and (is_float or (opened.mode == "I" and opened.format == "TIFF")):
+        kind = "floats" if is_float else "signed or 32-bit integers"
+        raise ImageError(
+            f"its pixels are {kind}, without a known range; convert it first: magick IN.tif -auto-level -depth 8 OUT.png"
+        )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
