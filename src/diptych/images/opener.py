@@ -93,11 +93,15 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
 def _opened(content: bytes) -> Image.Image:
     """As Pillow opens it; a JPEG that it refuses, without its metadata, which may be all that is broken."""
     try:
-        return Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
+        return _opened_whole(content)
     except Exception:  # Pillow lets through what its parsers of EXIF and the like raise.
         if not content.startswith(b"\xff\xd8"):
             raise
-    return Image.open(io.BytesIO(_without_metadata(content)), formats=_PILLOW_FORMATS)
+    return _opened_whole(_without_metadata(content))
+
+
+def _opened_whole(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
 
 
 def _without_metadata(content: bytes) -> bytes:
