@@ -13,6 +13,7 @@ from diptych.cli.main import main
 from diptych.cli.output import console
 from diptych.core.device import has_fast_int8
 from diptych.data.sources.cifar import CIFAR100
+from diptych.data.sources.shapes import CLASSES
 from diptych.training.config import TrainConfig, write_config
 from tests.data.test_cifar import python_files
 
@@ -352,3 +353,12 @@ def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
 
     assert get_args(weights.Activation) == get_args(Activation)
     assert get_args(weights.Target) == get_args(ExportFormat)
+
+
+def test_given_classes_are_shown_beside_the_datas_own(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"name-{number}" for number in range(len(CLASSES))]
+    call = ["evaluate", "zero-shot", str(tiny_bundle), "--data", "shapes:9", "--max-samples", "20", "--classes", *names]
+    assert main(call) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for number, name in enumerate(CLASSES):
+        assert [*name.split(), str(number), f"name-{number}"] in rows

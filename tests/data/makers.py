@@ -61,11 +61,12 @@ def class_folder(folder: Path) -> str:
 
 
 def class_zip(folder: Path) -> str:
-    """One class in a zip."""
-    draw_photos(folder / "dog", NAMES)
+    """Two classes in a zip."""
     with zipfile.ZipFile(folder.parent / "set.zip", "w") as file:
-        for name in NAMES:
-            file.write(folder / "dog" / name, f"dog/{name}")
+        for name, names in {"cat": NAMES[:1], "dog": NAMES}.items():
+            draw_photos(folder / name, names)
+            for picture in names:
+                file.write(folder / name / picture, f"{name}/{picture}")
     return f"class-folder:{folder.parent / 'set.zip'}"
 
 

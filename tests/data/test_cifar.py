@@ -52,7 +52,7 @@ def _binary(cifar: Cifar, folder: Path) -> Path:
     return folder
 
 
-def _archive(folder: Path, name: str = "mine.tar.gz") -> Path:
+def archive(folder: Path, name: str = "mine.tar.gz") -> Path:
     path = folder.parent / name
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, arcname="cifar-batches")
@@ -64,7 +64,7 @@ def _archive(folder: Path, name: str = "mine.tar.gz") -> Path:
 @pytest.mark.parametrize("packing", ["folder", "folder above", "archive"])
 def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], packing: str, tmp_path: Path) -> None:
     folder = make(KINDS[kind], tmp_path / "batches")
-    place = {"folder": folder, "folder above": tmp_path, "archive": _archive(folder)}[packing]
+    place = {"folder": folder, "folder above": tmp_path, "archive": archive(folder)}[packing]
     source = open_source(f"{kind}:{place}")
     num_train = 10 if kind == "cifar10" else 2
     assert len(source) == num_train + 2
@@ -81,7 +81,8 @@ def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], pac
 
 
 def test_class_folders_will_do(tmp_path: Path) -> None:
-    draw_photos(tmp_path / "train" / "dog", ["a.png"])
+    for name in ("dog", "frog"):
+        draw_photos(tmp_path / "train" / name, ["a.png"])
     assert open_source(f"cifar10:{tmp_path}").captions(0)[0] == "a photo of a dog"
 
 
@@ -94,7 +95,8 @@ class _Evil:
 
 
 def test_a_folder_that_holds_the_set_as_one_archive_will_do(tmp_path: Path) -> None:
-    draw_photos(tmp_path / "set" / "train" / "dog", ["1.png"])
+    for name in ("dog", "frog"):
+        draw_photos(tmp_path / "set" / "train" / name, ["1.png"])
     shutil.make_archive(str(tmp_path / "here" / "cifar10_mine"), "zip", tmp_path / "set")
     assert open_source(f"cifar10:{tmp_path / 'here'}").captions(0)[0] == "a photo of a dog"
     templates = tmp_path / "templates.txt"
@@ -126,11 +128,11 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or folder"):
         open_source(f"cifar10:{tmp_path}/gone")
     with pytest.raises(DataError, match=r"holds neither batches\.meta nor batches\.meta\.txt of cifar10"):
-        open_source(f"cifar10:{_archive(python_files(CIFAR100, tmp_path / 'other'))}")
+        open_source(f"cifar10:{archive(python_files(CIFAR100, tmp_path / 'other'))}")
 
 
 def test_an_archive_that_is_called_as_the_official_one_must_be_it(tmp_path: Path) -> None:
-    path = _archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    path = archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
     with pytest.raises(DataError, match=r"is damaged or incomplete; its MD5 is not c58f30108f718f92721af3b95e74349a"):
         open_source(f"cifar10:{path}")
 
@@ -142,7 +144,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def test_without_a_location_it_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
-    path = _archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    path = archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
     path = path.rename(tmp_path / "there" / path.name)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path / "there")))
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -134,6 +134,7 @@ def test_a_zip_whose_pictures_are_damaged_or_locked(tmp_path: Path, harm: str) -
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("dog/b.png", b"abcabc" * 500)
+        file.write(tmp_path / "set" / "a.png", "frog/a.png")
     content = bytearray(path.read_bytes())
     if harm == "bytes":
         content[39:60] = b"\xff" * 21

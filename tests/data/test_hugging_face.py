@@ -12,9 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from diptych.core.errors import ConfigError, DataError, DiptychWarning
+from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.data.sources.choice import open_source, recognise
-from diptych.data.sources.hugging_face import as_tables
+from diptych.data.sources.hugging_face import HuggingFaceSource, as_tables
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.templates import FIVE_TEMPLATES
@@ -301,3 +301,11 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match=r"hf: needs an extra: pip install 'diptych\[datasets\]'"):
         open_source("hf:owner/name")
+
+
+def test_what_arrow_raises_is_an_unreadable_picture(tmp_path: Path) -> None:
+    source = open_source(saved_labels(tmp_path / "set"))
+    assert isinstance(source, HuggingFaceSource)
+    source._pictures[0] = ()
+    with pytest.raises(ImageError, match=r"000000001: cannot be read from its table \(tuple index out of range\)"):
+        source[1]

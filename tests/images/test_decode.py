@@ -141,6 +141,14 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(decode(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(np.float32, "floats"), (np.int32, "signed or 32-bit integers")])
+def test_pixels_without_a_range_are_refused_with_a_way_out(tmp_path: Path, dtype: type, said: str) -> None:
+    Image.fromarray(np.array([[0, 1, 1000]], dtype=dtype)).save(tmp_path / "deep.tif")
+    for read in (decode, decode_array):
+        with pytest.raises(ImageError, match=rf"deep\.tif: its pixels are {said}.* convert it first: magick IN"):
+            read(tmp_path / "deep.tif")
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "CMYK", "RGBA", "YCbCr", "F", "P"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     source = Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode)
@@ -186,6 +194,8 @@ def test_a_given_picture_is_left_as_it_was() -> None:
 def test_list_images_is_sorted_deep_and_leaves_hidden_ones_out(photos: Path) -> None:
     (photos / ".hidden").mkdir()
     (photos / ".hidden" / "x.png").write_bytes(b"")
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "x.png").write_bytes(b"")
     (photos / "notes.txt").write_text("no picture")
     (photos / "LOUD.JPG").write_bytes(b"")
     names = [path.relative_to(photos).as_posix() for path in list_images(photos)]

@@ -54,6 +54,8 @@ def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: 
     (photos / "e.png").unlink()
     (photos / "broken.jpg").write_bytes(b"no picture")
     (photos / ".hidden.png").write_bytes(b"no picture")
+    (photos / "@eaDir").mkdir()
+    (photos / "@eaDir" / "thumbnail.png").write_bytes(b"no picture")
     report = _update(place, clip, photos)
     assert report == Update(
         unchanged=3,

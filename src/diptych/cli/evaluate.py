@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import BundlePath
-from diptych.cli.output import Json, print_json, say
+from diptych.cli.output import Json, print_json, print_table, say
 from diptych.cli.reports import print_report
 from diptych.core.address import redacted
 from diptych.core.errors import ConfigError
@@ -97,6 +97,11 @@ def zero_shot(
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
+    if classes is not None and len(classes) == len(source.classes) and not on.as_json:
+        pairs = zip(source.classes, classes, strict=True)
+        print_table(
+            "Classes", ["the data's name", "number", "yours"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
+        )
     result = evaluate_zero_shot(
         _encoder(clip, on),
         source,

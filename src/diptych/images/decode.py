@@ -12,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.images.jpeg import decode_jpeg, is_jpeg
 from diptych.images.opener import FORMATS, check_size, open_image, orientation_of
@@ -30,6 +31,7 @@ def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
         opened = _open(image, max_pixels)
         try:
             check_size(opened.width, opened.height, max_pixels=max_pixels)
+            _check_range(opened)
             return _upright_rgb(opened)
         finally:
             if opened is not image:
@@ -98,8 +100,8 @@ def file_content(image: ImageInput) -> bytes:
     if isinstance(image, str | Path):
         try:
             return read_regular(image, max_bytes=MAX_IMAGE_BYTES)
-        except OSError as error:
-            raise ImageError(f"{describe(image)}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{describe(image)}: cannot be read ({getattr(error, 'strerror', error)})") from None
     written = io.BytesIO()
     decode(image).save(written, "PNG")
     return written.getvalue()
@@ -114,7 +116,7 @@ def file_mode(image: ImageInput) -> str:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Every picture in a folder and its subfolders, by name, hidden ones left out.
+    """Every picture in a folder and its subfolders, by name; hidden ones and files of other programs are left out.
 
     Raises:
         ImageError: the folder is missing or holds no picture.
@@ -124,8 +126,7 @@ def list_images(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not is_foreign(path.relative_to(folder).as_posix())
     )
     if not found:
         raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -170,6 +171,20 @@ def _check_array(image: NDArray[np.uint8]) -> None:
         raise ImageError("an array must be uint8 with shape (height, width, 3)")
     if 0 in image.shape:
         raise ImageError("has no pixels")
+
+
+def _check_range(opened: Image.Image) -> None:
+    """Refuse a file whose pixels have no range: what is black or white in it, only its maker knows.
+
+    Raises:
+        ImageError: its pixels are floats, or the integers of a TIFF that Pillow needs 32 bits for.
+    """
+    is_float = opened.mode == "F"
+    if opened.format is not None and (is_float or (opened.mode == "I" and opened.format == "TIFF")):
+        kind = "floats" if is_float else "signed or 32-bit integers"
+        raise ImageError(
+            f"its pixels are {kind}, without a known range; convert it first: magick IN.tif -auto-level -depth 8 OUT.png"
+        )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -6,7 +6,6 @@ import simplejpeg
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from diptych.core.errors import ImageError
 from diptych.images.opener import check_scans, check_size, open_image, orientation_of, read_jpeg_header
 
 _MAX_KEPT = 64 * 2**20
@@ -35,9 +34,9 @@ def decode_jpeg(content: bytes) -> UInt8[ndarray, "H W 3"] | None:
         if header.has_scans:
             check_scans(content, width * height)
         pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_memory_for(height * width * 3))
-    except (ValueError, ImageError):
+        return _upright(pixels, content) if header.has_metadata else pixels
+    except Exception:  # Whatever it is, Pillow decodes the picture, or `decode` says what is wrong.
         return None
-    return _upright(pixels, content) if header.has_metadata else pixels
 
 
 def _memory_for(size: int) -> bytearray:

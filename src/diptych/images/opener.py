@@ -29,6 +29,8 @@ FORMATS = {
 }
 """By suffix, the format as Pillow names it. Nothing else is opened, whatever a file is called."""
 
+_PILLOW_FORMATS = tuple(sorted(set(FORMATS.values())))
+
 MAX_PIXELS = 200_000_000
 """Pixels of a picture, at most; larger ones are refused before they are decoded."""
 MAX_SCANS = 64
@@ -75,7 +77,7 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
     """
     content = source if isinstance(source, bytes) else read_regular(source, max_bytes=MAX_IMAGE_BYTES)
     check_structure(content)
-    opened = Image.open(io.BytesIO(content), formats=tuple(sorted(set(FORMATS.values()))))
+    opened = _opened(content)
     try:
         check_size(opened.width, opened.height, max_pixels=max_pixels)
         if content.startswith(b"\xff\xd8") and read_jpeg_header(content).has_scans:
@@ -86,6 +88,40 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
     if "exif" in opened.info and _is_over(_tiff_blocks(opened.info["exif"].removeprefix(b"Exif\0\0"))):
         del opened.info["exif"]  # Each entry may refer to the whole block, which makes reading it quadratic.
     return opened
+
+
+def _opened(content: bytes) -> Image.Image:
+    """As Pillow opens it; a JPEG that it refuses, without its metadata, which may be all that is broken."""
+    try:
+        return _opened_whole(content)
+    except Exception:  # Pillow lets through what its parsers of EXIF and the like raise.
+        if not content.startswith(b"\xff\xd8"):
+            raise
+    return _opened_whole(_without_metadata(content))
+
+
+def _opened_whole(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
+
+
+def _without_metadata(content: bytes) -> bytes:
+    """A JPEG without comments and application segments, but for a whole one of Adobe's, which says what its colors are."""
+    kept, place = [content[:2]], 2
+    while place + 4 <= len(content):
+        marker = content[place + 1]
+        if content[place] != 0xFF or marker in (0x00, 0xFF):  # Between two segments is nothing that counts.
+            place += 1
+            continue
+        if marker == 0xDA:
+            return b"".join([*kept, content[place:]])
+        end = place + 2
+        if not (0xD0 <= marker <= 0xD9 or marker == 0x01):
+            end += max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
+        is_adobe = marker == 0xEE and content[place + 4 : place + 9] == b"Adobe" and end - place >= 16
+        if is_adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(content[place:end])
+        place = end
+    return content
 
 
 def orientation_of(image: Image.Image) -> int:

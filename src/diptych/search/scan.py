@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 
 from diptych.core.errors import IndexingError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.foreign import is_foreign
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.opener import open_image, orientation_of
 from diptych.index.entry import Entry, Stamp
@@ -65,7 +66,7 @@ class Omissions:
 def scan(
     folders: Sequence[Path], *, follow_links: bool = False, omissions: Omissions | None = None
 ) -> Iterator[ScannedFile]:
-    """Every picture in folders and their subfolders, by name; hidden files and folders are left out.
+    """Every picture in folders and their subfolders, by name; hidden files and those of other programs are left out.
 
     Args:
         folders: the folders to scan.
@@ -108,7 +109,7 @@ class _Scanner:
         texts = {item.name: item for item in inside if item.name.endswith(".txt")}
         sidecars: dict[str, Sidecar | None] = {}
         for item in inside:
-            if item.name.startswith("."):
+            if is_foreign(item.name):
                 continue
             if item.is_dir(follow_symlinks=False):
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)

@@ -1,29 +1,44 @@
 """`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
 
+import warnings
+from unicodedata import normalize
+
 import numpy as np
 
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, DiptychWarning
 from diptych.core.sample import Sample
+from diptych.data.oddities import Oddity, OddityCounter
+from diptych.data.sources.class_layout import SPLITS, find_layout, natural_key
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
 from diptych.data.sources.tree import Tree, open_tree
 
-_SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+_OWN_SPLITS = {"valid": "val", "validation": "val"}
 
 
 class LabelledPictures(Source):
     """Pictures with a class each, and no words but the class's name."""
 
     def __init__(
-        self, tree: Tree, keys: TextColumn, labels: NameColumn, splits: NameColumn, *, templates: tuple[str, ...]
+        self,
+        tree: Tree,
+        keys: TextColumn,
+        labels: NameColumn,
+        splits: NameColumn,
+        *,
+        templates: tuple[str, ...],
+        oddities: tuple[Oddity, ...] = (),
+        is_natural: bool = True,
     ) -> None:
         order = sorted(range(len(labels.names)), key=labels.names.__getitem__)
+        if is_natural:
+            order.sort(key=lambda i: natural_key(labels.names[i]))
         rank = np.empty(len(order), dtype=np.int32)
         rank[order] = np.arange(len(order))
         self.classes = tuple(readable(labels.names[i]) for i in order)
-        self.templates = templates
+        self.templates, self.oddities = templates, oddities
         self._tree, self._keys = tree, keys
         self._labels = rank[labels.codes()]
         self._splits, self._split_names = splits.codes(), tuple(splits.names)
@@ -60,30 +75,53 @@ class LabelledPictures(Source):
 
 
 def read_class_folder(location: str) -> LabelledPictures:
-    """`DIR/class/picture`, or `DIR/train/class/picture` beside `DIR/val/...`; `?templates=FILE` gives other templates.
+    """`DIR/class/picture`, or `DIR/train/class/picture` beside `DIR/val/...`.
+
+    `?templates=FILE` gives other templates, `?classes=a,b` names the folders that are classes, `?order=text` numbers them as
+    text, as before numbers in them counted as numbers.
 
     Raises:
-        DataError: there is no such folder or zip, or no class folders with pictures in it.
+        DataError: there is no such folder or zip, no class folders with pictures in it, or splits beside classes.
     """
-    path, options = read_location(location, ("templates",))
+    path, options = read_location(location, ("templates", "classes", "order"))
+    if options.get("order", "text") != "text":
+        raise DataError(f"{path}: order is '{options['order']}'; it is text, or left out for numbers in their order")
     templates = templates_of(options) or FIVE_TEMPLATES
-    tree = open_tree(path)
-    keys, labels, splits = TextColumn(), NameColumn(), NameColumn()
-    names = list(tree.names())
-    depth = _depth_of_classes(names)
-    for name in names:
-        parts = name.split("/")
-        if len(parts) < depth + 2:
+    wanted = [normalize("NFC", name) for name in options.get("classes", "").split(",") if name]
+    tree, counter = open_tree(path), OddityCounter()
+    names = tree.names(counter)
+    paths = [name.split("/") for name in names]
+    layout = find_layout(paths, where=str(path), wanted=wanted, counter=counter)
+    keys, labels, splits, folders = TextColumn(), NameColumn(), NameColumn(), set[str]()
+    for name, parts in zip(names, paths, strict=True):
+        is_inside = len(parts) > layout.class_depth + 1
+        folder = parts[layout.class_depth] if is_inside else ""
+        split = parts[layout.class_depth - 1] if layout.has_splits else None
+        if wanted and (normalize("NFC", folder) not in wanted or not (split is None or split in SPLITS)):
+            counter.add("pictures outside the folders of ?classes", "left out", name)
+            continue
+        if not is_inside:
             raise DataError(f"{path}: {name} lies in no class's folder")
+        folders.add(folder)
         keys.append(name)
-        labels.append(parts[depth])
-        splits.append({"valid": "val", "validation": "val"}.get(parts[0], parts[0]) if depth else None)
-    if not names:
+        labels.append(normalize("NFC", folder))
+        splits.append(_OWN_SPLITS.get(split, split) if split else None)
+    if not len(keys):
         raise DataError(f"{path}: holds no class folders with pictures")
-    return LabelledPictures(tree, keys, labels, splits, templates=templates)
+    _count_spellings(folders, counter)
+    source = LabelledPictures(
+        tree, keys, labels, splits, templates=templates, oddities=counter.oddities(), is_natural="order" not in options
+    )
+    if len(source.classes) == 1:
+        text = f"{path}: all pictures are of one class, '{source.classes[0]}'; there is nothing to tell it from"
+        warnings.warn(text, DiptychWarning, stacklevel=2)
+    return source
 
 
-def _depth_of_classes(names: list[str]) -> int:
-    """0, or 1 if all folders at the top are called after splits."""
-    tops = {name.split("/", 1)[0] for name in names if "/" in name}
-    return 1 if tops and tops <= _SPLITS else 0
+def _count_spellings(folders: set[str], counter: OddityCounter) -> None:
+    """Folders of one class whose names are the same letters in other code points."""
+    seen = set[str]()
+    for folder in sorted(folders):
+        if (name := normalize("NFC", folder)) in seen:
+            counter.add("folders whose name another spells in other code points", "merged", folder)
+        seen.add(name)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.errors import ConfigError, DataError, DiptychWarning
+from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.sample import Sample
 from diptych.data.oddities import OddityCounter
 from diptych.data.sources.blocks import RowColumns
@@ -105,7 +105,7 @@ class HuggingFaceSource(Source):
             return self._rows.sizes[index]
         try:
             return Path(str(self._stored(index))).stat().st_size
-        except OSError:
+        except (OSError, ImageError):
             return None
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
@@ -122,7 +122,10 @@ class HuggingFaceSource(Source):
 
     def _stored(self, index: int) -> bytes | Path:
         table = self._table(index)
-        value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
+        try:
+            value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
+        except Exception as error:  # Of Arrow's, where its file was damaged.
+            raise ImageError(f"{self.key(index)}: cannot be read from its table ({error})") from None
         if isinstance(value, bytes):
             return value
         return Path(value["path"]) if value["bytes"] is None else bytes(value["bytes"])

@@ -2,22 +2,25 @@
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from diptych.core.errors import DataError, ImageError
+from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
+from diptych.data.oddities import OddityCounter
 from diptych.images.decode import IMAGE_SUFFIXES
+
+_FOREIGN = "hidden files and files of other programs"
 
 
 @runtime_checkable
 class Tree(Protocol):
     """Named files. Picklable."""
 
-    def names(self) -> Iterator[str]:
-        """The pictures' paths from the root, with slashes, sorted."""
+    def names(self, counter: OddityCounter) -> list[str]:
+        """The pictures' paths from the root, with slashes, sorted; what is left out or followed is counted."""
 
     def image(self, name: str) -> ImageInput:
         """What a sample holds of a picture: its path, or its bytes."""
@@ -32,17 +35,13 @@ class FolderTree:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def names(self) -> Iterator[str]:
-        """The pictures' paths from the root.
+    def names(self, counter: OddityCounter) -> list[str]:
+        """The pictures' paths from the root; linked folders are followed.
 
         Raises:
             DataError: a folder below cannot be listed.
         """
-        found = []
-        for folder, folders, files in os.walk(self.root, onerror=_not_listed):
-            there = (name for name in (*folders, *files) if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-            found += [Path(folder, name).relative_to(self.root).as_posix() for name in there]
-        yield from sorted(found)
+        return sorted(_Walk(self.root, counter).names())
 
     def image(self, name: str) -> ImageInput:
         """The path."""
@@ -56,12 +55,57 @@ class FolderTree:
             return None
 
 
-def _not_listed(error: OSError) -> NoReturn:
-    raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from None
+class _Walk:
+    """One pass over a folder. A linked folder is followed once, and never into a folder that it lies in."""
+
+    def __init__(self, root: Path, counter: OddityCounter) -> None:
+        self._root, self._counter = root, counter
+        self._followed = set[tuple[int, int]]()
+
+    def names(self) -> Iterator[str]:
+        """The pictures' paths from the root, in any order."""
+        waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+        for prefix, above in waiting:  # It grows meanwhile.
+            folder = self._root / prefix
+            try:
+                state = folder.stat()
+                with os.scandir(folder) as found:
+                    inside = sorted(found, key=lambda entry: entry.name)
+            except OSError as error:
+                raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
+            inner = above | {(state.st_dev, state.st_ino)}
+            for entry in inside:
+                name, is_folder = prefix + entry.name, _is_folder(entry)
+                is_picture = entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES
+                if not (is_folder or is_picture):
+                    continue
+                if is_foreign(entry.name):
+                    self._counter.add(_FOREIGN, "left out", name)
+                    continue
+                if is_picture:  # A folder that is called so will be counted as unreadable.
+                    yield name
+                if is_folder and (not entry.is_symlink() or self._follows(entry, name, inner)):
+                    waiting.append((f"{name}/", inner))
+
+    def _follows(self, entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]]) -> bool:
+        state = entry.stat()
+        place = (state.st_dev, state.st_ino)
+        if place in above:
+            self._counter.add("links that lead back to a folder above them", "left out", name)
+        elif place in self._followed:
+            self._counter.add("links to a folder that another link led to", "left out", name)
+        else:
+            self._followed.add(place)
+            self._counter.add("links to folders", "followed", name)
+            return True
+        return False
 
 
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, LookupError, ValueError, RuntimeError)
-"""What a damaged or locked zip raises when a file is read; the last is for one that wants a password."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself, for one.
+        return False
 
 
 class ZipTree:
@@ -69,12 +113,13 @@ class ZipTree:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._open: zipfile.ZipFile | None = None
+        self._open: tuple[int, zipfile.ZipFile] | None = None
+        """The process that opened it, and the open file."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_open": None}
 
-    def names(self) -> Iterator[str]:
+    def names(self, counter: OddityCounter) -> list[str]:
         """The pictures' paths inside the zip.
 
         Raises:
@@ -84,7 +129,17 @@ class ZipTree:
             found = self._file().namelist()
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{self.path}: cannot be read as a zip ({error})") from None
-        yield from sorted(name for name in found if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES)
+        pictures = set[str]()
+        for name in found:  # That of a folder ends in a slash.
+            if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES or name.endswith("/"):
+                continue
+            if is_foreign(name):
+                counter.add(_FOREIGN, "left out", name)
+            elif name in pictures:
+                counter.add("names that stand in the zip again", "read from their last place", name)
+            else:
+                pictures.add(name)
+        return sorted(pictures)
 
     def image(self, name: str) -> ImageInput:
         """The bytes.
@@ -94,7 +149,7 @@ class ZipTree:
         """
         try:
             return self._file().read(name)
-        except _UNREADABLE as error:
+        except Exception as error:  # Of zipfile and of four decompressors; a locked file is a RuntimeError.
             raise ImageError(f"{self.path}: {name}: {error}") from None
 
     def size(self, name: str) -> int | None:
@@ -105,9 +160,11 @@ class ZipTree:
             return None
 
     def _file(self) -> zipfile.ZipFile:
-        if self._open is None:
-            self._open = zipfile.ZipFile(self.path)
-        return self._open
+        """The file, opened by this process: a forked one would share the offset at which its parent reads."""
+        process = os.getpid()
+        if self._open is None or self._open[0] != process:
+            self._open = process, zipfile.ZipFile(self.path)
+        return self._open[1]
 
 
 def open_tree(path: Path) -> Tree:

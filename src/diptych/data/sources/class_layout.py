@@ -1,0 +1,93 @@
+"""Where in the paths of pictures their classes stand, and in which order classes are numbered."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+from unicodedata import normalize
+
+from diptych.core.errors import DataError, unknown_name
+from diptych.data.oddities import OddityCounter
+
+SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+_MAX_NAMED = 3
+
+
+class Layout(NamedTuple):
+    """Which folder of a path is what."""
+
+    class_depth: int
+    """Number of folders above the one that is called after the class."""
+    has_splits: bool
+    """Whether the folder above it is called after a split."""
+
+
+def find_layout(
+    paths: Sequence[Sequence[str]], *, where: str, wanted: Collection[str], counter: OddityCounter
+) -> Layout:
+    """The layout of pictures whose paths are given in parts; a lone folder above the classes is looked into, and counted.
+
+    Args:
+        paths: each picture's folders and name.
+        where: the source, for messages.
+        wanted: names of the folders that are classes; empty if all are.
+        counter: counts the folders looked into.
+
+    Raises:
+        DataError: folders of splits lie beside others, or a class that is wanted is not there.
+    """
+    depth = 0
+    while _is_lone_folder(paths, depth, wanted):
+        counter.add("lone folders above the classes", "looked into", "/".join(paths[0][: depth + 1]))
+        depth += 1
+    tops = _folders(paths, depth)
+    splits = tops & SPLITS
+    if wanted:
+        return _layout_of_wanted(paths, depth, where=where, wanted=wanted)
+    if splits and tops <= SPLITS:
+        return Layout(depth + 1, has_splits=True)
+    if len(splits) > 1:
+        others = sorted(tops - SPLITS)
+        named = ", ".join(others[:_MAX_NAMED]) + (", ..." if len(others) > _MAX_NAMED else "")
+        raise DataError(
+            f"{where}: {' and '.join(sorted(splits))} lie beside {named}, so they may be splits or classes; name the "
+            "folders that are classes with ?classes=a,b"
+        )
+    return Layout(depth, has_splits=False)
+
+
+def _is_lone_folder(paths: Sequence[Sequence[str]], depth: int, wanted: Collection[str]) -> bool:
+    """Whether there is one folder at a depth, which has no picture itself and is called neither as a split nor as wanted."""
+    if not paths or len(paths[0]) < depth + 3:
+        return False
+    name = paths[0][depth]
+    if name in SPLITS or normalize("NFC", name) in wanted:
+        return False
+    return all(len(parts) >= depth + 3 and parts[depth] == name for parts in paths)
+
+
+def _layout_of_wanted(paths: Sequence[Sequence[str]], depth: int, *, where: str, wanted: Collection[str]) -> Layout:
+    tops = _folders(paths, depth)
+    if set(wanted) <= tops:
+        return Layout(depth, has_splits=False)
+    inside = _folders([parts for parts in paths if parts[depth] in SPLITS], depth + 1)
+    known = inside if inside & set(wanted) else tops | inside
+    for name in wanted:
+        if name not in inside:
+            raise DataError(f"{where}: {unknown_name('class folder', name, sorted(known))}")
+    return Layout(depth + 1, has_splits=True)
+
+
+def _folders(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
+    """Names of the folders at a depth; a picture there is none."""
+    return {normalize("NFC", name) for name in {parts[depth] for parts in paths if len(parts) > depth + 1}}
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """What class names are sorted by: numbers within them count as numbers.
+
+    >>> sorted(["class10", "class2", "b", "7", "10"], key=natural_key)
+    ['7', '10', 'b', 'class2', 'class10']
+    """
+    parts = re.split(r"([0-9]+)", name)
+    digits = [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts if part]
+    return digits, name
