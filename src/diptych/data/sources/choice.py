@@ -1,5 +1,6 @@
 """Which source `kind:location` means, or a folder alone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import read_shapes
 from diptych.data.sources.shards import read_shards
 from diptych.data.sources.table import read_csv, read_tsv_folder
+from diptych.data.sources.tar_pattern import holds_tars
 
 SOURCES: dict[str, Callable[[str], Source]] = {
     "shapes": read_shapes,
@@ -86,11 +88,14 @@ def recognise(path: Path) -> str:
         DataError: it looks like none, or like several.
     """
     if path.is_file():
-        kinds = [_BY_SUFFIX[path.suffix]] if path.suffix in _BY_SUFFIX else []
-        if path.name.startswith("captions_") and path.suffix == ".json":
+        suffix = path.suffix.lower()
+        kinds = [_BY_SUFFIX[suffix]] if suffix in _BY_SUFFIX else []
+        if path.name.startswith("captions_") and suffix == ".json":
             kinds = ["coco"]
-        if path.suffix == ".zip":
+        if suffix == ".zip":
             kinds = ["class-folder"]
+        if re.search(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", path.name, re.IGNORECASE):
+            kinds = ["shards"]  # Which says how to unpack it.
     else:
         kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
         if not kinds and _has(path, "*/*.[jJpP]*", "*/*/*.[jJpP]*") and all(entry.is_dir() for entry in path.iterdir()):
@@ -111,6 +116,7 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
     "packed": lambda path: _has(path, PACK),
     "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),
+    "shards": holds_tars,
     "hf": lambda path: _has(path, "dataset_dict.json", "state.json"),
 }
 """What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""
