@@ -1,4 +1,4 @@
-"""What people have in tars: repeated keys, links, encodings, numbered captions, labels, and CLIP_benchmark files beside them."""
+"""What people have in tars: repeated keys, links, encodings, numbered captions, labels, and the files of CLIP_benchmark."""
 
 import gzip
 import io
