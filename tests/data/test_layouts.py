@@ -73,3 +73,12 @@ def test_kaggles_table_with_the_comments_number(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text('image,comment_number,comment\na.jpg,0,"one, two"\n', "utf-8")
     assert recognise(tmp_path) == "flickr8k"
     assert _seen(open_source(str(tmp_path))) == [("a.jpg", ("one, two",), None)]
+
+
+@pytest.mark.parametrize("cell", ['["one", "it\'s two"]', """['one', "it's two"]"""])
+def test_a_cell_may_hold_a_list_of_captions(tmp_path: Path, cell: str) -> None:
+    draw_photos(tmp_path, ["a.jpg", "b.jpg"])
+    path = tmp_path / "rows.CSV"
+    path.write_text(f"image\tcaptions\na.jpg\t{cell}\nb.jpg\t[sic] a dog [here]\n".replace("\t", "|").replace('"', '""')
+                    .replace("|" + cell.replace('"', '""'), '|"' + cell.replace('"', '""') + '"'), "utf-8")  # fmt: skip
+    assert [source[1] for source in _seen(open_source(str(path)))] == [("one", "it's two"), ("[sic] a dog [here]",)]
