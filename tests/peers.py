@@ -16,6 +16,7 @@ _PEERS = {
     "open_clip": "open_clip",
     "transformers": "transformers",
     "classification_metrics": "clip_benchmark.metrics.zeroshot_classification",
+    "benchmark_datasets": "clip_benchmark.datasets.builder",
     "retrieval_metrics": "clip_benchmark.metrics.zeroshot_retrieval",
 }
 """By the name they have here, their modules."""

@@ -146,7 +146,7 @@ def _read(path: Path, content: object) -> Source:
             [{"image": "a.png", "caption": "x"}, {"caption": "x", "id": 1}],
             "row 1 has no key 'image'; it has: caption, id",
         ),
-        ([{"image": "a.png", "text": "x"}], "row 0 has none of 'caption', 'captions', 'label'; it has: image, text"),
+        ([{"image": "a.png", "words": "x"}], "row 0 has none of 'caption', 'captions', 'label'; it has: image, words"),
         ([{}], "row 0 has no key 'image'; it has: none"),
         ([{"image": 3, "caption": "x"}], "row 0: 'image' is a number, not a path"),
         ([{"image": "a.png", "caption": None}], "none of its 1 images has a caption or a label: a.png"),

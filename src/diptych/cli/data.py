@@ -129,6 +129,9 @@ def shards(
     /,
     *,
     per_shard: Annotated[int, Parameter(help="Samples a tar.")] = 5000,
+    layout: Annotated[
+        Literal["webdataset", "clip-benchmark"], Parameter(help="Names and side files, as CLIP_benchmark expects them.")
+    ] = "webdataset",
 ) -> None:
     """Write WebDataset tars, for open_clip, webdataset, and Diptych itself."""
     from diptych.data.sources.choice import open_source
@@ -136,10 +139,13 @@ def shards(
 
     opened = open_source(source)
     with bar("Writing", len(opened)) as step:
-        written = write_shards(opened, out, per_shard=per_shard, on_sample=step)
+        written = write_shards(opened, out, per_shard=per_shard, layout=layout, on_sample=step)
     print_skipped(written.skipped)
     names = f"{written.paths[0].name} to {written.paths[-1].name}"
     say(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}")
     last = written.paths[-1].stem
+    if layout == "clip-benchmark":
+        say(f"Train on them:  --data 'shards:{out}'")
+        return
     pattern = f"{out}/{{00000..{last}}}.tar" if len(written.paths) > 1 else str(written.paths[0])
     say(f"Train on them:  --data 'shards:{pattern}'")

@@ -2,6 +2,7 @@
 
 import os
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -34,12 +35,13 @@ class Tar(Protocol):
 class LocalTar:
     """A tar on this machine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, lines: bool = False) -> None:
         self.name = str(path)
+        self.lines = lines
 
     def index(self) -> TarIndex:
         """From beside the tar, or made."""
-        return tar_index(Path(self.name))
+        return tar_index(Path(self.name), lines=self.lines)
 
     def open(self) -> int:
         """A descriptor to read it by."""
@@ -49,15 +51,17 @@ class LocalTar:
 class RemoteTar:
     """A tar elsewhere, which is copied into the cache when it is read."""
 
-    def __init__(self, url: str, cache: FileCache) -> None:
+    def __init__(self, url: str, cache: FileCache, *, lines: bool = False) -> None:
         self.name = url
+        self.lines = lines
         self.cache = cache
         self.version = ""
 
     def index(self) -> TarIndex:
         """From the cache, or made from the tar."""
         self.version = remote_version(self.name)
-        return remote_tar_index(self.name, self.version, lambda: self.cache.local(self.name, self.version))
+        fetch = partial(self.cache.local, self.name, self.version)
+        return remote_tar_index(self.name, self.version, fetch, lines=self.lines)
 
     def open(self) -> int:
         """A descriptor to read the copy by; it stays good when the copy is thrown out."""

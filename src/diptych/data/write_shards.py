@@ -4,17 +4,20 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, atomic_write, read_regular
 from diptych.core.sample import ImageInput, Sample
+from diptych.data.sources.benchmark_files import CLASSES, TEMPLATES, TYPE
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode
 from diptych.images.opener import open_image
 
+Layout: TypeAlias = Literal["webdataset", "clip-benchmark"]
 _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
 
@@ -29,17 +32,25 @@ class WrittenShards:
 
 
 def write_shards(
-    source: Source, out: Path, *, per_shard: int = 5000, on_sample: Callable[[], object] | None = None
+    source: Source,
+    out: Path,
+    *,
+    per_shard: int = 5000,
+    layout: Layout = "webdataset",
+    on_sample: Callable[[], object] | None = None,
 ) -> WrittenShards:
     """Tars `00000.tar`, `00001.tar`, ... in a folder, each written beside its place and renamed.
 
-    A sample is its image file as it is (a drawing becomes a PNG), `.txt` with the first caption, and `.json` with key, all
-    captions, label and split.
+    A sample is its image file as it is (a drawing becomes a PNG), `.txt` with the first caption, `.cls` with the number
+    of its label, and `.json` with key, all captions, label and split; the names of the classes are in `classnames.txt`.
 
     Args:
         source: what is written, in its order.
         out: the folder, which must not hold tars.
         per_shard: samples a tar.
+        layout: `clip-benchmark` writes what its WebDataset reader takes: tars `0.tar`, `1.tar`, ... and `nshards.txt` in a
+            folder per split (`test` for samples without one), all captions in `.txt`, one a line, and the files that say what
+            the set is.
         on_sample: called after each sample.
 
     Raises:
@@ -48,25 +59,23 @@ def write_shards(
     """
     if per_shard < 1:
         raise ConfigError(f"per_shard is {per_shard}; it must be at least 1")
-    if next(out.glob("*.tar"), None) is not None:
+    if next(out.glob("*.tar"), None) is not None or next(out.glob("*/*.tar"), None) is not None:
         raise DataError(f"{out}: holds tars already; choose another folder")
     skipped: list[tuple[str, str]] = []
-    good = _readable(source, skipped, on_sample or (lambda: None))
+    parts: dict[str, list[int]] = {}
+    for i in range(len(source)):
+        parts.setdefault((source.split(i) or "test") if layout == "clip-benchmark" else ".", []).append(i)
     paths: list[Path] = []
     num_samples = 0
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        sample = next(good, None)
-        while sample is not None:
-            path = out / f"{len(paths):05d}.tar"
-            with atomic_write(path) as tmp, tarfile.open(tmp, "w") as tar:
-                for _ in range(per_shard):
-                    _add(tar, f"{num_samples:09d}", sample)
-                    num_samples += 1
-                    sample = next(good, None)
-                    if sample is None:
-                        break
-            paths.append(path)
+        for split, indices in parts.items():
+            lines = layout == "clip-benchmark"
+            good = _readable(source, indices, skipped, on_sample or (lambda: None), lines=lines)
+            written, num = _write_tars(good, out / split, per_shard, "{}.tar" if lines else "{:05d}.tar")
+            paths, num_samples = paths + written, num_samples + num
+            if lines:
+                (out / split / "nshards.txt").write_text(f"{len(written)}\n", encoding="utf-8")
+        _write_side_files(source, out, layout)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     if not paths:
@@ -75,11 +84,45 @@ def write_shards(
     return WrittenShards(paths=tuple(paths), num_samples=num_samples, skipped=tuple(skipped))
 
 
+def _write_tars(good: Iterator[dict[str, bytes]], out: Path, per_shard: int, name: str) -> tuple[list[Path], int]:
+    """The tars of some samples, and how many samples they hold."""
+    out.mkdir(parents=True, exist_ok=True)
+    paths, num_samples = list[Path](), 0
+    sample = next(good, None)
+    while sample is not None:
+        path = out / name.format(len(paths))
+        with atomic_write(path) as tmp, tarfile.open(tmp, "w") as tar:
+            for _ in range(per_shard):
+                _add(tar, f"{num_samples:09d}", sample)
+                num_samples += 1
+                sample = next(good, None)
+                if sample is None:
+                    break
+        paths.append(path)
+    return paths, num_samples
+
+
+def _write_side_files(source: Source, out: Path, layout: Layout) -> None:
+    """The names of the classes; for CLIP_benchmark also templates, or that the set is for retrieval."""
+    files = {CLASSES: tuple(" ".join(name.split()) for name in source.classes)}
+    if layout == "clip-benchmark":
+        files[TEMPLATES] = tuple(template.replace("{}", "{c}") for template in source.templates)
+        files[TYPE] = () if source.templates else ("retrieval",)
+    for name, lines in files.items():
+        if lines:
+            (out / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def _readable(
-    source: Source, skipped: list[tuple[str, str]], on_sample: Callable[[], object]
+    source: Source,
+    indices: Sequence[int],
+    skipped: list[tuple[str, str]],
+    on_sample: Callable[[], object],
+    *,
+    lines: bool,
 ) -> Iterator[dict[str, bytes]]:
     """The files of every sample whose image can be decoded, by their endings."""
-    for i in range(len(source)):
+    for i in indices:
         try:
             sample = source[i]
             content, ending = _file_of(sample.image)
@@ -88,8 +131,10 @@ def _readable(
             skipped.append((source.key(i), str(error)))
         else:
             meta = json.dumps(_meta(sample, source, source.split(i)), ensure_ascii=False)
-            caption = sample.captions[0].encode("utf-8", "replace")
-            yield {ending: content, "txt": caption, "json": meta.encode("utf-8", "replace")}
+            texts = [" ".join(text.splitlines()) for text in sample.captions] if lines else sample.captions[:1]
+            files = {ending: content, "txt": "\n".join(texts).encode("utf-8", "replace")}
+            files |= {} if sample.label is None else {"cls": str(sample.label).encode()}
+            yield {**files, "json": meta.encode("utf-8", "replace")}
         on_sample()
 
 

@@ -12,12 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.sources.blocks import RowColumns
-from diptych.data.sources.columns import locate
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable
 from diptych.data.sources.protocol import Source
@@ -28,25 +23,6 @@ from diptych.images.decode import IMAGE_SUFFIXES
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|validation|valid|val|test)(?![a-z])")
 _NUM_LISTED = 3
-
-
-class TarsWithSplits(ShardsSource):
-    """Shards each of which belongs to a split as a whole."""
-
-    def __init__(self, paths: Sequence[Path], splits: Sequence[str | None]) -> None:
-        super().__init__([LocalTar(path) for path in paths])
-        self._splits = tuple(splits)
-
-    def split(self, index: int) -> str | None:
-        """The split of the tar, else the one that the sample's JSON names."""
-        shard, _ = locate(self._starts, index)
-        return self._splits[shard] or super().split(index)
-
-    def _shard_columns(self, shard: int, numbers: NDArray[np.int64]) -> RowColumns:
-        columns, split = super()._shard_columns(shard, numbers), self._splits[shard]
-        if not split:
-            return columns
-        return columns._replace(splits=np.zeros(len(numbers), dtype=np.int64), split_names=(split,))
 
 
 @dataclass
@@ -133,7 +109,7 @@ def _from_tars(
 ) -> tuple[ShardsSource, Counter[str]]:
     whole = [(path, split) for path, split in tars if path not in fetched.unfinished or _has_samples(path)]
     splits = [split or _split_in_name(path.stem) for path, split in whole]
-    source = TarsWithSplits([path for path, _ in whole], splits) if whole else None
+    source = ShardsSource([LocalTar(path) for path, _ in whole], splits=splits) if whole else None
     if source is None or not len(source):
         raise DataError(f"cc3m:{root}: {len(tars)} tars hold no samples{f'; {fetched}' if str(fetched) else ''}")
     return source, source.problems()

@@ -1,5 +1,6 @@
 """Which source `kind:location` means, or a folder alone."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,16 @@ from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
-from diptych.data.sources.flickr import is_flickr8k, read_flickr8k, read_flickr30k
+from diptych.data.sources.flickr import has_tokens, is_flickr8k, read_flickr8k, read_flickr30k
 from diptych.data.sources.hugging_face import read_hf
+from diptych.data.sources.image_folder import (
+    has_pictures,
+    is_image_folder,
+    is_text_folder,
+    read_image_folder,
+    read_text_folder,
+    without_captions,
+)
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.mix import read_mix
 from diptych.data.sources.packed import PACK, read_packed
@@ -18,12 +27,15 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import read_shapes
 from diptych.data.sources.shards import read_shards
 from diptych.data.sources.table import read_csv, read_tsv_folder
+from diptych.data.sources.tar_pattern import holds_tars
 
 SOURCES: dict[str, Callable[[str], Source]] = {
     "shapes": read_shapes,
     "json": read_json,
     "csv": read_csv,
     "tsv-folder": read_tsv_folder,
+    "text-folder": read_text_folder,
+    "image-folder": read_image_folder,
     "flickr30k": read_flickr30k,
     "flickr8k": read_flickr8k,
     "coco": read_coco,
@@ -86,15 +98,22 @@ def recognise(path: Path) -> str:
         DataError: it looks like none, or like several.
     """
     if path.is_file():
-        kinds = [_BY_SUFFIX[path.suffix]] if path.suffix in _BY_SUFFIX else []
-        if path.name.startswith("captions_") and path.suffix == ".json":
+        suffix = path.suffix.lower()
+        kinds = [_BY_SUFFIX[suffix]] if suffix in _BY_SUFFIX else []
+        if path.name.startswith("captions_") and suffix == ".json":
             kinds = ["coco"]
-        if path.suffix == ".zip":
+        if suffix == ".zip":
             kinds = ["class-folder"]
+        if re.search(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", path.name, re.IGNORECASE):
+            kinds = ["shards"]  # Which says how to unpack it.
     else:
         kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
+        if not kinds and is_text_folder(path):
+            kinds = ["text-folder"]
         if not kinds and _has(path, "*/*.[jJpP]*", "*/*/*.[jJpP]*") and all(entry.is_dir() for entry in path.iterdir()):
             kinds = ["class-folder"]
+        if not kinds and has_pictures(path):
+            raise without_captions(path)
     if len(kinds) != 1:
         seen = f"looks like {' and '.join(kinds)}" if kinds else "looks like no kind of data"
         raise DataError(f"{path}: {seen}; say which: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
@@ -107,10 +126,15 @@ def _has(path: Path, *patterns: str) -> bool:
 
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "tsv-folder": lambda path: _has(path, "captions.txt") and not is_flickr8k(path / "captions.txt"),
-    "flickr30k": lambda path: _has(path, "results.csv", "flickr30k_images/results.csv", "dataset_flickr*.json"),
+    "flickr30k": lambda path: (
+        _has(path, "results.csv", "flickr30k_images/results.csv", "dataset_flickr*.json", "dataset_coco.json")
+        or has_tokens(path)
+    ),
     "flickr8k": lambda path: _has(path, "captions.txt") and is_flickr8k(path / "captions.txt"),
     "packed": lambda path: _has(path, PACK),
     "coco": lambda path: _has(path, "captions_*.json", "annotations/captions_*.json"),
+    "shards": holds_tars,
+    "image-folder": is_image_folder,
     "hf": lambda path: _has(path, "dataset_dict.json", "state.json"),
 }
 """What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""

@@ -14,10 +14,13 @@ import warnings
 from collections.abc import Collection
 from pathlib import Path
 
+from diptych.core.encodings import decode_text
 from diptych.core.errors import DataError, DiptychWarning
+from diptych.data.oddities import OddityCounter
 from diptych.data.sources.kaggle import fetch_from_kaggle
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder
+from diptych.images.decode import IMAGE_SUFFIXES
 
 _ROW = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")
 
@@ -45,14 +48,18 @@ def read_flickr(root: Path) -> Listing:
     """
     folder = _dump(root)
     splits_file = _only_one(sorted(folder.glob("dataset_*.json")))
-    table = _only_one([folder / name for name in _TABLES if (folder / name).is_file()])
-    captions, splits = _read_karpathy(splits_file) if splits_file else ({}, {})
-    if table:
+    table = _only_one([*(folder / name for name in _TABLES if (folder / name).is_file()), *_token_files(folder)])
+    captions, splits = _read_karpathy(splits_file) if splits_file else ({}, _listed_splits(folder))
+    oddities = OddityCounter()
+    if table and table.name not in _TABLES:
+        captions = _read_tokens(table, oddities)
+    elif table:
         captions = _read_comma_table(table) if is_flickr8k(table) else _read_table(table)
     builder = ListingBuilder(_image_folder(folder), where=table or folder)
     for name, texts in captions.items():
         builder.add(name, texts, split=splits.get(name))
     source = builder.build()
+    source.oddities = oddities.oddities()
     if table and splits_file:
         _compare(table, captions, splits_file, splits)
     return source
@@ -94,7 +101,49 @@ def _dump(root: Path) -> Path:
 
 
 def _has_captions(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _TABLES) or any(True for _ in folder.glob("dataset_*.json"))
+    has_table = any((folder / name).is_file() for name in _TABLES) or bool(_token_files(folder))
+    return has_table or any(True for _ in folder.glob("dataset_*.json"))
+
+
+def has_tokens(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds the authors' own captions: `Flickr8k.token.txt`, `results_20130124.token`."""
+    return any(_token_files(place) for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())))
+
+
+def _token_files(folder: Path) -> list[Path]:
+    """Without Flickr8k's lemmas, which are no sentences."""
+    found = (*folder.glob("*.token"), *folder.glob("*.token.txt"))
+    return sorted(path for path in found if ".lemma." not in path.name and not path.name.startswith("."))
+
+
+def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ...]]:
+    captions: dict[str, list[str]] = {}
+    text, _ = decode_text(path.read_bytes())
+    for number, line in enumerate(text.split("\n"), start=1):
+        place, tab, caption = line.rstrip("\r").partition("\t")
+        name, mark, _ = place.rpartition("#")
+        if not line.strip():
+            continue
+        if not tab or not mark:
+            raise DataError(f"{path}: line {number} is not 'image#number<TAB>caption': {line[:80]!r}")
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            captions.setdefault(name, []).append(caption.strip())
+        else:  # Flickr8k has 2258277193_586949ec62.jpg.1, which is no file.
+            oddities.add("captions of what is no picture's name", "left out", name)
+    if not captions:
+        raise DataError(f"{path}: holds no captions")
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def _listed_splits(folder: Path) -> dict[str, str]:
+    """By image the split of Flickr8k's lists: `Flickr_8k.trainImages.txt` and so on."""
+    lists = ((path, re.fullmatch(r".*[._](\w+)Images\.txt", path.name)) for path in sorted(folder.glob("*Images.txt")))
+    return {
+        name.strip(): found[1]
+        for path, found in lists
+        if found
+        for name in decode_text(path.read_bytes())[0].splitlines()
+    }
 
 
 def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
@@ -116,9 +165,10 @@ def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def is_flickr8k(path: Path) -> bool:
-    """Whether a file is Kaggle's table of Flickr8k: a heading `image,caption`, then commas."""
+    """Whether a file is a table of Kaggle's with commas: `image,caption`, or with the comment's number between them."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline().strip().lower() == "image,caption"
+        heading = [name.strip() for name in file.readline().lower().split(",")]
+    return len(heading) in {2, 3} and heading[0] in {"image", "image_name"} and heading[-1] in {"caption", "comment"}
 
 
 def _read_comma_table(path: Path) -> dict[str, tuple[str, ...]]:
@@ -126,11 +176,11 @@ def _read_comma_table(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
-            next(rows)
+            heading = next(rows)
             for row in rows:
-                if len(row) != 2:
-                    raise DataError(f"{path}: line {rows.line_num} is not 'image,caption': {row!r:.80}")
-                captions.setdefault(row[0].strip(), []).append(row[1].strip())
+                if len(row) != len(heading):
+                    raise DataError(f"{path}: line {rows.line_num} is not '{','.join(heading)}': {row!r:.80}")
+                captions.setdefault(row[0].strip(), []).append(row[-1].strip())
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
     except csv.Error as error:
@@ -147,16 +197,24 @@ def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
 def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        captions = {image["filename"]: tuple(line["raw"].strip() for line in image["sentences"]) for image in images}
-        splits = {image["filename"]: str(image["split"]) for image in images}
+        names = [
+            f"{image['filepath']}/{image['filename']}" if "filepath" in image else image["filename"] for image in images
+        ]
+        texts = [tuple(line["raw"].strip() for line in image["sentences"]) for image in images]
+        captions = dict(zip(names, texts, strict=True))
+        splits = {name: str(image["split"]) for name, image in zip(names, images, strict=True)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is not Karpathy's split file ({type(error).__name__}: {error})") from None
     return captions, splits
 
 
 def _image_folder(folder: Path) -> Path:
-    for name in ("images", "flickr30k_images", "flickr30k-images", "Images", "Flicker8k_Dataset"):
-        for found in (folder / name / name, folder / name):  # Kaggle's Flickr30k has the folder in itself.
-            if found.is_dir():
-                return found
+    bases = (
+        (folder, folder.parent) if _token_files(folder) else (folder,)
+    )  # Their authors' texts have a folder of their own.
+    for base in bases:
+        for name in ("images", "flickr30k_images", "flickr30k-images", "Images", "Flicker8k_Dataset"):
+            for found in (base / name / name, base / name):  # Kaggle's Flickr30k has the folder in itself.
+                if found.is_dir():
+                    return found
     return folder

@@ -13,6 +13,8 @@ from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, read_location
 from diptych.data.sources.templates import templates_of
 
+_OTHER_NAMES = {"image": ("file_name", "filename", "filepath", "image_path"), "caption": ("text",)}
+
 
 def read_json(location: str) -> Listing:
     """Image paths are relative to the file's folder, or to `?root=DIR`.
@@ -26,7 +28,8 @@ def read_json(location: str) -> Listing:
     existing_file(path, kind="json")
     builder = ListingBuilder(Path(options.get("root", path.parent)), where=path, templates=templates_of(options))
     try:
-        for number, row in enumerate(_rows(path)):
+        for number, given in enumerate(_rows(path)):
+            row = _usual_names(given) if isinstance(given, dict) else given
             problem = _problem(row)
             if problem is not None:
                 raise DataError(f"{path}: row {number}{problem}")
@@ -38,7 +41,7 @@ def read_json(location: str) -> Listing:
 
 def _rows(path: Path) -> Iterator[Any]:
     """One by one: a million lines are never in memory at once."""
-    if path.suffix in {".jsonl", ".ndjson"}:
+    if path.suffix.lower() in {".jsonl", ".ndjson"}:
         number = 0
         try:
             with path.open("rb") as file:  # Bytes: U+2028 and its like end no line here.
@@ -57,6 +60,20 @@ def _rows(path: Path) -> Iterator[Any]:
     if not isinstance(content, list):
         raise DataError(f"{path}: holds {_json_name(content)}, not a list of rows")
     yield from content
+
+
+def _usual_names(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with `image` and `caption` for what other tools call so, where it has none of its own.
+
+    >>> _usual_names({"file_name": "a.jpg", "text": "a dog"})
+    {'file_name': 'a.jpg', 'text': 'a dog', 'image': 'a.jpg', 'caption': 'a dog'}
+    """
+    named = dict(row)
+    for usual, others in _OTHER_NAMES.items():
+        other = next((name for name in others if name in row), None)
+        if other is not None and usual not in row and not (usual == "caption" and "captions" in row):
+            named[usual] = row[other]
+    return named
 
 
 def _problem(row: Any) -> str | None:

@@ -1,6 +1,6 @@
 """`shards:PATTERN`: WebDataset tars as a source with random access, on this machine or elsewhere.
 
-The pattern is a path, a glob, a range (`{000..127}.tar`), or several of these joined by `::`, as in webdataset and
+The pattern is a path, a folder, a glob, a range (`{000..127}.tar`), or several of these joined by `::`, as in webdataset and
 open_clip's trainer. Each may be a URL that fsspec knows (`s3://`, `gs://`, `https://`).
 """
 
@@ -9,29 +9,27 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.address import redacted
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
-from diptych.core.remote import FileCache, is_remote, list_remote
+from diptych.core.remote import FileCache, is_remote
 from diptych.core.sample import Sample
+from diptych.data.oddities import Oddity, merged
+from diptych.data.sources.benchmark_files import BenchmarkFiles, benchmark_files, read_lines
 from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed, ranges
 from diptych.data.sources.columns import locate
-from diptych.data.sources.location import listable
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, templates_of
+from diptych.data.sources.tar_pattern import MAX_TARS, distinct_stems, shortened, tars_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
 from diptych.data.tar_index import TarIndex
 from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MAX_TARS, _MAX_DIGITS = 1_000_000, 18
-"""What ranges may name, and the length of their numbers."""
-_OPTIONS = ("cache_gb", "templates")
+_OPTIONS = ("cache_gb", "captions", "classes", "templates")
 _CACHE_GB = 32.0
 _AT_A_TIME = 8
 """Tars whose index is looked up at once: over a network most of that is waiting."""
@@ -40,17 +38,33 @@ _AT_A_TIME = 8
 class ShardsSource(Source):
     """The samples of several tars, one after another."""
 
-    def __init__(self, tars: Sequence[Tar], *, templates: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tars: Sequence[Tar],
+        *,
+        templates: tuple[str, ...] = (),
+        splits: Sequence[str | None] = (),
+        files: BenchmarkFiles | None = None,
+    ) -> None:
+        files = files or BenchmarkFiles()
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             self._indices = list(pool.map(lambda tar: tar.index(), tars))
         self._reader = TarReader(list(tars))
         self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._starts = np.concatenate([[0], self.block_ends]).tolist()
-        self._stems = _distinct_stems([tar.name for tar in tars])
-        self.classes = tuple(sorted({label for index in self._indices for label in index.labels.names}))
-        self._label_ids = {name: i for i, name in enumerate(self.classes)}
+        self._stems = distinct_stems([tar.name for tar in tars])
+        self._splits = tuple(splits) or (None,) * len(tars)
+        self.classes = _classes(self._indices, files.classes)
+        self._labels = [_label_ids(index, self.classes, files.classes) for index in self._indices]
         self._given_templates = templates
-        self.templates = templates or (FIVE_TEMPLATES if any(map(_lacks_captions, self._indices)) else ())
+        lacks_captions = any(map(_lacks_captions, self._indices))
+        self.templates = templates or ((files.templates or FIVE_TEMPLATES) if lacks_captions else ())
+        self.oddities = merged(_oddities(*pair) for pair in zip(self._indices, self._stems, strict=True))
+        if self.templates and not files.classes and any((index.label_numbers >= 0).any() for index in self._indices):
+            raise DataError(
+                f"{tars[0].name}: its labels are numbers without names, which make no captions; put classnames.txt with one "
+                "name a line beside it, or say shards:PATTERN?classes=FILE"
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -72,7 +86,10 @@ class ShardsSource(Source):
         kept = self._indices[shard]
         first, last = int(kept.caption_ends[row - 1]) if row else 0, int(kept.caption_ends[row])
         captions = tuple([kept.captions[i] for i in range(first, last)])
-        return captions_or_filled(captions, kept.labels[row], self._given_templates) if self.templates else captions
+        label = int(self._labels[shard][row])
+        if label < 0 or (captions and not self._given_templates):
+            return captions
+        return filled(self.templates, readable(self.classes[label]))
 
     def key(self, index: int) -> str:
         """The shard's name and the sample's key in it."""
@@ -80,16 +97,15 @@ class ShardsSource(Source):
         return f"{self._stems[shard]}/{self._indices[shard].keys[row]}"
 
     def split(self, index: int) -> str | None:
-        """The split that the sample's JSON names, if it names one."""
+        """The split of the tar's folder, else the one that the sample's JSON names."""
         shard, row = locate(self._starts, index)
-        return self._indices[shard].splits[row]
+        return self._splits[shard] or self._indices[shard].splits[row]
 
     def label(self, index: int) -> int | None:
-        """The class that the sample's JSON names, if it names one."""
-        if not self.classes:
-            return None
+        """The class that the sample's JSON or `.cls` names, if one does."""
         shard, row = locate(self._starts, index)
-        return self._label_ids.get(self._indices[shard].labels[row] or "")
+        label = int(self._labels[shard][row])
+        return None if label < 0 else label
 
     def image_size(self, index: int) -> int:
         """Bytes of the image in its tar."""
@@ -106,14 +122,14 @@ class ShardsSource(Source):
         index = self._indices[shard]
         counts = np.diff(index.caption_ends, prepend=0)[numbers]
         captions = ranges(index.caption_ends[numbers] - counts, counts)
-        label_ids = np.array([*(self._label_ids[name] for name in index.labels.names), -1], dtype=np.int64)
+        split = self._splits[shard]
         return RowColumns(
             keys=prefixed(index.keys.take(numbers), f"{self._stems[shard]}/"),
             captions=index.captions.take(np.arange(len(index.captions))[captions]),
             num_captions=counts,
-            labels=label_ids[index.labels.take(numbers)],
-            splits=index.splits.take(numbers),
-            split_names=index.splits.names,
+            labels=self._labels[shard][numbers],
+            splits=np.zeros(len(numbers), dtype=np.int64) if split else index.splits.take(numbers),
+            split_names=(split,) if split else index.splits.names,
         )
 
     def problems(self) -> Counter[str]:
@@ -124,22 +140,23 @@ class ShardsSource(Source):
 def read_shards(location: str) -> ShardsSource:
     """All tars of a pattern; samples without an image or a caption are left out and counted.
 
-    `?cache_gb=N` bounds what is kept of remote tars on this machine; `?templates=FILE` makes captions of the labels.
+    `?cache_gb=N` bounds what is kept of remote tars on this machine; `?templates=FILE` makes captions of the labels,
+    `?classes=FILE` gives names to labels that are numbers, `?captions=lines` makes each line of a `.txt` a caption.
 
     Raises:
         ConfigError: a remote place needs an extra that is not installed.
         DataError: the pattern names no tars, one is missing or none, or no sample is whole.
     """
     pattern, options = _options(location)
-    cache = FileCache(max_bytes=_cache_bytes(pattern, options))
-    tars: list[Tar] = []
+    named = list[tuple[str, str | None]]()
     for part in pattern.split("::"):
-        tars += _expand(part, cache)
-        if len(tars) > _MAX_TARS:
+        named += tars_of(part)
+        if len(named) > MAX_TARS:
             raise DataError(
-                f"{_shortened(pattern)}: names {len(tars):,} tars or more; at most {_MAX_TARS:,} are allowed"
+                f"{shortened(pattern)}: names {len(named):,} tars or more; at most {MAX_TARS:,} are allowed"
             )
-    source = ShardsSource(tars, templates=templates_of(options))
+    source = _opened(pattern, named, options)
+    tars = named
     if not len(source):
         raise DataError(f"{location}: {len(tars)} tars hold no samples")
     problems = source.problems()
@@ -148,6 +165,21 @@ def read_shards(location: str) -> ShardsSource:
         text = f"{location}: {problems.total()} of {len(source) + problems.total()} samples are left out: {listed}"
         warnings.warn(text, DiptychWarning, stacklevel=2)
     return source
+
+
+def _opened(pattern: str, named: Sequence[tuple[str, str | None]], options: dict[str, str]) -> ShardsSource:
+    files = benchmark_files(Path(name).parent for name, _ in named if not is_remote(name))
+    if options.get("captions", "lines") != "lines":
+        raise DataError(f"{pattern}: captions is '{options['captions']}'; it is 'lines', or left out")
+    lines = files.is_retrieval or "captions" in options
+    cache = FileCache(max_bytes=_cache_bytes(pattern, options))
+    tars: list[Tar] = [
+        RemoteTar(name, cache, lines=lines) if is_remote(name) else LocalTar(Path(name), lines=lines)
+        for name, _ in named
+    ]
+    if "classes" in options:
+        files = files._replace(classes=read_lines(Path(options["classes"])))
+    return ShardsSource(tars, templates=templates_of(options), splits=[split for _, split in named], files=files)
 
 
 def _options(location: str) -> tuple[str, dict[str, str]]:
@@ -172,74 +204,40 @@ def _cache_bytes(pattern: str, options: dict[str, str]) -> int:
     return int(size * 1e9)
 
 
-def _expand(pattern: str, cache: FileCache) -> list[Tar]:
-    """The tars of one pattern, sorted; a range must be there from end to end."""
-    spelled = _ranges(pattern)
-    has_signs = any(sign in pattern for sign in "*?[")
-    if is_remote(pattern):
-        urls = list_remote(pattern) if "*" in pattern else spelled
-        return [RemoteTar(url, cache) for url in urls]
-    if len(spelled) > 1 or not has_signs:
-        paths = [Path(name) for name in spelled]
-        missing = [path for path in paths if not path.is_file()]
-        if missing:
-            raise DataError(f"{pattern}: {len(missing)} of {len(paths)} tars are not there, the first: {missing[0]}")
-        return [LocalTar(path) for path in paths]
-    path = Path(pattern)
-    fixed = next(folder for folder in path.parents if not any(sign in str(folder) for sign in "*?["))
-    if fixed.is_dir():
-        listable(fixed)
-    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-    if not found:
-        raise DataError(f"{pattern}: no tar is called so")
-    return [LocalTar(path) for path in found]
-
-
-def _ranges(pattern: str) -> list[str]:
-    """The names that a pattern with ranges stands for; leading zeros are kept.
-
-    Raises:
-        DataError: there are more than a million, a range is empty, or a number has more than 18 digits.
-
-    >>> _ranges("a{08..10}.tar")
-    ['a08.tar', 'a09.tar', 'a10.tar']
-    """
-    ends = [found.groups() for found in _RANGE.finditer(pattern)]
-    longest = max((len(number) for pair in ends for number in pair), default=0)
-    if longest > _MAX_DIGITS:
-        raise DataError(f"{_shortened(pattern)}: a number has {longest:,} digits; at most {_MAX_DIGITS} are allowed")
-    ranges = [range(int(first), int(last) + 1) for first, last in ends]
-    count = 1
-    for numbers, (first, last) in zip(ranges, ends, strict=True):
-        if not numbers:
-            raise DataError(
-                f"{_shortened(pattern)}: the range {{{first}..{last}}} is empty; write the smaller number first"
-            )
-        count *= len(numbers)
-        if count > _MAX_TARS:  # The product of the others may have any number of digits.
-            raise DataError(
-                f"{_shortened(pattern)}: its ranges name {count:,} tars or more; at most {_MAX_TARS:,} are allowed"
-            )
-    texts = _RANGE.split(pattern)[::3]  # Between them are both ends of each range.
-    written = [
-        [str(number).zfill(len(first)) for number in numbers] for numbers, (first, _) in zip(ranges, ends, strict=True)
-    ]
-    return [
-        texts[0] + "".join(number + text for number, text in zip(numbers, texts[1:], strict=True))
-        for numbers in product(*written)
-    ]
-
-
-def _shortened(pattern: str) -> str:
-    return pattern if len(pattern) <= 200 else f"{pattern[:200]}..."
-
-
 def _lacks_captions(index: TarIndex) -> bool:
     return bool((np.diff(index.caption_ends, prepend=0) == 0).any())
 
 
-def _distinct_stems(names: list[str]) -> list[str]:
-    """The tars' names without ending, with their folders' where two are called the same."""
-    paths = [PurePosixPath(redacted(name).partition("?")[0] if is_remote(name) else name) for name in names]
-    stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [f"{path.parent.name}/{path.stem}" for path in paths]
+def _classes(indices: Sequence[TarIndex], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are given, then those that samples name; numbers name themselves where none are given.
+
+    Raises:
+        DataError: a label's number is above those of the given ones.
+    """
+    numbers = {int(number) for index in indices for number in np.unique(index.label_numbers) if number >= 0}
+    if given and numbers and max(numbers) >= len(given):
+        raise DataError(
+            f"a label is {max(numbers)}, but the file of class names holds {len(given)}, from 0 on; complete it"
+        )
+    named = sorted({name for index in indices for name in index.labels.names} - set(given))
+    return (*given, *(() if given else map(str, sorted(numbers))), *named)
+
+
+def _label_ids(index: TarIndex, classes: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.int64]:
+    """Of each sample its place in the classes, -1 for none."""
+    place = {name: i for i, name in reversed(list(enumerate(classes)))}  # Of equal names the first.
+    by_name = np.array([*(place[name] for name in index.labels.names), -1], dtype=np.int64)[index.labels.codes()]
+    numbers = index.label_numbers
+    if not given:
+        unique, inverse = np.unique(numbers, return_inverse=True)
+        numbers = np.array([place.get(str(number), -1) for number in unique], dtype=np.int64)[inverse]
+    return np.where(index.label_numbers >= 0, numbers, by_name)
+
+
+def _oddities(index: TarIndex, stem: str) -> tuple[Oddity, ...]:
+    """Those of one tar, their examples under its name, and what of it was left out."""
+    own = (
+        replace(oddity, examples=tuple(f"{stem}/{example}" for example in oddity.examples)) for oddity in index.oddities
+    )
+    left_out = (Oddity(f"samples with {reason}", "left out", num, (stem,)) for reason, num in index.problems.items())
+    return (*own, *left_out)

@@ -5,7 +5,9 @@ Kaggle dumps. Where that fails, or means the wrong one, the location says it:
 `csv:FILE?image=filepath&caption=title&separator=tab`.
 """
 
+import ast
 import csv
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -78,11 +80,29 @@ def read_csv(location: str) -> Listing:
             )
         builder.add(
             row[image].strip(),
-            () if caption is None else (row[caption].strip(),),
+            () if caption is None else _captions_in(row[caption].strip()),
             label=None if label is None or label >= len(row) else row[label] or None,
             split=None if split is None or split >= len(row) else row[split] or None,
         )
     return builder.build()
+
+
+def _captions_in(cell: str) -> list[str]:
+    """The captions of a cell, which is one or a list as JSON or Python writes it.
+
+    >>> _captions_in('["one", "two"]'), _captions_in("['one', 'two']"), _captions_in("[sic] a dog")
+    (['one', 'two'], ['one', 'two'], ['[sic] a dog'])
+    """
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            content = read(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(content, list) and content and all(isinstance(text, str) for text in content):
+            return [text.strip() for text in content]
+    return [cell]
 
 
 def read_tsv_folder(location: str) -> Listing:

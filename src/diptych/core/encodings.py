@@ -1,0 +1,22 @@
+"""Text of unknown encoding, as caption files of many years and systems hold it."""
+
+import codecs
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def decode_text(content: bytes) -> tuple[str, str]:
+    """The text without its byte order mark, and the encoding that it is in: UTF-8, else UTF-16 with a mark, else Windows-1252.
+
+    Every content gives a text: the few bytes that Windows-1252 leaves undefined are read as Latin-1.
+
+    >>> decode_text("grün".encode("utf-8-sig")), decode_text("grün".encode("utf-16")), decode_text("grün".encode("latin-1"))
+    (('grün', 'UTF-8'), ('grün', 'UTF-16'), ('grün', 'Windows-1252'))
+    """
+    tries = (("utf-16", "UTF-16"),) if content.startswith(_UTF_16) else ()
+    for encoding, name in (("utf-8-sig", "UTF-8"), *tries, ("cp1252", "Windows-1252")):
+        try:
+            return content.decode(encoding), name
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1"), "Latin-1"

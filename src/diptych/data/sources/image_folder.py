@@ -1,0 +1,111 @@
+"""`text-folder:DIR`: a `.txt` next to each picture; `image-folder:DIR`: Hugging Face's folder with `metadata.jsonl`."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from diptych.core.encodings import decode_text
+from diptych.core.errors import DataError
+from diptych.core.foreign import is_foreign
+from diptych.data.oddities import OddityCounter
+from diptych.data.sources.json_file import read_json
+from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.sources.location import existing_folder
+from diptych.data.sources.table import read_csv
+from diptych.data.sources.tree import FolderTree
+
+_METADATA = ("metadata.jsonl", "metadata.csv")
+_CAPTION_SUFFIXES = (".txt", ".caption")
+_NUM_LOOKED_AT = 50
+
+
+def read_text_folder(location: str) -> Listing:
+    """The pictures below a folder, captions from `NAME.txt` or `NAME.caption`; those without one are left out and counted.
+
+    Raises:
+        DataError: there is no such folder, or no picture in it has a caption.
+    """
+    root = existing_folder(Path(location), kind="text-folder")
+    builder, oddities = ListingBuilder(root, where=root), OddityCounter()
+    num_kept = 0
+    for name in FolderTree(root).names():
+        caption = "" if is_foreign(name) else _caption(root / name, name, oddities)
+        if caption:
+            builder.add(name, [caption])
+            num_kept += 1
+        else:
+            oddities.add("files of tools" if is_foreign(name) else "pictures without a caption", "left out", name)
+    if not num_kept:
+        raise without_captions(root)
+    source = builder.build(check_images=False)
+    source.oddities = oddities.oddities()
+    return source
+
+
+def without_captions(folder: Path) -> DataError:
+    """What to say of a folder of pictures alone."""
+    return DataError(
+        f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, or sort them into "
+        f"one folder a class. Searching needs neither: diptych index add INDEX {folder}"
+    )
+
+
+def read_image_folder(location: str) -> Listing:
+    """`metadata.jsonl` or `metadata.csv` with `file_name`, in the folder or in those below, which are then the splits.
+
+    Raises:
+        DataError: there is none, or it cannot be read as `json:` and `csv:` do.
+    """
+    root = existing_folder(Path(location), kind="image-folder")
+    files = list(_metadata_files(root))
+    if not files:
+        raise DataError(f"{root}: holds neither {' nor '.join(_METADATA)}, nor do the folders in it")
+    builder = ListingBuilder(root, where=root)
+    for path in files:
+        folder = "" if path.parent == root else path.parent.name
+        part = read_json(str(path)) if path.suffix == ".jsonl" else read_csv(str(path))
+        for i in range(len(part)):
+            label = part.label(i)
+            builder.add(
+                f"{folder}/{part.key(i)}" if folder else part.key(i),
+                () if part.templates else part.captions(i),
+                label=None if label is None else part.classes[label],
+                split=part.split(i) or folder or None,
+            )
+    return builder.build(check_images=False)
+
+
+def is_image_folder(folder: Path) -> bool:
+    """Whether `image-folder:` reads it."""
+    return any(True for _ in _metadata_files(folder))
+
+
+def is_text_folder(folder: Path) -> bool:
+    """Whether most of its first pictures have a text next to them."""
+    first = list(islice((name for name in FolderTree(folder).names() if not is_foreign(name)), _NUM_LOOKED_AT))
+    return 2 * sum(_caption_file(folder / name) is not None for name in first) > len(first)
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether any picture lies in the folder or below."""
+    return any(not is_foreign(name) for name in FolderTree(folder).names())
+
+
+def _metadata_files(root: Path) -> Iterator[Path]:
+    for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_foreign(entry.name))):
+        yield from [folder / name for name in _METADATA if (folder / name).is_file()][:1]
+
+
+def _caption(image: Path, name: str, oddities: OddityCounter) -> str:
+    path = _caption_file(image)
+    if path is None:
+        return ""
+    text, encoding = decode_text(path.read_bytes())
+    if encoding != "UTF-8":
+        oddities.add("texts that are not UTF-8", f"read as {encoding}", name)
+    return text.strip()
+
+
+def _caption_file(image: Path) -> Path | None:
+    places = (image.with_suffix(spelled) for suffix in _CAPTION_SUFFIXES for spelled in (suffix, suffix.upper()))
+    return next((path for path in places if path.is_file()), None)

@@ -1,0 +1,133 @@
+"""Which tars `shards:PATTERN` names: a path, a glob, a range, or a folder of tars."""
+
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path, PurePosixPath
+
+from diptych.core.address import redacted
+from diptych.core.errors import DataError
+from diptych.core.remote import is_remote, list_remote
+from diptych.data.sources.location import listable
+
+MAX_TARS = 1_000_000
+"""What the ranges of a pattern may name together."""
+_MAX_DIGITS = 18
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SPLITS = frozenset({"train", "val", "valid", "validation", "dev", "test"})
+
+
+def tars_of(pattern: str) -> list[tuple[str, str | None]]:
+    """The paths or URLs of a pattern, sorted, and the split that the folder gives each; a range must be whole.
+
+    A folder stands for the tars in it, or for those in its folders that are called after splits.
+
+    Raises:
+        DataError: it names no tars, or one that is not there.
+    """
+    spelled = ranges_of(pattern)
+    has_signs = any(sign in pattern for sign in "*?[")
+    if is_remote(pattern):
+        return [(url, None) for url in (list_remote(pattern) if "*" in pattern else spelled)]
+    if Path(pattern).is_dir():
+        return [(str(path), split) for path, split in _of_folder(Path(pattern))]
+    if len(spelled) > 1 or not has_signs:
+        missing = [name for name in spelled if not Path(name).is_file()]
+        if missing:
+            raise DataError(f"{pattern}: {len(missing)} of {len(spelled)} tars are not there, the first: {missing[0]}")
+        return [(name, None) for name in spelled]
+    path = Path(pattern)
+    fixed = next(folder for folder in path.parents if not any(sign in str(folder) for sign in "*?["))
+    if fixed.is_dir():
+        listable(fixed)
+    found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    if not found:
+        raise DataError(f"{pattern}: no tar is called so")
+    return [(str(path), None) for path in found]
+
+
+def holds_tars(folder: Path) -> bool:
+    """Whether `shards:FOLDER` would find anything."""
+    return any(True for _ in _found_in(folder))
+
+
+def _of_folder(folder: Path) -> list[tuple[Path, str | None]]:
+    listable(folder)
+    found = list(_found_in(folder))
+    if not found:
+        packed = sorted(path for path in folder.iterdir() if ".tar." in path.name.lower())
+        way_out = f"; {packed[0].name} is compressed: unpack such files first" if packed else ""
+        splits = ", ".join(sorted(_SPLITS))
+        raise DataError(f"{folder}: holds no tars, nor do folders in it that are called {splits}{way_out}")
+    return found
+
+
+def _found_in(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    own = _tars_in(folder)
+    if own:
+        yield from ((path, None) for path in own)
+        return
+    for below in sorted(entry for entry in folder.iterdir() if entry.name in _SPLITS and entry.is_dir()):
+        yield from ((path, below.name) for path in _tars_in(below))
+
+
+def _tars_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".tar" and path.name[0] != ".")
+
+
+def distinct_stems(names: list[str]) -> list[str]:
+    """The tars' names without ending, with as many folders above as tell all of them apart.
+
+    >>> distinct_stems(["a/x/0.tar", "b/x/0.tar"]), distinct_stems(["0.tar", "0.tar"])
+    (['a/x/0', 'b/x/0'], ['0', '0#2'])
+    """
+    paths = [PurePosixPath(redacted(name).partition("?")[0] if is_remote(name) else name) for name in names]
+    for depth in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        stems = ["/".join((*path.parts[:-1][1 - depth or len(path.parts) :], path.stem)) for path in paths]
+        if len(set(stems)) == len(stems):
+            return stems
+    seen: dict[str, int] = {}
+    for number, stem in enumerate(stems):
+        seen[stem] = seen.get(stem, 0) + 1
+        stems[number] = f"{stem}#{seen[stem]}" if seen[stem] > 1 else stem
+    return stems
+
+
+def ranges_of(pattern: str) -> list[str]:
+    """The names that a pattern with ranges stands for; leading zeros are kept.
+
+    Raises:
+        DataError: there are more than a million, a range is empty, or a number has more than 18 digits.
+
+    >>> ranges_of("a{08..10}.tar")
+    ['a08.tar', 'a09.tar', 'a10.tar']
+    """
+    ends = [found.groups() for found in _RANGE.finditer(pattern)]
+    longest = max((len(number) for pair in ends for number in pair), default=0)
+    if longest > _MAX_DIGITS:
+        raise DataError(f"{shortened(pattern)}: a number has {longest:,} digits; at most {_MAX_DIGITS} are allowed")
+    ranges = [range(int(first), int(last) + 1) for first, last in ends]
+    count = 1
+    for numbers, (first, last) in zip(ranges, ends, strict=True):
+        if not numbers:
+            raise DataError(
+                f"{shortened(pattern)}: the range {{{first}..{last}}} is empty; write the smaller number first"
+            )
+        count *= len(numbers)
+        if count > MAX_TARS:  # The product of the others may have any number of digits.
+            raise DataError(
+                f"{shortened(pattern)}: its ranges name {count:,} tars or more; at most {MAX_TARS:,} are allowed"
+            )
+    texts = _RANGE.split(pattern)[::3]  # Between them are both ends of each range.
+    written = [
+        [str(number).zfill(len(first)) for number in numbers] for numbers, (first, _) in zip(ranges, ends, strict=True)
+    ]
+    return [
+        texts[0] + "".join(number + text for number, text in zip(numbers, texts[1:], strict=True))
+        for numbers in product(*written)
+    ]
+
+
+def shortened(pattern: str) -> str:
+    """A pattern as a message shows it."""
+    return pattern if len(pattern) <= 200 else f"{pattern[:200]}..."
