@@ -39,7 +39,9 @@ def test_odd_names_on_a_terminal_that_knows_no_letters(kind: str, more: list[str
     assert done.stdout.isascii()
     assert b"\\U0001f408.png" in done.stdout or b"\\ud83d\\udc08.png" in done.stdout
     found = json.loads((out / "audit.json").read_text("utf-8"))
-    assert found["num_samples"] == 16
+    assert (
+        found["num_samples"] == {"json": 16, "class-folder": 15}[kind]
+    )  # A folder whose name begins with a dot is hidden.
     keys = "".join(key for key, _ in found["unreadable"])
     assert ["\U0001f408" in keys, "\udcff" in keys] == [True, True]
     assert not more or json.loads(done.stdout) == found
@@ -109,9 +111,6 @@ def test_ctrl_c_ends_at_once_and_packing_goes_on(command: str, tmp_path: Path) -
     assert (running.returncode, said, err) == (130, "", "diptych: interrupted\n")
     assert time.monotonic() - began < 5
     if command == "pack":
-        for path in (tmp_path / "set").glob("*.png"):
-            path.unlink()
-        draw_photos(tmp_path / "set", [f"{i}.png" for i in range(120)])
         assert main(["data", *words]) == 0
         told = json.loads((out / "pack.json").read_text("utf-8"))
         assert len(told["checksums"]) == 30

@@ -1,5 +1,6 @@
 import json
 import pickle
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +318,21 @@ def test_a_pack_of_raw_labels_keeps_their_order(tmp_path: Path) -> None:
     meta.write_text(json.dumps(json.loads(meta.read_text("utf-8")) | {"classes": ["z_z", "b_b"]}), "utf-8")
     source = open_source(f"packed:{tmp_path / 'pack'}")
     assert (source.classes, source.label(0), source.label(1)) == (("z z", "b b"), 1, 0)
+
+
+def test_raw_labels_of_tars_become_words(tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["0.png", "1.png"])
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for i, label in enumerate(("red_circle", "red circle")):
+            tar.add(tmp_path / f"{i}.png", f"{i}.png")
+            (tmp_path / "meta.json").write_text(json.dumps({"label": label}))
+            tar.add(tmp_path / "meta.json", f"{i}.json")
+    source = open_source(f"shards:{tmp_path / 'set.tar'}")
+    assert (source.classes, source.label(0), source.label(1)) == (("red circle",), 0, 0)
+
+
+def test_a_file_of_a_tool_beside_class_folders_does_not_hide_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        draw_photos(tmp_path / "set" / name, ["0.png", "1.png"])
+    (tmp_path / "set" / ".DS_Store").write_bytes(b"x")
+    assert open_source(str(tmp_path / "set")).classes == ("cat", "dog")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.subset import take_split
+from diptych.data.sources.splits import take_split
 from diptych.data.write_shards import write_shards
 from diptych.evaluation.retrieval import retrieval_ranks
 from diptych.images.decode import decode
@@ -28,7 +28,7 @@ def test_clip_benchmark_reads_captions_and_splits(flickr_folder: Path, tmp_path:
         theirs = peers.benchmark_datasets.build_wds_dataset("x", np.asarray, split, str(tmp_path / "tars"))
         rows = list(theirs)
         assert [captions for _, captions in rows] == [list(source.captions(i)) for i in indices]
-        assert all(np.array_equal(rows[n][0], decode(source[i].image)) for n, i in enumerate(indices))
+        assert all(np.array_equal(rows[n][0], np.asarray(decode(source[i].image))) for n, i in enumerate(indices))
     again = open_source(str(tmp_path / "tars"))
     assert {again.captions(i) for i in range(4)} == {source.captions(i) for i in range(4)}
 

@@ -97,11 +97,6 @@ def zero_shot(
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
-    if classes is not None and len(classes) == len(source.classes) and not on.as_json:
-        pairs = zip(source.classes, classes, strict=True)
-        print_table(
-            "Classes", ["the data's name", "number", "yours"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
-        )
     result = evaluate_zero_shot(
         _encoder(clip, on),
         source,
@@ -110,6 +105,11 @@ def zero_shot(
         classes=classes,
         all_must_occur=classes is not None and on.max_samples is None and not allow_empty_classes,
     )
+    if classes is not None and not on.as_json:
+        pairs = zip(source.classes, classes, strict=True)
+        print_table(
+            "Classes", ["the data's name", "number", "yours"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
+        )
     _tell(tell_zero_shot(result), on, bundle)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from diptych.core.address import is_redacted
 from diptych.core.errors import DataError, unknown_name
+from diptych.core.foreign import is_foreign
 from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
 from diptych.data.sources.class_folder import read_class_folder
@@ -110,7 +111,11 @@ def recognise(path: Path) -> str:
         kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
         if not kinds and is_text_folder(path):
             kinds = ["text-folder"]
-        if not kinds and _has(path, "*/*.[jJpP]*", "*/*/*.[jJpP]*") and all(entry.is_dir() for entry in path.iterdir()):
+        if (
+            not kinds
+            and _has(path, "*/*.[jJpP]*", "*/*/*.[jJpP]*")
+            and all(entry.is_dir() for entry in path.iterdir() if not is_foreign(entry.name))
+        ):
             kinds = ["class-folder"]
         if not kinds and has_pictures(path):
             raise without_captions(path)

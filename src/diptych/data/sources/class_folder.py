@@ -12,7 +12,7 @@ from diptych.data.sources.class_layout import SPLITS, find_layout, natural_key
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
-from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
 from diptych.data.sources.tree import Tree, open_tree
 
 _OWN_SPLITS = {"valid": "val", "validation": "val"}
@@ -32,12 +32,10 @@ class LabelledPictures(Source):
         oddities: tuple[Oddity, ...] = (),
         is_natural: bool = True,
     ) -> None:
-        order = sorted(range(len(labels.names)), key=labels.names.__getitem__)
-        if is_natural:
-            order.sort(key=lambda i: natural_key(labels.names[i]))
-        rank = np.empty(len(order), dtype=np.int32)
-        rank[order] = np.arange(len(order))
-        self.classes = tuple(readable(labels.names[i]) for i in order)
+        ordered = sorted(labels.names, key=natural_key) if is_natural else sorted(labels.names)
+        self.classes, class_of_label = class_names(ordered, in_order=True)
+        number = dict(zip(ordered, class_of_label, strict=True))
+        rank = np.array([number[name] for name in labels.names], dtype=np.int32)
         self.templates, self.oddities = templates, oddities
         self._tree, self._keys = tree, keys
         self._labels = rank[labels.codes()]

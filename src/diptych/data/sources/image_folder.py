@@ -28,13 +28,13 @@ def read_text_folder(location: str) -> Listing:
     root = existing_folder(Path(location), kind="text-folder")
     builder, oddities = ListingBuilder(root, where=root), OddityCounter()
     num_kept = 0
-    for name in FolderTree(root).names():
-        caption = "" if is_foreign(name) else _caption(root / name, name, oddities)
+    for name in FolderTree(root).names(oddities):
+        caption = _caption(root / name, name, oddities)
         if caption:
             builder.add(name, [caption])
             num_kept += 1
         else:
-            oddities.add("files of tools" if is_foreign(name) else "pictures without a caption", "left out", name)
+            oddities.add("pictures without a caption", "left out", name)
     if not num_kept:
         raise without_captions(root)
     source = builder.build(check_images=False)
@@ -82,13 +82,13 @@ def is_image_folder(folder: Path) -> bool:
 
 def is_text_folder(folder: Path) -> bool:
     """Whether most of its first pictures have a text next to them."""
-    first = list(islice((name for name in FolderTree(folder).names() if not is_foreign(name)), _NUM_LOOKED_AT))
+    first = list(islice(FolderTree(folder).names(OddityCounter()), _NUM_LOOKED_AT))
     return 2 * sum(_caption_file(folder / name) is not None for name in first) > len(first)
 
 
 def has_pictures(folder: Path) -> bool:
     """Whether any picture lies in the folder or below."""
-    return any(not is_foreign(name) for name in FolderTree(folder).names())
+    return bool(FolderTree(folder).names(OddityCounter()))
 
 
 def _metadata_files(root: Path) -> Iterator[Path]:

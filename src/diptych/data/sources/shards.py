@@ -25,7 +25,7 @@ from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed
 from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.tar_pattern import MAX_TARS, distinct_stems, shortened, tars_of
-from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
+from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, readable, templates_of
 from diptych.data.tar_index import TarIndex
 from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
 
@@ -219,14 +219,17 @@ def _classes(indices: Sequence[TarIndex], given: tuple[str, ...]) -> tuple[str, 
         raise DataError(
             f"a label is {max(numbers)}, but the file of class names holds {len(given)}, from 0 on; complete it"
         )
-    named = sorted({name for index in indices for name in index.labels.names} - set(given))
-    return (*given, *(() if given else map(str, sorted(numbers))), *named)
+    words = tuple(map(readable, given))
+    named, _ = class_names(list({name for index in indices for name in index.labels.names}))
+    return (*words, *(() if given else map(str, sorted(numbers))), *(name for name in named if name not in words))
 
 
 def _label_ids(index: TarIndex, classes: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.int64]:
     """Of each sample its place in the classes, -1 for none."""
     place = {name: i for i, name in reversed(list(enumerate(classes)))}  # Of equal names the first.
-    by_name = np.array([*(place[name] for name in index.labels.names), -1], dtype=np.int64)[index.labels.codes()]
+    by_name = np.array([*(place[readable(name)] for name in index.labels.names), -1], dtype=np.int64)[
+        index.labels.codes()
+    ]
     numbers = index.label_numbers
     if not given:
         unique, inverse = np.unique(numbers, return_inverse=True)

@@ -11,7 +11,14 @@ from diptych.data.sources.subset import Subset
 SPLIT_RULE = 2
 """The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""
 FIRST_SPLIT_RULE = 1
-_USUAL_NAMES = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+_USUAL_NAMES = {
+    "training": "train",
+    "restval": "train",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "testing": "test",
+}
 
 
 class Splits:

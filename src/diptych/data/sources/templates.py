@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, unknown_name
+from diptych.data.sources.class_layout import natural_key
 
 FIVE_TEMPLATES = (
     "a photo of a {}",
@@ -103,14 +104,14 @@ def class_names(labels: Sequence[str], *, in_order: bool = False) -> tuple[tuple
 
     Args:
         labels: as the data writes them.
-        in_order: keep the order of the labels; otherwise the classes are sorted.
+        in_order: keep the order of the labels; otherwise the classes are sorted, numbers within names as numbers.
 
     >>> names, class_of_label = class_names(["sea_lion", "dog", "sea lion"])
     >>> names, class_of_label.tolist()
     (('dog', 'sea lion'), [1, 0, 1])
     """
     words = [readable(label) for label in labels]
-    names = tuple(dict.fromkeys(words) if in_order else sorted(set(words)))
+    names = tuple(dict.fromkeys(words) if in_order else sorted(set(words), key=natural_key))
     number = {name: i for i, name in enumerate(names)}
     return names, np.array([number[word] for word in words], dtype=np.int32)
 
