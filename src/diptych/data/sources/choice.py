@@ -14,6 +14,7 @@ from diptych.data.sources.coco import read_coco
 from diptych.data.sources.flickr import has_tokens, is_flickr8k, read_flickr8k, read_flickr30k
 from diptych.data.sources.hugging_face import read_hf
 from diptych.data.sources.image_folder import (
+    EMBEDDED,
     has_pictures,
     is_image_folder,
     is_text_folder,
@@ -80,7 +81,8 @@ def _open(spec: str) -> Source:
         return read_mix(location, open_source)
     path = Path(spec.partition("?")[0])
     if kind not in SOURCES and spec and path.exists():
-        kind, location = recognise(path), spec
+        is_embedded = path.is_dir() and spec.endswith(f"?captions={EMBEDDED}")
+        kind, location = "text-folder" if is_embedded else recognise(path), spec
     elif kind not in SOURCES:
         raise DataError(unknown_name("source kind", kind, [*SOURCES, "mix"]) + ". Sources are written kind:location.")
     elif spec in _FETCHED and path.exists():  # Gigabytes are not fetched for want of a './'.

@@ -5,33 +5,41 @@ from itertools import islice
 from pathlib import Path
 
 from diptych.core.encodings import decode_text
-from diptych.core.errors import DataError
+from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.data.oddities import OddityCounter
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.listing import Listing, ListingBuilder
-from diptych.data.sources.location import existing_folder
+from diptych.data.sources.location import existing_folder, read_location
 from diptych.data.sources.table import read_csv
 from diptych.data.sources.tree import FolderTree
+from diptych.images.embedded import embedded_captions
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _CAPTION_SUFFIXES = (".txt", ".caption")
 _NUM_LOOKED_AT = 50
+EMBEDDED = "embedded"
+"""Captions that the picture files themselves hold."""
 
 
 def read_text_folder(location: str) -> Listing:
     """The pictures below a folder, captions from `NAME.txt` or `NAME.caption`; those without one are left out and counted.
 
+    `?captions=embedded` takes the captions that the picture files themselves hold (`images/embedded.py`).
+
     Raises:
         DataError: there is no such folder, or no picture in it has a caption.
     """
-    root = existing_folder(Path(location), kind="text-folder")
+    path, options = read_location(location, ("captions",))
+    if options.get("captions", EMBEDDED) != EMBEDDED:
+        raise DataError(f"{path}: captions is '{options['captions']}'; it is {EMBEDDED}, or is left out")
+    root = existing_folder(path, kind="text-folder")
     builder, oddities = ListingBuilder(root, where=root), OddityCounter()
     num_kept = 0
     for name in FolderTree(root).names(oddities):
-        caption = _caption(root / name, name, oddities)
-        if caption:
-            builder.add(name, [caption])
+        captions = _embedded(root / name, name, oddities) if options else _beside(root / name, name, oddities)
+        if captions:
+            builder.add(name, captions)
             num_kept += 1
         else:
             oddities.add("pictures without a caption", "left out", name)
@@ -42,11 +50,20 @@ def read_text_folder(location: str) -> Listing:
     return source
 
 
+def _embedded(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
+    try:
+        return embedded_captions(image)
+    except (ImageError, OSError) as error:
+        oddities.add("pictures whose metadata cannot be read", "left out", f"{name} ({error})")
+        return ()
+
+
 def without_captions(folder: Path) -> DataError:
     """What to say of a folder of pictures alone."""
     return DataError(
-        f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, or sort them into "
-        f"one folder a class. Searching needs neither: diptych index add INDEX {folder}"
+        f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, sort them into "
+        f"one folder a class, or take the captions inside the files: {folder}?captions={EMBEDDED}. Searching needs neither: "
+        f"diptych index add INDEX {folder}"
     )
 
 
@@ -96,14 +113,14 @@ def _metadata_files(root: Path) -> Iterator[Path]:
         yield from [folder / name for name in _METADATA if (folder / name).is_file()][:1]
 
 
-def _caption(image: Path, name: str, oddities: OddityCounter) -> str:
+def _beside(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
     path = _caption_file(image)
     if path is None:
-        return ""
+        return ()
     text, encoding = decode_text(path.read_bytes())
     if encoding != "UTF-8":
         oddities.add("texts that are not UTF-8", f"read as {encoding}", name)
-    return text.strip()
+    return (text.strip(),) if text.strip() else ()
 
 
 def _caption_file(image: Path) -> Path | None:
