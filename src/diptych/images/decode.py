@@ -21,8 +21,13 @@ IMAGE_SUFFIXES = frozenset(FORMATS)
 """What counts as a picture when a folder is read."""
 
 
-def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
+def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int = 16) -> Image.Image:
     """The picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
+
+    Args:
+        image: a path, a file's content, a picture or pixels.
+        max_pixels: width times height, at most; `MAX_PIXELS` by default.
+        gray_bits: bits that the grays of a 16-bit file use; white is the largest number of so many bits.
 
     Raises:
         ImageError: it is missing, empty, truncated, no picture at all, or larger than `max_pixels` (`MAX_PIXELS`).
@@ -32,7 +37,7 @@ def decode(image: ImageInput, *, max_pixels: int | None = None) -> Image.Image:
         try:
             check_size(opened.width, opened.height, max_pixels=max_pixels)
             _check_range(opened)
-            return _upright_rgb(opened)
+            return _upright_rgb(opened, gray_bits=gray_bits)
         finally:
             if opened is not image:
                 opened.close()
@@ -187,9 +192,10 @@ def _check_range(opened: Image.Image) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright_rgb(image: Image.Image, *, gray_bits: int) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        grays = np.asarray(image).astype(np.int64) >> (gray_bits - 8)
+        image = Image.fromarray(grays.clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     image.load()
