@@ -158,9 +158,13 @@ def test_a_run_folder_is_refused_untouched(tiny_run: TrainConfig, finished_run: 
 def test_overwrite_replaces_all_of_the_old_run(tiny_run: TrainConfig, tmp_path: Path, finished_run: Path) -> None:
     run = tmp_path / "run"
     train(override(tiny_run, {"schedule.steps": "4"}), run)
-    (run / "old.txt").write_text("old")
+    (run / "bundle" / "old.txt").write_text("old")
+    (run / "checkpoints" / "step-00000099").mkdir()
+    (run / "notes.txt").write_text("mine")
     train(tiny_run, run, overwrite=True)
-    assert not (run / "old.txt").exists()
+    assert not (run / "bundle" / "old.txt").exists()
+    assert not (run / "checkpoints" / "step-00000099").exists()
+    assert (run / "notes.txt").read_text() == "mine", "a run removes only what runs write"
     _assert_same_weights(finished_run, run)
 
 
@@ -305,7 +309,10 @@ def test_a_loss_that_is_no_number_is_told_with_its_samples_and_stops_the_run_in_
 
     monkeypatch.setattr(LossConfig, "__call__", broken)
     watcher, config = Watcher(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})
-    with pytest.raises(RunError, match=r"not finite, 10 steps in a row\. Lower --lr, or look at the batch's samples: "):
+    with pytest.raises(
+        RunError,
+        match=r"not finite, 10 steps in a row: the weights have diverged; the learning rate is .*lower it \(--lr\)",
+    ):
         train(config, tmp_path / "run", observers=[watcher])
     told = [message for message in watcher.messages if "skipped: loss nan" in message]
     assert len(told) == 9
