@@ -51,8 +51,8 @@ def with_depth(source: Source) -> Source:
     for index in (
         np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED, dtype=np.int64)).tolist() if len(source) else []
     ):
-        path = source[index].image
-        if isinstance(path, Path) and _is_deep(path):
+        path = _path(source, index)
+        if path is not None and _is_deep(path):
             deepest = max(deepest, _highest(path))
             examples.append(source.key(index))
     if not 0 < deepest < 1 << _BITS:
@@ -61,13 +61,21 @@ def with_depth(source: Source) -> Source:
     return TwelveBits(source, oddity)
 
 
+def _path(source: Source, index: int) -> Path | None:
+    try:
+        image = source[index].image
+    except ImageError:  # Of a damaged zip.
+        return None
+    return image if isinstance(image, Path) else None
+
+
 def _is_deep(path: Path) -> bool:
     if path.suffix.lower() not in _DEEP_SUFFIXES:
         return False
     try:
         with open_image(path) as image:
             return image.mode.startswith("I;16")
-    except (ImageError, OSError, ValueError):
+    except Exception:  # Pillow raises almost anything; decoding says what it is.
         return False
 
 
@@ -75,5 +83,5 @@ def _highest(path: Path) -> int:
     try:
         with open_image(path) as image:
             return int(np.asarray(image).max())
-    except (ImageError, OSError, ValueError):
+    except Exception:  # As above.
         return 0
