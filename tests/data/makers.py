@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from diptych.data.pack import pack
@@ -146,3 +147,16 @@ MAKERS: dict[str, Callable[[Path], str]] = {
     "hf": saved_splits,
     "hf with labels": saved_labels,
 }
+
+FIXTURES = {"json": "json_file", "flickr30k": "flickr_folder"}
+"""Kinds of data that a fixture writes, by kind."""
+SOURCE_KINDS = ("shapes", *FIXTURES, *MAKERS)
+
+
+def spec_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
+    """The `kind:location` of one of `SOURCE_KINDS`; what has no fixture is written into the folder."""
+    if kind == "shapes":
+        return "shapes:10"
+    if kind in FIXTURES:
+        return f"{kind}:{request.getfixturevalue(FIXTURES[kind])}"
+    return MAKERS[kind](folder)

@@ -1,15 +1,21 @@
 """Grays of 12 bits in files of 16."""
 
 import json
+import zipfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Value
+from datasets import Image as HuggingFaceImage
 from PIL import Image
 
 from diptych.data.sources.choice import open_source
+from diptych.data.sources.listing import Listing
 from diptych.data.sources.splits import Splits
 from diptych.images.decode import decode
+from tests.conftest import draw_photos
 
 
 def _grays(path: Path, highest: int) -> None:
@@ -53,3 +59,27 @@ def test_each_source_of_a_mixture_decides_for_itself(tmp_path: Path) -> None:
     parts = [_table(tmp_path / name, ["x.png"]) for name in "ab"]
     source = open_source(f"mix: {' + '.join(parts)}")
     assert [int(np.asarray(decode(source[i].image)).max()) for i in range(2)] == [255, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_twelve_bits_in_a_zip_and_in_a_parquet_file(tmp_path: Path, suffix: str) -> None:
+    """In the latter, keys have no suffix, so the first bytes of the file decide."""
+    paths = [tmp_path / name / f"0.{suffix}" for name in ("cat", "dog")]
+    for path in paths:
+        _grays(path, 4095)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
+        for path in paths:
+            file.write(path, f"{path.parent.name}/{path.name}")
+    rows = {"image": [path.read_bytes() for path in paths], "caption": ["a cat", "a dog"]}
+    features = Features({"image": HuggingFaceImage(), "caption": Value("string")})
+    Dataset.from_dict(rows, features).to_parquet(tmp_path / "set.parquet")
+    for spec in (f"class-folder:{tmp_path / 'set.zip'}", f"hf:{tmp_path / 'set.parquet'}"):
+        source = open_source(spec)
+        assert np.asarray(decode(source[0].image))[..., 0].tolist() == [[0, 127], [255, 255]]
+        assert source.oddities[-1].num == 2
+
+
+def test_no_jpeg_is_opened_to_count_bits(tmp_path: Path) -> None:
+    draw_photos(tmp_path, ["0.jpg", "1.jpg"])
+    with patch.object(Listing, "__getitem__", side_effect=AssertionError("read")):
+        assert len(open_source(_table(tmp_path, ["0.jpg", "1.jpg"]))) == 2

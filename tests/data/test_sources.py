@@ -18,20 +18,12 @@ from diptych.data.sources.templates import FIVE_TEMPLATES
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
-from tests.data.makers import MAKERS
+from tests.data.makers import SOURCE_KINDS, spec_of
 
 
-@pytest.fixture(params=["shapes", "json", "flickr30k", *MAKERS])
+@pytest.fixture(params=SOURCE_KINDS)
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    match request.param:
-        case "shapes":
-            return "shapes:10"
-        case "json":
-            return f"json:{request.getfixturevalue('json_file')}"
-        case "flickr30k":
-            return f"flickr30k:{request.getfixturevalue('flickr_folder')}"
-        case name:
-            return MAKERS[name](tmp_path / "set")
+    return spec_of(request.param, request, tmp_path / "set")
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from diptych.bundle.folder import load_bundle, save_bundle
@@ -17,10 +19,10 @@ from diptych.data.sources.choice import open_source
 from diptych.data.sources.copies import copy_groups, merge_copies
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits, take_split
-from diptych.training.config import read_config, read_run_config, write_config
+from diptych.training.config import hide_secrets, read_config, read_run_config, write_config
 from diptych.training.prepare import open_data
 from diptych.training.same_run import check_same_run
-from tests.conftest import TINY_RUN
+from tests.conftest import TINY_RUN, draw_photos
 
 
 def _picture(path: Path, number: int) -> None:
@@ -93,9 +95,9 @@ def test_a_picture_in_another_folder_moves_no_other(tmp_path: Path) -> None:
     more = _table(tmp_path / "tables" / "more.json", [*rows, (str(tmp_path / "more" / "x.png"), "x")])
     assert few.key(0) == f"{tmp_path}/data/photos/0.png"
     assert _keys(few, "val") == _keys(more, "val") - {f"{tmp_path}/more/x.png"}
-    assert few.under_rule(1).key(0) == "0.png"
-    assert more.under_rule(1).key(0) == "data/photos/0.png"
-    assert few.under_rule(1)[0].image == tmp_path / "data" / "photos" / "0.png"
+    assert few.under_first_rule().key(0) == "0.png"
+    assert more.under_first_rule().key(0) == "data/photos/0.png"
+    assert few.under_first_rule()[0].image == tmp_path / "data" / "photos" / "0.png"
     assert _keys(few, "val", rule=1) == {f"{i}.png" for i in range(40) if stable_fraction(f"{i}.png", "split") < 0.2}
 
 
@@ -130,6 +132,16 @@ def test_a_run_without_a_rule_keeps_the_first(tmp_path: Path) -> None:
     assert read_config(path).data.split_rule == 2, "a config that somebody wrote has the current rule"
 
 
+def test_a_run_keeps_the_first_rule_when_its_secrets_are_moved(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    source = "shards:http://user:hunter2@host/0.tar"
+    lines = yaml.safe_dump(to_plain(override(TINY_RUN, {"data.source": source}))).splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "split_rule" not in line))
+    hide_secrets(path)
+    assert "hunter2" not in path.read_text()
+    assert (read_run_config(path).data.split_rule, read_run_config(path).data.source) == (1, source)
+
+
 def test_a_checkpoint_without_a_rule_was_written_under_the_first() -> None:
     saved = to_plain(TINY_RUN)
     del saved["data"]["split_rule"]
@@ -162,3 +174,26 @@ def test_a_bundle_without_a_rule_is_measured_under_the_first(
         ]
         assert main([*command, "--val-fraction", "0.5", "--no-cache", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["protocol"]["images"] == sizes[rule]
+
+
+def test_classes_keep_the_order_of_the_first_rule(tmp_path: Path) -> None:
+    for name in ("class2", "class10"):
+        draw_photos(tmp_path / name, ["0.png", "1.png"])
+    source = open_source(f"class-folder:{tmp_path}")
+    assert (source.classes, source.key(0), source.label(0)) == (("class2", "class10"), "class10/0.png", 1)
+    first = take_split(source, "all", rule=1)
+    assert (first.classes, first.key(0), first.label(0)) == (("class10", "class2"), "class10/0.png", 0)
+
+
+def test_copies_are_looked_for_only_where_splits_differ(tmp_path: Path) -> None:
+    """A source that names all splits is not opened at all."""
+    rows = []
+    for i in range(6):
+        _picture(tmp_path / f"{i}.png", 0)
+        rows.append({"image": f"{i}.png", "caption": "x", "split": "val" if i % 2 else "train"})
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    source = open_source(f"json:{tmp_path / 'rows.json'}")
+    with patch.object(type(source), "__getitem__", side_effect=AssertionError("read")):
+        assert Splits(source).names == ["train", "val"] * 3
+    assert copy_groups(source, range(6), apart_in=["train"] * 6) == []
+    assert copy_groups(source, range(6), apart_in=["val", *["train"] * 5]) == [[0, 1, 2, 3, 4, 5]]

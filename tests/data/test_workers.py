@@ -16,7 +16,7 @@ from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
-from tests.data.makers import MAKERS, picture_bytes
+from tests.data.makers import SOURCE_KINDS, picture_bytes, spec_of
 from tests.data.test_cifar import KINDS, archive, python_files
 
 _STEPS, _BATCH_SIZE = 12, 4
@@ -46,27 +46,20 @@ def _cifar_archive(folder: Path) -> str:
     return f"cifar10:{archive(python_files(KINDS['cifar10'], folder / 'cifar'))}"
 
 
-_MAKERS: dict[str, Callable[[Path], str]] = {
-    **MAKERS,
+_MORE: dict[str, Callable[[Path], str]] = {
     "class-folder in a large zip": _large_zip,
     "hf of parquet": _parquet,
     "cifar10 in an archive": _cifar_archive,
 }
 
 
-@pytest.fixture(params=["shapes", "json", "flickr30k", *_MAKERS])
+@pytest.fixture(params=[*SOURCE_KINDS, *_MORE])
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    match request.param:
-        case "shapes":
-            return "shapes:10"
-        case "json":
-            return f"json:{request.getfixturevalue('json_file')}"
-        case "flickr30k":
-            return f"flickr30k:{request.getfixturevalue('flickr_folder')}"
-        case name:
-            if name not in MAKERS:
-                (tmp_path / "set").mkdir()
-            return _MAKERS[name](tmp_path / "set")
+    folder = tmp_path / "set"
+    if request.param not in _MORE:
+        return spec_of(request.param, request, folder)
+    folder.mkdir()
+    return _MORE[request.param](folder)
 
 
 def _read(source: Source, workers: int) -> list[tuple[object, ...]]:

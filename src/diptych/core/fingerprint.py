@@ -43,6 +43,11 @@ class DataFingerprint:
         """All parts in one hash, 32 hexadecimal digits."""
         return _hex(json.dumps([FORMAT_VERSION, self.to_plain()], sort_keys=True).encode())
 
+    @property
+    def short(self) -> str:
+        """The first 12 digits of `digest`, as reports and bundles show it."""
+        return self.digest[:12]
+
     def to_plain(self) -> dict[str, Any]:
         """The fingerprint as JSON holds it."""
         return asdict(self)

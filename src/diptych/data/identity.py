@@ -41,8 +41,8 @@ def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataF
 
 
 def split_hash(source: Source) -> str:
-    """Twelve hexadecimal digits of the fingerprint: figures with the same hash were measured on the same pictures and texts."""
-    return fingerprint_data(source).digest[:12]
+    """The short form of the fingerprint: figures with the same hash were measured on the same pictures and texts."""
+    return fingerprint_data(source).short
 
 
 def columns_by_row(source: Source, rows: NDArray[np.int64]) -> RowColumns:

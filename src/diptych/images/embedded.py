@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 from PIL import Image, ImageFile, IptcImagePlugin
 
+from diptych.core.encodings import decode_text
 from diptych.core.errors import ImageError
 from diptych.images.opener import open_image
 
@@ -40,16 +41,8 @@ def embedded_captions(path: Path) -> tuple[str, ...]:
 
 def _texts(value: object) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    texts = (_decoded(item).strip(" \t\r\n\0") for item in values if isinstance(item, bytes))
+    texts = (decode_text(item)[0].strip(" \t\r\n\0") for item in values if isinstance(item, bytes))
     return [text for text in texts if text]
-
-
-def _decoded(content: bytes) -> str:
-    """IPTC in UTF-8, as all current programs write it; else in Windows-1252."""
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        return content.decode("cp1252", "replace")
 
 
 def _xmp(image: Image.Image) -> ElementTree.Element | None:

@@ -1,7 +1,6 @@
 """Everything that decides a run, in one tree of settings."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,7 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: the file is missing, is not YAML, or holds a setting that does not exist or does not fit.
     """
-    plain = read_yaml(path)
-    secrets = path.with_name(SECRETS)
-    whole = read_yaml(secrets) if secrets.is_file() else {}
-    return from_plain(TrainConfig, _restored(plain, whole if isinstance(whole, dict) else {}), what=str(path))
+    return _from_file(read_yaml(path), path)
 
 
 def read_run_config(path: Path) -> TrainConfig:
@@ -141,10 +137,19 @@ def read_run_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: as `read_config`.
     """
-    config = read_config(path)
-    data = read_yaml(path).get("data")
-    lacks_rule = isinstance(data, dict) and "split_rule" not in data
-    return replace(config, data=replace(config.data, split_rule=FIRST_SPLIT_RULE)) if lacks_rule else config
+    return _from_file(_completed(read_yaml(path)), path)
+
+
+def _from_file(plain: Any, path: Path) -> TrainConfig:
+    secrets = path.with_name(SECRETS)
+    whole = read_yaml(secrets) if secrets.is_file() else {}
+    return from_plain(TrainConfig, _restored(plain, whole if isinstance(whole, dict) else {}), what=str(path))
+
+
+def _completed(plain: Any) -> Any:
+    """A run's settings with those that earlier versions did not have."""
+    data = plain.get("data") if isinstance(plain, dict) else None
+    return {**plain, "data": {"split_rule": FIRST_SPLIT_RULE, **data}} if isinstance(data, dict) else plain
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
@@ -158,10 +163,10 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
 
 def hide_secrets(path: Path) -> None:
-    """Move secrets out of a `config.yaml` that an older version wrote; any other file stays as it is."""
+    """Move secrets out of a run's `config.yaml` that an older version wrote; any other file stays as it is."""
     plain = read_yaml(path)
     if without_secrets(plain) != plain:
-        write_config(from_plain(TrainConfig, plain, what=str(path)), path)
+        write_config(from_plain(TrainConfig, _completed(plain), what=str(path)), path)
 
 
 def _differing(plain: Any, shown: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -201,7 +201,7 @@ class _Run:
             self.assembly,
             progress=progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
-            train_split_hash=data["training"].digest[:12],
+            train_split_hash=data["training"].short,
             data=data,
             say=self.observers.say,
         )

@@ -9,7 +9,7 @@ from diptych.core.errors import DataError, unknown_name
 from diptych.core.foreign import is_foreign
 from diptych.data.sources.cc3m import read_cc3m
 from diptych.data.sources.cifar import read_cifar10, read_cifar100
-from diptych.data.sources.class_folder import LabelledPictures, read_class_folder
+from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.coco import read_coco
 from diptych.data.sources.depth import with_depth
 from diptych.data.sources.flickr import has_tokens, is_flickr8k, read_flickr8k, read_flickr30k
@@ -24,7 +24,6 @@ from diptych.data.sources.image_folder import (
     without_captions,
 )
 from diptych.data.sources.json_file import read_json
-from diptych.data.sources.listing import Listing
 from diptych.data.sources.mix import read_mix
 from diptych.data.sources.packed import PACK, read_packed
 from diptych.data.sources.protocol import Source
@@ -73,7 +72,7 @@ def open_source(spec: str) -> Source:
         )
     try:
         source = _open(spec)
-        return with_depth(source) if isinstance(source, Listing | LabelledPictures) else source
+        return with_depth(source)
     except OSError as error:  # Most often a permission that is lacking.
         raise DataError(f"{error.filename or spec}: cannot be read ({error.strerror or error})") from None
 

@@ -1,6 +1,7 @@
 """`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
 
 import warnings
+from copy import copy
 from unicodedata import normalize
 
 import numpy as np
@@ -8,18 +9,19 @@ import numpy as np
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.core.sample import Sample
 from diptych.data.oddities import Oddity, OddityCounter
-from diptych.data.sources.class_layout import SPLITS, find_layout, natural_key
+from diptych.data.sources.class_layout import find_layout, natural_key
 from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.split_names import SPLIT_FOLDERS, usual_name
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
 from diptych.data.sources.tree import Tree, open_tree
-
-_OWN_SPLITS = {"valid": "val", "validation": "val"}
 
 
 class LabelledPictures(Source):
     """Pictures with a class each, and no words but the class's name."""
+
+    can_be_sampled = True
 
     def __init__(
         self,
@@ -32,14 +34,24 @@ class LabelledPictures(Source):
         oddities: tuple[Oddity, ...] = (),
         is_natural: bool = True,
     ) -> None:
-        ordered = sorted(labels.names, key=natural_key) if is_natural else sorted(labels.names)
-        self.classes, class_of_label = class_names(ordered, in_order=True)
-        number = dict(zip(ordered, class_of_label, strict=True))
-        rank = np.array([number[name] for name in labels.names], dtype=np.int32)
+        self._names = labels
+        self._number_classes(is_natural=is_natural)
         self.templates, self.oddities = templates, oddities
         self._tree, self._keys = tree, keys
-        self._labels = rank[labels.codes()]
         self._splits, self._split_names = splits.codes(), tuple(splits.names)
+
+    def _number_classes(self, *, is_natural: bool) -> None:
+        names = self._names.names
+        ordered = sorted(names, key=natural_key) if is_natural else sorted(names)
+        self.classes, class_of_label = class_names(ordered, in_order=True)
+        number = dict(zip(ordered, class_of_label, strict=True))
+        self._labels = np.array([number[name] for name in names], dtype=np.int32)[self._names.codes()]
+
+    def under_first_rule(self) -> "LabelledPictures":
+        """The classes are numbered in the order of their names as text."""
+        source = copy(self)
+        source._number_classes(is_natural=False)
+        return source
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -95,7 +107,7 @@ def read_class_folder(location: str) -> LabelledPictures:
         is_inside = len(parts) > layout.class_depth + 1
         folder = parts[layout.class_depth] if is_inside else ""
         split = parts[layout.class_depth - 1] if layout.has_splits else None
-        if wanted and (normalize("NFC", folder) not in wanted or not (split is None or split in SPLITS)):
+        if wanted and (normalize("NFC", folder) not in wanted or not (split is None or split in SPLIT_FOLDERS)):
             counter.add("pictures outside the folders of ?classes", "left out", name)
             continue
         if not is_inside:
@@ -103,7 +115,7 @@ def read_class_folder(location: str) -> LabelledPictures:
         folders.add(folder)
         keys.append(name)
         labels.append(normalize("NFC", folder))
-        splits.append(_OWN_SPLITS.get(split, split) if split else None)
+        splits.append(usual_name(split))
     if not len(keys):
         raise DataError(f"{path}: holds no class folders with pictures")
     _count_spellings(folders, counter)

@@ -7,8 +7,8 @@ from unicodedata import normalize
 
 from diptych.core.errors import DataError, unknown_name
 from diptych.data.oddities import OddityCounter
+from diptych.data.sources.split_names import SPLIT_FOLDERS
 
-SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 _MAX_NAMED = 3
 
 
@@ -40,13 +40,13 @@ def find_layout(
         counter.add("lone folders above the classes", "looked into", "/".join(paths[0][: depth + 1]))
         depth += 1
     tops = _folders(paths, depth)
-    splits = tops & SPLITS
+    splits = tops & SPLIT_FOLDERS
     if wanted:
         return _layout_of_wanted(paths, depth, where=where, wanted=wanted)
-    if splits and tops <= SPLITS:
+    if splits and tops <= SPLIT_FOLDERS:
         return Layout(depth + 1, has_splits=True)
     if len(splits) > 1:
-        others = sorted(tops - SPLITS)
+        others = sorted(tops - SPLIT_FOLDERS)
         named = ", ".join(others[:_MAX_NAMED]) + (", ..." if len(others) > _MAX_NAMED else "")
         raise DataError(
             f"{where}: {' and '.join(sorted(splits))} lie beside {named}, so they may be splits or classes; name the "
@@ -60,7 +60,7 @@ def _is_lone_folder(paths: Sequence[Sequence[str]], depth: int, wanted: Collecti
     if not paths or len(paths[0]) < depth + 3:
         return False
     name = paths[0][depth]
-    if name in SPLITS or normalize("NFC", name) in wanted:
+    if name in SPLIT_FOLDERS or normalize("NFC", name) in wanted:
         return False
     return all(len(parts) >= depth + 3 and parts[depth] == name for parts in paths)
 
@@ -69,7 +69,7 @@ def _layout_of_wanted(paths: Sequence[Sequence[str]], depth: int, *, where: str,
     tops = _folders(paths, depth)
     if set(wanted) <= tops:
         return Layout(depth, has_splits=False)
-    inside = _folders([parts for parts in paths if parts[depth] in SPLITS], depth + 1)
+    inside = _folders([parts for parts in paths if parts[depth] in SPLIT_FOLDERS], depth + 1)
     known = inside if inside & set(wanted) else tops | inside
     for name in wanted:
         if name not in inside:

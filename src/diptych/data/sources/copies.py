@@ -19,45 +19,32 @@ _TAIL = 4096
 """Bytes at the end of a file that are looked at first: of two photos of one size they hardly ever agree."""
 
 
-def copies_of(source: Source, some: Sequence[int], others: Sequence[int]) -> list[int]:
-    """Those of some samples whose image is the same as that of any of the others.
-
-    Only what agrees in size is opened, and only what agrees in its last bytes is read. Samples of unknown size are copies of
-    nothing.
-    """
-    marks: tuple[Callable[[int], Hashable], ...] = (
-        source.image_size,
-        partial(_content_mark, source, _TAIL),
-        partial(_content_mark, source, None),
-    )
-    for mark in marks:
-        of_some = {i: mark(i) for i in some}
-        wanted = set(of_some.values()) - {None}
-        of_others = {i: value for i in others if (value := mark(i)) in wanted}
-        shared = set(of_others.values())
-        some, others = [i for i in some if of_some[i] in shared], list(of_others)
-    return list(some)
-
-
-def copy_groups(source: Source, indices: Sequence[int]) -> list[list[int]]:
+def copy_groups(
+    source: Source, indices: Sequence[int], *, apart_in: Sequence[Hashable] | None = None
+) -> list[list[int]]:
     """Groups of two or more samples whose pictures are equal to the byte; samples of unknown size are copies of nothing.
 
     Only pictures of one size are opened, and only those that agree in their last bytes are read.
+
+    Args:
+        source: the samples.
+        indices: those that are compared.
+        apart_in: something of each sample of the source, such as its split; groups in which it is the same for all are left
+            out, and so are most of the reads.
     """
-    groups = _refined([list(indices)], source.image_size)
-    groups = _refined(groups, partial(_content_mark, source, _TAIL))
-    return _refined(groups, partial(_content_mark, source, None))
+    groups = [list(indices)]
+    for mark in (source.image_size, partial(_content_mark, source, _TAIL), partial(_content_mark, source, None)):
+        parts = [part for group in groups for part in _parted(group, mark)]
+        groups = [part for part in parts if apart_in is None or len({apart_in[i] for i in part}) > 1]
+    return groups
 
 
-def _refined(groups: list[list[int]], mark: Callable[[int], Hashable]) -> list[list[int]]:
-    """Each group split by a mark of its samples; those of one sample, or without a mark, are left out."""
-    refined = []
-    for group in groups:
-        parts: dict[Hashable, list[int]] = {}
-        for i in group:
-            parts.setdefault(mark(i), []).append(i)
-        refined += [part for value, part in parts.items() if value is not None and len(part) > 1]
-    return refined
+def _parted(group: list[int], mark: Callable[[int], Hashable]) -> list[list[int]]:
+    """The group split by a mark of its samples; those of one sample, or without a mark, are left out."""
+    parts: dict[Hashable, list[int]] = {}
+    for i in group:
+        parts.setdefault(mark(i), []).append(i)
+    return [part for value, part in parts.items() if value is not None and len(part) > 1]
 
 
 class MergedCopies(Subset):

@@ -1,18 +1,20 @@
 """Grays of 12 bits in files of 16: cameras and scanners write them, and divided by 256 they are nearly black."""
 
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from diptych.core.errors import ImageError
-from diptych.core.sample import Sample
+from diptych.core.sample import ImageInput, Sample
 from diptych.data.oddities import Oddity
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
-from diptych.images.decode import decode
+from diptych.images.decode import IMAGE_SUFFIXES, decode
 from diptych.images.opener import open_image
 
 _DEEP_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
+_DEEP_MAGIC = (b"\x89PNG", b"II*\0", b"MM\0*")
 _NUM_SAMPLED = 64
 _BITS = 12
 
@@ -27,33 +29,27 @@ class TwelveBits(Subset):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.source[index]
-        image = sample.image
-        if not (isinstance(image, Path) and _is_deep(image)):
+        if not _is_deep(sample.image):
             return sample
-        return Sample(
-            key=sample.key,
-            image=np.asarray(decode(image, gray_bits=_BITS)),
-            captions=sample.captions,
-            label=sample.label,
-        )
+        return replace(sample, image=np.asarray(decode(sample.image, gray_bits=_BITS)))
 
-    def under_rule(self, rule: int) -> "TwelveBits":
-        """The same under this version of the split rule."""
-        return TwelveBits(self.source.under_rule(rule), self._oddity)
+    def under_first_rule(self) -> "TwelveBits":
+        """The same under split rule 1."""
+        return TwelveBits(self.source.under_first_rule(), self._oddity)
 
 
 def with_depth(source: Source) -> Source:
     """The source, or one that scales its 16-bit grays by 12 bits if none of those looked at needs more.
 
-    Looked at are up to 64 samples, evenly spread, and of these the PNG and TIFF files on disk.
+    Looked at are the PNG and TIFF files among up to 64 samples, evenly spread.
     """
+    if not (source.can_be_sampled and len(source)):
+        return source
     deepest, examples = 0, list[str]()
-    for index in (
-        np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED, dtype=np.int64)).tolist() if len(source) else []
-    ):
-        path = _path(source, index)
-        if path is not None and _is_deep(path):
-            deepest = max(deepest, _highest(path))
+    for index in np.unique(np.linspace(0, len(source) - 1, _NUM_SAMPLED, dtype=np.int64)).tolist():
+        image = _image(source, index)
+        if image is not None and _is_deep(image):
+            deepest = max(deepest, _highest(image))
             examples.append(source.key(index))
     if not 0 < deepest < 1 << _BITS:
         return source
@@ -61,27 +57,36 @@ def with_depth(source: Source) -> Source:
     return TwelveBits(source, oddity)
 
 
-def _path(source: Source, index: int) -> Path | None:
-    try:
-        image = source[index].image
-    except ImageError:  # Of a damaged zip.
+def _image(source: Source, index: int) -> ImageInput | None:
+    """The image of a sample, unless its key says that it is no PNG or TIFF."""
+    suffix = PurePosixPath(source.key(index)).suffix.lower()
+    if suffix in IMAGE_SUFFIXES and suffix not in _DEEP_SUFFIXES:
         return None
-    return image if isinstance(image, Path) else None
-
-
-def _is_deep(path: Path) -> bool:
-    if path.suffix.lower() not in _DEEP_SUFFIXES:
-        return False
     try:
-        with open_image(path) as image:
-            return image.mode.startswith("I;16")
+        return source[index].image
+    except ImageError:  # Of a damaged zip or tar.
+        return None
+
+
+def _is_deep(image: ImageInput) -> bool:
+    if isinstance(image, bytes):
+        is_candidate = image.startswith(_DEEP_MAGIC)
+    else:
+        is_candidate = isinstance(image, Path) and image.suffix.lower() in _DEEP_SUFFIXES
+    if not is_candidate:
+        return False
+    assert isinstance(image, bytes | Path)
+    try:
+        with open_image(image) as opened:
+            return opened.mode.startswith("I;16")
     except Exception:  # Pillow raises almost anything; decoding says what it is.
         return False
 
 
-def _highest(path: Path) -> int:
+def _highest(image: ImageInput) -> int:
+    assert isinstance(image, bytes | Path)
     try:
-        with open_image(path) as image:
-            return int(np.asarray(image).max())
+        with open_image(image) as opened:
+            return int(np.asarray(opened).max())
     except Exception:  # As above.
         return 0

@@ -34,6 +34,8 @@ _BATCH = 1000
 class HuggingFaceSource(Source):
     """The rows of one or several tables that have a picture; keys are the split's name and the row's number."""
 
+    can_be_sampled = True
+
     def __init__(
         self, tables: Mapping[str, Any], options: Mapping[str, str], *, where: str, templates: tuple[str, ...] = ()
     ) -> None:

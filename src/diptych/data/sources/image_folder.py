@@ -62,7 +62,7 @@ def without_captions(folder: Path) -> DataError:
     """What to say of a folder of pictures alone."""
     return DataError(
         f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, sort them into "
-        f"one folder a class, or take the captions inside the files: {folder}?captions={EMBEDDED}. Searching needs neither: "
+        f"one folder per class, or take the captions inside the files: {folder}?captions={EMBEDDED}. Searching needs neither: "
         f"diptych index add INDEX {folder}"
     )
 

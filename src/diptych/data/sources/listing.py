@@ -36,6 +36,7 @@ def missing_images(*, skip: bool) -> Iterator[None]:
 class Listing(Source):
     """Samples whose images are files; the key is the path from the root, or the absolute path of a file that lies elsewhere."""
 
+    can_be_sampled = True
     was_absolute = False
     """Whether all paths were absolute in the file."""
 
@@ -94,9 +95,9 @@ class Listing(Source):
         except OSError:
             return None
 
-    def under_rule(self, rule: int) -> "Listing":
-        """Under rule 1, the folder that all absolute paths share is no part of the keys."""
-        if rule > 1 or not self.was_absolute:
+    def under_first_rule(self) -> "Listing":
+        """The folder that all absolute paths share is no part of the keys."""
+        if not self.was_absolute:
             return self
         paths = [os.path.join(os.path.abspath(self.root), key) for key in self._keys]  # noqa: PTH100, PTH118
         common = os.path.commonpath({path.rpartition("/")[0] or "/" for path in paths})

@@ -10,7 +10,7 @@ from diptych.data.sources.choice import SOURCES
 from diptych.data.sources.mix import part_specs
 
 _RANGE = re.compile(r"\{\d+\.\.\d+\}")
-_PATH_OPTIONS = ("root", "templates")
+_PATH_OPTIONS = ("root", "templates", "classes")
 
 
 def local_paths(spec: str) -> list[Path]:

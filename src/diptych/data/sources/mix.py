@@ -56,9 +56,9 @@ class MixSource(Source):
         part, number = locate(self._starts, index)
         return self.sources[part].split_key(number)
 
-    def under_rule(self, rule: int) -> "MixSource":
-        """The mixture of the sources under this version of the split rule."""
-        return MixSource([source.under_rule(rule) for source in self.sources], [share for _, share in self.parts])
+    def under_first_rule(self) -> "MixSource":
+        """The mixture of the sources under split rule 1."""
+        return MixSource([source.under_first_rule() for source in self.sources], [share for _, share in self.parts])
 
     def split(self, index: int) -> str | None:
         """The split that its source puts the sample in."""

@@ -27,6 +27,8 @@ class Source(ABC):
 
     oddities: tuple[Oddity, ...] = ()
     """What is unusual in the data, and what the reader did about it."""
+    can_be_sampled: bool = False
+    """Whether a few pictures can be read when it is opened, without fetching or drawing them or keeping files open."""
     is_decoded: bool = False
     """Whether its pictures are pixels already, and not files to decode."""
 
@@ -54,8 +56,8 @@ class Source(ABC):
         """What a split is cut by where the source names none: the key, unless the same sample has others elsewhere."""
         return self.key(index)
 
-    def under_rule(self, _rule: int) -> "Source":
-        """The source with the keys that a version of the split rule gives its samples (`sources/splits.py`)."""
+    def under_first_rule(self) -> "Source":
+        """The source with the keys and the order of classes that runs under split rule 1 saw (`sources/splits.py`)."""
         return self
 
     def label(self, _index: int) -> int | None:

@@ -4,21 +4,14 @@ from collections import Counter
 
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_fraction
-from diptych.data.sources.copies import copies_of, copy_groups
+from diptych.data.sources.copies import copy_groups
 from diptych.data.sources.protocol import Source
+from diptych.data.sources.split_names import usual_name
 from diptych.data.sources.subset import Subset
 
 SPLIT_RULE = 2
 """The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""
 FIRST_SPLIT_RULE = 1
-_USUAL_NAMES = {
-    "training": "train",
-    "restval": "train",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "testing": "test",
-}
 
 
 class Splits:
@@ -39,39 +32,35 @@ class Splits:
     """
 
     def __init__(self, source: Source, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> None:
-        self.source = source.under_rule(rule)
+        is_first = rule == FIRST_SPLIT_RULE
+        self.source = source.under_first_rule() if is_first else source
         own = [self.source.split(i) for i in range(len(source))]
-        if rule > FIRST_SPLIT_RULE:
+        if not is_first:
             own = [usual_name(name) for name in own]
         self.has_own_val = "val" in own
+        free = [i for i, name in enumerate(own) if name is None or (name == "train" and not self.has_own_val)]
         self.names = [name or "train" for name in own]
         """The split of each sample."""
-        free = [i for i, name in enumerate(own) if name is None or (name == "train" and not self.has_own_val)]
-        if rule == FIRST_SPLIT_RULE:
-            self._cut_alone(free, val_fraction)
-        else:
-            self._cut_together(free, own, val_fraction)
-
-    def _cut_alone(self, free: list[int], val_fraction: float) -> None:
-        train, val = list[int](), list[int]()
         for i in free:
-            (val if self._fraction(i) < val_fraction else train).append(i)
-        for i in set(val) - set(copies_of(self.source, val, train)):
-            self.names[i] = "val"
+            if stable_fraction(self.source.split_key(i), "split") < val_fraction:
+                self.names[i] = "val"
+        if is_first:
+            self._keep_copies_in_train(free)
+        elif free:
+            self._assign_copies_together(set(free))
 
-    def _cut_together(self, free: list[int], own: list[str | None], val_fraction: float) -> None:
-        is_free = set(free)
-        for i in free:
-            self.names[i] = "val" if self._fraction(i) < val_fraction else "train"
-        for group in copy_groups(self.source, range(len(own))):
-            fixed = [self.names[i] for i in group if i not in is_free]
+    def _keep_copies_in_train(self, free: list[int]) -> None:
+        for group in copy_groups(self.source, free, apart_in=self.names):
+            for i in group:
+                self.names[i] = "train"
+
+    def _assign_copies_together(self, free: set[int]) -> None:
+        for group in copy_groups(self.source, range(len(self.names)), apart_in=self.names):
+            fixed = [self.names[i] for i in group if i not in free]
             leader = min(group, key=self.source.split_key)
             name = ("train" if "train" in fixed else fixed[0]) if fixed else self.names[leader]
-            for i in is_free.intersection(group):
+            for i in free.intersection(group):
                 self.names[i] = name
-
-    def _fraction(self, index: int) -> float:
-        return stable_fraction(self.source.split_key(index), "split")
 
     def take(self, split: str) -> Subset:
         """The samples of a split; `all` is every one.
@@ -89,18 +78,6 @@ class Splits:
         return Subset(self.source, indices)
 
 
-def usual_name(name: str | None) -> str | None:
-    """A split's name as Diptych writes it.
-
-    >>> usual_name("Validation"), usual_name("dev"), usual_name("novel"), usual_name(None)
-    ('val', 'val', 'novel', None)
-    """
-    if name is None:
-        return None
-    lower = name.strip().lower()
-    return _USUAL_NAMES.get(lower, lower if lower in {"train", "val", "test"} else name)
-
-
 def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> Subset:
     """The samples of a split, as `Splits` cuts them.
 
@@ -108,5 +85,5 @@ def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: 
         DataError: there is no such split (the known ones are named with their sizes).
     """
     if split == "all":
-        return Subset(source.under_rule(rule), range(len(source)))
+        return Subset(source.under_first_rule() if rule == FIRST_SPLIT_RULE else source, range(len(source)))
     return Splits(source, val_fraction=val_fraction, rule=rule).take(split)

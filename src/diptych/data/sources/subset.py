@@ -52,9 +52,9 @@ class Subset(Source):
         """What a split is cut by."""
         return self.source.split_key(self.indices[index])
 
-    def under_rule(self, rule: int) -> "Subset":
-        """The same samples of the source under this version of the split rule."""
-        return Subset(self.source.under_rule(rule), self.indices)
+    def under_first_rule(self) -> "Subset":
+        """The same samples of the source under split rule 1."""
+        return Subset(self.source.under_first_rule(), self.indices)
 
     def label(self, index: int) -> int | None:
         """The sample's label."""

@@ -9,12 +9,12 @@ from diptych.core.address import redacted
 from diptych.core.errors import DataError
 from diptych.core.remote import is_remote, list_remote
 from diptych.data.sources.location import listable
+from diptych.data.sources.split_names import SPLIT_FOLDERS
 
 MAX_TARS = 1_000_000
 """What the ranges of a pattern may name together."""
 _MAX_DIGITS = 18
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_SPLITS = frozenset({"train", "val", "valid", "validation", "dev", "test"})
 
 
 def tars_of(pattern: str) -> list[tuple[str, str | None]]:
@@ -57,7 +57,7 @@ def _of_folder(folder: Path) -> list[tuple[Path, str | None]]:
     if not found:
         packed = sorted(path for path in folder.iterdir() if ".tar." in path.name.lower())
         way_out = f"; {packed[0].name} is compressed: unpack such files first" if packed else ""
-        splits = ", ".join(sorted(_SPLITS))
+        splits = ", ".join(sorted(SPLIT_FOLDERS))
         raise DataError(f"{folder}: holds no tars, nor do folders in it that are called {splits}{way_out}")
     return found
 
@@ -67,7 +67,7 @@ def _found_in(folder: Path) -> Iterator[tuple[Path, str | None]]:
     if own:
         yield from ((path, None) for path in own)
         return
-    for below in sorted(entry for entry in folder.iterdir() if entry.name in _SPLITS and entry.is_dir()):
+    for below in sorted(entry for entry in folder.iterdir() if entry.name in SPLIT_FOLDERS and entry.is_dir()):
         yield from ((path, below.name) for path in _tars_in(below))
 
 
