@@ -55,7 +55,7 @@ def test_one_broken_picture_of_fifty_is_skipped(
     assert "010.png" in (tmp_path / "run" / "skipped.jsonl").read_text("utf-8")
 
 
-@pytest.mark.filterwarnings("always:.* rows name images that are not under")
+@pytest.mark.filterwarnings("always:.* images are not under")
 @pytest.mark.parametrize("recipe", ["--config", "small-data"])
 def test_the_way_out_of_a_missing_picture_is_named_and_works(
     tiny_run: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
@@ -71,7 +71,7 @@ def test_the_way_out_of_a_missing_picture_is_named_and_works(
     assert "010.png" in said
     assert "--skip-missing" in said
     assert main([*line, "--skip-missing"]) == 0
-    assert "2 of 100 rows name images that are not under" in capsys.readouterr().err
+    assert "1 of 50 images are not under" in capsys.readouterr().err
     assert read_config(tmp_path / "run" / "config.yaml").data.skip_missing
 
 
@@ -80,7 +80,10 @@ def test_rows_of_missing_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "image,caption,label,split\na.png,one,x,\nb.png,two,y,train\nc.png,three,,val\na.png,four,,\nd.png,five,z,train\n"
     )
-    with missing_images(skip=True), pytest.warns(DiptychWarning, match=r"1 of 5 rows name images .* left out: b\.png"):
+    with (
+        missing_images(skip=True),
+        pytest.warns(DiptychWarning, match=r"1 of 4 images are not under .* left out: b\.png"),
+    ):
         source = open_source(f"csv:{tmp_path / 't.csv'}")
     assert [source.key(i) for i in range(3)] == ["a.png", "c.png", "d.png"]
     assert [source.captions(i) for i in range(3)] == [("one", "four"), ("three",), ("five",)]
@@ -89,5 +92,5 @@ def test_rows_of_missing_images_are_left_out(tmp_path: Path) -> None:
     assert [source.split(i) for i in range(3)] == [None, "val", "train"]
     for name in "acd":
         (tmp_path / f"{name}.png").unlink()
-    with missing_images(skip=True), pytest.raises(DataError, match="5 of 5 rows name images that are not under"):
+    with missing_images(skip=True), pytest.raises(DataError, match="4 of 4 images are not under"):
         open_source(f"csv:{tmp_path / 't.csv'}")

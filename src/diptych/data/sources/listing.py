@@ -177,14 +177,15 @@ class ListingBuilder:
         if not len(self._keys):
             raise DataError(f"{self.where}: holds no rows")
         was_absolute = self._num_absolute == len(self._keys)
-        if check_images and _skips_missing.get():
-            self._drop_missing()
         _, first_rows, group_of_row = np.unique(np.array(self._hashes), return_index=True, return_inverse=True)
         in_file_order = np.argsort(first_rows, kind="stable")
         sample_of_group = np.empty_like(in_file_order)
         sample_of_group[in_file_order] = np.arange(len(in_file_order))
         first_rows = first_rows[in_file_order]
-        number = self._numbers(sample_of_group[group_of_row], first_rows)
+        is_kept = self._has_text(sample_of_group[group_of_row], first_rows)
+        if check_images and _skips_missing.get():
+            is_kept &= self._has_image(first_rows)
+        number = np.where(is_kept, np.cumsum(is_kept) - 1, -1)
         sample_of_row, first_rows = number[sample_of_group[group_of_row]], first_rows[number >= 0]
         is_whole = len(first_rows) == len(self._keys)
         keys = self._keys if is_whole else TextColumn(self._keys[int(row)] for row in first_rows)
@@ -195,12 +196,15 @@ class ListingBuilder:
         splits = self._last_named(
             "split", self._splits, sample_of_row[np.array(self._with_split, dtype=np.int64)], keys
         )
-        classes, class_of_label = class_names(self._labels.names)
+        used = np.unique(labels[labels >= 0])
+        classes, class_of_used = class_names([self._labels.names[code] for code in used])
+        class_of_label = np.full(len(self._labels.names) + 1, -1, dtype=np.int32)
+        class_of_label[used] = class_of_used
         listing = Listing(
             self.root,
             keys,
             GroupedTexts(self._captions, sample_of_caption, len(keys)),
-            labels=np.append(class_of_label, np.int32(-1))[labels],
+            labels=class_of_label[labels],  # That of no label, -1, is the last.
             classes=classes,
             splits=splits,
             split_names=tuple(self._splits.names),
@@ -210,8 +214,8 @@ class ListingBuilder:
         listing.was_absolute = was_absolute
         return listing
 
-    def _numbers(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The samples numbered anew: -1 for those that have neither caption nor label."""
+    def _has_text(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each sample, whether it has a caption or a label; those that have neither are counted."""
         has_any = np.zeros(len(first_rows), dtype=bool)
         for rows in (self._row_of_caption, self._labelled):
             has_any[sample_of_row[np.array(rows, dtype=np.int64)]] = True
@@ -221,33 +225,25 @@ class ListingBuilder:
             )
         for row in first_rows[~has_any].tolist():
             self.oddities.add("images with neither caption nor label", "left out", self._keys[row])
-        return np.where(has_any, np.cumsum(has_any) - 1, -1)
+        return has_any
 
-    def _drop_missing(self) -> None:
-        """Forget the rows whose image is not there.
+    def _has_image(self, first_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of each sample, whether its image is there; a warning names those that are not, and they are counted.
 
         Raises:
             DataError: no image is.
         """
-        there = images_there(self._keys, self.root)
-        missing = np.flatnonzero(~there)
-        if not len(missing):
-            return
-        first = ", ".join(dict.fromkeys(self._keys[int(row)] for row in missing[:3]))
-        what = f"{len(missing)} of {len(there)} rows name images that are not under {self.root}"
-        if not there.any():
-            raise DataError(f"{self.where}: {what}: {first}")
-        warnings.warn(f"{self.where}: {what}; they are left out: {first}", DiptychWarning, stacklevel=3)
-        for row in missing.tolist():
-            self.oddities.add("rows whose image is missing", "left out", self._keys[row])
-        number = np.cumsum(there) - 1
-        self._keys = TextColumn(key for key, kept in zip(self._keys, there, strict=True) if kept)
-        self._hashes = _kept(self._hashes, np.arange(len(there)), there)
-        rows = np.array(self._row_of_caption, dtype=np.int64)
-        self._captions = TextColumn(text for text, kept in zip(self._captions, there[rows], strict=True) if kept)
-        self._row_of_caption = array("q", number[rows[there[rows]]].tolist())
-        self._labels, self._labelled = _kept_names(self._labels, self._labelled, there, number)
-        self._splits, self._with_split = _kept_names(self._splits, self._with_split, there, number)
+        there = images_there(TextColumn(self._keys[int(row)] for row in first_rows), self.root)
+        missing = [self._keys[row] for row in first_rows[~there].tolist()]
+        if missing:
+            what = f"{len(missing)} of {len(there)} images are not under {self.root}"
+            if not there.any():
+                raise DataError(f"{self.where}: {what}: {', '.join(missing[:3])}")
+            text = f"{self.where}: {what}; they are left out: {', '.join(missing[:3])}"
+            warnings.warn(text, DiptychWarning, stacklevel=3)
+        for key in missing:
+            self.oddities.add("images that are missing", "left out", key)
+        return there
 
     def _last_named(
         self, what: str, names: NameColumn, samples: NDArray[np.int64], keys: TextColumn
@@ -289,7 +285,8 @@ def images_there(keys: TextColumn, root: Path) -> NDArray[np.bool_]:
     folders: dict[str, int] = {}
     folder_of, hashes = array("i"), array("q")
     for key in keys:
-        folder, _, file = key.rpartition("/")
+        folder, slash, file = key.rpartition("/")
+        folder = folder or slash  # The absolute path of a file at the top of the file system.
         folder_of.append(folders.setdefault(folder, len(folders)))
         hashes.append(hash(file))
     place, wanted = np.array(folder_of), np.array(hashes)
@@ -298,21 +295,6 @@ def images_there(keys: TextColumn, root: Path) -> NDArray[np.bool_]:
         rows = np.flatnonzero(place == number) if len(folders) > 1 else np.arange(len(keys))
         there[rows] = np.isin(wanted[rows], _file_hashes(root / folder))
     return there
-
-
-def _kept(values: "array[int]", rows: NDArray[np.int64], there: NDArray[np.bool_]) -> "array[int]":
-    return array("q", np.array(values, dtype=np.int64)[there[rows]].tolist())
-
-
-def _kept_names(
-    names: NameColumn, rows: "array[int]", there: NDArray[np.bool_], number: NDArray[np.int64]
-) -> tuple[NameColumn, "array[int]"]:
-    """The names of the rows that are kept, and the new numbers of these rows."""
-    old = np.array(rows, dtype=np.int64)
-    kept = NameColumn()
-    for place in np.flatnonzero(there[old]).tolist():
-        kept.append(names[place])
-    return kept, array("q", number[old[there[old]]].tolist())
 
 
 def _file_hashes(folder: Path) -> NDArray[np.int64]:
