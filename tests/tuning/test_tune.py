@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from diptych.bundle.choice import open_bundle
 from diptych.cli.main import main
-from diptych.core.errors import ConfigError, RunError
+from diptych.core.errors import BusyError, ConfigError, RunError
 from diptych.evaluation.retrieval import PairScores, Recall, RetrievalReport
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.report import Observer
@@ -53,10 +53,11 @@ Play = Callable[[TrainConfig, Callable[[int, float], None]], float]
 
 
 class Silent:
-    """Remembers how the trials stood last."""
+    """Remembers how the trials stood last, and every message."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
+        self.messages: list[str] = []
 
     def on_rows(self, found: list[Row]) -> None:
         """Remember them."""
@@ -69,7 +70,8 @@ class Silent:
         """Nothing."""
 
     def on_message(self, text: str) -> None:
-        """Nothing."""
+        """Remember it."""
+        self.messages.append(text)
 
     def close(self) -> None:
         """Nothing."""
@@ -109,10 +111,10 @@ def _score(config: TrainConfig, on_score: Callable[[int, float], None]) -> float
 
 
 def _tune(folder: Path, *, space: Space = SPACE, trials: int = 6, pruner: PrunerName = "none", sampler: SamplerName = "tpe",
-          repeats: int = 2) -> list[Row]:  # fmt: skip
+          repeats: int = 2, observer: Silent | None = None) -> list[Row]:  # fmt: skip
     create_study_folder(folder, storage=None)
     options = TuneOptions(trials=trials, pruner=pruner, sampler=sampler, repeats=repeats)
-    return tune(space, folder, options=options, observer=Silent())
+    return tune(space, folder, options=options, observer=observer or Silent())
 
 
 def test_the_recipe_comes_first_and_the_best_is_trained_again(
@@ -297,6 +299,24 @@ def test_a_worker_that_slept_leaves_its_trial_to_who_took_it(
     found = _tune(folder, trials=2, repeats=0)
     assert [row.state for row in found] == ["done", "done"]
     assert folders[:2] == [folder / "trials" / "trial-0000"] * 2
+
+
+def test_a_folder_that_another_worker_still_writes_is_waited_for(
+    tmp_path: Path, play: Callable[[Play], list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_module, "_LONGEST_WAIT_S", 0.01)
+    folder, starts = tmp_path / "study", iter([True, True])
+
+    def busy(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
+        if next(starts, False):
+            raise BusyError("trial-0000: is being written by process 7 on box; stop it")
+        return _score(config, on_score)
+
+    folders, observer = play(busy), Silent()
+    found = _tune(folder, trials=2, repeats=0, observer=observer)
+    assert [row.state for row in found] == ["done", "done"]
+    assert folders == [folder / "trials" / f"trial-{number:04d}" for number in (0, 0, 0, 1)]
+    assert observer.messages == ["trial-0000: is being written by process 7 on box; waiting until it stops"]
 
 
 def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:

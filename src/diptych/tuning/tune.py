@@ -5,7 +5,7 @@ the best settings with another seed.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial
 
 from diptych.core.address import redacted, shown_address
-from diptych.core.errors import ConfigError, DiptychError, RunError, SaveError
+from diptych.core.errors import BusyError, ConfigError, DiptychError, RunError, SaveError
 from diptych.core.files import file_lock
 from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
@@ -42,7 +42,14 @@ from diptych.tuning.study import (
     this_worker,
     was_taken,
 )
-from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, drop_weights, free_memory, run_trial
+from diptych.tuning.trial import (
+    InterruptedTrialError,
+    Outcome,
+    TrialFailedError,
+    drop_weights,
+    free_memory,
+    run_trial,
+)
 
 SamplerName: TypeAlias = Literal["tpe", "random", "gp", "qmc"]
 PrunerName: TypeAlias = Literal["hyperband", "median", "none"]
@@ -171,7 +178,7 @@ class _Worker:
 
     def wait(self) -> None:
         """Give other workers time; what one of them has lost will be taken up."""
-        time.sleep(min(self.options.heartbeat_s, _LONGEST_WAIT_S))
+        time.sleep(self._pause_s)
         with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):
             optuna.storages.fail_stale_trials(self.study)
         self.show()
@@ -217,7 +224,7 @@ class _Worker:
 
         try:
             config = self._config(values, attributes)
-            outcome = run_trial(config, self._run_folder(number), on_score=on_score, observer=self.observer)
+            outcome = self._run(config, self._run_folder(number), on_score)
         except (TrialFailedError, ConfigError) as error:  # Settings that do not go together, or diverge.
             trial.set_user_attr("reason", str(error).removeprefix("config: "))
             raise TrialFailedError(str(error)) from None
@@ -231,6 +238,26 @@ class _Worker:
             raise TrialFailedError from error
         trial.set_user_attr("results", {**asdict(outcome), "folder": str(self._run_folder(number).resolve())})
         return outcome.score
+
+    def _run(self, config: TrainConfig, folder: Path, on_score: Callable[[int, float], None]) -> Outcome:
+        """Train in a folder as soon as it is free.
+
+        A worker that missed its heartbeats, because its machine was busy or asleep, still writes there. It stops when it
+        next reports a score, since the trial is no longer its own.
+        """
+        is_first = True
+        while True:
+            try:
+                return run_trial(config, folder, on_score=on_score, observer=self.observer)
+            except BusyError as error:
+                if is_first:
+                    self.observer.on_message(f"{str(error).partition(';')[0]}; waiting until it stops")
+                is_first = False
+                time.sleep(self._pause_s)
+
+    @property
+    def _pause_s(self) -> float:
+        return min(self.options.heartbeat_s, _LONGEST_WAIT_S)
 
     def _config(self, values: dict[str, Value], attributes: dict[str, Any]) -> TrainConfig:
         """The recipe's own settings may lie outside of the space."""
