@@ -24,6 +24,7 @@ from diptych.data.sources.local_paths import local_paths
         ("class-folder:{0}/" + 300 * "a", []),
         ("shards:{0}/*/0*.tar::{0}/other.tar?cache_gb=1", ["tars/00.tar", "tars/01.tar", "other.tar"]),
         ("shards:{0}/tars/{{00..01}}.tar", ["tars/00.tar", "tars/01.tar"]),
+        ("shards:{0}/{{tars,none}}/00.tar", ["tars/00.tar"]),
         ("mix: 0.5*csv:{0}/a.csv?root={0}/pictures + 0.5*shapes", ["pictures", "a.csv"]),
     ],
 )

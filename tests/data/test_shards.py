@@ -13,7 +13,7 @@ import pytest
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.data import tar_index as tar_index_module
 from diptych.data.sources.choice import open_source
-from diptych.data.sources.tar_pattern import ranges_of
+from diptych.data.sources.tar_pattern import expanded
 from diptych.data.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
@@ -213,10 +213,12 @@ def test_tars_of_joined_patterns_count_together(monkeypatch: pytest.MonkeyPatch)
         open_source("shards:https://host/{0..3}.tar::https://host/{0..1}.tar::https://host/{0..4}.tar")
 
 
-def test_ranges_are_expanded_from_left_to_right() -> None:
-    assert ranges_of("{08..10}/a{1..2}.tar") == [f"{a}/a{b}.tar" for a in ("08", "09", "10") for b in (1, 2)]
-    assert len(ranges_of("{0..0}" * 3000)[0]) == 3000
-    assert ranges_of("a*.tar") == ["a*.tar"]
+def test_ranges_and_lists_are_expanded_from_left_to_right() -> None:
+    assert expanded("{08..10}/a{1..2}.tar") == [f"{a}/a{b}.tar" for a in ("08", "09", "10") for b in (1, 2)]
+    assert len(expanded("{0..0}" * 3000)[0]) == 3000
+    assert expanded("{train,val}-{0..1}.tar") == ["train-0.tar", "train-1.tar", "val-0.tar", "val-1.tar"]
+    assert expanded("{1..2,x}{}{y}.tar") == ["1..2{}{y}.tar", "x{}{y}.tar"]
+    assert expanded("a*.tar") == ["a*.tar"]
 
 
 def test_several_patterns_and_equal_names(tmp_path: Path, picture: bytes) -> None:

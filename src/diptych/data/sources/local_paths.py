@@ -1,6 +1,5 @@
 """Which files and folders of this machine the name of a source means, without opening it."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -8,8 +7,8 @@ from urllib.parse import parse_qsl
 from diptych.core.remote import is_remote
 from diptych.data.sources.choice import SOURCES
 from diptych.data.sources.mix import part_specs
+from diptych.data.sources.tar_pattern import BRACES
 
-_RANGE = re.compile(r"\{\d+\.\.\d+\}")
 _PATH_OPTIONS = ("root", "templates", "classes")
 
 
@@ -39,7 +38,7 @@ def _named(location: str) -> Iterator[Path]:
         yield from (Path(value) for name, value in parse_qsl(options) if name in _PATH_OPTIONS)
     for pattern in (path or location).split("::"):
         if not is_remote(pattern):
-            yield from _matching(Path(_RANGE.sub("*", pattern)))
+            yield from _matching(Path(BRACES.sub("*", pattern)))
 
 
 def _matching(pattern: Path) -> Iterator[Path]:

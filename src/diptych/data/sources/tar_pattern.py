@@ -1,4 +1,4 @@
-"""Which tars `shards:PATTERN` names: a path, a glob, a range, or a folder of tars."""
+"""Which tars `shards:PATTERN` names: a path, a glob, a range or list in braces, or a folder of tars."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from diptych.data.sources.split_names import SPLIT_FOLDERS
 MAX_TARS = 1_000_000
 """What the ranges of a pattern may name together."""
 _MAX_DIGITS = 18
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+BRACES = re.compile(r"\{(\d+\.\.\d+|[^{},]*,[^{}]*)\}")
 
 
 def tars_of(pattern: str) -> list[tuple[str, str | None]]:
@@ -25,7 +25,7 @@ def tars_of(pattern: str) -> list[tuple[str, str | None]]:
     Raises:
         DataError: it names no tars, or one that is not there.
     """
-    spelled = ranges_of(pattern)
+    spelled = expanded(pattern)
     has_signs = any(sign in pattern for sign in "*?[")
     if is_remote(pattern):
         return [(url, None) for url in (list_remote(pattern) if "*" in pattern else spelled)]
@@ -93,39 +93,46 @@ def distinct_stems(names: list[str]) -> list[str]:
     return stems
 
 
-def ranges_of(pattern: str) -> list[str]:
-    """The names that a pattern with ranges stands for; leading zeros are kept.
+def expanded(pattern: str) -> list[str]:
+    """The names that a pattern with ranges and lists in braces stands for; leading zeros are kept.
 
     Raises:
         DataError: there are more than a million, a range is empty, or a number has more than 18 digits.
 
-    >>> ranges_of("a{08..10}.tar")
-    ['a08.tar', 'a09.tar', 'a10.tar']
+    >>> expanded("a{08..10}.tar"), expanded("{x,y}/0.tar")
+    (['a08.tar', 'a09.tar', 'a10.tar'], ['x/0.tar', 'y/0.tar'])
     """
-    ends = [found.groups() for found in _RANGE.finditer(pattern)]
-    longest = max((len(number) for pair in ends for number in pair), default=0)
-    if longest > _MAX_DIGITS:
-        raise DataError(f"{shortened(pattern)}: a number has {longest:,} digits; at most {_MAX_DIGITS} are allowed")
-    ranges = [range(int(first), int(last) + 1) for first, last in ends]
+    texts = BRACES.split(pattern)
+    insides = texts[1::2]
+    choices = [_choices(inside, pattern) for inside in insides]
     count = 1
-    for numbers, (first, last) in zip(ranges, ends, strict=True):
-        if not numbers:
-            raise DataError(
-                f"{shortened(pattern)}: the range {{{first}..{last}}} is empty; write the smaller number first"
-            )
-        count *= len(numbers)
+    for choice in choices:
+        count *= len(choice)
         if count > MAX_TARS:  # The product of the others may have any number of digits.
             raise DataError(
                 f"{shortened(pattern)}: its ranges name {count:,} tars or more; at most {MAX_TARS:,} are allowed"
             )
-    texts = _RANGE.split(pattern)[::3]  # Between them are both ends of each range.
     written = [
-        [str(number).zfill(len(first)) for number in numbers] for numbers, (first, _) in zip(ranges, ends, strict=True)
+        [str(choice).zfill(inside.index(".")) for choice in some] if isinstance(some, range) else some
+        for some, inside in zip(choices, insides, strict=True)
     ]
     return [
-        texts[0] + "".join(number + text for number, text in zip(numbers, texts[1:], strict=True))
-        for numbers in product(*written)
+        texts[0] + "".join(word + text for word, text in zip(words, texts[2::2], strict=True))
+        for words in product(*written)
     ]
+
+
+def _choices(inside: str, pattern: str) -> list[str] | range:
+    """The words of a list, or the numbers of a range, which may be too many to write out."""
+    first, dots, last = inside.partition("..")
+    if not dots or "," in inside:
+        return inside.split(",")
+    longest = max(len(first), len(last))
+    if longest > _MAX_DIGITS:
+        raise DataError(f"{shortened(pattern)}: a number has {longest:,} digits; at most {_MAX_DIGITS} are allowed")
+    if int(first) > int(last):
+        raise DataError(f"{shortened(pattern)}: the range {{{inside}}} is empty; write the smaller number first")
+    return range(int(first), int(last) + 1)
 
 
 def shortened(pattern: str) -> str:
