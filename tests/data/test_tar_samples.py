@@ -102,10 +102,14 @@ def test_numbered_texts_are_captions_in_the_order_of_their_numbers(tmp_path: Pat
 
 
 def test_a_compressed_tar_says_what_unpacks_it(tmp_path: Path, pictures: list[bytes]) -> None:
-    path = tmp_path / "t.tar.gz"
+    path = tmp_path / "folder" / "t.tar.gz"
+    path.parent.mkdir()
     path.write_bytes(gzip.compress(_tar(tmp_path / "t.tar", ("0.jpg", pictures[0])).read_bytes()))
-    with pytest.raises(DataError, match=rf"is compressed, .*: gunzip {path}"):
-        open_source(f"shards:{path}")
+    for spec in (f"shards:{path}", str(path)):
+        with pytest.raises(DataError, match=rf"is compressed, .*: gunzip {path}"):
+            open_source(spec)
+    with pytest.raises(DataError, match=r"t\.tar\.gz is compressed: unpack such files first"):
+        open_source(str(path.parent))
 
 
 def test_clip_benchmarks_classes_and_templates_lie_above_the_tars(tmp_path: Path, pictures: list[bytes]) -> None:

@@ -32,6 +32,7 @@ from diptych.data.sources.shards import read_shards
 from diptych.data.sources.table import read_csv, read_tsv_folder
 from diptych.data.sources.tar_pattern import holds_tars
 
+_COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", re.IGNORECASE)
 SOURCES: dict[str, Callable[[str], Source]] = {
     "shapes": read_shapes,
     "json": read_json,
@@ -109,7 +110,7 @@ def recognise(path: Path) -> str:
             kinds = ["coco"]
         if suffix == ".zip":
             kinds = ["class-folder"]
-        if re.search(r"\.(tar\.(gz|bz2|xz|zst)|tgz)$", path.name, re.IGNORECASE):
+        if _COMPRESSED_TAR.search(path.name):
             kinds = ["shards"]  # Which says how to unpack it.
     else:
         kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
@@ -123,6 +124,8 @@ def recognise(path: Path) -> str:
             kinds = ["class-folder"]
         if not kinds and has_pictures(path):
             raise without_captions(path)
+        if not kinds and any(_COMPRESSED_TAR.search(entry.name) for entry in path.iterdir()):
+            kinds = ["shards"]  # Which says how to unpack them.
     if len(kinds) != 1:
         seen = f"looks like {' and '.join(kinds)}" if kinds else "looks like no kind of data"
         raise DataError(f"{path}: {seen}; say which: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
