@@ -1,6 +1,7 @@
 """Grays of 12 bits in files of 16."""
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 from unittest.mock import patch
@@ -62,18 +63,25 @@ def test_each_source_of_a_mixture_decides_for_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_twelve_bits_in_a_zip_and_in_a_parquet_file(tmp_path: Path, suffix: str) -> None:
-    """In the latter, keys have no suffix, so the first bytes of the file decide."""
+def test_twelve_bits_in_a_zip_a_tar_and_a_parquet_file(tmp_path: Path, suffix: str) -> None:
+    """In the last two, keys have no suffix, so the first bytes of the file decide."""
     paths = [tmp_path / name / f"0.{suffix}" for name in ("cat", "dog")]
     for path in paths:
         _grays(path, 4095)
+    caption = tmp_path / "caption.txt"
+    caption.write_text("a pet", encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as file:
         for path in paths:
             file.write(path, f"{path.parent.name}/{path.name}")
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, f"{path.parent.name}.{suffix}")
+            tar.add(caption, f"{path.parent.name}.txt")
     rows = {"image": [path.read_bytes() for path in paths], "caption": ["a cat", "a dog"]}
     features = Features({"image": HuggingFaceImage(), "caption": Value("string")})
     Dataset.from_dict(rows, features).to_parquet(tmp_path / "set.parquet")
-    for spec in (f"class-folder:{tmp_path / 'set.zip'}", f"hf:{tmp_path / 'set.parquet'}"):
+    specs = (f"class-folder:{tmp_path / 'set.zip'}", f"shards:{tmp_path / 'set.tar'}", f"hf:{tmp_path / 'set.parquet'}")
+    for spec in specs:
         source = open_source(spec)
         assert np.asarray(decode(source[0].image))[..., 0].tolist() == [[0, 127], [255, 255]]
         assert source.oddities[-1].num == 2

@@ -50,6 +50,7 @@ class ShardsSource(Source):
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             self._indices = list(pool.map(lambda tar: tar.index(), tars))
         self._reader = TarReader(list(tars))
+        self.can_be_sampled = all(isinstance(tar, LocalTar) for tar in tars)  # Of others, each sample may load a tar.
         self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._starts = np.concatenate([[0], self.block_ends]).tolist()
         self._stems = distinct_stems([tar.name for tar in tars])
