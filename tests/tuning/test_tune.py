@@ -319,6 +319,27 @@ def test_a_folder_that_another_worker_still_writes_is_waited_for(
     assert observer.messages == ["trial-0000: is being written by process 7 on box; waiting until it stops"]
 
 
+def test_a_repeat_that_two_workers_queued_is_trained_once(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
+    folder, queued = tmp_path / "study", list[bool]()
+
+    def queue_again(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
+        if (
+            config.seed == 1 and not queued
+        ):  # Meanwhile another worker, which saw the same state, queues the same trial.
+            queued.append(True)
+            with opened_storage(sqlite_url(folder)) as storage:
+                study = open_study(storage, "study", SPACE)
+                (running,) = study.get_trials(states=(TrialState.RUNNING,))
+                names = ("repeat_of", "seed", "settings")
+                study.enqueue_trial({}, user_attrs={name: running.user_attrs[name] for name in names})
+        return _score(config, on_score)
+
+    folders = play(queue_again)
+    found = _tune(folder, trials=2, repeats=1)
+    assert [(row.repeat_of is not None, row.state) for row in found] == [(False, "done")] * 2 + [(True, "done")]
+    assert len(folders) == 3
+
+
 def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
     folders = play(_score)
     first = _tune(tmp_path / "study")

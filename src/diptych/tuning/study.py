@@ -180,9 +180,16 @@ def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None
     return values if known is None else dict(known)
 
 
-def is_surplus(study: Study, number: int, total: int) -> bool:
-    """Whether as many candidates came before it."""
-    return sum(row.number < number for row in candidates(rows(study))) >= total
+def is_surplus(study: Study, number: int, attributes: Mapping[str, Any], *, total: int) -> bool:
+    """Whether earlier trials make one needless: `total` candidates, or one that repeats the same settings with the same seed.
+
+    Two workers that begin or queue a trial at the same moment make one too many.
+    """
+    earlier = [row for row in rows(study) if row.number < number]
+    if "repeat_of" in attributes:
+        repeat = (attributes["repeat_of"], attributes["seed"])
+        return any((row.repeat_of, row.seed) == repeat for row in earlier)
+    return "recipe" not in attributes and len(candidates(earlier)) >= total
 
 
 def take_over(study: Study) -> None:

@@ -210,7 +210,7 @@ class _Worker:
         number = origin_number(self._frozen(trial.number))
         trial.set_user_attr("worker", this_worker())
         is_free = "repeat_of" not in attributes and "recipe" not in attributes
-        if is_free and is_surplus(self.study, number, self.options.trials):
+        if is_surplus(self.study, number, attributes, total=self.options.trials):
             trial.set_user_attr("reason", SURPLUS)
             raise TrialFailedError
         values = suggest(trial, self.space, known=None if is_free else attributes["settings"])
