@@ -54,7 +54,7 @@ def work(folder: Path, storage: str | None, *, trials: int, seconds_a_step: floa
     """Do what is left of the study."""
     space = prepare_space(RUN, DIMENSIONS, print)
     create_study_folder(folder, storage=storage)
-    options = TuneOptions(trials=trials, repeats=1, pruner="none", storage=storage, heartbeat_s=1)
+    options = TuneOptions(trials=trials, repeats=1, pruner="none", storage=storage, heartbeat_s=5)
     write_results(folder, space, tune(space, folder, options=options, observer=Slowly(seconds_a_step)))
 
 
