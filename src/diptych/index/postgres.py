@@ -1,19 +1,7 @@
-"""An index in PostgreSQL with pgvector: a schema of a database, which several machines reach.
-
-    about     what made the vectors
-    vectors   by digest; `place` counts them in the order in which they came
-    entries   what is known of each picture
-    broken    pictures that could not be read
-
-A change is one transaction. Who writes holds an advisory lock, which the server lets go of when the connection ends. The server
-checks its pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
-"""
+"""An index in PostgreSQL (`postgres_store.py` describes it): what is added to it and found in it."""
 
 import json
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,100 +9,27 @@ import psycopg
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.errors import BusyError, ConfigError, IndexingError
-from diptych.index.address import parse_address
+from diptych.core.errors import ConfigError, IndexingError
 from diptych.index.approximate import About, Kind
+from diptych.index.connections import Connection
 from diptych.index.dialects import POSTGRESQL, where
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
 from diptych.index.groups import groups_of_keys
-from diptych.index.pgvector import connect, one_line
-from diptych.index.tables import COLUMNS, COLUMNS_OF_FORMAT, FORMAT, known_models, to_entry, to_row
-from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
+from diptych.index.postgres_store import PostgresStore
+from diptych.index.tables import COLUMNS, to_entry, to_row
 
-_LOOK_AGAIN_S = 0.1
 _FETCH = 4096
 
 
-class PostgresIndex:
+class PostgresIndex(PostgresStore):
     """An `Index` in a database."""
-
-    def __init__(self, address: str) -> None:
-        """Open what is there.
-
-        Raises:
-            IndexingError: there is no index, or its server cannot be reached.
-            ConfigError: the address is none.
-        """
-        parsed = parse_address(address)
-        self.place, self._schema = parsed.shown, parsed.schema
-        self._database, self._is_writing = connect(parsed), False
-        try:
-            about = self._about()
-        except IndexingError:
-            self.close()
-            raise
-        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
-        self.models = known_models(about)
-
-    @property
-    def model(self) -> str:
-        """Tells the model that made the vectors from any other."""
-        return self.models[0]
-
-    def _about(self) -> dict[str, str]:
-        if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
-            raise IndexingError(
-                f"{self.place}: holds no index; make one with: diptych index add '{self.place}' FOLDER --bundle BUNDLE"
-            )
-        about = dict(self._all("SELECT name, value FROM about"))
-        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
-            raise IndexingError(
-                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
-                "install the version of Diptych that wrote it, or a newer one"
-            )
-        return about
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._database.close()
 
     def __enter__(self) -> "PostgresIndex":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __len__(self) -> int:
-        return int(self._one("SELECT count(*) FROM entries"))
-
-    @contextmanager
-    def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
-        """Alone among all who write, by a lock of the connection."""
-        give_up_at = time.monotonic() + wait_s
-        number = lock_number(self._schema)
-        # The server would give the lock again to the connection that has it.
-        while self._is_writing or not self._one("SELECT pg_try_advisory_lock(%s)", (number,)):
-            if time.monotonic() > give_up_at:
-                raise BusyError(f"{self.place}: is being written by {self._holder()}; try again when it is done")
-            time.sleep(_LOOK_AGAIN_S)
-        self._is_writing = True
-        try:
-            self._upgrade()
-            yield
-        finally:
-            self._is_writing = False
-            with suppress(psycopg.Error):  # A connection that was lost holds nothing.
-                self._database.execute("SELECT pg_advisory_unlock(%s)", (number,))
-
-    def _holder(self) -> str:
-        sql = """
-            SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
-            WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
-            AND database = datid AND (classid::bigint << 32) + objid::bigint = %s
-        """
-        rows = self._all(sql, (lock_number(self._schema),))
-        return rows[0][0].removeprefix("diptych ") if rows and rows[0][0] else "another process"
 
     def rename_model(self, models: Sequence[str]) -> None:
         """Store the names of the same model, the current one first."""
@@ -180,14 +95,13 @@ class PostgresIndex:
                 raise IndexingError(
                     f"{self.place}: has vectors of {self.dim} numbers; one of {vector.shape} was given ({digest})"
                 )
-        digests = {entry.digest for entry in entries} - set(vectors)
-        held = {
-            digest for (digest,) in self._all("SELECT digest FROM vectors WHERE digest = ANY(%s)", (list(digests),))
-        }
-        for entry in entries:
-            if entry.digest in digests - held:
-                raise IndexingError(f"{entry.key}: has no vector")
         with self._changing() as cursor:
+            digests = {entry.digest for entry in entries} - set(vectors)
+            held = cursor.execute("SELECT digest FROM vectors WHERE digest = ANY(%s)", (list(digests),)).fetchall()
+            lacking = digests - {digest for (digest,) in held}
+            for entry in entries:
+                if entry.digest in lacking:
+                    raise IndexingError(f"{entry.key}: has no vector")
             with cursor.copy("COPY vectors (digest, embedding) FROM STDIN WITH (FORMAT BINARY)") as copy:
                 copy.set_types(["text", "vector"])
                 for row in vectors.items():
@@ -228,19 +142,26 @@ class PostgresIndex:
             SELECT array_agg(key ORDER BY key), embedding FROM entries JOIN vectors USING (digest)
             GROUP BY vectors.digest ORDER BY place
         """
-        keys, vectors = list[list[str]](), list[Float32[ndarray, " E"]]()
-        with self._reading(), self._database.transaction(), self._database.cursor("groups", binary=True) as cursor:
-            cursor.itersize = _FETCH
-            for together, vector in cursor.execute(sql):
-                keys.append(together)
-                vectors.append(vector)
-        return groups_of_keys(keys, np.stack(vectors), threshold) if vectors else []
+
+        def read(connection: Connection) -> list[tuple[list[str], Float32[ndarray, " E"]]]:
+            with connection.transaction(), connection.cursor("groups", binary=True) as cursor:
+                cursor.itersize = _FETCH
+                return list(cursor.execute(sql))
+
+        rows = self._read(read)
+        if not rows:
+            return []
+        return groups_of_keys([keys for keys, _ in rows], np.stack([vector for _, vector in rows]), threshold)
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""
-        with self._reading(), self._database.cursor(binary=True) as cursor:
-            sql = "SELECT digest, embedding FROM vectors WHERE digest = ANY(%s)"
-            found: dict[str, Float32[ndarray, " E"]] = dict(cursor.execute(sql, (list(digests),)).fetchall())
+        sql = "SELECT digest, embedding FROM vectors WHERE digest = ANY(%s)"
+
+        def read(connection: Connection) -> dict[str, Float32[ndarray, " E"]]:
+            with connection.cursor(binary=True) as cursor:
+                return dict(cursor.execute(sql, (list(digests),)).fetchall())
+
+        found = self._read(read)
         for digest in digests:
             if digest not in found:
                 raise IndexingError(f"{self.place}: has no vector of {digest}")
@@ -252,103 +173,8 @@ class PostgresIndex:
             raise ConfigError(f"{self.place}: a database is searched exactly; {kind} is for an index in a folder")
         return None
 
-    def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; the server looks at the vectors."""
-        faults = []
-        odd = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
-        if odd:
-            faults.append(f"{odd} vectors have not {self.dim} numbers; index the folders again")
-        num, first = self._all(
-            "SELECT count(*), min(place) FROM vectors WHERE NOT abs(vector_norm(embedding) - 1) < 1e-3"
-        )[0]
-        if num:
-            faults.append(f"{num} vectors are not of unit length, the first is number {first}; index again")
-        lost = int(
-            self._one(
-                "SELECT count(*) FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
-            )
-        )
-        if lost:
-            faults.append(f"{lost} entries have no vector; index the folders again")
-        return faults
-
-    def remarks(self) -> list[str]:
-        """Nothing: an addition that was interrupted leaves nothing in a database."""
-        return []
-
-    def size(self) -> dict[str, int]:
-        """What is counted, and bytes on the server's disk."""
-        unused = (
-            "SELECT count(*) FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
-        )
-        tables = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
-        return {
-            "entries": len(self),
-            "vectors": int(self._one("SELECT count(*) FROM vectors")),
-            "unused": int(self._one(unused)),
-            "unreadable": int(self._one("SELECT count(*) FROM broken")),
-            "bytes": int(self._one(tables, (f'"{self._schema}"',))),
-        }
-
-    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        return self._all(sql, values)[0][0]
-
-    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading():
-            return self._database.execute(sql.encode(), values).fetchall()
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (psycopg.Error, UnicodeEncodeError) as error:
-            raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
-
-    def _is_old(self) -> bool:
-        """Whether it is of format 1 still; another process may have upgraded it."""
-        if self._format == 1:
-            self._format = int(self._about()["format"])
-        return self._format == 1
-
-    def _columns(self) -> str:
-        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
-
-    def _upgrade(self) -> None:
-        """Add the columns of format 2, in one transaction."""
-        if not self._is_old():
-            return
-        with self._transaction() as cursor:
-            (found,) = cursor.execute("SELECT value FROM about WHERE name = 'format' FOR UPDATE").fetchone() or ("",)
-            if found == "1":
-                for column in NEW_COLUMNS:
-                    cursor.execute(f"ALTER TABLE entries ADD COLUMN {column}".encode())
-                cursor.execute('ALTER TABLE entries ALTER COLUMN target TYPE text COLLATE "C"')
-                cursor.execute(MARK_CAPTIONS.encode())
-                cursor.execute("UPDATE about SET value = %s WHERE name = 'format'", (str(FORMAT),))
-
-    @contextmanager
-    def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
-        """One transaction, after an upgrade if the index is of format 1."""
-        self._upgrade()
-        with self._transaction() as cursor:
-            yield cursor
-
-    @contextmanager
-    def _transaction(self) -> Iterator["psycopg.Cursor[Any]"]:
-        try:
-            with self._database.transaction(), self._database.cursor() as cursor:
-                yield cursor
-        except (psycopg.Error, UnicodeEncodeError) as error:
-            after = "it has all of this change or nothing" if self._database.broken else "it is as it was"
-            raise IndexingError(f"{self.place}: cannot be written ({one_line(error)}); {after}") from None
-
 
 def _forget(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:
     """Drop what is known of these pictures; how many entries there were."""
     cursor.execute("DELETE FROM broken WHERE key = ANY(%s)", (keys,))
     return cursor.execute("DELETE FROM entries WHERE key = ANY(%s)", (keys,)).rowcount
-
-
-def lock_number(schema: str) -> int:
-    """The number of the advisory lock of an index."""
-    return int.from_bytes(blake2b(f"diptych index {schema}".encode(), digest_size=8).digest(), "big", signed=True)

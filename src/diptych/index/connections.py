@@ -1,0 +1,161 @@
+"""Connections to PostgreSQL for several threads: each operation has one to itself, and lost ones are replaced.
+
+`psycopg_pool` is not used: it connects in threads of its own with growing pauses, and its callers get a timeout without the
+server's reason. Here the caller connects: an outage is reported at once, with its reason, and the first attempt after it works.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+_MAX_IDLE = 8
+"""Unused connections that stay open."""
+_GRACE_S = 1.0
+"""The server cancels its statement at the time limit. If it has not answered so long after, the client ends the connection."""
+
+
+class Connections:
+    """A pool. No connection is used by two threads at the same time.
+
+    Args:
+        connect: opens one.
+        timeout_s: limit for a read; None for no limit.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], *, timeout_s: float | None) -> None:
+        self._connect, self._timeout_s = connect, timeout_s
+        self._idle: list[Connection] = []
+        self._lock, self._is_closed = threading.Lock(), False
+
+    def read(self, job: Callable[[Connection], T]) -> T:
+        """What a job that changes nothing returns. If its connection is lost, it runs once more on a new one.
+
+        Raises:
+            TimeoutError: it took longer than the limit.
+            psycopg.Error: it failed, or the server cannot be reached.
+            IndexingError: the server cannot be reached.
+        """
+        with suppress(LostConnectionError):
+            return self._run(job)
+        self._close_idle()  # They were most likely lost with it.
+        return self._run(job)
+
+    def _run(self, job: Callable[[Connection], T]) -> T:
+        limit_s = None if self._timeout_s is None else self._timeout_s + _GRACE_S
+        with self.lent() as connection, answering_within(connection, limit_s):
+            try:
+                return job(connection)
+            except psycopg.Error as error:
+                if not (connection.closed or error.diag.severity_nonlocalized in {"FATAL", "PANIC"}):
+                    raise
+                connection.close()
+                raise LostConnectionError(str(error)) from error
+
+    @contextmanager
+    def lent(self, *, for_writing: bool = False) -> Iterator[Connection]:
+        """A connection for the block alone.
+
+        Args:
+            for_writing: one that answers now, since a write is not repeated.
+        """
+        connection = self._take()
+        if for_writing and not _answers(connection):
+            connection.close()
+            self._close_idle()
+            connection = self._take()
+        try:
+            yield connection
+        finally:
+            self._take_back(connection)
+
+    def close(self) -> None:
+        """Close all connections, those that are lent when they come back."""
+        self._is_closed = True
+        self._close_idle()
+
+    def _take(self) -> Connection:
+        with self._lock:
+            if self._is_closed:
+                raise psycopg.InterfaceError("the index is closed")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _take_back(self, connection: Connection) -> None:
+        is_usable = not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE
+        with self._lock:
+            if is_usable and not self._is_closed and len(self._idle) < _MAX_IDLE:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _close_idle(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+
+class LostConnectionError(psycopg.OperationalError):
+    """The server closed the connection, or was gone, before the answer was complete."""
+
+
+@contextmanager
+def answering_within(connection: Connection, limit_s: float | None) -> Iterator[None]:
+    """End the connection if the block takes longer. A server that hangs sends nothing, and TCP does not detect that.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    if limit_s is None:
+        yield
+        return
+    watch = _Watch(connection)
+    timer = threading.Timer(limit_s, watch.end_connection)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except psycopg.Error:
+        if watch.has_ended:
+            raise TimeoutError(f"no answer within {limit_s:g} s") from None
+        raise
+    finally:
+        timer.cancel()
+        watch.stop()
+
+
+class _Watch:
+    """Ends a connection from another thread, unless its use is over."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock, self._is_over = connection, threading.Lock(), False
+        self.has_ended = False
+
+    def end_connection(self) -> None:
+        with self._lock, suppress(psycopg.Error, OSError):
+            if not self._is_over:
+                self.has_ended = True
+                with socket.socket(fileno=os.dup(self._connection.fileno())) as twin:
+                    twin.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._is_over = True
+
+
+def _answers(connection: Connection) -> bool:
+    try:
+        connection.execute("")
+    except psycopg.Error:
+        return False
+    return True

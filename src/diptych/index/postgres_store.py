@@ -1,0 +1,237 @@
+"""An index in PostgreSQL with pgvector: opening, locking, transactions and checks. It is a schema of a database.
+
+    about     what made the vectors
+    vectors   by digest; `place` counts them in the order in which they came
+    entries   what is known of each picture
+    broken    pictures that could not be read
+
+Threads may share an index: each operation has a connection of its own (`connections.py`). A read whose connection is lost runs
+once more on a new one. A change is one transaction and is never repeated. The writer's connection holds an advisory lock, and
+all its changes use that connection: if it is lost, the lock is lost, too, and the next change fails. The server checks its
+pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from hashlib import blake2b
+from threading import RLock
+from typing import Any, TypeVar
+
+import psycopg
+
+from diptych.core.errors import BusyError, IndexingError
+from diptych.index.address import parse_address
+from diptych.index.connections import Connection, Connections
+from diptych.index.pgvector import connect, one_line
+from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
+from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
+
+T = TypeVar("T")
+
+_LOOK_AGAIN_S = 0.1
+
+
+class PostgresStore:
+    """The base of `PostgresIndex`: what does not depend on what is asked of an index."""
+
+    def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
+        """Open what is there.
+
+        Args:
+            address: of the index.
+            timeout_s: limit for each statement and each read; None for no limit.
+
+        Raises:
+            IndexingError: there is no index, or its server cannot be reached.
+            ConfigError: the address is none.
+        """
+        parsed = parse_address(address)
+        self.place, self._schema = parsed.shown, parsed.schema
+        self._connections = Connections(partial(connect, parsed, timeout_s=timeout_s), timeout_s=timeout_s)
+        self._writer: Connection | None = None
+        self._alone = RLock()  # For the writer's connection.
+        try:
+            about = self._about()
+        except IndexingError:
+            self.close()
+            raise
+        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+        self.models = known_models(about)
+
+    @property
+    def model(self) -> str:
+        """Tells the model that made the vectors from any other."""
+        return self.models[0]
+
+    def _about(self) -> dict[str, str]:
+        if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
+            raise IndexingError(
+                f"{self.place}: holds no index; make one with: diptych index add '{self.place}' FOLDER --bundle BUNDLE"
+            )
+        about = dict(self._all("SELECT name, value FROM about"))
+        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
+            raise IndexingError(
+                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
+                "install the version of Diptych that wrote it, or a newer one"
+            )
+        return about
+
+    def close(self) -> None:
+        """Close the connections; one that a thread uses is closed after its operation."""
+        self._connections.close()
+
+    def __len__(self) -> int:
+        return int(self._one("SELECT count(*) FROM entries"))
+
+    @contextmanager
+    def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
+        """Alone among all who write, by a lock of a connection. Changes by other threads on this object use it, too."""
+        give_up_at = time.monotonic() + wait_s
+        with ExitStack() as held:
+            with self._reading():
+                connection = held.enter_context(self._connections.lent(for_writing=True))
+            while not self._try_lock(connection):
+                if time.monotonic() > give_up_at:
+                    raise BusyError(f"{self.place}: is being written by {self._holder()}; try again when it is done")
+                time.sleep(_LOOK_AGAIN_S)
+            self._writer = connection
+            try:
+                with self._alone:
+                    self._upgrade()
+                yield
+            finally:
+                with self._alone:
+                    self._writer = None
+                    self._unlock(connection)
+
+    def _try_lock(self, connection: Connection) -> bool:
+        with self._reading():
+            row = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock_number(self._schema),)).fetchone()
+        return row is not None and bool(row[0])
+
+    def _unlock(self, connection: Connection) -> None:
+        """Release the lock; by the end of the connection, if the server does not confirm it."""
+        is_released = False
+        try:
+            row = connection.execute("SELECT pg_advisory_unlock(%s)", (lock_number(self._schema),)).fetchone()
+            is_released = row is not None and bool(row[0])
+        except psycopg.Error:  # A lost connection holds no lock.
+            pass
+        finally:
+            if not is_released:
+                connection.close()
+
+    def _holder(self) -> str:
+        sql = """
+            SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
+            WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
+            AND database = datid AND (classid::bigint << 32) + objid::bigint = %s
+        """
+        rows = self._all(sql, (lock_number(self._schema),))
+        return rows[0][0].removeprefix("diptych ") if rows and rows[0][0] else "another process"
+
+    def verify(self) -> list[str]:
+        """What is wrong with it, and what to do; the server looks at the vectors."""
+        faults = []
+        odd = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
+        if odd:
+            faults.append(f"{odd} vectors have not {self.dim} numbers; index the folders again")
+        num, first = self._all(
+            "SELECT count(*), min(place) FROM vectors WHERE NOT abs(vector_norm(embedding) - 1) < 1e-3"
+        )[0]
+        if num:
+            faults.append(f"{num} vectors are not of unit length, the first is number {first}; index again")
+        lost = int(
+            self._one(
+                "SELECT count(*) FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
+            )
+        )
+        if lost:
+            faults.append(f"{lost} entries have no vector; index the folders again")
+        return faults
+
+    def remarks(self) -> list[str]:
+        """Nothing: an addition that was interrupted leaves nothing in a database."""
+        return []
+
+    def size(self) -> dict[str, int]:
+        """What is counted, and bytes on the server's disk."""
+        unused = (
+            "SELECT count(*) FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
+        )
+        tables = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
+        return {
+            "entries": len(self),
+            "vectors": int(self._one("SELECT count(*) FROM vectors")),
+            "unused": int(self._one(unused)),
+            "unreadable": int(self._one("SELECT count(*) FROM broken")),
+            "bytes": int(self._one(tables, (f'"{self._schema}"',))),
+        }
+
+    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
+        return self._all(sql, values)[0][0]
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._read(lambda connection: connection.execute(sql.encode(), values).fetchall())
+
+    def _read(self, job: Callable[[Connection], T]) -> T:
+        with self._reading():
+            return self._connections.read(job)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (psycopg.Error, UnicodeEncodeError, TimeoutError) as error:
+            raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
+
+    def _is_old(self) -> bool:
+        """Whether it is of format 1 still; another process may have upgraded it."""
+        if self._format == 1:
+            self._format = int(self._about()["format"])
+        return self._format == 1
+
+    def _columns(self) -> str:
+        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
+
+    def _upgrade(self) -> None:
+        """Add the columns of format 2, in one transaction."""
+        if not self._is_old():
+            return
+        assert self._writer is not None
+        with self._transaction(self._writer) as cursor:
+            (found,) = cursor.execute("SELECT value FROM about WHERE name = 'format' FOR UPDATE").fetchone() or ("",)
+            if found == "1":
+                for column in NEW_COLUMNS:
+                    cursor.execute(f"ALTER TABLE entries ADD COLUMN {column}".encode())
+                cursor.execute('ALTER TABLE entries ALTER COLUMN target TYPE text COLLATE "C"')
+                cursor.execute(MARK_CAPTIONS.encode())
+                cursor.execute("UPDATE about SET value = %s WHERE name = 'format'", (str(FORMAT),))
+
+    @contextmanager
+    def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
+        """One transaction, after an upgrade if the index is of format 1. It takes the lock unless this object has it."""
+        with self._alone:
+            if self._writer is not None:
+                self._upgrade()
+                with self._transaction(self._writer) as cursor:
+                    yield cursor
+                return
+        with self.writing(), self._changing() as cursor:
+            yield cursor
+
+    @contextmanager
+    def _transaction(self, connection: Connection) -> Iterator["psycopg.Cursor[Any]"]:
+        try:
+            with connection.transaction(), connection.cursor() as cursor:
+                yield cursor
+        except (psycopg.Error, UnicodeEncodeError) as error:
+            after = "it has all of this change or nothing" if connection.broken else "it is as it was"
+            raise IndexingError(f"{self.place}: cannot be written ({one_line(error)}); {after}") from None
+
+
+def lock_number(schema: str) -> int:
+    """The number of the advisory lock of an index."""
+    return int.from_bytes(blake2b(f"diptych index {schema}".encode(), digest_size=8).digest(), "big", signed=True)
