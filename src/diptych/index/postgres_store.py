@@ -31,6 +31,8 @@ from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
 T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.1
+_LONGEST_S = 2_000_000.0
+"""The server counts milliseconds in 32 bits; a longer limit is none."""
 
 
 class PostgresStore:
@@ -49,6 +51,8 @@ class PostgresStore:
         """
         parsed = parse_address(address)
         self.place, self._schema = parsed.shown, parsed.schema
+        if timeout_s is not None and timeout_s > _LONGEST_S:
+            timeout_s = None
         self._connections = Connections(partial(connect, parsed, timeout_s=timeout_s), timeout_s=timeout_s)
         self._writer: Connection | None = None
         self._alone = RLock()  # For the writer's connection.

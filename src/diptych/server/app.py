@@ -92,8 +92,8 @@ def _health(engine: Engine) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """It answers requests in time."""
-        reason = engine.why_not_ready()
+        """It answers requests in time, and so does the index."""
+        reason = await engine.why_not_ready()
         if reason is not None:
             raise Problem(503, f"not ready: {reason}")
         return {"status": "ready"}

@@ -24,6 +24,7 @@ from diptych.server.batching import Batcher
 from diptych.server.counts import Counts
 from diptych.server.limits import Limits
 from diptych.server.problems import Problem, too_late
+from diptych.server.readiness import IndexCheck
 from diptych.server.shown import ShownPictures, heat_picture
 from diptych.server.workers import Workers
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 _DECODE_S = 10.0
 """Seconds that one picture may take to decode, at most."""
+_CHECK_S = 5.0
+"""Seconds that the index may take to answer `/readyz`, at most."""
 _DECODERS = 3
 """Pictures that are decoded at the same time."""
 
@@ -53,7 +56,7 @@ class Engine:
         self._decode_pool = DecodePool(_DECODERS, timeout_s=min(limits.deadline_s, _DECODE_S), max_pixels=limits.pixels)
         self.embedder = Embedder(clip.bundle, batch_size=limits.batch, decode_pool=self._decode_pool)
         self.embedder.on_cut = self.counts.cut.inc
-        nums = {"texts": 1, "images": 1, "index": 1, "decode": _DECODERS, "pictures": 2, "bodies": 2}
+        nums = {"texts": 1, "images": 1, "index": 1, "decode": _DECODERS, "pictures": 2, "bodies": 2, "readiness": 1}
         self._threads = {name: Workers(name, num=num, waiting=limits.waiting) for name, num in nums.items()}
         for name, workers in self._threads.items():
             self.counts.busy.labels(name).set_function(partial(getattr, workers, "busy_s"))
@@ -63,6 +66,10 @@ class Engine:
         # With the pictures' thread: an explanation listens to the attention of whatever goes through the tower.
         self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
         self._shown = ShownPictures(self._decode_pool)
+        self._index_check = None
+        if index is not None:
+            limit_s = min(limits.deadline_s, _CHECK_S)
+            self._index_check = IndexCheck(index, executor=self._threads["readiness"], limit_s=limit_s)
 
     def _batcher(
         self,
@@ -89,14 +96,16 @@ class Engine:
     def _batchers(self) -> tuple[Batcher[Any, Any], ...]:
         return self.texts, self.images, self.searches, self.heats
 
-    def why_not_ready(self) -> str | None:
+    async def why_not_ready(self) -> str | None:
         """What keeps the server from answering requests in time; None if nothing does."""
         if not self._is_started:
             return "the server is starting or going down"
         for name, workers in self._threads.items():
             if workers.busy_s > self.limits.deadline_s:
                 return f"a thread for {name} has been in one call for {workers.busy_s:.0f} s"
-        return None if all(batcher.is_running for batcher in self._batchers) else "a queue has ended"
+        if not all(batcher.is_running for batcher in self._batchers):
+            return "a queue has ended"
+        return None if self._index_check is None else await self._index_check.fault()
 
     async def start(self) -> None:
         """Take requests, after the model has embedded a first text: what is set up once, nobody waits for."""
