@@ -62,6 +62,26 @@ def test_rest_of_the_text_stays() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        (f" postgresql+psycopg://ann:{SECRET}@host/db", "postgresql+psycopg://ann@host/db"),
+        (f"POSTGRESQL://ann:{SECRET}@host/db", "POSTGRESQL://ann@host/db"),
+        (f"postgresql://ann:a@{SECRET}@host/db", "postgresql://ann@..."),
+        (f"postgresql://ann:a@host/db?password=b@{SECRET}", "postgresql://ann@..."),
+        (f"postgresql://host/db?password=a'{SECRET}&user=ann", "postgresql://host/db?password=...&user=ann"),
+        (f"postgresql://host/db?password=a::{SECRET}", "postgresql://host/db?password=..."),
+        (f"postgresql://host/db?password=a {SECRET}", "postgresql://host/db?password=..."),
+        (f"postgresql://host/db?user=ann&password=a&{SECRET}", "postgresql://host/db?user=ann&password=...&..."),
+        (f"postgresql://host/db?pass%77ord={SECRET}", "postgresql://host/db?pass%77ord=..."),
+        ("postgresql://host/db?index=a&sslmode=require", "postgresql://host/db?index=a&sslmode=require"),
+        ("sqlite:////runs/study.db", "sqlite:////runs/study.db"),
+    ],
+)
+def test_addresses_of_databases_are_shown_without_passwords(address: str, shown: str) -> None:
+    assert shown_address(address) == shown
+
+
 def test_errors_and_warnings_hide_secrets_and_survive_pickling() -> None:
     error = DataError(f"https://host/a.tar?token={SECRET}: no such file")
     assert str(error) == "https://host/a.tar?token=...: no such file"

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 from uuid import uuid4
@@ -251,6 +252,49 @@ def test_the_name_of_the_index_is_no_part_of_the_database() -> None:
     assert parsed.database == "postgres://ann:secret@host/x?sslmode=require&connect_timeout=3"
     assert (parsed.schema, parse_address("postgresql://host/x").schema) == ("photos", "diptych")
     assert "secret" not in repr(parsed)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["postgresql+psycopg", "POSTGRESQL", "Postgres", " postgresql", "\tpostgresql+psycopg2"]
+)
+def test_other_forms_of_an_address_are_the_same_place(
+    address: str, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = f"{scheme}://{address.partition('://')[2].replace('tester@', 'tester:secret@')} "
+    with create_index(other, dim=DIM, model="m", bundle="b") as made:
+        add_ten(made)
+        assert "secret" not in made.place
+    assert index_exists(other)
+    for place in (other, address):
+        with open_index(place) as again:
+            assert len(again) == 10
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "mysql://ann:secret@host/x",
+        "postgresql:/ann:secret@host/x",
+        "postgresql:ann:secret@host/x",
+        "postgresql+psycopg:/ann:secret@host/x",
+        "jdbc:postgresql://host/x?user=ann&password=secret",
+        "'postgresql://ann:secret@host/x'",
+        "host=127.0.0.1 user=ann password=secret dbname=x",
+        "pq://ann:secret@host/x",
+        Path("postgresql://ann:secret@host/x"),
+    ],
+)
+def test_what_may_hold_a_password_is_no_folder(
+    place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (index_exists, open_index, partial(create_index, dim=DIM, model="m", bundle="b")):
+        with pytest.raises(ConfigError, match=r"is not shown|write postgresql") as caught:
+            call(place)
+        assert "secret" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -374,7 +374,15 @@ def test_folders_and_storages_that_will_not_do(tmp_path: Path) -> None:
         read_study(tmp_path)
     for storage, says in (
         ("postgresql://ann:secret@127.0.0.1:1/tune", "postgresql://ann@127.0.0.1:1/tune cannot be reached"),
-        ("mysql://host/db", "is not known"),
+        (
+            " POSTGRESQL+psycopg://ann:secret@127.0.0.1:1/tune",
+            r"(?i)storage postgresql\+psycopg://ann@127.0.0.1:1/tune cannot",
+        ),
+        ("postgresql://127.0.0.1:1/tune?user=ann&password=secret", r"&password=\.\.\. cannot be reached"),
+        ("postgresql://127.0.0.1:1/tune?password=a'secret&user=ann", r"password=\.\.\.&user=ann cannot be reached"),
+        ("postgresql://ann:a@secret@127.0.0.1:1/tune", "write @ in the password as %40"),
+        ("mysql://ann:secret@host/db", "is not known"),
+        ("host=127.0.0.1 password=secret", "the storage is not known"),
         ("nonsense", "is not known"),
     ):
         with pytest.raises(ConfigError, match=says) as caught:

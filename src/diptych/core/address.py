@@ -11,7 +11,8 @@ from urllib.parse import unquote
 GAP = "..."
 """Stands where a secret was."""
 
-_USERS_PASSWORD = re.compile(r"^([\w+]+://[^:/@?#]*):(.*)@", re.DOTALL)
+_USERS_PASSWORD = re.compile(r"^([\w+.-]+://[^:/@?#]*):(.*)@", re.DOTALL)
+_OPTION = re.compile(r"(?<=[?&;])(?P<name>[^=&;]*)(?P<value>=[^&]*)?")
 # A number before a slash is a port. A password with a slash in it is no valid URL, but people write it.
 _USER = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,20}|)://"
@@ -78,8 +79,22 @@ def shown_address(address: str) -> str:
     'postgresql://ann@host:5432/tune'
     >>> shown_address("postgresql://host/tune?user=ann&password=secret")
     'postgresql://host/tune?user=ann&password=...'
+    >>> shown_address("postgresql://ann:se@cret@host/tune")
+    'postgresql://ann@...'
     """
-    return redacted(_USERS_PASSWORD.sub(r"\1@", address))
+    address = address.strip()
+    match = _USERS_PASSWORD.match(address)
+    if match and not password_is_plain(address):  # Where the password ends is not known.
+        return f"{match[1]}@{GAP}"
+    place, mark, options = _USERS_PASSWORD.sub(r"\1@", address).partition("?")
+    return redacted(place + _OPTION.sub(_shown_option, mark + options))
+
+
+def _shown_option(found: re.Match[str]) -> str:
+    """An option of a database. One without a value is most likely the rest of a password with `&` in it."""
+    if found["value"] is None:
+        return GAP if found["name"] else ""
+    return f"{found['name']}={GAP}" if _is_secret(f"&{found['name']}") else found[0]
 
 
 def password_is_plain(address: str) -> bool:

@@ -2,14 +2,20 @@
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from diptych.core.address import password_is_plain, shown_address
+from diptych.core.address import shown_address
+from diptych.core.database import is_postgres_address, postgres_address
 from diptych.core.errors import ConfigError
 
-_SCHEMES = ("postgresql://", "postgres://")
 _DEFAULT = "diptych"
 _NAME = re.compile(r"(?!pg_)[a-z_][a-z0-9_]{0,62}")
+_LIKE_ADDRESS = re.compile(
+    r".*://|\s*[\w+.-]{2,}:/.*@|\s*['\"]?(?:jdbc:)?postgres(?:ql)?(?:\+\w+)?:|.*\b(?:password|passwd|pwd)\s*=",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Addresses of other kinds, paths that were made of an address, and keywords as libpq reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,21 @@ class Address:
 
 def is_address(place: Any) -> bool:
     """Whether it names a database, not a folder."""
-    return isinstance(place, str) and place.startswith(_SCHEMES)
+    return isinstance(place, str) and is_postgres_address(place)
+
+
+def folder_of(place: str | Path) -> Path:
+    """The folder that is named where no database is.
+
+    Raises:
+        ConfigError: it looks like an address; a folder of that name would show the password.
+    """
+    if _LIKE_ADDRESS.match(str(place)):
+        raise ConfigError(
+            "an index is a folder or postgresql://USER@HOST/DATABASE?index=NAME (a text, not a Path), and the given place is "
+            "another kind of address; it is not shown, since it may hold a password"
+        )
+    return Path(place)
 
 
 def parse_address(text: str) -> Address:
@@ -38,9 +58,8 @@ def parse_address(text: str) -> Address:
     >>> parse_address("postgresql://ann:secret@host/pictures?index=photos&sslmode=require")
     Address(schema='photos', shown='postgresql://ann@host/pictures?index=photos&sslmode=require')
     """
+    text = postgres_address(text)
     shown = shown_address(text)
-    if not password_is_plain(text):
-        raise ConfigError(f"{shown}: write @ in the password as %40, / as %2F, ? as %3F, # as %23")
     path, _, query = text.partition("?")
     settings = query.split("&") if query else []
     names = [setting.removeprefix("index=") for setting in settings if setting.startswith("index=")]

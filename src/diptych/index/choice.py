@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diptych.core.address import shown_address
 from diptych.core.errors import ConfigError
-from diptych.index.address import is_address
+from diptych.index.address import folder_of, is_address
 from diptych.index.create_local import create_local_index
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
@@ -26,7 +26,7 @@ def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
         ConfigError: the address is none, or an extra is missing.
     """
     if not is_address(place):
-        return LocalIndex(Path(place))
+        return LocalIndex(folder_of(place))
     _need_psycopg()
     from diptych.index.postgres import PostgresIndex  # noqa: PLC0415  (an extra)
 
@@ -52,7 +52,7 @@ def create_index(
         ConfigError: the address is none, or an extra is missing.
     """
     if not is_address(place):
-        return create_local_index(Path(place), dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
+        return create_local_index(folder_of(place), dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
     if kind != "float32":
         raise ConfigError(f"an index in PostgreSQL keeps float32, not {kind}")
     _need_psycopg()
@@ -69,7 +69,7 @@ def index_exists(place: str | Path) -> bool:
         ConfigError: the address is none, or an extra is missing.
     """
     if not is_address(place):
-        return holds_local_index(Path(place))
+        return holds_local_index(folder_of(place))
     _need_psycopg()
     from diptych.index.create_postgres import holds_postgres_index  # noqa: PLC0415  (an extra)
 

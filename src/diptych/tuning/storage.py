@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from diptych.core.address import redacted, shown_address
+from diptych.core.database import is_postgres_address, postgres_address
 from diptych.core.errors import ConfigError, DiptychError, SaveError
 
 _ATTEMPTS = 5
@@ -48,8 +49,9 @@ def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
         ConfigError: it cannot be reached, or is damaged.
         StudyLostError: it could not be read or written later, while the block ran.
     """
-    _check_file(url)
-    storage = _open(url, heartbeat_s)
+    address = _sqlalchemy_url(url)
+    _check_file(address)
+    storage = _open(address, heartbeat_s, shown=shown_address(url))
     try:
         yield storage
     except Exception as error:
@@ -98,19 +100,13 @@ def _check_file(url: str) -> None:
         )
 
 
-def _open(url: str, heartbeat_s: int) -> RDBStorage:
+def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
     retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
-    scheme, colon, rest = url.partition("://")
-    known = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-    if not colon or scheme not in known:
-        raise ConfigError(
-            f"storage {shown_address(url)!r} is not known: write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
-        )
-    connect = {"timeout": 60} if scheme == "sqlite" else {"connect_timeout": 10}
+    connect = {"timeout": 60} if address.startswith("sqlite") else {"connect_timeout": 10}
     for attempt in range(_ATTEMPTS):
         try:
             return _Storage(
-                f"{known[scheme]}://{rest}",
+                address,
                 engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
                 heartbeat_interval=heartbeat_s,
                 grace_period=3 * heartbeat_s,
@@ -119,12 +115,23 @@ def _open(url: str, heartbeat_s: int) -> RDBStorage:
         except ModuleNotFoundError:
             raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise ConfigError(f"storage {shown_address(url)!r} is not one: {_one_line(error)}") from None
+            raise ConfigError(f"storage {shown!r} is not one: {_one_line(error)}") from None
         except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers that make it at once.
-                raise ConfigError(f"storage {shown_address(url)} cannot be reached: {_one_line(error)}") from None
+                raise ConfigError(f"storage {shown} cannot be reached: {_one_line(error)}") from None
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _sqlalchemy_url(url: str) -> str:
+    """The address of a study with the driver that is used."""
+    if is_postgres_address(url):
+        return f"postgresql+psycopg://{postgres_address(url).partition('://')[2]}"
+    scheme, colon, rest = url.strip().partition("://")
+    if not colon or scheme.lower() != "sqlite":
+        what = f"storage {shown_address(url)!r}" if colon else "the storage"
+        raise ConfigError(f"{what} is not known: write sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+    return f"sqlite://{rest}"
 
 
 def _one_line(error: Exception) -> str:
