@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import BusyError, IndexingError
-from diptych.index.choice import create_index, index_exists, open_index
+from diptych.index.choice import create_index, index_exists, open_index, open_or_create_index
 from diptych.index.entry import Stamp
 from diptych.index.filters import parse_filter
 from diptych.index.protocol import Index
@@ -271,3 +271,18 @@ def test_of_several_that_create_it_at_once_one_does(place: str) -> None:
         assert sorted(pool.map(make, range(4))) == [*["holds an index already"] * 3, "made"]
     with open_index(place) as made:
         assert (made.models, made.verify()) == (("m", "old"), [])
+
+
+def test_of_several_that_open_or_create_it_at_once_all_have_it(place: str) -> None:
+    barrier = threading.Barrier(4)
+
+    def make(number: int) -> int:
+        barrier.wait()
+        with open_or_create_index(place, dim=DIM, model="m", bundle="b") as made, made.writing(wait_s=60):
+            made.add([entry(number)], {f"d{number}": unit(4)[number]})
+            return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(make, range(4))) == [0, 1, 2, 3]
+    with open_index(place) as made:
+        assert (len(made), made.verify()) == (4, [])

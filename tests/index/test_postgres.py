@@ -195,6 +195,15 @@ def test_a_lost_connection_is_one_line_and_lets_go_of_the_lock(
     assert index.digest_of("/photos/20.jpg") == "d3"
 
 
+def test_an_index_that_is_being_written_is_not_waited_for_by_who_would_create_it(
+    index: PostgresIndex, address: str
+) -> None:
+    """Another process has just created it, and writes for hours."""
+    impatient = f"{address}&options=-c%20statement_timeout%3D5000"
+    with index.writing(), pytest.raises(IndexingError, match="holds an index already"):
+        create_index(impatient, dim=DIM, model="m", bundle="b")
+
+
 def test_large_vectors_are_kept_beside_their_table(address: str) -> None:
     vectors = np.eye(3, 3000, dtype=np.float32)
     with create_index(address, dim=3000, model="m", bundle="b") as made:

@@ -105,7 +105,7 @@ def merge(
     *parts: Annotated[str, Parameter(help="Indexes with vectors of the same model; they stay as they are.")],
 ) -> None:
     """Take up what other indexes hold, as those of several processes or machines."""
-    from diptych.index.choice import create_index, index_exists, open_index
+    from diptych.index.choice import open_index, open_or_create_index
     from diptych.index.merge import merge as merge_indexes
 
     if not parts:
@@ -114,9 +114,7 @@ def merge(
         opened = [stack.enter_context(open_index(part)) for part in parts]
         first = opened[0]
         target = stack.enter_context(
-            open_index(index)
-            if index_exists(index)
-            else create_index(index, dim=first.dim, model=first.model, bundle=first.bundle, aliases=first.models[1:])
+            open_or_create_index(index, dim=first.dim, model=first.model, bundle=first.bundle, aliases=first.models[1:])
         )
         num = merge_indexes(target, opened, track=bar)
         say(f"{target.place}: {num:,} taken up; {len(target):,} pictures")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.core.address import shown_address
-from diptych.core.errors import ConfigError
+from diptych.core.errors import BusyError, ConfigError, IndexingError
 from diptych.index.address import folder_of, is_address
 from diptych.index.create_local import create_local_index
 from diptych.index.local import LocalIndex
@@ -59,6 +59,27 @@ def create_index(
     from diptych.index.create_postgres import create_postgres_index  # noqa: PLC0415  (an extra)
 
     return create_postgres_index(str(place), dim=dim, model=model, bundle=bundle, aliases=aliases)
+
+
+def open_or_create_index(
+    place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
+) -> Index:
+    """What is there, or an empty index. Of several processes that create it at once, one does, and the others open it.
+
+    The arguments are those of `create_index`; an index that is there may have been made with others.
+
+    Raises:
+        IndexingError: something else is there, its server cannot be reached, or it cannot be written.
+        BusyError: another process has been creating it for ten seconds.
+        ConfigError: the address is none, or an extra is missing.
+    """
+    if not index_exists(place):
+        try:
+            return create_index(place, dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
+        except (IndexingError, BusyError):
+            if not index_exists(place):
+                raise
+    return open_index(place)
 
 
 def index_exists(place: str | Path) -> bool:

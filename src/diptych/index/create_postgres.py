@@ -1,13 +1,14 @@
 """Creation of an index in PostgreSQL."""
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 
-from diptych.core.errors import IndexingError
+from diptych.core.errors import BusyError, IndexingError
 from diptych.index.address import Address, parse_address
 from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres import PostgresIndex
@@ -30,6 +31,7 @@ CREATE TABLE broken (
     key text COLLATE "C" PRIMARY KEY, size bigint NOT NULL, modified_ns bigint NOT NULL, reason text NOT NULL
 );
 """
+_CREATE_S, _LOOK_AGAIN_S = 10.0, 0.1
 _INLINE_DIM = 1900
 """A row of so many numbers fits into a page, where a search reads it seven times as fast as from beside the table."""
 
@@ -52,7 +54,9 @@ def create_postgres_index(
     """An empty index in a schema that is empty, or not there.
 
     Raises:
-        IndexingError: there are tables, the database cannot hold every text, or it cannot be written.
+        IndexingError: there is an index, which another process may just have made, or another table; the database cannot hold
+            every text; or it cannot be written.
+        BusyError: another process has been creating it for ten seconds.
         ConfigError: the address is none.
     """
     parsed = parse_address(address)
@@ -62,9 +66,7 @@ def create_postgres_index(
             raise IndexingError(
                 f"{parsed.shown}: its database is in {encoding}, which holds not every name; it must be UTF8"
             )
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (lock_number(parsed.schema),))  # Two that make it at once.
-        if _tables(cursor, parsed.schema, named="about"):
-            raise IndexingError(f"{parsed.shown}: holds an index already")
+        _lock_to_create(cursor, parsed)
         if _tables(cursor, parsed.schema):
             raise IndexingError(f"{parsed.shown}: the schema {parsed.schema} is not empty and holds no index")
         cursor.execute("SELECT FROM pg_namespace WHERE nspname = %s", (parsed.schema,))
@@ -75,6 +77,20 @@ def create_postgres_index(
         about = {"format": FORMAT, "dim": dim, "model": model, "bundle": bundle, "aliases": json.dumps(list(aliases))}
         cursor.executemany("INSERT INTO about VALUES (%s, %s)", [(name, str(value)) for name, value in about.items()])
     return PostgresIndex(address)
+
+
+def _lock_to_create(cursor: psycopg.Cursor[Any], address: Address) -> None:
+    """Take the writer's lock until the transaction ends. Whoever creates the index may go on to write it for hours."""
+    give_up_at = time.monotonic() + _CREATE_S
+    while True:
+        is_locked = cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", (lock_number(address.schema),)).fetchone()
+        if _tables(cursor, address.schema, named="about"):
+            raise IndexingError(f"{address.shown}: holds an index already")
+        if is_locked == (True,):
+            return
+        if time.monotonic() > give_up_at:
+            raise BusyError(f"{address.shown}: is being created by another process; try again when it is done")
+        time.sleep(_LOOK_AGAIN_S)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.errors import BusyError, ImageError, IndexingError
+from diptych.core.errors import ImageError, IndexingError
 from diptych.core.progress import Track, silently
 from diptych.images.pool import DecodePool
-from diptych.index.choice import create_index, index_exists, open_index
+from diptych.index.choice import open_index, open_or_create_index
 from diptych.index.entry import Entry, Stamp
 from diptych.index.protocol import Index
 from diptych.index.vector_file import Kind
@@ -64,17 +64,10 @@ def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Kind =
     """
     if clip is None:
         return open_index(place)
-    if not index_exists(place):
-        bundle = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
-        model, *aliases = _names_of(clip)
-        try:
-            return create_index(
-                place, dim=clip.bundle.config.embed_dim, model=model, bundle=bundle, kind=kind, aliases=aliases
-            )
-        except (IndexingError, BusyError):
-            if not index_exists(place):
-                raise
-    index = open_index(place)
+    bundle = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
+    model, *aliases = _names_of(clip)
+    dim = clip.bundle.config.embed_dim
+    index = open_or_create_index(place, dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
     check_model(index, clip)
     return index
 
