@@ -16,9 +16,13 @@ class Dialect:
     like: str
     """Compares a text with a pattern: without regard to the case of a to z, no sign but % and _ being special."""
     fields: Mapping[str, str]
-    """By name, what gives the field. Times are texts as `2024-05-01 12:00:00`, in the order of time."""
+    """By name, what gives the field. Times are texts as `2024-05-01 12:00:00`, in the order of time; of `caption`, a line."""
+    lines: str
+    """The rows of a picture's caption lines."""
 
 
+_PLAIN_JSON = r"replace(replace(replace(captions, '\\', {mark}), '\u0000', ''), {mark}, '\\')"
+"""The captions' JSON without NUL, which PostgreSQL's texts cannot have. `{mark}` is a character that no JSON has."""
 SQLITE = Dialect(
     mark="?",
     like="{text} LIKE ?",
@@ -29,8 +33,9 @@ SQLITE = Dialect(
         "size": "size",
         "width": "width",
         "height": "height",
-        "caption": "captions",
+        "caption": "line.value",
     },
+    lines=f"json_each({_PLAIN_JSON.format(mark='char(1)')}) AS line",
 )
 POSTGRESQL = Dialect(
     mark="%s",
@@ -43,8 +48,9 @@ POSTGRESQL = Dialect(
         "size": "size",
         "width": "width",
         "height": "height",
-        "caption": 'captions COLLATE "C"',
+        "caption": 'line.value COLLATE "C"',
     },
+    lines=f"jsonb_array_elements_text({_PLAIN_JSON.format(mark='chr(1)')}::jsonb) AS line(value)",
 )
 
 
@@ -101,6 +107,14 @@ def _depth(chosen: Filter) -> int:
 
 
 def _compare(chosen: Comparison, dialect: Dialect) -> Condition:
+    """A comparison; with `caption`, of any of its lines."""
+    condition = _compare_one(chosen, dialect)
+    if chosen.field != "caption":
+        return condition
+    return Condition(f"EXISTS (SELECT 1 FROM {dialect.lines} WHERE {condition.sql})", condition.values)
+
+
+def _compare_one(chosen: Comparison, dialect: Dialect) -> Condition:
     field = dialect.fields[chosen.field]
     if chosen.comparison == "like":
         text = f"CAST({field} AS TEXT)" if chosen.field in NUMBERS else field

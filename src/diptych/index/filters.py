@@ -1,7 +1,8 @@
 """What a search is narrowed to: `taken > 2024-01-01 and width >= 800 and not caption like '%dog%'`.
 
 A condition is a field, a comparison and a value; `and`, `or`, `not` and brackets join them. It is read into a tree that knows
-no database; `dialects.py` writes it for one.
+no database; `dialects.py` writes it for one. A date stands for the whole day (`dates.py`). A comparison with `caption` holds
+if it holds for any line.
 """
 
 import math
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from diptych.core.errors import ConfigError, unknown_name
+from diptych.index.dates import DateField, parse_period
 
 Field: TypeAlias = Literal["path", "taken", "modified", "size", "width", "height", "caption"]
 Sign: TypeAlias = Literal["<=", ">=", "!=", "=", "<", ">", "like"]
 NUMBERS = frozenset({"size", "width", "height"})
+_DATES = frozenset(get_args(DateField))
 _FIELDS, _SIGNS = get_args(Field), get_args(Sign)
 _TOKEN = re.compile(r"\s*(?:(<=|>=|!=|==|=|<|>|\(|\))|'((?:[^']|'')*)'|\"([^\"]*)\"|([^\s()<>=!'\"]+))")
 MAX_LEVELS = 32
@@ -141,11 +144,26 @@ class _Parser:
             raise ConfigError(
                 f"--where at {sign.place + 1}: {sign.text!r} is no comparison; known: {', '.join(_SIGNS)}"
             )
-        value = self._value(name.text, comparison, self._word("a value"))
-        return Comparison(cast("Field", name.text), cast("Sign", comparison), value)
+        value = self._word("a value")
+        if name.text in _DATES and comparison != "like":
+            return self._dated(cast("DateField", name.text), comparison, value)
+        given = value.text if comparison == "like" else self._value(name.text, value)
+        return Comparison(cast("Field", name.text), cast("Sign", comparison), given)
 
-    def _value(self, name: str, comparison: str, value: _Token) -> str | float:
-        if name not in NUMBERS or comparison == "like":
+    def _dated(self, field: DateField, comparison: str, value: _Token) -> Filter:
+        """A comparison with a whole day, minute or other period, as comparisons with its first moment and the one after it."""
+        try:
+            period = parse_period(value.text, field)
+        except ValueError as error:
+            raise ConfigError(f"--where at {value.place + 1}: {error}") from None
+        is_before, is_after = Comparison(field, "<", period.first), Comparison(field, ">=", period.after)
+        starts, ends = Comparison(field, ">=", period.first), Comparison(field, "<", period.after)
+        either: dict[str, Filter] = {"<": is_before, "<=": ends, ">": is_after, ">=": starts}
+        either |= {"=": Joined("and", (starts, ends)), "!=": Joined("or", (is_before, is_after))}
+        return either[comparison]
+
+    def _value(self, name: str, value: _Token) -> str | float:
+        if name not in NUMBERS:
             return value.text
         try:
             number = float(value.text)

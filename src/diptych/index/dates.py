@@ -1,0 +1,78 @@
+"""Dates and times in filters."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeAlias
+
+DateField: TypeAlias = Literal["taken", "modified"]
+"""`taken` is the camera's local time, without a time zone; `modified` is in UTC."""
+
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d))?([Zz]|[+-]\d\d:\d\d)?)?)?)?", re.ASCII)
+_END_OF_TIME = "9999-12-31 24:00:00"
+
+
+@dataclass(frozen=True)
+class Period:
+    """A span of time, as texts in the order of time: `2024-01-31` to `2024-02-01`."""
+
+    first: str
+    """Its first moment."""
+    after: str
+    """The first moment after it."""
+
+
+def parse_period(text: str, field: DateField) -> Period:
+    """The year, month, day, minute or second that a text names.
+
+    Args:
+        text: `2024`, `2024-01`, `2024-01-31`, `2024-01-31 10:00` or `2024-01-31 10:00:00`, with a space or `T` before the time.
+            A time for `modified` may end in `Z` or an offset such as `+02:00`; without one, it is UTC.
+        field: the field that the date is compared with.
+
+    Raises:
+        ValueError: the text is none of these, names no day of the calendar, or gives `taken` a time zone.
+
+    >>> parse_period("2024-01-31", "taken")
+    Period(first='2024-01-31', after='2024-02-01')
+    """
+    match = _DATE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{field} is a date, {text!r} is none; write 2024-01-31, or '2024-01-31 10:00:00'")
+    *numbers, zone = match.groups()
+    if zone and field == "taken":
+        raise ValueError(f"taken has no time zone, it is the camera's local time; leave out {zone!r}")
+    given = [int(number) for number in numbers if number is not None]
+    year, month, day, hour, minute, second = [*given, *(0, 1, 1, 0, 0, 0)[len(given) :]]
+    try:
+        first = datetime(year, month, day, hour, minute, second)
+        if zone:
+            offset = datetime.fromisoformat(f"2000-01-01T00:00:00{zone.upper()}").utcoffset()
+            first = (first.replace(tzinfo=UTC) - (offset or timedelta())).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{field} is a date, {text!r} is none ({error})") from None
+    return Period(_written(first), _after(first, len(given)))
+
+
+def _after(first: datetime, num_parts: int) -> str:
+    """The first moment after the year, month, day, minute or second that starts at `first`."""
+    try:
+        match num_parts:
+            case 1:
+                return _written(first.replace(year=first.year + 1))
+            case 2:
+                return _written((first + timedelta(days=31)).replace(day=1))
+            case 3:
+                return _written(first + timedelta(days=1))
+            case 5:
+                return _written(first + timedelta(minutes=1))
+            case _:
+                return _written(first + timedelta(seconds=1))
+    except (ValueError, OverflowError):
+        return _END_OF_TIME
+
+
+def _written(moment: datetime) -> str:
+    """As the databases compare it. Midnight is the date alone, which sorts before all times of its day."""
+    text = moment.isoformat(" ", "seconds")
+    return text.removesuffix(" 00:00:00")
