@@ -1,10 +1,10 @@
 """Clients: Diptych's own gives what the bundle gives, and OpenAI's works unchanged."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -46,6 +46,21 @@ def test_pictures_in_memory_are_sent(far: diptych.Client, clip: LoadedBundle) ->
     images: list[ImageInput] = [Image.new("RGB", (40, 30), "red"), np.zeros((20, 20, 3), dtype=np.uint8)]
     np.testing.assert_allclose(far.encode_images(images), clip.encode_images(images), atol=1e-6)
     assert far.encode_images([]).shape == (0, 16)
+
+
+def test_one_thing_is_no_list(far: diptych.Client, clip: LoadedBundle) -> None:
+    picture = Image.new("RGB", (40, 30), "red")
+    calls: list[Callable[[Any], object]] = [
+        lambda one: one.encode_images("x.jpg"),
+        lambda one: one.encode_texts("a dog"),
+        lambda one: one.similarity([picture], "a dog"),
+        lambda one: one.classify([picture], "dog"),
+        lambda one: one.rank_texts(picture, "a dog"),
+    ]
+    for call in calls:
+        for one in (far, clip):
+            with pytest.raises(DiptychError, match=r"(images|texts|classes) is one str, not several: write \["):
+                call(one)
 
 
 def test_search(far: diptych.Client, index: object) -> None:

@@ -154,6 +154,9 @@ def test_bodies_that_are_none(small: Site, body: bytes, statuses: tuple[int, ...
         {"text": "a", "where": "width = nan"},
         {"terms": [{"text": "a", "weight": 1e30}]},
         {"terms": [{"text": "a", "weight": float("nan")}]},
+        {"terms": [{"text": "a", "weight": 10**400}]},
+        {"text": "a", "where": "width < 1e400"},
+        {"text": "a", "where": "taken > yesterday"},
         {"terms": [{"text": "a"}, {"text": "a", "weight": -1}]},
         {"terms": [{"text": "a", "id": "0"}]},
         {"terms": [{"weight": 1}]},
@@ -161,10 +164,28 @@ def test_bodies_that_are_none(small: Site, body: bytes, statuses: tuple[int, ...
         {"terms": [{"text": "a"}] * 1000},
         {"terms": []},
     ],
-    ids=range(18),
+    ids=range(21),
 )
 def test_searches_that_make_no_sense(small: Site, body: Any) -> None:
     check_refused(small.ask("POST", "/v1/search", body), 400, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("embed", {"texts": "a dog"}),
+        ("embed", {"images": coded(png(1, 1))}),
+        ("similarity", {"images": [coded(png(1, 1))], "texts": "a dog"}),
+        ("classify", {"images": [coded(png(1, 1))], "classes": "dog"}),
+        ("classify", {"images": [coded(png(1, 1))], "classes": ["dog", "cat"], "templates": "a {}"}),
+        ("search", {"terms": "a dog"}),
+    ],
+    ids=range(6),
+)
+def test_one_thing_is_no_list(small: Site, path: str, body: Any) -> None:
+    answer = small.ask("POST", f"/v1/{path}", body)
+    check_refused(answer, 422)
+    assert "valid array" in str(answer.json)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from diptych.cli.loading import BundlePath
 from diptych.cli.output import Json, print_json, print_table, say
 from diptych.cli.reports import print_report
+from diptych.cli.word_lists import read_classes
 from diptych.core.address import redacted
 from diptych.core.errors import ConfigError
 from diptych.core.progress import bar
@@ -85,7 +86,11 @@ def zero_shot(
     template: Template = None,
     classes: Annotated[
         list[str] | None,
-        Parameter(help="Names for the data's classes, in their order.", consume_multiple=True, negative=""),
+        Parameter(
+            help="Names for the data's classes, in their order; or a file with one a line.",
+            consume_multiple=True,
+            negative="",
+        ),
     ] = None,
     allow_empty_classes: Annotated[
         bool, Parameter(help="Measure though some of --classes have no sample.", negative="", show_default=False)
@@ -95,6 +100,8 @@ def zero_shot(
     from diptych.evaluation.tell import tell_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
+    if classes is not None:
+        classes = read_classes(classes)
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
     result = evaluate_zero_shot(

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import say
 from diptych.core.errors import IndexingError
+from diptych.core.files import path_kind
 
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle
@@ -52,7 +53,7 @@ class Loading:
             raise IndexingError(f"{shown_place(index)}: holds no index yet; a new one needs --bundle")
         with open_index(index) as opened:
             place, remembered = opened.place, opened.bundle
-        if not remembered or not Path(remembered).exists():
+        if not remembered or path_kind(remembered) is None:
             raise IndexingError(
                 f"{place}: was made with {remembered or 'a bundle without a place'}, which is not there; name it with --bundle"
             )

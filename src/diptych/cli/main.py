@@ -1,5 +1,6 @@
 """`diptych`: the commands, and what happens to errors."""
 
+import math
 import os
 import sys
 import warnings
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 import diptych
 from diptych.cli.data import audit, pack, shards, show
@@ -26,12 +27,21 @@ from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, DiptychWarning
 from diptych.core.terminal import visible
 
+
+def _check_finite(_: object, value: Any) -> None:
+    """Refuse NaN and infinity as the value of an option, or within it; each option has its own range beyond that."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(one, float) and not math.isfinite(one) for one in values):
+        raise ValueError("it must be a finite number")
+
+
 app = App(
     name="diptych",
     help="Train, evaluate, search with and ship CLIP models. Start with: diptych demo",
     version=diptych.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(validator=_check_finite),
 )
 evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
 data_app = App(name="data", help="Look at data, and put it into another form.")

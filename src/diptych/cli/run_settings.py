@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.cli.output import say
 from diptych.core.errors import ConfigError
+from diptych.core.files import path_kind
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
@@ -44,7 +45,7 @@ def is_data(word: str) -> bool:
     from diptych.recipes.choice import RECIPES
 
     kind, colon, _ = word.partition(":")
-    return word not in RECIPES and (bool(colon and kind in {*SOURCES, "mix"}) or Path(word).exists())
+    return word not in RECIPES and (bool(colon and kind in {*SOURCES, "mix"}) or path_kind(word) is not None)
 
 
 def length(limits: dict[str, float | None]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`diptych similarity`, `explain`, `classify`, `rank-images` and `rank-texts`: what a bundle is for."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,8 +10,10 @@ from cyclopts import Parameter
 from diptych.cli.loading import DEFAULT_LOADING, BundlePath, Loading
 from diptych.cli.output import Json, print_json, print_skipped, print_table, say
 from diptych.cli.sheets import write_sheet
-from diptych.core.errors import ConfigError, DataError
+from diptych.cli.word_lists import read_classes, read_lines, warn_of_classes
+from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
+from diptych.core.files import path_kind
 
 if TYPE_CHECKING:
     from diptych.core.errors import ImageError
@@ -82,7 +85,10 @@ def classify(
     bundle: BundlePath,
     /,
     *images: Annotated[str, Parameter(help="Image files, or one folder of them.")],
-    classes: Annotated[list[str], Parameter(help="Names of the classes.", consume_multiple=True, negative="")],
+    classes: Annotated[
+        list[str],
+        Parameter(help="Names of the classes, or a file of them.", consume_multiple=True, negative=""),
+    ],
     template: Annotated[
         list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
     ] = None,
@@ -102,11 +108,14 @@ def classify(
 
     if top < 1:
         raise ConfigError(f"--top is {top}; it must be at least 1")
+    names = read_classes(classes)
+    if threshold is None:
+        warn_of_classes(classes, names)
     skipped = _Skipped()
     clip = loading.load(bundle)
     results = clip.classify(
         _given(images),
-        classes,
+        names,
         templates=template or DEFAULT_TEMPLATES,
         threshold=_threshold(threshold),
         on_error=skipped.note if _is_folder(images) else None,
@@ -132,9 +141,12 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
     if text == "auto":
         return "auto"
     try:
-        return float(text)
+        cosine = float(text)
     except ValueError:
-        raise ConfigError(f"--threshold is {text!r}; it is a cosine, or auto") from None
+        cosine = math.nan
+    if not -1 <= cosine <= 1:
+        raise ConfigError(f"--threshold is {text!r}; it is a cosine, or auto")
+    return cosine
 
 
 def _answer(result: "Classification") -> str:
@@ -186,16 +198,16 @@ def rank_texts(
     as_json: Json = False,
 ) -> None:
     """Find the texts of a file that fit an image best."""
-    from diptych.inference.query import parse_query
+    from diptych.inference.query import Query, Term, parse_query
 
-    query = parse_query(image)
-    is_single = Path(image).exists() or len(query.terms) == 1
-    if sheet is not None and not is_single:
-        raise ConfigError("--sheet draws one image with its texts; a query of several things has none")
-    ranking = loading.load(bundle).rank_texts(image if is_single else query, _read_lines(texts), top=top)
-    if sheet is not None:
+    query = parse_query(image) if path_kind(image) is None else Query((Term(kind="image", value=image),))
+    drawn = query.terms[0].value if [term.kind for term in query.terms] == ["image"] else None
+    if sheet is not None and drawn is None:
+        raise ConfigError("--sheet draws one image with its texts; a text or a query of several things has none")
+    ranking = loading.load(bundle).rank_texts(query, read_lines(texts), top=top)
+    if sheet is not None and drawn is not None:
         lines = "  |  ".join(f"{result.item} ({result.score:.2f})" for result in ranking.results)
-        write_sheet(sheet, [(image, [(image, lines)])], tile_px=448, caption_lines=len(ranking.results))
+        write_sheet(sheet, [(ranking.query, [(str(drawn), lines)])], tile_px=448, caption_lines=len(ranking.results))
     if as_json:
         print_json(ranking)
         return
@@ -216,22 +228,9 @@ class _Skipped:
 
 
 def _is_folder(images: Sequence[str]) -> bool:
-    return len(images) == 1 and Path(images[0]).is_dir()
+    return len(images) == 1 and path_kind(images[0]) == "folder"
 
 
 def _given(images: Sequence[str]) -> str | Sequence[str]:
     """A folder, or images one by one."""
     return images[0] if _is_folder(images) else images
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    texts = [line for line in lines if line]
-    if not texts:
-        raise DataError(f"{path}: holds no texts")
-    return texts

@@ -3,6 +3,7 @@
 Shapes: N images, M training images, E embedding, C classes.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,8 +113,10 @@ def evaluate_knn(
 
     Raises:
         DataError: labels lack.
-        ConfigError: there are fewer training images than neighbours.
+        ConfigError: there are fewer training images than neighbours, or the temperature is not above 0.
     """
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0")
     features, labels, images = _features(encoder, train)
     test_features, test_labels, test_images = _features(encoder, test)
     if not 1 <= neighbours <= len(features):

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import DataError
+from diptych.core.lists import check_list
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.calibration import Calibration, calibration
 from diptych.evaluation.encoded import EncodedImages, SourceEncoder
@@ -87,6 +88,8 @@ def evaluate_zero_shot(
         DataError: the samples have no labels or impossible ones, a class has no sample, or no image can be read.
         ConfigError: a template lacks `{}`, or a name is empty.
     """
+    if classes is not None:
+        check_list(classes, "classes")
     names = tuple(classes) if classes is not None else source.classes
     check_labels(source)
     if len(names) != len(source.classes):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
-from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
 from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.images.jpeg import decode_jpeg, is_jpeg
@@ -126,7 +126,7 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         ImageError: the folder is missing or holds no picture.
     """
-    if not folder.is_dir():
+    if path_kind(folder) != "folder":
         raise ImageError(f"{folder}: no such folder")
     found = sorted(
         path
@@ -146,7 +146,7 @@ def _open(image: ImageInput, max_pixels: int | None) -> Image.Image:
             except OSError as error:
                 if error.errno not in {errno.EINVAL, errno.ENXIO, errno.EFBIG}:  # Those of `read_regular`.
                     raise
-                is_folder = Path(image).is_dir()
+                is_folder = path_kind(image) == "folder"
                 raise ImageError("is a folder, not a picture" if is_folder else str(error.strerror)) from None
         case bytes():
             return open_image(image, max_pixels=max_pixels)

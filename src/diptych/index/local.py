@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
 from diptych.core.files import sha256_of
+from diptych.core.lists import check_list
 from diptych.index import approximate
 from diptych.index.checksums import Block
 from diptych.index.dialects import SQLITE, Condition, where
@@ -120,6 +121,7 @@ class LocalIndex(LocalStore):
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay in the file until it is written anew (`compact`)."""
+        check_list(keys, "keys")
         before = len(self)
         with self._changing() as database:
             forget(database, list(keys))
@@ -250,6 +252,7 @@ class LocalIndex(LocalStore):
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""
+        check_list(digests, "digests")
 
         def read() -> dict[str, Float32[ndarray, " E"]]:
             found, vectors = {}, self._vectors()

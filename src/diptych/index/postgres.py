@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, IndexingError
+from diptych.core.lists import check_list
 from diptych.index.approximate import About, Kind
 from diptych.index.connections import Connection
 from diptych.index.dialects import POSTGRESQL, where
@@ -115,6 +116,7 @@ class PostgresIndex(PostgresStore):
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay until `compact`."""
+        check_list(keys, "keys")
         with self._changing() as cursor:
             return _forget(cursor, list(keys))
 
@@ -155,6 +157,7 @@ class PostgresIndex(PostgresStore):
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""
+        check_list(digests, "digests")
         sql = "SELECT digest, embedding FROM vectors WHERE digest = ANY(%s)"
 
         def read(connection: Connection) -> dict[str, Float32[ndarray, " E"]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import IndexingError
+from diptych.core.files import path_kind
 from diptych.index.entry import Entry, Stamp
 
 FORMAT = 2
@@ -48,7 +49,7 @@ HASHED = {
 
 def holds_local_index(folder: Path) -> bool:
     """Whether there is one to open."""
-    return (folder / DATABASE).is_file()
+    return path_kind(folder / DATABASE) == "file"
 
 
 def connect(path: Path) -> sqlite3.Connection:

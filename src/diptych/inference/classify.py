@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
@@ -63,17 +64,20 @@ def classify(
         classes: names of the classes, each once.
         templates: texts with `{}` for the name; a class's embedding is the mean over them.
         threshold: cosine below which the answer is none of the classes; `auto` takes the one that the bundle was calibrated to
-            when its run was validated.
+            when its run was validated. Within [-1, 1].
         on_error: told of images that cannot be read, which are then left out.
         track: told how far it is.
 
     Raises:
-        ConfigError: the classes are empty or repeat, a template lacks `{}`, or the bundle was not calibrated.
+        ConfigError: the classes are empty or repeat, a template lacks `{}`, the threshold is no cosine, or the bundle was not
+            calibrated.
         ImageError: an image cannot be read, and there is no `on_error`.
     """
     check_distinct(classes)
     if threshold == "auto":
         threshold = calibrated_threshold(embedder.metrics)
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ConfigError(f"threshold is {threshold}; it is a cosine, within [-1, 1]")
     class_emb = class_embeddings(embedder, classes, templates)
     encoded = encode_all(embedder, images, on_error=on_error, track=track)
     return ranked_classes(
@@ -163,7 +167,9 @@ def check_classes(classes: Sequence[str]) -> None:
 
     Raises:
         ConfigError: which of these it is.
+        DiptychError: it is one string.
     """
+    check_list(classes, "classes")
     if len(classes) == 0:
         raise ConfigError("the list of classes is empty")
     if not all(name.strip() for name in classes):
@@ -175,7 +181,9 @@ def check_distinct(classes: Sequence[str]) -> None:
 
     Raises:
         ConfigError: which of them.
+        DiptychError: it is one string.
     """
+    check_list(classes, "classes")
     repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
     if repeated:
         raise ConfigError(f"classes given more than once: {', '.join(repeated[:5])}")
@@ -186,7 +194,9 @@ def check_templates(templates: Sequence[str]) -> None:
 
     Raises:
         ConfigError: there is none, or one lacks `{}`.
+        DiptychError: it is one string.
     """
+    check_list(templates, "templates")
     if not templates:
         raise ConfigError("no template given; the plain one is '{}'")
     for template in templates:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, DataError, DiptychError, DiptychWarning, ImageError
+from diptych.core.lists import check_list
 from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe, file_content
@@ -96,10 +97,9 @@ class Embedder:
 
         Raises:
             ImageError: an image cannot be read and there is no `on_error`.
-            DiptychError: `images` is a single path.
+            DiptychError: `images` is one image.
         """
-        if isinstance(images, str | bytes | Path):
-            raise DiptychError(f"images is one {type(images).__name__}, not several: write [{images!r:.60}]")
+        check_list(images, "images")
         rows = []
         for pixels in self._pixel_batches(images, on_error):
             rows.append(self._encode_pixels(pixels))
@@ -129,7 +129,11 @@ class Embedder:
 
         Of equal texts one is computed. Texts of like length share a batch, which then has few runs (`models/packing.py`). Where
         many begin alike, as prompts do, each beginning is computed once (`models/prefix_tree.py`).
+
+        Raises:
+            DiptychError: `texts` is one string.
         """
+        check_list(texts, "texts")
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if len(row_of) < len(texts):
             distinct = self.encode_texts(tuple(row_of))
@@ -220,11 +224,12 @@ class Embedder:
 
 
 def check_not_empty(items: Sequence[object], what: str) -> None:
-    """Refuse an empty list.
+    """Refuse an empty list, and one thing in its place.
 
     Raises:
-        DiptychError: there is nothing in it.
+        DiptychError: there is nothing in it, or it is no list.
     """
+    check_list(items, f"{what}s")
     if len(items) == 0:
         raise DiptychError(f"no {what} given; at least one is needed")
 

@@ -9,6 +9,8 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import DiptychError, ImageError
+from diptych.core.files import path_kind
+from diptych.core.lists import check_list
 from diptych.core.progress import Track
 from diptych.core.sample import ImageInput
 from diptych.images.decode import describe, list_images
@@ -75,7 +77,8 @@ def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, t
 
 def _listed(images: Images) -> Iterable[ImageInput]:
     if not isinstance(images, str | Path):
+        check_list(images, "images")
         return images
-    if Path(images).is_file():
-        raise DiptychError(f"images is one {type(images).__name__}, not several: write [{images!r:.60}]")
+    if path_kind(images) == "file":
+        check_list(images, "images")
     return list_images(Path(images))

@@ -14,13 +14,17 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.files import path_kind
+from diptych.core.lists import check_list
 from diptych.core.remote import is_remote
 from diptych.core.sample import ImageInput
 from diptych.images.decode import IMAGE_SUFFIXES, describe
 from diptych.inference.encoder import Encoder
 
+MAX_WEIGHT = 100.0
+"""Absolute weight of a term, at most."""
 _TERM = re.compile(
-    r"""(?:(?P<weight>\d+(?:\.\d+)?|\.\d+)\s*\*\s*)?(?:"(?P<quoted>[^"]*)"|(?P<bare>.+?))(?=\s+[+-]\s|\s*$)"""
+    r"""(?:(?P<weight>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(?:"(?P<quoted>[^"]*)"|(?P<bare>.+?))(?=\s+[+-]\s|\s*$)"""
 )
 _SIGN = re.compile(r"\s*([+-])\s+")
 
@@ -33,7 +37,14 @@ class Term:
     value: ImageInput
     """The text, or the picture."""
     weight: float = 1.0
-    """Negative for what is to be avoided."""
+    """Negative for what is to be avoided; within [-100, 100]."""
+
+    def __post_init__(self) -> None:
+        if not abs(self.weight) <= MAX_WEIGHT:
+            raise ConfigError(
+                f"the weight of {describe(self.value)!r} is {self.weight:g}; it must lie within "
+                f"[{-MAX_WEIGHT:g}, {MAX_WEIGHT:g}]"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ def parse_query(text: str) -> Query:
     What is quoted is a text; what is not is a picture, if there is such a file, it ends as one or is a URL; otherwise a text.
 
     Raises:
-        ConfigError: a term is empty, or a quotation mark is alone.
+        ConfigError: a term is empty, a quotation mark is alone, or a weight is above 100.
 
     >>> parse_query('a dog + 0.5*"snow" - people').terms[1]
     Term(kind='text', value='snow', weight=0.5)
@@ -83,7 +94,7 @@ def _term(value: str, weight: float, *, is_quoted: bool) -> Term:
     if not value:
         raise ConfigError("the text to search for is empty")
     looks_so = Path(value).suffix.lower() in IMAGE_SUFFIXES or is_remote(value)
-    is_picture = not is_quoted and (looks_so or Path(value).is_file())
+    is_picture = not is_quoted and (looks_so or path_kind(value) == "file")
     return Term(kind="image" if is_picture else "text", value=value, weight=weight)
 
 
@@ -96,8 +107,10 @@ def query_embeddings(
 
     Raises:
         ConfigError: a query has no term, or its terms cancel out.
+        DiptychError: `queries` is one query.
         ImageError: a picture cannot be read.
     """
+    check_list(queries, "queries")
     terms = [
         (row, term)
         for row, query in enumerate(queries)
@@ -120,10 +133,12 @@ def unit_sums(total: Float32[ndarray, "Q E"], names: Sequence[object]) -> Float3
     """Sums of terms, brought to unit length; `names` say in an error which it is.
 
     Raises:
-        ConfigError: the terms of one cancel out.
+        ConfigError: the terms of one cancel out, or are not finite.
     """
     lengths = np.linalg.norm(total, axis=1, keepdims=True)
     for name, length in zip(names, lengths[:, 0], strict=True):
+        if not np.isfinite(length):
+            raise ConfigError(f"the sum of the query's terms is not a finite vector: {name}")
         if not length > 1e-6:
             raise ConfigError(f"the terms of the query cancel out; nothing is left to search for: {name}")
     return total / lengths

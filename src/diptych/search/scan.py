@@ -13,8 +13,9 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from diptych.core.errors import IndexingError
-from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
 from diptych.core.foreign import is_foreign
+from diptych.core.lists import check_list
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.opener import open_image, orientation_of
 from diptych.index.entry import Entry, Stamp
@@ -77,8 +78,9 @@ def scan(
     Raises:
         IndexingError: a folder is not there, or may not be read.
     """
+    check_list(folders, "folders")
     for folder in folders:
-        if not folder.is_dir():
+        if path_kind(folder) != "folder":
             raise IndexingError(f"{folder}: no such folder")
         yield from _Scanner(str(folder.resolve()), follow_links, omissions or Omissions()).scan()
 

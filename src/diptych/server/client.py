@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychError, ImageError
+from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, file_content
@@ -97,6 +98,7 @@ class Client(FourUses):
         self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
     ) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the texts; `advance` is called once for each."""
+        check_list(texts, "texts")
         rows = []
         for some in _chunks(texts, _TEXTS):
             rows += self._embed("texts", some)
@@ -112,6 +114,7 @@ class Client(FourUses):
         advance: Callable[[], object] = lambda: None,
     ) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the images; those that `on_error` is told of are NaN. Each is decoded here before it is sent."""
+        check_list(images, "images")
         rows: list[Float32[ndarray, " E"]] = []
         for some in _chunks(enumerate(images), _IMAGES):
             contents = dict[int, str]()

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from diptych.inference.query import MAX_WEIGHT
+
 PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAHElEQVR42mP4TyJgGOQa7oiIYEWjGuirYYimJQCEXn7fy/UaRQAAAABJRU5ErkJg"
     "gg=="
@@ -143,7 +145,9 @@ class SearchTerm(Model):
     text: Text | None = None
     image: Picture | None = None
     id: str | None = Field(default=None, pattern=ID_PATTERN)
-    weight: float = Field(default=1.0, ge=-100, le=100, allow_inf_nan=False, description="Below 0: to stay away from.")
+    weight: float = Field(
+        default=1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False, description="Below 0: to stay away from."
+    )
 
     @model_validator(mode="after")
     def _one(self) -> "SearchTerm":

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from diptych.core.errors import DataError
+from diptych.core.errors import ConfigError, DataError
 from diptych.core.randomness import stable_fraction
 from diptych.data.sources.copies import copy_groups
 from diptych.data.sources.protocol import Source
@@ -29,9 +29,14 @@ class Splits:
         source: what is cut.
         val_fraction: the share of `val`, within (0, 1).
         rule: 1 or 2.
+
+    Raises:
+        ConfigError: `val_fraction` is not within (0, 1).
     """
 
     def __init__(self, source: Source, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> None:
+        if not 0 < val_fraction < 1:
+            raise ConfigError(f"val_fraction is {val_fraction}; it is a share, within (0, 1)")
         is_first = rule == FIRST_SPLIT_RULE
         self.source = source.under_first_rule() if is_first else source
         own = [self.source.split(i) for i in range(len(source))]

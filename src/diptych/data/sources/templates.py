@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, unknown_name
+from diptych.core.files import path_kind
 from diptych.data.sources.class_layout import natural_key
 
 FIVE_TEMPLATES = (
@@ -69,7 +70,7 @@ def resolve_templates(given: Sequence[str]) -> tuple[str, ...]:
     for text in given:
         if "{}" in text:
             templates.append(text)
-        elif text in sets or Path(text).is_file():
+        elif text in sets or path_kind(text) == "file":
             templates += read_templates(sets.get(text, Path(text)))
         else:
             named = unknown_name("set of templates", text, sets)
