@@ -141,6 +141,37 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(decode(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("kind", ["16-bit gray", "gray", "palette", "palette with alpha", "RGB"])
+def test_every_kind_of_picture_is_turned(tmp_path: Path, orientation: int, suffix: str, kind: str) -> None:
+    levels = np.arange(24, dtype=np.uint16).reshape(4, 6) * 256
+    stored = Image.fromarray(levels if kind == "16-bit gray" else (levels // 256).astype(np.uint8))
+    if kind.startswith("palette"):
+        stored.putpalette([value for level in range(256) for value in (level, level, level)])
+    if kind == "RGB":
+        stored = stored.convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    alpha = {"transparency": 255} if kind == "palette with alpha" else {}
+    stored.save(tmp_path / f"a.{suffix}", exif=exif, **alpha)
+    grays = (levels // 256).astype(np.uint8)
+    upright = {  # What the EXIF standard says of the first row and the first column.
+        1: grays,
+        2: grays[:, ::-1],
+        3: grays[::-1, ::-1],
+        4: grays[::-1],
+        5: grays.T,
+        6: grays[::-1].T,
+        7: grays[::-1, ::-1].T,
+        8: grays[:, ::-1].T,
+    }[orientation]
+    decoded = decode(tmp_path / f"a.{suffix}")
+    assert np.array_equal(np.asarray(decoded)[:, :, 0], upright)
+    with opener.open_image(tmp_path / f"a.{suffix}") as opened:
+        assert opener.upright_size(opened) == decoded.size
+
+
 @pytest.mark.parametrize(("dtype", "said"), [(np.float32, "floats"), (np.int32, "signed or 32-bit integers")])
 def test_pixels_without_a_range_are_refused_with_a_way_out(tmp_path: Path, dtype: type, said: str) -> None:
     Image.fromarray(np.array([[0, 1, 1000]], dtype=dtype)).save(tmp_path / "deep.tif")

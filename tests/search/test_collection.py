@@ -103,11 +103,13 @@ def test_what_files_say_of_themselves(clip: LoadedBundle, tmp_path: Path) -> Non
     Image.new("RGB", (40, 20), (9, 9, 9)).save(pictures / "a.jpg", exif=exif)
     (pictures / "a.txt").write_text("a dark field\nnothing\n\n", encoding="utf-8")
     Image.new("RGB", (40, 20)).save(pictures / "b.png")
+    Image.new("RGB", (40, 20)).save(pictures / "c.tif", exif=exif)
     _update(tmp_path / "index", clip, pictures)
     with open_index(tmp_path / "index") as index:
-        a, b = index.entries()
+        a, b, c = index.entries()
     assert (a.width, a.height, a.taken, a.captions) == (20, 40, "2024-05-01 12:30:00", ("a dark field", "nothing"))
     assert (b.width, b.height, b.taken, b.captions) == (40, 20, None, ())
+    assert (c.width, c.height) == (20, 40)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from diptych.cli.main import main
 from diptych.index.choice import open_index
+from diptych.index.filters import parse_filter
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import collection, scan
 from diptych.search.collection import Update, open_or_create, update
@@ -138,6 +139,25 @@ def test_captions_are_decoded_by_their_byte_order_mark(tmp_path: Path, encoding:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (file,) = scan.scan([tmp_path])
     assert scan.read_captions(file.sidecar) == ("ein Fuchs 🦊", "änd")
+
+
+def test_captions_in_other_encodings_are_read_as_the_training_data_is(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Grüße\r\n".encode("cp1252"))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (file,) = scan.scan([tmp_path])
+    assert scan.read_captions(file.sidecar) == ("Grüße",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_sidecar_of_windows_is_found_by_its_lines(
+    clip: LoadedBundle, photos: Path, place: Path, encoding: str
+) -> None:
+    _update(place, clip, photos)
+    (photos / "b.txt").write_text('the "red" fox\r\nC:\\new\r\n', encoding)
+    assert _update(place, clip, photos).recaptioned == 1
+    with open_index(place) as index:
+        for text in ("caption = 'the \"red\" fox'", r"caption = 'C:\new'"):
+            assert [Path(entry.key).name for entry in index.entries(parse_filter(text))] == ["b.png"]
 
 
 def test_captions_that_cannot_be_read_cost_no_picture(

@@ -193,13 +193,13 @@ def _check_range(opened: Image.Image) -> None:
 
 
 def _upright_rgb(image: Image.Image, *, gray_bits: int) -> Image.Image:
+    image.load()
+    turn = _TURNS.get(orientation_of(image))  # Pictures that are made of its pixels have no metadata.
     if image.mode.startswith("I;16") or image.mode == "I":
         grays = np.asarray(image).astype(np.int64) >> (gray_bits - 8)
         image = Image.fromarray(grays.clip(0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    image.load()
-    turn = _TURNS.get(orientation_of(image))
     return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 

@@ -40,6 +40,8 @@ MAX_METADATA_BYTES = 32 * 2**20
 MAX_METADATA_BLOCKS = 4096
 """Blocks that the metadata is split into, at most; Pillow reads each one in Python."""
 _OVER_METADATA = f"its metadata is over the limit of {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
+_TURNED = frozenset({5, 6, 7, 8})
+"""EXIF orientations of pictures whose width and height change places."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#)")
 _PPM_HEADER_BYTES = 4096
@@ -131,6 +133,18 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # Metadata is anybody's; it is not the picture.
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height, once it is turned as its EXIF orientation says, of a picture that is opened and not decoded.
+
+    Of a TIFF, the stored size is read from its tags: newer versions of Pillow open it with the upright one.
+    """
+    tags = getattr(image, "tag_v2", None)
+    width, height = image.size
+    if tags is not None:
+        width, height = int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
+    return (height, width) if orientation_of(image) in _TURNED else (width, height)
 
 
 def check_size(width: int, height: int, *, max_pixels: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """The pictures of folders, and what is known of one before it is embedded."""
 
-import codecs
 import errno
 import os
 import re
@@ -12,17 +11,16 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from diptych.core.encodings import decode_text
 from diptych.core.errors import IndexingError
 from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
 from diptych.core.foreign import is_foreign
 from diptych.core.lists import check_list
 from diptych.images.decode import IMAGE_SUFFIXES
-from diptych.images.opener import open_image, orientation_of
+from diptych.images.opener import open_image, upright_size
 from diptych.index.entry import Entry, Stamp
 
 _TAKEN = ExifTags.Base.DateTimeOriginal
-_TURNED = {5, 6, 7, 8}
-"""Orientations in which width and height change places."""
 _MAX_SIDECAR_BYTES = 2**20
 """Size limit of a sidecar; captions are a few lines of text."""
 _CLOCK = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
@@ -197,7 +195,7 @@ def read_picture(file: ScannedFile) -> bytes:
 
 
 def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
-    """The lines of a sidecar that are not empty. A byte order mark selects UTF-8 or UTF-16; without one, it is read as UTF-8.
+    """The lines of a sidecar that are not empty, from UTF-8, UTF-16 with a byte order mark, or else Windows-1252.
 
     Raises:
         OSError: it cannot be read, is not a regular file, or has more than 1 MiB; `strerror` gives the reason.
@@ -205,8 +203,7 @@ def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
     if sidecar is None:
         return ()
     content = read_regular(sidecar.path, max_bytes=_MAX_SIDECAR_BYTES, follow_links=False)
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
+    text, _ = decode_text(content)
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -234,7 +231,7 @@ def describe_picture(file: ScannedFile, content: bytes, captions: tuple[str, ...
 def _from_header(content: bytes) -> tuple[int | None, int | None, str | None]:
     try:
         with open_image(content) as picture:
-            width, height = picture.size[::-1] if orientation_of(picture) in _TURNED else picture.size
+            width, height = upright_size(picture)
             taken = _taken(picture)
     except Exception:  # Headers are anybody's; whether the picture can be read shows when it is embedded.
         return None, None, None
