@@ -153,8 +153,9 @@ def test_every_kind_of_picture_is_turned(tmp_path: Path, orientation: int, suffi
         stored = stored.convert("RGB")
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    alpha = {"transparency": 255} if kind == "palette with alpha" else {}
-    stored.save(tmp_path / f"a.{suffix}", exif=exif, **alpha)
+    if kind == "palette with alpha":
+        stored.info["transparency"] = 255
+    stored.save(tmp_path / f"a.{suffix}", exif=exif)
     grays = (levels // 256).astype(np.uint8)
     upright = {  # What the EXIF standard says of the first row and the first column.
         1: grays,
