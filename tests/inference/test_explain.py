@@ -13,9 +13,10 @@ from diptych.bundle.folder import Bundle
 from diptych.cli.main import main
 from diptych.core.errors import DiptychError
 from diptych.core.settings import override
+from diptych.inference import loaded
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
-from diptych.inference.loaded import LoadedBundle, load
+from diptych.inference.loaded import LoadedBundle, Precision, load
 from diptych.models.clip import CLIP
 from diptych.models.config import ConvNetConfig, ResNetConfig, ViTConfig
 from diptych.tokenizers.hashing import HashingTokenizer
@@ -73,7 +74,14 @@ def _centre(heat: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
     return float((heat.sum(axis=0) * np.linspace(0, 1, heat.shape[1])).sum() / heat.sum())
 
 
-def test_the_heat_lies_on_what_was_named(seeing: LoadedBundle) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_heat_lies_on_what_was_named(
+    seeing: LoadedBundle, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(loaded, "has_fast_int8", lambda: True)
+    assert seeing.path is not None
+    embedder = load(seeing.path, device="cpu", precision=precision).embedder
     right, apart = 0, list[float]()
     for y in (2, 11, 20):
         for left, other in (
@@ -84,7 +92,7 @@ def test_the_heat_lies_on_what_was_named(seeing: LoadedBundle) -> None:
             image = Image.new("RGB", (SIDE, SIDE), (130, 130, 130))
             _draw(image, left, 2, y)
             _draw(image, other, 20, 20 - y // 2)
-            found = explain(seeing.embedder, image, [f"a {left}", f"a {other}"])
+            found = explain(embedder, image, [f"a {left}", f"a {other}"])
             assert found.heat.shape == (2, SIDE, SIDE)
             assert found.heat.min() == 0
             assert found.heat.max() == 1
@@ -117,6 +125,30 @@ def test_every_tower_can_be_explained(image: ViTConfig | ResNetConfig | ConvNetC
     np.testing.assert_array_equal(embedder.encode_images([picture]), before)  # Nobody watches any more.
     with pytest.raises(DiptychError, match="no text"):
         explain(embedder, picture, [])
+
+
+def test_a_lower_precision_is_explained_in_float32(seeing: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map is that of a float32 model with the same, rounded weights."""
+    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
+    assert seeing.path is not None
+    half, rounded = (load(seeing.path, device="cpu", precision=kind) for kind in ("bf16", "fp32"))
+    rounded.bundle.model.image_tower.load_state_dict(half.bundle.model.image_tower.state_dict())
+    rounded.bundle.model.text_tower = half.bundle.model.text_tower
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    texts = ["a red circle", "a blue square"]
+    found, expected = (explain(clip.embedder, picture, texts) for clip in (half, rounded))
+    np.testing.assert_array_equal(found.heat, expected.heat)
+    np.testing.assert_array_equal(found.cosine, expected.cosine)
+    assert {weight.dtype for weight in half.bundle.model.image_tower.parameters()} == {torch.bfloat16, torch.float32}
+
+
+def test_a_frozen_model_can_be_explained(seeing: LoadedBundle) -> None:
+    assert seeing.path is not None
+    frozen = load(seeing.path, device="cpu")
+    frozen.bundle.model.requires_grad_(False)
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    found, expected = (explain(clip.embedder, picture, ["a red circle"]) for clip in (frozen, seeing))
+    np.testing.assert_array_equal(found.heat, expected.heat)
 
 
 def test_the_command(seeing: LoadedBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

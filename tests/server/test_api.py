@@ -13,8 +13,12 @@ import pytest
 from PIL import Image
 
 from diptych.index.protocol import Index
-from diptych.inference.loaded import LoadedBundle
+from diptych.inference import loaded
+from diptych.inference.explain import explain
+from diptych.inference.loaded import LoadedBundle, Precision
+from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
+from diptych.server.shown import heat_picture
 from tests.server.site import Site, served
 
 TEXTS = ["a red circle", "two dogs", "a red circle"]
@@ -145,9 +149,27 @@ def test_heat_is_a_picture_of_what_the_model_sees(site: Site, index: Index) -> N
     assert Image.open(io.BytesIO(heat.content)).size == (32, 32)
 
 
-def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: Path) -> None:
-    from diptych.search.collection import open_or_create, update
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_heat_explains_the_picture_that_was_indexed(
+    tiny_bundle: Path, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a smaller copy of it: in one of a panorama the model sees other pixels."""
+    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(loaded, "has_fast_int8", lambda: True)
+    noise = np.random.default_rng(0).integers(0, 255, (150, 3000, 3), dtype=np.uint8)
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(noise).save(tmp_path / "pictures" / "panorama.png")
+    clip = loaded.load(tiny_bundle, device="cpu", precision=precision)
+    with open_or_create(tmp_path / "index", clip) as opened:
+        update(opened, clip, [tmp_path / "pictures"])
+        (entry,) = opened.entries()
+        with served(create_app(clip, opened)) as own:
+            heat = own.ask("GET", f"/v1/images/{entry.digest}/heat?text=red")
+    assert heat.status == 200
+    assert heat.content == heat_picture(explain(clip.embedder, entry.key, ["red"]))
 
+
+def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for name in ("kept", "changed", "gone"):
@@ -161,11 +183,10 @@ def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: P
             assert own.ask("GET", f"/v1/images/{ids['kept']}/file").status == 200
             assert own.ask("GET", f"/v1/images/{ids['changed']}/file").status == 410
             assert own.ask("GET", f"/v1/images/{ids['gone']}/thumb").status == 410
+            assert own.ask("GET", f"/v1/images/{ids['gone']}/heat?text=red").status == 410
 
 
 def test_only_what_was_indexed_is_shown(clip: LoadedBundle, tmp_path: Path) -> None:
-    from diptych.search.collection import open_or_create, update
-
     folder, other = tmp_path / "pictures", tmp_path / "other.bmp"
     (folder / "inner").mkdir(parents=True)
     names = ["kept", "touched", "swapped", "fifo", "zero", "linked", "inner/moved"]

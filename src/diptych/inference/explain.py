@@ -1,7 +1,7 @@
 """Which parts of a picture speak for a text. Shapes: X texts, E embedding, T tokens, R C rows and columns of a map."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ from diptych.core.sample import ImageInput
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.models.clip import CLIP
 from diptych.models.convnet import ConvNet
+from diptych.models.int8 import Int8Linear
 from diptych.models.layers import Attention
 from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.vision_transformer import VisionTransformer
@@ -48,7 +50,9 @@ def explain(embedder: Embedder, image: ImageInput, texts: Sequence[str]) -> Expl
 
     Of a vision transformer it is the gradient-weighted attention, followed through its layers (Chefer et al. 2021, "Generic
     attention-model explainability", sec. 3.2); of a ResNet the gradient-weighted activation of the last stage (Grad-CAM,
-    Selvaraju et al. 2017).
+    Selvaraju et al. 2017). The image tower computes in float32, whatever precision the model was loaded in.
+
+    Several threads can explain with one embedder, also while others encode with it.
 
     Args:
         embedder: the model.
@@ -71,11 +75,13 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     check_not_empty(texts, "text")
     config = embedder.bundle.config
     text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
-    tower = embedder.bundle.model.image_tower
+    model = _own_float32(embedder.bundle.model)
+    tower = model.image_tower
     follow = _follow_attention if isinstance(tower, VisionTransformer) else _follow_activation
     with torch.enable_grad():
         batch = normalize(torch.from_numpy(pixels[None]).to(embedder.device), config.pixels)
-        cosine, maps = follow(tower, lambda: embedder.bundle.model.encode_image(batch)[0], text_emb)
+        batch.requires_grad_()  # Of a frozen model no parameter does.
+        cosine, maps = follow(tower, lambda: model.encode_image(batch)[0], text_emb)
     heat = functional.interpolate(maps[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False)[:, 0]
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
     heat = heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
@@ -87,12 +93,30 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     )
 
 
+def _own_float32(model: CLIP) -> CLIP:
+    """A model with an image tower of its own that shares the float32 weights; those of another precision are converted.
+
+    An explanation records what the modules of the tower compute. In modules of its own it cannot record, or disturb, what
+    another thread computes with the model.
+    """
+    tower = model.image_tower
+    memo: dict[int, nn.Module | Tensor] = {id(model.text_tower): model.text_tower}
+    for module in tower.modules():
+        if isinstance(module, Int8Linear):
+            memo[id(module)] = module.to_linear()
+    for parameter in tower.parameters():
+        is_float32 = parameter.dtype == torch.float32
+        memo[id(parameter)] = parameter if is_float32 else nn.Parameter(parameter.detach().float())
+    memo |= {id(buffer): buffer for buffer in tower.buffers()}
+    return copy.deepcopy(model, memo)
+
+
 def _follow_attention(
     tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
 ) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
     assert isinstance(tower, VisionTransformer)
-    with _watched(tower) as seen:
-        cosine = text_emb @ embed()
+    seen = _record_attention(tower)
+    cosine = text_emb @ embed()
     maps = []
     for score in _contrasts(cosine):
         grads = torch.autograd.grad(score, seen, retain_graph=True)
@@ -126,18 +150,13 @@ def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> 
     return pooled[extra:].view(*tower.config.grid)
 
 
-@contextmanager
-def _watched(tower: nn.Module) -> Iterator[list[Tensor]]:
-    """The attention weights of every layer, in order, as they are computed."""
+def _record_attention(tower: nn.Module) -> list[Tensor]:
+    """A list that gets the attention weights of every layer, in order, when the tower computes them."""
     seen: list[Tensor] = []
-    attentions = [module for module in tower.modules() if isinstance(module, Attention)]
-    for attention in attentions:
-        attention.watcher = seen.append
-    try:
-        yield seen
-    finally:
-        for attention in attentions:
-            attention.watcher = None
+    for module in tower.modules():
+        if isinstance(module, Attention):
+            module.watcher = seen.append
+    return seen
 
 
 def _follow_activation(
@@ -145,11 +164,8 @@ def _follow_activation(
 ) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
     assert isinstance(tower, ModifiedResNet | ConvNet)
     seen: list[Tensor] = []
-    handle = tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    try:
-        cosine = text_emb @ embed()
-    finally:
-        handle.remove()
+    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    cosine = text_emb @ embed()
     maps = []
     for score in _contrasts(cosine):
         (grad,) = torch.autograd.grad(score, seen, retain_graph=True)

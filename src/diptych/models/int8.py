@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.models.clip import CLIP
 from diptych.models.layers import Block
+from diptych.models.linear import Linear
 
 _LARGEST = 127
 
@@ -41,6 +42,15 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             out.add_(self.bias)
         return out.unflatten(0, x.shape[:-1])
+
+    def to_linear(self) -> Linear:
+        """The map in float32, with the weights as they were rounded; a gradient flows through it."""
+        num_out, num_in = len(self.scale), len(self.weight)
+        linear = Linear(num_in, num_out, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter((self.weight.float() * self.scale).T.contiguous())
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias)
+        return linear
 
 
 def to_int8(model: CLIP) -> CLIP:

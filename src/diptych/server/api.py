@@ -138,8 +138,8 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     @router.get("/images/{id}/heat", response_class=Response, responses={200: _picture("image/png")})
     async def heat(key: Id, text: Annotated[str, Query(min_length=1, max_length=2000, pattern=r"\S")]) -> Response:
         """What in the picture speaks for a text, drawn over the part that the model sees."""
-        content, _ = await engine.picture(await _entry(engine, key), 640)
-        return Response(await engine.explain(content, text), media_type="image/png", headers=_FOR_A_DAY)
+        drawn = await engine.explain(await _entry(engine, key), text)
+        return Response(drawn, media_type="image/png", headers=_FOR_A_DAY)
 
     return router
 

@@ -63,7 +63,7 @@ class Engine:
         self.texts = self._batcher("texts", "texts", self._embed_texts)
         self.images = self._batcher("images", "images", self._embed_images, batch=max(1, limits.batch // 4))
         self.searches = self._batcher("searches", "index", self._search)
-        # With the pictures' thread: an explanation listens to the attention of whatever goes through the tower.
+        # With the pictures' thread, so that both do not compete for the same cores.
         self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
         self._shown = ShownPictures(self._decode_pool)
         self._index_check = None
@@ -159,8 +159,9 @@ class Engine:
         answer: list[Found] = found
         return answer
 
-    async def explain(self, content: bytes, text: str) -> bytes:
-        """A PNG of the picture as the model sees it, under the heat of a text."""
+    async def explain(self, entry: Entry, text: str) -> bytes:
+        """A PNG of a picture of the index as the model saw it when it was indexed, under the heat of a text."""
+        content = await self.in_thread("pictures", partial(self._shown.original, entry))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heats, [(pixels, text)])
         drawn: bytes = png

@@ -58,6 +58,14 @@ class ShownPictures:
         self._keep((entry.digest, width_px), small)
         return small, "image/webp"
 
+    def original(self, entry: Entry) -> bytes:
+        """The file's content, as it was indexed.
+
+        Raises:
+            Problem: the file has gone or changed since it was indexed (410).
+        """
+        return _read(entry)
+
     def _small(self, content: bytes, width_px: int, form: Literal["JPEG", "WEBP"]) -> bytes:
         try:
             return self._decode_pool.preview(content, width_px=width_px, form=form)
