@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.core.forks import let_go, pages_of, unmoved_objects
+from diptych.core.errors import DiptychError
+from diptych.core.forks import before_computing, let_go, pages_of, unmoved_objects
 
 _MANY = 4 << 20
 """Numbers; 16 MiB."""
@@ -69,3 +70,32 @@ def test_objects_are_left_alone_for_a_while() -> None:
             assert gc.get_freeze_count() == frozen
         assert gc.get_freeze_count() == frozen
     assert gc.get_freeze_count() == 0
+
+
+def test_the_gpu_of_the_parent_is_refused_in_one_line_that_names_spawn() -> None:
+    context = multiprocessing.get_context("fork")
+    answer = context.SimpleQueue()
+
+    def compute() -> None:
+        before_computing(torch.device("cpu"))
+        before_computing(torch.device("cuda"))
+        process = context.Process(target=child)
+        process.start()
+        process.join(60)
+
+    def child() -> None:
+        before_computing(torch.device("cpu"))
+        before_computing(torch.device("mps"))  # Which the parent has not used.
+        try:
+            before_computing(torch.device("cuda"))
+        except DiptychError as error:
+            answer.put(str(error))
+
+    process = context.Process(target=compute)
+    process.start()
+    process.join(60)
+    assert not answer.empty()
+    message = answer.get()
+    assert "cuda" in message
+    assert "'spawn'" in message
+    assert "\n" not in message

@@ -1,5 +1,6 @@
 """Decoding in processes of their own: the same pixels, and limits that hold."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -36,6 +37,30 @@ def test_the_pixels_are_those_of_this_process(pool: DecodePool) -> None:
         content = encoded("JPEG", 100, 60)
         found = pool.pixels(content, image_px=image_px, config=CONFIG)
         assert np.array_equal(found, evaluation_pixels(decode(content), image_px=image_px, config=CONFIG))
+
+
+def test_a_forked_process_has_decoders_of_its_own() -> None:
+    content = encoded("JPEG", 100, 60)
+    with DecodePool(1, timeout_s=60) as pool:
+        expected = pixels(pool, content)
+        context = multiprocessing.get_context("fork")
+        answer = context.SimpleQueue()
+
+        def child() -> None:
+            with pool:
+                is_equal = np.array_equal(pixels(pool, content), expected)
+                answer.put((is_equal, pool.processes))
+
+        process = context.Process(target=child)
+        process.start()
+        process.join(60)
+        assert process.exitcode == 0
+        is_equal, identifiers = answer.get()
+        assert is_equal
+        assert len(identifiers) == len(pool.processes) == 1
+        assert identifiers != pool.processes
+        np.testing.assert_array_equal(pixels(pool, content), expected)  # The child's end has ended no decoder here.
+        assert len(pool.processes) == 1
 
 
 def test_a_preview_is_small_and_has_its_format(pool: DecodePool) -> None:

@@ -1,11 +1,13 @@
-"""What a forked process need not hold of its parent.
+"""What a forked process need not hold of its parent, and what it cannot use.
 
-It starts with all that its parent holds, in the same pages. As soon as one of the two writes to a page, each has its own.
+It starts with all that its parent holds, in the same pages. As soon as one of the two writes to a page, each has its own. Of
+the parent's threads it has only the one that forked.
 """
 
 import ctypes
 import gc
 import mmap
+import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from diptych.core.errors import DiptychError
+
+_computed = set[tuple[int, str]]()
+"""(process, type of device) of each computation with torch, of this process and of those from which it was forked."""
 
 
 class Span(NamedTuple):
@@ -55,3 +62,25 @@ def unmoved_objects() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def before_computing(device: torch.device) -> None:
+    """To be called before each computation with torch: makes it possible in a process that was forked after such a one.
+
+    There torch would wait forever for OpenMP's threads, which only the parent has. With one thread it needs none of them.
+
+    Raises:
+        DiptychError: the process was forked and the device is a GPU.
+    """
+    here = os.getpid(), device.type
+    if here in _computed:
+        return
+    inherited = {kind for process, kind in tuple(_computed) if process != here[0]}
+    if device.type in inherited - {"cpu"}:
+        raise DiptychError(
+            f"a forked process cannot use the {device.type} device of its parent; start it with multiprocessing's "
+            "'spawn' method and load the model there"
+        )
+    if inherited:
+        torch.set_num_threads(1)
+    _computed.add(here)

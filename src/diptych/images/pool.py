@@ -31,7 +31,8 @@ class DecodePool:
     """Processes that decode pictures. One that overruns or crashes is replaced, and only its picture fails.
 
     The processes import neither torch nor the model. Each is limited in memory (`worker.memory_limit`) and may not
-    write files. Threads can share a pool. Use it as a context manager, or call `close`.
+    write files. Threads can share a pool; a forked process starts decoders of its own. Use it as a context manager, or call
+    `close`.
     """
 
     def __init__(self, num_processes: int = 2, *, timeout_s: float = 60.0, max_pixels: int = MAX_PIXELS) -> None:
@@ -43,10 +44,8 @@ class DecodePool:
             max_pixels: width times height of a picture, at most.
         """
         self.timeout_s, self.max_pixels = timeout_s, max_pixels
-        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
-        self._is_closed = False
-        for _ in range(num_processes):
-            self._idle.put(None)
+        self._num, self._is_closed = num_processes, False
+        self._reset()
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -94,13 +93,24 @@ class DecodePool:
     def close(self) -> None:
         """End the idle processes now, and the others after their current picture."""
         self._is_closed = True
+        if os.getpid() != self._owner:
+            return
         with contextlib.suppress(queue.Empty):
             while True:
                 process = self._idle.get_nowait()
                 if process is not None:
                     process.kill()
 
+    def _reset(self) -> None:
+        """Forget the processes: another process, from which this one was forked, may use them."""
+        idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(self._num):
+            idle.put(None)
+        self._idle, self._owner = idle, os.getpid()
+
     def _run(self, task: str, content: bytes, **more: Any) -> tuple[dict[str, Any], bytearray]:
+        if os.getpid() != self._owner:
+            self._reset()
         name = f"<{len(content)} bytes>"
         if len(content) > MAX_IMAGE_BYTES:
             raise ImageError(f"{name}: is over the limit of {MAX_IMAGE_BYTES // 2**20} MiB")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, DataError, DiptychError, DiptychWarning, ImageError
+from diptych.core.forks import before_computing
 from diptych.core.lists import check_list
 from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
@@ -62,6 +63,9 @@ class Embedder:
         self.urls = urls
         self.decode_pool = decode_pool
         self.device = next(bundle.model.parameters()).device
+        before_computing(
+            self.device
+        )  # Loading has computed already: with threads on a CPU, or with a context on a GPU.
         self._has_reported_cut = False
         self.on_cut: Callable[[int], object] = self._report_cut
         """Told how many texts were too long and lost their tail; by default a warning says so, once."""
@@ -134,6 +138,7 @@ class Embedder:
             DiptychError: `texts` is one string.
         """
         check_list(texts, "texts")
+        before_computing(self.device)
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if len(row_of) < len(texts):
             distinct = self.encode_texts(tuple(row_of))
@@ -210,6 +215,7 @@ class Embedder:
         return self._encode_pixels(list(pixels)) if pixels else self._nothing()
 
     def _encode_pixels(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> Float32[ndarray, "N E"]:
+        before_computing(self.device)
         out = np.full((len(batch), self.bundle.config.embed_dim), np.nan, dtype=np.float32)
         good = [row for row, pixels in enumerate(batch) if pixels is not None]
         if good:
