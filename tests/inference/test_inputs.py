@@ -1,12 +1,15 @@
 """Pictures as users hand them over: folders, generators, URLs; and the bar that shows how far the work is."""
 
+import io
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageSequence
 
 from diptych.core import progress, remote
 from diptych.core.errors import DiptychError, ImageError
@@ -116,3 +119,67 @@ def test_a_bar_shows_after_two_seconds_and_on_a_terminal_alone(
     assert work() == ""
     monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
     assert "pictures" in work()
+
+
+def _saved(path: Path, form: str, *, orientation: int = 1) -> Path:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    compression = {"compression": "tiff_lzw"} if form == "TIFF" else {}
+    Image.fromarray(noise).save(path, form, exif=exif, **compression)
+    return path
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "GIF"])
+def test_one_image_that_is_not_yet_loaded_may_stand_in_a_list_several_times(
+    clip: LoadedBundle, tmp_path: Path, form: str
+) -> None:
+    path = _saved(tmp_path / "one", form, orientation=1 if form == "GIF" else 6)
+    expected = clip.encode_images([path] * 8)
+    for _ in range(20):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(clip.encode_images([image] * 8), expected)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "GIF"])
+def test_an_image_that_cannot_be_loaded_fails_each_time(clip: LoadedBundle, tmp_path: Path, form: str) -> None:
+    content = _saved(tmp_path / "one", form).read_bytes()
+    third = len(content) // 3
+    damaged = content[: 2 * third] if form == "JPEG" else content[:third] + bytes(third) + content[2 * third :]
+    whole, told = Image.new("RGB", (40, 30), "red"), list[int]()
+    with Image.open(io.BytesIO(damaged)) as broken:
+        emb = clip.embedder.encode_images(
+            [broken, whole, broken, broken, whole, broken] * 4, on_error=lambda position, _: told.append(position)
+        )
+        assert told == [position for position in range(24) if position % 6 not in {1, 4}]
+        np.testing.assert_array_equal(np.isnan(emb[:, 0]).nonzero()[0], told)
+        with pytest.raises(ImageError, match="400x300>: cannot be decoded"):
+            clip.encode_images([whole, broken])
+
+
+def test_an_image_may_be_closed_or_changed_once_the_next_one_is_asked_for(clip: LoadedBundle, tmp_path: Path) -> None:
+    path = _saved(tmp_path / "one.png", "PNG")
+
+    def closed() -> Iterator[Image.Image]:
+        for _ in range(30):
+            image = Image.open(path)
+            yield image
+            image.close()
+
+    np.testing.assert_array_equal(clip.encode_images(closed()), clip.encode_images([path] * 30))
+
+    frames = [Image.new("RGB", (40, 30), (8 * number, 0, 255 - 8 * number)) for number in range(30)]
+    each = clip.encode_images(frames)
+    assert len(np.unique(each, axis=0)) == 30
+    buffer = np.zeros((30, 40, 3), dtype=np.uint8)
+
+    def drawn() -> Iterator[np.ndarray[Any, Any]]:
+        for frame in frames:
+            buffer[:] = np.asarray(frame)
+            yield buffer
+
+    np.testing.assert_array_equal(clip.encode_images(drawn()), each)
+    animation = tmp_path / "frames.gif"
+    frames[0].save(animation, save_all=True, append_images=frames[1:])
+    with Image.open(animation) as opened:
+        np.testing.assert_array_equal(clip.encode_images(ImageSequence.Iterator(opened)), each)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 
 from diptych.bundle.folder import Bundle
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
+from diptych.inference.loaded import LoadedBundle
 from diptych.models.clip import CLIP
 from diptych.models.config import ConvNetConfig, ResNetConfig, ViTConfig
 from diptych.tokenizers.hashing import HashingTokenizer
@@ -74,3 +77,23 @@ def test_explain_and_encode_share_nothing(image: ViTConfig | ResNetConfig | Conv
             lambda: embedder.encode_texts(TEXTS),
         ]
     )
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_an_image_that_is_not_yet_loaded_may_be_shared_by_calls(clip: LoadedBundle, tmp_path: Path, form: str) -> None:
+    path, exif = tmp_path / "one", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pictures(1)[0]).resize((400, 300)).save(path, form, exif=exif)
+    expected = clip.encode_images([path])
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for _ in range(40):
+            begin = Barrier(NUM_THREADS)
+            with Image.open(path) as image:
+
+                def work(image: Image.Image, begin: Barrier) -> NDArray[np.float32]:
+                    begin.wait()
+                    return clip.encode_images([image])
+
+                calls = [pool.submit(work, image, begin) for _ in range(NUM_THREADS)]
+                for call in calls:
+                    np.testing.assert_array_equal(call.result(), expected)

@@ -2,7 +2,10 @@
 
 import errno
 import io
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,9 +23,24 @@ from diptych.images.opener import FORMATS, check_size, open_image, orientation_o
 IMAGE_SUFFIXES = frozenset(FORMATS)
 """What counts as a picture when a folder is read."""
 
+_BROKEN = "_diptych_broken"
+"""Attribute of a PIL image that could not be decoded: the reason."""
+_locks = [Lock() for _ in range(64)]
+"""Pillow loads a picture, and its EXIF data, when they are first needed: two threads must not do so with one object."""
+
+
+def _renew_locks() -> None:
+    """In a forked process, whose parent's threads may hold some."""
+    _locks[:] = [Lock() for _ in _locks]
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
 
 def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int = 16) -> Image.Image:
     """The picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
+
+    Several threads can decode one PIL image at the same time; each gets a copy.
 
     Args:
         image: a path, a file's content, a picture or pixels.
@@ -33,14 +51,8 @@ def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int =
         ImageError: it is missing, empty, truncated, no picture at all, or larger than `max_pixels` (`MAX_PIXELS`).
     """
     try:
-        opened = _open(image, max_pixels)
-        try:
-            check_size(opened.width, opened.height, max_pixels=max_pixels)
-            _check_range(opened)
-            return _upright_rgb(opened, gray_bits=gray_bits)
-        finally:
-            if opened is not image:
-                opened.close()
+        with _alone_with(image):
+            return _decoded(image, max_pixels=max_pixels, gray_bits=gray_bits)
     except ImageError as error:
         raise ImageError(f"{describe(image)}: {error}") from None
     except FileNotFoundError:
@@ -136,6 +148,41 @@ def list_images(folder: Path) -> list[Path]:
     if not found:
         raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
+
+
+def _alone_with(image: ImageInput) -> AbstractContextManager[object]:
+    """For a PIL image, one of the locks; the others are opened anew for each call."""
+    return _locks[id(image) // 16 % len(_locks)] if isinstance(image, Image.Image) else nullcontext()
+
+
+def _decoded(image: ImageInput, *, max_pixels: int | None, gray_bits: int) -> Image.Image:
+    opened = _open(image, max_pixels)
+    try:
+        check_size(opened.width, opened.height, max_pixels=max_pixels)
+        _check_range(opened)
+        _load(opened)
+        return _upright_rgb(opened, gray_bits=gray_bits)
+    finally:
+        if opened is not image:
+            opened.close()
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the picture, or fail as the first time: after an error Pillow loads a TIFF or a GIF again without one.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    broken: str | None = vars(image).get(_BROKEN)
+    if broken is None:
+        try:
+            image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.
+            vars(image)[_BROKEN] = broken = f"cannot be decoded ({_reason(error)})"
+    if broken is not None:
+        raise ImageError(broken)
 
 
 def _open(image: ImageInput, max_pixels: int | None) -> Image.Image:

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Semaphore
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
+from PIL import Image
 from torch import Tensor
 
 from diptych.bundle.folder import Bundle
@@ -29,6 +31,8 @@ from diptych.tokenizers.protocol import Encoded
 T = TypeVar("T")
 
 _MAX_URL_BYTES = 256 * 2**20
+_THREADS = 2
+"""Threads that decode while a batch is encoded."""
 _NODES = 4096
 """New nodes of a tree, about: enough to fill the products, few enough for its activations to stay in the cache."""
 
@@ -117,14 +121,18 @@ class Embedder:
         Raises:
             ImageError: the image cannot be read.
         """
-        image_px, config = self.bundle.config.image.image_px, self.bundle.config.pixels
         fetched = self._fetched(image)
         if self.decode_pool is None or not isinstance(fetched, str | Path | bytes):
-            return evaluation_pixels(decode(fetched), image_px=image_px, config=config)
+            return self._evaluation_pixels(decode(fetched))
+        image_px, config = self.bundle.config.image.image_px, self.bundle.config.pixels
         try:
             return self.decode_pool.pixels(file_content(fetched), image_px=image_px, config=config)
         except ImageError as error:
             raise ImageError(f"{describe(fetched)}: {str(error).partition(': ')[2] or error}") from None
+
+    def _evaluation_pixels(self, decoded: Image.Image) -> UInt8[ndarray, "3 H W"]:
+        config = self.bundle.config
+        return evaluation_pixels(decoded, image_px=config.image.image_px, config=config.pixels)
 
     def encode_texts(
         self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
@@ -182,24 +190,46 @@ class Embedder:
     def _pixel_batches(
         self, images: Iterable[ImageInput], on_error: Callable[[int, ImageError], None] | None
     ) -> Iterator[list[UInt8[ndarray, "3 H W"] | None]]:
-        def read(item: tuple[int, ImageInput]) -> UInt8[ndarray, "3 H W"] | ImageError:
-            try:
-                return self.pixels(item[1])
-            except ImageError as error:
-                return error
-
         position = 0
-        with ThreadPoolExecutor(2) as pool:
-            for chunk in _read_ahead(pool, read, enumerate(images), self.batch_size):
-                batch: list[UInt8[ndarray, "3 H W"] | None] = []
-                for result in chunk:
-                    if isinstance(result, ImageError):
-                        if on_error is None:
-                            raise result
-                        on_error(position, result)
-                    batch.append(None if isinstance(result, ImageError) else result)
-                    position += 1
-                yield batch
+        for chunk in self._read(images):
+            batch: list[UInt8[ndarray, "3 H W"] | None] = []
+            for result in chunk:
+                if isinstance(result, ImageError):
+                    if on_error is None:
+                        raise result
+                    on_error(position, result)
+                batch.append(None if isinstance(result, ImageError) else result)
+                position += 1
+            yield batch
+
+    def _read(self, images: Iterable[ImageInput]) -> Iterator[list[UInt8[ndarray, "3 H W"] | ImageError]]:
+        """Batches of the images' pixels, or why they cannot be read."""
+        # Who hands over a PIL image or an array may use it again, close it, or draw the next frame into it: it is copied in
+        # this thread, before the next one is requested. The copies that wait for a thread are bounded in number.
+        slots = Semaphore(2 * _THREADS)
+
+        def owned() -> Iterator[ImageInput | ImageError]:
+            for image in images:
+                if isinstance(image, Image.Image | np.ndarray):
+                    slots.acquire()
+                    yield _copied(image)
+                else:
+                    yield image
+
+        def read(item: ImageInput | ImageError) -> UInt8[ndarray, "3 H W"] | ImageError:
+            if not isinstance(item, Image.Image | ImageError):
+                return self._pixels_or_error(item)
+            slots.release()
+            return item if isinstance(item, ImageError) else self._evaluation_pixels(item)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from _read_ahead(pool, read, owned(), self.batch_size)
+
+    def _pixels_or_error(self, image: ImageInput) -> UInt8[ndarray, "3 H W"] | ImageError:
+        try:
+            return self.pixels(image)
+        except ImageError as error:
+            return error
 
     def _fetched(self, image: ImageInput) -> ImageInput:
         """What a URL leads to, where URLs are read."""
@@ -240,10 +270,18 @@ def check_not_empty(items: Sequence[object], what: str) -> None:
         raise DiptychError(f"no {what} given; at least one is needed")
 
 
+def _copied(image: Image.Image | ndarray) -> Image.Image | ImageError:
+    """The picture in RGB and upright, or why it cannot be decoded."""
+    try:
+        return decode(image)
+    except ImageError as error:
+        return error
+
+
 def _read_ahead(
     pool: ThreadPoolExecutor,
-    read: Callable[[tuple[int, ImageInput]], T],
-    items: Iterable[tuple[int, ImageInput]],
+    read: Callable[[ImageInput | ImageError], T],
+    items: Iterable[ImageInput | ImageError],
     size: int,
 ) -> Iterator[list[T]]:
     """Chunks of results, the next one always under way while the last one is used."""
