@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 CHECKED := .venv/.installed-dev
+CHECKED_SLOW := .venv/.installed-dev-slow
 
 help:  ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,7 +24,7 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	@for example in examples/*.py; do echo "$$example"; $(BIN)/python $$example > /dev/null || exit 1; done
 	@echo "check: all is well"
 
-check-slow: attack  ## The attack, and the tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
+check-slow: attack $(CHECKED_SLOW)  ## The attack, and the tests that take up to a minute each: a run that is killed again and again, a compiled one (needs g++)
 	$(BIN)/python -m pytest -m slow
 
 check-gpu: $(CHECKED)  ## The tests that need a CUDA device
@@ -71,4 +72,8 @@ $(CHECKED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	# A peer of the tests. Of what it asks for, its retrieval needs nothing more; one part of the rest is a hundred megabytes.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps clip_benchmark
+	@touch $@
+
+$(CHECKED_SLOW): $(CHECKED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev-slow]'
 	@touch $@

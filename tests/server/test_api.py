@@ -81,6 +81,64 @@ def test_pictures_as_a_form(site: Site, clip: LoadedBundle, some: list[Path]) ->
     np.testing.assert_allclose(answer.json["cosine"], clip.similarity(some, TEXTS[:2]).cosine, atol=1e-6)
 
 
+def test_base64_in_all_its_forms(site: Site, some: list[Path]) -> None:
+    path = next(path for path in some if {"+", "/"} <= set(in_base64(path)) and in_base64(path).endswith("="))
+    plain = in_base64(path)
+    lines = "\r\n".join(plain[start : start + 76] for start in range(0, len(plain), 76))
+    urls = base64.urlsafe_b64encode(path.read_bytes()).decode()
+    assert urls != plain
+    forms = [plain, lines, f"{lines}\n", urls, urls.rstrip("="), plain.rstrip("="), f"data:image/png;base64,{lines}"]
+    rows = site.post("/v1/embed", {"images": forms})["images"]
+    assert len(rows) == 7
+    assert all(row == rows[0] for row in rows)
+    for wrong in ("x.jpg", "https://elsewhere.example/x.jpg", plain[:-3] + "é", "A"):
+        refused = site.ask("POST", "/v1/embed", {"images": [wrong]})
+        assert refused.status == 422
+        assert "must be a picture's file in base64; paths and URLs are not read" in refused.json["detail"]
+
+
+def test_head_answers_as_get_without_the_content(site: Site, index: Index) -> None:
+    key = index.entries()[0].digest
+    paths = [
+        "/",
+        "/page/main.js",
+        "/v1/info",
+        "/v1/models",
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        f"/v1/images/{key}",
+    ]
+    paths += [f"/v1/images/{key}/{rest}" for rest in ("file", "thumb?px=160", "heat?text=red")]
+    for path in paths:
+        head, get = site.ask("HEAD", path), site.ask("GET", path)
+        assert (head.status, head.content) == (200, b"")
+        assert get.content
+        for name in ("content-length", "content-type", "cache-control", "x-content-type-options"):
+            assert head.headers[name] == get.headers[name]
+    assert site.ask("HEAD", "/metrics").status == 200
+    assert site.ask("HEAD", "/v1/nothing").status == 404
+    assert site.ask("HEAD", "/v1/embed").status == 405
+
+
+def test_refusals_say_what_to_do(site: Site) -> None:
+    cases = (
+        (site.ask("GET", "/embeddings"), 404, "did you mean /v1/embeddings?"),
+        (site.ask("GET", "/v1/info/"), 404, "did you mean /v1/info?"),
+        (site.ask("DELETE", "/v1/info"), 405, "DELETE is not allowed at this path; allowed: GET, HEAD"),
+        (site.ask("GET", "/v1/search"), 405, "allowed: POST"),
+        (site.ask("POST", "/v1/embed", {"text": ["a"]}), 422, "unknown field 'text'; did you mean 'texts'?"),
+        (site.ask("POST", "/v1/embed", {"texts": "a"}), 422, "body/texts: must be a list, even of one item"),
+        (site.ask("POST", "/v1/embed", b'{"texts": ["a"'), 400, "EOF while parsing a list at line 1 column 14"),
+        (site.ask("POST", "/v1/embed", {}, {"Content-Encoding": "gzip"}), 415, "without Content-Encoding"),
+        (site.ask("POST", "/v1/embed", b"a", {"Content-Type": "text/plain"}), 415, "application/json, or a form"),
+        (site.ask("POST", "/v1/search", {"text": "a", "where": "colour = 3"}), 422, "where at 1: unknown field"),
+        (site.ask("GET", "/v1/images/abc"), 404, "/v1/search gives the ids"),
+    )
+    for answer, status, said in cases:
+        assert (answer.status, said in answer.json["detail"]) == (status, True), answer.json
+
+
 def test_search_finds_what_the_index_finds(site: Site, clip: LoadedBundle, index: Index) -> None:
     (expected,) = index.search(clip.encode_texts(["a red circle"]), top=5)
     found = site.post("/v1/search", {"text": "a red circle", "limit": 5})

@@ -1,4 +1,4 @@
-"""Clients: Diptych's own gives what the bundle gives, and OpenAI's works unchanged."""
+"""Diptych's own client gives what the bundle gives."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from openai import BadRequestError, OpenAI, UnprocessableEntityError
 from PIL import Image
 
 import diptych
@@ -127,20 +126,3 @@ def busy() -> Iterator[str]:
 def test_a_busy_server_is_asked_again(busy: str) -> None:
     assert diptych.Client(busy).logit_scale == 3.5
     assert len(_Busy.asked) == 3
-
-
-def test_openais_client_works_unchanged(site: Site, clip: LoadedBundle) -> None:
-    with OpenAI(base_url=f"{site.url}/v1", api_key="none is needed", max_retries=0) as theirs:
-        found = theirs.embeddings.create(model="any", input=["a red circle", "two dogs"])
-        np.testing.assert_allclose(
-            [row.embedding for row in found.data], clip.encode_texts(["a red circle", "two dogs"]), atol=1e-6
-        )
-        assert [row.index for row in found.data] == [0, 1]
-        assert found.usage.prompt_tokens > 4
-        single = theirs.embeddings.create(model="any", input="a red circle", encoding_format="float", dimensions=16)
-        np.testing.assert_allclose(single.data[0].embedding, found.data[0].embedding, atol=1e-6)
-        with pytest.raises(UnprocessableEntityError) as refused:
-            theirs.embeddings.create(model="any", input="a", dimensions=8)
-        assert "dimensions" in refused.value.response.json()["detail"]
-        with pytest.raises((BadRequestError, UnprocessableEntityError)):
-            theirs.embeddings.create(model="any", input=[[1, 2, 3]])

@@ -12,7 +12,7 @@ from tests.server.site import Site
 OPERATIONS = (
     *(("POST", f"/v1/{name}") for name in ("embed", "similarity", "classify", "search", "embeddings")),
     *(("GET", f"/v1/images/{{id}}{rest}") for rest in ("", "/file", "/thumb", "/heat")),
-    *(("GET", path) for path in ("/v1/info", "/healthz", "/readyz", "/metrics")),
+    *(("GET", path) for path in ("/v1/info", "/v1/models", "/v1/models/{id}", "/healthz", "/readyz", "/metrics")),
 )
 
 

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.index.entry import Entry, Found
-from diptych.index.filters import parse_filter
+from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
 from diptych.inference.classify import (
     calibrated_threshold,
@@ -38,6 +38,7 @@ from diptych.server.schemas import (
     EmbedRequest,
     Hit,
     Info,
+    InfoLimits,
     ProblemAnswer,
     SearchAnswer,
     SearchRequest,
@@ -109,7 +110,7 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
         """Pictures of the index, the nearest to a weighted sum of texts and pictures first."""
         asked = await read_body(request, SearchRequest, parse)
         engine.held_index()
-        chosen = None if asked.where is None or not asked.where.strip() else parse_filter(asked.where)
+        chosen = _filter(asked.where)
         last = asked.offset + asked.limit
         if last > engine.limits.results:
             raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}")
@@ -187,13 +188,22 @@ async def _info(engine: Engine) -> Info:
         logit_scale=engine.embedder.logit_scale,
         threshold=threshold,
         pictures=None if engine.index is None else await engine.of_index(len),
+        limits=InfoLimits(
+            body_bytes=engine.limits.body_mb * 2**20,
+            texts=engine.limits.max_texts,
+            text_chars=engine.limits.text_chars,
+            images=engine.limits.max_images,
+        ),
     )
 
 
 async def _classify(engine: Engine, asked: ClassifyRequest) -> ClassifyAnswer:
     num = len(asked.classes) * len(asked.templates)
-    if num > engine.limits.texts:
-        raise Problem(422, f"{num} prompts (classes times templates) in one request; at most {engine.limits.texts}")
+    if num > engine.limits.max_texts:
+        most = engine.limits.max_texts
+        raise Problem(
+            422, f"{num} prompts (classes times templates) in one request; at most {most}: use fewer templates"
+        )
     check_distinct(asked.classes)
     threshold = asked.threshold
     if threshold == "auto":
@@ -219,6 +229,15 @@ async def _classify(engine: Engine, asked: ClassifyRequest) -> ClassifyAnswer:
             ]
         }
     )
+
+
+def _filter(where: str | None) -> Filter | None:
+    if where is None or not where.strip():
+        return None
+    try:
+        return parse_filter(where)
+    except ConfigError as error:  # Which names the option of the command line.
+        raise Problem(422, str(error).removeprefix("--")) from None
 
 
 async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarray, " E"]:
@@ -255,5 +274,5 @@ def _first(index: Index, key: str) -> Entry:
     """The first picture of the index with this content."""
     entries = index.with_digest(key)
     if not entries:
-        raise Problem(404, "the index has no such picture")
+        raise Problem(404, "the index has no such picture; /v1/search gives the ids")
     return entries[0]

@@ -18,10 +18,11 @@ from diptych.inference.loaded import LoadedBundle
 from diptych.server import schemas
 from diptych.server.api import api
 from diptych.server.engine import Engine
+from diptych.server.errors import answer_problems
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
 from diptych.server.openai import openai_api
-from diptych.server.problems import Problem, answer_problems
+from diptych.server.problems import Problem
 
 _STATIC = Path(__file__).parent / "static"
 

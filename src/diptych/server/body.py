@@ -94,9 +94,9 @@ class Body:
         return self._budget.limits.body_mb * 2**20
 
     def _too_large(self) -> Problem:
-        return Problem(
-            413, f"the body is larger than {self._budget.limits.body_mb} MiB", headers={"Connection": "close"}
-        )
+        most = self._budget.limits.body_mb
+        detail = f"the body is larger than {most} MiB; send fewer inputs at once, or start the server with a larger --body-mb"
+        return Problem(413, detail, headers={"Connection": "close"})
 
 
 def too_slow() -> Problem:

@@ -57,11 +57,16 @@ class Engine:
         self.embedder = Embedder(clip.bundle, batch_size=limits.batch, decode_pool=self._decode_pool)
         self.embedder.on_cut = self.counts.cut.inc
         nums = {"texts": 1, "images": 1, "index": 1, "decode": _DECODERS, "pictures": 2, "bodies": 2, "readiness": 1}
-        self._threads = {name: Workers(name, num=num, waiting=limits.waiting) for name, num in nums.items()}
+        most = {"decode": limits.waiting_images}
+        self._threads = {
+            name: Workers(name, num=num, waiting=most.get(name, limits.waiting)) for name, num in nums.items()
+        }
         for name, workers in self._threads.items():
             self.counts.busy.labels(name).set_function(partial(getattr, workers, "busy_s"))
         self.texts = self._batcher("texts", "texts", self._embed_texts)
-        self.images = self._batcher("images", "images", self._embed_images, batch=max(1, limits.batch // 4))
+        self.images = self._batcher(
+            "images", "images", self._embed_images, batch=max(1, limits.batch // 4), waiting=limits.waiting_images
+        )
         self.searches = self._batcher("searches", "index", self._search)
         # With the pictures' thread, so that both do not compete for the same cores.
         self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
@@ -126,10 +131,13 @@ class Engine:
 
     async def embed_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
         """Unit embeddings, one row a text."""
-        self._check_number("texts", len(texts), self.limits.texts)
+        self._check_number("texts", len(texts), self.limits.max_texts)
         for text in texts:
             if len(text) > self.limits.text_chars:
-                raise Problem(422, f"a text has {len(text)} characters; at most {self.limits.text_chars}")
+                most = self.limits.text_chars
+                raise Problem(
+                    422, f"a text has {len(text)} characters; at most {most}, and the model reads its first words"
+                )
         return _stacked(await self._await(self.texts, texts), self.clip.bundle)
 
     async def embed_images(self, images: Sequence[bytes]) -> Float32[ndarray, "N E"]:
@@ -138,7 +146,7 @@ class Engine:
         Raises:
             ImageError: one of them cannot be read; its number is told.
         """
-        self._check_number("images", len(images), self.limits.images)
+        self._check_number("images", len(images), self.limits.max_images)
         rows = await self._await(self.images, await self._decoded(images))
         return _stacked(rows, self.clip.bundle)
 
@@ -203,7 +211,7 @@ class Engine:
 
     def _check_number(self, what: str, number: int, most: int) -> None:
         if number > most:
-            raise Problem(422, f"{number} {what} in one request; at most {most}")
+            raise Problem(422, f"{number} {what} in one request; at most {most}: split them over several requests")
 
     def _embed_texts(self, texts: list[str]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_texts(texts))

@@ -51,7 +51,10 @@ class Guard:
             await self._app(scope, receive, send)
             return
         began, body = time.perf_counter(), Body(self._budget, receive)
-        answer = _Answer(send)
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # Answered as GET is, without the content.
+            scope = {**scope, "method": "GET"}
+        answer = _Answer(send, has_content=not is_head)
         try:
             await self._in_time(scope, body, answer)
         except Problem as problem:
@@ -97,7 +100,8 @@ class Guard:
         check_host(scope, self._hosts)
         check_site(scope, self._hosts)
         if self._keys and scope["path"] not in OPEN_ROUTES and not self._knows(_given_key(scope)):
-            raise Problem(401, "a valid key is needed", headers={"WWW-Authenticate": 'Basic realm="Diptych"'})
+            detail = "a valid key is needed: send it as X-API-Key, or as a bearer token"
+            raise Problem(401, detail, headers={"WWW-Authenticate": 'Basic realm="Diptych"'})
 
     def _knows(self, given: bytes) -> bool:
         """Every key is compared, and each in the same time."""
@@ -105,7 +109,7 @@ class Guard:
 
     async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         if not answer.status:
-            await problem_response(problem)(scope, receive, answer.send)
+            await problem_response(problem, scope["path"])(scope, receive, answer.send)
 
 
 def _nothing() -> None:
@@ -113,10 +117,10 @@ def _nothing() -> None:
 
 
 class _Answer:
-    """Adds the headers that all answers have; remembers the status."""
+    """Adds the headers that all answers have; remembers the status. An answer to HEAD has no content."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self.status = send, 0
+    def __init__(self, send: Send, *, has_content: bool = True) -> None:
+        self._send, self._has_content, self.status = send, has_content, 0
         self.on_start: Callable[[], object] = _nothing
 
     async def send(self, message: Message) -> None:
@@ -130,6 +134,8 @@ class _Answer:
                 if name.lower().encode() not in have
             ]
             message = {**message, "headers": [*message["headers"], *more]}
+        elif not self._has_content:
+            message = {**message, "body": b""}
         await self._send(message)
 
 

@@ -13,8 +13,8 @@ class Limits:
     """Texts, or pictures, that go through the model at once."""
     window_ms: float = 2.0
     """How long the first of a batch waits for others."""
-    waiting: int = 1024
-    """Texts, and pictures, that may wait for the model; whoever comes then is sent away with 429."""
+    waiting: int = 4096
+    """Texts that may wait for the model, and a quarter as many pictures; further requests get 429."""
     deadline_s: float = 30.0
     """Seconds that a request may take, its body included; then it is answered with 503, whatever it waits for."""
     idle_s: float = 5.0
@@ -23,8 +23,8 @@ class Limits:
     """Of one request."""
     all_bodies_mb: int = 256
     """Of all requests that are under way."""
-    texts: int = 512
-    """Of one request."""
+    texts: int = 2048
+    """Of one request, as in OpenAI's API; LangChain sends 1,000."""
     text_chars: int = 4000
     """Of one text."""
     images: int = 64
@@ -40,3 +40,18 @@ class Limits:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if not 0 <= self.window_ms <= 1000:
             raise ConfigError(f"window_ms is {self.window_ms}; it must lie within [0, 1000]")
+
+    @property
+    def waiting_images(self) -> int:
+        """Pictures that may wait: decoded, each takes 150 kB or more, which a text does not."""
+        return max(1, self.waiting // 4)
+
+    @property
+    def max_texts(self) -> int:
+        """Texts of one request: a request of more than may wait could never be taken."""
+        return min(self.texts, self.waiting)
+
+    @property
+    def max_images(self) -> int:
+        """Pictures of one request."""
+        return min(self.images, self.waiting_images)

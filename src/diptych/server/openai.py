@@ -1,20 +1,23 @@
-"""`POST /v1/embeddings` as OpenAI has it, so that its clients work unchanged."""
+"""`POST /v1/embeddings` and `GET /v1/models` as OpenAI has them, so that its clients work unchanged."""
 
 from functools import partial
+from typing import Annotated
 
 from fastapi import APIRouter, Request
+from fastapi import Path as PathParam
 from fastapi.responses import JSONResponse
 
 from diptych.server.api import PROBLEMS, written
 from diptych.server.engine import Engine
 from diptych.server.problems import Problem
 from diptych.server.reading import body_of, read_body
-from diptych.server.schemas import OpenAIAnswer, OpenAIRequest
+from diptych.server.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels, OpenAIRequest
 
 
 def openai_api(engine: Engine) -> APIRouter:
-    """One route: texts alone, for that is all that its clients send."""
+    """Embeddings of texts alone, for that is all that its clients send, and the name of the model."""
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
+    known = _model(engine)
 
     @router.post("/embeddings", openapi_extra=body_of(OpenAIRequest), response_model=OpenAIAnswer)
     async def embeddings(request: Request) -> JSONResponse:
@@ -23,7 +26,9 @@ def openai_api(engine: Engine) -> APIRouter:
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         dim = engine.clip.bundle.config.embed_dim
         if asked.dimensions not in {None, dim}:
-            raise Problem(422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number")
+            raise Problem(
+                422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number: leave it out"
+            )
         emb = await engine.embed_texts(texts)
         encoded = await engine.in_thread("bodies", partial(engine.clip.bundle.tokenizer.encode, texts))
         tokens = int(encoded.lengths.sum())
@@ -34,4 +39,25 @@ def openai_api(engine: Engine) -> APIRouter:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return JSONResponse({"object": "list", "data": rows, "model": asked.model, "usage": usage})
 
+    @router.get("/models")
+    async def models() -> OpenAIModels:
+        """The one model that there is."""
+        return OpenAIModels(data=[known])
+
+    @router.get("/models/{id:path}")
+    async def model(
+        name: Annotated[str, PathParam(alias="id", description="As `/v1/models` gives it.")],
+    ) -> OpenAIModel:
+        """The model, by the name of its bundle, its identity, or `diptych`."""
+        if name not in {known.id, engine.clip.identity, "diptych"}:
+            raise Problem(404, f"this server has one model, {known.id}", code="model_not_found")
+        return known
+
     return router
+
+
+def _model(engine: Engine) -> OpenAIModel:
+    path = engine.clip.path
+    if path is None or not path.exists():
+        return OpenAIModel(id="diptych" if path is None else path.name, created=0)
+    return OpenAIModel(id=path.resolve().name, created=int(path.stat().st_mtime))

@@ -32,7 +32,10 @@ def check_host(scope: Scope, hosts: Collection[str]) -> None:
     if len(given) > 1 or name is None or (host and not _HOST.fullmatch(host)):
         raise Problem(400, "the Host header cannot be read", headers={"Connection": "close"})
     if hosts and name not in hosts:
-        raise Problem(421, f"this server does not answer for the host {host[:100]!r}; --allowed-host lets it")
+        raise Problem(
+            421,
+            f"this server does not answer for the host {host[:100]!r}; start it with --allowed-host NAME to allow one",
+        )
 
 
 def check_site(scope: Scope, hosts: Collection[str]) -> None:

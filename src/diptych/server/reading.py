@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
+from diptych.server.fields import problem_of_fields
 from diptych.server.problems import Problem
 from diptych.server.schemas import Uploaded
 
@@ -34,15 +34,17 @@ async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
     """What was sent, checked. A long body is parsed in a thread.
 
     Raises:
-        Problem: it is neither JSON nor a form, or not what it says it is.
-        RequestValidationError: a field is wrong.
+        Problem: it is neither JSON nor a form, is compressed (415), is not what it says it is (400), or a field is wrong (422).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "send the body as it is, without Content-Encoding")
     try:
         if kind == "multipart/form-data" and "images" in model.model_fields:
             return model.model_validate(await _form(request))
         if kind != "application/json":
-            raise Problem(415, f"send JSON as application/json, not {kind[:60]!r}")
+            form = ", or a form as multipart/form-data" if "images" in model.model_fields else ""
+            raise Problem(415, f"send JSON with Content-Type: application/json{form}; this is {kind[:60]!r}")
         body = await request.body()
         if len(body) > _LONG:
             parsed: M = await in_thread(partial(_parse, model, body))
@@ -50,7 +52,7 @@ async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
         return _parse(model, body)
     except ValidationError as error:
         told = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_input=False, include_url=False)]
-        raise RequestValidationError(told) from None
+        raise problem_of_fields(told, model.model_fields) from None
 
 
 def _parse(model: type[M], body: bytes) -> M:

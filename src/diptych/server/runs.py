@@ -17,9 +17,10 @@ from starlette.types import ASGIApp
 from diptych.core.errors import ConfigError
 from diptych.server.app import add_page
 from diptych.server.counts import Counts
+from diptych.server.errors import answer_problems
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
-from diptych.server.problems import Problem, answer_problems
+from diptych.server.problems import Problem
 from diptych.server.run_reader import CONFIG, EVENTS, PICTURES, printable, read_run
 from diptych.server.workers import Workers
 

@@ -2,9 +2,20 @@
 
 import base64
 import binascii
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from diptych.inference.query import MAX_WEIGHT
 
@@ -14,6 +25,9 @@ PICTURE = (
 )
 """A square of sixteen pixels, for the examples."""
 
+_STANDARD = bytes.maketrans(b"-_", b"+/")
+"""From base64's alphabet for URLs to the other one."""
+_WHITESPACE = b" \t\r\n"
 MAX_TERMS = 32
 ID_PATTERN = "^[0-9a-f]{1,128}$"
 
@@ -22,16 +36,40 @@ class Uploaded(bytes):
     """The content of a picture as a form brought it."""
 
 
+@dataclass(frozen=True)
+class NullIs:
+    """Null stands for the default of a field, as many clients write what is not set."""
+
+    default: Any
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._filled, core_schema.nullable_schema(handler(source)))
+
+    def _filled(self, value: Any) -> Any:
+        return self.default if value is None else value
+
+
 def _picture(value: Any) -> Any:
     if isinstance(value, Uploaded):
         return bytes(value)
     if not isinstance(value, str):
-        raise ValueError("a picture is text in base64")
+        raise ValueError("must be a picture's file in base64")
     content = value.partition(";base64,")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode(content, validate=True)
+        plain = content.encode("ascii").translate(_STANDARD, _WHITESPACE).rstrip(b"=")
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("is no base64") from None
+        raise ValueError("must be a picture's file in base64; paths and URLs are not read") from None
+
+
+def _no_token_ids(value: Any) -> Any:
+    if isinstance(value, int | list):
+        raise PydanticCustomError(
+            "token_ids",
+            "token ids are not accepted, because they are another tokenizer's: send texts. "
+            "With LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)",
+        )
+    return value
 
 
 def _not_blank(value: str) -> str:
@@ -49,6 +87,7 @@ Text = Annotated[str, Field(min_length=1, pattern=r"\S"), AfterValidator(_not_bl
 Pictures = Annotated[list[Picture], Field(fail_fast=True)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
 """Checking ends at the first wrong item: 32 MiB hold millions of them, each with an error of its own."""
+Encoding = Annotated[Literal["float", "base64"], NullIs("float")]
 Vector = Annotated[list[float], Field(description="Of unit length.")]
 
 
@@ -64,9 +103,9 @@ class EmbedRequest(Model):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"texts": ["a red square", "two dogs"]}, {"images": [PICTURE]}]}
     )
-    texts: Texts = []
-    images: Pictures = []
-    encoding: Literal["float", "base64"] = "float"
+    texts: Annotated[Texts, NullIs([])] = []
+    images: Annotated[Pictures, NullIs([])] = []
+    encoding: Encoding = "float"
     """`base64`: each embedding as the bytes of its float32 numbers, the lowest byte first."""
 
     @model_validator(mode="after")
@@ -112,7 +151,7 @@ class ClassifyRequest(Model):
     )
     images: Pictures = Field(min_length=1)
     classes: Texts = Field(min_length=1)
-    templates: Texts = Field(default=["a photo of a {}"], min_length=1)
+    templates: Annotated[Texts, Field(min_length=1), NullIs(["a photo of a {}"])] = ["a photo of a {}"]
     threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | Literal["auto"] | None = None
     """Cosine below which the answer is none of the classes; `auto` takes the one that the model was calibrated to."""
 
@@ -145,8 +184,8 @@ class SearchTerm(Model):
     text: Text | None = None
     image: Picture | None = None
     id: str | None = Field(default=None, pattern=ID_PATTERN)
-    weight: float = Field(
-        default=1.0, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False, description="Below 0: to stay away from."
+    weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False), NullIs(1.0)] = Field(
+        default=1.0, description="Below 0: to stay away from."
     )
 
     @model_validator(mode="after")
@@ -170,11 +209,11 @@ class SearchRequest(Model):
         },
     )
     text: Text | None = None
-    terms: list[SearchTerm] = Field(default=[], max_length=MAX_TERMS)
+    terms: Annotated[list[SearchTerm], Field(max_length=MAX_TERMS), NullIs([])] = []
     where: str | None = Field(default=None, max_length=2000)
     """As in `taken > 2024-01-01 and width >= 800 and caption like '%dog%'`."""
-    offset: int = Field(default=0, ge=0)
-    limit: int = Field(default=20, ge=1, le=200)
+    offset: Annotated[int, Field(ge=0), NullIs(0)] = 0
+    limit: Annotated[int, Field(ge=1, le=200), NullIs(20)] = 20
 
     @model_validator(mode="after")
     def _something(self) -> "SearchRequest":
@@ -208,6 +247,15 @@ class SearchAnswer(Model):
     has_more: bool
 
 
+class InfoLimits(Model):
+    """What one request may have."""
+
+    body_bytes: int
+    texts: int
+    text_chars: int
+    images: int
+
+
 class Info(Model):
     """What answers here."""
 
@@ -222,6 +270,7 @@ class Info(Model):
         description="Cosine that tells matching pairs from others, if the bundle knows one."
     )
     pictures: int | None = Field(description="In the index; null without one.")
+    limits: InfoLimits
 
 
 class OpenAIRequest(BaseModel):
@@ -230,10 +279,12 @@ class OpenAIRequest(BaseModel):
     model_config = ConfigDict(
         extra="ignore", json_schema_extra={"examples": [{"input": ["a red square"], "model": "diptych"}]}
     )
-    input: Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
-    model: str = "diptych"
-    encoding_format: Literal["float", "base64"] = "float"
+    input: Text | Annotated[list[Annotated[Text, BeforeValidator(_no_token_ids)]], Field(min_length=1, fail_fast=True)]
+    model: Annotated[str, NullIs("diptych")] = "diptych"
+    """Any name: the server has one model, which `/v1/models` names."""
+    encoding_format: Encoding = "float"
     dimensions: int | None = Field(default=None, ge=1)
+    """The model's own number, or null."""
 
 
 class OpenAIEmbedding(Model):
@@ -260,10 +311,44 @@ class OpenAIAnswer(Model):
     usage: OpenAIUsage
 
 
+class OpenAIModel(Model):
+    """The model of this server."""
+
+    id: str = Field(description="Name of the bundle's folder.")
+    object: Literal["model"] = "model"
+    created: int = Field(description="When the bundle was written, in seconds since 1970.")
+    owned_by: Literal["diptych"] = "diptych"
+
+
+class OpenAIModels(Model):
+    """All models of this server, which are one."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIModel]
+
+
+class OpenAIError(BaseModel):
+    """As OpenAI's clients read it."""
+
+    message: str = Field(description="The same as `detail`.")
+    type: str
+    param: str | None
+    code: str
+
+
+class FieldError(BaseModel):
+    """What is wrong with one field."""
+
+    where: str
+    what: str
+
+
 class ProblemAnswer(BaseModel):
     """RFC 9457."""
 
     type: str = "about:blank"
     title: str
     status: int
-    detail: str
+    detail: str = Field(description="What is wrong, and what to do.")
+    errors: list[FieldError] | None = Field(default=None, description="If fields of the request are wrong.")
+    error: OpenAIError | None = Field(default=None, description="On the paths of OpenAI's API.")

@@ -1,0 +1,75 @@
+"""The answers to errors that a route raises, and to paths and methods that do not exist."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from diptych.core.errors import BusyError, DiptychError, ImageError, IndexingError
+from diptych.core.terminal import visible
+from diptych.server.fields import problem_of_fields
+from diptych.server.problems import LOG, Overloaded, Problem, problem_response
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Have every error that a route raises answered in this way."""
+
+    def answered(request: Request, problem: Problem) -> JSONResponse:
+        return problem_response(problem, request.url.path)
+
+    @app.exception_handler(Problem)
+    async def _told(request: Request, error: Problem) -> JSONResponse:
+        return answered(request, error)
+
+    @app.exception_handler(DiptychError)
+    async def _refused(request: Request, error: DiptychError) -> JSONResponse:
+        return answered(request, _of_library(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answered(request, problem_of_fields(error.errors()))
+
+    @app.exception_handler(Exception)
+    async def _failed(request: Request, _error: Exception) -> JSONResponse:
+        LOG.error(
+            "%s %s failed", visible(request.method), visible(request.url.path)
+        )  # Its traceback follows, from the guard.
+        return answered(request, Problem(500, "the server failed on this request; its log has the details"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, _error: ClientDisconnect) -> JSONResponse:
+        return answered(request, Problem(400, "the body did not come"))  # Nobody reads it.
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        return answered(request, _of_framework(error, request, app.openapi()["paths"]))
+
+
+def _of_library(error: DiptychError) -> Problem:
+    match error:
+        case ImageError():
+            return Problem(422, f"a picture cannot be used: {error}")
+        case BusyError():
+            return Overloaded("the index is being written")
+        case IndexingError():
+            LOG.error("%s", visible(str(error)))
+            return Problem(503, "the index cannot be read", headers={"Retry-After": "5"})
+        case _:
+            return Problem(422, str(error))
+
+
+def _of_framework(error: HTTPException, request: Request, paths: Iterable[str]) -> Problem:
+    """What a path or a method that does not exist is answered, with those that do."""
+    headers, detail = dict(error.headers or {}), str(error.detail)
+    if error.status_code == 404:
+        near = get_close_matches(request.url.path[:200], list(paths), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        detail = f"there is nothing at this path{hint} /openapi.json lists all paths"
+    if error.status_code == 405:
+        allow = headers.get("Allow", "").replace("GET", "GET, HEAD")
+        headers, detail = {"Allow": allow}, f"{request.method} is not allowed at this path; allowed: {allow}"
+    return Problem(error.status_code, detail, headers=headers)

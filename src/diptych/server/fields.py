@@ -1,0 +1,61 @@
+"""What is wrong with the fields of a request, in words that say what to do."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from diptych.core.errors import unknown_name
+from diptych.core.terminal import visible
+from diptych.server.problems import Problem
+
+_MOST = 20
+"""Errors that one answer lists."""
+_OF_UNION = re.compile(r"(?:constrained-|function-|list\[|literal\[|nullable\[).*|str|int|float")
+"""What pydantic writes into the place of an error to tell which type of a union it means."""
+_OTHER_TYPES = {"list_type", "string_type"}
+"""Errors of the types of a union that were not meant, if another error has the same place."""
+_WORDS = {
+    "extra_forbidden": "is not a field of this request",
+    "list_type": "must be a list, even of one item",
+    "missing": "is required",
+    "model_attributes_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "string_type": "must be a text",
+    "string_too_short": "must not be empty",
+    "string_unicode": "must be a text",
+    "too_short": "must have at least one item",
+}
+
+
+def problem_of_fields(errors: Sequence[Any], known: Iterable[str] = ()) -> Problem:
+    """Where in the request, and what is wrong there; never what was sent.
+
+    Args:
+        errors: as pydantic lists them.
+        known: names of the request's fields.
+    """
+    broken = next((error["msg"] for error in errors if error["type"] == "json_invalid"), None)
+    if broken is not None:
+        return Problem(400, f"the body is not JSON: {broken.removeprefix('Invalid JSON: ')}")
+    found: dict[str, dict[str, str]] = {}
+    for error in errors[:_MOST]:
+        where = "/".join(str(part) for part in error["loc"] if not _OF_UNION.fullmatch(str(part)))
+        found.setdefault(where, {})[error["type"]] = _words(error, list(known))
+    # A union has an error for each of its types; that of the type which was meant lies deepest.
+    deepest = [where for where in found if not any(other.startswith(f"{where}/") for other in found)]
+    told = [{"where": where, "what": _joined(found[where])} for where in deepest]
+    first = f"{told[0]['where']}: {told[0]['what']}" if told else "the request cannot be read"
+    code = next((error["type"] for error in errors if error["type"] == "token_ids"), None)
+    return Problem(422, first, code=code, errors=told)
+
+
+def _words(error: Mapping[str, Any], known: list[str]) -> str:
+    kind, loc = error["type"], error["loc"]
+    if kind == "extra_forbidden" and known and len(loc) == 2:
+        return unknown_name("field", visible(str(loc[1])[:60]), known)
+    return _WORDS.get(kind) or str(error["msg"]).removeprefix("Value error, ")
+
+
+def _joined(words: Mapping[str, str]) -> str:
+    meant = [said for kind, said in words.items() if kind not in _OTHER_TYPES] or list(words.values())
+    return ", or ".join(meant)
