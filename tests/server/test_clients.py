@@ -1,5 +1,9 @@
 """Diptych's own client gives what the bundle gives."""
 
+import base64
+import json
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +19,7 @@ from diptych.core.errors import ConfigError, DiptychError, ImageError
 from diptych.core.sample import ImageInput
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
+from diptych.server.limits import Limits
 from tests.server.site import Site, served
 
 
@@ -60,6 +65,97 @@ def test_one_thing_is_no_list(far: diptych.Client, clip: LoadedBundle) -> None:
         for one in (far, clip):
             with pytest.raises(DiptychError, match=r"(images|texts|classes) is one str, not several: write \["):
                 call(one)
+
+
+@pytest.fixture(scope="module")
+def photos_of_2_mb(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("large")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 1200, 1200, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"{number:02d}.jpg", quality=98)
+    paths = sorted(folder.iterdir())
+    assert all(path.stat().st_size > 2_000_000 for path in paths)
+    return paths
+
+
+def test_photos_of_a_phone_are_sent(far: diptych.Client, clip: LoadedBundle, photos_of_2_mb: list[Path]) -> None:
+    """All sixteen in one request have 46 MB, and a server takes 32 MiB."""
+    np.testing.assert_allclose(far.encode_images(photos_of_2_mb), clip.encode_images(photos_of_2_mb), atol=1e-6)
+
+
+def test_requests_fit_the_servers_limit(
+    far: diptych.Client, clip: LoadedBundle, photos_of_2_mb: list[Path], tmp_path: Path
+) -> None:
+    some = photos_of_2_mb[:3]
+    texts = [f"{number} " + "ü" * 3900 for number in range(100)]  # Six bytes a letter in JSON: 2.3 MB.
+    small = tmp_path / "small.png"
+    Image.new("RGB", (40, 30), "red").save(small)
+    with served(create_app(clip, limits=Limits(body_mb=6))) as site:
+        near = diptych.Client(site.url)
+        np.testing.assert_allclose(near.encode_images(some), clip.encode_images(some), atol=1e-6)
+    with served(create_app(clip, limits=Limits(body_mb=1))) as site:
+        near = diptych.Client(site.url)
+        np.testing.assert_allclose(near.encode_texts(texts), far.encode_texts(texts), atol=1e-6)
+        with pytest.raises(ImageError, match=r"00\.jpg: is too large for one request \(1 MiB.*--body-mb"):
+            near.encode_images([small, some[0]])
+        told = list[int]()
+        emb = near.encode_images([some[0], small], on_error=lambda position, error: told.append(position))
+        assert told == [0]
+        assert np.isnan(emb[0]).all()
+        np.testing.assert_allclose(emb[1], clip.encode_images([small])[0], atol=1e-6)
+
+
+class _Narrow(BaseHTTPRequestHandler):
+    """A proxy that accepts few bytes: it refuses more, or ends the connection without an answer."""
+
+    sizes: ClassVar[list[int]] = []
+    most: ClassVar[int]
+    is_rude: ClassVar[bool]
+
+    def do_GET(self) -> None:
+        self._answer(200, b'{"dim": 1}')
+
+    def do_POST(self) -> None:
+        size = int(self.headers["Content-Length"])
+        self.sizes.append(size)
+        if size > self.most and self.is_rude:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return
+        texts = json.loads(self.rfile.read(size))["texts"]
+        rows = [base64.b64encode(np.array([len(text)], dtype="<f4").tobytes()).decode() for text in texts]
+        if size > self.most:
+            self._answer(413, b"<html>")
+        else:
+            self._answer(200, json.dumps({"texts": rows}).encode())
+
+    def _answer(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Nothing."""
+
+
+@pytest.mark.parametrize("is_rude", [False, True])
+def test_what_is_too_large_for_a_proxy_is_halved(monkeypatch: pytest.MonkeyPatch, is_rude: bool) -> None:
+    most = 300_000
+    for name, value in (("is_rude", is_rude), ("sizes", []), ("most", most)):
+        monkeypatch.setattr(_Narrow, name, value, raising=False)
+    lengths = [100_000, 1, 250_000, 2, 100_000, 100_000, 3]
+    texts = ["x" * length for length in lengths]
+    with HTTPServer(("127.0.0.1", 0), _Narrow) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        far = diptych.Client(f"http://127.0.0.1:{server.server_port}")
+        assert far.encode_texts(texts).ravel().tolist() == lengths
+        assert max(_Narrow.sizes) > most
+        first = len(_Narrow.sizes)
+        assert far.encode_texts(texts).ravel().tolist() == lengths
+        assert max(_Narrow.sizes[first:]) <= most  # The limit is remembered.
+        with pytest.raises(DiptychError, match="does not answer" if is_rude else "answered 413"):
+            far.encode_texts(["a", "x" * (most + 1)])
+        server.shutdown()
 
 
 def test_search(far: diptych.Client, index: object) -> None:

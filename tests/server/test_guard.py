@@ -12,11 +12,13 @@ from starlette.types import Message, Receive, Scope, Send
 from diptych.core.errors import ConfigError
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
+from diptych.server.client import Client
 from diptych.server.counts import Counts
 from diptych.server.guard import HEADERS, Guard
+from diptych.server.keys import read_keys
 from diptych.server.limits import Limits
 from diptych.server.log import VisibleFormatter
-from diptych.server.run import known_hosts, read_keys
+from diptych.server.run import known_hosts
 from tests.server.site import Site, served
 
 KEY, OTHER = "a-key-of-24-characters-a", "another-key-of-25-chars-b"
@@ -156,6 +158,30 @@ def test_keys_from_a_file(tmp_path: Path) -> None:
             read_keys(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_keys(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\r\n# ours\r\n{OTHER}\r\n", encoding=encoding)  # As editors and shells of Windows write it.
+    assert read_keys(file) == [KEY, OTHER]
+    file.write_text(f"# ours\n{KEY}\n", encoding=encoding)
+    assert read_keys(file) == [KEY]
+
+
+@pytest.mark.parametrize(
+    "key", ["ein-schlüssel-mit-umlaut", "a-key-with-\x7f-in-the-midst", "a-key-of-24-characters-\u200b"]
+)
+def test_keys_that_no_header_carries_are_refused(clip: LoadedBundle, tmp_path: Path, key: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n{key}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"keys, line 2: a key consists of printable ASCII characters") as refused:
+        read_keys(file)
+    assert key not in str(refused.value)
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        create_app(clip, keys=[key])
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        Client("http://127.0.0.1:9", api_key=key)
 
 
 def test_a_path_forges_no_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:

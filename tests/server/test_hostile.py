@@ -264,6 +264,13 @@ def test_a_body_of_a_gigabyte_is_refused_before_it_comes(small: Site) -> None:
     assert time.monotonic() - began < 2
 
 
+def test_a_client_that_sends_first_and_reads_then_is_told(small: Site) -> None:
+    for _ in range(3):
+        answer = small.ask("POST", "/v1/embed", b" " * 20_000_000)
+        check_refused(answer, 413)
+        assert "send fewer inputs at once" in answer.json["detail"]
+
+
 def test_a_body_without_end_is_cut_off(small: Site) -> None:
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
     assert spoken(small, head("Transfer-Encoding: chunked") + 40 * chunk).startswith(b"HTTP/1.1 413")

@@ -50,8 +50,9 @@ def serve(
     from diptych.index.choice import open_index
     from diptych.search.collection import check_model
     from diptych.server.app import create_app
+    from diptych.server.keys import read_keys
     from diptych.server.limits import Limits
-    from diptych.server.run import bound_socket, known_hosts, read_keys
+    from diptych.server.run import bound_socket, known_hosts
 
     limits = Limits(batch=batch, window_ms=window_ms, waiting=waiting, deadline_s=deadline, body_mb=body_mb)
     keys = read_keys(api_key_file)

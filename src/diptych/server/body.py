@@ -1,6 +1,7 @@
 """The body of a request as it arrives: bounded in size, in time, and together with all other bodies."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.types import Message, Receive
 
@@ -12,6 +13,8 @@ _SMALL = 2**18
 """Bytes up to which a body may use the share of the budget that larger ones leave free."""
 _FREE = 4
 """Larger bodies leave one part in so many of the budget free."""
+_LINGER_S = 10.0
+"""Seconds for which the rest of a request is received that is too large."""
 
 
 class BodyBudget:
@@ -83,6 +86,16 @@ class Body:
         self._budget.take(num, before=self._held)
         self._held += num
         return message
+
+    async def drop_rest(self) -> None:
+        """Receive and forget what still comes, for `_LINGER_S` at most.
+
+        Many clients read no answer before they have sent their whole request. If the connection ends on the way, they miss it.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while not self._is_whole:
+                    self._is_whole = not (await self._receive()).get("more_body", False)
 
     def release(self) -> None:
         """The request is answered."""

@@ -2,13 +2,13 @@
 
 import base64
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -18,15 +18,27 @@ from diptych.core.errors import ConfigError, DiptychError, ImageError
 from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
-from diptych.images.decode import decode, file_content
+from diptych.images.decode import decode, describe, file_content
 from diptych.inference.encoder import Encoder
 from diptych.inference.query import Query
 from diptych.inference.uses import FourUses
+from diptych.server.keys import check_key
 
-T = TypeVar("T")
+Kind = Literal["texts", "images"]
 
-_TEXTS, _IMAGES = 256, 16
+_MOST = {"texts": 256, "images": 16}
+"""Of one request, if the server takes as many."""
+_BODY_BYTES = 16 * 2**20
+"""Of one request, if it has several inputs: few enough to arrive in time over a slow connection."""
+_FRAME_BYTES = 128
+"""Of a request without its inputs."""
+_CUT_BYTES = 2**18
+"""Of a request from which on a connection that is cut while it is sent means that it is too large."""
 _TRIES = 5
+
+
+class _TooLargeError(DiptychError):
+    """The server refuses a request because of its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,8 @@ class Client(FourUses):
         clip = diptych.Client("http://127.0.0.1:8000")
         clip.search("a dog on a beach", limit=5)
 
-    Pictures are sent as they are. When the server has too much to do, it is asked again after the seconds that it names.
+    Pictures are sent as they are, in requests as large as the server accepts. When the server has too much to do, it is asked
+    again after the seconds that it names.
 
     Raises (every method):
         DiptychError: the server cannot be reached, or refuses; its own words are told.
@@ -58,8 +71,10 @@ class Client(FourUses):
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"{url}: is no address; it begins with http:// or https://")
         self.url = url.rstrip("/")
-        self._key, self._timeout_s = api_key, timeout_s
+        self._key, self._timeout_s = None if api_key is None else check_key(api_key, "api_key"), timeout_s
         self._told: dict[str, Any] | None = None
+        self._most_bytes = _BODY_BYTES
+        """Of one request, after others were refused: a proxy may accept less than the server."""
 
     @property
     def encoder(self) -> Encoder:
@@ -100,7 +115,7 @@ class Client(FourUses):
         """Unit embeddings of the texts; `advance` is called once for each."""
         check_list(texts, "texts")
         rows = []
-        for some in _chunks(texts, _TEXTS):
+        for some in self._portions("texts", texts):
             rows += self._embed("texts", some)
             for _ in some:
                 advance()
@@ -115,21 +130,28 @@ class Client(FourUses):
     ) -> Float32[ndarray, "N E"]:
         """Unit embeddings of the images; those that `on_error` is told of are NaN. Each is decoded here before it is sent."""
         check_list(images, "images")
-        rows: list[Float32[ndarray, " E"]] = []
-        for some in _chunks(enumerate(images), _IMAGES):
-            contents = dict[int, str]()
-            for position, image in some:
+        positions: list[int] = []
+        num = 0
+
+        def contents() -> Iterator[str]:
+            nonlocal num
+            for position, image in enumerate(images):
+                num += 1
                 try:
-                    contents[position] = _sent(image)
+                    content = self._sent(image)
                 except ImageError as error:
                     if on_error is None:
                         raise
                     on_error(position, error)
+                else:
+                    positions.append(position)
+                    yield content
                 advance()
-            found = dict(zip(contents, self._embed("images", list(contents.values())), strict=True))
-            nothing = np.full(self.dim, np.nan, dtype=np.float32)
-            rows += [found.get(position, nothing) for position, _ in some]
-        return self._stacked(rows)
+
+        rows = [row for some in self._portions("images", contents()) for row in self._embed("images", some)]
+        emb = np.full((num, self.dim), np.nan, dtype=np.float32)
+        emb[positions] = self._stacked(rows)
+        return emb
 
     def search(self, query: str | Query, *, where: str | None = None, limit: int = 20, offset: int = 0) -> list[Hit]:
         """Pictures of the server's index, the nearest first."""
@@ -138,17 +160,57 @@ class Client(FourUses):
             terms = [
                 {"text": term.value, "weight": term.weight}
                 if term.kind == "text"
-                else {"image": _sent(term.value), "weight": term.weight}
+                else {"image": self._sent(term.value), "weight": term.weight}
                 for term in query.terms
             ]
         body = {"terms": terms, "limit": limit, "offset": offset, "where": where}
         found = self._ask("POST", "/v1/search", body)["results"]
         return [Hit(**{**one, "captions": tuple(one["captions"])}) for one in found]
 
-    def _embed(self, kind: Literal["texts", "images"], some: Sequence[str]) -> list[Float32[ndarray, " E"]]:
-        if not some:
-            return []
-        rows = self._ask("POST", "/v1/embed", {kind: list(some), "encoding": "base64"})[kind]
+    def _limit(self, name: str, default: int) -> int:
+        """What the server accepts in one request; servers of earlier versions do not tell it."""
+        return int(self.info.get("limits", {}).get(name, default))
+
+    def _sent(self, image: ImageInput) -> str:
+        """A picture's file in base64; of what has none, a PNG.
+
+        Raises:
+            ImageError: it cannot be decoded, or is larger than the server accepts.
+        """
+        decode(image)
+        content = base64.b64encode(file_content(image)).decode("ascii")
+        most = self._limit("body_bytes", sys.maxsize)
+        if _FRAME_BYTES + len(content) > most:
+            raise ImageError(
+                f"{describe(image)}: is too large for one request ({most / 2**20:g} MiB in base64); send a smaller copy, or "
+                "start the server with a larger --body-mb"
+            )
+        return content
+
+    def _portions(self, kind: Kind, items: Iterable[str]) -> Iterator[list[str]]:
+        """The items in requests that the server accepts by their number and their bytes."""
+        some: list[str] = []
+        num_bytes = _FRAME_BYTES
+        for item in items:
+            most = min(_BODY_BYTES, self._limit("body_bytes", _BODY_BYTES), self._most_bytes)
+            if some and (len(some) >= min(_MOST[kind], self._limit(kind, 1000)) or num_bytes + _size(item) > most):
+                yield some
+                some, num_bytes = [], _FRAME_BYTES
+            some.append(item)
+            num_bytes += _size(item)
+        if some:
+            yield some
+
+    def _embed(self, kind: Kind, some: Sequence[str]) -> list[Float32[ndarray, " E"]]:
+        """One row for each; if the request is too large, in two halves."""
+        try:
+            rows = self._ask("POST", "/v1/embed", {kind: list(some), "encoding": "base64"})[kind]
+        except _TooLargeError:
+            if len(some) == 1:
+                raise
+            self._most_bytes = min(self._most_bytes, sum(map(_size, some)) // 2)
+            middle = len(some) // 2
+            return self._embed(kind, some[:middle]) + self._embed(kind, some[middle:])
         return [np.frombuffer(base64.b64decode(row), dtype="<f4").astype(np.float32) for row in rows]
 
     def _stacked(self, rows: list[Float32[ndarray, " E"]]) -> Float32[ndarray, "N E"]:
@@ -166,24 +228,21 @@ class Client(FourUses):
                 with error:
                     told, wait = _detail(error), error.headers.get("Retry-After", "")
                 if error.code not in {429, 503} or attempt == _TRIES - 1:
-                    raise DiptychError(f"{self.url}: {told}") from None
+                    kind = _TooLargeError if error.code == 413 else DiptychError
+                    raise kind(f"{self.url}: {told}") from None
                 time.sleep(float(wait) if wait.isdigit() else 1.0)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
-                raise DiptychError(f"{self.url}: does not answer ({reason})") from None
+                # Servers and proxies that close the connection on a large request often end it before their answer is read.
+                is_cut = isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _CUT_BYTES
+                kind = _TooLargeError if is_cut else DiptychError
+                raise kind(f"{self.url}: does not answer ({reason})") from None
         raise AssertionError  # The last attempt returned or raised.
 
 
-def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(items)
-    while chunk := list(islice(source, size)):
-        yield chunk
-
-
-def _sent(image: ImageInput) -> str:
-    """A picture's file in base64; of what has none, a PNG. One that cannot be decoded is found out here."""
-    decode(image)
-    return base64.b64encode(file_content(image)).decode("ascii")
+def _size(item: str) -> int:
+    """Bytes of an input and what parts it from the next one."""
+    return len(json.dumps(item)) + 2
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

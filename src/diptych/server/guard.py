@@ -6,12 +6,14 @@ import binascii
 import hmac
 import time
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.core.terminal import visible
 from diptych.server.body import Body, BodyBudget, too_slow
 from diptych.server.counts import Counts
+from diptych.server.keys import check_key
 from diptych.server.limits import Limits
 from diptych.server.origin import check_host, check_site, header
 from diptych.server.problems import LOG, Problem, problem_response, too_late
@@ -41,7 +43,7 @@ class Guard:
         self, app: ASGIApp, *, limits: Limits, counts: Counts, keys: Sequence[str] = (), hosts: Sequence[str] = ()
     ) -> None:
         self._app, self._limits, self._counts = app, limits, counts
-        self._keys = [key.encode() for key in keys]
+        self._keys = [check_key(key, "keys").encode() for key in keys]
         self._hosts = frozenset(host.lower() for host in hosts)
         self._budget = BodyBudget(limits, counts)
 
@@ -54,7 +56,7 @@ class Guard:
         is_head = scope["method"] == "HEAD"
         if is_head:  # Answered as GET is, without the content.
             scope = {**scope, "method": "GET"}
-        answer = _Answer(send, has_content=not is_head)
+        answer = _Answer(send, body, has_content=not is_head)
         try:
             await self._in_time(scope, body, answer)
         except Problem as problem:
@@ -117,10 +119,13 @@ def _nothing() -> None:
 
 
 class _Answer:
-    """Adds the headers that all answers have; remembers the status. An answer to HEAD has no content."""
+    """Adds the headers that all answers have; remembers the status. An answer to HEAD has no content.
 
-    def __init__(self, send: Send, *, has_content: bool = True) -> None:
-        self._send, self._has_content, self.status = send, has_content, 0
+    The connection of a request that is too large (413) ends when the whole request has come.
+    """
+
+    def __init__(self, send: Send, body: Body, *, has_content: bool) -> None:
+        self._send, self._body, self._has_content, self.status = send, body, has_content, 0
         self.on_start: Callable[[], object] = _nothing
 
     async def send(self, message: Message) -> None:
@@ -136,6 +141,12 @@ class _Answer:
             message = {**message, "headers": [*message["headers"], *more]}
         elif not self._has_content:
             message = {**message, "body": b""}
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if is_last and self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            await self._send({**message, "more_body": True})
+            self._body.release()
+            await self._body.drop_rest()
+            message = {"type": "http.response.body"}
         await self._send(message)
 
 

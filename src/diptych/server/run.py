@@ -8,7 +8,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -71,26 +70,6 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def read_keys(path: Path | None) -> list[str]:
-    """One key a line; empty lines and those that begin with # are not.
-
-    Raises:
-        ConfigError: the file cannot be read, or has no key.
-    """
-    if path is None:
-        return []
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    keys = [line for line in lines if line and not line.startswith("#")]
-    if not keys:
-        raise ConfigError(f"{path}: holds no key; write one a line")
-    if any(len(key) < 16 for key in keys):
-        raise ConfigError(f"{path}: holds a key of less than 16 characters, which can be guessed")
-    return keys
 
 
 def server_config(app: ASGIApp, *, drain_s: int = DRAIN_S) -> uvicorn.Config:
