@@ -244,6 +244,33 @@ def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: P
             assert own.ask("GET", f"/v1/images/{ids['gone']}/heat?text=red").status == 410
 
 
+def test_another_file_with_the_same_content_is_shown(clip: LoadedBundle, tmp_path: Path) -> None:
+    from diptych.search.collection import open_or_create, update
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "a.png")
+    paths = [folder / f"{name}.png" for name in "abcd"]
+    for path in paths[1:]:
+        shutil.copy(paths[0], path)
+    content = paths[0].read_bytes()
+    with open_or_create(tmp_path / "index", clip) as opened:
+        update(opened, clip, [folder])
+        (key,) = {entry.digest for entry in opened.entries()}
+        with served(create_app(clip, opened)) as own:
+            drawn = own.ask("GET", f"/v1/images/{key}/heat?text=red").content
+            paths[0].unlink()
+            paths[1].write_bytes(content + b"changed")
+            paths[2].unlink()
+            paths[2].symlink_to(paths[3])
+            assert own.ask("GET", f"/v1/images/{key}/file").content == content
+            assert own.ask("GET", f"/v1/images/{key}/thumb?px=160").status == 200
+            assert own.ask("GET", f"/v1/images/{key}/heat?text=red").content == drawn
+            paths[3].unlink()
+            for rest in ("file", "thumb?px=320", "heat?text=red"):
+                assert own.ask("GET", f"/v1/images/{key}/{rest}").status == 410
+
+
 def test_only_what_was_indexed_is_shown(clip: LoadedBundle, tmp_path: Path) -> None:
     folder, other = tmp_path / "pictures", tmp_path / "other.bmp"
     (folder / "inner").mkdir(parents=True)

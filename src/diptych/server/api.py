@@ -127,19 +127,19 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     @router.get("/images/{id}/file", response_class=Response, responses={200: _picture("image/*")})
     async def file(key: Id) -> Response:
         """The picture itself."""
-        content, kind = await engine.picture(await _entry(engine, key), None)
+        content, kind = await engine.picture(await _entries(engine, key), None)
         return Response(content, media_type=kind, headers=_FOR_A_DAY)
 
     @router.get("/images/{id}/thumb", response_class=Response, responses={200: _picture("image/webp")})
     async def thumb(key: Id, px: Literal["160", "320", "640"] = "320") -> Response:
         """The picture within a square of so many pixels."""
-        content, kind = await engine.picture(await _entry(engine, key), int(px))
+        content, kind = await engine.picture(await _entries(engine, key), int(px))
         return Response(content, media_type=kind, headers=_FOR_A_DAY)
 
     @router.get("/images/{id}/heat", response_class=Response, responses={200: _picture("image/png")})
     async def heat(key: Id, text: Annotated[str, Query(min_length=1, max_length=2000, pattern=r"\S")]) -> Response:
         """What in the picture speaks for a text, drawn over the part that the model sees."""
-        drawn = await engine.explain(await _entry(engine, key), text)
+        drawn = await engine.explain(await _entries(engine, key), text)
         return Response(drawn, media_type="image/png", headers=_FOR_A_DAY)
 
     return router
@@ -266,13 +266,22 @@ async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, 
     return await engine.of_index(read) if ids else []
 
 
+async def _entries(engine: Engine, key: str) -> Sequence[Entry]:
+    return await engine.of_index(lambda index: _all(index, key))
+
+
 async def _entry(engine: Engine, key: str) -> Entry:
     return await engine.of_index(lambda index: _first(index, key))
 
 
 def _first(index: Index, key: str) -> Entry:
     """The first picture of the index with this content."""
+    return _all(index, key)[0]
+
+
+def _all(index: Index, key: str) -> Sequence[Entry]:
+    """All pictures of the index with this content, at least one."""
     entries = index.with_digest(key)
     if not entries:
         raise Problem(404, "the index has no such picture; /v1/search gives the ids")
-    return entries[0]
+    return entries

@@ -167,9 +167,9 @@ class Engine:
         answer: list[Found] = found
         return answer
 
-    async def explain(self, entry: Entry, text: str) -> bytes:
+    async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
         """A PNG of a picture of the index as the model saw it when it was indexed, under the heat of a text."""
-        content = await self.in_thread("pictures", partial(self._shown.original, entry))
+        content = await self.in_thread("pictures", partial(self._shown.original, entries))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heats, [(pixels, text)])
         drawn: bytes = png
@@ -180,9 +180,9 @@ class Engine:
         index = self.held_index()
         return await self.in_thread("index", partial(read, index))
 
-    async def picture(self, entry: Entry, width_px: int | None) -> tuple[bytes, str]:
+    async def picture(self, entries: Sequence[Entry], width_px: int | None) -> tuple[bytes, str]:
         """A picture of the index, or a small one, and its media type."""
-        return await self.in_thread("pictures", partial(self._shown.get, entry, width_px))
+        return await self.in_thread("pictures", partial(self._shown.get, entries, width_px))
 
     async def in_thread(self, name: Literal["bodies", "index", "pictures"], call: Callable[[], T]) -> T:
         """The result of a blocking call, from a thread of the kind that is named.

@@ -4,6 +4,8 @@ import errno
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
 from threading import Lock
 from typing import Literal
 
@@ -36,35 +38,40 @@ class ShownPictures:
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes, self._alone = 0, Lock()
 
-    def get(self, entry: Entry, width_px: int | None) -> tuple[bytes, str]:
+    def get(self, entries: Sequence[Entry], width_px: int | None) -> tuple[bytes, str]:
         """Content and media type of a picture: within a square of so many pixels, or as it is for None.
 
+        Args:
+            entries: the picture's files, one or more with the same digest.
+            width_px: of the square.
+
         Raises:
-            Problem: the file has gone or changed since it was indexed (410), or cannot be shown (422).
+            Problem: all files have gone or changed since they were indexed (410), or the picture cannot be shown (422).
         """
+        digest = entries[0].digest
         if width_px is not None:
             with self._alone:
-                content = self._kept.get((entry.digest, width_px))
+                content = self._kept.get((digest, width_px))
                 if content is not None:
-                    self._kept.move_to_end((entry.digest, width_px))
+                    self._kept.move_to_end((digest, width_px))
                     return content, "image/webp"
-        content = _read(entry)
+        content = _read_any(entries)
         if width_px is None:
             kind = _kind(content)
             if kind is not None and len(content) <= _MAX_FILE_BYTES:
                 return content, kind
             return self._small(content, _LARGEST_PX, "JPEG"), "image/jpeg"
         small = self._small(content, width_px, "WEBP")
-        self._keep((entry.digest, width_px), small)
+        self._keep((digest, width_px), small)
         return small, "image/webp"
 
-    def original(self, entry: Entry) -> bytes:
-        """The file's content, as it was indexed.
+    def original(self, entries: Sequence[Entry]) -> bytes:
+        """The content of files with the same digest, as they were indexed.
 
         Raises:
-            Problem: the file has gone or changed since it was indexed (410).
+            Problem: all have gone or changed since they were indexed (410).
         """
-        return _read(entry)
+        return _read_any(entries)
 
     def _small(self, content: bytes, width_px: int, form: Literal["JPEG", "WEBP"]) -> bytes:
         try:
@@ -92,6 +99,14 @@ def heat_picture(explanation: Explanation) -> bytes:
     written = io.BytesIO()
     Image.alpha_composite(base, Image.fromarray(layer, "RGBA")).convert("RGB").save(written, "PNG")
     return written.getvalue()
+
+
+def _read_any(entries: Sequence[Entry]) -> bytes:
+    """The content of the first file that is as it was indexed. All files have the same digest, so any of them will do."""
+    for entry in entries[:-1]:
+        with suppress(Problem):
+            return _read(entry)
+    return _read(entries[-1])
 
 
 def _read(entry: Entry) -> bytes:
