@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+from playwright.sync_api import Browser, Page
 
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
+from tests.server.browsing import opened
 from tests.server.site import Site, served
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -39,3 +41,12 @@ def site(clip: LoadedBundle, index: Index) -> Iterator[Site]:
     """A server with both, as it is by default."""
     with served(create_app(clip, index, hosts=("127.0.0.1", "localhost"))) as running:
         yield running
+
+
+@pytest.fixture
+def page(browser: Browser, site: Site) -> Iterator[Page]:
+    """The search page, wide and light; it must not complain."""
+    said: list[str] = []
+    with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
+        yield opened(context, said, site.url)
+    assert said == []

@@ -1,69 +1,19 @@
-"""The page in a real browser: Debian's Chromium, driven by playwright. Screenshots are kept where SCREENSHOTS says."""
+"""The page in a real browser: Debian's Chromium, driven by playwright."""
 
-import os
 import shutil
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
 from diptych.server.runs import create_runs_app
+from tests.server.browsing import check_accessible, ids, keep, opened
 from tests.server.site import Site, served
-
-_SERIOUS = {"serious", "critical"}
-
-
-def opened(context: BrowserContext, said: list[str], address: str) -> Page:
-    """A page there, whose complaints are collected."""
-    page = context.new_page()
-    page.set_default_timeout(20_000)
-
-    def note(message: ConsoleMessage) -> None:
-        if message.type in {"error", "warning"} and "422" not in message.text:  # What one typed was refused.
-            said.append(message.text)
-
-    page.on("console", note)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(address)
-    return page
-
-
-@pytest.fixture
-def page(browser: Browser, site: Site) -> Iterator[Page]:
-    """The search page, wide and light; it must not complain."""
-    said: list[str] = []
-    with browser.new_context(viewport={"width": 1200, "height": 800}) as context:
-        yield opened(context, said, site.url)
-    assert said == []
-
-
-def keep(page: Page, name: str) -> None:
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def ids(page: Page) -> list[str]:
-    found: list[str] = page.eval_on_selector_all("#grid img", "all => all.map((one) => one.src.split('/')[5])")
-    return found
-
-
-def check_accessible(page: Page) -> None:
-    """No serious finding of axe-core."""
-    spec = find_spec("axe_playwright_python")
-    assert spec is not None
-    assert spec.origin is not None
-    page.evaluate(Path(spec.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("async () => (await axe.run()).violations")
-    assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in _SERIOUS] == []
 
 
 def test_it_answers_while_one_types(page: Page, clip: LoadedBundle, index: Index) -> None:

@@ -144,7 +144,7 @@ class Engine:
         """Unit embeddings, one row a picture.
 
         Raises:
-            ImageError: one of them cannot be read; its number is told.
+            Problem: one of them cannot be read (422); the problem has its position.
         """
         self._check_number("images", len(images), self.limits.max_images)
         rows = await self._await(self.images, await self._decoded(images))
@@ -154,7 +154,7 @@ class Engine:
         """The model's input for each picture. Decoding comes before the queue, so that a slow picture delays no batch.
 
         Raises:
-            ImageError: one of them cannot be read; the message gives its number.
+            Problem: one of them cannot be read (422); the problem has its position.
         """
         loop = asyncio.get_running_loop()
         jobs = [loop.run_in_executor(self._threads["decode"], self.embedder.pixels, image) for image in images]
@@ -238,10 +238,11 @@ class Engine:
 
 
 def _checked(results: Sequence[Any]) -> list[Any]:
-    """The results, if none of them is an exception."""
+    """The results, if none of them is an exception. The problem of a picture that cannot be used has its position and the reason."""
     for number, result in enumerate(results):
         if isinstance(result, ImageError):
-            raise ImageError(f"number {number + 1}: {str(result).partition(': ')[2] or result}")
+            reason = str(result).partition(": ")[2] or str(result)
+            raise Problem(422, f"a picture cannot be used: number {number + 1}: {reason}", image=number, reason=reason)
         if isinstance(result, BaseException):
             raise result
     return list(results)

@@ -1,9 +1,10 @@
 // What the server is asked. Every function throws a Trouble whose message a person can read.
 
 export class Trouble extends Error {
-  constructor(message, status) {
+  /** `image`: the position, from 0, of the picture that cannot be used; `reason`: why. Undefined for other troubles. */
+  constructor(message, status, { image, reason } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, image, reason });
   }
 }
 
@@ -16,7 +17,7 @@ async function ask(path, options = {}) {
     throw new Trouble("The server cannot be reached. Is it still running?", 0);
   }
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) throw new Trouble(body?.detail ?? `The server answered ${answer.status}.`, answer.status);
+  if (!answer.ok) throw new Trouble(body?.detail ?? `The server answered ${answer.status}.`, answer.status, body ?? {});
   return body;
 }
 
@@ -37,7 +38,7 @@ export function contentOf(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Trouble(`${file.name} cannot be read.`, 0));
+    reader.onerror = () => reject(new Trouble("cannot be read", 0));
     reader.readAsDataURL(file);
   });
 }

@@ -1,10 +1,12 @@
-// Pictures and the names of classes: which is it, and how sure is that?
+// The Classes tab: pictures and names of classes, and how likely each class is.
 
 import * as api from "./api.js";
 import { by, debounced, make, plural } from "./dom.js";
 
 const SHOWN = 6;
-let pictures = []; // { content, name }
+const REQUEST_CHARS = 28 * 2 ** 20; // The server takes bodies of up to 32 MiB.
+export const MAX_PICTURES = 32;
+let pictures = []; // { content, name, problem }
 let asking = new AbortController();
 
 export function startClasses() {
@@ -12,13 +14,29 @@ export function startClasses() {
   by("names").addEventListener("input", again);
   by("template").addEventListener("input", again);
   by("classing").addEventListener("submit", (event) => event.preventDefault());
+  by("remove-all").addEventListener("click", () => {
+    pictures = [];
+    by("class-files").focus();
+    answer();
+  });
   answer();
 }
 
-export async function addPictures(files) {
-  for (const file of files) pictures.push({ content: await api.contentOf(file), name: file.name || "pasted picture" });
-  pictures = pictures.slice(-32);
+/** How many more pictures can be added. */
+export const numFree = () => MAX_PICTURES - pictures.length;
+
+export async function addPictures(added) {
+  pictures.push(...added);
   await answer();
+}
+
+function remove(picture) {
+  const number = pictures.indexOf(picture);
+  pictures.splice(number, 1);
+  by("answers").children[number]?.remove();
+  const buttons = by("answers").querySelectorAll("button");
+  (buttons[Math.min(number, buttons.length - 1)] ?? by("class-files")).focus();
+  answer();
 }
 
 async function answer() {
@@ -26,34 +44,82 @@ async function answer() {
   asking = new AbortController();
   const { signal } = asking;
   const classes = [...new Set(by("names").value.split("\n").map((name) => name.trim()).filter(Boolean))];
-  const status = by("class-status");
+  by("remove-all").hidden = pictures.length < 2;
   if (pictures.length === 0) {
-    status.textContent = "Choose, drop or paste pictures.";
+    by("answers").replaceChildren();
+    tell("Choose, drop or paste pictures.");
     return;
   }
   if (classes.length === 0) {
-    status.textContent = "Write at least one class.";
+    show(new Map());
+    tell("Write at least one class.");
     return;
   }
-  status.textContent = "…";
+  tell("…");
   try {
-    const body = { images: pictures.map((one) => one.content), classes, templates: [by("template").value || "{}"] };
-    const found = await api.classify(body, signal);
-    by("answers").replaceChildren(...found.images.map((one, number) => card(pictures[number], one)));
-    status.textContent = `${plural(pictures.length, "picture")}, ${plural(classes.length, "class", "classes")}`;
+    show(await classified({ classes, templates: [by("template").value || "{}"] }, signal));
+    const num = pictures.filter((one) => !one.problem).length;
+    const bad = pictures.length - num;
+    tell(`${plural(num, "picture")}, ${plural(classes.length, "class", "classes")}${bad ? `; ${bad} cannot be used` : ""}`);
   } catch (error) {
-    if (error.name !== "AbortError") status.textContent = error.message;
+    if (error.name === "AbortError") return;
+    show(new Map());
+    tell(error.message);
   }
 }
 
+/** By picture, its classes. A picture that the server cannot use is marked and left out. */
+async function classified(body, signal) {
+  const found = new Map();
+  let left = pictures.filter((one) => !one.problem);
+  while (left.length) {
+    const some = fitting(left);
+    try {
+      const { images } = await api.classify({ images: some.map((one) => one.content), ...body }, signal);
+      images.forEach((one, number) => found.set(some[number], one));
+      left = left.slice(some.length);
+    } catch (error) {
+      const bad = some[error.image];
+      if (!bad) throw error;
+      bad.problem = error.reason;
+      left = left.filter((one) => one !== bad);
+    }
+  }
+  return found;
+}
+
+/** The first pictures, as many as one request can hold; at least one. */
+function fitting(some) {
+  let chars = 0;
+  const end = some.findIndex((one, number) => (chars += one.content.length) > REQUEST_CHARS && number > 0);
+  return end < 0 ? some : some.slice(0, end);
+}
+
+/** One card per picture. A remove button that has the focus keeps it. */
+function show(found) {
+  const focused = [...by("answers").children].findIndex((one) => one.contains(document.activeElement));
+  by("answers").replaceChildren(...pictures.map((one) => card(one, found.get(one))));
+  by("answers").children[focused]?.querySelector("button").focus();
+}
+
+const tell = (text) => { by("class-status").textContent = text; };
+
 function card(picture, found) {
-  const bars = found.scores.slice(0, SHOWN).map(({ name, probability }) => {
-    const percent = `${(100 * probability).toFixed(1)} %`;
-    const bar = make("i", {});
-    bar.style.width = `${100 * probability}%`;
-    const track = make("span", { className: "track", "aria-hidden": "true" }, bar);
-    return make("li", {}, make("span", { className: "name", textContent: name }), make("span", { textContent: percent }), track);
-  });
-  const image = make("img", { src: picture.content, alt: `${picture.name}: ${found.scores[0].name}` });
-  return make("li", { className: "answer" }, image, make("ul", {}, ...bars));
+  const button = make("button", { type: "button", textContent: "✕", title: "Remove", "aria-label": `Remove ${picture.name}` });
+  button.addEventListener("click", () => remove(picture));
+  const bar = make("div", { className: "bar" }, make("span", { className: "file", textContent: picture.name, title: picture.name }), button);
+  if (picture.problem) {
+    const reason = make("p", { textContent: `Cannot be used: ${picture.problem}` });
+    return make("li", { className: "answer bad" }, bar, reason);
+  }
+  const image = make("img", { src: picture.content, alt: found ? `${picture.name}: ${found.scores[0].name}` : picture.name });
+  return make("li", { className: "answer" }, bar, image, make("ul", {}, ...(found?.scores ?? []).slice(0, SHOWN).map(score)));
+}
+
+function score({ name, probability }) {
+  const bar = make("i", {});
+  bar.style.width = `${100 * probability}%`;
+  const track = make("span", { className: "track", "aria-hidden": "true" }, bar);
+  const percent = make("span", { textContent: `${(100 * probability).toFixed(1)} %` });
+  return make("li", {}, make("span", { className: "name", textContent: name }), percent, track);
 }

@@ -3,44 +3,68 @@
 import * as api from "./api.js";
 import { by, make } from "./dom.js";
 
-let hits = [];
+let grid;
 let here = 0;
 let first = 0; // Which one was opened.
 let query;
+let moved; // Called with the hit that is shown.
 
 export function openDetail(found, number, asked) {
-  hits = found;
+  grid = found;
   query = asked;
   first = number;
   show(number);
-  by("detail").showModal();
+  if (!by("detail").open) by("detail").showModal();
 }
 
-export function startDetail() {
+export const closeDetail = () => by("detail").close();
+
+export function startDetail(onMove, onClose) {
   const dialog = by("detail");
-  by("detail-close").addEventListener("click", () => dialog.close());
-  by("detail-before").addEventListener("click", () => show(here - 1));
-  by("detail-after").addEventListener("click", () => show(here + 1));
+  moved = onMove;
+  by("detail-close").addEventListener("click", closeDetail);
+  by("detail-before").addEventListener("click", () => go(here - 1));
+  by("detail-after").addEventListener("click", () => go(here + 1));
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("keydown", (event) => {
     if (event.target instanceof HTMLInputElement) return;
-    if (event.key === "ArrowLeft") show(here - 1);
-    if (event.key === "ArrowRight") show(here + 1);
+    if (event.key === "ArrowLeft") go(here - 1);
+    if (event.key === "ArrowRight") go(here + 1);
   });
   dialog.addEventListener("close", () => {
     if (here !== first) document.querySelectorAll("#grid .open")[here]?.focus(); // Else the browser goes back by itself.
+    onClose();
   });
 }
 
+/** Show another hit; past the last one, the next page is loaded first. */
+async function go(number) {
+  if (number >= grid.hits.length && grid.hasMore) {
+    const from = here;
+    by("detail-position").textContent = "Loading more…";
+    await grid.more();
+    if (here !== from || !by("detail").open) return; // Another was chosen meanwhile.
+    showPosition();
+  }
+  if (!grid.hits[number]) return;
+  show(number);
+  moved(grid.hits[number]);
+}
+
 function show(number) {
-  if (!hits[number]) return;
   here = number;
-  const hit = hits[number];
+  const hit = grid.hits[number];
   by("detail-name").textContent = hit.name;
-  by("detail-before").disabled = number === 0;
-  by("detail-after").disabled = number === hits.length - 1;
+  showPosition();
   showPicture(api.fileOf(hit.id), hit.captions[0] ?? hit.name, false);
   by("detail-words").replaceChildren(...words(hit));
+}
+
+function showPosition() {
+  const num = grid.hits.length;
+  by("detail-before").disabled = here === 0;
+  by("detail-after").disabled = here === num - 1 && !grid.hasMore;
+  by("detail-position").textContent = `${here + 1} of ${num}${grid.hasMore ? " so far" : ""}`;
 }
 
 function showPicture(source, alt, isHeat) {

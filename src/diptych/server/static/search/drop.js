@@ -1,12 +1,16 @@
 // Pictures that are dropped on the page, pasted, or chosen from a dialog.
 
+import { contentOf } from "./api.js";
 import { by } from "./dom.js";
 
-const isPicture = (file) => file.type.startsWith("image/");
+const MAX_MIB = 20;
+const SUFFIXES = /\.(heic|heif|avif|jfif|jpe|jp2)$/i; // Browsers know no type for some of these; the server may read them.
 
-export function startDrop(take) {
+/** `take` is called with pictures ({ content, name }, `free()` at most) and the files that are not used ({ name, reason }). */
+export function startDrop(free, take) {
   let depth = 0;
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  const give = (files, folders) => read(files, folders, free()).then(({ used, unused }) => take(used, unused));
   addEventListener("dragenter", (event) => {
     if (!hasFiles(event)) return;
     depth += 1;
@@ -22,23 +26,47 @@ export function startDrop(take) {
     by("dropping").hidden = true;
     if (!hasFiles(event)) return;
     event.preventDefault();
-    give([...event.dataTransfer.files], take);
+    const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
+    const folders = new Set(entries.filter((entry) => entry?.isDirectory).map((entry) => entry.name));
+    give([...event.dataTransfer.files], folders);
   });
   addEventListener("paste", (event) => {
-    const files = [...(event.clipboardData?.files ?? [])].filter(isPicture);
+    const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) {
       event.preventDefault();
-      give(files, take);
+      give(files, new Set());
     }
   });
   for (const id of ["picture-file", "class-files"]) {
     by(id).addEventListener("change", () => {
-      give([...by(id).files], take);
+      give([...by(id).files], new Set());
       by(id).value = "";
     });
   }
 }
 
-function give(files, take) {
-  take(files.filter(isPicture), files.length);
+async function read(files, folders, free) {
+  const used = [], unused = [];
+  for (const file of files) {
+    const name = file.name || "pasted picture";
+    let reason = whyNot(file, folders);
+    if (!reason && used.length === free.num) reason = free.reason;
+    if (!reason) {
+      try {
+        used.push({ content: await contentOf(file), name });
+      } catch (error) {
+        reason = error.message;
+      }
+    }
+    if (reason) unused.push({ name, reason });
+  }
+  return { used, unused };
+}
+
+function whyNot(file, folders) {
+  if (folders.has(file.name)) return "a folder; drop the pictures in it";
+  if (!file.type.startsWith("image/") && !SUFFIXES.test(file.name)) return `not a picture${file.type && ` (${file.type})`}`;
+  if (file.size === 0) return "empty";
+  if (file.size > MAX_MIB * 2 ** 20) return `larger than ${MAX_MIB} MiB`;
+  return null;
 }

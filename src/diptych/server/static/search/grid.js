@@ -2,35 +2,37 @@
 
 import * as api from "./api.js";
 import { by, make, plural } from "./dom.js";
-import { openDetail } from "./detail.js";
 import { hideNotice, notice } from "./notice.js";
+import { addUnused } from "./unused.js";
 
 const PAGE = 40;
+const LARGEST_PAGE = 200; // Of the server.
 
 export class Grid {
   #query;
-  #gone; // Told when the server does not answer as it should.
+  #on; // { gone, opened, counted }: the server does not answer as it should; a hit was chosen; so many hits are there.
   #asking = new AbortController();
-  #hits = [];
-  #hasMore = false;
+  #coming = null; // The next page, while it is loaded.
   #isAsking = false;
+  hits = [];
+  hasMore = false;
 
-  constructor(query, gone) {
+  constructor(query, on) {
     this.#query = query;
-    this.#gone = gone;
-    by("more").addEventListener("click", () => this.#next());
-    const watch = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.#next(), { rootMargin: "600px" });
+    this.#on = on;
+    by("more").addEventListener("click", () => this.more());
+    const watch = new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.more(), { rootMargin: "600px" });
     watch.observe(by("more"));
     by("grid").addEventListener("keydown", (event) => this.#walk(event));
   }
 
-  /** Ask anew; what was asked before is given up. */
-  async show() {
+  /** Search again, for at least so many hits; a search that is under way is aborted. */
+  async show(num = PAGE) {
     this.#asking.abort();
     this.#asking = new AbortController();
     const { signal } = this.#asking;
     this.#isAsking = true;
-    this.#hasMore = false;
+    this.hasMore = false;
     if (this.#query.isEmpty) {
       this.#isAsking = false;
       this.#clear();
@@ -39,11 +41,12 @@ export class Grid {
     by("grid").setAttribute("aria-busy", "true");
     const began = performance.now();
     try {
-      const found = await api.search(this.#query.body(0, PAGE), signal);
-      this.#hits = [];
+      const found = await api.search(this.#query.body(0, Math.min(Math.max(num, PAGE), LARGEST_PAGE)), signal);
+      this.hits = [];
       by("grid").replaceChildren();
       this.#add(found);
       this.#tell(Math.round(performance.now() - began));
+      while (this.hits.length < num && this.hasMore) await this.#next(signal);
     } catch (error) {
       if (error.name !== "AbortError") this.#trouble(error);
     } finally {
@@ -54,40 +57,45 @@ export class Grid {
     }
   }
 
-  async #next() {
-    if (!this.#hasMore || this.#isAsking) return;
-    this.#isAsking = true;
+  /** Load the next page, if there is one and none is under way; resolves when it is there. */
+  async more() {
+    if (this.#coming) return this.#coming;
+    if (!this.hasMore || this.#isAsking) return undefined;
     const { signal } = this.#asking;
+    this.#coming = this.#next(signal).catch((error) => {
+      if (error.name === "AbortError") return;
+      by("status").textContent = error.message;
+      this.hasMore = false;
+    });
     try {
-      this.#add(await api.search(this.#query.body(this.#hits.length, PAGE), signal));
-      this.#tell();
-    } catch (error) {
-      if (error.name !== "AbortError") {
-        by("status").textContent = error.message;
-        this.#hasMore = false;
-      }
+      return await this.#coming;
     } finally {
-      if (!signal.aborted) this.#isAsking = false;
+      this.#coming = null;
     }
+  }
+
+  async #next(signal) {
+    this.#add(await api.search(this.#query.body(this.hits.length, PAGE), signal));
+    this.#tell();
   }
 
   #add(found) {
     hideNotice();
-    const first = this.#hits.length;
-    this.#hits.push(...found.results);
-    by("grid").append(...found.results.map((hit, number) => this.#tile(hit, first + number)));
-    this.#hasMore = found.has_more;
+    this.hits.push(...found.results);
+    by("grid").append(...found.results.map((hit) => this.#tile(hit)));
+    this.hasMore = found.has_more;
     by("more").hidden = !found.has_more;
-    if (this.#hits.length === 0) {
+    this.#on.counted(this.hits.length);
+    if (this.hits.length === 0) {
       notice("Nothing found", this.#query.where ? "The filter lets no picture through." : "The index holds no pictures yet.");
     }
   }
 
-  #tile(hit, number) {
+  #tile(hit) {
     const name = hit.captions[0] ?? hit.name;
     const image = make("img", { src: api.thumbOf(hit.id), alt: name, loading: "lazy", decoding: "async" });
     const open = make("button", { className: "open", type: "button" }, image);
-    open.addEventListener("click", () => openDetail(this.#hits, number, this.#query));
+    open.addEventListener("click", () => this.#on.opened(this.hits.indexOf(hit)));
     const tile = make("li", { className: "tile" }, open);
     image.addEventListener("error", () => {
       tile.classList.add("gone");
@@ -124,7 +132,7 @@ export class Grid {
   }
 
   #tell(ms) {
-    const shown = `${plural(this.#hits.length, "picture")}${this.#hasMore ? " so far" : ""}`;
+    const shown = `${plural(this.hits.length, "picture")}${this.hasMore ? " so far" : ""}`;
     by("status").textContent = ms === undefined ? shown : `${shown}, in ${ms} ms`;
   }
 
@@ -133,7 +141,7 @@ export class Grid {
     by("grid").setAttribute("aria-busy", "false");
     by("status").textContent = "";
     by("more").hidden = true;
-    this.#hits = [];
+    this.hits = [];
     notice("Search by words or by pictures", "Type what you are looking for; or drop, paste or choose a picture to find others like it.", {
       examples: ["a dog", "people in the street", "something red"],
       use: (text) => this.#query.set({ text }),
@@ -143,12 +151,18 @@ export class Grid {
   #trouble(error) {
     by("status").textContent = "";
     by("more").hidden = true;
+    const bad = this.#query.terms.filter((term) => term.content)[error.image];
+    if (bad) {
+      addUnused(bad.name, error.reason);
+      this.#query.remove(bad);
+      return;
+    }
     if (error.status === 422) {
       by("status").textContent = error.message;
       return;
     }
     by("grid").replaceChildren();
     notice("That did not work", error.message, { retry: () => this.show() });
-    this.#gone();
+    this.#on.gone();
   }
 }

@@ -1,39 +1,112 @@
 // Puts the page together: what is looked for changes, and address, terms and pictures follow.
 
 import * as api from "./api.js";
-import { addPictures, startClasses } from "./classes.js";
-import { startDetail } from "./detail.js";
+import { MAX_PICTURES, addPictures, numFree, startClasses } from "./classes.js";
+import { closeDetail, openDetail, startDetail } from "./detail.js";
 import { by, debounced, plural } from "./dom.js";
 import { startDrop } from "./drop.js";
 import { Grid } from "./grid.js";
 import { notice } from "./notice.js";
-import { Query } from "./query.js";
+import { Places } from "./places.js";
+import { MAX_TERMS, Query } from "./query.js";
 import { showTerms } from "./terms.js";
+import { showUnused } from "./unused.js";
 
 const LOOK_AGAIN_MS = 10_000;
-const MAX_MIB = 20;
+const DROPPED_AT_ONCE = 4;
 
 let hasIndex = true;
-const query = Query.read(location.search, () => changed());
-const grid = new Grid(query, () => look());
+let numSearches = 0;
+let shownSearch = 0; // The number of the search whose hits are shown.
+let shownWhere = "";
+let wasTyping = false;
+const query = Query.read(location.search, (isTyping) => changed(isTyping));
+const places = new Places(restore);
+const grid = new Grid(query, {
+  gone: look,
+  opened: (number) => {
+    openDetail(grid, number, query);
+    places.push(address(grid.hits[number].id), { ...places.memory });
+  },
+  counted: (num) => { places.memory.shown = num; },
+});
 by("text").value = query.text;  // Before anything is awaited: what is typed meanwhile stays.
 
-function changed() {
-  if (by("text").value !== query.text && document.activeElement !== by("text")) by("text").value = query.text;
-  by("where").value = query.where;
-  if (query.where) by("filters").open = true;
-  showTerms(query);
-  const told = query.toString();
-  history.replaceState(null, "", told ? `?${told}${location.hash}` : `${location.pathname}${location.hash}`);
+function address(picture) {
+  const told = query.toString(picture);
+  return `${location.pathname}${told && `?${told}`}${by("classes").hidden ? "" : "#classes"}`;
+}
+
+/** Every change is a place in the history; what is typed without a pause for something else is one. */
+function changed(isTyping = false) {
+  draw(by("text") === document.activeElement);
+  const known = places.memory.terms ?? [];
+  const isSame = address() === location.pathname + location.search + location.hash
+    && known.length === query.terms.length
+    && query.terms.every(({ id, content, weight }, at) => id === known[at].id && content === known[at].content && weight === known[at].weight);
+  const isReplaced = isSame || (isTyping && wasTyping);
+  wasTyping = isTyping;
+  shownSearch = numSearches += 1;
+  const memory = { terms: query.terms.map((term) => ({ ...term })), search: shownSearch };
+  if (isReplaced) places.replace(address(), memory);
+  else places.push(address(), memory);
   if (hasIndex) grid.show();
 }
 
-const typed = debounced(() => query.set({ text: by("text").value, where: by("where").value }));
+function draw(isTextKept) {
+  if (!isTextKept) by("text").value = query.text;
+  if (query.where !== shownWhere) by("where").value = shownWhere = query.where;
+  if (query.where) by("filters").open = true;
+  showTerms(query);
+  showWhereState();
+}
+
+function showWhereState() {
+  const isWaiting = by("where").value.trim() !== query.where.trim();
+  const applied = query.where.trim() ? "Applied." : "";
+  by("where-state").textContent = isWaiting ? "Not applied yet: press Enter or choose Apply." : applied;
+  by("where-state").classList.toggle("waiting", isWaiting);
+}
+
+/** Show the place that Back or Forward led to. */
+async function restore(memory) {
+  const { scroll = 0, shown } = memory;
+  wasTyping = false;
+  const isOtherTab = openTab(location.hash === "#classes" ? "classes" : "search");
+  const isOther = memory.search === undefined || memory.search !== shownSearch;
+  if (isOther) {
+    closeDetail();
+    query.load(location.search, memory.terms);
+    shownSearch = memory.search ??= numSearches += 1;
+    draw(false);
+    if (hasIndex) await grid.show(shown);
+    if (places.memory !== memory) return; // Another place was chosen meanwhile.
+  }
+  if (isOther || isOtherTab) scrollTo(0, scroll);
+  openFromAddress();
+}
+
+/** The large view of the picture that the address names, if it is among the hits. */
+function openFromAddress() {
+  const id = pictureOfAddress();
+  const number = grid.hits.findIndex((hit) => hit.id === id);
+  if (number >= 0) openDetail(grid, number, query);
+  else closeDetail();
+}
+
+const pictureOfAddress = () => new URLSearchParams(location.search).get("picture");
+
+const typed = debounced(() => query.text !== by("text").value && query.set({ text: by("text").value }, { isTyping: true }));
 by("text").addEventListener("input", typed);
-by("where").addEventListener("change", typed);
+by("text").addEventListener("blur", () => { wasTyping = false; });
+by("where").addEventListener("input", showWhereState);
 by("asking").addEventListener("submit", (event) => {
   event.preventDefault();
   query.set({ text: by("text").value, where: by("where").value });
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // The part of the address after # names the tab.
+  by("content").focus();
 });
 addEventListener("keydown", (event) => {
   const isWriting = event.target instanceof HTMLInputElement || event.target instanceof HTMLTextAreaElement;
@@ -44,27 +117,43 @@ addEventListener("keydown", (event) => {
   }
 });
 
-startDetail();
+startDetail(
+  (hit) => places.replace(address(hit.id)),
+  () => {
+    if (!pictureOfAddress()) return;
+    if (places.isPushed) history.back();
+    else places.replace(address());
+  },
+);
 startClasses();
-startDrop(async (files, given) => {
-  const small = files.filter((file) => file.size <= MAX_MIB * 2 ** 20);
-  const isClasses = !by("classes").hidden;
-  const status = by(isClasses ? "class-status" : "status");
-  if (small.length < given) status.textContent = `Only pictures of up to ${MAX_MIB} MiB can be used.`;
-  if (isClasses) await addPictures(small);
-  else for (const file of small.slice(0, 4)) query.drop(await api.contentOf(file), file.name || "pasted picture");
-});
+startDrop(
+  () => by("classes").hidden
+    ? { num: Math.min(DROPPED_AT_ONCE, query.numFree), reason: `a search takes ${DROPPED_AT_ONCE} pictures at once and ${MAX_TERMS} in all` }
+    : { num: numFree(), reason: `there are at most ${MAX_PICTURES} pictures; remove some` },
+  async (pictures, unused) => {
+    showUnused(unused);
+    if (!by("classes").hidden) await addPictures(pictures);
+    else if (pictures.length) query.drop(pictures);
+  },
+);
 
-// Tabs, as the pattern for them has it: arrow keys go between them.
+// Tabs with the keyboard pattern of the ARIA practices: the arrow keys switch between them.
 const tabs = [by("tab-search"), by("tab-classes")];
+
 function open(name) {
+  if (openTab(name)) places.push(address(), { ...places.memory, scroll: 0 });
+}
+
+/** Whether another tab was open. */
+function openTab(name) {
+  const isOther = by(name).hidden;
   for (const tab of tabs) {
     const is = tab.id === `tab-${name}`;
     tab.setAttribute("aria-selected", String(is));
     tab.tabIndex = is ? 0 : -1;
     by(tab.getAttribute("aria-controls")).hidden = !is;
   }
-  history.replaceState(null, "", `${location.pathname}${location.search}${name === "search" ? "" : `#${name}`}`);
+  return isOther;
 }
 tabs.forEach((tab, number) => {
   tab.addEventListener("click", () => open(tab.id.slice(4)));
@@ -94,6 +183,11 @@ async function look() {
 
 await look();
 setInterval(look, LOOK_AGAIN_MS);
-if (location.hash === "#classes" || !hasIndex) open("classes");
-if (hasIndex) changed();
-else notice("This server has no index", "Start it with --index to search pictures. Classes work without.");
+if (location.hash === "#classes" || !hasIndex) openTab("classes");
+if (hasIndex) {
+  shownSearch = numSearches += 1;
+  places.replace(address(pictureOfAddress()), { terms: query.terms.map((term) => ({ ...term })), search: shownSearch });
+  draw(true);
+  await grid.show();
+  openFromAddress();
+} else notice("This server has no index", "Start it with --index to search pictures. Classes work without.");

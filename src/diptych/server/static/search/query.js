@@ -2,6 +2,7 @@
 // search can be shared; of dropped pictures only this page knows.
 
 const WHOLE = 1;
+export const MAX_TERMS = 31; // The server takes 32, and the text is one.
 
 export class Query {
   text = "";
@@ -17,9 +18,21 @@ export class Query {
     return !this.text.trim() && this.terms.length === 0;
   }
 
-  set(values) {
+  /** `isTyping`: further changes of this kind will follow. */
+  set(values, { isTyping = false } = {}) {
     Object.assign(this, values);
-    this.#changed();
+    this.#changed(isTyping);
+  }
+
+  /** Take over a search from an address, and if they are known its terms; this is no change. */
+  load(search, terms) {
+    const told = Query.read(search);
+    Object.assign(this, { text: told.text, where: told.where, terms: (terms ?? told.terms).map((term) => ({ ...term })) });
+  }
+
+  /** How many more terms the server takes. */
+  get numFree() {
+    return MAX_TERMS - this.terms.length;
   }
 
   /** More, or less, like a picture of the index; the same again takes it back. */
@@ -35,8 +48,9 @@ export class Query {
     return this.terms.find((term) => term.id === id)?.weight ?? 0;
   }
 
-  drop(content, name) {
-    this.terms.push({ content, name, weight: WHOLE });
+  /** Add pictures that are not in the index. */
+  drop(pictures) {
+    this.terms.push(...pictures.map(({ content, name }) => ({ content, name, weight: WHOLE })));
     this.#changed();
   }
 
@@ -58,19 +72,20 @@ export class Query {
     return body;
   }
 
-  /** As the address has it. */
-  toString() {
+  /** As the address has it; with the id of a picture that is open. */
+  toString(picture) {
     const told = new URLSearchParams();
     if (this.text.trim()) told.set("q", this.text.trim());
     if (this.where.trim()) told.set("where", this.where.trim());
     for (const { id, weight } of this.terms) if (id) told.append("like", `${id}*${weight}`);
+    if (picture) told.set("picture", picture);
     return told.toString();
   }
 
   /** From an address; what in it makes no sense is left out. */
   static read(search, changed) {
     const told = new URLSearchParams(search);
-    const query = new Query(changed);
+    const query = new Query(changed ?? (() => {}));
     query.text = told.get("q") ?? "";
     query.where = told.get("where") ?? "";
     for (const one of told.getAll("like").slice(0, 30)) {
