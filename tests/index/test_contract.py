@@ -42,6 +42,16 @@ def test_what_is_added_is_found(index: Index, place: str) -> None:
     assert index.verify() == []
 
 
+def test_the_common_folder(index: Index) -> None:
+    assert index.common_folder() == "/photos"
+    index.remove(f"/photos/{number}.jpg" for number in range(1, 10))
+    assert index.common_folder() == "/photos"  # Of one picture, its own folder.
+    index.add([entry(20, key="/photosets/a.jpg", digest="d0")], {})
+    assert index.common_folder() is None
+    index.remove(["/photos/0.jpg", "/photosets/a.jpg"])
+    assert index.common_folder() is None
+
+
 def test_copies_share_a_vector_and_are_all_found(index: Index) -> None:
     index.add([entry(20, digest="d4"), entry(21, digest="d4")], {})
     size = index.size()

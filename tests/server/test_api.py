@@ -197,8 +197,8 @@ def test_pictures_come_as_they_are_and_small(site: Site, index: Index) -> None:
         assert thumb.headers["content-type"] == "image/webp"
         assert max(Image.open(io.BytesIO(thumb.content)).size) <= px
     told = site.ask("GET", f"/v1/images/{entry.digest}").json
-    assert told["name"] == Path(entry.key).name
-    assert "/" not in json.dumps(told)  # Nothing of where it lies.
+    assert told["name"] == told["path"] == Path(entry.key).name
+    assert "/" not in json.dumps(told)  # Not the folder, which is above all pictures.
 
 
 def test_heat_is_a_picture_of_what_the_model_sees(site: Site, index: Index) -> None:
@@ -309,7 +309,7 @@ def test_every_example_of_the_description_works(site: Site) -> None:
         for example in content.get("application/json", {}).get("examples", {}).values():
             site.post(path, example["value"])
             tried += 1
-    assert tried == 8
+    assert tried == 9
 
 
 def test_without_an_index_the_model_serves_alone(clip: LoadedBundle) -> None:

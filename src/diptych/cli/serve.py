@@ -52,7 +52,7 @@ def serve(
     from diptych.server.app import create_app
     from diptych.server.keys import read_keys
     from diptych.server.limits import Limits
-    from diptych.server.run import bound_socket, known_hosts
+    from diptych.server.run import bound_socket, is_loopback, known_hosts
 
     limits = Limits(batch=batch, window_ms=window_ms, waiting=waiting, deadline_s=deadline, body_mb=body_mb)
     keys = read_keys(api_key_file)
@@ -63,7 +63,14 @@ def serve(
         if opened is not None:
             check_model(opened, clip)
             said = f", {len(opened):,} pictures of {opened.place}"
-        app = create_app(clip, opened, limits=limits, keys=keys, hosts=known_hosts(host, allowed_host or []))
+        app = create_app(
+            clip,
+            opened,
+            limits=limits,
+            keys=keys,
+            hosts=known_hosts(host, allowed_host or []),
+            has_absolute_paths=is_loopback(host) and not keys and not allowed_host,
+        )
         say(f"Serving {bundle}{said}")
         _warn_of_guests(host, keys)
         _until_signal(app, listening)

@@ -1,6 +1,7 @@
 """What an index knows of a picture beside its vector."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,18 @@ class Entry:
     """Stamp of the text file next to the picture that the captions were read from; None if there was none."""
     target: str | None = None
     """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
+
+
+def common_folder(first: str | None, last: str | None) -> str | None:
+    """The nearest folder that holds all keys, from the first and the last of them in order; None for none or the root.
+
+    >>> common_folder("/photos/2023/a.jpg", "/photos/2024/b.jpg"), common_folder("/a.jpg", "/b/c.jpg")
+    ('/photos', None)
+    """
+    if first is None or last is None:
+        return None
+    pairs = zip(first.split("/")[:-1], last.split("/")[:-1], strict=False)
+    return "/".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or None
 
 
 @dataclass(frozen=True, kw_only=True)

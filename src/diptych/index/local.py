@@ -16,12 +16,12 @@ from diptych.core.lists import check_list
 from diptych.index import approximate
 from diptych.index.checksums import Block
 from diptych.index.dialects import SQLITE, Condition, where
-from diptych.index.entry import Entry, Found, Stamp
+from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import groups_of_keys
 from diptych.index.local_store import LocalStore
-from diptych.index.tables import forget, insert, set_about, to_entry, to_row
+from diptych.index.tables import KEY_RANGE, forget, insert, set_about, to_entry, to_row
 
 
 class LocalIndex(LocalStore):
@@ -89,6 +89,11 @@ class LocalIndex(LocalStore):
         condition = where(chosen, SQLITE)
         sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
+
+    def common_folder(self) -> str | None:
+        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+        ((first, last),) = self._all(KEY_RANGE)
+        return common_folder(first, last)
 
     def add(
         self,

@@ -14,11 +14,11 @@ from diptych.core.lists import check_list
 from diptych.index.approximate import About, Kind
 from diptych.index.connections import Connection
 from diptych.index.dialects import POSTGRESQL, where
-from diptych.index.entry import Entry, Found, Stamp
+from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.filters import Filter
 from diptych.index.groups import groups_of_keys
 from diptych.index.postgres_store import PostgresStore
-from diptych.index.tables import COLUMNS, to_entry, to_row
+from diptych.index.tables import COLUMNS, KEY_RANGE, to_entry, to_row
 
 _FETCH = 4096
 
@@ -81,6 +81,11 @@ class PostgresIndex(PostgresStore):
         condition = where(chosen, POSTGRESQL)
         sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
+
+    def common_folder(self) -> str | None:
+        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+        ((first, last),) = self._all(KEY_RANGE)
+        return common_folder(first, last)
 
     def add(
         self,

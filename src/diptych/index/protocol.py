@@ -81,6 +81,9 @@ class Index(Protocol):
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
 
+    def common_folder(self) -> str | None:
+        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+
     def add(
         self,
         entries: Sequence[Entry],

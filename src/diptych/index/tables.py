@@ -37,6 +37,8 @@ CREATE TABLE blocks (
 """
 COLUMNS = "key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target"
 COLUMNS_OF_FORMAT = {1: "key, digest, size, modified_ns, width, height, taken, captions, NULL, NULL, NULL", 2: COLUMNS}
+KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
+"""The first and the last key; two look-ups in the index of keys, where one SELECT of both would read the table."""
 HASHED = {
     "about": "name, value",
     "vectors": "digest, place",

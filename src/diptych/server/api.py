@@ -1,7 +1,7 @@
 """The routes under `/v1`: embed, similarity, classify, search, pictures."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from os.path import basename
@@ -27,6 +27,7 @@ from diptych.inference.classify import (
 )
 from diptych.inference.query import unit_sums
 from diptych.inference.similarity import softmax
+from diptych.search.similar import SIMILAR_COSINE, HitGroup, search_groups
 from diptych.server.engine import Engine
 from diptych.server.problems import Problem
 from diptych.server.reading import body_of, read_body
@@ -41,6 +42,7 @@ from diptych.server.schemas import (
     InfoLimits,
     ProblemAnswer,
     SearchAnswer,
+    SearchHit,
     SearchRequest,
     SearchTerm,
     SimilarityAnswer,
@@ -68,13 +70,23 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"description": said, "model": ProblemAnswer, **_PROBLEM} for status, said in _SAID.items()
 }
 _FOR_A_DAY = {"Cache-Control": "private, max-age=86400"}
+_PROXY_HEADERS = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
 Id = Annotated[str, PathParam(alias="id", pattern=ID_PATTERN, description="As a search tells it.")]
 
 
-def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
-    """What a team's programs ask for."""
+def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # noqa: C901  (a list of routes)
+    """What a team's programs ask for.
+
+    Args:
+        engine: the model and the index.
+        has_absolute_paths: whether hits have the absolute path of their file, except in answers that go through a proxy.
+    """
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
     parse = partial(engine.in_thread, "bodies")
+
+    async def described(request: Request) -> Callable[[Found | Entry], Hit]:
+        folder = await engine.of_index(lambda index: index.common_folder())
+        return partial(hit, folder=folder, is_absolute=has_absolute_paths and not _PROXY_HEADERS & {*request.headers})
 
     @router.get("/info")
     async def info() -> Info:
@@ -109,20 +121,19 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     async def search(request: Request) -> SearchAnswer:
         """Pictures of the index, the nearest to a weighted sum of texts and pictures first."""
         asked = await read_body(request, SearchRequest, parse)
-        engine.held_index()
-        chosen = _filter(asked.where)
-        last = asked.offset + asked.limit
-        if last > engine.limits.results:
-            raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}")
-        vector = await _sum_of(engine, asked.all_terms)
-        found = await engine.search(vector, top=last + 1, chosen=chosen)
-        page = [hit(one) for one in found[asked.offset : last]]
-        return SearchAnswer(results=page, offset=asked.offset, has_more=len(found) > last)
+        groups = await _groups(engine, asked)
+        to_hit, last = await described(request), asked.offset + asked.limit
+        page = [
+            SearchHit(**vars(to_hit(one.hit)), similar=[to_hit(other) for other in one.similar])
+            for one in groups[asked.offset : last]
+        ]
+        return SearchAnswer(results=page, offset=asked.offset, has_more=len(groups) > last)
 
     @router.get("/images/{id}")
-    async def image(key: Id) -> Hit:
+    async def image(request: Request, key: Id) -> Hit:
         """What the index knows of a picture."""
-        return hit(await _entry(engine, key))
+        to_hit = await described(request)
+        return to_hit(await _entry(engine, key))
 
     @router.get("/images/{id}/file", response_class=Response, responses={200: _picture("image/*")})
     async def file(key: Id) -> Response:
@@ -145,12 +156,20 @@ def api(engine: Engine) -> APIRouter:  # noqa: C901  (a list of routes)
     return router
 
 
-def hit(found: Found | Entry) -> Hit:
-    """As it is answered: nothing of where the file lies but its name."""
+def hit(found: Found | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
+    """The answer for a picture.
+
+    Args:
+        found: the picture.
+        folder: its path is given relative to this folder, which holds it; None leaves the path out.
+        is_absolute: whether the absolute path is given, too.
+    """
     entry, score = (found.entry, found.score) if isinstance(found, Found) else (found, None)
     return Hit(
         id=entry.digest,
         name=basename(entry.key),  # noqa: PTH119  (ten in each answer, and a Path costs ten times as much)
+        path=None if folder is None else entry.key.removeprefix(f"{folder}/"),
+        absolute_path=entry.key if is_absolute else None,
         score=score,
         width=entry.width,
         height=entry.height,
@@ -238,6 +257,21 @@ def _filter(where: str | None) -> Filter | None:
         return parse_filter(where)
     except ConfigError as error:  # Which names the option of the command line.
         raise Problem(422, str(error).removeprefix("--")) from None
+
+
+async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
+    """The nearest hits up to the end of the page, and one more if there is one; near-equal ones folded on request."""
+    engine.held_index()
+    chosen = _filter(asked.where)
+    last = asked.offset + asked.limit
+    if last > engine.limits.results:
+        raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}")
+    vector = await _sum_of(engine, asked.all_terms)
+    if asked.group_similar is False:
+        return [HitGroup(hit=one, similar=()) for one in await engine.search(vector, top=last + 1, chosen=chosen)]
+    threshold = SIMILAR_COSINE if asked.group_similar is True else asked.group_similar
+    grouped = partial(search_groups, query=vector, top=last + 1, threshold=threshold, chosen=chosen)
+    return await engine.of_index(grouped)
 
 
 async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarray, " E"]:

@@ -34,6 +34,7 @@ def create_app(
     limits: Limits | None = None,
     keys: Sequence[str] = (),
     hosts: Sequence[str] = (),
+    has_absolute_paths: bool = False,
 ) -> ASGIApp:
     """What uvicorn, or any ASGI server, serves.
 
@@ -44,6 +45,7 @@ def create_app(
         keys: each lets who has it in; none lets everybody in.
         hosts: names by which the server may be asked for; none takes any. It keeps a page of another site from asking by a name
             that it made to point here.
+        has_absolute_paths: whether hits have the absolute path of their file; for a server that only its own machine reaches.
     """
     engine = Engine(clip, index, limits or Limits())
 
@@ -64,7 +66,7 @@ def create_app(
         lifespan=lifespan,
     )
     answer_problems(app)
-    app.include_router(api(engine))
+    app.include_router(api(engine, has_absolute_paths=has_absolute_paths))
     app.include_router(openai_api(engine))
     app.include_router(_health(engine))
     _describe_bodies(app)

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -47,11 +47,17 @@ class Hit:
 
     id: str
     name: str
+    path: str | None
+    """Relative to the nearest folder that holds all pictures of the index; None if they share only the root."""
+    absolute_path: str | None
+    """None unless the server listens to its own machine alone, without keys and without a proxy."""
     score: float
     width: int | None
     height: int | None
     taken: str | None
     captions: tuple[str, ...]
+    similar: tuple["Hit", ...] = ()
+    """Near-equal pictures that are folded into it, with `group_similar`."""
 
 
 class Client(FourUses):
@@ -153,8 +159,25 @@ class Client(FourUses):
         emb[positions] = self._stacked(rows)
         return emb
 
-    def search(self, query: str | Query, *, where: str | None = None, limit: int = 20, offset: int = 0) -> list[Hit]:
-        """Pictures of the server's index, the nearest first."""
+    def search(
+        self,
+        query: str | Query,
+        *,
+        where: str | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        group_similar: bool | float = False,
+    ) -> list[Hit]:
+        """Pictures of the server's index, the nearest first.
+
+        Args:
+            query: a text, or weighted terms.
+            where: a filter.
+            limit: so many hits.
+            offset: so many hits are left out before them.
+            group_similar: fold near-equal pictures into the best of them. True: from the server's default cosine on; a number:
+                from that cosine on.
+        """
         terms: list[dict[str, Any]] = [{"text": query}]
         if isinstance(query, Query):
             terms = [
@@ -163,9 +186,10 @@ class Client(FourUses):
                 else {"image": self._sent(term.value), "weight": term.weight}
                 for term in query.terms
             ]
-        body = {"terms": terms, "limit": limit, "offset": offset, "where": where}
-        found = self._ask("POST", "/v1/search", body)["results"]
-        return [Hit(**{**one, "captions": tuple(one["captions"])}) for one in found]
+        body: dict[str, Any] = {"terms": terms, "limit": limit, "offset": offset, "where": where}
+        if group_similar is not False:  # Servers of earlier versions do not know the field.
+            body["group_similar"] = group_similar
+        return [_hit(one) for one in self._ask("POST", "/v1/search", body)["results"]]
 
     def _limit(self, name: str, default: int) -> int:
         """What the server accepts in one request; servers of earlier versions do not tell it."""
@@ -243,6 +267,13 @@ class Client(FourUses):
 def _size(item: str) -> int:
     """Bytes of an input and what parts it from the next one."""
     return len(json.dumps(item)) + 2
+
+
+def _hit(told: dict[str, Any]) -> Hit:
+    """From the server's answer; what this version does not know, or an earlier server does not send, is left out."""
+    known: dict[str, Any] = {one.name: told.get(one.name) for one in fields(Hit)}
+    known |= {"captions": tuple(told["captions"]), "similar": tuple(_hit(one) for one in told.get("similar", ()))}
+    return Hit(**known)
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

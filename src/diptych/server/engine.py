@@ -238,7 +238,7 @@ class Engine:
 
 
 def _checked(results: Sequence[Any]) -> list[Any]:
-    """The results, if none of them is an exception. The problem of a picture that cannot be used has its position and the reason."""
+    """The results, if none of them is an exception. For a picture that cannot be used, the problem has its position."""
     for number, result in enumerate(results):
         if isinstance(result, ImageError):
             reason = str(result).partition(": ")[2] or str(result)

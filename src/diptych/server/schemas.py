@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    StrictBool,
     WithJsonSchema,
     model_validator,
 )
@@ -205,6 +206,7 @@ class SearchRequest(Model):
                 {"text": "a dog on a beach", "limit": 5},
                 {"terms": [{"text": "a dog"}, {"text": "snow", "weight": -0.5}], "where": "width >= 16"},
                 {"terms": [{"image": PICTURE}], "offset": 20, "limit": 20},
+                {"text": "a dog on a beach", "group_similar": True},
             ]
         },
     )
@@ -214,6 +216,13 @@ class SearchRequest(Model):
     """As in `taken > 2024-01-01 and width >= 800 and caption like '%dog%'`."""
     offset: Annotated[int, Field(ge=0), NullIs(0)] = 0
     limit: Annotated[int, Field(ge=1, le=200), NullIs(20)] = 20
+    group_similar: Annotated[StrictBool | Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)], NullIs(False)] = (
+        Field(
+            default=False,
+            description="Fold near-equal pictures into the best of them. True: from a cosine of 0.95 on; a number: from that "
+            "cosine on. `offset` and `limit` then count groups.",
+        )
+    )
 
     @model_validator(mode="after")
     def _something(self) -> "SearchRequest":
@@ -232,6 +241,12 @@ class Hit(Model):
 
     id: str
     name: str = Field(description="Of its file, without the folder.")
+    path: str | None = Field(
+        description="Relative to the nearest folder that holds all pictures of the index; null if they share only the root."
+    )
+    absolute_path: str | None = Field(
+        description="Null unless the server listens to this machine alone, without keys and without a proxy."
+    )
     score: float | None = Field(description="Cosine with the query, within [-1, 1].")
     width: int | None
     height: int | None
@@ -239,10 +254,18 @@ class Hit(Model):
     captions: list[str]
 
 
+class SearchHit(Hit):
+    """A picture of the index that answers a search."""
+
+    similar: list[Hit] = Field(
+        description="Near-equal pictures that are folded into it; empty without `group_similar`."
+    )
+
+
 class SearchAnswer(Model):
     """A page of results, the nearest first."""
 
-    results: list[Hit]
+    results: list[SearchHit]
     offset: int
     has_more: bool
 

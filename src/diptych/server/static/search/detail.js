@@ -1,7 +1,7 @@
 // One picture, large: what is known of it, and what in it speaks for the text that was looked for.
 
 import * as api from "./api.js";
-import { by, make } from "./dom.js";
+import { by, make, plural } from "./dom.js";
 
 let grid;
 let here = 0;
@@ -75,14 +75,26 @@ function showPicture(source, alt, isHeat) {
 }
 
 function words(hit) {
-  const facts = [["Cosine", hit.score?.toFixed(3)], ["Size", hit.width && `${hit.width} × ${hit.height} px`], ["Taken", hit.taken]];
+  const path = hit.absolute_path ?? hit.path;
+  const facts = [["Cosine", hit.score?.toFixed(3)], ["Path", path], ["Size", hit.width && `${hit.width} × ${hit.height} px`], ["Taken", hit.taken]];
   const list = make("dl", {});
   for (const [name, value] of facts) if (value) list.append(make("dt", { className: "soft", textContent: name }), make("dd", { textContent: value }));
   const captions = hit.captions.map((caption) => make("p", { textContent: `“${caption}”` }));
   const parts = [list, ...captions, likes(hit)];
+  if (hit.similar?.length) parts.push(similar(hit));
   if (query.text.trim()) parts.push(heat(hit));
   parts.push(make("a", { href: api.fileOf(hit.id), download: hit.name, textContent: "Save the picture" }));
   return parts;
+}
+
+/** Shows the first picture that is folded into this one; Next goes on to the others. */
+function similar(hit) {
+  const button = make("button", { type: "button", textContent: `Show ${plural(hit.similar.length, "similar picture")}` });
+  button.addEventListener("click", () => {
+    grid.unfold(hit);
+    go(here + 1);
+  });
+  return button;
 }
 
 function likes(hit) {

@@ -14,7 +14,8 @@ export class Grid {
   #asking = new AbortController();
   #coming = null; // The next page, while it is loaded.
   #isAsking = false;
-  hits = [];
+  #num = 0; // Results of the server; `hits` has the similar pictures that are unfolded, too.
+  hits = []; // As they are shown.
   hasMore = false;
 
   constructor(query, on) {
@@ -43,10 +44,11 @@ export class Grid {
     try {
       const found = await api.search(this.#query.body(0, Math.min(Math.max(num, PAGE), LARGEST_PAGE)), signal);
       this.hits = [];
+      this.#num = 0;
       by("grid").replaceChildren();
       this.#add(found);
       this.#tell(Math.round(performance.now() - began));
-      while (this.hits.length < num && this.hasMore) await this.#next(signal);
+      while (this.#num < num && this.hasMore) await this.#next(signal);
     } catch (error) {
       if (error.name !== "AbortError") this.#trouble(error);
     } finally {
@@ -75,17 +77,18 @@ export class Grid {
   }
 
   async #next(signal) {
-    this.#add(await api.search(this.#query.body(this.hits.length, PAGE), signal));
+    this.#add(await api.search(this.#query.body(this.#num, PAGE), signal));
     this.#tell();
   }
 
   #add(found) {
     hideNotice();
     this.hits.push(...found.results);
+    this.#num += found.results.length;
     by("grid").append(...found.results.map((hit) => this.#tile(hit)));
     this.hasMore = found.has_more;
     by("more").hidden = !found.has_more;
-    this.#on.counted(this.hits.length);
+    this.#on.counted(this.#num);
     if (this.hits.length === 0) {
       notice("Nothing found", this.#query.where ? "The filter lets no picture through." : "The index holds no pictures yet.");
     }
@@ -103,8 +106,45 @@ export class Grid {
       open.setAttribute("aria-label", `${name}: no picture any more`);
     });
     const score = make("span", { className: "score", textContent: hit.score.toFixed(3), title: "Cosine with what is looked for" });
+    tile.append(make("div", { className: "file", textContent: hit.name, title: hit.path ?? hit.name }));
     tile.append(make("div", { className: "under" }, score, this.#likes(hit, name, 1), this.#likes(hit, name, -1)));
+    if (hit.similar?.length) tile.append(this.#unfolder(hit, name));
     return tile;
+  }
+
+  #unfolder(hit, name) {
+    const button = make("button", {
+      type: "button", className: "similar", textContent: `+${hit.similar.length} similar`, "aria-expanded": "false",
+      "aria-label": `${plural(hit.similar.length, "picture")} similar to ${name}`,
+    });
+    button.addEventListener("click", () => this.unfold(hit, button.getAttribute("aria-expanded") === "false"));
+    return button;
+  }
+
+  /** Show the pictures that are folded into a hit after it, or hide them. */
+  unfold(hit, is = true) {
+    const at = this.hits.indexOf(hit);
+    const tile = by("grid").children[at];
+    const button = tile.querySelector(".similar");
+    if (is === (button.getAttribute("aria-expanded") === "true")) return;
+    button.setAttribute("aria-expanded", String(is));
+    const num = hit.similar.length;
+    if (is) {
+      this.hits.splice(at + 1, 0, ...hit.similar);
+      const members = hit.similar.map((one) => this.#tile(one));
+      for (const member of members) member.classList.add("member");
+      tile.after(...members);
+    } else {
+      this.hits.splice(at + 1, num);
+      for (const member of [...by("grid").children].slice(at + 1, at + 1 + num)) member.remove();
+    }
+  }
+
+  /** Where a picture is among the hits, unfolded if it must be; -1 if it is not there. */
+  find(id) {
+    const folded = this.hits.find((hit) => hit.similar?.some((one) => one.id === id));
+    if (folded && !this.hits.some((hit) => hit.id === id)) this.unfold(folded);
+    return this.hits.findIndex((hit) => hit.id === id);
   }
 
   #likes(hit, name, weight) {
@@ -132,8 +172,11 @@ export class Grid {
   }
 
   #tell(ms) {
-    const shown = `${plural(this.hits.length, "picture")}${this.hasMore ? " so far" : ""}`;
-    by("status").textContent = ms === undefined ? shown : `${shown}, in ${ms} ms`;
+    const parts = [`${plural(this.#num, "picture")}${this.hasMore ? " so far" : ""}`];
+    const numSimilar = this.hits.reduce((sum, hit) => sum + (hit.similar?.length ?? 0), 0);
+    if (numSimilar) parts.push(`${plural(numSimilar, "near-equal one")} folded`);
+    if (ms !== undefined) parts.push(`in ${ms} ms`);
+    by("status").textContent = parts.join(", ");
   }
 
   #clear() {
@@ -142,6 +185,7 @@ export class Grid {
     by("status").textContent = "";
     by("more").hidden = true;
     this.hits = [];
+    this.#num = 0;
     notice("Search by words or by pictures", "Type what you are looking for; or drop, paste or choose a picture to find others like it.", {
       examples: ["a dog", "people in the street", "something red"],
       use: (text) => this.#query.set({ text }),

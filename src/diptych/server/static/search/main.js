@@ -57,6 +57,7 @@ function draw(isTextKept) {
   if (!isTextKept) by("text").value = query.text;
   if (query.where !== shownWhere) by("where").value = shownWhere = query.where;
   if (query.where) by("filters").open = true;
+  by("group").checked = query.isGrouped;
   showTerms(query);
   showWhereState();
 }
@@ -89,7 +90,7 @@ async function restore(memory) {
 /** The large view of the picture that the address names, if it is among the hits. */
 function openFromAddress() {
   const id = pictureOfAddress();
-  const number = grid.hits.findIndex((hit) => hit.id === id);
+  const number = id ? grid.find(id) : -1;
   if (number >= 0) openDetail(grid, number, query);
   else closeDetail();
 }
@@ -100,6 +101,7 @@ const typed = debounced(() => query.text !== by("text").value && query.set({ tex
 by("text").addEventListener("input", typed);
 by("text").addEventListener("blur", () => { wasTyping = false; });
 by("where").addEventListener("input", showWhereState);
+by("group").addEventListener("change", () => query.set({ isGrouped: by("group").checked }));
 by("asking").addEventListener("submit", (event) => {
   event.preventDefault();
   query.set({ text: by("text").value, where: by("where").value });

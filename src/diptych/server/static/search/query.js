@@ -7,6 +7,7 @@ export const MAX_TERMS = 31; // The server takes 32, and the text is one.
 export class Query {
   text = "";
   where = "";
+  isGrouped = false; // Whether near-equal pictures are folded into the best of them.
   terms = []; // { id } or { content, name }, each with a weight
   #changed;
 
@@ -27,7 +28,8 @@ export class Query {
   /** Take over a search from an address, and if they are known its terms; this is no change. */
   load(search, terms) {
     const told = Query.read(search);
-    Object.assign(this, { text: told.text, where: told.where, terms: (terms ?? told.terms).map((term) => ({ ...term })) });
+    const { text, where, isGrouped } = told;
+    Object.assign(this, { text, where, isGrouped, terms: (terms ?? told.terms).map((term) => ({ ...term })) });
   }
 
   /** How many more terms the server takes. */
@@ -69,6 +71,7 @@ export class Query {
     const body = { terms, offset, limit };
     if (this.text.trim()) body.text = this.text.trim();
     if (this.where.trim()) body.where = this.where.trim();
+    if (this.isGrouped) body.group_similar = true;
     return body;
   }
 
@@ -77,6 +80,7 @@ export class Query {
     const told = new URLSearchParams();
     if (this.text.trim()) told.set("q", this.text.trim());
     if (this.where.trim()) told.set("where", this.where.trim());
+    if (this.isGrouped) told.set("group", "1");
     for (const { id, weight } of this.terms) if (id) told.append("like", `${id}*${weight}`);
     if (picture) told.set("picture", picture);
     return told.toString();
@@ -88,6 +92,7 @@ export class Query {
     const query = new Query(changed ?? (() => {}));
     query.text = told.get("q") ?? "";
     query.where = told.get("where") ?? "";
+    query.isGrouped = told.get("group") === "1";
     for (const one of told.getAll("like").slice(0, 30)) {
       const [id, weight] = one.split("*");
       if (/^[0-9a-f]{1,128}$/.test(id) && Number.isFinite(Number(weight))) query.terms.push({ id, weight: Number(weight) });

@@ -1,0 +1,114 @@
+"""Hits without near-equal pictures: each of those is folded into a better hit. Shapes: N hits, E embedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError, IndexingError
+from diptych.index.entry import Found
+from diptych.index.filters import Filter
+from diptych.index.protocol import Index
+
+SIMILAR_COSINE = 0.95
+"""Default cosine from which on two pictures are near-equal. It depends on the model: one that is trained for a short time gives
+higher cosines to all pairs."""
+_WINDOW = 1000
+"""Hits that are grouped. It does not depend on `top`, so that the groups of a page are the same in a larger request."""
+_BLOCK = 256
+_ROUNDING = 1e-6
+"""More than float32 loses in the cosine of two equal vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitGroup:
+    """A hit, and the hits that are folded into it."""
+
+    hit: Found
+    similar: tuple[Found, ...]
+    """Near-equal pictures with a lower score, the best first."""
+
+
+def search_groups(
+    index: Index,
+    query: Float32[ndarray, " E"],
+    *,
+    top: int,
+    threshold: float = SIMILAR_COSINE,
+    chosen: Filter | None = None,
+) -> list[HitGroup]:
+    """The nearest entries, each with the near-equal pictures that are folded into it; the nearest first.
+
+    The best 1,000 hits are grouped, and more only where these have fewer than `top` groups. A hit is folded into the best hit
+    that is not folded itself and whose vector has at least the cosine `threshold` with its own.
+
+    Args:
+        index: what is searched.
+        query: a unit vector.
+        top: so many groups.
+        threshold: cosine, within (0, 1].
+        chosen: which entries are searched at all.
+
+    Raises:
+        ConfigError: the threshold is not within (0, 1].
+        IndexingError: the index cannot be read.
+    """
+    check_threshold(threshold)
+    window = _WINDOW
+    while True:
+        found, vectors = _hits_with_vectors(index, query, window, chosen)
+        groups = _grouped(found, fold(vectors, threshold))
+        if len(groups) >= top or len(found) < window:
+            return groups[:top]
+        window *= 4
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse a number that is no cosine of near-equal pictures.
+
+    Raises:
+        ConfigError: it is not within (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"the cosine of near-equal pictures is {threshold}; it must lie within (0, 1]")
+
+
+def fold(vectors: Float32[ndarray, "N E"], threshold: float) -> Int64[ndarray, " N"]:
+    """For each vector the row that it is folded into: itself, or the first row that is folded into itself and near enough.
+
+    >>> fold(np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32), 0.95)
+    array([0, 1, 0])
+    """
+    into = np.full(len(vectors), -1, dtype=np.int64)
+    least = min(threshold, 1 - _ROUNDING)
+    for start in range(0, len(vectors), _BLOCK):
+        is_near = vectors[start : start + _BLOCK] @ vectors.T >= least
+        for row, near in enumerate(is_near, start=start):
+            if into[row] < 0:
+                into[near & (into < 0)] = row
+                into[row] = row
+    return into
+
+
+def _hits_with_vectors(
+    index: Index, query: Float32[ndarray, " E"], num: int, chosen: Filter | None
+) -> tuple[list[Found], Float32[ndarray, "N E"]]:
+    (found,) = index.search(query[None], top=num, chosen=chosen)
+    digests = list(dict.fromkeys(hit.entry.digest for hit in found))
+    try:
+        vectors = index.vectors(digests)
+    except IndexingError:  # A picture was removed between the two reads; a damaged index fails again.
+        (found,) = index.search(query[None], top=num, chosen=chosen)
+        vectors = index.vectors(list(dict.fromkeys(hit.entry.digest for hit in found)))
+    if not found:
+        return found, np.empty((0, index.dim), dtype=np.float32)
+    return found, np.stack([vectors[hit.entry.digest] for hit in found])
+
+
+def _grouped(found: Sequence[Found], into: Int64[ndarray, " N"]) -> list[HitGroup]:
+    members: dict[int, list[Found]] = {}
+    for hit, row in zip(found, into.tolist(), strict=True):
+        members.setdefault(row, []).append(hit)
+    return [HitGroup(hit=first, similar=tuple(rest)) for first, *rest in members.values()]
