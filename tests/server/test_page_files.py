@@ -1,14 +1,17 @@
 """Files that are given to the page: used, removed again, or named with the reason why they are not used."""
 
 import base64
+import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from diptych.inference.loaded import LoadedBundle
-from tests.server.browsing import check_accessible, keep
-from tests.server.site import Site
+from diptych.search.collection import open_or_create, update
+from diptych.server.app import create_app
+from tests.server.browsing import check_accessible, keep, opened
+from tests.server.site import Site, served
 
 
 @pytest.fixture
@@ -102,6 +105,23 @@ def test_more_pictures_than_classes_take_are_named(page: Page, pictures: Path) -
     expect(page.locator("#class-status")).to_have_text("32 pictures, 4 classes")
     last = [path.name for path in sorted(pictures.iterdir())[32:34]]
     expect(page.locator("#unused li")).to_have_text(f"{', '.join(last)}: there are at most 32 pictures; remove some")
+
+
+def test_the_footer_tells_what_could_not_be_read(
+    browser: Browser, clip: LoadedBundle, pictures: Path, bad: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for path in (bad, min(pictures.iterdir())):
+        shutil.copy(path, folder)
+    said: list[str] = []
+    with open_or_create(tmp_path / "index", clip) as index, browser.new_context() as context:
+        update(index, clip, [folder])
+        with served(create_app(clip, index)) as own:
+            assert own.ask("GET", "/v1/info").json["unreadable"] == 1
+            page = opened(context, said, own.url)
+            expect(page.locator("#about")).to_contain_text("1 picture, 1 file could not be read")
+    assert said == []
 
 
 def test_the_problem_has_the_position_of_a_picture(site: Site, pictures: Path) -> None:

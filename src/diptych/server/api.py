@@ -213,6 +213,7 @@ async def _info(engine: Engine) -> Info:
             text_chars=engine.limits.text_chars,
             images=engine.limits.max_images,
         ),
+        unreadable=None if engine.index is None else await engine.of_index(lambda index: len(index.broken())),
     )
 
 

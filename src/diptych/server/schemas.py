@@ -294,6 +294,7 @@ class Info(Model):
     )
     pictures: int | None = Field(description="In the index; null without one.")
     limits: InfoLimits
+    unreadable: int | None = Field(description="Files that `index add` could not read; null without an index.")
 
 
 class OpenAIRequest(BaseModel):
