@@ -10,6 +10,8 @@ Importing this module loads nothing heavy: each name below is fetched when it is
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.version import VERSION
+
 if TYPE_CHECKING:
     from diptych.bundle.choice import export_bundle, open_bundle
     from diptych.bundle.folder import Bundle, save_bundle
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
     from diptych.training.run import train
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "CLIP",

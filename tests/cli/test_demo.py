@@ -1,5 +1,8 @@
 """What the demo leaves: an index for the page that it ends with."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,20 @@ def test_it_ends_with_the_page(photos: Path, tmp_path: Path, capsys: pytest.Capt
     demo._print_next(tmp_path, sorted(photos.glob("*.png")))
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.split() == ["diptych", "serve", str(tmp_path / "bundle"), "--index", str(tmp_path / "index")]
+
+
+def test_the_commands_that_it_ends_with_run(
+    tiny_bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where `diptych` is not on the path, and from a folder whose name has a space."""
+    place = tmp_path / "my demo"
+    shutil.copytree(tiny_bundle, place / "bundle")
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(tmp_path)
+    demo._print_next(Path("my demo"), sorted(photos.glob("*.png")))
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert len(lines) == 6
+    for line in (lines[2], lines[4]):  # The others take longer; all begin alike.
+        said = subprocess.run(["/bin/sh", "-c", line], check=False, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+    assert len({line.split(" ")[0] for line in lines}) == 1

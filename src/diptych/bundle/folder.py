@@ -30,6 +30,7 @@ from diptych.core.address import redacted, without_secrets
 from diptych.core.cache import recall, remember
 from diptych.core.errors import BundleError, ConfigError, DiptychWarning
 from diptych.core.files import replace_folder, sha256_of, write_text
+from diptych.core.program import command
 from diptych.core.settings import from_plain, read_json, to_plain
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
@@ -269,7 +270,7 @@ def _warn_without_checksums(folder: Path) -> None:
         _warned.add(folder.resolve())
         warnings.warn(
             f"{folder}: has no checksums (format {WITHOUT_CHECKSUMS}), so damage to it goes unnoticed; "
-            f"`diptych import {folder} --out NEW` writes a copy with checksums",
+            f"`{command('import', folder, '--out', 'NEW')}` writes a copy with checksums",
             DiptychWarning,
             stacklevel=2,
         )

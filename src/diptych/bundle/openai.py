@@ -13,6 +13,7 @@ from torch import Tensor
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, stacked, transposed
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
+from diptych.core.program import command
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
@@ -192,7 +193,7 @@ def _inferred(weights: Mapping[str, Tensor], activation: Activation | None, path
         raise BundleError(
             f"{path}: does not say which activation it was trained with, and the wrong one gives wrong features; use "
             "--activation quick_gelu (OpenAI's weights, and open_clip's models named -quickgelu) or --activation gelu to "
-            "diptych import, or activation= to diptych.load"
+            f"{command('import')}, or activation= to diptych.load"
         )
     return _with_activation(config, activation)
 

@@ -10,6 +10,7 @@ from diptych.cli.output import print_table, say
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
 from diptych.core.figures import percent
+from diptych.core.program import command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +44,7 @@ def demo(
     say("Drawing 6 colours x 3 shapes. Three pairs stay out of training: " + ", ".join(NOVEL_CLASSES) + ".")
     result = train_with_display(config, out, overwrite=_holds_demo(out))
     if result.interrupted:
-        say(f"Stopped and saved. Go on with: diptych train --resume {out}")
+        say(f"Stopped and saved. Go on with: {command('train', '--resume', out)}")
         return 0
     assert result.bundle is not None
     assert result.retrieval is not None
@@ -176,13 +177,13 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
     say("Try next:", style="bold")
     bundle = out / "bundle"
     for line in (
-        f"diptych rank-images {bundle} {pictures[0].parent} 'a small green circle' --sheet found.png",
-        f"diptych classify {bundle} {pictures[0]} --classes 'red circle' 'blue square' --template 'a {{}}'",
-        f"diptych similarity {bundle} {pictures[0]} 'a red circle' 'a blue square'",
-        f"diptych evaluate zero-shot {bundle} --data shapes --split novel",
-        "diptych train --help",
+        command("rank-images", bundle, pictures[0].parent, "a small green circle", "--sheet", "found.png"),
+        command("classify", bundle, pictures[0], "--classes", "red circle", "blue square", "--template", "a {}"),
+        command("similarity", bundle, pictures[0], "a red circle", "a blue square"),
+        command("evaluate", "zero-shot", bundle, "--data", "shapes", "--split", "novel"),
+        command("train", "--help"),
     ):
         say("  " + line)
     say()
     say("Or look for yourself, on a page that searches while you type:", style="bold")
-    say(f"  diptych serve {bundle} --index {out / 'index'}")
+    say("  " + command("serve", bundle, "--index", out / "index"))

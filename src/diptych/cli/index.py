@@ -1,6 +1,7 @@
 """`diptych index ...`."""
 
 import os
+import shlex
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ from diptych.cli.output import Json, print_facts, print_json, print_skipped, pri
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
+from diptych.core.program import command
 from diptych.core.progress import bar
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def add(
     _print_update(place, report, total)
     loading.tell_agreement(clip, [file.key for file in islice(scan(folders, follow_links=follow_links), 64)])
     if share is not None and share.rank == 0:
-        say(f"When all are done: diptych index merge {whole} {_part_of(whole, '*', share.size)}")
+        say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
 
 
 def _print_update(place: str, report: "Update", total: int) -> None:
@@ -239,6 +241,12 @@ def _share(index: str) -> "Share | None":
         with open_index(index) as opened:
             known = opened.stamps()
     return Share(rank=int(os.environ["RANK"]), size=size, known=known)
+
+
+def _parts_of(index: str, size: int) -> str:
+    """All parts, as a pattern for the shell, which must see the star outside of quotes."""
+    before, after = _part_of(index, "*", size).rsplit("*", 1)
+    return f"{shlex.quote(before)}*{after}"
 
 
 def _part_of(index: str, rank: int | str, size: int) -> str:

@@ -25,6 +25,7 @@ from diptych.cli.use import classify, explain, rank_images, rank_texts, similari
 from diptych.cli.weights import export, import_model
 from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, DiptychWarning
+from diptych.core.program import command
 from diptych.core.terminal import visible
 
 
@@ -37,7 +38,7 @@ def _check_finite(_: object, value: Any) -> None:
 
 app = App(
     name="diptych",
-    help="Train, evaluate, search with and ship CLIP models. Start with: diptych demo",
+    help=f"Train, evaluate, search with and ship CLIP models. Start with: {command('demo')}",
     version=diptych.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,

@@ -10,6 +10,7 @@ from diptych.cli.output import console, say, warn
 from diptych.cli.reports import print_retrieval, print_zero_shot
 from diptych.cli.run_settings import as_settings, base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
+from diptych.core.program import command
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
@@ -137,7 +138,7 @@ def run_and_report(
         config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data
     )
     if result.interrupted:
-        say(f"Stopped at step {result.steps}, saved. Go on with: diptych train --resume {run}")
+        say(f"Stopped at step {result.steps}, saved. Go on with: {command('train', '--resume', run)}")
         return 0
     assert result.retrieval is not None
     if result.zero_shot is None:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from diptych.cli.output import say
 from diptych.cli.run_settings import as_settings, base_config, length, resolve
 from diptych.core.errors import ConfigError
+from diptych.core.program import command
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
@@ -107,7 +108,7 @@ def tune(
         display.end()
     write_results(folder, tried, found)
     print_study(tried, found)
-    say(f"Results: {folder}; run the best settings: diptych train --config {folder / 'best_config.yaml'}")
+    say(f"Results: {folder}; run the best settings: {command('train', '--config', folder / 'best_config.yaml')}")
     return 0
 
 

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import print_facts, say
 from diptych.core.errors import ConfigError
+from diptych.core.program import command
 
 if TYPE_CHECKING:
     from diptych.bundle.folder import Bundle
@@ -45,7 +46,7 @@ def import_model(
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px, verify="full")
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
-    say(f'Use it:  diptych similarity {out} photo.jpg "a dog" "a cat"')
+    say(f"Use it:  {command('similarity', out, 'photo.jpg', 'a dog', 'a cat')}")
 
 
 def export(

@@ -20,6 +20,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.figures import plain
 from diptych.core.files import write_text
 from diptych.core.html import render_html
+from diptych.core.version import VERSION
 from diptych.evaluation.tables import Table
 
 RESULTS, PAGE = "results.json", "report.html"
@@ -88,7 +89,7 @@ def write_report(report: Report, folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Of what a figure may depend on."""
-    packages = {name: version(name) for name in ("diptych", "torch", "numpy", "Pillow", "tokenizers")}
+    packages = {"diptych": VERSION} | {name: version(name) for name in ("torch", "numpy", "Pillow", "tokenizers")}
     return {"python": platform.python_version(), **packages, "machine": platform.machine()}
 
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 from diptych.core.errors import IndexingError
 from diptych.core.files import file_lock, sha256_of
+from diptych.core.program import command
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.exact import Vectors
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, connect, holds_local_index, known_models
@@ -42,7 +43,8 @@ class LocalStore:
         self.folder, self.place = folder, str(folder)
         if not holds_local_index(folder):
             raise IndexingError(
-                f"{folder}: holds no index; make one with: diptych index add {folder} FOLDER --bundle BUNDLE"
+                f"{folder}: holds no index; make one with: "
+                + command("index", "add", folder, "FOLDER", "--bundle", "BUNDLE")
             )
         self._database, self._alone = connect(folder / DATABASE), RLock()
         about = self._about()
@@ -95,7 +97,7 @@ class LocalStore:
         about = self._about()
         path = self._nearly_path(self._file().codes_number)
         if "nearly" in about and not (path.is_file() and about.get("nearly_sha256", "") in {"", sha256_of(path)}):
-            faults.append(f"{path.name} is missing or damaged; diptych index build --ann rebuilds it")
+            faults.append(f"{path.name} is missing or damaged; {command('index', 'build', '--ann')} rebuilds it")
         lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
         if lost:
             faults.append(f"{lost} entries have no vector; delete it and add the pictures again")
@@ -172,7 +174,7 @@ class LocalStore:
                     raise self._damaged() from None
 
     def _damaged(self) -> IndexingError:
-        return IndexingError(f"{self.folder}: is damaged; diptych index verify {self.folder} says how")
+        return IndexingError(f"{self.folder}: is damaged; {command('index', 'verify', self.folder)} says how")
 
     def _nearly_path(self, number: int) -> Path:
         return self.folder / f"nearly-{number}"

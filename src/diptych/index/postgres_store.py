@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from diptych.core.errors import BusyError, IndexingError
+from diptych.core.program import command
 from diptych.index.address import parse_address
 from diptych.index.connections import Connection, Connections
 from diptych.index.pgvector import connect, one_line
@@ -72,7 +73,8 @@ class PostgresStore:
     def _about(self) -> dict[str, str]:
         if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
             raise IndexingError(
-                f"{self.place}: holds no index; make one with: diptych index add '{self.place}' FOLDER --bundle BUNDLE"
+                f"{self.place}: holds no index; make one with: "
+                + command("index", "add", self.place, "FOLDER", "--bundle", "BUNDLE")
             )
         about = dict(self._all("SELECT name, value FROM about"))
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:

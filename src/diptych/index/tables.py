@@ -12,6 +12,7 @@ from typing import Any
 
 from diptych.core.errors import IndexingError
 from diptych.core.files import path_kind
+from diptych.core.program import command
 from diptych.index.entry import Entry, Stamp
 
 FORMAT = 2
@@ -135,7 +136,9 @@ def to_entry(row: Sequence[Any]) -> Entry:
     try:
         texts = tuple(json.loads(captions))
     except (ValueError, TypeError):
-        raise IndexingError(f"{key}: its captions are damaged; diptych index verify says what else is") from None
+        raise IndexingError(
+            f"{key}: its captions are damaged; {command('index', 'verify')} says what else is"
+        ) from None
     return Entry(
         key=key,
         digest=digest,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from diptych.core.files import atomic_write
+from diptych.core.program import command
 from diptych.index.checksums import Block, block_ranges, hash_block, missing_rows, named_rows
 from diptych.index.exact import Codes, Vectors, encode
 
@@ -196,7 +197,7 @@ class VectorFile:
 
     def _faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
         """Compare codes with their checksums; without checksums, with the codes of the vectors."""
-        again = "diptych index build rebuilds them"
+        again = f"{command('index', 'build')} rebuilds them"
         codes = self._raw_codes(num)
         if codes is None or any(block.integers is None for block in blocks or ()):
             return [f"its codes are not those of its vectors; {again}"]

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.lists import check_list
+from diptych.core.program import command
 from diptych.core.progress import Track, silently
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
@@ -121,7 +122,7 @@ def calibrated_threshold(metrics: Mapping[str, Any]) -> float:
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
             "the bundle keeps no validation scores to calibrate a threshold by; give it as a number, or measure the bundle: "
-            "diptych evaluate retrieval BUNDLE --data DATA --out FOLDER"
+            + command("evaluate", "retrieval", "BUNDLE", "--data", "DATA", "--out", "FOLDER")
         ) from None
 
 

@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from diptych.core.errors import ConfigError, ImageError
+from diptych.core.program import command
 from diptych.core.settings import override
 from diptych.data.loader import DataConfig
 from diptych.data.sources.choice import open_source
@@ -63,7 +64,7 @@ def recipe_for(
     if num > _SMALL and must_be_small:
         raise ConfigError(
             f"{data} holds {num:,} pictures; without a name, small-data is chosen for up to {_SMALL:,}: name a recipe, as in "
-            f"diptych train paper-vit-b-32 --data {data}"
+            f"{command('train', 'paper-vit-b-32', '--data', data)}"
         )
     config = replace(config, batch_size=_batch_size(_num_training(source, config.data)))
     if source.classes and all(source.label(number) is not None for number in range(num)):

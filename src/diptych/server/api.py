@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from os.path import basename
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.version import VERSION
 from diptych.index.entry import Entry, Found
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
@@ -198,7 +198,7 @@ async def _info(engine: Engine) -> Info:
         threshold = None
     px = bundle.config.image.image_px
     return Info(
-        version=version("diptych"),
+        version=VERSION,
         model=engine.clip.identity,
         bundle=None if path is None else path.resolve().name,
         dim=bundle.config.embed_dim,

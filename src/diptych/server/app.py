@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
+from diptych.core.version import VERSION
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.server import schemas
@@ -59,7 +59,7 @@ def create_app(
 
     app = FastAPI(
         title="Diptych",
-        version=version("diptych"),
+        version=VERSION,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # A redirect would name the host that the request names.

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp
 
 from diptych.core.errors import ConfigError
+from diptych.core.program import command
 from diptych.server.app import add_page
 from diptych.server.counts import Counts
 from diptych.server.errors import answer_problems
@@ -44,7 +45,7 @@ def find_runs(folder: Path) -> dict[str, Path]:
             below.clear()  # Checkpoints and pictures hold no runs.
         below[:] = sorted(name for name in below if not name.startswith("."))
     if not found:
-        raise ConfigError(f"{folder}: holds no run; diptych train makes one")
+        raise ConfigError(f"{folder}: holds no run; {command('train')} makes one")
     return found
 
 

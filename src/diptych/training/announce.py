@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from diptych.core.distributed import Ranks
+from diptych.core.program import command
 from diptych.data.sources.protocol import Source
 from diptych.models.config import STAGED
 from diptych.training.assembly import Assembly
@@ -28,14 +29,14 @@ def what_it_does(config: TrainConfig, assembly: Assembly, source: Source, *, run
             f"Batch norms see {at_once} pictures at a time, not {config.batch_size}: {why}, the model does not train exactly "
             "as it would with the whole batch"
         )
-    return [*lines, *_oddities(source)]
+    return [*lines, *_oddities(source, config.data.source)]
 
 
-def _oddities(source: Source) -> list[str]:
+def _oddities(source: Source, place: str) -> list[str]:
     """A line for each of the first oddities of the data, and what lists the others."""
     lines = [f"Data: {oddity}" for oddity in source.oddities[:_MAX_ODDITIES]]
     more = len(source.oddities) - len(lines)
-    return [*lines, f"{more} more kinds of oddities: diptych data audit"] if more > 0 else lines
+    return [*lines, f"{more} more kinds of oddities: {command('data', 'audit', place)}"] if more > 0 else lines
 
 
 def where_it_starts(config: TrainConfig, *, loss: float, num_images: int) -> str:

@@ -1,11 +1,11 @@
 """Where a bundle came from, as it says of itself."""
 
 import platform
-from importlib.metadata import version
 
 import torch
 
 from diptych.core.address import redacted
+from diptych.core.version import VERSION
 from diptych.training.config import TrainConfig
 
 
@@ -23,7 +23,7 @@ def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str
         "batch_size": config.batch_size,
         "seed": config.seed,
         **({"ema": config.ema} if config.ema is not None else {}),
-        "diptych": version("diptych"),
+        "diptych": VERSION,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from diptych.core.batch import Batch
+from diptych.core.program import command
 
 _WINDOW_S = 5.0
 _MIN_TRAIN_S = 20.0
@@ -99,7 +100,7 @@ def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: flo
             f"more workers (--data.workers {min(needed, setting.cores)}; this machine has {setting.cores} cores)"
         )
     if not setting.is_decoded and shrinks > 1.5:
-        ways.append("decoding once (diptych data pack, then --data packed:DIR)")
+        ways.append(f"decoding once ({command('data', 'pack')}, then --data packed:DIR)")
     elif shrinks > 4:
         ways.append(f"smaller pictures (they have {shrinks:.0f} times the pixels that the model sees)")
     if not ways:

@@ -21,6 +21,7 @@ from diptych.core.errors import SaveError
 from diptych.core.forks import pages_of
 from diptych.core.launch import joined_ranks
 from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
+from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.core.settings import to_plain
 from diptych.data.loader import training_batches
@@ -362,7 +363,7 @@ class _Run:
         with divergence_stops(self.config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             retrieval, zero_shot = self.ranks.from_first(self._measure_all)
         if not is_saved:
-            raise SaveError(f"{bundle}: could not be saved; make room, then: diptych train --resume {self.path}")
+            raise SaveError(f"{bundle}: could not be saved; make room, then: {command('train', '--resume', self.path)}")
         metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
         self.ranks.from_first(lambda: add_metrics(bundle, metrics))
         num_cut = int(self.ranks.sum(torch.tensor(self._num_cut)))

@@ -9,6 +9,7 @@ from diptych.bundle.folder import is_bundle
 from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import clear_tmp, file_lock, is_tmp, restore_folder
+from diptych.core.program import command
 from diptych.data.sources.local_paths import local_paths
 from diptych.training.config import SECRETS, TrainConfig, read_config
 
@@ -42,7 +43,7 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
         _check_config(run)
         if not overwrite:
             raise RunError(
-                f"{run}: already holds a run; continue it (diptych train --resume {run}), replace it (--overwrite), "
+                f"{run}: already holds a run; continue it ({command('train', '--resume', run)}), replace it (--overwrite), "
                 "or choose another folder (--out)"
             )
 

@@ -11,6 +11,7 @@ from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.data.loader import training_batches
 from diptych.models.config import ViTConfig
@@ -71,7 +72,8 @@ def self_check(
     if len(batch.keys) < 2:  # Their loss would be 0 from the first step on.
         raise DataError(
             f"{config.data.source}: nothing can be learned from {size} pairs that are all positives of each other; the first "
-            f"caption is {batch.captions[0]!r:.60}. Give the pictures different captions, or look at them: diptych data audit"
+            f"caption is {batch.captions[0]!r:.60}. Give the pictures different captions, or look at them: "
+            + command("data", "audit", config.data.source)
         )
     assembly.model.train()
     began, losses = time.monotonic(), list[float]()

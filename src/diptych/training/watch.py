@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.core.batch import Batch
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import NotFiniteError, RunError
+from diptych.core.program import command
 from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
 from diptych.training.objective import LossConfig
@@ -152,8 +153,8 @@ def diagnose(seen: Circumstances, *, ln_n: float, steps: int = _STUCK_STEPS) -> 
         [
             f"The loss has not left ln N = {ln_n:.2f} for {steps} steps: nothing is learned. What it may be:",
             *lines,
-            f"  ?? do captions belong to their pictures? {pairs} (diptych data show draws more)",
-            "  ?? can it learn at all? diptych train ... --check learns one batch by heart",
+            f"  ?? do captions belong to their pictures? {pairs} ({command('data', 'show')} draws more)",
+            f"  ?? can it learn at all? {command('train')} ... --check learns one batch by heart",
         ]
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from diptych.core.encodings import decode_text
 from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
+from diptych.core.program import command
 from diptych.data.oddities import OddityCounter
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.listing import Listing, ListingBuilder
@@ -63,7 +64,7 @@ def without_captions(folder: Path) -> DataError:
     return DataError(
         f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, sort them into "
         f"one folder per class, or take the captions inside the files: {folder}?captions={EMBEDDED}. Searching needs neither: "
-        f"diptych index add INDEX {folder}"
+        + command("index", "add", "INDEX", folder)
     )
 
 

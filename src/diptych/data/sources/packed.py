@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, ImageError
+from diptych.core.program import command
 from diptych.core.sample import Sample
 from diptych.core.settings import read_json
 from diptych.data.sources.blocks import RowColumns, by_stretch, joined, ranges
@@ -201,7 +202,7 @@ def read_packed(location: str) -> PackedSource:
     folder = existing_folder(Path(location), kind="packed")
     told = read_pack(folder)
     if told is None:
-        raise DataError(f"{folder}: holds no {PACK}; diptych data pack writes one")
+        raise DataError(f"{folder}: holds no {PACK}; {command('data', 'pack')} writes one")
     if not told.get("checksums"):
         raise DataError(f"{folder}: is not whole; pack again, with the same settings, to go on")
     return PackedSource(folder, list(told["checksums"]), classes=told["classes"], templates=told["templates"])
