@@ -23,7 +23,7 @@ def base_config(
         ConfigError: nothing is given, or too much, or there is no such recipe or file.
     """
     from diptych.recipes.choice import RECIPES, recipe
-    from diptych.training.config import read_config
+    from diptych.recipes.config_file import read_config_file
 
     if path is None and data is not None and name in (None, "small-data"):
         from diptych.recipes.small_data import recipe_for
@@ -36,7 +36,7 @@ def base_config(
         raise ConfigError(f"name data to train on, a recipe ({', '.join(RECIPES)}), or --config FILE")
     if name is not None and path is not None:
         raise ConfigError("a recipe and --config exclude each other")
-    return read_config(path) if path is not None else recipe(name or "")
+    return read_config_file(path, data=data, changes=changes) if path is not None else recipe(name or "")
 
 
 def is_data(word: str) -> bool:

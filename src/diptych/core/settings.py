@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args
 from diptych.core.bounded import parse_yaml, read_json, read_text, read_yaml
 from diptych.core.errors import ConfigError, unknown_name
 
-__all__ = ["from_plain", "override", "read_json", "read_text", "read_yaml", "settings", "to_plain"]
+__all__ = ["from_plain", "merge", "override", "read_json", "read_text", "read_yaml", "settings", "to_plain"]
 
 T = TypeVar("T")
 
@@ -84,6 +84,38 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
             raise ConfigError(f"config: {_unknown_key(type(value), path, known=list(_paths(plain)))}")
         node[last] = _read(new) if isinstance(new, str) else new
     return from_plain(type(value), plain)
+
+
+def merge(value: T, changes: Any, *, what: str = "config") -> T:
+    """The settings with those of a file in place of their own, group by group.
+
+    A list replaces a list. A group of another `kind` replaces the whole group: what the file does not name has the defaults of
+    the new kind. A class may name in `unsets` which fields become None when the file sets another one.
+
+    Args:
+        value: the settings to start from.
+        changes: some of the settings, as dicts, lists and scalars.
+        what: name of the file, for messages.
+
+    Raises:
+        ConfigError: as `from_plain`.
+    """
+    return from_plain(type(value), _merged(value, changes), what=what)
+
+
+def _merged(value: Any, changes: Any) -> Any:
+    if not dataclasses.is_dataclass(value) or not isinstance(changes, Mapping):
+        return changes
+    own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if "kind" in changes and "kind" in own and changes["kind"] != own["kind"]:
+        return changes
+    unsets: Mapping[str, tuple[str, ...]] = getattr(value, "unsets", {})
+    unset = {other: None for name, others in unsets.items() if changes.get(name) is not None for other in others}
+    return {
+        **to_plain(value),
+        **unset,
+        **{name: _merged(own[name], new) if name in own else new for name, new in changes.items()},
+    }
 
 
 def _read(text: str) -> Any:

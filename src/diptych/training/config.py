@@ -26,6 +26,28 @@ from diptych.training.teacher import DistillConfig
 from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
 
+CUSTOM = "custom"
+"""The recipe of a run that came from none."""
+_ALWAYS_NAMED = (
+    *(
+        "recipe",
+        "model.image.image_px",
+        "model.text.vocab_size",
+        "model.pixels.mean",
+        "data.source",
+        "data.max_samples",
+    ),
+    *(
+        "augment.flip",
+        "optimizer.lr",
+        "optimizer.max_grad_norm",
+        "schedule.epochs",
+        "schedule.steps",
+        "schedule.minutes",
+    ),
+    *("batch_size", "seed", "device"),
+)
+"""Settings that the configs of runs of all versions name; whoever writes a config by hand leaves out most of them."""
 SECRETS = "secrets.yaml"
 """What was left out of the addresses in `config.yaml`; only its owner may read it."""
 
@@ -34,8 +56,9 @@ SECRETS = "secrets.yaml"
 class TrainConfig:
     """A run. Written to its folder as `config.yaml`, from which it runs again as it stands."""
 
-    recipe: str = "custom"
-    """Name of the recipe it came from."""
+    recipe: str = CUSTOM
+    """Name of the recipe it came from. A config file that does not name every setting starts from the settings of this recipe;
+    `custom` is none, the defaults below."""
     model: CLIPConfig = CLIPConfig()
     """Both towers, tokenizer and image transform."""
     init: str | None = None
@@ -123,27 +146,64 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The run that a YAML file describes, with the secrets of its addresses where `write_config` left them.
+    """The run that a whole config describes, with the secrets of its addresses where `write_config` left them.
+
+    Settings that a later version added have their defaults. `diptych.recipes.config_file` also reads files that start from a
+    recipe.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or holds a setting that does not exist or does not fit.
+        ConfigError: the file is missing, is not YAML, holds a setting that does not exist or does not fit, or names a recipe to
+            start from.
     """
-    return _from_file(read_yaml(path), path)
+    plain = read_plain_config(path)
+    if starts_from(plain) != CUSTOM:
+        raise ConfigError(
+            f"{path}: starts from a recipe, for it does not name {_first_missing(plain)}; read it with "
+            "diptych.recipes.config_file.read_config_file"
+        )
+    return from_plain(TrainConfig, plain, what=str(path))
 
 
 def read_run_config(path: Path) -> TrainConfig:
     """The `config.yaml` of a run folder. Settings that it lacks have the values of the version that wrote it.
 
     Raises:
-        ConfigError: as `read_config`.
+        ConfigError: as `read_config`, but for recipes: a run's config is whole.
     """
-    return _from_file(_completed(read_yaml(path)), path)
+    return from_plain(TrainConfig, _completed(read_plain_config(path)), what=str(path))
 
 
-def _from_file(plain: Any, path: Path) -> TrainConfig:
+def read_plain_config(path: Path) -> Any:
+    """What a YAML file holds, unchecked, with the secrets of its addresses where `write_config` left them.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML.
+    """
     secrets = path.with_name(SECRETS)
     whole = read_yaml(secrets) if secrets.is_file() else {}
-    return from_plain(TrainConfig, _restored(plain, whole if isinstance(whole, dict) else {}), what=str(path))
+    return _restored(read_yaml(path), whole if isinstance(whole, dict) else {})
+
+
+def starts_from(plain: Any) -> str:
+    """The name of the recipe that a config file starts from; `custom` for the defaults of `TrainConfig`.
+
+    A run writes every setting, and its config means what it says even if the recipe has changed since. A config that names all
+    that runs of every version have named is whole and starts from no recipe.
+    """
+    name = plain.get("recipe", CUSTOM) if isinstance(plain, dict) and _first_missing(plain) else CUSTOM
+    return name if isinstance(name, str) else CUSTOM
+
+
+def _first_missing(plain: dict[str, Any]) -> str | None:
+    return next((path for path in _ALWAYS_NAMED if not _names(plain, path.split("."))), None)
+
+
+def _names(plain: Any, path: list[str]) -> bool:
+    for name in path:
+        if not isinstance(plain, dict) or name not in plain:
+            return False
+        plain = plain[name]
+    return True
 
 
 def _completed(plain: Any) -> Any:

@@ -1,9 +1,10 @@
 """How long a run lasts and how its learning rate goes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, assert_never
+from typing import ClassVar, Literal, TypeAlias, assert_never
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
@@ -14,6 +15,13 @@ Shape: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
 @settings
 class ScheduleConfig:
     """Exactly one of `epochs`, `steps` and `minutes` ends the run; the learning rate is annealed over whichever it is."""
+
+    unsets: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "epochs": ("steps", "minutes"),
+        "steps": ("epochs", "minutes"),
+        "minutes": ("epochs", "steps"),
+    }
+    """In a config file, one length replaces another of the recipe."""
 
     epochs: float | None = 32
     """Passes over the training data."""

@@ -1,7 +1,8 @@
 """How the model does on what it does not train on, measured as it trains."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, assert_never
+from typing import ClassVar, Literal, TypeAlias, assert_never
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ Metric: TypeAlias = Literal["recall", "map", "loss", "zero_shot"]
 @settings
 class ValidationConfig:
     """When a run is measured on its validation split, and what its best moment is."""
+
+    unsets: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("epochs",)}
+    """In a config file, `times` replaces `epochs` of the recipe."""
 
     times: int = 8
     """So often, spread evenly over the run."""
