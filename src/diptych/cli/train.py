@@ -215,14 +215,18 @@ def _where_time_went(seconds: dict[str, float]) -> str:
 
 
 def dotted_to_set(words: Sequence[str]) -> list[str]:
-    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`.
+    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`. What follows `--` are names of files.
 
     >>> dotted_to_set(["train", "demo", "--optimizer.lr", "1e-3"])
     ['train', 'demo', '--set', 'optimizer.lr=1e-3']
+    >>> dotted_to_set(["search", "index", "--", "--help.jpg"])
+    ['search', 'index', '--', '--help.jpg']
     """
     out: list[str] = []
     rest = iter(words)
     for word in rest:
+        if word == "--":
+            return [*out, word, *rest]
         name, equals, value = word.partition("=")
         if name.startswith("--") and "." in name and " " not in name:
             new = value if equals else next(rest, None)

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from diptych.core.terminal import visible
 from diptych.evaluation.calibration import Calibration
+from diptych.images.fonts import plot_text
 
 _BLUE, _ORANGE, _INK, _FAINT = "#2a6fbb", "#d9772b", "#222222", "#9a9a9a"
 _COLOURS = (_BLUE, _ORANGE, "#3a8f5c", "#8e5ea2", "#c0392b", "#7a7a7a")
@@ -26,10 +26,10 @@ def plot_confusion(table: Int64[ndarray, "C C"], classes: Sequence[str]) -> byte
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="taken for", ylabel="is")
     if len(classes) <= _MAX_NAMED:
-        names = [visible(name) for name in classes]
+        names, style = plot_text(classes)
         places = range(len(names))
-        axes.set_yticks(places, names, fontsize=9, parse_math=False)  # "$" in a name starts no formula.
-        axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, parse_math=False)
+        axes.set_yticks(places, names, fontsize=9, **style)
+        axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=9, **style)
     if len(classes) <= 20:
         for row, column in zip(*np.nonzero(table), strict=True):
             colour = "white" if share[row, column] > 0.55 else _INK

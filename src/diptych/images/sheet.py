@@ -3,15 +3,15 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
+
+from diptych.images.fonts import Font, draw_line, drawable, font_for
 
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (30, 30, 30), (120, 120, 120), (225, 225, 225)
 _MARGIN, _GAP, _HEADING, _CAPTION = 24, 12, 34, 22
 _CHARACTERS_PER_PX = 2
 """Of a longer text no more than this is measured; visible letters are wider."""
-_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,21 @@ def contact_sheet(
     height = 2 * _MARGIN + sum(_HEADING + n * step for n in lines)
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    heading_font, caption_font = ImageFont.load_default(18), ImageFont.load_default(13)
+    letters = "".join(text for row in rows for text in (row.heading, *(caption for _, caption in row.pictures)))
+    heading_font, caption_font = font_for(letters, 18), font_for(letters, 13)
     top = _MARGIN
     for row, num_lines in zip(rows, lines, strict=True):
-        draw.text((_MARGIN, top), _fit(row.heading, width - 2 * _MARGIN, heading_font), fill=_INK, font=heading_font)
+        heading = _fit(drawable(row.heading), width - 2 * _MARGIN, heading_font)
+        draw_line(draw, (_MARGIN, top), heading, heading_font, fill=_INK)
         top += _HEADING
         for number, (picture, caption) in enumerate(row.pictures):
             left = _MARGIN + (number % columns) * (tile_px + _GAP)
             upper = top + (number // columns) * step
             _paste(sheet, picture, left, upper, tile_px)
-            for line, text in enumerate(_wrap(caption, tile_px, caption_font, caption_lines)):
+            shown = drawable(" ".join(caption.split()))
+            for line, text in enumerate(_wrap(shown, tile_px, caption_font, caption_lines)):
                 place = (left, upper + tile_px + 3 + line * _CAPTION)
-                draw.text(place, text, fill=_FAINT, font=caption_font)
+                draw_line(draw, place, text, caption_font, fill=_FAINT)
         top += num_lines * step
     return sheet
 
@@ -62,7 +65,7 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, upper: int, tile
     ImageDraw.Draw(sheet).rectangle((left - 1, upper - 1, left + tile_px, upper + tile_px), outline=_RULE)
 
 
-def _wrap(text: str, width: int, font: _Font, max_lines: int) -> list[str]:
+def _wrap(text: str, width: int, font: Font, max_lines: int) -> list[str]:
     """The text in lines between words, the last one shortened if there is more."""
     lines: list[str] = []
     words = " ".join(text.split())[: max_lines * _CHARACTERS_PER_PX * width].split()
@@ -73,11 +76,11 @@ def _wrap(text: str, width: int, font: _Font, max_lines: int) -> list[str]:
     return [*lines, _fit(" ".join(words), width, font)] if words else lines
 
 
-def _num_fitting(words: Sequence[str], width: int, font: _Font) -> int:
+def _num_fitting(words: Sequence[str], width: int, font: Font) -> int:
     return _most(len(words), lambda n: font.getlength(" ".join(words[:n])) <= width)
 
 
-def _fit(text: str, width: int, font: _Font) -> str:
+def _fit(text: str, width: int, font: Font) -> str:
     """The text, shortened until it fits."""
     text, whole = text[: _CHARACTERS_PER_PX * width], len(text)
     if len(text) == whole and font.getlength(text) <= width:

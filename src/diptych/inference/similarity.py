@@ -10,6 +10,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, silently
+from diptych.images.fonts import plot_text
 from diptych.inference.embedder import check_not_empty
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
@@ -39,10 +40,10 @@ class Similarity:
         figure = Figure(figsize=(3.5 + 0.55 * num_texts, 2.5 + 0.32 * num_images), layout="constrained", dpi=150)
         axes = figure.add_subplot()
         drawn = axes.imshow(self.cosine, cmap="viridis", aspect="auto")
-        axes.set_xticks(
-            range(num_texts), [_short(text, 40) for text in self.texts], rotation=40, ha="right", parse_math=False
-        )
-        axes.set_yticks(range(num_images), [_short(Path(image).name, 30) for image in self.images], parse_math=False)
+        texts, style = plot_text(self.texts, most=40)
+        axes.set_xticks(range(num_texts), texts, rotation=40, ha="right", **style)
+        images, style = plot_text((Path(image).name for image in self.images), most=30)
+        axes.set_yticks(range(num_images), images, **style)
         if self.cosine.size <= 400:
             middle = float(self.cosine.min() + self.cosine.max()) / 2
             for row, column in np.ndindex(self.cosine.shape):
@@ -96,7 +97,3 @@ def softmax(logits: Float32[ndarray, "I X"]) -> Float32[ndarray, "I X"]:
     """
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from diptych.images.fonts import plot_text
 from diptych.training.validation import Metric
 from diptych.tuning.space import Dimension, Space
 from diptych.tuning.study import Row, best_of
@@ -46,7 +47,9 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> None:
     figure, axes = _figure(7.5, 1.6 + 0.42 * max(2, len(importances)))
     if importances:
         names, shares = list(importances)[::-1], [100 * share for share in importances.values()][::-1]
-        bars = axes.barh(names, shares, color=_BLUE, height=0.6)
+        shown, style = plot_text(names)
+        bars = axes.barh(range(len(shown)), shares, color=_BLUE, height=0.6)
+        axes.set_yticks(range(len(shown)), shown, **style)
         axes.bar_label(bars, fmt="%.0f %%", padding=4, fontsize=9)
         axes.set(xlim=(0, max(shares) * 1.15))
     else:
@@ -79,7 +82,8 @@ def plot_parallel(found: Sequence[Row], space: Space, metric: Metric, path: Path
         column.draw(axes, x)
     _draw_axis(axes, len(columns), {0.0: _tick(low, metric), 1.0: _tick(high, metric)})
     axes.set(xlim=(-0.3, len(columns) + 0.45), ylim=(-0.06, 1.06), yticks=[])
-    axes.set_xticks(range(len(columns) + 1), [*(column.dimension.name for column in columns), METRIC_NAMES[metric]])
+    names, style = plot_text([*(column.dimension.name for column in columns), METRIC_NAMES[metric]])
+    axes.set_xticks(range(len(names)), names, **style)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     figure.savefig(path, format="png")
@@ -120,9 +124,20 @@ class _Column:
 
 def _draw_axis(axes: Axes, x: int, ticks: Mapping[float, str]) -> None:
     axes.plot([x, x], [0, 1], color=_INK, linewidth=0.8, zorder=1)
-    for height, text in ticks.items():
-        axes.annotate(text, (x, height), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8, color=_INK,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8}, zorder=4)  # fmt: skip
+    shown, style = plot_text(ticks.values(), most=40)
+    for height, text in zip(ticks, shown, strict=True):
+        axes.annotate(
+            text,
+            (x, height),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=_INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+            zorder=4,
+            **style,
+        )
 
 
 def _blue(share: float) -> tuple[float, float, float, float]:

@@ -1,0 +1,166 @@
+"""Text from outside in pictures and plots: letters that the usual font lacks are drawn with another one of the system's."""
+
+from collections.abc import Iterable, Sequence
+from functools import cache, lru_cache
+from itertools import groupby
+from threading import RLock
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from PIL import ImageDraw, ImageFont
+
+from diptych.core.terminal import visible
+
+if TYPE_CHECKING:
+    from matplotlib.font_manager import FontEntry
+    from matplotlib.ft2font import FT2Font
+
+PLACEHOLDER = "□"
+"""What stands for a letter that no font has."""
+_FIRST = "DejaVu Sans"
+"""It comes with matplotlib."""
+_SMALLER = 0.92
+"""Size of DejaVu Sans that looks like Pillow's own font of size 1."""
+_lock = RLock()
+
+
+def drawable(text: str, *, keep: str = "") -> str:
+    r"""The text as fonts can draw it: control characters as escapes, and `□` for each letter that no font has.
+
+    Selectors of variants and joiners that no font has are left out, for they are not seen.
+
+    Args:
+        text: any text, also a file name that is not UTF-8.
+        keep: control characters that stay, such as a newline.
+
+    >>> drawable("a\t$b$")
+    'a\\t$b$'
+    """
+    return "".join(_replaced(letter) for letter in visible(text, keep=keep))
+
+
+def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[str], dict[str, Any]]:
+    """The texts as matplotlib draws them, and the options with which it does: no mathematics, and fonts that have the letters.
+
+    Args:
+        texts: any texts.
+        most: letters of each; longer ones are cut and end with `…`.
+    """
+    from matplotlib import rcParams  # noqa: PLC0415  (half a second)
+
+    shown = [shorten(drawable(text), most) for text in texts]
+    others = {font.name for letter in set("".join(shown)) if (font := _font_of(letter)) is not None}
+    return shown, {"parse_math": False, "fontfamily": [*rcParams["font.family"], _FIRST, *sorted(others - {_FIRST})]}
+
+
+def shorten(text: str, most: int | None) -> str:
+    """The text, or its beginning and `…`; of at most so many letters.
+
+    >>> shorten("a brown dog", 8), shorten("a dog", 8)
+    ('a brown…', 'a dog')
+    """
+    return text if most is None or len(text) <= most else text[: most - 1] + "…"
+
+
+class FontChain:
+    """Draws each letter with the first font that has it, as Pillow does not."""
+
+    def __init__(self, size: int) -> None:
+        self._size = round(_SMALLER * size)
+
+    def getlength(self, text: str) -> float:
+        """Width in pixels."""
+        return sum(font.getlength(part) for font, part in self._parts(text))
+
+    def draw(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, *, fill: Any) -> None:
+        """Draw a line, all fonts on one base line."""
+        x, base_line = place[0], place[1] + self._font(None).getmetrics()[0]
+        for font, part in self._parts(text):
+            draw.text((x, base_line), part, fill=fill, font=font, anchor="ls")
+            x += font.getlength(part)
+
+    def _parts(self, text: str) -> Sequence[tuple[ImageFont.FreeTypeFont, str]]:
+        grouped = groupby(text, key=lambda letter: self._font(_font_of(letter)))
+        return [(font, "".join(letters)) for font, letters in grouped]
+
+    def _font(self, entry: "FontEntry | None") -> ImageFont.FreeTypeFont:
+        return _opened((entry or _fonts()[0]).fname, self._size)
+
+
+Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont | FontChain
+
+
+def font_for(texts: str, size: int) -> Font:
+    """A font for pictures that has the letters of the texts: Pillow's own, which has ASCII, or several of the system's."""
+    return ImageFont.load_default(size) if texts.replace("…", "").isascii() else FontChain(size)
+
+
+def draw_line(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Font, *, fill: Any) -> None:
+    """Draw a line of text from its upper left corner."""
+    if isinstance(font, FontChain):
+        font.draw(draw, place, text, fill=fill)
+    else:
+        draw.text(place, text, fill=fill, font=font)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
+
+
+def _replaced(letter: str) -> str:
+    if letter.isascii() or _font_of(letter) is not None:
+        return letter
+    is_unseen = letter in "\u200c\u200d" or "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
+    return "" if is_unseen else PLACEHOLDER
+
+
+def _font_of(letter: str) -> "FontEntry | None":
+    """The first font that draws a letter; None if there is none."""
+    with _lock:  # Faces of FreeType are not for several threads at once.
+        return _found_font(letter)
+
+
+@lru_cache(maxsize=10_000)
+def _found_font(letter: str) -> "FontEntry | None":
+    return next((font for font in _fonts() if _draws(font.fname, letter)), None)
+
+
+@lru_cache(maxsize=1)
+def _fonts() -> "Sequence[FontEntry]":
+    """The system's upright fonts and matplotlib's, of which the first is DejaVu Sans; regular ones before bold ones.
+
+    Without the fonts of last resort, which draw the same picture for all letters of a script.
+    """
+    from matplotlib.font_manager import fontManager  # noqa: PLC0415  (half a second)
+
+    upright = [
+        font
+        for font in fontManager.ttflist
+        if font.style == "normal" and "lastresort" not in font.name.lower().replace(" ", "")
+    ]
+    return sorted(upright, key=lambda font: (font.name != _FIRST, font.weight != 400, font.name, font.fname))
+
+
+def _draws(path: str, letter: str) -> bool:
+    """Whether a font has an outline for a letter; fonts of coloured pictures have empty ones."""
+    if ord(letter) not in _charmap(path):
+        return False
+    try:
+        return letter.isspace() or _face(path).load_char(ord(letter)).width > 0
+    except RuntimeError:
+        return False
+
+
+@cache
+def _charmap(path: str) -> frozenset[int]:
+    try:
+        return frozenset(_face(path).get_charmap())
+    except (RuntimeError, OSError):
+        return frozenset()
+
+
+@lru_cache(maxsize=32)
+def _face(path: str) -> "FT2Font":
+    from matplotlib.ft2font import FT2Font  # noqa: PLC0415
+
+    return FT2Font(path)
