@@ -212,7 +212,7 @@ def test_a_file_that_changes_under_the_scan_fails_alone(
     reasons["larger"] = "grew while it was indexed; the next addition reads it"
     assert reason == f"cannot be read ({reasons.get(becomes, 'is not a regular file')})"
     monkeypatch.setattr(collection, "scan", whole)
-    assert _update(place, clip, photos).changed == (becomes == "larger")
+    assert _update(place, clip, photos).added == (becomes == "larger")
 
 
 def test_a_file_that_is_too_large_is_not_read(

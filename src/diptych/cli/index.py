@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,12 @@ def add(
     prune: Annotated[
         bool, Parameter(help="Drop entries of these folders whose file has gone.", negative="", show_default=False)
     ] = False,
+    force: Annotated[
+        bool,
+        Parameter(
+            help="Let --prune drop more than half of the index without a question.", negative="", show_default=False
+        ),
+    ] = False,
     half: Annotated[
         bool,
         Parameter(
@@ -47,10 +54,11 @@ def add(
     ] = False,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Bring an index in step with folders: embed what is new or changed, recognise what moved.
 
-    Started by torchrun, each process takes its share of the files into an index of its own; `index merge` joins them.
+    Started by torchrun, each process takes its share of the files into an index of its own; `index merge` joins them. The exit
+    code is 2 if `--prune` would have dropped more than half of the index and was neither confirmed nor forced.
     """
     from diptych.search.collection import open_or_create, update
     from diptych.search.scan import scan
@@ -64,15 +72,31 @@ def add(
             raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
         index = _part_of(index, share.rank, share.size)
     with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
-        report = update(opened, clip, folders, prune=prune, follow_links=follow_links, share=share, track=bar)
+        confirm = (lambda *_: True) if force else _confirm_prune
+        report = update(
+            opened, clip, folders, prune=prune, confirm=confirm, follow_links=follow_links, share=share, track=bar
+        )
         place, total = opened.place, len(opened)
+    code = 2 if report.is_prune_refused else 0
     if as_json:
         print_json(report)
-        return
+        return code
     _print_update(place, report, total)
     loading.tell_agreement(clip, [file.key for file in islice(scan(folders, follow_links=follow_links), 64)])
     if share is not None and share.rank == 0:
         say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
+    return code
+
+
+def _confirm_prune(num_gone: int, num_entries: int) -> bool:
+    """Ask on a terminal; elsewhere the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(
+        f"--prune drops {num_gone:,} of {num_entries:,} pictures. Is every disk mounted? Drop them? [y/N] "
+    )
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _print_update(place: str, report: "Update", total: int) -> None:
@@ -92,7 +116,12 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         else ""
     )
     say(f"{place}: {said}; {total:,} pictures{links}")
-    if report.vanished > report.dropped:
+    if report.is_prune_refused:
+        warn(
+            f"--prune would drop {report.vanished:,} files, more than half of the index, and dropped none; "
+            "if no disk is missing, --force drops them"
+        )
+    elif report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")
     print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
     for path, reason in report.unread_captions[:_SHOWN]:

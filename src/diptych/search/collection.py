@@ -1,7 +1,7 @@
 """An index kept in step with folders: what is new is embedded, what moved is recognised, what is as it was is not read."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zlib import crc32
@@ -23,6 +23,8 @@ from diptych.search.scan import Omissions, ScannedFile, describe_picture, read_c
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
 """A batch is committed at once: so much is done again after a crash."""
+_UNREAD = "cannot be read ("
+"""Begins the reason of a picture whose file could not be read; earlier versions stored these in the index as well."""
 _WAIT_S = 30.0
 """Seconds to wait for another process that writes; short additions that were started together take turns."""
 
@@ -44,10 +46,13 @@ class Update:
     """Gone from the folders."""
     dropped: int = 0
     """Of those, taken out of the index."""
+    is_prune_refused: bool = False
+    """Whether none was taken out because it would have been more than half of the index."""
     links: int = 0
     """Symbolic links that lead out of the folders and were not followed."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason)."""
+    """(path, reason) of pictures and subfolders. Pictures that cannot be decoded are not read again until they change; what
+    could not be read is tried again next time."""
     unread_captions: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of captions that could not be read; their pictures are in the index without them."""
 
@@ -106,12 +111,18 @@ class Share:
         return crc32(key.encode()) % self.size == self.rank and self.known.get(key) != stamp
 
 
+def _refuse(num_gone: int, num_entries: int) -> bool:
+    """Do not drop more than half of an index."""
+    return False
+
+
 def update(
     index: Index,
     clip: LoadedBundle,
     folders: Sequence[Path],
     *,
     prune: bool = False,
+    confirm: Callable[[int, int], bool] = _refuse,
     follow_links: bool = False,
     share: Share | None = None,
     track: Track = silently,
@@ -125,6 +136,8 @@ def update(
         clip: the model of its vectors.
         folders: where to look, subfolders included.
         prune: drop entries of these folders whose file has gone.
+        confirm: called if that would drop more than half of the index, as when a disk is not mounted, with the number of
+            entries to drop and the number of entries; nothing is dropped unless it returns True.
         follow_links: follow symbolic links that lead out of the folders (`scan`).
         share: take up these files alone.
         track: told how far it is.
@@ -143,7 +156,7 @@ def update(
         files = scan(folders, follow_links=follow_links, omissions=omissions)
         updater = _Updater(index, embedder, files, share)
         updater.find_gone(folders, omissions)
-        return updater.go(prune=prune, track=track)
+        return updater.go(prune=prune, confirm=confirm, track=track)
 
 
 class _Updater:
@@ -157,25 +170,28 @@ class _Updater:
                 if share is None or share.has(file.key, file.stamp):
                     self.found[file.key] = file
             elif share is None or share.rank == 0:
-                shown = os.fsencode(file.key).decode("utf-8", "backslashreplace")
-                self.report.unreadable.append((shown, "has a name that is not UTF-8"))
+                self.report.unreadable.append((_shown(file.key), "has a name that is not UTF-8"))
         self.known, self.sidecars, self.targets = index.stamps(), index.sidecars(), index.targets()
+        self.unread = {key for key, reason in index.broken().items() if reason.startswith(_UNREAD)}
         self.gone = set[str]()
         self.gone_of_digest: dict[str | None, list[str]] = {}
 
     def find_gone(self, folders: Sequence[Path], omissions: Omissions) -> None:
         """Which entries have no file any more, and what the scan left out."""
         self.report.links = omissions.links
-        self.report.unreadable += omissions.unreadable
+        self.report.unreadable += [(_shown(path), reason) for path, reason in omissions.unreadable]
         if self.share is not None:  # Who sees a share of the files does not know which have gone.
             return
         roots = tuple(f"{folder.resolve()}/" for folder in folders)
         there = {*self.found, *(path for path, _ in omissions.unreadable)}
-        self.gone = {key for key in self.known if key.startswith(roots) and key not in there}
+        unread = tuple(f"{path}/" for path in omissions.unread_folders)
+        self.gone = {
+            key for key in self.known if key.startswith(roots) and key not in there and not key.startswith(unread)
+        }
         for key in sorted(self.gone):
             self.gone_of_digest.setdefault(self.index.digest_of(key), []).append(key)
 
-    def go(self, *, prune: bool, track: Track) -> Update:
+    def go(self, *, prune: bool, confirm: Callable[[int, int], bool], track: Track) -> Update:
         """Batch by batch, then captions that have changed, then what has gone."""
         files = self.found.values()
         new = [file for file in files if not self._is_known(file)]
@@ -188,11 +204,22 @@ class _Updater:
         self._read_captions_again()
         self.report.vanished = len(self.gone)
         if prune:
-            self.report.dropped = self.index.remove(self.gone)
-            self.index.compact()
+            self._prune(confirm)
         return self.report
 
+    def _prune(self, confirm: Callable[[int, int], bool]) -> None:
+        """Drop what has gone; more than half of the entries only if that is confirmed."""
+        num_gone = sum(len(keys) for digest, keys in self.gone_of_digest.items() if digest is not None)
+        num = len(self.index)
+        if 2 * num_gone > num and not confirm(num_gone, num):
+            self.report.is_prune_refused = True
+            return
+        self.report.dropped = self.index.remove(self.gone)
+        self.index.compact()
+
     def _is_known(self, file: ScannedFile) -> bool:
+        if file.key in self.unread:
+            return False
         return self.known.get(file.key) == file.stamp and self.targets.get(file.key) == file.target
 
     def _take_up(self, batch: list[ScannedFile]) -> None:
@@ -203,8 +230,8 @@ class _Updater:
         for file in batch:
             try:
                 content = read_picture(file)
-            except OSError as error:
-                broken.append((file.key, file.stamp, f"cannot be read ({error.strerror})"))
+            except OSError as error:  # It may have another cause next time; the index stays as it is.
+                self.report.unreadable.append((file.key, f"{_UNREAD}{error.strerror})"))
                 continue
             entry = describe_picture(file, content, self._captions(file))
             entries.append(entry)
@@ -270,7 +297,7 @@ class _Updater:
         for entry in entries:
             if self.index.digest_of(entry.key) == entry.digest:  # Written anew, with what it had.
                 report.unchanged += 1
-            elif entry.key in self.known:
+            elif entry.key in self.known and entry.key not in self.unread:
                 report.changed += 1
             elif self.gone_of_digest.get(entry.digest):
                 report.moved += 1
@@ -281,6 +308,11 @@ class _Updater:
                 report.copies += 1
             left.discard(entry.digest)
         return moved_from
+
+
+def _shown(path: str) -> str:
+    """A path for people; bytes of a name that are no UTF-8 are shown as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _is_text(key: str) -> bool:

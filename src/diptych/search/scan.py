@@ -59,7 +59,9 @@ class Omissions:
     links: int = 0
     """Symbolic links to pictures, captions and folders outside the scanned folder."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason)."""
+    """(path, reason) of files and subfolders."""
+    unread_folders: list[str] = field(default_factory=list)
+    """Of those, the folders; whether the pictures in them are still there is not known."""
 
 
 def scan(
@@ -74,7 +76,7 @@ def scan(
         omissions: filled with what was left out.
 
     Raises:
-        IndexingError: a folder is not there, or may not be read.
+        IndexingError: a folder is not there, or may not be read. A subfolder that may not be read is left out.
     """
     check_list(folders, "folders")
     for folder in folders:
@@ -105,13 +107,20 @@ class _Scanner:
             with os.scandir(path) as found:
                 inside = sorted(found, key=lambda item: item.name)
         except OSError as error:
-            raise IndexingError(f"{path}: cannot be read ({error.strerror})") from None
+            if path == self._root:
+                raise IndexingError(f"{path}: cannot be read ({error.strerror})") from None
+            if not isinstance(
+                error, FileNotFoundError | NotADirectoryError
+            ):  # Those went since their parent was listed.
+                self._omissions.unreadable.append((path, f"cannot be read ({error.strerror})"))
+                self._omissions.unread_folders.append(path)
+            return
         texts = {item.name: item for item in inside if item.name.endswith(".txt")}
         sidecars: dict[str, Sidecar | None] = {}
         for item in inside:
             if is_foreign(item.name):
                 continue
-            if item.is_dir(follow_symlinks=False):
+            if _is_folder(item):
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
             elif _leads_to_folder(item):
                 self._link_to_folder(item)
@@ -135,11 +144,14 @@ class _Scanner:
 
     def _picture(self, item: os.DirEntry[str], folder: str) -> tuple[str, Stamp, str | None] | None:
         try:
-            path = self._resolved(item, folder) if item.is_file() else None
+            path = self._resolved(item, folder)
             if path is None:
                 return None
-            return item.path, _stamp(item), None if path == item.path else path
-        except FileNotFoundError:  # Removed since the folder was listed.
+            stamp = _stamp(item)
+            if not item.is_file():
+                raise OSError(errno.EINVAL, "is not a regular file")
+            return item.path, stamp, None if path == item.path else path
+        except FileNotFoundError:  # Removed since the folder was listed; or a link to nothing.
             return None
         except OSError as error:
             self._omissions.unreadable.append((item.path, f"cannot be read ({error.strerror})"))
@@ -166,6 +178,14 @@ class _Scanner:
         return f"{target}/".startswith(f"{self._root.rstrip('/')}/")
 
 
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    """Whether it is a folder and no link to one; some file systems look it up first."""
+    try:
+        return item.is_dir(follow_symlinks=False)
+    except OSError:  # What is wrong with it, `_picture` says.
+        return False
+
+
 def _leads_to_folder(item: os.DirEntry[str]) -> bool:
     try:
         return item.is_symlink() and item.is_dir()
@@ -174,8 +194,9 @@ def _leads_to_folder(item: os.DirEntry[str]) -> bool:
 
 
 def _stamp(item: os.DirEntry[str]) -> Stamp:
+    """Size and time of the last change; a time that 64 bits do not hold (after 2262) becomes the nearest that they do."""
     status = item.stat()
-    return Stamp(size=status.st_size, modified_ns=status.st_mtime_ns)
+    return Stamp(size=status.st_size, modified_ns=min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1))
 
 
 def read_picture(file: ScannedFile) -> bytes:
