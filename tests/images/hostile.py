@@ -14,8 +14,31 @@ def encoded(form: str, width: int = 16, height: int = 12, **more: object) -> byt
     """A picture of noise in a format."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, **more)
+    if form == "HEIF":
+        from pillow_heif import from_pillow
+
+        from_pillow(Image.fromarray(pixels)).save(buffer, **more)
+    else:
+        Image.fromarray(pixels).save(buffer, form, **more)
     return buffer.getvalue()
+
+
+def jp2_with_boxes(num: int, *, inside: bool = False) -> bytes:
+    """A picture with empty boxes in front of its header, or at the header's end."""
+    plain, boxes = encoded("JPEG2000"), struct.pack(">L4s", 8, b"free") * num
+    start = plain.index(b"jp2h") - 4
+    (size,) = struct.unpack_from(">L", plain, start)
+    if not inside:
+        return plain[:start] + boxes + plain[start:]
+    header = struct.pack(">L", size + len(boxes)) + plain[start + 4 : start + size] + boxes
+    return plain[:start] + header + plain[start + size :]
+
+
+def codestream_with_segments(num: int) -> bytes:
+    """A picture with empty segments before its first comment."""
+    plain = encoded("JPEG2000", no_jp2=True)
+    start = 4 + struct.unpack_from(">H", plain, 4)[0]
+    return plain[:start] + b"\xff\x52\x00\x02" * num + plain[start:]
 
 
 def png_chunk(kind: bytes, content: bytes) -> bytes:

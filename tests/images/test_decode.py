@@ -8,9 +8,11 @@ from PIL import ExifTags, Image
 
 from diptych.core.errors import ImageError
 from diptych.images import opener
-from diptych.images.decode import decode, decode_array, list_images
+from diptych.images.decode import decode, decode_array
 from diptych.images.jpeg import decode_jpeg
+from diptych.images.listing import list_images
 from diptych.images.sheet import SheetRow, contact_sheet
+from tests.conftest import draw_photos
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -230,9 +232,28 @@ def test_list_images_is_sorted_deep_and_leaves_hidden_ones_out(photos: Path) -> 
     (photos / "@eaDir" / "x.png").write_bytes(b"")
     (photos / "notes.txt").write_text("no picture")
     (photos / "LOUD.JPG").write_bytes(b"")
-    names = [path.relative_to(photos).as_posix() for path in list_images(photos)]
+    names = [path.relative_to(photos).as_posix() for path in list_images(photos).paths]
     assert sorted(names) == ["LOUD.JPG", "a.png", "b.png", "c.png", "d.png", "e.png", "more/f.jpg"]
-    assert list_images(photos) == sorted(list_images(photos))
+    assert list(list_images(photos).paths) == sorted(list_images(photos).paths)
+
+
+def test_list_images_counts_what_it_leaves_out(photos: Path) -> None:
+    (photos / "holiday.jpg").mkdir()
+    draw_photos(photos / "holiday.jpg", ["g.png"])
+    for name in ("x.CR2", "y.cr2", "more/z.psd", ".hidden.psd", "a.txt", "movie.mp4"):
+        (photos / name).write_bytes(b"")
+    found = list_images(photos)
+    assert len(found.paths) == 7
+    assert photos / "holiday.jpg" / "g.png" in found.paths
+    assert [(left.suffix, left.num, left.examples) for left in found.left_out] == [
+        (".cr2", 2, (f"{photos}/x.CR2", f"{photos}/y.cr2")),
+        (".psd", 1, (f"{photos}/more/z.psd",)),
+    ]
+    assert "export them as JPEG" in str(found.left_out[0])
+    (photos / "only").mkdir()
+    (photos / "more" / "z.psd").rename(photos / "only" / "z.psd")
+    with pytest.raises(ImageError, match=r"holds no pictures .*; left out: 1 .psd \(.*z.psd\): not read; convert"):
+        list_images(photos / "only")
 
 
 def test_list_images_of_nothing(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
             raise PermissionError(13, "Permission denied")
         return whole(path)
 
-    monkeypatch.setattr(scan.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
 
 
 def test_a_subfolder_that_cannot_be_read_keeps_its_entries(
@@ -109,7 +109,7 @@ def test_files_and_folders_that_go_during_the_scan(photos: Path, monkeypatch: py
             return _Listed(inside)
         return found
 
-    monkeypatch.setattr(scan.os, "scandir", scandir)
+    monkeypatch.setattr(os, "scandir", scandir)
     omissions = scan.Omissions()
     assert [Path(file.key).name for file in scan.scan([photos], omissions=omissions)] == [
         "a.png",

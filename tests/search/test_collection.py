@@ -63,11 +63,12 @@ def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: 
         copies=1,
         changed=1,
         vanished=1,
+        hidden=2,
         unreadable=[(str(photos / "broken.jpg"), "is not a picture")],
     )
     assert _held(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "e.png", "f.jpg"}
     report = _update(place, clip, photos, prune=True)
-    assert report == Update(unchanged=7, vanished=1, dropped=1)  # What is broken is not read again.
+    assert report == Update(unchanged=7, vanished=1, dropped=1, hidden=2)  # What is broken is not read again.
     assert _held(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "f.jpg"}
     with open_index(place) as index:
         assert index.size()["unused"] == 0

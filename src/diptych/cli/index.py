@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import DEFAULT_LOADING, IndexPlace, Loading
-from diptych.cli.output import Json, print_facts, print_json, print_skipped, print_table, say, warn
+from diptych.cli.output import Json, print_facts, print_json, print_left_out, print_skipped, print_table, say, warn
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
@@ -52,6 +52,13 @@ def add(
             help="Follow symbolic links to folders, and to files outside the folders.", negative="", show_default=False
         ),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Leave out what matches a pattern, such as '*.thumb.jpg' or '@eaDir'; give it several times.",
+            negative="",
+        ),
+    ] = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> int:
@@ -74,7 +81,15 @@ def add(
     with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
         confirm = (lambda *_: True) if force else _confirm_prune
         report = update(
-            opened, clip, folders, prune=prune, confirm=confirm, follow_links=follow_links, share=share, track=bar
+            opened,
+            clip,
+            folders,
+            prune=prune,
+            confirm=confirm,
+            follow_links=follow_links,
+            exclude=exclude or (),
+            share=share,
+            track=bar,
         )
         place, total = opened.place, len(opened)
     code = 2 if report.is_prune_refused else 0
@@ -82,7 +97,9 @@ def add(
         print_json(report)
         return code
     _print_update(place, report, total)
-    loading.tell_agreement(clip, [file.key for file in islice(scan(folders, follow_links=follow_links), 64)])
+    loading.tell_agreement(
+        clip, [file.key for file in islice(scan(folders, follow_links=follow_links, exclude=exclude or ()), 64)]
+    )
     if share is not None and share.rank == 0:
         say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
     return code
@@ -110,12 +127,14 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         "dropped": report.dropped,
     }
     said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
-    links = (
-        f"; links that leave the folders and were not followed (--follow-links): {report.links:,}"
-        if report.links
-        else ""
-    )
-    say(f"{place}: {said}; {total:,} pictures{links}")
+    omitted = {
+        "links that leave the folders and were not followed (--follow-links)": report.links,
+        "hidden pictures and folders, and those of other programs": report.hidden,
+        "excluded pictures and folders": report.excluded,
+    }
+    left = "".join(f"; {what}: {count:,}" for what, count in omitted.items() if count)
+    say(f"{place}: {said}; {total:,} pictures{left}")
+    print_left_out(report.left_out)
     if report.is_prune_refused:
         warn(
             f"--prune would drop {report.vanished:,} files, more than half of the index, and dropped none; "

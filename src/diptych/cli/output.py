@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from diptych.images.formats import LeftOut
+
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
 """The option that every command with figures has."""
 
@@ -109,6 +111,12 @@ def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
     if skipped:
         first = "; ".join(reason for _, reason in skipped[:3])
         warn(f"{len(skipped)} images could not be read and were left out: {first}")
+
+
+def print_left_out(left_out: "Sequence[LeftOut]") -> None:
+    """Say on standard error which pictures were left out because of their format, and what to do: a line for each suffix."""
+    for left in left_out:
+        warn(f"left out: {left}")
 
 
 def warn(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import DEFAULT_LOADING, BundlePath, Loading
-from diptych.cli.output import Json, print_json, print_skipped, print_table, say
+from diptych.cli.output import Json, print_json, print_left_out, print_skipped, print_table, say
 from diptych.cli.sheets import write_sheet
 from diptych.cli.word_lists import read_classes, read_lines, warn_of_classes
 from diptych.core.errors import ConfigError
@@ -42,6 +42,7 @@ def similarity(
         print_json(result)
         return
     print_skipped(skipped.found)
+    _print_left_out_of([image])
     _print_similarity(result)
     loading.tell_agreement(clip, result.images)
     if plot is not None:
@@ -126,6 +127,7 @@ def classify(
         print_json(results)
         return
     print_skipped(skipped.found)
+    _print_left_out_of(images)
     for result in results:
         rows = [[score.name, percent(score.probability), f"{score.cosine:.3f}"] for score in result.scores[:top]]
         none = f": none of these (below {result.threshold:.3f})" if result.best is None else ""
@@ -178,6 +180,7 @@ def rank_images(
         print_json(ranking)
         return
     print_skipped(ranking.skipped)
+    print_left_out(ranking.left_out)
     print_table(
         ranking.query, ["image", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results]
     )
@@ -229,6 +232,14 @@ class _Skipped:
 
 def _is_folder(images: Sequence[str]) -> bool:
     return len(images) == 1 and path_kind(images[0]) == "folder"
+
+
+def _print_left_out_of(images: Sequence[str]) -> None:
+    """Say which pictures of a folder were left out; nothing for images one by one."""
+    from diptych.images.listing import list_images
+
+    if _is_folder(images):
+        print_left_out(list_images(Path(images[0])).left_out)
 
 
 def _given(images: Sequence[str]) -> str | Sequence[str]:

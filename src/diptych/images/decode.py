@@ -15,10 +15,10 @@ from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
-from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
+from diptych.images.formats import FORMATS
 from diptych.images.jpeg import decode_jpeg, is_jpeg
-from diptych.images.opener import FORMATS, check_size, open_image, orientation_of
+from diptych.images.opener import check_size, open_image, orientation_of
 
 IMAGE_SUFFIXES = frozenset(FORMATS)
 """What counts as a picture when a folder is read."""
@@ -130,24 +130,6 @@ def file_mode(image: ImageInput) -> str:
         return "pixels"
     with open_image(image) as opened:
         return f"{opened.format} {opened.mode}"
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Every picture in a folder and its subfolders, by name; hidden ones and files of other programs are left out.
-
-    Raises:
-        ImageError: the folder is missing or holds no picture.
-    """
-    if path_kind(folder) != "folder":
-        raise ImageError(f"{folder}: no such folder")
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not is_foreign(path.relative_to(folder).as_posix())
-    )
-    if not found:
-        raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return found
 
 
 def _alone_with(image: ImageInput) -> AbstractContextManager[object]:

@@ -8,28 +8,19 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from threading import Lock
+from typing import NamedTuple, cast
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.images.containers import box_blocks, has_boxes, is_heif, is_raw
+from diptych.images.formats import FORMATS, HAS_HEIC, HEIC_REMEDY, RAW_REMEDY, RAW_SUFFIXES
 
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-    ".gif": "GIF",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".ppm": "PPM",
-}
-"""By suffix, the format as Pillow names it. Nothing else is opened, whatever a file is called."""
-
-_PILLOW_FORMATS = tuple(sorted(set(FORMATS.values())))
+_PILLOW_FORMATS = tuple(sorted({*FORMATS.values()} - {"HEIF"}))
 
 MAX_PIXELS = 200_000_000
 """Pixels of a picture, at most; larger ones are refused before they are decoded."""
@@ -73,12 +64,16 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
         max_pixels: width times height, at most; `MAX_PIXELS` by default.
 
     Raises:
-        ImageError: the picture exceeds a limit. The message does not name the picture.
+        ImageError: the picture exceeds a limit, is a RAW photo, or needs an extra. The message does not name the picture.
         PIL.UnidentifiedImageError: the file has none of the formats in `FORMATS`.
         OSError: the file cannot be read.
     """
     content = source if isinstance(source, bytes) else read_regular(source, max_bytes=MAX_IMAGE_BYTES)
-    check_structure(content)
+    is_raw_name = not isinstance(source, bytes) and PurePath(source).suffix.lower() in RAW_SUFFIXES
+    if not is_raw_name:
+        check_structure(content)
+    if is_raw_name or is_raw(content):
+        raise ImageError(f"is a RAW photo, of which Pillow reads at most a thumbnail; {RAW_REMEDY}")
     opened = _opened(content)
     try:
         check_size(opened.width, opened.height, max_pixels=max_pixels)
@@ -87,7 +82,8 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
     except ImageError:
         opened.close()
         raise
-    if "exif" in opened.info and _is_over(_tiff_blocks(opened.info["exif"].removeprefix(b"Exif\0\0"))):
+    exif = opened.info.get("exif") or b""
+    if _is_over(_tiff_blocks(exif.removeprefix(b"Exif\0\0"))):
         del opened.info["exif"]  # Each entry may refer to the whole block, which makes reading it quadratic.
     return opened
 
@@ -103,7 +99,25 @@ def _opened(content: bytes) -> Image.Image:
 
 
 def _opened_whole(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
+    try:
+        with _pillow_limit.lifted():
+            return Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS)
+    except UnidentifiedImageError:
+        if not is_heif(content):
+            raise
+    return _opened_heif(content)
+
+
+def _opened_heif(content: bytes) -> Image.Image:
+    """A HEIC picture, by the plugin of the extra `heic`, which is not registered with Pillow."""
+    if not HAS_HEIC:
+        raise ImageError(f"is HEIC, which needs an extra: {HEIC_REMEDY}")
+    from pillow_heif import HeifImageFile  # noqa: PLC0415  (an extra)
+
+    try:
+        return cast(Image.Image, HeifImageFile(io.BytesIO(content)))  # type: ignore[no-untyped-call]
+    except SyntaxError as error:  # As plugins say that they do not know a file.
+        raise UnidentifiedImageError(str(error)) from None
 
 
 def _without_metadata(content: bytes) -> bytes:
@@ -156,6 +170,31 @@ def check_size(width: int, height: int, *, max_pixels: int | None = None) -> Non
     most = MAX_PIXELS if max_pixels is None else max_pixels
     if width * height > most:
         raise ImageError(f"{width}x{height} is over the limit of {most} pixels")
+
+
+class _PillowLimit:
+    """Pillow's own limit of pixels. It is below `MAX_PIXELS` and belongs to the process, so each `open` lifts it."""
+
+    def __init__(self) -> None:
+        self._lock, self._num, self._before = Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Without it while the block runs, and while another thread is in such a block."""
+        with self._lock:
+            if self._num == 0:
+                self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num -= 1
+                if self._num == 0:
+                    Image.MAX_IMAGE_PIXELS = self._before
+
+
+_pillow_limit = _PillowLimit()
 
 
 class JpegHeader(NamedTuple):
@@ -222,6 +261,8 @@ def check_structure(content: bytes) -> None:
         blocks = _png_blocks(content)
     elif content.startswith(b"GIF8"):
         blocks = _gif_blocks(content)
+    elif has_boxes(content):
+        blocks = box_blocks(content)
     elif content[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}:
         blocks = _tiff_blocks(content)
     else:

@@ -13,7 +13,9 @@ from diptych.core.files import path_kind
 from diptych.core.lists import check_list
 from diptych.core.progress import Track
 from diptych.core.sample import ImageInput
-from diptych.images.decode import describe, list_images
+from diptych.images.decode import describe
+from diptych.images.formats import LeftOut
+from diptych.images.listing import Listing, list_images
 from diptych.inference.encoder import Encoder
 
 Images: TypeAlias = str | Path | Iterable[ImageInput]
@@ -31,6 +33,8 @@ class EncodedImages:
     positions: tuple[int, ...]
     """Where each stood among all."""
     emb: Float32[ndarray, "N E"]
+    left_out: tuple[LeftOut, ...] = ()
+    """Pictures of a folder whose format is not read, by suffix."""
 
 
 def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, track: Track) -> EncodedImages:
@@ -46,7 +50,13 @@ def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, t
         ImageError: an image cannot be read and there is no `on_error`, or none can be read.
         DiptychError: there is no image.
     """
-    listed = _listed(images)
+    listing = _listed(images)
+    listed: Iterable[ImageInput] = images if listing is None else listing.paths  # type: ignore[assignment]
+    for folder, reason in () if listing is None else listing.unreadable:
+        error = ImageError(f"{folder}: {reason}")
+        if on_error is None:
+            raise error
+        on_error(folder, error)
     names: list[str] = []
     broken: dict[int, ImageError] = {}
 
@@ -72,13 +82,15 @@ def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, t
         names=tuple(names[position] for position in positions),
         positions=positions,
         emb=emb[list(positions)] if broken else emb,
+        left_out=() if listing is None else listing.left_out,
     )
 
 
-def _listed(images: Images) -> Iterable[ImageInput]:
+def _listed(images: Images) -> Listing | None:
+    """What a folder holds; None for images one by one."""
     if not isinstance(images, str | Path):
         check_list(images, "images")
-        return images
+        return None
     if path_kind(images) == "file":
         check_list(images, "images")
     return list_images(Path(images))

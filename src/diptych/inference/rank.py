@@ -8,6 +8,7 @@ import numpy as np
 from diptych.core.errors import DiptychError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
+from diptych.images.formats import LeftOut
 from diptych.inference.embedder import check_not_empty
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, encode_all
@@ -34,6 +35,8 @@ class Ranking:
     results: tuple[Ranked, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     """(image, reason) of those that could not be read."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Pictures of the folder whose format is not read, by suffix."""
 
 
 def rank_images(
@@ -74,6 +77,7 @@ def rank_images_for_texts(
             query=str(text),
             results=_ranked(cosine[row], encoded.names, encoded.positions, top),
             skipped=tuple(skipped),
+            left_out=encoded.left_out,
         )
         for row, text in enumerate(texts)
     ]

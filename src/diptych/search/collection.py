@@ -12,6 +12,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ImageError, IndexingError
 from diptych.core.progress import Track, silently
+from diptych.images.formats import LeftOut
 from diptych.images.pool import DecodePool
 from diptych.index.choice import open_index, open_or_create_index
 from diptych.index.entry import Entry, Stamp
@@ -50,6 +51,12 @@ class Update:
     """Whether none was taken out because it would have been more than half of the index."""
     links: int = 0
     """Symbolic links that lead out of the folders and were not followed."""
+    hidden: int = 0
+    """Hidden pictures and folders, and those of other programs; left out."""
+    excluded: int = 0
+    """Pictures and folders that match a pattern of `exclude`; left out."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Pictures whose format is not read, by suffix, with what to do about them."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of pictures and subfolders. Pictures that cannot be decoded are not read again until they change; what
     could not be read is tried again next time."""
@@ -124,6 +131,7 @@ def update(
     prune: bool = False,
     confirm: Callable[[int, int], bool] = _refuse,
     follow_links: bool = False,
+    exclude: Sequence[str] = (),
     share: Share | None = None,
     track: Track = silently,
 ) -> Update:
@@ -139,6 +147,7 @@ def update(
         confirm: called if that would drop more than half of the index, as when a disk is not mounted, with the number of
             entries to drop and the number of entries; nothing is dropped unless it returns True.
         follow_links: follow symbolic links that lead out of the folders (`scan`).
+        exclude: leave out what matches one of these patterns (`scan`); entries that match one count as gone.
         share: take up these files alone.
         track: told how far it is.
 
@@ -153,7 +162,7 @@ def update(
         if index.models != names:
             index.rename_model(names)
         omissions = Omissions()
-        files = scan(folders, follow_links=follow_links, omissions=omissions)
+        files = scan(folders, follow_links=follow_links, exclude=exclude, omissions=omissions)
         updater = _Updater(index, embedder, files, share)
         updater.find_gone(folders, omissions)
         return updater.go(prune=prune, confirm=confirm, track=track)
@@ -178,7 +187,8 @@ class _Updater:
 
     def find_gone(self, folders: Sequence[Path], omissions: Omissions) -> None:
         """Which entries have no file any more, and what the scan left out."""
-        self.report.links = omissions.links
+        self.report.links, self.report.hidden = omissions.links, omissions.hidden
+        self.report.excluded, self.report.left_out = omissions.excluded, omissions.formats.left_out()
         self.report.unreadable += [(_shown(path), reason) for path, reason in omissions.unreadable]
         if self.share is not None:  # Who sees a share of the files does not know which have gone.
             return

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
 from diptych.core.foreign import is_foreign
 from diptych.core.lists import check_list
 from diptych.images.decode import IMAGE_SUFFIXES
+from diptych.images.formats import LeftOutCounter
 from diptych.images.opener import open_image, upright_size
 from diptych.index.entry import Entry, Stamp
 
@@ -62,10 +64,20 @@ class Omissions:
     """(path, reason) of files and subfolders."""
     unread_folders: list[str] = field(default_factory=list)
     """Of those, the folders; whether the pictures in them are still there is not known."""
+    hidden: int = 0
+    """Hidden pictures and folders, and those of other programs (`core/foreign.py`)."""
+    excluded: int = 0
+    """Pictures and folders that match a pattern."""
+    formats: LeftOutCounter = field(default_factory=LeftOutCounter)
+    """Pictures whose format is not read."""
 
 
 def scan(
-    folders: Sequence[Path], *, follow_links: bool = False, omissions: Omissions | None = None
+    folders: Sequence[Path],
+    *,
+    follow_links: bool = False,
+    exclude: Sequence[str] = (),
+    omissions: Omissions | None = None,
 ) -> Iterator[ScannedFile]:
     """Every picture in folders and their subfolders, by name; hidden files and those of other programs are left out.
 
@@ -73,6 +85,8 @@ def scan(
         folders: the folders to scan.
         follow_links: whether to follow symbolic links to folders, and links to files outside the scanned folder. Each folder is
             scanned once, so that links cannot form a cycle. By default only links to files inside the folder are followed.
+        exclude: patterns of names (`*.thumb.jpg`, `@eaDir`) or, with a slash, of paths below the folder (`2019/*/raw`). Files
+            and folders that match one are left out. `*` matches any characters, also slashes, and `?` one.
         omissions: filled with what was left out.
 
     Raises:
@@ -82,16 +96,18 @@ def scan(
     for folder in folders:
         if path_kind(folder) != "folder":
             raise IndexingError(f"{folder}: no such folder")
-        yield from _Scanner(str(folder.resolve()), follow_links, omissions or Omissions()).scan()
+        yield from _Scanner(str(folder.resolve()), follow_links, exclude, omissions or Omissions()).scan()
 
 
 class _Scanner:
     """One pass over a folder: its own subfolders first, then the folders that links lead to."""
 
-    def __init__(self, root: str, follow_links: bool, omissions: Omissions) -> None:
+    def __init__(self, root: str, follow_links: bool, exclude: Sequence[str], omissions: Omissions) -> None:
         self._root, self._follow_links, self._omissions = root, follow_links, omissions
         self._linked = [(root, root)]
         self._scanned = set[str]()
+        self._excluded_names = [pattern for pattern in exclude if "/" not in pattern]
+        self._excluded_paths = [pattern.strip("/") for pattern in exclude if "/" in pattern]
 
     def scan(self) -> Iterator[ScannedFile]:
         """Scan the folder, then each linked folder that was not scanned before."""
@@ -103,22 +119,11 @@ class _Scanner:
         if real in self._scanned:
             return
         self._scanned.add(real)
-        try:
-            with os.scandir(path) as found:
-                inside = sorted(found, key=lambda item: item.name)
-        except OSError as error:
-            if path == self._root:
-                raise IndexingError(f"{path}: cannot be read ({error.strerror})") from None
-            if not isinstance(
-                error, FileNotFoundError | NotADirectoryError
-            ):  # Those went since their parent was listed.
-                self._omissions.unreadable.append((path, f"cannot be read ({error.strerror})"))
-                self._omissions.unread_folders.append(path)
-            return
+        inside = self._listed(path)
         texts = {item.name: item for item in inside if item.name.endswith(".txt")}
         sidecars: dict[str, Sidecar | None] = {}
         for item in inside:
-            if is_foreign(item.name):
+            if self._is_left_out(item):
                 continue
             if _is_folder(item):
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
@@ -126,7 +131,10 @@ class _Scanner:
                 self._link_to_folder(item)
             else:
                 name, suffix = os.path.splitext(item.name)  # noqa: PTH122
-                picture = self._picture(item, real) if suffix.lower() in IMAGE_SUFFIXES else None
+                if suffix.lower() not in IMAGE_SUFFIXES:
+                    self._omissions.formats.add(item.path)
+                    continue
+                picture = self._picture(item, real)
                 if picture is None:
                     continue
                 text = f"{name}.txt"
@@ -134,6 +142,40 @@ class _Scanner:
                     sidecars[text] = self._sidecar(texts[text], real)
                 key, stamp, target = picture
                 yield ScannedFile(key=key, stamp=stamp, target=target, sidecar=sidecars.get(text))
+
+    def _listed(self, path: str) -> list[os.DirEntry[str]]:
+        """What a folder holds, by name; a subfolder that cannot be read is noted."""
+        try:
+            with os.scandir(path) as found:
+                return sorted(found, key=lambda item: item.name)
+        except (FileNotFoundError, NotADirectoryError):
+            if path == self._root:
+                raise IndexingError(f"{path}: no such folder") from None
+            return []  # It went since its parent was listed.
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
+            if path == self._root:
+                raise IndexingError(f"{path}: {reason}") from None
+            self._omissions.unreadable.append((path, reason))
+            self._omissions.unread_folders.append(path)
+            return []
+
+    def _is_left_out(self, item: os.DirEntry[str]) -> bool:
+        """Whether a file or folder is foreign or excluded; of files, pictures are counted."""
+        is_hidden = is_foreign(item.name)
+        if not (is_hidden or self._is_excluded(item)):
+            return False
+        suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122
+        if suffix in IMAGE_SUFFIXES or _is_folder(item) or _leads_to_folder(item):
+            self._omissions.hidden += is_hidden
+            self._omissions.excluded += not is_hidden
+        return True
+
+    def _is_excluded(self, item: os.DirEntry[str]) -> bool:
+        if any(fnmatchcase(item.name, pattern) for pattern in self._excluded_names):
+            return True
+        inner = os.path.relpath(item.path, self._root) if self._excluded_paths else ""
+        return any(fnmatchcase(inner, pattern) for pattern in self._excluded_paths)
 
     def _link_to_folder(self, item: os.DirEntry[str]) -> None:
         target = os.path.realpath(item.path)

@@ -11,6 +11,7 @@ from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.data.oddities import OddityCounter
 from diptych.images.decode import IMAGE_SUFFIXES
+from diptych.images.formats import remedy
 
 _FOREIGN = "hidden files and files of other programs"
 
@@ -76,15 +77,18 @@ class _Walk:
             inner = above | {(state.st_dev, state.st_ino)}
             for entry in inside:
                 name, is_folder = prefix + entry.name, _is_folder(entry)
-                is_picture = entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES
-                if not (is_folder or is_picture):
+                suffix = entry.name[entry.name.rfind(".") :].lower()
+                is_picture = not is_folder and suffix in IMAGE_SUFFIXES
+                if not (is_folder or is_picture or remedy(suffix)):
                     continue
                 if is_foreign(entry.name):
                     self._counter.add(_FOREIGN, "left out", name)
                     continue
-                if is_picture:  # A folder that is called so will be counted as unreadable.
+                if is_picture:
                     yield name
-                if is_folder and (not entry.is_symlink() or self._follows(entry, name, inner)):
+                elif not is_folder:
+                    _count_left_out(self._counter, suffix, name)
+                elif not entry.is_symlink() or self._follows(entry, name, inner):
                     waiting.append((f"{name}/", inner))
 
     def _follows(self, entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]]) -> bool:
@@ -99,6 +103,11 @@ class _Walk:
             self._counter.add("links to folders", "followed", name)
             return True
         return False
+
+
+def _count_left_out(counter: OddityCounter, suffix: str, name: str) -> None:
+    """Count a picture whose format is not read."""
+    counter.add(f"{suffix} files", f"left out: {remedy(suffix)}", name)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -131,10 +140,13 @@ class ZipTree:
             raise DataError(f"{self.path}: cannot be read as a zip ({error})") from None
         pictures = set[str]()
         for name in found:  # That of a folder ends in a slash.
-            if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES or name.endswith("/"):
+            suffix = PurePosixPath(name).suffix.lower()
+            if name.endswith("/") or not (suffix in IMAGE_SUFFIXES or remedy(suffix)):
                 continue
             if is_foreign(name):
                 counter.add(_FOREIGN, "left out", name)
+            elif suffix not in IMAGE_SUFFIXES:
+                _count_left_out(counter, suffix, name)
             elif name in pictures:
                 counter.add("names that stand in the zip again", "read from their last place", name)
             else:

@@ -1,0 +1,87 @@
+"""What files say of themselves before Pillow opens them: boxes of HEIC, AVIF and JPEG 2000, and marks of RAW photos."""
+
+import struct
+from collections.abc import Iterator
+
+_JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
+_CODESTREAM = b"\xff\x4f\xff\x51"
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
+_RAW_STARTS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb")
+"""Of Olympus, Panasonic, Fujifilm, Minolta and Sigma."""
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
+
+
+def is_heif(content: bytes) -> bool:
+    """Whether a file is HEIC or another kind of HEIF; it may be AVIF if its brand is `mif1`."""
+    return content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
+
+
+def has_boxes(content: bytes) -> bool:
+    """Whether a file consists of boxes as HEIC, AVIF and JPEG 2000 do, or is a bare codestream of JPEG 2000."""
+    return content[4:8] == b"ftyp" or content.startswith((_JP2, _CODESTREAM))
+
+
+def is_raw(content: bytes) -> bool:
+    """Whether a file is a RAW photo: what Pillow opens of it is a thumbnail at best.
+
+    Most of these files are TIFFs whose first picture is marked as one of reduced resolution.
+    """
+    if content.startswith(_RAW_STARTS) or content[4:12] == b"ftypcrx " or content[6:14] == b"HEAPCCDR":
+        return True
+    if content[:4] not in {b"II*\0", b"MM\0*"}:
+        return False
+    tags = _first_tags(content)
+    return content[8:10] == b"CR" or bool(tags.get(_SUBFILE_TYPE, 0) & 1) or _DNG_VERSION in tags
+
+
+def _first_tags(content: bytes) -> dict[int, int]:
+    """The tags of a TIFF's first directory, with the values that stand in the directory itself."""
+    order = "<" if content.startswith(b"II") else ">"
+    tags = dict[int, int]()
+    try:
+        (place,) = struct.unpack_from(f"{order}L", content, 4)
+        (num,) = struct.unpack_from(f"{order}H", content, place)
+        for at in range(place + 2, place + 2 + 12 * num, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", content, at)
+            (tags[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", content, at + 8)
+    except struct.error:  # It ends early.
+        pass
+    return tags
+
+
+def box_blocks(content: bytes) -> Iterator[int]:
+    """Sizes of the boxes and segments that Pillow reads in Python, without those of the picture itself."""
+    if content.startswith(_CODESTREAM):
+        yield from _segments(content, 2)
+        return
+    for kind, place, end in _boxes(content, 0, len(content)):
+        yield 8 if kind in {b"mdat", b"jp2c"} else end - place
+        if kind == b"jp2h":
+            for _, inner, inner_end in _boxes(content, place, end):
+                yield inner_end - inner
+        elif kind == b"jp2c":
+            yield from _segments(content, place + 2)
+
+
+def _boxes(content: bytes, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of the content of each box."""
+    while place + 8 <= end:
+        size, kind = struct.unpack_from(">L4s", content, place)
+        head = 8
+        if size == 1 and place + 16 <= end:
+            (size,) = struct.unpack_from(">Q", content, place + 8)
+            head = 16
+        elif size == 0:
+            size = end - place
+        if size < head:
+            return
+        yield kind, place + head, min(end, place + size)
+        place += size
+
+
+def _segments(content: bytes, place: int) -> Iterator[int]:
+    """Sizes of the segments of a codestream's header."""
+    while place + 4 <= len(content) and content[place + 1] not in {0x90, 0xD9}:
+        size = 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        yield size
+        place += max(4, size)

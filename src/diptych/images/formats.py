@@ -1,0 +1,123 @@
+"""Formats of pictures by suffix: which ones are opened, which ones are left out, and what to do about those."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from PIL import features
+
+HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+"""Whether HEIC can be opened: the extra `heic` is installed."""
+HAS_AVIF = importlib.util.find_spec("PIL._avif") is not None
+"""Whether this Pillow opens AVIF; version 11.3 was the first."""
+
+_ALWAYS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+_SOMETIMES = {
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+_AVAILABLE = {"JPEG2000": bool(features.check("jpg_2000")), "AVIF": HAS_AVIF, "HEIF": HAS_HEIC}
+
+FORMATS = {
+    suffix: name
+    for name, suffixes in (_ALWAYS | {name: _SOMETIMES[name] for name in _SOMETIMES if _AVAILABLE[name]}).items()
+    for suffix in suffixes
+}
+"""By suffix, the format as Pillow names it. Nothing else is opened, whatever a file is called."""
+
+_RAW = "3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
+RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW.split())
+"""Photos as a camera's sensor recorded them. Pillow opens a thumbnail of some of them, which is not the picture."""
+_OTHER = "ai bpg cur dds eps exr flif hdr ico jxl jxr pcx pfm psb psd qoi sgi svg svgz tga wdp xcf"
+_OTHER_SUFFIXES = frozenset(f".{name}" for name in _OTHER.split())
+
+HEIC_REMEDY = "pip install 'diptych[heic]'"
+_REMEDIES = {
+    "HEIF": HEIC_REMEDY,
+    "AVIF": "pip install --upgrade Pillow",
+    "JPEG2000": "install a Pillow that was built with OpenJPEG",
+}
+RAW_REMEDY = "RAW photos are not read; export them as JPEG, with darktable-cli or the camera maker's program"
+_OTHER_REMEDY = "not read; convert them to PNG or JPEG"
+
+
+def remedy(suffix: str) -> str | None:
+    """What to do about pictures with a suffix that are left out; None if they are read, or the suffix is not a picture's.
+
+    >>> remedy(".psd"), remedy(".jpg"), remedy(".txt")
+    ('not read; convert them to PNG or JPEG', None, None)
+    """
+    suffix = suffix.lower()
+    if suffix in FORMATS:
+        return None
+    if suffix in RAW_SUFFIXES:
+        return RAW_REMEDY
+    for name, suffixes in _SOMETIMES.items():
+        if suffix in suffixes:
+            return _REMEDIES[name]
+    return _OTHER_REMEDY if suffix in _OTHER_SUFFIXES else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """The pictures of one suffix that were left out because their format is not read.
+
+    >>> str(LeftOut(suffix=".heic", num=2, examples=("a.heic", "b.HEIC"), remedy="pip install 'diptych[heic]'"))
+    "2 .heic (a.heic, b.HEIC): pip install 'diptych[heic]'"
+    """
+
+    suffix: str
+    """In lowercase, with its dot."""
+    num: int
+    examples: tuple[str, ...]
+    """The first three paths."""
+    remedy: str
+
+    def __str__(self) -> str:
+        more = ", ..." if self.num > len(self.examples) else ""
+        return f"{self.num:,} {self.suffix} ({', '.join(self.examples)}{more}): {self.remedy}"
+
+
+_MAX_EXAMPLES = 3
+
+
+class LeftOutCounter:
+    """Counts the pictures that are left out because of their format, by suffix.
+
+    >>> counter = LeftOutCounter()
+    >>> [counter.add(name) for name in ("a.PSD", "b.txt", "c.jpg", "c.psd")]
+    [True, False, False, True]
+    >>> [(left.suffix, left.num, left.examples) for left in counter.left_out()]
+    [('.psd', 2, ('a.PSD', 'c.psd'))]
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._examples: dict[str, list[str]] = {}
+
+    def add(self, path: str) -> bool:
+        """Count a file if it is a picture that is not read; whether it is one."""
+        suffix = PurePath(path).suffix.lower()
+        if remedy(suffix) is None:
+            return False
+        self._counts[suffix] = self._counts.get(suffix, 0) + 1
+        examples = self._examples.setdefault(suffix, [])
+        if len(examples) < _MAX_EXAMPLES:
+            examples.append(path)
+        return True
+
+    def left_out(self) -> list[LeftOut]:
+        """One for each suffix, in the order of the suffixes."""
+        return [
+            LeftOut(suffix=suffix, num=num, examples=tuple(self._examples[suffix]), remedy=remedy(suffix) or "")
+            for suffix, num in sorted(self._counts.items())
+        ]

@@ -1,0 +1,55 @@
+"""The pictures of a folder, and what was left out of them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diptych.core.errors import ImageError
+from diptych.core.files import path_kind
+from diptych.core.foreign import is_foreign
+from diptych.images.formats import FORMATS, LeftOut, LeftOutCounter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What a folder and its subfolders hold."""
+
+    paths: tuple[Path, ...]
+    """Pictures, sorted."""
+    left_out: tuple[LeftOut, ...]
+    """Pictures whose format is not read, by suffix."""
+    unreadable: tuple[tuple[str, str], ...]
+    """(path, reason) of subfolders that cannot be read."""
+
+
+def list_images(folder: Path) -> Listing:
+    """Every picture in a folder and its subfolders; hidden ones and files of other programs are left out.
+
+    A folder whose name is that of a picture (`holiday.jpg`) is a folder. Links to folders are not followed.
+
+    Raises:
+        ImageError: the folder is missing, cannot be read, or holds no picture; the message says what was left out.
+    """
+    if path_kind(folder) != "folder":
+        raise ImageError(f"{folder}: no such folder")
+    errors, counter, found = list[OSError](), LeftOutCounter(), list[Path]()
+    for path in _files(folder, errors):
+        if path.suffix.lower() in FORMATS:
+            found.append(path)
+        else:
+            counter.add(str(path))
+    left_out = tuple(counter.left_out())
+    unreadable = [(str(error.filename), f"cannot be read ({error.strerror})") for error in errors]
+    if not found:
+        others = "".join(f"; left out: {left}" for left in left_out)
+        others += "".join(f"; {path}: {reason}" for path, reason in unreadable)
+        raise ImageError(f"{folder}: holds no pictures ({', '.join(sorted(FORMATS))}){others}")
+    return Listing(paths=tuple(sorted(found)), left_out=left_out, unreadable=tuple(unreadable))
+
+
+def _files(folder: Path, errors: list[OSError]) -> Iterator[Path]:
+    """All files that are not foreign; folders that cannot be read are noted."""
+    for place, folders, names in os.walk(folder, onerror=errors.append):
+        folders[:] = sorted(name for name in folders if not is_foreign(name))
+        yield from (Path(place, name) for name in sorted(names) if not is_foreign(name))
