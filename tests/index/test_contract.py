@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from diptych.core.errors import BusyError, IndexingError
 from diptych.index.choice import create_index, index_exists, open_index, open_or_create_index
@@ -23,6 +24,10 @@ def index(place: str) -> Iterator[Index]:
     with create_index(place, dim=DIM, model="m", bundle="b") as made:
         add_ten(made)
         yield made
+
+
+def _groups(index: Index, threshold: float) -> list[tuple[str, list[str]]]:
+    return [(group.kind, [picture.key for picture in group.pictures]) for group in index.duplicates(threshold)]
 
 
 def test_what_is_added_is_found(index: Index, place: str) -> None:
@@ -59,7 +64,7 @@ def test_copies_share_a_vector_and_are_all_found(index: Index) -> None:
     assert size == {"entries": 12, "vectors": 10, "unused": 0, "unreadable": 0}
     found = index.search(unit(10)[4:5], top=3)[0]
     assert [hit.entry.key for hit in found] == ["/photos/20.jpg", "/photos/21.jpg", "/photos/4.jpg"]
-    assert index.groups(0.999) == [["/photos/20.jpg", "/photos/21.jpg", "/photos/4.jpg"]]
+    assert _groups(index, 0.999) == [("identical files", ["/photos/20.jpg", "/photos/21.jpg", "/photos/4.jpg"])]
 
 
 def test_of_equal_vectors_the_first_that_came_is_the_first(index: Index) -> None:
@@ -68,14 +73,55 @@ def test_of_equal_vectors_the_first_that_came_is_the_first(index: Index) -> None
     keys = [f"/photos/{number}.jpg" for number in (6, 29, 31, 30)]
     for opened in (index, open_index(index.place)):
         assert [hit.entry.key for hit in opened.search(same[None], top=4)[0]] == keys
-        assert opened.groups(0.9999) == [keys]
+        assert _groups(opened, 1.0) == [
+            ("identical files", keys[1:3]),
+            ("similar according to this model", [keys[0], keys[1], keys[3]]),
+        ]
     opened.close()
+
+
+def test_duplicates_are_told_by_hash_and_by_vector(index: Index) -> None:
+    """Of 64 bits, three may differ; hashes that agree by chance, at a cosine below 0.9, are not of the same picture."""
+    rotated = unit(10)[:4].copy()
+    rotated[0] = _at_cosine(unit(10)[0], 0.95)
+    rotated[1] = _at_cosine(unit(10)[1], 0.5)
+    rotated[2] = _at_cosine(unit(10)[2], 0.95)
+    high = 2**64 - 1
+    hashes = {0: high, 1: 5, 2: 9, 3: 77}
+    index.add([entry(number, phash=hashes[number]) for number in range(4)], {})
+    near = {0: high ^ 0b111, 1: 5, 2: 9 ^ 0b11110000, 3: 77}
+    index.add([entry(20 + n, phash=near[n]) for n in range(4)], {f"d{20 + n}": rotated[n] for n in range(4)})
+    assert index.entries(parse_filter("path = '/photos/20.jpg'"))[0].phash == high ^ 0b111
+    pairs = [["/photos/0.jpg", "/photos/20.jpg"], ["/photos/3.jpg", "/photos/23.jpg"]]
+    assert _groups(index, 0.99) == [("same picture", pair) for pair in pairs]
+    similar = ("similar according to this model", ["/photos/2.jpg", "/photos/22.jpg"])
+    assert _groups(index, 0.94) == [*(("same picture", pair) for pair in pairs), similar]
+    (first, *_) = index.duplicates(0.99)
+    assert [picture.cosine for picture in first.pictures] == pytest.approx([1, 0.95], abs=1e-5)
+    index.set_phashes({"d22": 9})
+    assert _groups(index, 0.94) == [("same picture", pair) for pair in (pairs[0], list(similar[1]), pairs[1])]
+    assert index.verify() == []
+    given = index.duplicates(0.94, phashes={"d4": 1, "d22": 4})  # Those that are stored count.
+    assert given == index.duplicates(0.94)
+
+
+def _at_cosine(vector: NDArray[np.float32], cosine: float) -> NDArray[np.float32]:
+    other = unit(1, seed=3)[0]
+    across = other - (other @ vector) * vector
+    across /= np.linalg.norm(across)
+    return np.asarray(cosine * vector + (1 - cosine**2) ** 0.5 * across, dtype=np.float32)
 
 
 def test_an_empty_index_answers(place: str) -> None:
     with create_index(place, dim=DIM, model="m", bundle="b") as index:
         assert index.search(unit(2), top=3) == [[], []]
-        assert (index.groups(0.5), index.entries(), index.verify(), index.compact(), len(index)) == ([], [], [], 0, 0)
+        assert (index.duplicates(0.5), index.entries(), index.verify(), index.compact(), len(index)) == (
+            [],
+            [],
+            [],
+            0,
+            0,
+        )
 
 
 def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, place: str) -> None:
@@ -183,7 +229,7 @@ def test_readers_see_whole_changes(index: Index, place: str) -> None:
         assert len({hit.entry.key for hit in found}) == len(found)
         seen |= {len(found), len(index)}
         assert len(index.search(unit(1), top=999, chosen=parse_filter("size >= 100"))[0]) % 4 == 0
-        assert sum(map(len, index.groups(-1))) % 4 == 2
+        assert sum(len(group.pictures) for group in index.duplicates(-1)) % 4 == 2
     thread.join()
     assert {num % 4 for num in seen} == {2}
     assert (len(index), index.verify()) == (10 + 4 * 10, [])

@@ -152,7 +152,7 @@ def test_the_answers_are_those_of_a_folder(twins: tuple[Index, Index]) -> None:
             assert [hit.entry for hit in ours] == [hit.entry for hit in theirs]
             assert [hit.score for hit in ours] == pytest.approx([hit.score for hit in theirs], abs=1e-6)
     for threshold in (0.3, 0.6, 0.99):
-        assert local.groups(threshold) == remote.groups(threshold)
+        assert local.duplicates(threshold) == remote.duplicates(threshold)
     assert local.stamps() == remote.stamps()
     assert local.size() | {"bytes": 0} == remote.size() | {"bytes": 0}
 
@@ -173,7 +173,7 @@ def test_damage_is_named(index: PostgresIndex, address: str, database: str) -> N
         assert first == "2 vectors are not of unit length, the first is number 4; index again"
         assert second == "1 entries have no vector; index the folders again"
         raw.execute("UPDATE about SET value = '9' WHERE name = 'format'")
-        with pytest.raises(IndexingError, match="format 9, and this version reads 1 and 2"):
+        with pytest.raises(IndexingError, match="format 9, and this version reads 1 to 3"):
             open_index(address)
 
 

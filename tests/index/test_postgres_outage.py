@@ -38,7 +38,7 @@ def _check_reads(index: Index) -> None:
     """Every kind of read."""
     assert [found.entry.digest for found in index.search(unit(10)[3:4], top=1)[0]] == ["d3"]
     assert index.vectors(["d7"])["d7"].tobytes() == unit(10)[7].tobytes()
-    assert len(index.groups(-1)[0]) == 10
+    assert len(index.duplicates(-1)[0].pictures) == 10
     assert (len(index), len(index.stamps()), index.size()["entries"], index.verify()) == (10, 10, 10, [])
 
 
@@ -73,7 +73,7 @@ def test_each_operation_survives_the_end_of_all_connections(server: Server, addr
 
         for read in (
             lambda: index.search(unit(10)[:2], top=3),
-            lambda: index.groups(-1),
+            lambda: index.duplicates(-1),
             lambda: index.vectors(["d1", "d2"]),
             index.entries,
         ):

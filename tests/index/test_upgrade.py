@@ -1,4 +1,4 @@
-"""Indexes of format 1: read as they are, upgraded by the first change, never embedded again."""
+"""Indexes of formats 1 and 2: read as they are, upgraded by the first change, never embedded again."""
 
 import json
 import sqlite3
@@ -11,13 +11,14 @@ import psycopg
 import pytest
 
 from diptych.index.address import is_address, parse_address
-from diptych.index.choice import open_index
+from diptych.index.choice import create_index, open_index
 from diptych.index.entry import Stamp
 from diptych.index.exact import encode
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
-from tests.index.pictures import DIM, entry, unit
+from diptych.index.tables import hash_row
+from tests.index.pictures import DIM, add_ten, entry, unit
 
 _SQLITE = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -149,7 +150,7 @@ def test_the_first_change_upgrades_it(old: str, change: str) -> None:
         else:
             _CHANGES[change](index)
         upgraded = is_address(old) and change == "build"  # Nothing is written then.
-        assert _format_of(old) == ("1" if upgraded else "2")
+        assert _format_of(old) == ("1" if upgraded else "3")
         if change == "add":
             index.remove(["/photos/30.jpg"])
         with open_index(old) as again:
@@ -185,7 +186,84 @@ def test_an_upgrade_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyte
         assert _format_of(index.place) == "1"
         with index.writing():
             _check_answers(index)
-        assert _format_of(index.place) == "2"
+        assert _format_of(index.place) == "3"
+
+
+def _downgrade(place: str) -> None:
+    """Make an index of format 2 of one of format 3, as the earlier version wrote it."""
+    if is_address(place):
+        parsed = parse_address(place)
+        with psycopg.connect(parsed.database) as connection:
+            connection.execute(f'SET search_path TO "{parsed.schema}", public'.encode())
+            connection.execute("ALTER TABLE entries DROP COLUMN phash")
+            connection.execute("UPDATE about SET value = '2' WHERE name = 'format'")
+        return
+    columns = "key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target"  # Of format 2.
+    with sqlite3.connect(Path(place) / "index.db") as database:
+        database.create_function("hash_row", -1, hash_row)
+        database.execute("ALTER TABLE entries DROP COLUMN phash")
+        database.execute(f"UPDATE entries SET row_hash = hash_row({columns})")
+        database.execute("UPDATE about SET value = '2', row_hash = hash_row(name, '2') WHERE name = 'format'")
+    database.close()
+
+
+@pytest.fixture
+def second(place: str) -> str:
+    """The place of an index of format 2."""
+    with create_index(place, dim=DIM, model="m", bundle="b") as index:
+        add_ten(index)
+        index.add([entry(20, digest="d3", sidecar=Stamp(size=1, modified_ns=2), target="/t.jpg")], {})
+    _downgrade(place)
+    return place
+
+
+def _check_second(index: Index) -> None:
+    assert index.verify() == []
+    assert [answer[0].entry.digest for answer in index.search(unit(10), top=1)] == [f"d{i}" for i in range(10)]
+    assert (index.sidecars(), index.targets()) == (
+        {"/photos/20.jpg": Stamp(size=1, modified_ns=2)},
+        {"/photos/20.jpg": "/t.jpg"},
+    )
+    assert {found.phash for found in index.entries()} == {None}
+    (group,) = index.duplicates(1.0)
+    assert [picture.key for picture in group.pictures] == ["/photos/20.jpg", "/photos/3.jpg"]
+
+
+def test_format_2_is_read_as_it_is_and_upgraded(second: str) -> None:
+    with open_index(second) as reader, open_index(second) as index:
+        for opened in (reader, index):
+            _check_second(opened)
+            assert opened.duplicates(1.0, phashes={"d1": 5}) == opened.duplicates(1.0)
+        assert _format_of(second) == "2"
+        with index.writing():
+            pass
+        assert _format_of(second) == "3"
+        with open_index(second) as again:
+            for opened in (reader, index, again):
+                _check_second(opened)
+        index.set_phashes({"d3": 2**64 - 1})
+        assert [found.phash for found in reader.with_digest("d3")] == [2**64 - 1] * 2
+        assert index.verify() == []
+
+
+def test_an_upgrade_does_not_hide_damage(tmp_path: Path) -> None:
+    with LocalIndex(_second_folder(tmp_path / "index")) as index:
+        with sqlite3.connect(index.folder / "index.db") as database:
+            database.execute("UPDATE entries SET width = 7 WHERE key = '/photos/5.jpg'")
+        database.close()
+        (before,) = index.verify()
+        with index.writing():
+            index.set_phashes({f"d{i}": i for i in range(10)})
+        assert index.verify() == [before]
+        assert "1 rows of the table entries have changed" in before
+    assert _format_of(str(tmp_path / "index")) == "3"
+
+
+def _second_folder(folder: Path) -> Path:
+    with create_index(folder, dim=DIM, model="m", bundle="b") as index:
+        add_ten(index)
+    _downgrade(str(folder))
+    return folder
 
 
 @pytest.fixture

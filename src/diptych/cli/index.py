@@ -248,30 +248,39 @@ def duplicates(
     index: IndexPlace,
     /,
     *,
-    threshold: Annotated[float, Parameter(help="Cosine from which two pictures are near-identical.")] = 0.98,
+    threshold: Annotated[float, Parameter(help="Cosine from which two pictures are similar.")] = 0.98,
     sheet: Annotated[Path | None, Parameter(help="Draw the groups into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find groups of pictures that are the same, or nearly."""
+    """Find identical files, copies of the same picture, and pictures that are similar according to the model.
+
+    The cosine is that with the first picture of the group. Each picture of a group stands for those that are even more alike.
+    """
     from diptych.index.choice import open_index
+    from diptych.search.duplicates import find_duplicates
 
     if not 0 < threshold <= 1:
         raise ConfigError(f"--threshold is {threshold}; a cosine above 0 and at most 1")
     with open_index(index) as opened:
-        groups = opened.groups(threshold)
+        groups = find_duplicates(opened, threshold=threshold, track=bar)
     if as_json:
         print_json(groups)
     else:
         for number, group in enumerate(groups):
-            print_table(f"Group {number + 1}", ["path"], [[key] for key in group])
-        say(f"{len(groups):,} groups, {sum(map(len, groups)):,} pictures")
+            rows = [[picture.key, f"{picture.cosine:.3f}"] for picture in group.pictures]
+            print_table(f"Group {number + 1}: {group.kind}", ["path", "cosine"], rows)
+        num = len({picture.key for group in groups for picture in group.pictures})
+        say(f"{len(groups):,} groups, {num:,} pictures")
     if sheet is not None and groups:
         shown = groups[:_SHOWN_GROUPS]
-        rows = [
-            (f"group {number + 1} of {len(groups):,}: {len(group):,} pictures", [(key, "") for key in group[:_SHOWN]])
+        tiles = [
+            (
+                f"group {number + 1} of {len(groups):,}: {group.kind}, {len(group.pictures):,} pictures",
+                [(picture.key, f"{picture.cosine:.3f}") for picture in group.pictures[:_SHOWN]],
+            )
             for number, group in enumerate(shown)
         ]
-        write_sheet(sheet, rows)
+        write_sheet(sheet, tiles)
         more = "" if len(shown) == len(groups) else f", the first {len(shown)} groups"
         say(f"Sheet: {sheet}{more}")
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,14 +35,24 @@ class DecodePool:
     `close`.
     """
 
-    def __init__(self, num_processes: int = 2, *, timeout_s: float = 60.0, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        num_processes: int = 2,
+        *,
+        timeout_s: float = 60.0,
+        max_pixels: int = MAX_PIXELS,
+        on_phash: Callable[[bytes, int], object] | None = None,
+    ) -> None:
         """Start no process yet; each starts with the first picture that it decodes.
 
         Args:
             num_processes: pictures that are decoded at the same time, at most.
             timeout_s: seconds of wall-clock time that one picture may take, at most.
             max_pixels: width times height of a picture, at most.
+            on_phash: called with the content and the perceptual hash of each picture whose `pixels` are computed, by the thread
+                that asked for them. Without it, no hash is computed.
         """
+        self.on_phash = on_phash
         self.timeout_s, self.max_pixels = timeout_s, max_pixels
         self._num, self._is_closed = num_processes, False
         self._reset()
@@ -60,8 +70,20 @@ class DecodePool:
             ImageError: the picture cannot be decoded within the limits.
             DiptychError: no process can be started.
         """
-        told, payload = self._run("pixels", content, image_px=image_px, config=to_plain(config))
+        with_phash = self.on_phash is not None
+        told, payload = self._run("pixels", content, image_px=image_px, config=to_plain(config), with_phash=with_phash)
+        if self.on_phash is not None:
+            self.on_phash(content, int(told["phash"]))
         return np.frombuffer(payload, dtype=np.uint8).reshape(told["shape"])
+
+    def phash(self, content: bytes) -> int:
+        """The perceptual hash of the decoded picture, as `fingerprint` computes it.
+
+        Raises:
+            ImageError: the picture cannot be decoded within the limits.
+            DiptychError: no process can be started.
+        """
+        return int(self._run("phash", content)[0]["phash"])
 
     def preview(self, content: bytes, *, width_px: int, form: Literal["JPEG", "WEBP", "PNG"]) -> bytes:
         """The picture within a square of `width_px` pixels, encoded as `form`; a smaller picture keeps its size.

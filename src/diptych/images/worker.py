@@ -19,6 +19,7 @@ from PIL import Image
 
 from diptych.core.errors import ImageError
 from diptych.images.decode import decode
+from diptych.images.fingerprints import fingerprint
 from diptych.images.transforms import PixelConfig, evaluation_pixels
 
 _LENGTH = struct.Struct("<Q")
@@ -62,10 +63,11 @@ def _receive(connection: socket.socket, num: int) -> bytearray:
 
 
 def _pixels(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The model's input, as `evaluation_pixels` computes it."""
+    """The model's input, as `evaluation_pixels` computes it, and the perceptual hash of the whole picture."""
     image_px, config = asked["image_px"], asked["config"]
+    picture = decode(content, max_pixels=asked["max_pixels"])
     pixels = evaluation_pixels(
-        decode(content, max_pixels=asked["max_pixels"]),
+        picture,
         image_px=tuple(image_px) if isinstance(image_px, list) else image_px,
         config=PixelConfig(
             mean=tuple(config["mean"]),
@@ -74,7 +76,13 @@ def _pixels(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], byte
             crop_rounding=config["crop_rounding"],
         ),
     )
-    return {"shape": pixels.shape}, pixels.tobytes()
+    phash = fingerprint(picture) if asked.get("with_phash") else None
+    return {"shape": pixels.shape, "phash": phash}, pixels.tobytes()
+
+
+def _phash(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """The perceptual hash."""
+    return {"phash": fingerprint(decode(content, max_pixels=asked["max_pixels"]))}, b""
 
 
 def _preview(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -88,6 +96,7 @@ def _preview(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], byt
 
 _TASKS: dict[str, Callable[[bytes, dict[str, Any]], tuple[dict[str, Any], bytes]]] = {
     "pixels": _pixels,
+    "phash": _phash,
     "preview": _preview,
 }
 

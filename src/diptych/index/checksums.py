@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from numpy import ndarray
 
-from diptych.index.tables import DATABASE, HASHED
+from diptych.index.tables import COLUMNS_2, DATABASE, HASHED
 
 _BLOCK_BYTES = 1 << 20
 """Size of the vectors of a block, at most."""
@@ -68,10 +68,11 @@ def missing_rows(blocks: Sequence[Block], num: int) -> bool:
     return end != num
 
 
-def damaged_tables(database: sqlite3.Connection) -> list[str]:
-    """Say which tables have rows whose values are not those that were written; nothing if all are."""
+def damaged_tables(database: sqlite3.Connection, *, form: int) -> list[str]:
+    """Say which tables of an index of a format have rows whose values are not those that were written; nothing if all are."""
     faults = []
-    for table, columns in HASHED.items():
+    hashed = HASHED | {"entries": COLUMNS_2} if form == 2 else HASHED
+    for table, columns in hashed.items():
         sql = f"SELECT count(*) FROM {table} WHERE row_hash IS NOT hash_row({columns})"
         try:
             num = int(database.execute(sql).fetchone()[0])

@@ -24,7 +24,7 @@ ALTER TABLE vectors ALTER COLUMN embedding SET STORAGE {storage};
 CREATE TABLE entries (
     key text COLLATE "C" PRIMARY KEY, digest text COLLATE "C" NOT NULL, size bigint NOT NULL, modified_ns bigint NOT NULL,
     width integer, height integer, taken text COLLATE "C", captions text COLLATE "C" NOT NULL,
-    sidecar_size bigint, sidecar_ns bigint, target text COLLATE "C"
+    sidecar_size bigint, sidecar_ns bigint, target text COLLATE "C", phash bigint
 );
 CREATE INDEX entries_by_digest ON entries (digest);
 CREATE TABLE broken (

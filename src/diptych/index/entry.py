@@ -33,6 +33,8 @@ class Entry:
     """Stamp of the text file next to the picture that the captions were read from; None if there was none."""
     target: str | None = None
     """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
+    phash: int | None = None
+    """The perceptual hash of the picture (`images/fingerprints.py`), 64 bits; None if it was not computed."""
 
 
 def common_folder(first: str | None, last: str | None) -> str | None:

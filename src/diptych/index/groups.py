@@ -1,45 +1,128 @@
-"""Vectors that are nearly the same. Shapes: N vectors, E embedding."""
+"""Groups of pictures that are the same, or similar according to the model. Shapes: N contents, E embedding."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64, UInt64
 from numpy import ndarray
 
-_CHUNK = 4096
+from diptych.images.fingerprints import NEAR_BITS
+
+SAME_COSINE = 0.9
+"""Two pictures whose perceptual hashes agree are the same only from this cosine on: those of plain pictures agree by chance."""
+_ROUNDING = 1e-6
+"""Error of a cosine of float32 vectors: that of a vector with itself may be so much below 1."""
+_CHUNK = 2048
+
+DuplicateKind = Literal["identical files", "same picture", "similar according to this model"]
 
 
-def alike(vectors: Float32[ndarray, "N E"], threshold: float) -> list[list[int]]:
-    """Groups of two and more, each of whose members has a neighbour there of at least this cosine; the first member's order.
+@dataclass(frozen=True, kw_only=True)
+class Duplicate:
+    """A picture of a group."""
 
-    >>> alike(np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32), 0.9)
-    [[0, 2]]
+    key: str
+    cosine: float
+    """With the first picture of the group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateGroup:
+    """Pictures that belong together.
+
+    Each picture stands for those that are even more alike: a group of one picture (by its perceptual hash) has one of several
+    identical files, and a group of similar pictures has one of each picture.
     """
-    first = np.arange(len(vectors))
 
-    def root(row: int) -> int:
-        while first[row] != row:
-            first[row] = first[first[row]]
-            row = int(first[row])
-        return row
-
-    for top in range(0, len(vectors), _CHUNK):
-        for left in range(top, len(vectors), _CHUNK):
-            near = vectors[top : top + _CHUNK] @ vectors[left : left + _CHUNK].T >= threshold
-            for row, column in zip(*np.nonzero(near), strict=True):
-                one, other = sorted((root(top + int(row)), root(left + int(column))))
-                first[other] = one
-    groups: dict[int, list[int]] = {}
-    for row in range(len(vectors)):
-        groups.setdefault(root(row), []).append(row)
-    return [group for group in groups.values() if len(group) > 1]
+    kind: DuplicateKind
+    pictures: tuple[Duplicate, ...]
 
 
-def groups_of_keys(keys: list[list[str]], vectors: Float32[ndarray, "N E"], threshold: float) -> list[list[str]]:
-    """The keys of vectors that are alike, then those that share a vector which is like no other.
+class _Components:
+    """Connected components of a graph, as the smallest member of each member's component."""
 
-    >>> groups_of_keys([["a"], ["b", "c"], ["d"]], np.eye(2, dtype=np.float32)[[0, 1, 0]], 0.9)
-    [['a', 'd'], ['b', 'c']]
+    def __init__(self, num: int) -> None:
+        self.first: Int64[ndarray, " N"] = np.arange(num)
+
+    def join(self, one: Int64[ndarray, " M"], other: Int64[ndarray, " M"]) -> None:
+        """Add edges. Each round joins components to smaller ones and keeps the edges that still lead out of one."""
+        while len(one):
+            roots = np.sort(np.stack([self.first[one], self.first[other]]), axis=0)
+            one, other = roots[:, roots[0] != roots[1]]
+            self.first[other] = one
+            while not np.array_equal(jumped := self.first[self.first], self.first):
+                self.first = jumped
+
+    def join_block(self, near: Bool[ndarray, "R C"], top: int, left: int) -> None:
+        """Add the edges of a block of the adjacency matrix, whose first row and column are given."""
+        rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+        self.join(top + rows, left + near.argmax(axis=1)[rows])  # One edge of each row and column is mostly enough.
+        self.join(top + near.argmax(axis=0)[columns], left + columns)
+        firsts = self.first[top : top + near.shape[0], None], self.first[None, left : left + near.shape[1]]
+        inner, across = np.nonzero(near & (firsts[0] != firsts[1]))
+        self.join(top + inner, left + across)
+
+    def groups(self) -> list[list[int]]:
+        """Components of two and more, in the order of their first members."""
+        order = np.argsort(self.first, kind="stable")
+        starts = np.flatnonzero(np.diff(self.first[order])) + 1
+        return [group.tolist() for group in np.split(order, starts) if len(group) > 1]
+
+
+def duplicate_groups(
+    keys: Sequence[Sequence[str]],
+    hashes: Sequence[int | None],
+    vectors: Float32[ndarray, "N E"],
+    threshold: float,
+) -> list[DuplicateGroup]:
+    """Groups of identical files, then of the same picture, then of similar pictures.
+
+    Args:
+        keys: of each content, the files that have it.
+        hashes: of each content, the perceptual hash (`images/fingerprints.py`); None if it is not known.
+        vectors: of each content.
+        threshold: pictures with at least this cosine are similar; neighbors of neighbors are in one group.
+
+    >>> eye = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
+    >>> groups = duplicate_groups([["a"], ["b", "c"], ["d"], ["e"]], [7, 1, 7, None], eye, 1.0)
+    >>> [(group.kind, [picture.key for picture in group.pictures]) for group in groups]
+    [('identical files', ['b', 'c']), ('same picture', ['a', 'd']), ('similar according to this model', ['a', 'e'])]
     """
-    near = alike(vectors, threshold)
-    together = {row for group in near for row in group}
-    groups = [[key for row in group for key in keys[row]] for group in near]
-    return groups + [shared for row, shared in enumerate(keys) if row not in together and len(shared) > 1]
+    if not keys:
+        return []
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    known = np.array([value is not None for value in hashes])
+    bits = np.array([value or 0 for value in hashes], dtype=np.uint64)
+    same, similar = _Components(len(keys)), _Components(len(keys))
+    for top in range(0, len(unit), _CHUNK):
+        for left in range(top, len(unit), _CHUNK):
+            rows, columns = slice(top, top + _CHUNK), slice(left, left + _CHUNK)
+            cosine = unit[rows] @ unit[columns].T
+            similar.join_block(cosine >= threshold - _ROUNDING, top, left)
+            near = (cosine >= SAME_COSINE) & known[rows, None] & known[None, columns]
+            if near.any():
+                same.join_block(near & _agree(bits[rows], bits[columns]), top, left)
+    similar.join(np.arange(len(keys)), same.first)
+    groups = [_group("identical files", [(key, 1.0) for key in files]) for files in keys if len(files) > 1]
+
+    def named(kind: DuplicateKind, contents: list[int]) -> DuplicateGroup:
+        return _group(kind, [(keys[row][0], float(unit[contents[0]] @ unit[row])) for row in contents])
+
+    groups += [named("same picture", contents) for contents in same.groups()]
+    for contents in similar.groups():
+        distinct = [row for row in contents if same.first[row] == row]
+        if len(distinct) > 1:
+            groups.append(named("similar according to this model", distinct))
+    return groups
+
+
+def _group(kind: DuplicateKind, pictures: list[tuple[str, float]]) -> DuplicateGroup:
+    return DuplicateGroup(
+        kind=kind, pictures=tuple(Duplicate(key=key, cosine=min(1.0, cosine)) for key, cosine in pictures)
+    )
+
+
+def _agree(ours: UInt64[ndarray, " R"], theirs: UInt64[ndarray, " C"]) -> Bool[ndarray, "R C"]:
+    return np.bitwise_count(ours[:, None] ^ theirs[None]) <= NEAR_BITS

@@ -19,9 +19,9 @@ from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
-from diptych.index.groups import groups_of_keys
+from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_store import LocalStore
-from diptych.index.tables import KEY_RANGE, forget, insert, set_about, to_entry, to_row
+from diptych.index.tables import KEY_RANGE, forget, insert, set_about, set_phash, to_entry, to_row, to_unsigned
 
 
 class LocalIndex(LocalStore):
@@ -241,19 +241,28 @@ class LocalIndex(LocalStore):
             entries.setdefault(place, []).append(to_entry(row))
         return entries
 
-    def groups(self, threshold: float) -> list[list[str]]:
-        """Keys of pictures whose content is the same, or whose vectors have at least this cosine."""
-        keys: dict[int, list[str]] = {}
+    def set_phashes(self, phashes: Mapping[str, int]) -> None:
+        """Store the perceptual hashes of contents, by digest."""
+        with self._changing() as database:
+            set_phash(database, phashes)
+
+    def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
+        """Groups of pictures that are the same, or whose vectors have at least this cosine."""
+        keys, hashes = dict[int, list[str]](), dict[int, int | None]()
 
         def read() -> Float32[ndarray, "N E"]:
             keys.clear()
-            sql = "SELECT place, key FROM entries JOIN vectors USING (digest) ORDER BY place, key"
-            for place, key in self._all(sql):
+            hashes.clear()
+            column = "NULL" if self._current_format() < 3 else "phash"
+            sql = f"SELECT place, key, digest, {column} FROM entries JOIN vectors USING (digest) ORDER BY place, key"
+            for place, key, digest, phash in self._all(sql):
                 keys.setdefault(place, []).append(key)
+                other = hashes.get(place, (phashes or {}).get(digest))
+                hashes[place] = other if phash is None else to_unsigned(phash)
             return np.asarray(self._vectors()[list(keys)], dtype=np.float32)
 
         vectors = self._of_one_moment(read)
-        return groups_of_keys(list(keys.values()), vectors, threshold)
+        return duplicate_groups(list(keys.values()), [hashes[place] for place in keys], vectors, threshold)
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""

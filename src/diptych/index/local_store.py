@@ -22,7 +22,7 @@ from diptych.core.files import file_lock, sha256_of
 from diptych.core.program import command
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.exact import Vectors
-from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, connect, holds_local_index, known_models
+from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, connect, holds_local_index, known_models
 from diptych.index.upgrade import upgrade
 from diptych.index.vector_file import Kind, VectorFile
 
@@ -50,7 +50,7 @@ class LocalStore:
         about = self._about()
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
-                f"{folder}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
+                f"{folder}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
                 "install the version of Diptych that wrote it, or a newer one"
             )
         try:
@@ -90,7 +90,10 @@ class LocalStore:
             [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300}); delete it and add the pictures again"]
         )
         if not self._is_old():
-            faults += [f"{fault}; delete it and add the pictures again" for fault in damaged_tables(self._database)]
+            faults += [
+                f"{fault}; delete it and add the pictures again"
+                for fault in damaged_tables(self._database, form=self._current_format())
+            ]
         if faults:  # What it says of the files may be wrong.
             return faults
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
@@ -156,17 +159,21 @@ class LocalStore:
             Block(*row) for row in self._all("SELECT first, num, vectors, integers, scales FROM blocks ORDER BY first")
         ]
 
-    def _is_old(self) -> bool:
-        """Whether it is of format 1 still; another process may have upgraded it."""
-        if self._format == 1:
+    def _current_format(self) -> int:
+        """Its format; another process may have upgraded it."""
+        if self._format != FORMAT:
             self._format = int(self._about()["format"])
-        return self._format == 1
+        return self._format
+
+    def _is_old(self) -> bool:
+        """Whether it is of format 1 still, without checksums."""
+        return self._current_format() == 1
 
     def _columns(self) -> str:
-        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
+        return COLUMNS_OF_FORMAT[self._current_format()]
 
     def _upgrade(self) -> None:
-        if self._is_old():
+        if self._current_format() != FORMAT:
             with self._disk(), self._alone:
                 try:
                     upgrade(self._database, self._file())

@@ -16,9 +16,9 @@ from diptych.index.connections import Connection
 from diptych.index.dialects import POSTGRESQL, where
 from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.filters import Filter
-from diptych.index.groups import groups_of_keys
+from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.postgres_store import PostgresStore
-from diptych.index.tables import COLUMNS, KEY_RANGE, to_entry, to_row
+from diptych.index.tables import COLUMNS, KEY_RANGE, to_entry, to_row, to_signed, to_unsigned
 
 _FETCH = 4096
 
@@ -143,22 +143,31 @@ class PostgresIndex(PostgresStore):
         answers = [self._all(sql, (query, *condition.values, query, top)) for query in queries]
         return [[Found(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
 
-    def groups(self, threshold: float) -> list[list[str]]:
-        """Keys of pictures whose content is the same, or whose vectors have at least this cosine."""
-        sql = """
-            SELECT array_agg(key ORDER BY key), embedding FROM entries JOIN vectors USING (digest)
+    def set_phashes(self, phashes: Mapping[str, int]) -> None:
+        """Store the perceptual hashes of contents, by digest."""
+        rows = [(to_signed(phash), digest) for digest, phash in phashes.items()]
+        with self._changing() as cursor:
+            cursor.executemany("UPDATE entries SET phash = %s WHERE digest = %s", rows)
+
+    def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
+        """Groups of pictures that are the same, or whose vectors have at least this cosine."""
+        column = "NULL::bigint" if self._current_format() < 3 else "max(phash)"
+        sql = f"""
+            SELECT array_agg(key ORDER BY key), vectors.digest, {column}, embedding FROM entries JOIN vectors USING (digest)
             GROUP BY vectors.digest ORDER BY place
         """
 
-        def read(connection: Connection) -> list[tuple[list[str], Float32[ndarray, " E"]]]:
-            with connection.transaction(), connection.cursor("groups", binary=True) as cursor:
+        def read(connection: Connection) -> list[tuple[list[str], str, int | None, Float32[ndarray, " E"]]]:
+            with connection.transaction(), connection.cursor("duplicates", binary=True) as cursor:
                 cursor.itersize = _FETCH
-                return list(cursor.execute(sql))
+                return list(cursor.execute(sql.encode()))
 
         rows = self._read(read)
         if not rows:
             return []
-        return groups_of_keys([keys for keys, _ in rows], np.stack([vector for _, vector in rows]), threshold)
+        hashes = [(phashes or {}).get(digest) if phash is None else to_unsigned(phash) for _, digest, phash, _ in rows]
+        vectors = np.stack([vector for *_, vector in rows])
+        return duplicate_groups([keys for keys, *_ in rows], hashes, vectors, threshold)
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""

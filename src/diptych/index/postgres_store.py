@@ -79,7 +79,7 @@ class PostgresStore:
         about = dict(self._all("SELECT name, value FROM about"))
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
-                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 and 2; "
+                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
                 "install the version of Diptych that wrote it, or a newer one"
             )
         return about
@@ -193,32 +193,39 @@ class PostgresStore:
         except (psycopg.Error, UnicodeEncodeError, TimeoutError) as error:
             raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
 
-    def _is_old(self) -> bool:
-        """Whether it is of format 1 still; another process may have upgraded it."""
-        if self._format == 1:
+    def _current_format(self) -> int:
+        """Its format; another process may have upgraded it."""
+        if self._format != FORMAT:
             self._format = int(self._about()["format"])
-        return self._format == 1
+        return self._format
+
+    def _is_old(self) -> bool:
+        """Whether it is of format 1 still, without stamps of sidecars."""
+        return self._current_format() == 1
 
     def _columns(self) -> str:
-        return COLUMNS_OF_FORMAT[1 if self._is_old() else 2]
+        return COLUMNS_OF_FORMAT[self._current_format()]
 
     def _upgrade(self) -> None:
-        """Add the columns of format 2, in one transaction."""
-        if not self._is_old():
+        """Add the columns of later formats, in one transaction."""
+        if self._current_format() == FORMAT:
             return
         assert self._writer is not None
         with self._transaction(self._writer) as cursor:
-            (found,) = cursor.execute("SELECT value FROM about WHERE name = 'format' FOR UPDATE").fetchone() or ("",)
-            if found == "1":
-                for column in NEW_COLUMNS:
+            row = cursor.execute("SELECT value FROM about WHERE name = 'format' FOR UPDATE").fetchone()
+            found = FORMAT if row is None else int(row[0])
+            for number, columns in NEW_COLUMNS.items():
+                for column in columns if number > found else ():
                     cursor.execute(f"ALTER TABLE entries ADD COLUMN {column}".encode())
+            if found == 1:
                 cursor.execute('ALTER TABLE entries ALTER COLUMN target TYPE text COLLATE "C"')
                 cursor.execute(MARK_CAPTIONS.encode())
+            if found < FORMAT:
                 cursor.execute("UPDATE about SET value = %s WHERE name = 'format'", (str(FORMAT),))
 
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
-        """One transaction, after an upgrade if the index is of format 1. It takes the lock unless this object has it."""
+        """One transaction, after an upgrade from an earlier format. It takes the lock unless this object has it."""
         with self._alone:
             if self._writer is not None:
                 self._upgrade()

@@ -10,6 +10,7 @@ from numpy import ndarray
 from diptych.index.approximate import About, Kind
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
+from diptych.index.groups import DuplicateGroup
 
 
 @runtime_checkable
@@ -127,8 +128,20 @@ class Index(Protocol):
             chosen: which entries are asked at all.
         """
 
-    def groups(self, threshold: float) -> list[list[str]]:
-        """Keys of pictures whose content is the same, or whose vectors have at least this cosine."""
+    def set_phashes(self, phashes: Mapping[str, int]) -> None:
+        """Store the perceptual hashes of contents, by digest; entries of earlier versions have none.
+
+        Raises:
+            IndexingError: it could not be written.
+        """
+
+    def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
+        """Groups of identical files, of the same picture by its perceptual hash, and of similar vectors.
+
+        Args:
+            threshold: vectors with at least this cosine are similar.
+            phashes: by digest, the perceptual hashes of contents for which the index has none.
+        """
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents.

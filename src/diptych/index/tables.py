@@ -1,4 +1,4 @@
-"""The tables of an index in SQLite (format 2), and entries as rows of any database.
+"""The tables of an index in SQLite (format 3), and entries as rows of any database.
 
 Each row has a hash of its values (`row_hash`): `PRAGMA integrity_check` examines the structure of a database, not its values.
 """
@@ -15,8 +15,9 @@ from diptych.core.files import path_kind
 from diptych.core.program import command
 from diptych.index.entry import Entry, Stamp
 
-FORMAT = 2
-"""Written into new indexes; format 1, which has no hashes and no sidecar stamps, is read and upgraded (`upgrade.py`)."""
+FORMAT = 3
+"""Written into new indexes. Format 2, which has no perceptual hashes, and format 1, which has no row hashes and sidecar stamps
+either, are read and upgraded (`upgrade.py`)."""
 DATABASE = "index.db"
 SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL, row_hash INTEGER) WITHOUT ROWID;
@@ -24,7 +25,7 @@ CREATE TABLE vectors (digest TEXT PRIMARY KEY, place INTEGER NOT NULL UNIQUE, ro
 CREATE TABLE entries (
     key TEXT PRIMARY KEY, digest TEXT NOT NULL, size INTEGER NOT NULL, modified_ns INTEGER NOT NULL,
     width INTEGER, height INTEGER, taken TEXT, captions TEXT NOT NULL,
-    sidecar_size INTEGER, sidecar_ns INTEGER, target TEXT, row_hash INTEGER
+    sidecar_size INTEGER, sidecar_ns INTEGER, target TEXT, phash INTEGER, row_hash INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX entries_by_digest ON entries (digest);
 CREATE TABLE broken (
@@ -36,8 +37,10 @@ CREATE TABLE blocks (
     first INTEGER PRIMARY KEY, num INTEGER NOT NULL, vectors TEXT NOT NULL, integers TEXT, scales TEXT, row_hash INTEGER
 )
 """
-COLUMNS = "key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target"
-COLUMNS_OF_FORMAT = {1: "key, digest, size, modified_ns, width, height, taken, captions, NULL, NULL, NULL", 2: COLUMNS}
+_COLUMNS_1 = "key, digest, size, modified_ns, width, height, taken, captions"
+COLUMNS_2 = f"{_COLUMNS_1}, sidecar_size, sidecar_ns, target"
+COLUMNS = f"{COLUMNS_2}, phash"
+COLUMNS_OF_FORMAT = {1: f"{_COLUMNS_1}, NULL, NULL, NULL, NULL", 2: f"{COLUMNS_2}, NULL", 3: COLUMNS}
 KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
 """The first and the last key; two look-ups in the index of keys, where one SELECT of both would read the table."""
 HASHED = {
@@ -96,6 +99,15 @@ def set_about(database: sqlite3.Connection, **values: str | None) -> None:
     insert(database, "about", [(name, value) for name, value in values.items() if value is not None])
 
 
+def set_phash(database: sqlite3.Connection, phashes: Mapping[str, int]) -> None:
+    """Store the perceptual hashes of contents, by digest. A damaged row stays as it is."""
+    sql = (
+        f"UPDATE entries SET phash = ?1, row_hash = hash_row({COLUMNS_2}, ?1) "
+        f"WHERE digest = ?2 AND row_hash IS hash_row({COLUMNS})"
+    )
+    database.executemany(sql, [(to_signed(phash), digest) for digest, phash in phashes.items()])
+
+
 def known_models(about: Mapping[str, str]) -> tuple[str, ...]:
     """The names of the model, the current one first, from the rows of the table `about`."""
     return (about["model"], *map(str, json.loads(about.get("aliases", "[]"))))
@@ -123,7 +135,26 @@ def to_row(entry: Entry) -> tuple[Any, ...]:
         captions,
         *sidecar_values,
         entry.target,
+        None if entry.phash is None else to_signed(entry.phash),
     )
+
+
+def to_signed(phash: int) -> int:
+    """64 bits as databases store integers.
+
+    >>> to_signed(2**64 - 1), to_signed(5)
+    (-1, 5)
+    """
+    return phash - 2**64 if phash >= 2**63 else phash
+
+
+def to_unsigned(stored: int) -> int:
+    """The inverse of `to_signed`.
+
+    >>> to_unsigned(-1)
+    18446744073709551615
+    """
+    return stored % 2**64
 
 
 def to_entry(row: Sequence[Any]) -> Entry:
@@ -132,7 +163,7 @@ def to_entry(row: Sequence[Any]) -> Entry:
     Raises:
         IndexingError: the captions are damaged.
     """
-    key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target = row
+    key, digest, size, modified_ns, width, height, taken, captions, sidecar_size, sidecar_ns, target, phash = row
     try:
         texts = tuple(json.loads(captions))
     except (ValueError, TypeError):
@@ -149,4 +180,5 @@ def to_entry(row: Sequence[Any]) -> Entry:
         captions=texts,
         sidecar=None if sidecar_size is None else Stamp(size=sidecar_size, modified_ns=sidecar_ns),
         target=target,
+        phash=None if phash is None else to_unsigned(phash),
     )

@@ -1,14 +1,17 @@
-"""Upgrade of an index on disk from format 1: columns, row hashes and checksums are added; nothing is embedded again."""
+"""Upgrade of an index on disk from an earlier format: nothing is embedded again, and no damage is hashed as if it were right.
+
+From format 1: row hashes, checksums and stamps of sidecars are added. From format 2: the column of perceptual hashes.
+"""
 
 import sqlite3
 
-from diptych.index.tables import BLOCKS, FORMAT, HASHED, insert
+from diptych.index.tables import BLOCKS, COLUMNS, COLUMNS_2, FORMAT, HASHED, insert
 from diptych.index.vector_file import VectorFile
 
 UNKNOWN_SIZE = -1
 """Size in the sidecar stamp of an entry whose captions were read by format 1: the next addition reads them again."""
-NEW_COLUMNS = ("sidecar_size BIGINT", "sidecar_ns BIGINT", "target TEXT")
-"""Of the table `entries`."""
+NEW_COLUMNS = {2: ("sidecar_size BIGINT", "sidecar_ns BIGINT", "target TEXT"), 3: ("phash BIGINT",)}
+"""Of the table `entries`, by the format that added them."""
 MARK_CAPTIONS = f"UPDATE entries SET sidecar_size = {UNKNOWN_SIZE}, sidecar_ns = 0 WHERE captions <> '[]'"
 
 
@@ -23,16 +26,28 @@ def upgrade(database: sqlite3.Connection, file: VectorFile) -> None:
     with database:
         database.execute("BEGIN IMMEDIATE")
         (found,) = database.execute("SELECT value FROM about WHERE name = 'format'").fetchone()
-        if found != "1":
-            return
-        for column in NEW_COLUMNS:
-            database.execute(f"ALTER TABLE entries ADD COLUMN {column}")
-        for table in ("about", "vectors", "entries", "broken"):
-            database.execute(f"ALTER TABLE {table} ADD COLUMN row_hash INTEGER")
-        database.execute(BLOCKS)
-        (num,) = database.execute("SELECT count(*) FROM vectors").fetchone()
-        insert(database, "blocks", file.blocks(num))
-        database.execute(MARK_CAPTIONS)
-        database.execute("UPDATE about SET value = ? WHERE name = 'format'", (str(FORMAT),))
-        for table, columns in HASHED.items():
-            database.execute(f"UPDATE {table} SET row_hash = hash_row({columns})")
+        old = int(found)
+        for number, columns in NEW_COLUMNS.items():
+            for column in columns if number > old else ():
+                database.execute(f"ALTER TABLE entries ADD COLUMN {column}")
+        if old == 1:
+            _from_1(database, file)
+        elif old == 2:  # A row that was damaged keeps a hash that is not its own.
+            database.execute(
+                f"UPDATE entries SET row_hash = hash_row({COLUMNS}) WHERE row_hash IS hash_row({COLUMNS_2})"
+            )
+            database.execute(
+                f"UPDATE about SET value = '{FORMAT}', row_hash = hash_row(name, '{FORMAT}') WHERE name = 'format'"
+            )
+
+
+def _from_1(database: sqlite3.Connection, file: VectorFile) -> None:
+    for table in ("about", "vectors", "entries", "broken"):
+        database.execute(f"ALTER TABLE {table} ADD COLUMN row_hash INTEGER")
+    database.execute(BLOCKS)
+    (num,) = database.execute("SELECT count(*) FROM vectors").fetchone()
+    insert(database, "blocks", file.blocks(num))
+    database.execute(MARK_CAPTIONS)
+    database.execute("UPDATE about SET value = ? WHERE name = 'format'", (str(FORMAT),))
+    for table, columns in HASHED.items():
+        database.execute(f"UPDATE {table} SET row_hash = hash_row({columns})")

@@ -20,7 +20,7 @@ from diptych.index.protocol import Index
 from diptych.index.vector_file import Kind
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle
-from diptych.search.scan import Omissions, ScannedFile, describe_picture, read_captions, read_picture, scan
+from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest_of, read_captions, read_picture, scan
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
 """A batch is committed at once: so much is done again after a crash."""
@@ -155,7 +155,12 @@ def update(
         BusyError: another process writes, and still does after 30 seconds.
         IndexingError: a folder cannot be read, or the disk is full.
     """
-    with index.writing(wait_s=_WAIT_S), DecodePool() as pool:
+    phashes = dict[str, int]()
+
+    def note(content: bytes, phash: int) -> None:
+        phashes[digest_of(content)] = phash
+
+    with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=note) as pool:
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
         names = _names_of(clip)
         names += tuple(name for name in index.models if name not in names)
@@ -163,7 +168,7 @@ def update(
             index.rename_model(names)
         omissions = Omissions()
         files = scan(folders, follow_links=follow_links, exclude=exclude, omissions=omissions)
-        updater = _Updater(index, embedder, files, share)
+        updater = _Updater(index, embedder, files, share, phashes)
         updater.find_gone(folders, omissions)
         return updater.go(prune=prune, confirm=confirm, track=track)
 
@@ -171,8 +176,17 @@ def update(
 class _Updater:
     """One pass over the folders."""
 
-    def __init__(self, index: Index, embedder: Embedder, files: Iterable[ScannedFile], share: Share | None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        embedder: Embedder,
+        files: Iterable[ScannedFile],
+        share: Share | None,
+        phashes: dict[str, int],
+    ) -> None:
         self.index, self.embedder, self.report, self.share = index, embedder, Update(), share
+        self.phashes = phashes
+        """By digest, the perceptual hashes of the pictures that were decoded."""
         self.found = dict[str, ScannedFile]()
         for file in files:
             if _is_text(file.key) and _is_text(file.path):
@@ -249,11 +263,18 @@ class _Updater:
                 contents[entry.digest] = content
         vectors, reasons = self._embed(contents)
         broken += [(entry.key, entry.stamp, reasons[entry.digest]) for entry in entries if entry.digest in reasons]
-        whole = [entry for entry in entries if entry.digest not in reasons]
+        whole = [replace(entry, phash=self._phash(entry.digest)) for entry in entries if entry.digest not in reasons]
         moved_from = self._count(whole, vectors)
         self.index.add(whole, vectors, broken=broken, gone=moved_from)
         self.gone.difference_update(moved_from)
         self.report.unreadable += [(key, reason) for key, _, reason in broken]
+
+    def _phash(self, digest: str) -> int | None:
+        """The perceptual hash of a content that was just decoded, or that the index has."""
+        if digest in self.phashes:
+            return self.phashes[digest]
+        known = (entry.phash for entry in self.index.with_digest(digest))
+        return next((phash for phash in known if phash is not None), None)
 
     def _captions(self, file: ScannedFile) -> tuple[str, ...]:
         try:

@@ -1,0 +1,75 @@
+"""Perceptual hashes of indexed pictures, and the duplicates among them."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from diptych.core.errors import BusyError, ImageError, IndexingError
+from diptych.core.progress import Track, silently
+from diptych.images.pool import DecodePool
+from diptych.index.entry import Entry
+from diptych.index.groups import DuplicateGroup
+from diptych.index.protocol import Index
+from diptych.search.scan import ScannedFile, digest_of, read_picture
+
+_BATCH = 256
+
+
+def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = silently) -> list[DuplicateGroup]:
+    """Groups of identical files, of the same picture by its perceptual hash, and of pictures similar according to the model.
+
+    Hashes that an index of an earlier version lacks are computed from the files, and stored if the index can be written.
+    Pictures whose file has gone or changed have none: only their content and vector are compared.
+
+    Args:
+        index: what is looked at.
+        threshold: pictures with at least this cosine are similar.
+        track: told how many hashes are computed.
+
+    Raises:
+        IndexingError: the index cannot be read.
+    """
+    missing = dict[str, list[Entry]]()
+    for entry in index.entries():
+        if entry.phash is None:
+            missing.setdefault(entry.digest, []).append(entry)
+    phashes, can_write = dict[str, int](), True
+    with track("pictures", len(missing)) as advance, DecodePool() as pool, ThreadPoolExecutor(2) as threads:
+        for batch in _batches(iter(missing.values())):
+            found = dict[str, int]()
+            for entries, phash in zip(batch, threads.map(lambda files: _phash(pool, files), batch), strict=True):
+                if phash is not None:
+                    found[entries[0].digest] = phash
+                advance()
+            can_write = can_write and _store(index, found)
+            phashes |= found
+    return index.duplicates(threshold, phashes=phashes)
+
+
+def _store(index: Index, phashes: dict[str, int]) -> bool:
+    """Store the hashes of a batch; False if the index cannot be written now."""
+    if not phashes:
+        return True
+    try:
+        with index.writing(wait_s=0):
+            index.set_phashes(phashes)
+    except (BusyError, IndexingError):
+        return False
+    return True
+
+
+def _phash(pool: DecodePool, entries: list[Entry]) -> int | None:
+    """The hash of a content, from the first of its files that still has it."""
+    for entry in entries:
+        try:
+            content = read_picture(ScannedFile(key=entry.key, stamp=entry.stamp, target=entry.target))
+            if digest_of(content) == entry.digest:
+                return pool.phash(content)
+        except (OSError, ImageError):
+            continue
+    return None
+
+
+def _batches(items: Iterator[list[Entry]]) -> Iterator[list[list[Entry]]]:
+    while batch := list(islice(items, _BATCH)):
+        yield batch
