@@ -86,6 +86,31 @@ def test_links_are_followed_on_request(clip: LoadedBundle, photos: Path, outside
     assert "linked/7.png" not in _names(place, photos)
 
 
+def test_a_linked_picture_is_removed_and_what_it_leads_to_stays(
+    clip: LoadedBundle, outside: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    (tmp_path / "alias").symlink_to(tmp_path)
+    (tmp_path / "pictures").symlink_to(photos)
+    _update(place, clip, photos, outside, follow_links=True)
+    before = _names(place, tmp_path)
+    removed = {
+        tmp_path / "alias" / "photos" / "inside.png": {"photos/inside.png"},
+        tmp_path / "pictures" / "g.png": {"photos/g.png"},
+        photos / "linked" / "6.png": {"photos/linked/6.png"},
+        tmp_path / "alias" / "pictures" / "linked": {"photos/linked/7.png"},
+        tmp_path / "pictures" / "more": {"photos/more/f.jpg"},
+        tmp_path / "nowhere": set[str](),
+        tmp_path / "pictures": {f"photos/{name}.png" for name in "abcde"},
+    }
+    for path, names in removed.items():
+        assert main(["index", "remove", str(place), str(path)]) == 0
+        assert f"{len(names)} removed" in capsys.readouterr().out
+        assert before - _names(place, tmp_path) == names
+        before -= names
+    assert before == {"outside/6.png", "outside/7.png"}
+
+
 def test_links_in_a_circle_end(clip: LoadedBundle, photos: Path, place: Path) -> None:
     for number in range(12):  # Each leads to all the others: twelve factorial paths.
         (photos / f"n{number}").mkdir()

@@ -231,6 +231,7 @@ def remove(
     """Take pictures out of an index; their files stay."""
     from diptych.index.choice import open_index
     from diptych.index.filters import parse_filter
+    from diptych.search.keys import keys_below
 
     if not paths and where is None:
         raise ConfigError("name what to remove: paths, or --where")
@@ -238,8 +239,7 @@ def remove(
     with open_index(index) as opened, opened.writing():
         keys = [entry.key for entry in opened.entries(chosen)]
         if paths:
-            places = {str(path.resolve()) for path in paths} | {os.path.abspath(path) for path in paths}  # noqa: PTH100
-            keys = [key for key in keys if any(key == place or key.startswith(f"{place}/") for place in places)]
+            keys = keys_below(keys, paths)
         say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
         opened.compact()
 
