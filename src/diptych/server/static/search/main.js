@@ -64,8 +64,7 @@ function draw(isTextKept) {
 
 function showWhereState() {
   const isWaiting = by("where").value.trim() !== query.where.trim();
-  const applied = query.where.trim() ? "Applied." : "";
-  by("where-state").textContent = isWaiting ? "Not applied yet: press Enter or choose Apply." : applied;
+  by("where-state").textContent = isWaiting ? "Not applied yet: press Enter or choose Apply." : "";
   by("where-state").classList.toggle("waiting", isWaiting);
 }
 
