@@ -53,6 +53,9 @@ def test_codes_find_what_the_plain_scan_finds(seed: int, num: int, top: int, spr
     exactly = np.take_along_axis(queries @ vectors.astype(np.float32).T, rows, axis=1)
     np.testing.assert_allclose(scores, exactly, atol=1e-5)
     assert all(len(set(row)) == num_found for row in rows.tolist())
+    plain = nearest(vectors, queries, top=top)
+    np.testing.assert_array_equal(plain[0], rows)
+    np.testing.assert_array_equal(plain[1], scores)
 
 
 @pytest.mark.parametrize("coded", [False, True])
@@ -84,12 +87,64 @@ def test_few_are_left_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     vectors, queries = unit(rng.standard_normal((20_000, 256))), unit(rng.standard_normal((4, 256)))
     compared: list[int] = []
-    whole = exact._exactly
+    whole = exact.scores_of
 
     def counting(*given: Any) -> Any:
         compared.append(len(given[3]))
         return whole(*given)
 
-    monkeypatch.setattr(exact, "_exactly", counting)
+    monkeypatch.setattr(exact, "scores_of", counting)
     nearest(vectors, queries, top=10, codes=encode(vectors))
     assert 40 <= compared[0] < 4 * 200
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_score_does_not_depend_on_the_request(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, in batches, with other numbers of hits, among fewer rows and in other tiles, bit for bit."""
+    rng = np.random.default_rng(4)
+    vectors = unit(rng.standard_normal((700, 515)))
+    queries = unit(vectors[:20] + 0.3 * unit(rng.standard_normal((20, 515))))
+    codes = encode(vectors) if coded else None
+    rows, scores = nearest(vectors, queries, top=300, codes=codes)
+    np.testing.assert_allclose(scores, by_hand(vectors, queries, 300), atol=1e-7)
+    for tile in (32, 2**10, 2**20):
+        monkeypatch.setattr(exact, "_TILE", tile)
+        for some in (slice(3, 4), slice(0, 7), slice(2, 20)):
+            for top in (1, 20, 299):
+                again = nearest(vectors, queries[some], top=top, codes=codes)
+                np.testing.assert_array_equal(again[0], rows[some, :top])
+                np.testing.assert_array_equal(again[1], scores[some, :top])
+    among = np.sort(rows[5, ::3])
+    np.testing.assert_array_equal(nearest(vectors, queries[[5]], top=99, among=among)[1][0], scores[5, ::3][:99])
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_thousands_of_equal_vectors_are_cut_by_row(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates are scored in parts, so that memory does not grow with their number; the order is total all the same."""
+    monkeypatch.setattr(exact, "_PAIRS", 100)
+    rng = np.random.default_rng(5)
+    kinds = unit(rng.standard_normal((3, 48)))
+    kind = rng.integers(3, size=5000)
+    queries = unit(kinds[[0, 1]] + 0.1 * rng.standard_normal((2, 48)))
+    sizes: list[int] = []
+    whole = exact.scores_of
+
+    def counting(*given: Any) -> Any:
+        sizes.append(len(given[3]))
+        return whole(*given)
+
+    monkeypatch.setattr(exact, "scores_of", counting)
+    rows, scores = nearest(kinds[kind], queries, top=30, codes=encode(kinds[kind]) if coded else None)
+    for number in (0, 1):
+        assert rows[number].tolist() == np.flatnonzero(kind == number)[:30].tolist()
+        assert len(set(scores[number].tolist())) == 1
+    assert max(sizes) < 500
+
+
+def test_what_is_not_a_number_is_not_found() -> None:
+    vectors = unit(np.random.default_rng(6).standard_normal((50, 16)))
+    queries = vectors[:2].copy()
+    vectors[[3, 40]] = np.nan
+    rows, _ = nearest(vectors, queries, top=50)
+    assert [sorted(set(range(50)) - set(row)) for row in rows.tolist()] == [[3, 40], [3, 40]]
+    assert nearest(vectors, np.full((1, 16), np.nan, dtype=np.float32), top=3)[0].tolist() == [[-1, -1, -1]]

@@ -1,9 +1,14 @@
-"""The nearest of all vectors: compared one and all, or ruled out by eight-bit codes and only the rest compared.
+"""The nearest of all vectors: candidates by fast products, then ranked by scores that are the same in every request.
 
+Candidates come from a float32 matrix product, or from the product of eight-bit codes. Both have an error of at most `slack`: a
+vector whose product is more than twice that below the K-th best cannot be among the K nearest, nor tie with the last of them.
 A code is a vector's scale and integers of it. What rounding leaves of a vector v and a query q bounds how far the product of
-their codes can be from theirs: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'| (Cauchy and Schwarz). A vector whose product is
-more than twice that below the K-th best cannot be among the nearest; the others are compared as they are, so that the answer is
-that of the plain scan. Shapes: N vectors, E embedding, Q queries, K found, P pairs of a query and a vector.
+their codes can be from theirs: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'| (Cauchy and Schwarz).
+
+The score of each candidate is computed alone, in float64 and in one order of summation, and rounded to float32. It therefore
+does not depend on the other queries and vectors of a request, and equal vectors have equal scores. Candidates are ranked by
+falling score, and equal scores by row.
+Shapes: N vectors, E embedding, Q queries, K found, P pairs of a query and a vector, C vectors of a tile.
 """
 
 from collections.abc import Iterator
@@ -19,15 +24,20 @@ from diptych.core.device import has_fast_int8
 
 _CHUNK = 65_536
 _TILE = 2**21
-"""Products of codes at a time: they stay in the cache."""
+"""Products at a time: those of codes stay in the cache."""
+_PAIRS = 2**20
+"""Candidates that are collected before they are scored, unless the answer has more; of equal vectors, all are candidates."""
+_SCORED_NUMBERS = 2**18
+"""Numbers of vectors that are converted to float64 at a time: they stay in the cache."""
 _SMALLEST_TILE = 1024
 """Vectors at a time, at least."""
 _QUERIES = 256
 _FEW = 10_000
 """So many vectors are compared sooner than they are coded."""
 _LARGEST = 127
+_LOWEST = np.finfo(np.float32).min
 _ROUNDING = 1e-5
-"""More than float32 loses in any of these sums."""
+"""More than float32 loses in any sum of codes."""
 
 Vectors: TypeAlias = Float[ndarray, "N E"]
 """Of float32, or of float16 as a file may keep them."""
@@ -67,7 +77,10 @@ def nearest(
     among: Int64[ndarray, " M"] | None = None,
     codes: Codes | None = None,
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """Rows and inner products of the nearest vectors, the nearest first; K is `top` or as many as there are.
+    """Rows and inner products of the nearest vectors, the nearest first and equal ones by row.
+
+    K is `top` or as many as there are. Where a product is not a number (damaged vectors), fewer are found: the rest has rows
+    of -1.
 
     Args:
         vectors: read chunk by chunk, so that memory does not grow with their number.
@@ -80,60 +93,143 @@ def nearest(
     array([[1]])
     """
     num = len(vectors) if among is None else len(among)
-    parts = []
-    is_coded = codes is not None and has_fast_int8() and num >= max(_FEW, top, 1)
-    for start in range(0, max(1, len(queries)), _QUERIES):
-        part = queries[start : start + _QUERIES]
-        if codes is not None and is_coded and len(part):
-            parts.append(_by_codes(vectors, codes, part, top, among))
-        else:
-            parts.append(_one_and_all(vectors, part, top, among))
-    return np.concatenate([rows for rows, _ in parts]), np.concatenate([scores for _, scores in parts])
+    kept = min(top, num)
+    rows, scores = np.full((len(queries), kept), -1), np.full((len(queries), kept), -np.inf, dtype=np.float32)
+    is_coded = codes is not None and has_fast_int8() and num >= max(_FEW, top)
+    for start in range(0, len(queries) if kept else 0, _QUERIES):
+        part = slice(start, start + _QUERIES)
+        candidates = _Candidates(vectors, queries[part], kept)
+        tiles = _by_codes(codes, queries[part], among) if codes is not None and is_coded else None
+        for places, products, slack in tiles or _by_products(vectors, queries[part], among):
+            candidates.offer(places, products, slack)
+        rows[part], scores[part] = candidates.ranked()
+    return rows, scores
 
 
-def _one_and_all(
-    vectors: Vectors, queries: Float32[ndarray, "Q E"], top: int, among: Int64[ndarray, " M"] | None
-) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    rows = np.zeros((len(queries), 0), dtype=np.int64)
-    scores = np.zeros((len(queries), 0), dtype=np.float32)
-    for places, chunk in _chunks(vectors, among, _CHUNK):
-        products = queries @ np.asarray(chunk, dtype=np.float32).T
-        candidates = _largest(products, top)
-        rows = np.concatenate([rows, places[candidates]], axis=1)
-        scores = np.concatenate([scores, np.take_along_axis(products, candidates, axis=1)], axis=1)
-        kept = _largest(scores, top)
-        rows, scores = np.take_along_axis(rows, kept, axis=1), np.take_along_axis(scores, kept, axis=1)
-    order = np.lexsort((rows, -scores), axis=1)
-    return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+_Tile: TypeAlias = tuple[Int64[ndarray, " C"], Float32[ndarray, "Q C"], Float32[ndarray, " Q"]]
+"""Rows of some vectors, their approximate products with each query, and how far these can be from the exact ones."""
 
 
-def _by_codes(
-    vectors: Vectors,
-    codes: Codes,
-    queries: Float32[ndarray, "Q E"],
-    top: int,
-    among: Int64[ndarray, " M"] | None,
-) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+def _by_products(
+    vectors: Vectors, queries: Float32[ndarray, "Q E"], among: Int64[ndarray, " M"] | None
+) -> Iterator[_Tile]:
+    num_queries, dim = queries.shape
+    slack = np.full(num_queries, dim * np.finfo(np.float32).eps + 1e-6, dtype=np.float32)
+    for places, chunk in _chunks(vectors, among, min(_CHUNK, max(_SMALLEST_TILE, _TILE // num_queries))):
+        yield places, queries @ np.asarray(chunk, dtype=np.float32).T, slack
+
+
+def _by_codes(codes: Codes, queries: Float32[ndarray, "Q E"], among: Int64[ndarray, " M"] | None) -> Iterator[_Tile]:
     asked = encode(queries)
     left = torch.from_numpy(asked.integers)
-    num_queries = len(queries)
-    best = np.full((num_queries, top), -np.inf, dtype=np.float32)
-    found: list[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"], Float32[ndarray, " P"]]] = []
-    slack = np.zeros(num_queries, dtype=np.float32)
-    for places, integers in _chunks(codes.integers, among, max(_SMALLEST_TILE, _TILE // num_queries)):
-        scale, error = codes.scale[places], float(codes.error[places].max())
+    for places, integers in _chunks(codes.integers, among, max(_SMALLEST_TILE, _TILE // len(queries))):
+        scale, error = codes.scale[places], float(np.fmax.reduce(codes.error[places]))
         products = torch._int_mm(left, torch.from_numpy(integers).T) * torch.from_numpy(scale)
-        slack = np.maximum(slack, asked.error * (1 + error) + error + _ROUNDING).astype(np.float32)
-        if not found and len(places) >= top:
-            best[:, -1] = torch.topk(products, top).values[:, -1].numpy() * asked.scale
-        floor = (best[:, -1] - 2 * slack) / asked.scale
-        query, column = (products >= torch.from_numpy(floor)[:, None]).nonzero(as_tuple=True)
-        score = products[query, column].numpy() * asked.scale[query.numpy()]
-        found.append((query.numpy(), places[column.numpy()], score))
-        best = _merge(best if len(found) > 1 else np.full_like(best, -np.inf), query.numpy(), score)
-    pair, row, product = (np.concatenate(side) for side in zip(*found, strict=True))
-    kept = product >= (best[:, -1] - 2 * slack)[pair]
-    return _exactly(vectors, queries, pair[kept], row[kept], top)
+        products *= torch.from_numpy(asked.scale)[:, None]
+        yield places, products.numpy(), (asked.error * (1 + error) + error + _ROUNDING).astype(np.float32)
+
+
+class _Candidates:
+    """The vectors that can be among the K nearest of each query, from tiles of approximate products."""
+
+    def __init__(self, vectors: Vectors, queries: Float32[ndarray, "Q E"], top: int) -> None:
+        self._vectors, self._queries, self._top = vectors, queries, top
+        num_queries = len(queries)
+        self._best = np.full((num_queries, top), -np.inf, dtype=np.float32)
+        """The best approximate products, falling."""
+        self._slack = np.zeros(num_queries, dtype=np.float32)
+        self._pending: list[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"], Float32[ndarray, " P"]]] = []
+        self._num_pending = 0
+        self._rows = np.full((num_queries, top), -1)
+        self._scores = np.full((num_queries, top), -np.inf, dtype=np.float32)
+
+    def offer(
+        self,
+        places: Int64[ndarray, " C"],
+        products: Float32[ndarray, "Q C"],
+        slack: Float32[ndarray, " Q"],
+    ) -> None:
+        """Collect the candidates of a tile, and score those collected when there are many."""
+        if np.isnan(products.min()):
+            products = np.where(np.isnan(products), -np.inf, products).astype(np.float32)
+        self._slack = np.maximum(self._slack, slack)
+        floor = self._floor()
+        if len(places) >= self._top and not np.isfinite(floor).all():
+            tops = torch.topk(torch.from_numpy(products), self._top).values[:, -1].numpy()
+            floor = np.maximum(floor, tops - 2 * self._slack)
+        query, column = np.divmod(np.flatnonzero(products >= np.maximum(floor, _LOWEST)[:, None]), len(places))
+        product = products[query, column]
+        self._best = _merge(self._best, query, product)
+        self._pending.append((query, places[column], product))
+        self._num_pending += len(query)
+        if self._num_pending > max(_PAIRS, 4 * self._rows.size):
+            self._score()
+
+    def ranked(self) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+        """Rows and scores of the nearest of all that was offered."""
+        self._score()
+        return self._rows, self._scores
+
+    def _floor(self) -> Float32[ndarray, " Q"]:
+        floor: Float32[ndarray, " Q"] = self._best[:, -1] - 2 * self._slack
+        return floor
+
+    def _score(self) -> None:
+        """Score what was collected and keep the nearest."""
+        if not self._pending:
+            return
+        query, row, product = (np.concatenate(side) for side in zip(*self._pending, strict=True))
+        self._pending, self._num_pending = [], 0
+        is_near = product >= self._floor()[query]
+        query, row = query[is_near], row[is_near]
+        score = scores_of(self._vectors, self._queries, query, row)
+        known_query, known = np.nonzero(self._rows >= 0)
+        self._rows, self._scores = rank(
+            np.concatenate([known_query, query]),
+            np.concatenate([self._rows[known_query, known], row]),
+            np.concatenate([self._scores[known_query, known], score]),
+            num_queries=len(self._queries),
+            top=self._top,
+        )
+
+
+def scores_of(
+    vectors: Vectors, queries: Float32[ndarray, "Q E"], query: Int64[ndarray, " P"], row: Int64[ndarray, " P"]
+) -> Float32[ndarray, " P"]:
+    """The inner product of each pair, which depends on nothing but its two vectors."""
+    score = np.empty(len(row), dtype=np.float32)
+    order = np.argsort(query, kind="stable")
+    ends = np.searchsorted(query[order], np.arange(len(queries)), side="right")
+    size = max(1, _SCORED_NUMBERS // queries.shape[1])
+    for of_query, one in zip(np.split(order, ends[:-1]), queries.astype(np.float64), strict=True):
+        for start in range(0, len(of_query), size):
+            part = of_query[start : start + size]
+            # Converted before, not by einsum, whose buffers would split the sums of long vectors.
+            score[part] = np.einsum("pe,e->p", np.asarray(vectors[row[part]], dtype=np.float64), one)
+    return score
+
+
+def rank(
+    query: Int64[ndarray, " P"],
+    row: Int64[ndarray, " P"],
+    score: Float32[ndarray, " P"],
+    *,
+    num_queries: int,
+    top: int,
+) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+    """The best pairs of each query by (-score, row); rows of -1 where there are fewer, or a score is not a number.
+
+    >>> rank(np.array([0, 0, 0]), np.array([8, 3, 5]), np.float32([1, 1, 2]), num_queries=1, top=2)[0]
+    array([[5, 3]])
+    """
+    query, row, score = (side[~np.isnan(score)] for side in (query, row, score))
+    order = np.lexsort((row, -score, query))
+    query, row, score = query[order], row[order], score[order]
+    place = np.arange(len(query)) - np.searchsorted(query, np.arange(num_queries))[query]
+    kept = place < top
+    rows, scores = np.full((num_queries, top), -1), np.full((num_queries, top), -np.inf, dtype=np.float32)
+    rows[query[kept], place[kept]], scores[query[kept], place[kept]] = row[kept], score[kept]
+    return rows, scores
 
 
 def _merge(
@@ -141,48 +237,18 @@ def _merge(
 ) -> Float32[ndarray, "Q K"]:
     """The best scores of each query with some more, falling."""
     num_queries, top = best.shape
-    order = np.lexsort((-score, query))
-    query, score = query[order], score[order]
-    rank = np.arange(len(query)) - np.searchsorted(query, np.arange(num_queries))[query]
-    new = np.full_like(best, -np.inf)
-    is_near = rank < top
-    new[query[is_near], rank[is_near]] = score[is_near]
+    new = rank(query, query, score, num_queries=num_queries, top=top)[1]
     return -np.sort(-np.concatenate([best, new], axis=1), axis=1)[:, :top]
-
-
-def _exactly(
-    vectors: Vectors,
-    queries: Float32[ndarray, "Q E"],
-    query: Int64[ndarray, " P"],
-    row: Int64[ndarray, " P"],
-    top: int,
-) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """The nearest of some pairs, of which each query has at least K."""
-    score = np.empty(len(row), dtype=np.float32)
-    for start in range(0, len(row), _CHUNK // 4):
-        part = slice(start, start + _CHUNK // 4)
-        score[part] = np.einsum("pe,pe->p", np.asarray(vectors[row[part]], dtype=np.float32), queries[query[part]])
-    order = np.lexsort((row, -score, query))
-    first = np.searchsorted(query[order], np.arange(len(queries)))
-    kept = order[first[:, None] + np.arange(top)]
-    return row[kept], score[kept]
 
 
 def _chunks(
     rows: ndarray, among: Int64[ndarray, " M"] | None, size: int
 ) -> Iterator[tuple[Int64[ndarray, " C"], ndarray]]:
-    """Some rows at a time, with their numbers; at least once."""
+    """Some rows at a time, with their numbers."""
     num = len(rows) if among is None else len(among)
-    for start in range(0, max(1, num), size):
+    for start in range(0, num, size):
         end = min(start + size, num)
         if among is None:
             yield np.arange(start, end), rows[start:end]
         else:
             yield among[start:end], rows[among[start:end]]
-
-
-def _largest(scores: Float32[ndarray, "Q N"], num: int) -> Int64[ndarray, "Q K"]:
-    """Where the largest of each row are, in any order."""
-    if scores.shape[1] <= num:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape).astype(np.int64)
-    return np.argpartition(scores, scores.shape[1] - num, axis=1)[:, scores.shape[1] - num :].astype(np.int64)
