@@ -10,10 +10,10 @@ from PIL import Image, ImageEnhance
 
 from diptych.data.audit import audit, false_negatives
 from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
-from diptych.images.fingerprints import NEAR_BITS, fingerprint, near_pairs
 from diptych.data.oddities import Oddity
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.images.fingerprints import NEAR_BITS, fingerprint, near_pairs
 
 
 def _picture(number: int, size: tuple[int, int] = (200, 150)) -> Image.Image:

@@ -1,11 +1,13 @@
 """Pictures that are only told of, with vectors drawn at random."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.index.approximate import About, Kind
 from diptych.index.entry import Entry, Stamp
 from diptych.index.protocol import Index
 
@@ -27,4 +29,22 @@ def add_ten(index: Index) -> None:
     entries = [
         entry(i, width=100 * i, taken=f"2024-01-{i + 1:02d} 10:00:00", captions=(f"caption {i}",)) for i in range(10)
     ]
-    index.add(entries, {e.digest: v for e, v in zip(entries, unit(10), strict=True)})
+    add(index, entries, {e.digest: v for e, v in zip(entries, unit(10), strict=True)})
+
+
+def add(index: Index, entries: Sequence[Entry], vectors: Mapping[str, NDArray[np.float32]], **more: Any) -> None:
+    """One addition, under the lock."""
+    with index.writing():
+        index.add(entries, vectors, **more)
+
+
+def compact(index: Index) -> int:
+    """The same of `compact`."""
+    with index.writing():
+        return index.compact()
+
+
+def build(index: Index, kind: Kind | None) -> About | None:
+    """The same of `build`."""
+    with index.writing():
+        return index.build(kind)

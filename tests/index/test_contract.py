@@ -15,7 +15,7 @@ from diptych.index.choice import create_index, index_exists, open_index, open_or
 from diptych.index.entry import Stamp
 from diptych.index.filters import parse_filter
 from diptych.index.protocol import Index
-from tests.index.pictures import DIM, add_ten, entry, unit
+from tests.index.pictures import DIM, add, add_ten, compact, entry, unit
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def test_the_common_folder(index: Index) -> None:
     assert index.common_folder() == "/photos"
     index.remove(f"/photos/{number}.jpg" for number in range(1, 10))
     assert index.common_folder() == "/photos"  # Of one picture, its own folder.
-    index.add([entry(20, key="/photosets/a.jpg", digest="d0")], {})
+    add(index, [entry(20, key="/photosets/a.jpg", digest="d0")], {})
     assert index.common_folder() is None
     index.remove(["/photos/0.jpg", "/photosets/a.jpg"])
     assert index.common_folder() is None
 
 
 def test_copies_share_a_vector_and_are_all_found(index: Index) -> None:
-    index.add([entry(20, digest="d4"), entry(21, digest="d4")], {})
+    add(index, [entry(20, digest="d4"), entry(21, digest="d4")], {})
     size = index.size()
     assert size.pop("bytes") > 0
     assert size == {"entries": 12, "vectors": 10, "unused": 0, "unreadable": 0}
@@ -69,7 +69,7 @@ def test_copies_share_a_vector_and_are_all_found(index: Index) -> None:
 
 def test_of_equal_vectors_the_first_that_came_is_the_first(index: Index) -> None:
     same = unit(10)[6]
-    index.add([entry(31), entry(30), entry(29, digest="d31")], {"d31": same, "d30": same})
+    add(index, [entry(31), entry(30), entry(29, digest="d31")], {"d31": same, "d30": same})
     keys = [f"/photos/{number}.jpg" for number in (6, 29, 31, 30)]
     for opened in (index, open_index(index.place)):
         assert [hit.entry.key for hit in opened.search(same[None], top=4)[0]] == keys
@@ -88,9 +88,9 @@ def test_duplicates_are_told_by_hash_and_by_vector(index: Index) -> None:
     rotated[2] = _at_cosine(unit(10)[2], 0.95)
     high = 2**64 - 1
     hashes = {0: high, 1: 5, 2: 9, 3: 77}
-    index.add([entry(number, phash=hashes[number]) for number in range(4)], {})
+    add(index, [entry(number, phash=hashes[number]) for number in range(4)], {})
     near = {0: high ^ 0b111, 1: 5, 2: 9 ^ 0b11110000, 3: 77}
-    index.add([entry(20 + n, phash=near[n]) for n in range(4)], {f"d{20 + n}": rotated[n] for n in range(4)})
+    add(index, [entry(20 + n, phash=near[n]) for n in range(4)], {f"d{20 + n}": rotated[n] for n in range(4)})
     assert index.entries(parse_filter("path = '/photos/20.jpg'"))[0].phash == high ^ 0b111
     pairs = [["/photos/0.jpg", "/photos/20.jpg"], ["/photos/3.jpg", "/photos/23.jpg"]]
     assert _groups(index, 0.99) == [("same picture", pair) for pair in pairs]
@@ -112,16 +112,63 @@ def _at_cosine(vector: NDArray[np.float32], cosine: float) -> NDArray[np.float32
     return np.asarray(cosine * vector + (1 - cosine**2) ** 0.5 * across, dtype=np.float32)
 
 
+def _add_many_alike(index: Index) -> NDArray[np.float32]:
+    """Add 320 pictures of 9 vectors, in an order that their keys do not tell; the queries are near some of them."""
+    draw = np.random.default_rng(1)
+    kinds, numbers = unit(9, seed=2), draw.permutation(np.arange(1000, 1320)).tolist()
+    kind = {number: int(draw.integers(9)) for number in numbers}
+    for start in range(0, 320, 80):
+        entries = [entry(number, width=number) for number in numbers[start : start + 80]]
+        entries += [entry(number + 1000, digest=f"d{number}") for number in numbers[start : start + 80 : 7]]
+        add(index, entries, {f"d{number}": kinds[kind[number]] for number in numbers[start : start + 80]})
+    return unit(6, seed=2)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_pages_that_follow_each_other_are_one_large_request(
+    index: Index, coded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diptych.index.exact.has_fast_int8", lambda: coded)
+    monkeypatch.setattr("diptych.index.exact._FEW", 0)
+    queries = _add_many_alike(index)
+    for chosen in (None, parse_filter("width >= 1010")):
+        num = len(index.entries(chosen))
+        whole = index.search(queries, top=num, chosen=chosen)
+        assert [len({hit.entry.key for hit in answer}) for answer in whole] == [num] * 6
+        assert all(
+            [hit.score for hit in answer] == sorted((hit.score for hit in answer), reverse=True) for answer in whole
+        )
+        for size in (20, 64):
+            for start in range(0, num, size):
+                page = index.search(queries, top=start + size, chosen=chosen)
+                assert [answer[start:] for answer in page] == [answer[start : start + size] for answer in whole]
+
+
+def test_a_score_does_not_depend_on_the_other_queries(index: Index) -> None:
+    queries = _add_many_alike(index)
+    for top in (1, 30, 400):
+        together = index.search(queries, top=top)
+        assert [index.search(queries[[number]], top=top)[0] for number in range(6)] == together
+        assert index.search(queries[3:5], top=top) == together[3:5]
+
+
+def test_equal_vectors_have_equal_scores_in_the_order_in_which_they_came(index: Index) -> None:
+    queries = _add_many_alike(index)
+    hits = index.search(queries, top=400)[2]
+    by_score: dict[float, list[str]] = {}
+    for hit in hits:
+        by_score.setdefault(hit.score, []).append(hit.entry.digest)
+    came = [f"d{number}" for number in np.random.default_rng(1).permutation(np.arange(1000, 1320)).tolist()]
+    assert len(by_score) == 9 + 10  # One for each vector, and the ten that were there before.
+    for digests in by_score.values():
+        assert len(digests) == 1 or digests == sorted(digests, key=came.index)
+
+
 def test_an_empty_index_answers(place: str) -> None:
     with create_index(place, dim=DIM, model="m", bundle="b") as index:
         assert index.search(unit(2), top=3) == [[], []]
-        assert (index.duplicates(0.5), index.entries(), index.verify(), index.compact(), len(index)) == (
-            [],
-            [],
-            [],
-            0,
-            0,
-        )
+        assert (index.duplicates(0.5), index.entries(), index.verify()) == ([], [], [])
+        assert (compact(index), len(index)) == (0, 0)
 
 
 def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, place: str) -> None:
@@ -133,8 +180,8 @@ def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, plac
     left = {key: score for key, score in before.items() if key not in gone}
     assert {hit.entry.key: hit.score for hit in found} == pytest.approx(left)
     with open_index(place) as reader:
-        assert index.compact() == 5
-        assert index.compact() == 0
+        assert compact(index) == 5
+        assert compact(index) == 0
         for opened in (index, reader):
             (again,) = opened.search(unit(10)[:1], top=5)
             assert [hit.entry for hit in again] == [hit.entry for hit in found]
@@ -143,27 +190,27 @@ def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, plac
 
 def test_pictures_that_cannot_be_read_are_known_until_they_change(index: Index) -> None:
     stamp = Stamp(size=5, modified_ns=7)
-    index.add([], {}, broken=[("/photos/bad.jpg", stamp, "is not a picture")])
+    add(index, [], {}, broken=[("/photos/bad.jpg", stamp, "is not a picture")])
     assert index.stamps()["/photos/bad.jpg"] == stamp
     assert index.broken() == {"/photos/bad.jpg": "is not a picture"}
-    index.add([entry(30, key="/photos/bad.jpg")], {"d30": unit(1)[0]}, gone=["/photos/3.jpg"])
+    add(index, [entry(30, key="/photos/bad.jpg")], {"d30": unit(1)[0]}, gone=["/photos/3.jpg"])
     assert index.broken() == {}
     assert (len(index), index.digest_of("/photos/3.jpg")) == (10, None)
 
 
 def test_nothing_is_half_added(index: Index) -> None:
     with pytest.raises(IndexingError, match="has no vector"):
-        index.add([entry(50), entry(51)], {"d50": unit(1)[0]})
+        add(index, [entry(50), entry(51)], {"d50": unit(1)[0]})
     with pytest.raises(IndexingError, match="vectors of 8 numbers"):
-        index.add([entry(50)], {"d50": np.ones(3, dtype=np.float32)})
+        add(index, [entry(50)], {"d50": np.ones(3, dtype=np.float32)})
     with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
-        index.add([entry(60), entry(60)], {"d60": unit(1)[0]})  # The same key twice.
+        add(index, [entry(60), entry(60)], {"d60": unit(1)[0]})  # The same key twice.
     with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
-        index.add([entry(61, key="/photos/\udce9.jpg")], {"d61": unit(1)[0]})  # A name that is no text.
+        add(index, [entry(61, key="/photos/\udce9.jpg")], {"d61": unit(1)[0]})  # A name that is no text.
     with pytest.raises(IndexingError, match=r"cannot be written .*; it is as it was"):
-        index.add([entry(0)], {"d1": unit(1)[0]})  # A vector that is there.
+        add(index, [entry(0)], {"d1": unit(1)[0]})  # A vector that is there.
     assert (len(index), index.has_vector("d60"), index.has_vector("d61")) == (10, False, False)
-    index.add([entry(50)], {"d50": unit(1, seed=3)[0]})
+    add(index, [entry(50)], {"d50": unit(1, seed=3)[0]})
     assert index.verify() == []
     assert index.search(unit(1, seed=3), top=1)[0][0].entry.key == "/photos/50.jpg"
 
@@ -173,7 +220,7 @@ def test_vectors_and_texts_come_back_as_they_were(index: Index) -> None:
     told = entry(
         70, captions=("'quoted' \"twice\"", "Ünï 写真 🦊\x00\t%_\\"), key="/photos/Ünï 写真 🦊\\'\".jpg", taken=None
     )
-    index.add([told], {"d70": odd})
+    add(index, [told], {"d70": odd})
     assert index.vectors(["d70"])["d70"].tobytes() == odd.tobytes()
     assert index.entries(parse_filter("path like '%🦊%'")) == [told]
     with pytest.raises(IndexingError, match="has no vector of d71"):
@@ -301,7 +348,7 @@ def test_a_caption_matches_if_any_of_its_lines_does(index: Index, text: str, num
         (),
     ]
     index.remove([f"/photos/{number}.jpg" for number in range(10)])
-    index.add([entry(number, captions=lines) for number, lines in enumerate(captions)], {})
+    add(index, [entry(number, captions=lines) for number, lines in enumerate(captions)], {})
     expected = [f"/photos/{number}.jpg" for number in numbers]
     assert [found.key for found in index.entries(parse_filter(text))] == expected
     found = index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]
@@ -344,7 +391,7 @@ def test_a_date_is_the_whole_day(index: Index, text: str, numbers: list[int]) ->
         for number, (time, second) in enumerate(zip([*taken, "2024-02-01", None], modified, strict=True))
     ]
     index.remove([f"/photos/{number}.jpg" for number in range(10)])
-    index.add(entries, {})
+    add(index, entries, {})
     expected = [f"/photos/{number}.jpg" for number in numbers]
     assert [found.key for found in index.entries(parse_filter(text))] == expected
 
@@ -388,7 +435,7 @@ def test_the_deepest_and_longest_filters_work(index: Index, text: str) -> None:
 
 def test_names_sidecars_and_targets_are_kept(index: Index, place: str) -> None:
     sidecar = Stamp(size=3, modified_ns=2**60)
-    index.add([entry(20, digest="d4", sidecar=sidecar, target="/elsewhere/20.jpg")], {})
+    add(index, [entry(20, digest="d4", sidecar=sidecar, target="/elsewhere/20.jpg")], {})
     index.rename_model(("new", "m"))
     with open_index(place) as again:
         assert (again.model, again.models) == ("new", ("new", "m"))

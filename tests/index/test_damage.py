@@ -15,7 +15,7 @@ from diptych.index.create_local import create_local_index
 from diptych.index.entry import Stamp
 from diptych.index.local import LocalIndex
 from diptych.index.tables import HASHED
-from tests.index.pictures import DIM, add_ten, entry, unit
+from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
 
 NUM = 60
 FILES = ["vectors-0.f32", "codes-1.i8", "codes-1.f32", "nearly-1"]
@@ -31,12 +31,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for start in range(0, NUM, 20):
                 numbers = range(start, start + 20)
                 entries = [entry(n, width=n, captions=(f"caption {n}", "é")) for n in numbers]
-                made.add(
+                add(
+                    made,
                     entries,
                     {f"d{n}": unit(NUM)[n] for n in numbers},
                     broken=[(f"/bad/{start}", Stamp(size=1, modified_ns=2), "why")],
                 )
-            made.build("hnsw")
+            build(made, "hnsw")
             assert made.verify() == []
     return folder
 
@@ -70,7 +71,7 @@ def test_the_rows_are_named(whole: Path, tmp_path: Path) -> None:
         _flip(folder / "vectors-0.f32", 8 * (row * DIM * 4 + 5))
     with LocalIndex(folder) as index:
         assert index.verify() == [
-            "vectors-0.f32 is damaged in rows 0 to 13 and 40 to 46; delete it and add the pictures again"
+            "vectors-0.f32 is damaged in rows 0 to 13 and 40 to 46; diptych index add embeds the pictures again"
         ]
 
 
@@ -150,14 +151,16 @@ def test_no_change_hides_damage(tmp_path: Path) -> None:
     with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as index:
         add_ten(index)
         _flip(index.folder / "vectors-0.f32", 100)
-        said = ["vectors-0.f32 is damaged in rows 0 to 9; delete it and add the pictures again"]
-        index.add([entry(40)], {"d40": unit(1, seed=9)[0]})
+        said = ["vectors-0.f32 is damaged in rows 0 to 9; diptych index add embeds the pictures again"]
+        add(index, [entry(40)], {"d40": unit(1, seed=9)[0]})
         assert index.verify() == said
-        index.build(None)
+        build(index, None)
         assert index.verify() == said
         index.remove(["/photos/3.jpg"])
-        with pytest.raises(IndexingError, match="is damaged in rows 0 to 9; delete it and add the pictures again"):
-            index.compact()
+        with pytest.raises(
+            IndexingError, match="is damaged in rows 0 to 9; diptych index add embeds the pictures again"
+        ):
+            compact(index)
         assert (len(index), index.verify()) == (10, said)
 
 

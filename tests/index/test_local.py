@@ -10,7 +10,7 @@ import pytest
 from diptych.core.errors import IndexingError
 from diptych.index.create_local import create_local_index
 from diptych.index.local import LocalIndex
-from tests.index.pictures import DIM, add_ten, entry, unit
+from tests.index.pictures import DIM, add, add_ten, compact, entry, unit
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def index(tmp_path: Path) -> Iterator[LocalIndex]:
 
 def test_the_old_vectors_go_when_they_are_written_anew(index: LocalIndex) -> None:
     index.remove(["/photos/3.jpg"])
-    assert index.compact() == 1
+    assert compact(index) == 1
     assert [path.name for path in index.folder.glob("vectors-*")] == ["vectors-1.f32"]
     assert index.size()["bytes"] > 9 * DIM * 4
 
@@ -35,7 +35,7 @@ def test_an_addition_that_was_cut_off_is_written_over(index: LocalIndex) -> None
     assert remark.startswith("vectors-0.f32 has 13 bytes of an addition that was interrupted")
     assert index.verify() == []
     assert index.search(unit(10)[:1], top=1)[0][0].score == pytest.approx(1)
-    index.add([entry(40)], {"d40": unit(1, seed=9)[0]})
+    add(index, [entry(40)], {"d40": unit(1, seed=9)[0]})
     assert (index.verify(), index.remarks()) == ([], [])
     assert index.search(unit(1, seed=9), top=1)[0][0].entry.key == "/photos/40.jpg"
 
@@ -53,7 +53,7 @@ def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
     zeroed = damaged("zeroed")
     (zeroed / "vectors-0.f32").write_bytes(bytes(320))
     assert LocalIndex(zeroed).verify() == [
-        "vectors-0.f32 is damaged in rows 0 to 9; delete it and add the pictures again"
+        "vectors-0.f32 is damaged in rows 0 to 9; diptych index add embeds the pictures again"
     ]
     database = damaged("database")
     (database / "index.db").write_bytes(b"no database at all, but of some length" * 200)

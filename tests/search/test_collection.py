@@ -360,7 +360,7 @@ def test_processes_take_shares_and_the_parts_are_joined(
     assert sum(len(_held(part)) for part in parts) == 1
     assert main(["index", "merge", place]) == 2
     assert main(["index", "build", place, "--ann", "ivf"]) == 0
-    assert "of the 10 nearest" in capsys.readouterr().out
+    assert "of the 100 nearest" in capsys.readouterr().out
     assert main(["search", place, "red", "--timing"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[-1] for line in lines] == [

@@ -11,7 +11,7 @@ from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
-from tests.index.pictures import entry
+from tests.index.pictures import add, entry
 from tests.server.site import Site, served
 
 
@@ -84,7 +84,7 @@ def test_only_a_server_for_its_own_machine_gives_absolute_paths(
 def test_pictures_that_share_only_the_root_have_no_relative_path(clip: LoadedBundle, tmp_path: Path) -> None:
     with open_or_create(tmp_path / "index", clip) as index:
         vector = clip.encode_texts(["a"])[0]
-        index.add([entry(1, digest="d1"), entry(2, key="/mnt/2.jpg", digest="d1")], {"d1": vector})
+        add(index, [entry(1, digest="d1"), entry(2, key="/mnt/2.jpg", digest="d1")], {"d1": vector})
         with served(create_app(clip, index)) as site:
             hits = site.post("/v1/search", {"text": "a"})["results"]
     assert [(hit["name"], hit["path"]) for hit in hits] == [("2.jpg", None), ("1.jpg", None)]

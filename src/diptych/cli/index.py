@@ -123,6 +123,7 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         "moved": report.moved,
         "copies of others": report.copies,
         "with new captions": report.recaptioned,
+        "embedded again (their vectors were damaged)": report.repaired,
         "as before": report.unchanged,
         "dropped": report.dropped,
     }
@@ -142,6 +143,8 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         )
     elif report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")
+    if report.lost:
+        warn(f"{report.lost:,} pictures have no vector and are not found; add their folders, too")
     print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
     for path, reason in report.unread_captions[:_SHOWN]:
         warn(f"{path}: {reason}; its captions are left out")
@@ -189,7 +192,8 @@ def build(
         elif about is not None:
             recall = percent(about.recall)
             say(
-                f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the 10 nearest; later ones are scanned"
+                f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the {about.top:,} nearest; "
+                "later ones are scanned"
             )
 
 
@@ -296,7 +300,8 @@ def _share(index: str) -> "Share | None":
     known: dict[str, Stamp] = {}
     if index_exists(index):
         with open_index(index) as opened:
-            known = opened.stamps()
+            lost = opened.lost()
+            known = {key: stamp for key, stamp in opened.stamps().items() if key not in lost}
     return Share(rank=int(os.environ["RANK"]), size=size, known=known)
 
 

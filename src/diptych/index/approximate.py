@@ -1,12 +1,16 @@
 """Nearly the nearest among millions: faiss's inverted lists and graphs, an extra.
 
+Their recall is measured for 100 hits. What they find is ranked by the scores of the exact scan (`exact.py`). The exact scan
+answers what they cannot: larger requests, queries of which they find too few, and ties that their last hit may cut.
 Shapes: N vectors, E embedding, Q queries, K found.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -14,7 +18,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.files import atomic_write
-from diptych.index.exact import Vectors, nearest
+from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
 
 Kind: TypeAlias = Literal["ivf", "hnsw"]
 """Inverted lists, of which some are scanned (`ivf`), or a graph that is walked (`hnsw`): faster, larger, slower to build."""
@@ -22,7 +26,9 @@ Kind: TypeAlias = Literal["ivf", "hnsw"]
 _CHUNK = 65_536
 _LEARNT_FROM = 200_000
 """Vectors that lists are learnt from, at most."""
-_TRIED, _TOP = 200, 10
+_TRIED, _TOP = 200, 100
+_TOP_BEFORE = 10
+"""Hits that earlier versions measured the recall for."""
 _ENOUGH = 0.98
 """Recall that the effort of a search is raised to."""
 
@@ -37,49 +43,127 @@ class About:
     effort: int
     """Lists that are scanned, or candidates that a walk keeps."""
     recall: float
-    """Share of the 10 nearest that it finds, of queries halfway between two vectors."""
+    """Share of the nearest `top` that it finds, of queries halfway between two vectors."""
+    top: int = _TOP_BEFORE
+    """Hits that the recall was measured for."""
+    bytes: int | None = None
+    """Size of the file; None if an earlier version wrote it."""
+
+    def rows(self) -> dict[str, str]:
+        """The description as rows of the table `about`; the first is all that earlier versions know."""
+        known = {name: value for name, value in asdict(self).items() if name not in {"top", "bytes"}}
+        return {"nearly": json.dumps(known), "nearly_top": str(self.top), "nearly_bytes": str(self.bytes)}
+
+    @classmethod
+    def from_rows(cls, rows: Mapping[str, str]) -> "About | None":
+        """The reverse; None if nothing was built.
+
+        Raises:
+            ValueError: the rows are damaged.
+        """
+        if "nearly" not in rows:
+            return None
+        try:
+            more: dict[str, Any] = {
+                name: int(rows[f"nearly_{name}"]) for name in ("top", "bytes") if f"nearly_{name}" in rows
+            }
+            return cls(**json.loads(rows["nearly"]), **more)
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+
+
+class FileId(NamedTuple):
+    """Tells a file from any other, also from one of the same name and description."""
+
+    path: Path
+    device: int
+    inode: int
+    modified_ns: int
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path) -> "FileId":
+        """The file that is there now.
+
+        Raises:
+            OSError: there is none.
+        """
+        found = path.stat()
+        return cls(path, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 class Approximate:
     """A built structure, opened for search."""
 
-    def __init__(self, path: Path, about: About) -> None:
+    def __init__(self, file: FileId, about: About) -> None:
         """Map the file into memory.
 
         Raises:
             ConfigError: faiss is not installed.
-            OSError: the file is missing or damaged.
+            OSError: the file is damaged, or not the one that is described.
         """
         faiss = _faiss()
         flags = faiss.IO_FLAG_MMAP if about.kind == "ivf" else 0
-        self.about, self.path = about, path
+        self.about, self.file = about, file
+        if about.bytes not in {None, file.bytes}:
+            raise OSError(f"{file.path.name} has {file.bytes:,} bytes of {about.bytes:,}")
         try:
-            self._index = faiss.read_index(str(path), flags)
-        except RuntimeError as error:
+            self._index = faiss.read_index(str(file.path), flags)
+            _set_effort(self._index, about.kind, about.effort)
+        except (RuntimeError, AttributeError) as error:
             raise OSError(str(error).partition("\n")[0]) from None
-        _set_effort(self._index, about.kind, about.effort)
+        if self._index.ntotal != about.num:
+            raise OSError(f"{file.path.name} has {self._index.ntotal:,} vectors of {about.num:,}")
 
     def search(
-        self, queries: Float32[ndarray, "Q E"], *, top: int
+        self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int, codes: Codes | None = None
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Rows and inner products, the nearest first; where fewer are found, rows of -1."""
-        scores, rows = self._index.search(np.ascontiguousarray(queries), min(top, self.about.num))
+        """Rows and inner products, the nearest first and equal ones by row, as `nearest` gives them.
+
+        Vectors that came after the structure was built are compared exactly. What the structure is asked for, and whether its
+        answer is used, does not depend on `top`, so that a smaller request is the beginning of a larger one.
+
+        Args:
+            vectors: all, of which the structure has the first.
+            queries: of unit length.
+            top: so many of each query, and no more than there are vectors.
+            codes: of the vectors, for the exact scan.
+        """
+        if not 0 < top <= self.about.top:
+            return nearest(vectors, queries, top=top, codes=codes)
+        wanted, needed = min(self.about.top + 1, self.about.num), min(self.about.top, len(vectors))
+        query, row = _pairs(self._index.search(np.ascontiguousarray(queries), wanted)[1])
+        score = scores_of(vectors, queries, query, row)
+        num_found, lowest = np.bincount(query, minlength=len(queries)), np.full(len(queries), np.inf, dtype=np.float32)
+        np.minimum.at(lowest, query, score)
+        later, later_scores = nearest(vectors, queries, top=needed, among=np.arange(self.about.num, len(vectors)))
+        later_query, column = np.nonzero(later >= 0)
+        rows, scores = rank(
+            np.concatenate([query, later_query]),
+            np.concatenate([row, later[later_query, column]]),
+            np.concatenate([score, later_scores[later_query, column]]),
+            num_queries=len(queries),
+            top=needed,
+        )
+        # What has the score of the last one found may have been left out.
+        is_cut = (scores[:, -1] <= lowest) & (num_found < self.about.num)
+        unsure = np.flatnonzero((rows[:, -1] < 0) | is_cut)
+        rows, scores = rows[:, :top], scores[:, :top]
+        rows[unsure], scores[unsure] = nearest(vectors, queries[unsure], top=top, codes=codes)
         return rows, scores
 
-    def search_all(
-        self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int
-    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """As `search`, with the vectors that came after it was built, which are compared exactly."""
-        rows, scores = self.search(queries, top=top)
-        later = np.arange(self.about.num, len(vectors))
-        more_rows, more_scores = nearest(vectors, queries, top=top, among=later)
-        rows, scores = np.concatenate([rows, more_rows], axis=1), np.concatenate([scores, more_scores], axis=1)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+def _pairs(found: Int64[ndarray, "Q K"]) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
+    """The query and the row of each hit, once; -1 is none."""
+    rows = np.sort(found, axis=1)
+    is_new = rows >= 0
+    is_new[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+    query, column = np.nonzero(is_new)
+    return query, rows[query, column]
 
 
 def build(vectors: Vectors, kind: Kind, path: Path) -> About:
-    """Build a structure and write it; the effort is raised until it finds 98 % of what is nearest.
+    """Build a structure and write it; the effort is raised until it finds 98 % of the 100 nearest.
 
     Raises:
         ConfigError: faiss is not installed, or there is nothing to build from.
@@ -105,7 +189,7 @@ def build(vectors: Vectors, kind: Kind, path: Path) -> About:
             faiss.write_index(index, str(tmp))
     except RuntimeError as error:  # Of a disk that is full, for one.
         raise OSError(28, str(error).partition("\n")[0]) from None
-    return About(kind=kind, num=num, effort=effort, recall=recall)
+    return About(kind=kind, num=num, effort=effort, recall=recall, top=_TOP, bytes=path.stat().st_size)
 
 
 def _find_effort(index: Any, kind: Kind, vectors: Vectors, rng: np.random.Generator) -> tuple[int, float]:
@@ -113,14 +197,14 @@ def _find_effort(index: Any, kind: Kind, vectors: Vectors, rng: np.random.Genera
     between = np.asarray(vectors[rows[0]], dtype=np.float32) + vectors[rows[1]]
     between /= np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
     top = min(_TOP, len(vectors))
-    expected = nearest(vectors, between, top=top)[0]
+    needed = nearest(vectors, between, top=top)[1][:, -1]
     limit = index.nlist if kind == "ivf" else 1024
     effort = 8 if kind == "ivf" else 32
     while True:
         effort = min(effort, limit)
         _set_effort(index, kind, effort)
-        found = index.search(between, top)[1]
-        recall = float(np.mean([len(set(a) & set(b)) / top for a, b in zip(found, expected, strict=True)]))
+        query, row = _pairs(index.search(between, top)[1])
+        recall = float((scores_of(vectors, between, query, row) >= needed[query]).sum() / (top * _TRIED))
         if recall >= _ENOUGH or effort == limit:
             return effort, recall
         effort *= 2

@@ -3,7 +3,6 @@
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,10 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
-from diptych.core.files import sha256_of
+from diptych.core.files import flush, sha256_of
 from diptych.core.lists import check_list
 from diptych.index import approximate
-from diptych.index.checksums import Block
+from diptych.index.checksums import Block, missing_rows
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.exact import Vectors, nearest
@@ -22,6 +21,10 @@ from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_store import LocalStore
 from diptych.index.tables import KEY_RANGE, forget, insert, set_about, set_phash, to_entry, to_row, to_unsigned
+from diptych.index.vector_file import AGAIN
+
+_NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_bytes"))
+"""Rows of the table `about` without what `build` makes of millions."""
 
 
 class LocalIndex(LocalStore):
@@ -35,6 +38,8 @@ class LocalIndex(LocalStore):
         """
         super().__init__(folder)
         self._nearly: approximate.Approximate | None = None
+        self._unusable: tuple[Path, str] | None = None
+        """A structure that could not be opened in the last search, and why."""
 
     def __enter__(self) -> "LocalIndex":
         return self
@@ -104,6 +109,7 @@ class LocalIndex(LocalStore):
         gone: Sequence[str] = (),
     ) -> None:
         """Take up or replace entries: vectors first, then in one transaction what counts them."""
+        self._check_writing("add")
         for digest, vector in vectors.items():
             if vector.shape != (self.dim,):
                 raise IndexingError(
@@ -138,6 +144,7 @@ class LocalIndex(LocalStore):
         Raises:
             IndexingError: the vectors are damaged (their checksums would be made anew, too), or it could not be written.
         """
+        self._check_writing("compact")
         self._upgrade()
         kept = self._all(
             "SELECT digest, place FROM vectors WHERE digest IN (SELECT digest FROM entries) ORDER BY place"
@@ -145,25 +152,53 @@ class LocalIndex(LocalStore):
         num = self._num_vectors()
         if num == len(kept):
             return 0
+        with self._disk():
+            damaged = self._file().damaged_vectors(num, self._blocks())
+        if damaged is not None:
+            raise IndexingError(f"{self.folder}: {damaged}; {AGAIN}")
+        self._write_anew(kept)
+        return num - len(kept)
+
+    def _write_anew(self, kept: Sequence[tuple[str, int]]) -> None:
+        """Write some of the vectors, given by digest and place, into a new file; what `build` made is dropped."""
         old = self._file()
         number = max(int(self._about()["file"]), old.codes_number) + 1
         with self._disk():
-            damaged = old.damaged_vectors(num, self._blocks())
-            if damaged is not None:
-                raise IndexingError(f"{self.folder}: {damaged}; delete it and add the pictures again")
-            blocks = old.copy([place for _, place in kept], self._file(number), num)
+            blocks = old.copy([place for _, place in kept], self._file(number))
+            flush(self.folder)
             with self._changing() as database:
                 for table in ("vectors", "blocks"):
                     database.execute(f"DELETE FROM {table}")
                 insert(database, "vectors", [(digest, place) for place, (digest, _) in enumerate(kept)])
                 insert(database, "blocks", blocks)
-                set_about(database, file=str(number), codes=str(number), nearly=None, nearly_sha256=None)
+                set_about(database, file=str(number), codes=str(number), **_NOT_BUILT)
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         old.unlink()
-        return num - len(kept)
+
+    def lost(self) -> set[str]:
+        """Keys of entries that have no vector: theirs was damaged, and `repair` dropped it."""
+        return {key for (key,) in self._all("SELECT key FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)")}
+
+    def repair(self) -> None:
+        """Drop damaged vectors, and rebuild codes and structures that are damaged; `lost` names what is to be added again."""
+        self._check_writing("repair")
+        self._upgrade()
+        rows, blocks = self._all("SELECT digest, place FROM vectors ORDER BY place"), self._blocks()
+        with self._disk():
+            intact = self._file().intact(blocks)
+        kept = [(digest, place) for digest, place in rows if place < len(intact) and intact[place]]
+        if len(kept) < len(rows) or missing_rows(blocks, len(rows)):
+            self._write_anew(kept)
+        elif self._faults_of_nearly() or self._file().faults_of_codes(len(rows), blocks):
+            about = self._about_nearly()
+            try:
+                self.build(None if about is None else about.kind)
+            except ConfigError:  # faiss is not installed here.
+                self.build(None)
 
     def build(self, kind: approximate.Kind | None) -> approximate.About | None:
         """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""
+        self._check_writing("build")
         self._upgrade()
         num, old = self._num_vectors(), self._file()
         new = self._file(codes=old.codes_number + 1)
@@ -171,19 +206,24 @@ class LocalIndex(LocalStore):
         with self._disk():
             blocks = new.make_codes(num, self._blocks())
             about = None if kind is None else approximate.build(self._vectors(), kind, path)
-            built = (None, None) if about is None else (json.dumps(asdict(about)), sha256_of(path))
+            built = {} if about is None else {**about.rows(), "nearly_sha256": sha256_of(path)}
             with self._changing() as database:
                 database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
-                set_about(database, codes=str(new.codes_number), nearly=built[0], nearly_sha256=built[1])
+                set_about(database, codes=str(new.codes_number), **{**_NOT_BUILT, **built})
         old.unlink_codes()
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
-        self._nearly = None
         return about
 
     def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
         """The entries nearest to each query, compared with all that the filter lets through."""
-        return self._of_one_moment(lambda: self._search(queries, top, chosen))
+        with self._alone:
+            found = self._of_one_moment(lambda: self._search(queries, top, chosen))
+            unusable, self._unusable = self._unusable, None
+        # Of a structure that another process has just replaced, nothing is wrong.
+        if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
+            warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
+        return found
 
     def _search(self, queries: Float32[ndarray, "Q E"], top: int, chosen: Filter | None) -> list[list[Found]]:
         condition = where(chosen, SQLITE)
@@ -210,22 +250,30 @@ class LocalIndex(LocalStore):
         self, vectors: Vectors, queries: Float32[ndarray, "Q E"], top: int, among: Int64[ndarray, " M"] | None
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
         """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
-        nearly = None if among is not None else self._opened_nearly()
-        if nearly is None or top > nearly.about.num:
-            return nearest(vectors, queries, top=top, among=among, codes=self._file().codes(len(vectors)))
-        return nearly.search_all(vectors, queries, top=top)
+        codes = self._file().codes(len(vectors))
+        nearly = None if among is not None else self._opened_nearly(len(vectors))
+        if nearly is None:
+            return nearest(vectors, queries, top=top, among=among, codes=codes)
+        return nearly.search(vectors, queries, top=top, codes=codes)
 
-    def _opened_nearly(self) -> approximate.Approximate | None:
-        told = self._about()
-        if "nearly" not in told:
+    def _opened_nearly(self, num: int) -> approximate.Approximate | None:
+        """What was built of an index of so many vectors; None if nothing was, or it cannot be used."""
+        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
+        if about is None:
+            self._nearly = None
             return None
-        about, path = approximate.About(**json.loads(told["nearly"])), self._nearly_path(self._file().codes_number)
-        if self._nearly is None or (self._nearly.about, self._nearly.path) != (about, path):
-            try:
-                self._nearly = approximate.Approximate(path, about)
-            except (ConfigError, OSError) as error:
-                warnings.warn(f"{self.place}: is searched exactly; {error}", DiptychWarning, stacklevel=2)
-                return None
+        try:
+            file = approximate.FileId.of(path)
+            if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
+                self._nearly = None  # Not both in memory.
+                if about.bytes is None and self._faults_of_nearly():
+                    raise OSError(f"{path.name} is damaged")
+                self._nearly = approximate.Approximate(file, about)
+            if about.num > num:
+                raise OSError(f"{path.name} has {about.num:,} vectors, and the index {num:,}")
+        except (ConfigError, OSError) as error:
+            self._unusable = path, str(error)
+            return None
         return self._nearly
 
     def _entries_at(self, rows: Int64[ndarray, "Q K"], condition: Condition) -> dict[int, list[Entry]]:

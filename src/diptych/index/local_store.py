@@ -7,28 +7,35 @@
 
 New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
 no vector that is not there, and what lies beyond those that it knows is overwritten. Readers see the last whole transaction.
+Files that are written anew have a new number, which the transaction that counts them stores; the next writer removes those that
+are not counted. An open index notices that the database is another file, such as after the folder was deleted and the index
+created again, and opens the new one.
 The same transaction stores the checksums of what was appended (`checksums.py`), which `verify` compares.
 """
 
+import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, TypeVar, cast
 
 from diptych.core.errors import IndexingError
-from diptych.core.files import file_lock, sha256_of
+from diptych.core.files import clear_tmp, file_lock, sha256_of
 from diptych.core.program import command
+from diptych.index.approximate import About
 from diptych.index.checksums import Block, damaged_tables
+from diptych.index.connection import Connection, connect
 from diptych.index.exact import Vectors
-from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, connect, holds_local_index, known_models
+from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models
 from diptych.index.upgrade import upgrade
-from diptych.index.vector_file import Kind, VectorFile
+from diptych.index.vector_file import AGAIN, Kind, VectorFile
 
 LOCK = "lock"
 """Name of the lock file in the index's folder."""
 _Read = TypeVar("_Read")
+_NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)").fullmatch
 
 
 class LocalStore:
@@ -40,17 +47,30 @@ class LocalStore:
         Raises:
             IndexingError: there is no index, or it is damaged.
         """
-        self.folder, self.place = folder, str(folder)
-        if not holds_local_index(folder):
+        self.folder, self.place, self._alone = folder, str(folder), RLock()
+        self._writer: int | None = None
+        """The thread that may write."""
+        self._is_in_moment = False
+        self._opened = self._connect()
+        try:
+            self._describe(self._about())
+        except IndexingError:
+            self.close()
+            raise
+
+    def _connect(self) -> Connection:
+        if not holds_local_index(self.folder):
             raise IndexingError(
-                f"{folder}: holds no index; make one with: "
-                + command("index", "add", folder, "FOLDER", "--bundle", "BUNDLE")
+                f"{self.folder}: holds no index; make one with: "
+                + command("index", "add", self.folder, "FOLDER", "--bundle", "BUNDLE")
             )
-        self._database, self._alone = connect(folder / DATABASE), RLock()
-        about = self._about()
+        return connect(self.folder / DATABASE)
+
+    def _describe(self, about: dict[str, str]) -> None:
+        """Take over what an index says of itself."""
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
-                f"{folder}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
+                f"{self.folder}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
                 "install the version of Diptych that wrote it, or a newer one"
             )
         try:
@@ -59,6 +79,31 @@ class LocalStore:
         except (KeyError, ValueError):
             raise self._damaged() from None
 
+    def _follow(self) -> None:
+        """Open the database again if the path leads to another one now.
+
+        Raises:
+            IndexingError: there is none, it has another model's vectors, or this process is writing the one that has gone.
+        """
+        if self._is_in_moment or self._opened.is_current():
+            return
+        if self._writer is not None:
+            raise IndexingError(f"{self.folder}: was deleted or replaced while it was written; add the pictures again")
+        before, self._opened = self._opened, self._connect()
+        try:
+            about = dict(self._opened.database.execute("SELECT name, value FROM about").fetchall())
+            if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
+                raise IndexingError(
+                    f"{self.folder}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
+                    "open it again"
+                )
+            self._describe(about)
+        except (IndexingError, sqlite3.Error, UnicodeError, KeyError, ValueError) as error:
+            self._opened.close()
+            self._opened = before
+            raise error if isinstance(error, IndexingError) else self._damaged() from None
+        before.close()
+
     @property
     def model(self) -> str:
         """Tells the model that made the vectors from any other."""
@@ -66,7 +111,7 @@ class LocalStore:
 
     def close(self) -> None:
         """Let go of the files."""
-        self._database.close()
+        self._opened.close()
 
     def __len__(self) -> int:
         return int(self._one("SELECT count(*) FROM entries"))
@@ -78,7 +123,33 @@ class LocalStore:
             with self._disk():
                 held.enter_context(file_lock(self.folder / LOCK, wait_s=wait_s))
             self._upgrade()
-            yield
+            self._remove_leftovers()
+            self._writer = get_ident()
+            try:
+                yield
+            finally:
+                self._writer = None
+
+    def _check_writing(self, what: str) -> None:
+        """Refuse a change of files by a thread that does not hold the lock: two would write over each other."""
+        if self._writer != get_ident():
+            raise IndexingError(
+                f"{self.folder}: {what} must be called within `with index.writing():`, by the same thread"
+            )
+
+    def _leftovers(self) -> list[Path]:
+        """Files of changes that were interrupted before the database counted them, or after it counted others."""
+        about, file = self._about(), self._file()
+        counted = {path.name for path in file.paths()}
+        if "nearly" in about:
+            counted.add(self._nearly_path(file.codes_number).name)
+        return [path for path in sorted(self.folder.iterdir()) if _NUMBERED(path.name) and path.name not in counted]
+
+    def _remove_leftovers(self) -> None:
+        with self._disk():
+            clear_tmp(self.folder)
+            for path in self._leftovers():
+                path.unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
         """What is wrong with it, and what to do; nothing where all is well."""
@@ -92,24 +163,34 @@ class LocalStore:
         if not self._is_old():
             faults += [
                 f"{fault}; delete it and add the pictures again"
-                for fault in damaged_tables(self._database, form=self._current_format())
+                for fault in damaged_tables(self._opened.database, form=self._current_format())
             ]
         if faults:  # What it says of the files may be wrong.
             return faults
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
-        about = self._about()
-        path = self._nearly_path(self._file().codes_number)
-        if "nearly" in about and not (path.is_file() and about.get("nearly_sha256", "") in {"", sha256_of(path)}):
-            faults.append(f"{path.name} is missing or damaged; {command('index', 'build', '--ann')} rebuilds it")
+        faults += self._faults_of_nearly()
         lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
         if lost:
-            faults.append(f"{lost} entries have no vector; delete it and add the pictures again")
+            faults.append(f"{lost} entries have no vector; {AGAIN}")
         return faults
+
+    def _faults_of_nearly(self) -> list[str]:
+        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
+        if about is None:
+            return []
+        is_whole = path.is_file() and self._about().get("nearly_sha256", "") in {"", sha256_of(path)}
+        if is_whole and about.num <= self._num_vectors():
+            return []
+        return [f"{path.name} is missing or damaged; {command('index', 'build', '--ann')} rebuilds it"]
 
     def remarks(self) -> list[str]:
         """What is unusual about it and yet no fault."""
         old = "it is of format 1, which has no checksums: not all damage is found; the next addition adds them"
-        return [*([old] if self._is_old() else []), *self._file().remarks(self._num_vectors())]
+        left = [
+            f"{path.name} is left from a change that was interrupted or is under way; the next addition removes it"
+            for path in self._leftovers()
+        ]
+        return [*([old] if self._is_old() else []), *self._file().remarks(self._num_vectors()), *left]
 
     def size(self) -> dict[str, int]:
         """What is counted, and bytes on the disk."""
@@ -125,16 +206,21 @@ class LocalStore:
         """What is read, of one whole change; again where meanwhile the vectors were written anew and their file has gone."""
         while True:
             with self._alone:
-                file = self._file().path
-                self._all("BEGIN")
+                self._follow()
+                self._is_in_moment, file = True, None
                 try:
-                    return read()
+                    self._all("BEGIN")
+                    file = self._file().path
+                    answer = read()
+                    if self._opened.is_current():
+                        return answer
                 except IndexingError:
-                    self._database.rollback()
-                    if self._file().path == file:
+                    self._opened.database.rollback()
+                    if self._opened.is_current() and file in {None, self._file().path}:
                         raise
                 finally:
-                    self._database.rollback()
+                    self._opened.database.rollback()
+                    self._is_in_moment = False
 
     def _vectors(self) -> Vectors:
         try:
@@ -176,12 +262,19 @@ class LocalStore:
         if self._current_format() != FORMAT:
             with self._disk(), self._alone:
                 try:
-                    upgrade(self._database, self._file())
+                    self._follow()
+                    upgrade(self._opened.database, self._file())
                 except ValueError:
                     raise self._damaged() from None
 
     def _damaged(self) -> IndexingError:
         return IndexingError(f"{self.folder}: is damaged; {command('index', 'verify', self.folder)} says how")
+
+    def _about_nearly(self) -> About | None:
+        try:
+            return About.from_rows(self._about())
+        except ValueError:
+            raise self._damaged() from None
 
     def _nearly_path(self, number: int) -> Path:
         return self.folder / f"nearly-{number}"
@@ -197,7 +290,9 @@ class LocalStore:
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            return self._database.execute(sql, values).fetchall()
+            with self._alone:  # Another thread may be in the middle of a change.
+                self._follow()
+                return self._opened.database.execute(sql, values).fetchall()
         except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes damaged names as they are.
             raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
 
@@ -205,8 +300,10 @@ class LocalStore:
     def _changing(self) -> Iterator[sqlite3.Connection]:
         """One transaction."""
         self._upgrade()
-        with self._disk(), self._alone, self._database as database:
-            yield database
+        with self._disk(), self._alone:
+            self._follow()
+            with self._opened.database as database:
+                yield database
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

@@ -119,6 +119,19 @@ class PostgresIndex(PostgresStore):
             rows = [(key, stamp.size, stamp.modified_ns, reason.replace("\0", "")) for key, stamp, reason in broken]
             cursor.executemany("INSERT INTO broken VALUES (%s, %s, %s, %s)", rows)
 
+    def repair(self) -> None:
+        """Drop vectors of another length than one; `lost` names the entries that need theirs again."""
+        with self._changing() as cursor:
+            cursor.execute(
+                "DELETE FROM vectors WHERE vector_dims(embedding) <> %s OR NOT abs(vector_norm(embedding) - 1) < 1e-3",
+                (self.dim,),
+            )
+
+    def lost(self) -> set[str]:
+        """Keys of entries that have no vector."""
+        sql = "SELECT key FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
+        return {key for (key,) in self._all(sql)}
+
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay until `compact`."""
         check_list(keys, "keys")

@@ -93,7 +93,7 @@ class Index(Protocol):
         broken: Sequence[tuple[str, Stamp, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
-        """Take up or replace entries, all of them or none.
+        """Take up or replace entries, all of them or none; in a folder, only within `writing`.
 
         Args:
             entries: what is known of each picture.
@@ -102,8 +102,21 @@ class Index(Protocol):
             gone: keys to drop, such as the old places of pictures that were moved.
 
         Raises:
-            IndexingError: a vector is missing, or has another length than the index's, or it could not be written.
+            IndexingError: a vector is missing, or has another length than the index's, or it could not be written, or another
+                thread or process may be writing.
         """
+
+    def repair(self) -> None:
+        """Drop what `verify` finds damaged and what can be made again; call it within `writing`.
+
+        Damaged vectors are dropped: `lost` names the entries that need theirs again. Damaged codes and structures are rebuilt.
+
+        Raises:
+            IndexingError: it cannot be read or written.
+        """
+
+    def lost(self) -> set[str]:
+        """Keys of entries that have no vector, and so are never found; adding them again with a vector repairs them."""
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay until `compact`.
@@ -113,7 +126,7 @@ class Index(Protocol):
         """
 
     def compact(self) -> int:
-        """Drop the vectors that no entry has; how many these were.
+        """Drop the vectors that no entry has; how many these were. In a folder, only within `writing`.
 
         Raises:
             IndexingError: it could not be written.
@@ -121,6 +134,9 @@ class Index(Protocol):
 
     def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
         """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
+
+        The order is total within an index: equal scores by the order in which the vectors came, entries of one vector by key.
+        A smaller request is therefore the beginning of a larger one, and the scores do not depend on the request.
 
         Args:
             queries: unit vectors.
@@ -152,6 +168,8 @@ class Index(Protocol):
 
     def build(self, kind: Kind | None) -> About | None:
         """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
+
+        In a folder, only within `writing`.
 
         Raises:
             ConfigError: an extra is missing, or the store is searched exactly.

@@ -58,23 +58,6 @@ def holds_local_index(folder: Path) -> bool:
     return path_kind(folder / DATABASE) == "file"
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A database that survives a crash, and lets readers go on while it is written.
-
-    Raises:
-        IndexingError: it cannot be read.
-    """
-    try:
-        database = sqlite3.connect(path, timeout=30, check_same_thread=False)
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA foreign_keys = ON")
-        database.create_function("hash_row", -1, hash_row, deterministic=True)
-    except (sqlite3.Error, UnicodeError) as error:
-        raise IndexingError(f"{path.parent}: cannot be read ({error})") from None
-    return database
-
-
 def hash_row(*values: Any) -> int:
     """A 64-bit hash of a row's values, as SQLite stores integers.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool
 from numpy import ndarray
 
 from diptych.core.files import atomic_write
@@ -22,6 +23,8 @@ from diptych.index.exact import Codes, Vectors, encode
 Kind: TypeAlias = Literal["float32", "float16"]
 """What the file keeps of a number."""
 
+AGAIN = "diptych index add embeds the pictures again"
+"""What to do about vectors that are lost."""
 _SUFFIX = {"float32": "f32", "float16": "f16"}
 _CHUNK = 65_536
 
@@ -43,13 +46,17 @@ class VectorFile:
         self.codes_number = number if codes is None else codes
         self._integers, self._scales = (folder / f"codes-{self.codes_number}.{suffix}" for suffix in ("i8", "f32"))
 
+    def paths(self) -> tuple[Path, Path, Path]:
+        """The file of vectors, and the two of codes."""
+        return self.path, self._integers, self._scales
+
     def create(self) -> None:
         """Empty files.
 
         Raises:
             OSError: they cannot be written.
         """
-        for path in (self.path, self._integers, self._scales):
+        for path in self.paths():
             path.write_bytes(b"")
 
     def append(self, vectors: Vectors, first: int) -> list[Block]:
@@ -136,13 +143,28 @@ class VectorFile:
             for block, some in zip(blocks, rows, strict=True)
         ]
 
-    def copy(self, places: Sequence[int], target: "VectorFile", num: int) -> list[Block]:
-        """Write some of the first so many into another file; their checksums."""
-        vectors, blocks = self.read(num), list[Block]()
+    def copy(self, places: Sequence[int], target: "VectorFile") -> list[Block]:
+        """Write some vectors, given by their rising places, into another file; their checksums."""
+        vectors, blocks = self.read(places[-1] + 1 if places else 0), list[Block]()
         target.create()
         for start in range(0, len(places), _CHUNK):
             blocks += target.append(vectors[list(places[start : start + _CHUNK])], start)
         return blocks
+
+    def intact(self, blocks: Sequence[Block]) -> Bool[ndarray, " N"]:
+        """Which rows are those that were written, according to their checksums, and of unit length.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        num = max((block.first + block.num for block in blocks), default=0)
+        intact = np.zeros(num, dtype=bool)
+        vectors = self.read(min(num, self._num_bytes() // (self.dim * self.kind.itemsize)))
+        for block in blocks:
+            rows = slice(block.first, block.first + block.num)
+            if rows.stop <= len(vectors) and hash_block(vectors[rows]) == block.vectors:
+                intact[rows] = _are_unit(vectors[rows])
+        return intact
 
     def damaged_vectors(self, num: int, blocks: Sequence[Block]) -> str | None:
         """Which rows of the file of vectors are not those that were written; None if all are.
@@ -174,29 +196,30 @@ class VectorFile:
         """
         needed, held = num * self.dim * self.kind.itemsize, self._num_bytes()
         if held < needed:
-            return [f"{self.path.name} has {held:,} bytes of {needed:,}; delete it and add the pictures again"]
+            return [f"{self.path.name} has {held:,} bytes of {needed:,}; {AGAIN}"]
         if blocks is not None:
             if missing_rows(blocks, num):
-                return ["the checksums do not belong to these vectors; delete it and add the pictures again"]
+                return [f"the checksums do not belong to these vectors; {AGAIN}"]
             damaged = self.damaged_vectors(num, blocks)
             if damaged is not None:
-                return [f"{damaged}; delete it and add the pictures again"]
+                return [f"{damaged}; {AGAIN}"]
         bad = self._not_unit(num)
         if bad is not None:
             return [bad]
-        return self._faults_of_codes(num, blocks) if num else []
+        return self.faults_of_codes(num, blocks)
 
     def _not_unit(self, num: int) -> str | None:
         vectors = self.read(num)
         for start in range(0, num, _CHUNK):
-            chunk = np.asarray(vectors[start : start + _CHUNK], dtype=np.float32)
-            bad = np.flatnonzero(~(np.abs(np.linalg.norm(chunk, axis=1) - 1) < 1e-3))
+            bad = np.flatnonzero(~_are_unit(vectors[start : start + _CHUNK]))
             if len(bad):
-                return f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}; index again"
+                return f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}; {AGAIN}"
         return None
 
-    def _faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
+    def faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
         """Compare codes with their checksums; without checksums, with the codes of the vectors."""
+        if num == 0:
+            return []
         again = f"{command('index', 'build')} rebuilds them"
         codes = self._raw_codes(num)
         if codes is None or any(block.integers is None for block in blocks or ()):
@@ -228,6 +251,10 @@ class VectorFile:
             return min(self._integers.stat().st_size // self.dim, self._scales.stat().st_size // 8)
         except OSError:
             return -1
+
+
+def _are_unit(vectors: Vectors) -> Bool[ndarray, " N"]:
+    return np.abs(np.linalg.norm(np.asarray(vectors, dtype=np.float32), axis=1) - 1) < 1e-3
 
 
 def _as_written(codes: Codes) -> tuple[ndarray, ndarray]:

@@ -43,6 +43,10 @@ class Update:
     """New files whose content was there already; not embedded again."""
     recaptioned: int = 0
     """Pictures as before whose captions have changed; not embedded again."""
+    repaired: int = 0
+    """Pictures as before whose vectors were missing or damaged; embedded again."""
+    lost: int = 0
+    """Pictures of other folders whose vectors are missing; they are not found until their folders are added."""
     vanished: int = 0
     """Gone from the folders."""
     dropped: int = 0
@@ -137,7 +141,7 @@ def update(
 ) -> Update:
     """Bring an index in step with folders. Stopped at any moment, it loses no more than the batch under way.
 
-    An index of format 1 is upgraded first, and the current name of its model is stored.
+    An index of format 1 is upgraded first, what `verify` finds damaged is repaired, and its model's current name stored.
 
     Args:
         index: what is brought in step.
@@ -161,6 +165,7 @@ def update(
         phashes[digest_of(content)] = phash
 
     with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=note) as pool:
+        index.repair()
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
         names = _names_of(clip)
         names += tuple(name for name in index.models if name not in names)
@@ -196,6 +201,7 @@ class _Updater:
                 self.report.unreadable.append((_shown(file.key), "has a name that is not UTF-8"))
         self.known, self.sidecars, self.targets = index.stamps(), index.sidecars(), index.targets()
         self.unread = {key for key, reason in index.broken().items() if reason.startswith(_UNREAD)}
+        self.lost = index.lost()
         self.gone = set[str]()
         self.gone_of_digest: dict[str | None, list[str]] = {}
 
@@ -229,6 +235,7 @@ class _Updater:
         self.report.vanished = len(self.gone)
         if prune:
             self._prune(confirm)
+        self.report.lost = len(self.index.lost())
         return self.report
 
     def _prune(self, confirm: Callable[[int, int], bool]) -> None:
@@ -242,7 +249,7 @@ class _Updater:
         self.index.compact()
 
     def _is_known(self, file: ScannedFile) -> bool:
-        if file.key in self.unread:
+        if file.key in self.unread or file.key in self.lost:
             return False
         return self.known.get(file.key) == file.stamp and self.targets.get(file.key) == file.target
 
@@ -327,7 +334,8 @@ class _Updater:
         moved_from: list[str] = []
         for entry in entries:
             if self.index.digest_of(entry.key) == entry.digest:  # Written anew, with what it had.
-                report.unchanged += 1
+                report.repaired += entry.key in self.lost
+                report.unchanged += entry.key not in self.lost
             elif entry.key in self.known and entry.key not in self.unread:
                 report.changed += 1
             elif self.gone_of_digest.get(entry.digest):

@@ -1,0 +1,133 @@
+"""Connections to `index.db`: for reading and writing, and for reading alone where its folder cannot be written.
+
+SQLite needs to write next to a database in WAL mode even to read it, unless another process has it open. Where it cannot, the
+database is opened as `immutable`, without locks; if its log (`-wal`) holds changes, both are copied to a temporary folder and
+read there. Neither follows later changes, so such a connection is current only while the files are as they were.
+"""
+
+import shutil
+import sqlite3
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from diptych.core.errors import IndexingError
+from diptych.index.tables import hash_row
+
+_TRIES = 20
+"""Copies of a database that changes meanwhile."""
+_Stamp: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A connection, and which file it is connected to."""
+
+    path: Path
+    database: sqlite3.Connection
+    stamp: _Stamp
+    is_frozen: bool = False
+    """Whether it shows the file as it was when it was opened."""
+    copy: "tempfile.TemporaryDirectory[str] | None" = None
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to the file that was opened, and a frozen connection shows what it holds now."""
+        try:
+            return _stamp(self.path, is_frozen=self.is_frozen) == self.stamp
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close it, and remove a copy."""
+        self.database.close()
+        if self.copy is not None:
+            self.copy.cleanup()
+
+
+def connect(path: Path) -> Connection:
+    """A database that survives a crash, and lets readers go on while it is written; read-only if it cannot be written.
+
+    Raises:
+        IndexingError: it cannot be read.
+    """
+    try:
+        for _ in range(_TRIES):
+            connection = _connect(path)
+            if connection.is_current():
+                return connection
+            connection.close()  # Another file has just taken its place, or a frozen one changed.
+    except (sqlite3.Error, OSError, UnicodeError) as error:
+        raise IndexingError(f"{path.parent}: cannot be read ({error})") from None
+    raise IndexingError(f"{path.parent}: cannot be read (it changes all the time, and its folder cannot be written)")
+
+
+def _connect(path: Path) -> Connection:
+    stamp = _stamp(path)
+    try:
+        return Connection(path, _open(f"{path.absolute().as_uri()}?mode=rw"), stamp)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
+            raise
+        try:
+            return _connect_read_only(path)
+        except sqlite3.OperationalError:
+            raise error from None
+
+
+def _connect_read_only(path: Path) -> Connection:
+    address, stamp = path.absolute().as_uri(), _stamp(path)
+    try:  # Works while another process has it open, and follows its changes.
+        return Connection(path, _open(f"{address}?mode=ro"), stamp)
+    except sqlite3.OperationalError:
+        stamp = _stamp(path, is_frozen=True)
+    if not _log_size(path):
+        return Connection(path, _open(f"{address}?immutable=1"), stamp, is_frozen=True)
+    copy = tempfile.TemporaryDirectory(prefix="diptych-index-")
+    try:
+        for name in (path.name, _log(path).name):
+            shutil.copyfile(path.with_name(name), Path(copy.name) / name)
+        copied = _open((Path(copy.name) / path.name).as_uri())
+    except BaseException:
+        copy.cleanup()
+        raise
+    return Connection(path, copied, stamp, is_frozen=True, copy=copy)
+
+
+def _open(address: str) -> sqlite3.Connection:
+    database = sqlite3.connect(address, uri=True, timeout=30, check_same_thread=False)
+    try:
+        if "immutable" not in address and "mode=ro" not in address:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+        if "mode=rw" not in address:
+            database.execute("PRAGMA query_only = ON")
+        database.execute("PRAGMA foreign_keys = ON")
+        database.execute("SELECT 1 FROM sqlite_master").fetchall()
+        database.create_function("hash_row", -1, hash_row, deterministic=True)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _stamp(path: Path, *, is_frozen: bool = False) -> _Stamp:
+    """Device and inode; of a frozen connection also what tells a change of the database and its log."""
+    found = path.stat()
+    stamp = (found.st_dev, found.st_ino)
+    if not is_frozen:
+        return stamp
+    log = _log(path).stat() if _log_size(path) else None
+    changes = (found.st_size, found.st_mtime_ns)
+    return (*stamp, *changes, *(() if log is None else (log.st_ino, log.st_size, log.st_mtime_ns)))
+
+
+def _log(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _log_size(path: Path) -> int:
+    try:
+        return _log(path).stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,95 @@
+"""What `index verify` finds damaged, the next `index add` makes again."""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diptych.cli.main import main
+from diptych.index.local import LocalIndex
+from diptych.inference.loaded import LoadedBundle
+from diptych.search.collection import open_or_create, update
+from tests.conftest import draw_photos
+
+
+@pytest.fixture
+def place(tmp_path: Path, clip: LoadedBundle, photos: Path) -> str:
+    """An index of eight pictures, in three additions, with a structure."""
+    draw_photos(tmp_path / "later", [f"{number}.png" for number in range(8)])
+    for number in range(6):  # Of the others, these are copies.
+        (tmp_path / "later" / f"{number}.png").unlink()
+    with open_or_create(tmp_path / "index", clip) as index:
+        for folder in (photos / "more", photos, tmp_path / "later"):
+            update(index, clip, [folder])
+        with index.writing():
+            index.build("hnsw")
+    return str(tmp_path / "index")
+
+
+def _flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def _drop_row(folder: Path) -> None:
+    database = sqlite3.connect(folder / "index.db")
+    with database:
+        database.execute("DELETE FROM vectors WHERE place = 2")
+    database.close()
+
+
+_DAMAGES: dict[str, tuple[Callable[[Path], object], int]] = {
+    "a short vector file": (lambda folder: _cut(folder / "vectors-0.f32"), 2),
+    "no vector file": (lambda folder: (folder / "vectors-0.f32").unlink(), 8),
+    "an empty vector file": (lambda folder: (folder / "vectors-0.f32").write_bytes(b""), 8),
+    "a bit of a vector": (lambda folder: _flip(folder / "vectors-0.f32", 10), 1),
+    "a missing vector": (_drop_row, 1),
+    "a bit of the codes": (lambda folder: _flip(folder / "codes-1.i8", 10), 0),
+    "no codes": (lambda folder: (folder / "codes-1.f32").unlink(), 0),
+    "no structure": (lambda folder: (folder / "nearly-1").unlink(), 0),
+    "a bit of the structure": (lambda folder: _flip(folder / "nearly-1", 200), 0),
+    "a short structure": (lambda folder: _cut(folder / "nearly-1"), 0),
+}
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", list(_DAMAGES))
+def test_an_addition_repairs_what_verify_reports(
+    place: str, photos: Path, tmp_path: Path, clip: LoadedBundle, damage: str
+) -> None:
+    folder, folders = Path(place), [photos, tmp_path / "later"]
+    with LocalIndex(folder) as index:
+        before = index.entries()
+        queries = clip.encode_images([entry.key for entry in before])
+    do_damage, num_lost = _DAMAGES[damage]
+    do_damage(folder)
+    with LocalIndex(folder) as index:
+        assert index.verify() != []
+        report = update(index, clip, folders)
+        assert (report.repaired, report.unchanged, report.lost) == (num_lost, len(before) - num_lost, 0)
+        assert (index.verify(), index.remarks(), index.entries()) == ([], [], before)
+        assert (index._about_nearly() is not None) == (num_lost == 0)
+        answers = index.search(queries, top=1)
+        assert [hits[0].entry.digest for hits in answers] == [entry.digest for entry in before]
+        assert update(index, clip, folders).repaired == 0
+
+
+def test_pictures_of_other_folders_that_lost_their_vectors_are_counted(
+    place: str, photos: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(place) / "vectors-0.f32").unlink()
+    assert main(["index", "verify", place]) == 2
+    assert "diptych index add embeds the pictures again" in capsys.readouterr().err
+    assert main(["index", "add", place, str(photos), "--bundle", str(tiny_bundle)]) == 0
+    printed = capsys.readouterr()
+    assert "6 embedded again (their vectors were damaged)" in printed.out
+    assert "2 pictures have no vector and are not found; add their folders, too" in printed.err
+    assert main(["index", "verify", place]) == 2
+    assert "2 entries have no vector; diptych index add embeds the pictures again" in capsys.readouterr().err
+    assert main(["index", "add", place, str(tmp_path / "later")]) == 0
+    assert main(["index", "verify", place]) == 0
