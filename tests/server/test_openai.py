@@ -1,5 +1,6 @@
 """OpenAI's own client, and LangChain's, work unchanged; what is refused is refused with the reason."""
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError, UnprocessableEntityError
 
 from diptych.inference.loaded import LoadedBundle
+from diptych.server import api, openai
+from diptych.server.api import written
 from diptych.server.app import create_app
 from diptych.server.limits import Limits
 from tests.server.site import Site, served
@@ -125,6 +128,24 @@ def test_the_default_limit_is_that_of_openai(theirs: OpenAI, clip: LoadedBundle)
     np.testing.assert_allclose(rows, clip.encode_texts(texts), atol=1e-6)
     with pytest.raises(UnprocessableEntityError, match="2049 texts in one request; at most 2048: split them"):
         theirs.embeddings.create(model="any", input=[*texts, "one more"])
+
+
+@pytest.mark.parametrize("body", [{"input": ["a"]}, {"texts": ["a"]}], ids=["openai", "own"])
+def test_answers_are_written_beside_the_event_loop(
+    site: Site, monkeypatch: pytest.MonkeyPatch, body: dict[str, Any]
+) -> None:
+    """2,048 embeddings of 512 numbers are 22 MB of JSON, which take more than a second; others are served meanwhile."""
+    threads = list[str]()
+
+    def seen(emb: Any, encoding: Any) -> list[Any]:
+        threads.append(threading.current_thread().name)
+        return written(emb, encoding)
+
+    for module in (api, openai):
+        monkeypatch.setattr(module, "written", seen)
+    site.post(PATH if "input" in body else "/v1/embed", body)
+    assert threads
+    assert all(name.startswith("bodies") for name in threads)
 
 
 def test_a_request_of_more_than_may_wait_is_no_matter_of_time(clip: LoadedBundle) -> None:

@@ -99,8 +99,11 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
         asked = await read_body(request, EmbedRequest, parse)
         texts, images = await engine.embed_texts(asked.texts), await engine.embed_images(asked.images)
         answer = {"model": engine.clip.identity, "dim": engine.clip.bundle.config.embed_dim}
-        return JSONResponse(
-            answer | {"texts": written(texts, asked.encoding), "images": written(images, asked.encoding)}
+        return await engine.in_thread(
+            "bodies",
+            lambda: JSONResponse(
+                answer | {"texts": written(texts, asked.encoding), "images": written(images, asked.encoding)}
+            ),
         )
 
     @router.post("/similarity", openapi_extra=body_of(SimilarityRequest))
@@ -266,7 +269,7 @@ async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
     chosen = _filter(asked.where)
     last = asked.offset + asked.limit
     if last > engine.limits.results:
-        raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}")
+        raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}: narrow it with where")
     vector = await _sum_of(engine, asked.all_terms)
     if asked.group_similar is False:
         return [HitGroup(hit=one, similar=()) for one in await engine.search(vector, top=last + 1, chosen=chosen)]

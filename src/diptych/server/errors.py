@@ -70,6 +70,7 @@ def _of_framework(error: HTTPException, request: Request, paths: Iterable[str]) 
         hint = f"; did you mean {near[0]}?" if near else "."
         detail = f"there is nothing at this path{hint} /openapi.json lists all paths"
     if error.status_code == 405:
-        allow = headers.get("Allow", "").replace("GET", "GET, HEAD")
+        methods = {*headers.get("Allow", "").split(", ")}
+        allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
         headers, detail = {"Allow": allow}, f"{request.method} is not allowed at this path; allowed: {allow}"
     return Problem(error.status_code, detail, headers=headers)

@@ -30,14 +30,17 @@ def openai_api(engine: Engine) -> APIRouter:
                 422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number: leave it out"
             )
         emb = await engine.embed_texts(texts)
-        encoded = await engine.in_thread("bodies", partial(engine.clip.bundle.tokenizer.encode, texts))
-        tokens = int(encoded.lengths.sum())
-        rows = [
-            {"object": "embedding", "index": number, "embedding": row}
-            for number, row in enumerate(written(emb, asked.encoding_format))
-        ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return JSONResponse({"object": "list", "data": rows, "model": asked.model, "usage": usage})
+
+        def answer() -> JSONResponse:
+            tokens = int(engine.clip.bundle.tokenizer.encode(texts).lengths.sum())
+            rows = [
+                {"object": "embedding", "index": number, "embedding": row}
+                for number, row in enumerate(written(emb, asked.encoding_format))
+            ]
+            usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+            return JSONResponse({"object": "list", "data": rows, "model": asked.model, "usage": usage})
+
+        return await engine.in_thread("bodies", answer)
 
     @router.get("/models")
     async def models() -> OpenAIModels:
