@@ -195,6 +195,28 @@ def test_a_lost_connection_is_one_line_and_lets_go_of_the_lock(
     assert index.digest_of("/photos/20.jpg") == "d3"
 
 
+def test_an_index_that_is_made_again_is_searched_unless_its_model_is_another(
+    index: PostgresIndex, address: str, database: str
+) -> None:
+    def make_again(model: str) -> None:
+        with psycopg.connect(database, autocommit=True) as raw:
+            raw.execute(f'DROP SCHEMA "{parse_address(address).schema}" CASCADE'.encode())
+        create_index(address, dim=DIM, model=model, bundle="b", aliases=["old"]).close()
+
+    query = unit(10)[3:4]
+    assert index.search(query, top=1)[0][0].entry.digest == "d3"
+    make_again("m")
+    assert index.search(query, top=1) == [[]]
+    index.add([entry(7)], {"d7": unit(10)[7]})
+    assert [hit.entry.digest for hit in index.search(query, top=9)[0]] == ["d7"]
+    make_again("n")
+    for use in (lambda: index.search(query, top=1), lambda: index.add([entry(7)], {"d7": unit(10)[7]})):
+        with pytest.raises(IndexingError, match=r"was replaced by an index of another model, n \(b\); open it again"):
+            use()
+    with open_index(address) as again:
+        assert (again.model, len(again)) == ("n", 0)
+
+
 def test_an_index_that_is_being_written_is_not_waited_for_by_who_would_create_it(
     index: PostgresIndex, address: str
 ) -> None:

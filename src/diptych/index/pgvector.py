@@ -15,7 +15,7 @@ from psycopg.types import TypeInfo
 
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.index.address import Address
-from diptych.index.connections import answering_within
+from diptych.index.postgres_pool import answering_within
 
 _CONNECT_S, _SILENT_S = 10, 30
 """Limit for opening a connection; seconds of silence until either side checks that the other's machine still answers."""

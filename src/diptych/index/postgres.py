@@ -12,11 +12,11 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
 from diptych.index.approximate import About, Kind
-from diptych.index.connections import Connection
 from diptych.index.dialects import POSTGRESQL, where
 from diptych.index.entry import Entry, Found, Stamp, common_folder
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
+from diptych.index.postgres_pool import Connection
 from diptych.index.postgres_store import PostgresStore
 from diptych.index.tables import COLUMNS, KEY_RANGE, to_entry, to_row, to_signed, to_unsigned
 
@@ -153,7 +153,14 @@ class PostgresIndex(PostgresStore):
             SELECT -(embedding <#> %s), {self._columns()} FROM entries JOIN vectors USING (digest){condition.sql}
             ORDER BY embedding <#> %s, place, key LIMIT %s
         """
-        answers = [self._all(sql, (query, *condition.values, query, top)) for query in queries]
+
+        def read(connection: Connection) -> list[list[Any]]:
+            with connection.transaction():  # Reading `about` keeps others from dropping the tables until it ends.
+                self._check_model(connection)
+                values = [(query, *condition.values, query, top) for query in queries]
+                return [connection.execute(sql.encode(), some).fetchall() for some in values]
+
+        answers = self._read(read)
         return [[Found(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:

@@ -5,8 +5,8 @@
     entries   what is known of each picture
     broken    pictures that could not be read
 
-Threads may share an index: each operation has a connection of its own (`connections.py`). A read whose connection is lost runs
-once more on a new one. A change is one transaction and is never repeated. The writer's connection holds an advisory lock, and
+Threads may share an index: each operation has a connection of its own (`postgres_pool.py`). A read whose connection is lost
+runs once more on a new one. A change is one transaction and is never repeated. The writer's connection holds a lock, and
 all its changes use that connection: if it is lost, the lock is lost, too, and the next change fails. The server checks its
 pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
 """
@@ -24,8 +24,8 @@ import psycopg
 from diptych.core.errors import BusyError, IndexingError
 from diptych.core.program import command
 from diptych.index.address import parse_address
-from diptych.index.connections import Connection, Connections
 from diptych.index.pgvector import connect, one_line
+from diptych.index.postgres_pool import Connection, Connections
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
 from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
 
@@ -104,7 +104,8 @@ class PostgresStore:
                 time.sleep(_LOOK_AGAIN_S)
             self._writer = connection
             try:
-                with self._alone:
+                with self._alone, self._reading():
+                    self._check_model(connection)
                     self._upgrade()
                 yield
             finally:
@@ -128,6 +129,15 @@ class PostgresStore:
         finally:
             if not is_released:
                 connection.close()
+
+    def _check_model(self, connection: Connection) -> None:
+        """Refuse an index that another model's has replaced since this one was opened: its vectors do not compare."""
+        about = dict(connection.execute("SELECT name, value FROM about").fetchall())
+        if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
+            raise IndexingError(
+                f"{self.place}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
+                "open it again"
+            )
 
     def _holder(self) -> str:
         sql = """
