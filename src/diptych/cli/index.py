@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -11,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import DEFAULT_LOADING, IndexPlace, Loading
-from diptych.cli.output import Json, print_facts, print_json, print_left_out, print_skipped, print_table, say, warn
+from diptych.cli.output import (
+    Json,
+    confirm,
+    print_facts,
+    print_json,
+    print_left_out,
+    print_skipped,
+    print_table,
+    say,
+    warn,
+)
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
@@ -79,13 +88,13 @@ def add(
             raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
         index = _part_of(index, share.rank, share.size)
     with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
-        confirm = (lambda *_: True) if force else _confirm_prune
+        may_prune = (lambda *_: True) if force else _confirm_prune
         report = update(
             opened,
             clip,
             folders,
             prune=prune,
-            confirm=confirm,
+            confirm=may_prune,
             follow_links=follow_links,
             exclude=exclude or (),
             share=share,
@@ -106,14 +115,7 @@ def add(
 
 
 def _confirm_prune(num_gone: int, num_entries: int) -> bool:
-    """Ask on a terminal; elsewhere the answer is no."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    sys.stderr.write(
-        f"--prune drops {num_gone:,} of {num_entries:,} pictures. Is every disk mounted? Drop them? [y/N] "
-    )
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return confirm(f"--prune drops {num_gone:,} of {num_entries:,} pictures. Is every disk mounted? Drop them?")
 
 
 def _print_update(place: str, report: "Update", total: int) -> None:

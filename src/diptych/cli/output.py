@@ -70,6 +70,15 @@ def say(text: str = "", *, style: str = "") -> None:
     console().print(visible(text), style=style or None, markup=False, emoji=False, soft_wrap=True)
 
 
+def confirm(question: str) -> bool:
+    """Ask a question on a terminal, where only "y" or "yes" means yes. Elsewhere, such as in a pipe, the answer is no."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    sys.stderr.write(f"{visible(question)} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; every column but the first is aligned to the right."""
     from rich import box
