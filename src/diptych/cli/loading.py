@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import say
 from diptych.core.errors import IndexingError
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.cli.output import say
 from diptych.core.errors import ConfigError
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig

@@ -13,7 +13,7 @@ from diptych.cli.sheets import write_sheet
 from diptych.cli.word_lists import read_classes, read_lines, warn_of_classes
 from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:
     from diptych.core.errors import ImageError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diptych.cli.output import warn
 from diptych.core.errors import DataError
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 
 
 def read_lines(path: Path) -> list[str]:

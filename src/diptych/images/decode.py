@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from diptych.core.errors import ImageError
-from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
+from diptych.core.paths import path_kind
 from diptych.core.sample import ImageInput
 from diptych.images.formats import FORMATS
 from diptych.images.jpeg import decode_jpeg, is_jpeg

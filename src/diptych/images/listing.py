@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.core.errors import ImageError
-from diptych.core.files import path_kind
 from diptych.core.foreign import is_foreign
+from diptych.core.paths import path_kind
 from diptych.images.formats import FORMATS, LeftOut, LeftOutCounter
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import IndexingError
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 from diptych.core.program import command
 from diptych.index.entry import Entry, Stamp
 

@@ -9,8 +9,8 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import DiptychError, ImageError
-from diptych.core.files import path_kind
 from diptych.core.lists import check_list
+from diptych.core.paths import path_kind
 from diptych.core.progress import Track
 from diptych.core.sample import ImageInput
 from diptych.images.decode import describe

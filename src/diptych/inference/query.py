@@ -14,8 +14,8 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
-from diptych.core.files import path_kind
 from diptych.core.lists import check_list
+from diptych.core.paths import path_kind
 from diptych.core.remote import is_remote
 from diptych.core.sample import ImageInput
 from diptych.images.decode import IMAGE_SUFFIXES, describe

@@ -14,9 +14,10 @@ from PIL import ExifTags, Image
 
 from diptych.core.encodings import decode_text
 from diptych.core.errors import IndexingError
-from diptych.core.files import MAX_IMAGE_BYTES, path_kind, read_regular
+from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.core.foreign import is_foreign
 from diptych.core.lists import check_list
+from diptych.core.paths import path_kind
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.formats import LeftOutCounter
 from diptych.images.opener import open_image, upright_size

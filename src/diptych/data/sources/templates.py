@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, unknown_name
-from diptych.core.files import path_kind
+from diptych.core.paths import path_kind
 from diptych.data.sources.class_layout import natural_key
 
 FIVE_TEMPLATES = (
