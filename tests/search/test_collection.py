@@ -313,7 +313,7 @@ def test_the_commands(
     assert f"1 images could not be read and were left out: {photos}/bad.jpg: is not" in said(
         "index", "add", place, str(photos)
     )
-    assert "1 groups, 2 pictures" in said("index", "duplicates", place, "--threshold", "1", "--sheet", str(sheet))
+    assert "Group 1: identical files" in said("index", "duplicates", place, "--threshold", "1", "--sheet", str(sheet))
     assert "1 removed, 6 left" in said("index", "remove", place, str(photos / "more"))
     assert "name what to remove" in said("index", "remove", place, code=2)
     assert "holds no index" in said("search", str(photos), "red", code=2)

@@ -71,8 +71,10 @@ def test_what_is_left_out_is_counted_with_its_remedy(
     clip: LoadedBundle, photos: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left_out = _add_others(photos)
+    (photos / "holiday.jpg").mkdir()
+    draw_photos(photos / "holiday.jpg", ["g.png", "h.png"])
     report = _update(place, clip, photos)
-    assert (report.added, report.left_out, report.unreadable) == (6, left_out, [])
+    assert (report.added, report.copies, report.left_out, report.unreadable) == (6, 2, left_out, [])
     assert main(["index", "add", str(place), str(photos)]) == 0
     said = capsys.readouterr().err
     assert (
