@@ -130,7 +130,7 @@ def test_refusals_say_what_to_do(site: Site) -> None:
         (site.ask("PUT", "/page/main.js"), 405, "PUT is not allowed at this path; allowed: GET, HEAD"),
         (site.ask("POST", "/v1/search", {"text": "a", "offset": 10_000}), 422, "narrow it with where"),
         (site.ask("POST", "/v1/embed", {"text": ["a"]}), 422, "unknown field 'text'; did you mean 'texts'?"),
-        (site.ask("POST", "/v1/embed", {"texts": "a"}), 422, "body/texts: must be a list, even of one item"),
+        (site.ask("POST", "/v1/embed", {"texts": "a"}), 422, "body/texts: must be a valid array, even of one item"),
         (site.ask("POST", "/v1/embed", b'{"texts": ["a"'), 400, "EOF while parsing a list at line 1 column 14"),
         (site.ask("POST", "/v1/embed", {}, {"Content-Encoding": "gzip"}), 415, "without Content-Encoding"),
         (site.ask("POST", "/v1/embed", b"a", {"Content-Type": "text/plain"}), 415, "application/json, or a form"),

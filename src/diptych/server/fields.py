@@ -16,7 +16,7 @@ _OTHER_TYPES = {"list_type", "string_type"}
 """Errors of the types of a union that were not meant, if another error has the same place."""
 _WORDS = {
     "extra_forbidden": "is not a field of this request",
-    "list_type": "must be a list, even of one item",
+    "list_type": "must be a valid array, even of one item",
     "missing": "is required",
     "model_attributes_type": "must be a JSON object",
     "model_type": "must be a JSON object",
