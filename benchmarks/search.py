@@ -134,7 +134,8 @@ def _command_times(num: int) -> dict[str, Any]:
         dim = clip.bundle.config.embed_dim
         vectors = _random(num)[:, :dim]
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        with create_index(str(index), dim=dim, model=clip.identity, bundle=str(bundle)) as opened:
+        created = create_index(str(index), dim=dim, model=clip.identity, bundle=str(bundle))
+        with created as opened, opened.writing():
             for start in range(0, num, 10_000):
                 rows = range(start, start + 10_000)
                 entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=Stamp(size=i, modified_ns=i)) for i in rows]

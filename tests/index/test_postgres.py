@@ -24,7 +24,7 @@ from diptych.index.entry import Stamp
 from diptych.index.filters import NUMBERS, Comparison, Field, Filter, Joined, Not, Sign
 from diptych.index.postgres import PostgresIndex
 from diptych.index.protocol import Index
-from tests.index.pictures import DIM, add_ten, entry, unit
+from tests.index.pictures import DIM, add, add_ten, entry, unit
 
 _NAMES = [
     "a",
@@ -108,7 +108,7 @@ def twins(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         create_postgres_index(f"{database}?index=twin_{uuid4().hex}", dim=DIM, model="m", bundle="b") as remote,
     ):
         for made in (local, remote):
-            made.add(entries, vectors)
+            add(made, entries, vectors)
         yield local, remote
 
 
