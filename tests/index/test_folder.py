@@ -320,6 +320,24 @@ def test_who_may_only_read_sees_what_others_write(shared: LocalIndex) -> None:
         reader.close()
 
 
+def test_files_that_are_replaced_meanwhile_are_no_damage(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    index.remove(["/photos/3.jpg"])
+    checking = LocalIndex._faults
+    num_checks = 0
+
+    def check_late(reader: LocalIndex) -> list[str]:
+        nonlocal num_checks
+        num_checks += 1
+        reader._all("SELECT count(*) FROM vectors")  # From here on, it reads this state.
+        if num_checks == 1:
+            assert compact(index) == 1
+        return checking(reader)
+
+    with LocalIndex(index.folder) as reader:
+        monkeypatch.setattr(LocalIndex, "_faults", check_late)
+        assert (reader.verify(), num_checks) == ([], 2)
+
+
 def test_a_database_that_is_locked_is_not_read_without_locks(
     index: LocalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,7 +153,12 @@ class LocalStore:
 
     def verify(self) -> list[str]:
         """What is wrong with it, and what to do; nothing where all is well."""
-        return self._of_one_moment(self._faults)
+        while True:
+            paths = self._file().paths()
+            faults = self._of_one_moment(self._faults)
+            # Files that another process has just replaced are missing without being damaged.
+            if not faults or self._file().paths() == paths:
+                return faults
 
     def _faults(self) -> list[str]:
         state = " ".join(str(self._one("PRAGMA integrity_check")).split())
