@@ -115,7 +115,7 @@ def _check_flips(whole: Path, tmp_path: Path, num: int) -> int:
 
 
 def test_flips_in_the_database_are_found(whole: Path, tmp_path: Path) -> None:
-    assert _check_flips(whole, tmp_path, 60) > 10
+    assert _check_flips(whole, tmp_path, 90) > 10
 
 
 @pytest.mark.slow
