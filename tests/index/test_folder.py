@@ -322,7 +322,7 @@ def test_who_may_only_read_sees_what_others_write(shared: LocalIndex) -> None:
 
 def test_files_that_are_replaced_meanwhile_are_no_damage(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     index.remove(["/photos/3.jpg"])
-    checking = LocalIndex._faults
+    checking = LocalIndex._faults_of_files
     num_checks = 0
 
     def check_late(reader: LocalIndex) -> list[str]:
@@ -334,7 +334,7 @@ def test_files_that_are_replaced_meanwhile_are_no_damage(index: LocalIndex, monk
         return checking(reader)
 
     with LocalIndex(index.folder) as reader:
-        monkeypatch.setattr(LocalIndex, "_faults", check_late)
+        monkeypatch.setattr(LocalIndex, "_faults_of_files", check_late)
         assert (reader.verify(), num_checks) == ([], 2)
 
 

@@ -4,9 +4,12 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from diptych.cli.main import main
+from diptych.index.checksums import hash_block
 from diptych.index.local import LocalIndex
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
@@ -77,6 +80,29 @@ def test_an_addition_repairs_what_verify_reports(
         answers = index.search(queries, top=1)
         assert [hits[0].entry.digest for hits in answers] == [entry.digest for entry in before]
         assert update(index, clip, folders).repaired == 0
+
+
+def test_checksums_are_compared_only_after_damage_was_found(
+    place: str, photos: Path, clip: LoadedBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An addition to a million pictures would read gigabytes."""
+    read: list[object] = []
+
+    def counted(block: NDArray[np.float32]) -> str:
+        read.append(block)
+        return hash_block(block)
+
+    monkeypatch.setattr("diptych.index.vector_file.hash_block", counted)
+    with LocalIndex(Path(place)) as index:
+        assert update(index, clip, [photos]).repaired == 0
+        assert read == []
+        _flip(Path(place) / "vectors-0.f32", 10)
+        assert update(index, clip, [photos]).repaired == 0  # Nobody has looked yet.
+        assert index.verify() != []
+        assert update(index, clip, [photos]).repaired == 1
+        read.clear()
+        assert update(index, clip, [photos]).repaired == 0
+        assert read == []
 
 
 def test_pictures_of_other_folders_that_lost_their_vectors_are_counted(

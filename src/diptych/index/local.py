@@ -20,7 +20,7 @@ from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_store import LocalStore
-from diptych.index.tables import KEY_RANGE, forget, insert, set_about, set_phash, to_entry, to_row, to_unsigned
+from diptych.index.tables import FORMAT, KEY_RANGE, forget, insert, set_about, set_phash, to_entry, to_row, to_unsigned
 from diptych.index.vector_file import AGAIN
 
 _NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_bytes"))
@@ -180,9 +180,16 @@ class LocalIndex(LocalStore):
         return {key for (key,) in self._all("SELECT key FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)")}
 
     def repair(self) -> None:
-        """Drop damaged vectors, and rebuild codes and structures that are damaged; `lost` names what is to be added again."""
+        """Drop damaged vectors, and rebuild codes and structures that are damaged; `lost` names what is to be added again.
+
+        Checksums are compared only if `verify` found damage, or if a file is missing or too short: an addition to a million
+        pictures would read gigabytes.
+        """
         self._check_writing("repair")
+        is_known = self._current_format() == FORMAT
         self._upgrade()
+        if is_known and not self._may_be_damaged():
+            return
         rows, blocks = self._all("SELECT digest, place FROM vectors ORDER BY place"), self._blocks()
         with self._disk():
             intact = self._file().intact(blocks)
@@ -195,6 +202,8 @@ class LocalIndex(LocalStore):
                 self.build(None if about is None else about.kind)
             except ConfigError:  # faiss is not installed here.
                 self.build(None)
+        with self._changing() as database:
+            set_about(database, damaged=None)
 
     def build(self, kind: approximate.Kind | None) -> approximate.About | None:
         """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""

@@ -16,7 +16,7 @@ The same transaction stores the checksums of what was appended (`checksums.py`),
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import RLock, get_ident
 from typing import Any, TypeVar, cast
@@ -25,10 +25,10 @@ from diptych.core.errors import IndexingError
 from diptych.core.files import clear_tmp, file_lock, sha256_of
 from diptych.core.program import command
 from diptych.index.approximate import About
-from diptych.index.checksums import Block, damaged_tables
+from diptych.index.checksums import Block, damaged_tables, missing_rows
 from diptych.index.connection import Connection, connect
 from diptych.index.exact import Vectors
-from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models
+from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade
 from diptych.index.vector_file import AGAIN, Kind, VectorFile
 
@@ -152,32 +152,46 @@ class LocalStore:
                 path.unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; nothing where all is well."""
-        while True:
-            paths = self._file().paths()
-            faults = self._of_one_moment(self._faults)
-            # Files that another process has just replaced are missing without being damaged.
-            if not faults or self._file().paths() == paths:
-                return faults
+        """What is wrong with it, and what to do; nothing where all is well.
 
-    def _faults(self) -> list[str]:
-        state = " ".join(str(self._one("PRAGMA integrity_check")).split())
-        faults = (
-            [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300}); delete it and add the pictures again"]
-        )
-        if not self._is_old():
-            faults += [
-                f"{fault}; delete it and add the pictures again"
-                for fault in damaged_tables(self._opened.database, form=self._current_format())
-            ]
+        Damage of files is noted in the index, unless it cannot be written, so that `repair` looks for it.
+        """
+        faults = self._of_one_moment(self._faults_of_database)
         if faults:  # What it says of the files may be wrong.
             return faults
+        while True:
+            paths = self._file().paths()
+            faults = self._of_one_moment(self._faults_of_files)
+            # Files that another process has just replaced are missing without being damaged.
+            if not faults or self._file().paths() == paths:
+                break
+        if faults and self._current_format() == FORMAT:  # An upgrade is for those who write.
+            with suppress(IndexingError), self._changing() as database:
+                set_about(database, damaged="1")
+        return faults
+
+    def _faults_of_database(self) -> list[str]:
+        state = " ".join(str(self._one("PRAGMA integrity_check")).split())
+        faults = [] if state == "ok" else [f"{DATABASE} is damaged ({state:.300})"]
+        if not self._is_old():
+            faults += damaged_tables(self._opened.database, form=self._current_format())
+        return [f"{fault}; delete it and add the pictures again" for fault in faults]
+
+    def _faults_of_files(self) -> list[str]:
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
         faults += self._faults_of_nearly()
         lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
         if lost:
             faults.append(f"{lost} entries have no vector; {AGAIN}")
         return faults
+
+    def _may_be_damaged(self) -> bool:
+        """Whether `verify` found damage of files, or a file is missing or too short; it reads no file."""
+        num, file, about = self._num_vectors(), self._file(), self._about_nearly()
+        path = self._nearly_path(file.codes_number)
+        is_nearly_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
+        is_whole = file.is_whole(num) and is_nearly_whole and not missing_rows(self._blocks(), num)
+        return not is_whole or "damaged" in self._about()
 
     def _faults_of_nearly(self) -> list[str]:
         about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)

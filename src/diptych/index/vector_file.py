@@ -177,6 +177,10 @@ class VectorFile:
         damaged = [b for b in blocks if hash_block(vectors[b.first : b.first + b.num]) != b.vectors]
         return f"{self.path.name} is damaged in {named_rows(damaged)}" if damaged else None
 
+    def is_whole(self, num: int) -> bool:
+        """Whether the files are long enough for the first so many; their content is not read."""
+        return self._num_bytes() >= num * self.dim * self.kind.itemsize and self._num_codes() >= num
+
     def remarks(self, num: int) -> list[str]:
         """What is unusual about the first so many and yet no fault."""
         extra = self._num_bytes() - num * self.dim * self.kind.itemsize
