@@ -111,7 +111,7 @@ def test_a_wrong_word_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str],
         ("similarity BUNDLE PHOTOS/a.png", "text"),
         ("similarity BUNDLE PHOTOS/gone text", "gone: no such file"),
         ("similarity BUNDLE http://127.0.0.1:1/a.png text", "is a URL, and those are read only where you say so"),
-        ("classify BUNDLE PHOTOS/a.png --classes a b --threshold high", "is a cosine, or auto"),
+        ("classify BUNDLE PHOTOS/a.png --classes a b --threshold high", "must be a cosine within [-1, 1], or auto"),
         ("classify BUNDLE PHOTOS/a.png --classes a b --precision fp64", "fp64"),
         ("similarity PHOTOS PHOTOS/a.png text", "PHOTOS: is no bundle"),
         ("rank-images BUNDLE /nowhere red", "/nowhere: no such folder"),
@@ -239,7 +239,7 @@ def test_every_use_draws(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, 
     assert [found["item"] for found in _json(capsys, *texts)["results"]]
     gone = ["rank-texts", bundle, str(photos / "gone.png"), *texts[3:]]
     assert "gone.png: no such file" in _fails(capsys, *gone)
-    assert "a query of several things has none" in _fails(capsys, *texts, "--sheet", str(drawn))
+    assert "needs a single image" in _fails(capsys, *texts, "--sheet", str(drawn))
     if has_fast_int8():
         assert main(["classify", bundle, image, "--classes", "red", "blue", "--precision", "int8"]) == 0
         assert "int8: cosine with fp32 0.99" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def test_rank_texts_takes_a_text(
     ranking = ["rank-texts", str(tiny_bundle), str(photos / "b - c.png"), "--texts", texts, "--sheet", str(drawn)]
     assert _json(capsys, *ranking)[0]["query"] == str(photos / "b - c.png")
     assert drawn.stat().st_size > 1000
-    assert "a text or a query" in _fails(capsys, *ranking[:2], '"a text"', *ranking[3:])
+    assert "needs a single image" in _fails(capsys, *ranking[:2], '"a text"', *ranking[3:])
 
 
 def test_classes_may_be_in_a_file(
@@ -163,11 +163,17 @@ def test_every_number_of_a_command_is_finite(
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("classify BUNDLE a.png --classes a b --threshold 1.5", "--threshold is '1.5'; it is a cosine, or auto"),
-        ("classify BUNDLE a.png --classes a b --threshold nan", "--threshold is 'nan'; it is a cosine, or auto"),
+        (
+            "classify BUNDLE a.png --classes a b --threshold 1.5",
+            "--threshold is '1.5'; it must be a cosine within [-1, 1], or auto",
+        ),
+        (
+            "classify BUNDLE a.png --classes a b --threshold nan",
+            "--threshold is 'nan'; it must be a cosine within [-1, 1], or auto",
+        ),
         ("index duplicates BUNDLE --threshold nan", "--threshold. it must be a finite number"),
         ("evaluate knn BUNDLE --data shapes:90 --temperature 0", "temperature is 0.0; it must be above 0"),
-        ("data audit shapes:9 --split-by run --val-fraction 1", "val_fraction is 1.0; it is a share, within (0, 1)"),
+        ("data audit shapes:9 --split-by run --val-fraction 1", "val_fraction is 1.0; it must lie within (0, 1)"),
         ("search BUNDLE 1e50*red", "the weight of 'red' is 1e+50; it must lie within [-100, 100]"),
         ("search BUNDLE 1e999*red", "the weight of 'red' is inf; it must lie within [-100, 100]"),
         ("rank-images BUNDLE . 101*red", "the weight of 'red' is 101; it must lie within [-100, 100]"),

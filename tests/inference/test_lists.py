@@ -84,5 +84,5 @@ def test_weights_may_have_an_exponent(clip: LoadedBundle) -> None:
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf"), 1.5])
 def test_a_threshold_is_a_cosine(clip: LoadedBundle, threshold: float) -> None:
-    with pytest.raises(ConfigError, match=r"threshold is .*; it is a cosine, within \[-1, 1\]"):
+    with pytest.raises(ConfigError, match=r"threshold is .*; it must lie within \[-1, 1\]"):
         clip.classify([PICTURE], ["dog", "cat"], threshold=threshold)

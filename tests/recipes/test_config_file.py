@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_refused(text: str, message: str, tmp_path: Path) -
 
 
 def test_a_reader_without_recipes_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"my.yaml: starts from a recipe, for it does not name model.image.image_px"):
+    with pytest.raises(ConfigError, match=r"my.yaml: starts from a recipe, because it lacks model.image.image_px"):
         read_config(_file(tmp_path, "recipe: small-data\n"))
 
 

@@ -114,7 +114,7 @@ def test_pictures_of_other_folders_that_lost_their_vectors_are_counted(
     assert main(["index", "add", place, str(photos), "--bundle", str(tiny_bundle)]) == 0
     printed = capsys.readouterr()
     assert "6 embedded again (their vectors were damaged)" in printed.out
-    assert "2 pictures have no vector and are not found; add their folders, too" in printed.err
+    assert "2 pictures have no vector and are not found; add their folders again" in printed.err
     assert main(["index", "verify", place]) == 2
     assert "2 entries have no vector; diptych index add embeds the pictures again" in capsys.readouterr().err
     assert main(["index", "add", place, str(tmp_path / "later")]) == 0

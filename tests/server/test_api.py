@@ -135,7 +135,7 @@ def test_refusals_say_what_to_do(site: Site) -> None:
         (site.ask("POST", "/v1/embed", {}, {"Content-Encoding": "gzip"}), 415, "without Content-Encoding"),
         (site.ask("POST", "/v1/embed", b"a", {"Content-Type": "text/plain"}), 415, "application/json, or a form"),
         (site.ask("POST", "/v1/search", {"text": "a", "where": "colour = 3"}), 422, "where at 1: unknown field"),
-        (site.ask("GET", "/v1/images/abc"), 404, "/v1/search gives the ids"),
+        (site.ask("GET", "/v1/images/abc"), 404, "/v1/search returns the ids"),
     )
     for answer, status, said in cases:
         assert (answer.status, said in answer.json["detail"]) == (status, True), answer.json

@@ -87,7 +87,7 @@ def zero_shot(
     classes: Annotated[
         list[str] | None,
         Parameter(
-            help="Names for the data's classes, in their order; or a file with one a line.",
+            help="Names of the data's classes, in their order, or a file with one name per line.",
             consume_multiple=True,
             negative="",
         ),

@@ -46,7 +46,7 @@ def add(
     force: Annotated[
         bool,
         Parameter(
-            help="Let --prune drop more than half of the index without a question.", negative="", show_default=False
+            help="Let --prune drop more than half of the index without confirmation.", negative="", show_default=False
         ),
     ] = False,
     half: Annotated[
@@ -64,7 +64,7 @@ def add(
     exclude: Annotated[
         list[str] | None,
         Parameter(
-            help="Leave out what matches a pattern, such as '*.thumb.jpg' or '@eaDir'; give it several times.",
+            help="Leave out files and folders that match a pattern, such as '*.thumb.jpg' or '@eaDir'. Can be repeated.",
             negative="",
         ),
     ] = None,
@@ -73,7 +73,7 @@ def add(
 ) -> int:
     """Bring an index in step with folders: embed what is new or changed, recognise what moved.
 
-    Started by torchrun, each process takes its share of the files into an index of its own; `index merge` joins them. The exit
+    Started by torchrun, each process adds its share of the files to its own index; `index merge` joins them. The exit
     code is 2 if `--prune` would have dropped more than half of the index and was neither confirmed nor forced.
     """
     from diptych.search.collection import open_or_create, update
@@ -141,12 +141,12 @@ def _print_update(place: str, report: "Update", total: int) -> None:
     if report.is_prune_refused:
         warn(
             f"--prune would drop {report.vanished:,} files, more than half of the index, and dropped none; "
-            "if no disk is missing, --force drops them"
+            "if every disk is mounted, use --force"
         )
     elif report.vanished > report.dropped:
         say(f"{report.vanished:,} files have gone since; --prune drops them")
     if report.lost:
-        warn(f"{report.lost:,} pictures have no vector and are not found; add their folders, too")
+        warn(f"{report.lost:,} pictures have no vector and are not found; add their folders again")
     print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
     for path, reason in report.unread_captions[:_SHOWN]:
         warn(f"{path}: {reason}; its captions are left out")
@@ -195,7 +195,7 @@ def build(
             recall = percent(about.recall)
             say(
                 f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the {about.top:,} nearest; "
-                "later ones are scanned"
+                "larger requests are searched exactly"
             )
 
 
@@ -254,13 +254,14 @@ def duplicates(
     index: IndexPlace,
     /,
     *,
-    threshold: Annotated[float, Parameter(help="Cosine from which two pictures are similar.")] = 0.98,
+    threshold: Annotated[float, Parameter(help="Minimum cosine of similar pictures.")] = 0.98,
     sheet: Annotated[Path | None, Parameter(help="Draw the groups into this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find identical files, copies of the same picture, and pictures that are similar according to the model.
 
-    The cosine is that with the first picture of the group. Each picture of a group stands for those that are even more alike.
+    The cosine is the one with the first picture of the group. Groups of a looser kind include only one picture of each group
+    of a stricter kind.
     """
     from diptych.index.choice import open_index
     from diptych.search.duplicates import find_duplicates
@@ -308,7 +309,7 @@ def _share(index: str) -> "Share | None":
 
 
 def _parts_of(index: str, size: int) -> str:
-    """All parts, as a pattern for the shell, which must see the star outside of quotes."""
+    """A shell pattern for all parts. The `*` must stay outside the quotes."""
     before, after = _part_of(index, "*", size).rsplit("*", 1)
     return f"{shlex.quote(before)}*{after}"
 

@@ -30,7 +30,7 @@ from diptych.core.terminal import visible
 
 
 def _check_finite(_: object, value: Any) -> None:
-    """Refuse NaN and infinity as the value of an option, or within it; each option has its own range beyond that."""
+    """Refuse option values that are or contain NaN or infinity. Each option also checks its own range."""
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(one, float) and not math.isfinite(one) for one in values):
         raise ValueError("it must be a finite number")

@@ -71,7 +71,7 @@ def say(text: str = "", *, style: str = "") -> None:
 
 
 def confirm(question: str) -> bool:
-    """Ask a question on a terminal, where only "y" or "yes" means yes. Elsewhere, such as in a pipe, the answer is no."""
+    """Ask for confirmation on a terminal; "y" and "yes" confirm. Returns False elsewhere, such as in a pipe."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write(f"{visible(question)} [y/N] ")
@@ -123,7 +123,7 @@ def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
 
 
 def print_left_out(left_out: "Sequence[LeftOut]") -> None:
-    """Say on standard error which pictures were left out because of their format, and what to do: a line for each suffix."""
+    """Print to standard error which pictures have an unsupported format, and what to do: one line per suffix."""
     for left in left_out:
         warn(f"left out: {left}")
 

@@ -36,7 +36,7 @@ def search(
         Parameter(help="Fold near-equal pictures into the best of them.", negative="", show_default=False),
     ] = False,
     similar_cosine: Annotated[
-        float | None, Parameter(help="Cosine from which on two pictures are near-equal; 0.95 by default.")
+        float | None, Parameter(help="Minimum cosine of near-equal pictures; 0.95 by default.")
     ] = None,
     sheet: Annotated[Path | None, Parameter(help="Draw them into this PNG.")] = None,
     bundle: Annotated[Path | None, Parameter(help="Where the index's bundle lies now, if it has moved.")] = None,
@@ -97,7 +97,7 @@ def _query(query: str | None, images: "Sequence[Path]", minus: "Sequence[str]") 
 
 
 def _threshold(*, group_similar: bool, similar_cosine: float | None) -> float | None:
-    """The cosine of near-equal pictures; None to group nothing."""
+    """The minimum cosine of near-equal pictures; None without `--group-similar`."""
     from diptych.search.similar import SIMILAR_COSINE, check_threshold
 
     if not group_similar:

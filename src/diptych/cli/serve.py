@@ -36,7 +36,10 @@ def serve(
     batch: Annotated[int, Parameter(help="Texts that go through the model at once; a quarter as many pictures.")] = 64,
     window_ms: Annotated[float, Parameter(help="Milliseconds that the first of a batch waits for others.")] = 2.0,
     waiting: Annotated[
-        int, Parameter(help="Texts that may wait, and a quarter as many pictures; further requests get 429.")
+        int,
+        Parameter(
+            help="Maximum number of waiting texts; a quarter as many pictures may wait. Further requests get 429."
+        ),
     ] = 4096,
     deadline: Annotated[float, Parameter(help="Seconds that a request may take.")] = 30.0,
     body_mb: Annotated[int, Parameter(help="MiB of a request's body.")] = 32,

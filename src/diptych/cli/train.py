@@ -215,7 +215,7 @@ def _where_time_went(seconds: dict[str, float]) -> str:
 
 
 def dotted_to_set(words: Sequence[str]) -> list[str]:
-    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`. What follows `--` are names of files.
+    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`. Words after `--` are file names.
 
     >>> dotted_to_set(["train", "demo", "--optimizer.lr", "1e-3"])
     ['train', 'demo', '--set', 'optimizer.lr=1e-3']

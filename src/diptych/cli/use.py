@@ -147,7 +147,7 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
     except ValueError:
         cosine = math.nan
     if not -1 <= cosine <= 1:
-        raise ConfigError(f"--threshold is {text!r}; it is a cosine, or auto")
+        raise ConfigError(f"--threshold is {text!r}; it must be a cosine within [-1, 1], or auto")
     return cosine
 
 
@@ -206,7 +206,7 @@ def rank_texts(
     query = parse_query(image) if path_kind(image) is None else Query((Term(kind="image", value=image),))
     drawn = query.terms[0].value if [term.kind for term in query.terms] == ["image"] else None
     if sheet is not None and drawn is None:
-        raise ConfigError("--sheet draws one image with its texts; a text or a query of several things has none")
+        raise ConfigError("--sheet needs a single image to draw; the query is a text or has several terms")
     ranking = loading.load(bundle).rank_texts(query, read_lines(texts), top=top)
     if sheet is not None and drawn is not None:
         lines = "  |  ".join(f"{result.item} ({result.score:.2f})" for result in ranking.results)
@@ -235,7 +235,7 @@ def _is_folder(images: Sequence[str]) -> bool:
 
 
 def _print_left_out_of(images: Sequence[str]) -> None:
-    """Say which pictures of a folder were left out; nothing for images one by one."""
+    """Print which pictures of a folder were left out; nothing if the images are not a folder."""
     from diptych.images.listing import list_images
 
     if _is_folder(images):

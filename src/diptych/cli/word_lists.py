@@ -1,4 +1,4 @@
-"""Lists of words as the command line takes them: one by one, or in a text file."""
+"""Lists of words on the command line: as separate words, or in a text file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,10 @@ from diptych.core.paths import path_kind
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """The nonempty lines of a text file.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8, or holds no text.
+        DataError: the file cannot be read, is not UTF-8, or has no text.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -27,9 +27,9 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_classes(words: Sequence[str]) -> list[str]:
-    """The names of classes: the words; in place of a word that names a file, its lines.
+    """The names of classes. A word that names a file is replaced by the lines of the file.
 
-    A word names a file if there is one and the word is the only one or ends in `.txt`.
+    A word names a file if the file exists and the word is the only one or ends in `.txt`.
 
     Raises:
         DataError: a file cannot be read.
@@ -42,11 +42,11 @@ def read_classes(words: Sequence[str]) -> list[str]:
 
 
 def warn_of_classes(words: Sequence[str], classes: Sequence[str]) -> None:
-    """Warn about words that were probably meant as several classes, and about a single class.
+    """Warn about a word with a comma, which was probably meant as several classes, and about a single class.
 
     Args:
-        words: what `--classes` was given.
-        classes: what `read_classes` made of it.
+        words: the values of `--classes`.
+        classes: the result of `read_classes`.
     """
     with_comma = next((name for name in classes if "," in name and name in words), None)
     if with_comma is not None:

@@ -91,7 +91,7 @@ def shown_address(address: str) -> str:
 
 
 def _shown_option(found: re.Match[str]) -> str:
-    """An option of a database. One without a value is most likely the rest of a password with `&` in it."""
+    """A parameter of a database address. A parameter without a value is probably part of a password that contains `&`."""
     if found["value"] is None:
         return GAP if found["name"] else ""
     return f"{found['name']}={GAP}" if _is_secret(f"&{found['name']}") else found[0]

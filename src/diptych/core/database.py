@@ -1,4 +1,4 @@
-"""Addresses of PostgreSQL, in the forms in which people have them."""
+"""Addresses of PostgreSQL in their common forms."""
 
 import re
 
@@ -11,7 +11,7 @@ _POSTGRESQL = re.compile(r"(?P<scheme>postgres(?:ql)?)(?:\+\w+)?://", re.IGNOREC
 def is_postgres_address(text: str) -> bool:
     """Whether a text is an address of PostgreSQL: `postgresql://` or `postgres://`.
 
-    Letters may be large, spaces may stand around it, and a driver may be named as SQLAlchemy does.
+    Upper case, surrounding spaces and a driver name in SQLAlchemy's form are accepted.
 
     >>> [is_postgres_address(text) for text in (" POSTGRESQL://host/db", "postgresql+psycopg://host/db", "photos.index")]
     [True, True, False]
@@ -20,10 +20,10 @@ def is_postgres_address(text: str) -> bool:
 
 
 def postgres_address(text: str) -> str:
-    """The address as libpq reads it: without spaces around it and without a driver, its scheme in small letters.
+    """The address in the form that libpq accepts: a lowercase scheme, no surrounding spaces and no driver.
 
     Raises:
-        ConfigError: it is none, or the password is not written as an address needs it.
+        ConfigError: the text is not an address of PostgreSQL, or the password needs percent-encoding.
 
     >>> postgres_address(" PostgreSQL+psycopg://ann@Host/db")
     'postgresql://ann@Host/db'
@@ -31,7 +31,7 @@ def postgres_address(text: str) -> str:
     text = text.strip()
     found = _POSTGRESQL.match(text)
     if found is None:
-        raise ConfigError("no address of PostgreSQL: write postgresql://USER@HOST/DATABASE")
+        raise ConfigError("not an address of PostgreSQL: write postgresql://USER@HOST/DATABASE")
     address = f"{found['scheme'].lower()}://{text[found.end() :]}"
     if not password_is_plain(address):
         raise ConfigError(f"{shown_address(address)}: write @ in the password as %40, / as %2F, ? as %3F, # as %23")

@@ -1,7 +1,7 @@
-"""What a forked process need not hold of its parent, and what it cannot use.
+"""Release memory in forked processes, and make torch usable there.
 
-It starts with all that its parent holds, in the same pages. As soon as one of the two writes to a page, each has its own. Of
-the parent's threads it has only the one that forked.
+A forked process shares its parent's memory pages. When either process writes to a page, the page is copied. Of the parent's
+threads, only the one that forked exists in the forked process.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from torch import Tensor
 from diptych.core.errors import DiptychError
 
 _computed = set[tuple[int, str]]()
-"""(process, type of device) of each computation with torch, of this process and of those from which it was forked."""
+"""(process id, device type) of the computations with torch in this process and in the processes from which it was forked."""
 
 
 class Span(NamedTuple):
@@ -65,9 +65,10 @@ def unmoved_objects() -> Iterator[None]:
 
 
 def before_computing(device: torch.device) -> None:
-    """To be called before each computation with torch: makes it possible in a process that was forked after such a one.
+    """Prepare torch for a computation in a process that may have been forked after an earlier computation.
 
-    There torch would wait forever for OpenMP's threads, which only the parent has. With one thread it needs none of them.
+    Call this before each computation. Without it, torch in the forked process would wait forever for OpenMP threads that exist
+    only in the parent. With one thread, torch does not need them.
 
     Raises:
         DiptychError: the process was forked and the device is a GPU.

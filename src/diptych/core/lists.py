@@ -1,4 +1,4 @@
-"""The check at every entry that takes several things."""
+"""Check that an argument is a list and not a single value."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,14 +7,14 @@ from diptych.core.errors import DiptychError
 
 
 def check_list(items: object, what: str) -> None:
-    """Refuse one thing where several are expected: iterating over a string would give its letters.
+    """Refuse a single value where several are expected. Iterating over a string would return its letters.
 
     Args:
-        items: what the caller was given.
+        items: the value of the argument.
         what: the name of the argument.
 
     Raises:
-        DiptychError: it is a string, bytes or a path, or nothing that can be iterated.
+        DiptychError: the value is a string, bytes or a path, or is not iterable.
 
     >>> check_list(["a dog"], "texts")
     >>> check_list("a dog", "texts")

@@ -1,4 +1,4 @@
-"""What a text means as a path. It is imported at every start, so it imports little."""
+"""The kind of file at a path. Every start imports this module, so it has few imports."""
 
 import os
 import stat
@@ -7,9 +7,9 @@ from typing import Literal
 
 
 def path_kind(text: str | Path) -> Literal["file", "folder", "other"] | None:
-    """What lies at a path, links followed; None if nothing does, or if the text cannot be a path or cannot be looked up.
+    """The kind of file at a path, after following links; None if there is none, or if the text is not a valid path.
 
-    Use it for what a user wrote and what may be no path at all: `Path.is_file` raises for a text that is too long for a name.
+    Use it for user input that may not be a path: `Path.is_file` raises if the text is too long for a file name.
 
     >>> path_kind("a long text " * 1000), path_kind("/")
     (None, 'folder')

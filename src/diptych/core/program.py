@@ -1,4 +1,4 @@
-"""How a user runs this program: printed commands begin as the command that was typed did."""
+"""Build the commands that messages print, in the form in which the user started this program."""
 
 import os
 import shlex
@@ -11,19 +11,20 @@ _NAME = "diptych"
 
 
 def command(*words: str | Path) -> str:
-    """A command of this program that runs in the user's shell, with the words quoted where the shell needs it.
+    """A command of this program that runs in the user's shell, with words quoted where necessary.
 
-    The program is `diptych` if the shell finds this environment's script by that name; otherwise the path of the script,
-    relative to the working directory if that is shorter. It is `python -m diptych` if it was started so or has no script.
+    The command begins with `diptych` if the shell finds this environment's script by that name. Otherwise it begins with the
+    path of the script, relative to the working directory if that is shorter. It begins with `python -m diptych` if the program
+    was started that way or has no script.
 
     Args:
-        words: name of the command, options and values, one word each.
+        words: the name of the command, options and values, as separate words.
     """
     return f"{program()} {shlex.join(map(str, words))}"
 
 
 def program() -> str:
-    """What a printed command begins with, as in `command`."""
+    """The beginning of a printed command; see `command`."""
     started = Path(sys.argv[0] if sys.argv else "")
     script = None if started.parts[-2:] == (_NAME, "__main__.py") else _script(started)
     if script is None:
@@ -32,7 +33,7 @@ def program() -> str:
 
 
 def _script(started: Path) -> Path | None:
-    """The script that was started or, in a program that imports this package, the one of its environment."""
+    """The script that was started, or the script of this environment if another program imports this package."""
     if started.stem == _NAME and started.is_file():
         return started
     name = f"{_NAME}.exe" if os.name == "nt" else _NAME
@@ -41,24 +42,24 @@ def _script(started: Path) -> Path | None:
 
 
 def _is_found(name: str, script: Path) -> bool:
-    """Whether the shell runs this script by the name."""
+    """Whether the name runs this script in the shell."""
     found = shutil.which(name)
     return found is not None and Path(found).samefile(script)
 
 
 def _python() -> str:
-    """The interpreter by the name that the shell knows, or by its path."""
+    """The name of the interpreter if the shell finds it, otherwise its path."""
     here = Path(sys.executable)
     for name in ("python", here.name):
         found = shutil.which(name)
-        # Not `samefile`: the interpreter of a virtual environment is a link to that of the system, which lacks its packages.
+        # Not `samefile`: the interpreter of a virtual environment is a link to the system's, which lacks its packages.
         if found is not None and Path(found).parent.resolve() == here.parent.resolve():
             return name
     return shlex.quote(_shorter(here)) if sys.executable else "python"
 
 
 def _shorter(path: Path) -> str:
-    """The path from the working directory or from the root, whichever is shorter."""
+    """The relative or the absolute path, whichever is shorter."""
     whole = str(path.absolute())
     try:
         relative = os.path.relpath(whole)

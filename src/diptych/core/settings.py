@@ -87,18 +87,18 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
 
 
 def merge(value: T, changes: Any, *, what: str = "config") -> T:
-    """The settings with those of a file in place of their own, group by group.
+    """Settings in which the values of a file replace the original ones, group by group.
 
-    A list replaces a list. A group of another `kind` replaces the whole group: what the file does not name has the defaults of
-    the new kind. A class may name in `unsets` which fields become None when the file sets another one.
+    A list replaces the whole list. A group of another `kind` replaces the whole group: fields that the file omits have the
+    defaults of the new kind. The attribute `unsets` of a class lists the fields that become None if the file sets another one.
 
     Args:
         value: the settings to start from.
-        changes: some of the settings, as dicts, lists and scalars.
-        what: name of the file, for messages.
+        changes: the settings of the file, as dicts, lists and scalars.
+        what: name of the file, used in messages.
 
     Raises:
-        ConfigError: as `from_plain`.
+        ConfigError: see `from_plain`.
     """
     return from_plain(type(value), _merged(value, changes), what=what)
 

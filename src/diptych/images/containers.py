@@ -1,4 +1,4 @@
-"""What files say of themselves before Pillow opens them: boxes of HEIC, AVIF and JPEG 2000, and marks of RAW photos."""
+"""Inspect files before Pillow opens them: boxes of HEIC, AVIF and JPEG 2000, and signatures of RAW photos."""
 
 import struct
 from collections.abc import Iterator
@@ -7,24 +7,24 @@ _JP2 = b"\x00\x00\x00\x0cjP  \r\n\x87\n"
 _CODESTREAM = b"\xff\x4f\xff\x51"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"})
 _RAW_STARTS = (b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FUJIFILMCCD-RAW", b"\0MRM", b"FOVb")
-"""Of Olympus, Panasonic, Fujifilm, Minolta and Sigma."""
+"""First bytes of RAW files by Olympus, Panasonic, Fujifilm, Minolta and Sigma."""
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 
 
 def is_heif(content: bytes) -> bool:
-    """Whether a file is HEIC or another kind of HEIF; it may be AVIF if its brand is `mif1`."""
+    """Whether a file is HEIC or another kind of HEIF. A file of brand `mif1` may also be AVIF."""
     return content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
 
 
 def has_boxes(content: bytes) -> bool:
-    """Whether a file consists of boxes as HEIC, AVIF and JPEG 2000 do, or is a bare codestream of JPEG 2000."""
+    """Whether a file consists of boxes, like HEIC, AVIF and JPEG 2000, or is a bare JPEG 2000 codestream."""
     return content[4:8] == b"ftyp" or content.startswith((_JP2, _CODESTREAM))
 
 
 def is_raw(content: bytes) -> bool:
-    """Whether a file is a RAW photo: what Pillow opens of it is a thumbnail at best.
+    """Whether a file is a RAW photo, of which Pillow opens at most a thumbnail.
 
-    Most of these files are TIFFs whose first picture is marked as one of reduced resolution.
+    Most RAW files are TIFFs whose first picture is marked as reduced resolution.
     """
     if content.startswith(_RAW_STARTS) or content[4:12] == b"ftypcrx " or content[6:14] == b"HEAPCCDR":
         return True
@@ -35,7 +35,7 @@ def is_raw(content: bytes) -> bool:
 
 
 def _first_tags(content: bytes) -> dict[int, int]:
-    """The tags of a TIFF's first directory, with the values that stand in the directory itself."""
+    """The tags of a TIFF's first directory, with the values that are stored in the directory itself."""
     order = "<" if content.startswith(b"II") else ">"
     tags = dict[int, int]()
     try:
@@ -44,13 +44,13 @@ def _first_tags(content: bytes) -> dict[int, int]:
         for at in range(place + 2, place + 2 + 12 * num, 12):
             tag, kind = struct.unpack_from(f"{order}HH", content, at)
             (tags[tag],) = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", content, at + 8)
-    except struct.error:  # It ends early.
+    except struct.error:  # The file is truncated.
         pass
     return tags
 
 
 def box_blocks(content: bytes) -> Iterator[int]:
-    """Sizes of the boxes and segments that Pillow reads in Python, without those of the picture itself."""
+    """Sizes in bytes of the boxes and segments that Pillow reads in Python, without the picture data."""
     if content.startswith(_CODESTREAM):
         yield from _segments(content, 2)
         return
@@ -64,7 +64,7 @@ def box_blocks(content: bytes) -> Iterator[int]:
 
 
 def _boxes(content: bytes, place: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """(kind, start, end) of the content of each box."""
+    """(kind, start, end) of each box; the offsets enclose its content."""
     while place + 8 <= end:
         size, kind = struct.unpack_from(">L4s", content, place)
         head = 8
@@ -80,7 +80,7 @@ def _boxes(content: bytes, place: int, end: int) -> Iterator[tuple[bytes, int, i
 
 
 def _segments(content: bytes, place: int) -> Iterator[int]:
-    """Sizes of the segments of a codestream's header."""
+    """Sizes in bytes of the segments in a codestream's header."""
     while place + 4 <= len(content) and content[place + 1] not in {0x90, 0xD9}:
         size = 2 + int.from_bytes(content[place + 2 : place + 4], "big")
         yield size

@@ -25,13 +25,13 @@ IMAGE_SUFFIXES = frozenset(FORMATS)
 """What counts as a picture when a folder is read."""
 
 _BROKEN = "_diptych_broken"
-"""Attribute of a PIL image that could not be decoded: the reason."""
+"""Attribute that stores why a PIL image could not be decoded."""
 _locks = [Lock() for _ in range(64)]
-"""Pillow loads a picture, and its EXIF data, when they are first needed: two threads must not do so with one object."""
+"""Pillow loads a picture and its EXIF data lazily. Two threads must not load the same object."""
 
 
 def _renew_locks() -> None:
-    """In a forked process, whose parent's threads may hold some."""
+    """Replace the locks in a forked process, because threads of the parent may hold some."""
     _locks[:] = [Lock() for _ in _locks]
 
 
@@ -134,7 +134,7 @@ def file_mode(image: ImageInput) -> str:
 
 
 def _alone_with(image: ImageInput) -> AbstractContextManager[object]:
-    """For a PIL image, one of the locks; the others are opened anew for each call."""
+    """A lock for a PIL image. Other inputs are opened anew in each call and need none."""
     return _locks[id(image) // 16 % len(_locks)] if isinstance(image, Image.Image) else nullcontext()
 
 
@@ -151,7 +151,7 @@ def _decoded(image: ImageInput, *, max_pixels: int | None, gray_bits: int) -> Im
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the picture, or fail as the first time: after an error Pillow loads a TIFF or a GIF again without one.
+    """Decode the picture, or raise the first error again: Pillow loads a damaged TIFF or GIF without error the second time.
 
     Raises:
         ImageError: it cannot be decoded.
@@ -224,7 +224,7 @@ def _check_range(opened: Image.Image) -> None:
 
 def _upright_rgb(image: Image.Image, *, gray_bits: int) -> Image.Image:
     image.load()
-    turn = _TURNS.get(orientation_of(image))  # Pictures that are made of its pixels have no metadata.
+    turn = _TURNS.get(orientation_of(image))  # Pictures created from its pixels have no metadata.
     if image.mode.startswith("I;16") or image.mode == "I":
         grays = np.asarray(image).astype(np.int64) >> (gray_bits - 8)
         image = Image.fromarray(grays.clip(0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Text from outside in pictures and plots: letters that the usual font lacks are drawn with another one of the system's."""
+"""Arbitrary text in pictures and plots: letters that the default font lacks are drawn with a system font."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 PLACEHOLDER = "□"
-"""What stands for a letter that no font has."""
+"""Replaces a letter that no font has."""
 _FIRST = "DejaVu Sans"
-"""It comes with matplotlib."""
+"""The default font; matplotlib includes it."""
 _SMALLER = 0.92
-"""Size of DejaVu Sans that looks like Pillow's own font of size 1."""
+"""Size of DejaVu Sans relative to Pillow's default font of the same apparent size."""
 _lock = RLock()
 
 
 def drawable(text: str, *, keep: str = "") -> str:
-    r"""The text as fonts can draw it: control characters as escapes, and `□` for each letter that no font has.
+    r"""The text with control characters as escapes, and `□` in place of each letter that no font has.
 
-    Selectors of variants and joiners that no font has are left out, for they are not seen.
+    Variation selectors and joiners that no font has are removed, because they are invisible.
 
     Args:
-        text: any text, also a file name that is not UTF-8.
-        keep: control characters that stay, such as a newline.
+        text: any text, including a file name that is not UTF-8.
+        keep: control characters that are not escaped, such as a newline.
 
     >>> drawable("a\t$b$")
     'a\\t$b$'
@@ -39,11 +39,11 @@ def drawable(text: str, *, keep: str = "") -> str:
 
 
 def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[str], dict[str, Any]]:
-    """The texts as matplotlib draws them, and the options with which it does: no mathematics, and fonts that have the letters.
+    """Drawable texts, and matplotlib options that disable math and select fonts with their letters.
 
     Args:
         texts: any texts.
-        most: letters of each; longer ones are cut and end with `…`.
+        most: maximum number of letters of each text; longer texts are cut and end with `…`.
     """
     from matplotlib import rcParams  # noqa: PLC0415  (half a second)
 
@@ -53,7 +53,7 @@ def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[st
 
 
 def shorten(text: str, most: int | None) -> str:
-    """The text, or its beginning and `…`; of at most so many letters.
+    """The text, cut to at most `most` letters; a cut text ends with `…`.
 
     >>> shorten("a brown dog", 8), shorten("a dog", 8)
     ('a brown…', 'a dog')
@@ -62,7 +62,7 @@ def shorten(text: str, most: int | None) -> str:
 
 
 class FontChain:
-    """Draws each letter with the first font that has it, as Pillow does not."""
+    """Draws each letter with the first font that has it. Pillow itself uses only one font."""
 
     def __init__(self, size: int) -> None:
         self._size = round(_SMALLER * size)
@@ -72,7 +72,7 @@ class FontChain:
         return sum(font.getlength(part) for font, part in self._parts(text))
 
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, *, fill: Any) -> None:
-        """Draw a line, all fonts on one base line."""
+        """Draw a line of text, with all fonts on one baseline."""
         x, base_line = place[0], place[1] + self._font(None).getmetrics()[0]
         for font, part in self._parts(text):
             draw.text((x, base_line), part, fill=fill, font=font, anchor="ls")
@@ -90,7 +90,7 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont | FontChain
 
 
 def font_for(texts: str, size: int) -> Font:
-    """A font for pictures that has the letters of the texts: Pillow's own, which has ASCII, or several of the system's."""
+    """A font for pictures that has the letters of the texts: Pillow's own for ASCII, otherwise a chain of system fonts."""
     return ImageFont.load_default(size) if texts.replace("…", "").isascii() else FontChain(size)
 
 
@@ -116,7 +116,7 @@ def _replaced(letter: str) -> str:
 
 def _font_of(letter: str) -> "FontEntry | None":
     """The first font that draws a letter; None if there is none."""
-    with _lock:  # Faces of FreeType are not for several threads at once.
+    with _lock:  # FreeType faces are not thread-safe.
         return _found_font(letter)
 
 
@@ -127,9 +127,9 @@ def _found_font(letter: str) -> "FontEntry | None":
 
 @lru_cache(maxsize=1)
 def _fonts() -> "Sequence[FontEntry]":
-    """The system's upright fonts and matplotlib's, of which the first is DejaVu Sans; regular ones before bold ones.
+    """Upright fonts of matplotlib and the system: DejaVu Sans first, regular fonts before bold ones.
 
-    Without the fonts of last resort, which draw the same picture for all letters of a script.
+    Last-resort fonts, which draw the same picture for all letters of a script, are excluded.
     """
     from matplotlib.font_manager import fontManager  # noqa: PLC0415  (half a second)
 
@@ -142,7 +142,7 @@ def _fonts() -> "Sequence[FontEntry]":
 
 
 def _draws(path: str, letter: str) -> bool:
-    """Whether a font has an outline for a letter; fonts of coloured pictures have empty ones."""
+    """Whether a font has an outline for a letter. Color fonts have empty outlines."""
     if ord(letter) not in _charmap(path):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Formats of pictures by suffix: which ones are opened, which ones are left out, and what to do about those."""
+"""Picture formats by suffix: which ones can be opened, which ones are left out, and what to do about the latter."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import PurePath
 from PIL import features
 
 HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
-"""Whether HEIC can be opened: the extra `heic` is installed."""
+"""Whether HEIC can be opened, which needs the extra `heic`."""
 HAS_AVIF = importlib.util.find_spec("PIL._avif") is not None
-"""Whether this Pillow opens AVIF; version 11.3 was the first."""
+"""Whether this version of Pillow opens AVIF (11.3 or newer)."""
 
 _ALWAYS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -32,11 +32,11 @@ FORMATS = {
     for name, suffixes in (_ALWAYS | {name: _SOMETIMES[name] for name in _SOMETIMES if _AVAILABLE[name]}).items()
     for suffix in suffixes
 }
-"""By suffix, the format as Pillow names it. Nothing else is opened, whatever a file is called."""
+"""Suffix to Pillow's name of the format. No other format is opened, whatever the name of the file."""
 
 _RAW = "3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW.split())
-"""Photos as a camera's sensor recorded them. Pillow opens a thumbnail of some of them, which is not the picture."""
+"""Suffixes of RAW photos. Pillow opens only a thumbnail of some of them."""
 _OTHER = "ai bpg cur dds eps exr flif hdr ico jxl jxr pcx pfm psb psd qoi sgi svg svgz tga wdp xcf"
 _OTHER_SUFFIXES = frozenset(f".{name}" for name in _OTHER.split())
 
@@ -51,7 +51,7 @@ _OTHER_REMEDY = "not read; convert them to PNG or JPEG"
 
 
 def remedy(suffix: str) -> str | None:
-    """What to do about pictures with a suffix that are left out; None if they are read, or the suffix is not a picture's.
+    """What to do about pictures with an unsupported suffix; None if the suffix is supported, or not that of a picture.
 
     >>> remedy(".psd"), remedy(".jpg"), remedy(".txt")
     ('not read; convert them to PNG or JPEG', None, None)
@@ -69,14 +69,14 @@ def remedy(suffix: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The pictures of one suffix that were left out because their format is not read.
+    """Pictures with one suffix that were left out because their format is not supported.
 
     >>> str(LeftOut(suffix=".heic", num=2, examples=("a.heic", "b.HEIC"), remedy="pip install 'diptych[heic]'"))
     "2 .heic (a.heic, b.HEIC): pip install 'diptych[heic]'"
     """
 
     suffix: str
-    """In lowercase, with its dot."""
+    """Lowercase, with the dot."""
     num: int
     examples: tuple[str, ...]
     """The first three paths."""
@@ -91,7 +91,7 @@ _MAX_EXAMPLES = 3
 
 
 class LeftOutCounter:
-    """Counts the pictures that are left out because of their format, by suffix.
+    """Counts pictures of unsupported formats by suffix.
 
     >>> counter = LeftOutCounter()
     >>> [counter.add(name) for name in ("a.PSD", "b.txt", "c.jpg", "c.psd")]
@@ -105,7 +105,7 @@ class LeftOutCounter:
         self._examples: dict[str, list[str]] = {}
 
     def add(self, path: str) -> bool:
-        """Count a file if it is a picture that is not read; whether it is one."""
+        """Count a file if it is a picture of an unsupported format. Returns whether it is one."""
         suffix = PurePath(path).suffix.lower()
         if remedy(suffix) is None:
             return False
@@ -116,7 +116,7 @@ class LeftOutCounter:
         return True
 
     def left_out(self) -> list[LeftOut]:
-        """One for each suffix, in the order of the suffixes."""
+        """One item per suffix, sorted by suffix."""
         return [
             LeftOut(suffix=suffix, num=num, examples=tuple(self._examples[suffix]), remedy=remedy(suffix) or "")
             for suffix, num in sorted(self._counts.items())

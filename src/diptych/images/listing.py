@@ -1,4 +1,4 @@
-"""The pictures of a folder, and what was left out of them."""
+"""List the pictures of a folder, and the files that were left out."""
 
 import os
 from collections.abc import Iterator
@@ -13,20 +13,20 @@ from diptych.images.formats import FORMATS, LeftOut, LeftOutCounter
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What a folder and its subfolders hold."""
+    """The pictures of a folder and its subfolders."""
 
     paths: tuple[Path, ...]
     """Pictures, sorted."""
     left_out: tuple[LeftOut, ...]
-    """Pictures whose format is not read, by suffix."""
+    """Pictures of unsupported formats, by suffix."""
     unreadable: tuple[tuple[str, str], ...]
     """(path, reason) of subfolders that cannot be read."""
 
 
 def list_images(folder: Path) -> Listing:
-    """Every picture in a folder and its subfolders; hidden ones and files of other programs are left out.
+    """List the pictures in a folder and its subfolders, without hidden ones and files of other programs.
 
-    A folder whose name is that of a picture (`holiday.jpg`) is a folder. Links to folders are not followed.
+    A folder that is named like a picture (`holiday.jpg`) is read as a folder. Links to folders are not followed.
 
     Raises:
         ImageError: the folder is missing, cannot be read, or holds no picture; the message says what was left out.
@@ -49,7 +49,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def _files(folder: Path, errors: list[OSError]) -> Iterator[Path]:
-    """All files that are not foreign; folders that cannot be read are noted."""
+    """All files except foreign ones. Errors of unreadable folders are collected."""
     for place, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not is_foreign(name))
         yield from (Path(place, name) for name in sorted(names) if not is_foreign(name))

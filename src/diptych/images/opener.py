@@ -32,7 +32,7 @@ MAX_METADATA_BLOCKS = 4096
 """Blocks that the metadata is split into, at most; Pillow reads each one in Python."""
 _OVER_METADATA = f"its metadata is over the limit of {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
 _TURNED = frozenset({5, 6, 7, 8})
-"""EXIF orientations of pictures whose width and height change places."""
+"""EXIF orientations that swap width and height."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#)")
 _PPM_HEADER_BYTES = 4096
@@ -109,14 +109,14 @@ def _opened_whole(content: bytes) -> Image.Image:
 
 
 def _opened_heif(content: bytes) -> Image.Image:
-    """A HEIC picture, by the plugin of the extra `heic`, which is not registered with Pillow."""
+    """Open a HEIC picture with the plugin of the extra `heic`, which is not registered with Pillow."""
     if not HAS_HEIC:
         raise ImageError(f"is HEIC, which needs an extra: {HEIC_REMEDY}")
     from pillow_heif import HeifImageFile  # noqa: PLC0415  (an extra)
 
     try:
         return cast(Image.Image, HeifImageFile(io.BytesIO(content)))  # type: ignore[no-untyped-call]
-    except SyntaxError as error:  # As plugins say that they do not know a file.
+    except SyntaxError as error:  # Plugins raise this for an unknown file.
         raise UnidentifiedImageError(str(error)) from None
 
 
@@ -150,9 +150,9 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height, once it is turned as its EXIF orientation says, of a picture that is opened and not decoded.
+    """Width and height of an opened picture after its EXIF orientation is applied. The picture is not decoded.
 
-    Of a TIFF, the stored size is read from its tags: newer versions of Pillow open it with the upright one.
+    The stored size of a TIFF is read from its tags, because newer versions of Pillow report the upright size.
     """
     tags = getattr(image, "tag_v2", None)
     width, height = image.size
@@ -173,14 +173,14 @@ def check_size(width: int, height: int, *, max_pixels: int | None = None) -> Non
 
 
 class _PillowLimit:
-    """Pillow's own limit of pixels. It is below `MAX_PIXELS` and belongs to the process, so each `open` lifts it."""
+    """Disables Pillow's own limit of pixels, which is global and below `MAX_PIXELS`, while pictures are opened."""
 
     def __init__(self) -> None:
         self._lock, self._num, self._before = Lock(), 0, Image.MAX_IMAGE_PIXELS
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Without it while the block runs, and while another thread is in such a block."""
+        """Disable the limit while this thread or another one is in such a block."""
         with self._lock:
             if self._num == 0:
                 self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

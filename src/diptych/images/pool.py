@@ -31,7 +31,7 @@ class DecodePool:
     """Processes that decode pictures. One that overruns or crashes is replaced, and only its picture fails.
 
     The processes import neither torch nor the model. Each is limited in memory (`worker.memory_limit`) and may not
-    write files. Threads can share a pool; a forked process starts decoders of its own. Use it as a context manager, or call
+    write files. Threads can share a pool; a forked process starts its own decoders. Use it as a context manager, or call
     `close`.
     """
 
@@ -49,8 +49,8 @@ class DecodePool:
             num_processes: pictures that are decoded at the same time, at most.
             timeout_s: seconds of wall-clock time that one picture may take, at most.
             max_pixels: width times height of a picture, at most.
-            on_phash: called with the content and the perceptual hash of each picture whose `pixels` are computed, by the thread
-                that asked for them. Without it, no hash is computed.
+            on_phash: called with the content and the perceptual hash of each picture for which `pixels` is called, in the
+                calling thread. Without it, no hash is computed.
         """
         self.on_phash = on_phash
         self.timeout_s, self.max_pixels = timeout_s, max_pixels
@@ -124,7 +124,7 @@ class DecodePool:
                     process.kill()
 
     def _reset(self) -> None:
-        """Forget the processes: another process, from which this one was forked, may use them."""
+        """Drop the processes in a forked process, because the parent may use them."""
         idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(self._num):
             idle.put(None)

@@ -15,7 +15,7 @@ _LIKE_ADDRESS = re.compile(
     r".*://|\s*[\w+.-]{2,}:/.*@|\s*['\"]?(?:jdbc:)?postgres(?:ql)?(?:\+\w+)?:|.*\b(?:password|passwd|pwd)\s*=",
     re.IGNORECASE | re.DOTALL,
 )
-"""Addresses of other kinds, paths that were made of an address, and keywords as libpq reads them."""
+"""Matches other kinds of addresses, paths that were made from an address, and keywords of libpq."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ def is_address(place: Any) -> bool:
 
 
 def folder_of(place: str | Path) -> Path:
-    """The folder that is named where no database is.
+    """The folder of an index, from a text that is not the address of a database.
 
     Raises:
-        ConfigError: it looks like an address; a folder of that name would show the password.
+        ConfigError: the text looks like an address. The name of the folder would show the password.
     """
     if _LIKE_ADDRESS.match(str(place)):
         raise ConfigError(
-            "an index is a folder or postgresql://USER@HOST/DATABASE?index=NAME (a text, not a Path), and the given place is "
-            "another kind of address; it is not shown, since it may hold a password"
+            "an index is a folder or postgresql://USER@HOST/DATABASE?index=NAME (a str, not a Path); the given value looks "
+            "like another kind of address and is not shown, because it may contain a password"
         )
     return Path(place)
 

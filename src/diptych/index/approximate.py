@@ -1,7 +1,7 @@
 """Nearly the nearest among millions: faiss's inverted lists and graphs, an extra.
 
-Their recall is measured for 100 hits. What they find is ranked by the scores of the exact scan (`exact.py`). The exact scan
-answers what they cannot: larger requests, queries of which they find too few, and ties that their last hit may cut.
+Their recall is measured for 100 hits. Their hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
+used for larger requests, for queries with too few hits, and if the last hit may be tied with vectors that were not found.
 Shapes: N vectors, E embedding, Q queries, K found.
 """
 
@@ -28,7 +28,7 @@ _LEARNT_FROM = 200_000
 """Vectors that lists are learnt from, at most."""
 _TRIED, _TOP = 200, 100
 _TOP_BEFORE = 10
-"""Hits that earlier versions measured the recall for."""
+"""Number of hits for which earlier versions measured the recall."""
 _ENOUGH = 0.98
 """Recall that the effort of a search is raised to."""
 
@@ -43,20 +43,20 @@ class About:
     effort: int
     """Lists that are scanned, or candidates that a walk keeps."""
     recall: float
-    """Share of the nearest `top` that it finds, of queries halfway between two vectors."""
+    """Share of the nearest `top` vectors that are found, for queries halfway between two vectors."""
     top: int = _TOP_BEFORE
-    """Hits that the recall was measured for."""
+    """Number of hits for which the recall was measured."""
     bytes: int | None = None
     """Size of the file; None if an earlier version wrote it."""
 
     def rows(self) -> dict[str, str]:
-        """The description as rows of the table `about`; the first is all that earlier versions know."""
+        """The description as rows of the table `about`. Earlier versions read only the first row."""
         known = {name: value for name, value in asdict(self).items() if name not in {"top", "bytes"}}
         return {"nearly": json.dumps(known), "nearly_top": str(self.top), "nearly_bytes": str(self.bytes)}
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> "About | None":
-        """The reverse; None if nothing was built.
+        """The inverse of `rows`; None if nothing was built.
 
         Raises:
             ValueError: the rows are damaged.
@@ -73,7 +73,7 @@ class About:
 
 
 class FileId(NamedTuple):
-    """Tells a file from any other, also from one of the same name and description."""
+    """Identifies a file, even if another one has the same name and description."""
 
     path: Path
     device: int
@@ -83,10 +83,10 @@ class FileId(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "FileId":
-        """The file that is there now.
+        """The id of the file that now has this path.
 
         Raises:
-            OSError: there is none.
+            OSError: no such file exists.
         """
         found = path.stat()
         return cls(path, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
@@ -100,7 +100,7 @@ class Approximate:
 
         Raises:
             ConfigError: faiss is not installed.
-            OSError: the file is damaged, or not the one that is described.
+            OSError: the file is damaged, or does not match the description.
         """
         faiss = _faiss()
         flags = faiss.IO_FLAG_MMAP if about.kind == "ivf" else 0
@@ -118,16 +118,16 @@ class Approximate:
     def search(
         self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int, codes: Codes | None = None
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Rows and inner products, the nearest first and equal ones by row, as `nearest` gives them.
+        """Rows and inner products in the order of `nearest`: falling inner products, equal ones by row.
 
-        Vectors that came after the structure was built are compared exactly. What the structure is asked for, and whether its
-        answer is used, does not depend on `top`, so that a smaller request is the beginning of a larger one.
+        Vectors that were added after the structure was built are compared exactly. The query of the structure, and whether its
+        hits are used, do not depend on `top`. Therefore a smaller request returns the first hits of a larger one.
 
         Args:
-            vectors: all, of which the structure has the first.
-            queries: of unit length.
-            top: so many of each query, and no more than there are vectors.
-            codes: of the vectors, for the exact scan.
+            vectors: all vectors; the structure contains the first ones.
+            queries: unit vectors.
+            top: number of hits per query, at most the number of vectors.
+            codes: codes of the vectors, for the exact scan.
         """
         if not 0 < top <= self.about.top:
             return nearest(vectors, queries, top=top, codes=codes)
@@ -145,7 +145,7 @@ class Approximate:
             num_queries=len(queries),
             top=needed,
         )
-        # What has the score of the last one found may have been left out.
+        # Vectors with the same score as the last hit may be missing.
         is_cut = (scores[:, -1] <= lowest) & (num_found < self.about.num)
         unsure = np.flatnonzero((rows[:, -1] < 0) | is_cut)
         rows, scores = rows[:, :top], scores[:, :top]
@@ -154,7 +154,7 @@ class Approximate:
 
 
 def _pairs(found: Int64[ndarray, "Q K"]) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
-    """The query and the row of each hit, once; -1 is none."""
+    """The query and the row of each hit, without duplicates. A row of -1 means no hit and is dropped."""
     rows = np.sort(found, axis=1)
     is_new = rows >= 0
     is_new[:, 1:] &= rows[:, 1:] != rows[:, :-1]
@@ -163,7 +163,7 @@ def _pairs(found: Int64[ndarray, "Q K"]) -> tuple[Int64[ndarray, " P"], Int64[nd
 
 
 def build(vectors: Vectors, kind: Kind, path: Path) -> About:
-    """Build a structure and write it; the effort is raised until it finds 98 % of the 100 nearest.
+    """Build a structure and write it. The effort is increased until it finds 98 % of the 100 nearest vectors.
 
     Raises:
         ConfigError: faiss is not installed, or there is nothing to build from.

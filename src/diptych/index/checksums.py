@@ -69,7 +69,7 @@ def missing_rows(blocks: Sequence[Block], num: int) -> bool:
 
 
 def damaged_tables(database: sqlite3.Connection, *, form: int) -> list[str]:
-    """Say which tables of an index of a format have rows whose values are not those that were written; nothing if all are."""
+    """Tables that have rows whose values differ from those that were written, as messages; empty if none has."""
     faults = []
     hashed = HASHED | {"entries": COLUMNS_2} if form == 2 else HASHED
     for table, columns in hashed.items():

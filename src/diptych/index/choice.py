@@ -18,12 +18,12 @@ def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
 
     Args:
         place: a folder, or `postgresql://USER@HOST/DATABASE?index=NAME`, where NAME is `diptych` if it is left out.
-        timeout_s: a read of a database that takes longer is canceled and raises IndexingError; None for no limit. A read of a
-            folder has no limit.
+        timeout_s: limit in seconds for a read of a database; a longer read is canceled and raises IndexingError. None for no
+            limit. Reads of a folder have no limit.
 
     Raises:
         IndexingError: there is no index, it is damaged, or its server cannot be reached.
-        ConfigError: the address is none, or an extra is missing.
+        ConfigError: the address is invalid, or an extra is missing.
     """
     if not is_address(place):
         return LocalIndex(folder_of(place))
@@ -49,7 +49,7 @@ def create_index(
     Raises:
         IndexingError: something is there, or it cannot be written.
         BusyError: another process has been creating it for ten seconds.
-        ConfigError: the address is none, or an extra is missing.
+        ConfigError: the address is invalid, or an extra is missing.
     """
     if not is_address(place):
         return create_local_index(folder_of(place), dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
@@ -64,14 +64,14 @@ def create_index(
 def open_or_create_index(
     place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
 ) -> Index:
-    """What is there, or an empty index. Of several processes that create it at once, one does, and the others open it.
+    """Open an index, or create an empty one. Of several processes, one creates the index and the others open it.
 
-    The arguments are those of `create_index`; an index that is there may have been made with others.
+    The arguments are those of `create_index`. An existing index may have been created with other arguments.
 
     Raises:
-        IndexingError: something else is there, its server cannot be reached, or it cannot be written.
+        IndexingError: something else exists at this place, the server cannot be reached, or the index cannot be written.
         BusyError: another process has been creating it for ten seconds.
-        ConfigError: the address is none, or an extra is missing.
+        ConfigError: the address is invalid, or an extra is missing.
     """
     if not index_exists(place):
         try:
@@ -87,7 +87,7 @@ def index_exists(place: str | Path) -> bool:
 
     Raises:
         IndexingError: the server cannot be reached.
-        ConfigError: the address is none, or an extra is missing.
+        ConfigError: the address is invalid, or an extra is missing.
     """
     if not is_address(place):
         return holds_local_index(folder_of(place))

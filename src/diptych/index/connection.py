@@ -1,8 +1,9 @@
-"""Connections to `index.db`: for reading and writing, and for reading alone where its folder cannot be written.
+"""Connections to `index.db`: for reading and writing, or read-only if its folder cannot be written.
 
-SQLite needs to write next to a database in WAL mode even to read it, unless another process has it open. Where it cannot, the
-database is opened as `immutable`, without locks; if its log (`-wal`) holds changes, both are copied to a temporary folder and
-read there. Neither follows later changes, so such a connection is current only while the files are as they were.
+To read a database in WAL mode, SQLite must write files next to it, unless another process has it open. If that is not
+possible, the database is opened as `immutable`, without locks. If its log (`-wal`) has changes, both files are copied to a
+temporary folder and read there. These connections do not see later changes: they are current only while the files do not
+change.
 """
 
 import shutil
@@ -16,37 +17,37 @@ from diptych.core.errors import IndexingError
 from diptych.index.tables import hash_row
 
 _TRIES = 20
-"""Copies of a database that changes meanwhile."""
+"""Maximum number of attempts to open a database that changes at the same time."""
 _Stamp: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection, and which file it is connected to."""
+    """A connection, and the file to which it is connected."""
 
     path: Path
     database: sqlite3.Connection
     stamp: _Stamp
     is_frozen: bool = False
-    """Whether it shows the file as it was when it was opened."""
+    """Whether the connection shows the file as it was when it was opened."""
     copy: "tempfile.TemporaryDirectory[str] | None" = None
 
     def is_current(self) -> bool:
-        """Whether the path still leads to the file that was opened, and a frozen connection shows what it holds now."""
+        """Whether the path still leads to the opened file and, for a frozen connection, the file is unchanged."""
         try:
             return _stamp(self.path, is_frozen=self.is_frozen) == self.stamp
         except OSError:
             return False
 
     def close(self) -> None:
-        """Close it, and remove a copy."""
+        """Close the connection, and remove its copy of the files."""
         self.database.close()
         if self.copy is not None:
             self.copy.cleanup()
 
 
 def connect(path: Path) -> Connection:
-    """A database that survives a crash, and lets readers go on while it is written; read-only if it cannot be written.
+    """Open a crash-safe database that can be read during a write; read-only if it cannot be written.
 
     Raises:
         IndexingError: it cannot be read.
@@ -56,10 +57,10 @@ def connect(path: Path) -> Connection:
             connection = _connect(path)
             if connection.is_current():
                 return connection
-            connection.close()  # Another file has just taken its place, or a frozen one changed.
+            connection.close()  # The file was replaced, or a frozen file changed.
     except (sqlite3.Error, OSError, UnicodeError) as error:
         raise IndexingError(f"{path.parent}: cannot be read ({error})") from None
-    raise IndexingError(f"{path.parent}: cannot be read (it changes all the time, and its folder cannot be written)")
+    raise IndexingError(f"{path.parent}: cannot be read (it keeps changing, and its folder cannot be written)")
 
 
 def _connect(path: Path) -> Connection:
@@ -77,7 +78,7 @@ def _connect(path: Path) -> Connection:
 
 def _connect_read_only(path: Path) -> Connection:
     address, stamp = path.absolute().as_uri(), _stamp(path)
-    try:  # Works while another process has it open, and follows its changes.
+    try:  # This works, and shows changes, while another process has the database open.
         return Connection(path, _open(f"{address}?mode=ro"), stamp)
     except sqlite3.OperationalError:
         stamp = _stamp(path, is_frozen=True)
@@ -112,7 +113,7 @@ def _open(address: str) -> sqlite3.Connection:
 
 
 def _stamp(path: Path, *, is_frozen: bool = False) -> _Stamp:
-    """Device and inode; of a frozen connection also what tells a change of the database and its log."""
+    """Device and inode; for a frozen connection also values that change with the database and its log."""
     found = path.stat()
     stamp = (found.st_dev, found.st_ino)
     if not is_frozen:

@@ -54,8 +54,8 @@ def create_postgres_index(
     """An empty index in a schema that is empty, or not there.
 
     Raises:
-        IndexingError: there is an index, which another process may just have made, or another table; the database cannot hold
-            every text; or it cannot be written.
+        IndexingError: an index exists, which another process may just have created, or another table exists; the database
+            cannot store every text; or it cannot be written.
         BusyError: another process has been creating it for ten seconds.
         ConfigError: the address is none.
     """
@@ -80,7 +80,7 @@ def create_postgres_index(
 
 
 def _lock_to_create(cursor: psycopg.Cursor[Any], address: Address) -> None:
-    """Take the writer's lock until the transaction ends. Whoever creates the index may go on to write it for hours."""
+    """Take the writer's lock until the transaction ends. The process that creates the index may write to it for hours."""
     give_up_at = time.monotonic() + _CREATE_S
     while True:
         is_locked = cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", (lock_number(address.schema),)).fetchone()

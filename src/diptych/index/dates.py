@@ -14,24 +14,24 @@ _END_OF_TIME = "9999-12-31 24:00:00"
 
 @dataclass(frozen=True)
 class Period:
-    """A span of time, as texts in the order of time: `2024-01-31` to `2024-02-01`."""
+    """A span of time, from `first` to before `after`. Both are texts that sort by time, such as `2024-01-31`."""
 
     first: str
-    """Its first moment."""
+    """Start of the period."""
     after: str
-    """The first moment after it."""
+    """End of the period, exclusive."""
 
 
 def parse_period(text: str, field: DateField) -> Period:
-    """The year, month, day, minute or second that a text names.
+    """The year, month, day, minute or second that a text denotes.
 
     Args:
         text: `2024`, `2024-01`, `2024-01-31`, `2024-01-31 10:00` or `2024-01-31 10:00:00`, with a space or `T` before the time.
-            A time for `modified` may end in `Z` or an offset such as `+02:00`; without one, it is UTC.
+            A time for `modified` may end in `Z` or an offset such as `+02:00`; the default is UTC.
         field: the field that the date is compared with.
 
     Raises:
-        ValueError: the text is none of these, names no day of the calendar, or gives `taken` a time zone.
+        ValueError: the text has another form, is not a calendar date, or has a time zone for `taken`.
 
     >>> parse_period("2024-01-31", "taken")
     Period(first='2024-01-31', after='2024-02-01')
@@ -55,7 +55,7 @@ def parse_period(text: str, field: DateField) -> Period:
 
 
 def _after(first: datetime, num_parts: int) -> str:
-    """The first moment after the year, month, day, minute or second that starts at `first`."""
+    """The end of the year, month, day, minute or second that starts at `first`."""
     try:
         match num_parts:
             case 1:
@@ -73,6 +73,6 @@ def _after(first: datetime, num_parts: int) -> str:
 
 
 def _written(moment: datetime) -> str:
-    """As the databases compare it. Midnight is the date alone, which sorts before all times of its day."""
+    """The text that the databases compare. Midnight is written as the date alone, which sorts before all times of that day."""
     text = moment.isoformat(" ", "seconds")
     return text.removesuffix(" 00:00:00")

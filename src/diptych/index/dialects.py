@@ -16,13 +16,13 @@ class Dialect:
     like: str
     """Compares a text with a pattern: without regard to the case of a to z, no sign but % and _ being special."""
     fields: Mapping[str, str]
-    """By name, what gives the field. Times are texts as `2024-05-01 12:00:00`, in the order of time; of `caption`, a line."""
+    """Field to SQL expression. Times are texts such as `2024-05-01 12:00:00`, which sort by time. `caption` is one line."""
     lines: str
     """The rows of a picture's caption lines."""
 
 
 _PLAIN_JSON = r"replace(replace(replace(captions, '\\', {mark}), '\u0000', ''), {mark}, '\\')"
-"""The captions' JSON without NUL, which PostgreSQL's texts cannot have. `{mark}` is a character that no JSON has."""
+"""The captions' JSON without NUL, which PostgreSQL's texts cannot contain. `{mark}` is a character that JSON never contains."""
 SQLITE = Dialect(
     mark="?",
     like="{text} LIKE ?",
@@ -107,7 +107,7 @@ def _depth(chosen: Filter) -> int:
 
 
 def _compare(chosen: Comparison, dialect: Dialect) -> Condition:
-    """A comparison; with `caption`, of any of its lines."""
+    """The SQL of a comparison. A comparison with `caption` is true if it is true for any line."""
     condition = _compare_one(chosen, dialect)
     if chosen.field != "caption":
         return condition

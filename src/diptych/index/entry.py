@@ -38,7 +38,7 @@ class Entry:
 
 
 def common_folder(first: str | None, last: str | None) -> str | None:
-    """The nearest folder that holds all keys, from the first and the last of them in order; None for none or the root.
+    """The nearest folder that contains all keys, from the first and the last key in order; None without keys or for the root.
 
     >>> common_folder("/photos/2023/a.jpg", "/photos/2024/b.jpg"), common_folder("/a.jpg", "/b/c.jpg")
     ('/photos', None)

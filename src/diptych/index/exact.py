@@ -1,4 +1,4 @@
-"""The nearest of all vectors: candidates by fast products, then ranked by scores that are the same in every request.
+"""Exact nearest neighbors: fast products select candidates, and scores that are the same in every request rank them.
 
 Candidates come from a float32 matrix product, or from the product of eight-bit codes. Both have an error of at most `slack`: a
 vector whose product is more than twice that below the K-th best cannot be among the K nearest, nor tie with the last of them.
@@ -24,11 +24,11 @@ from diptych.core.device import has_fast_int8
 
 _CHUNK = 65_536
 _TILE = 2**21
-"""Products at a time: those of codes stay in the cache."""
+"""Number of products per tile; those of codes fit in the cache."""
 _PAIRS = 2**20
-"""Candidates that are collected before they are scored, unless the answer has more; of equal vectors, all are candidates."""
+"""Number of candidates that are collected before they are scored, unless `top` needs more. Equal vectors are all candidates."""
 _SCORED_NUMBERS = 2**18
-"""Numbers of vectors that are converted to float64 at a time: they stay in the cache."""
+"""Number of values that are converted to float64 at a time, so that they fit in the cache."""
 _SMALLEST_TILE = 1024
 """Vectors at a time, at least."""
 _QUERIES = 256
@@ -37,7 +37,7 @@ _FEW = 10_000
 _LARGEST = 127
 _LOWEST = np.finfo(np.float32).min
 _ROUNDING = 1e-5
-"""More than float32 loses in any sum of codes."""
+"""Upper bound of the rounding error of float32 in a sum of codes."""
 
 Vectors: TypeAlias = Float[ndarray, "N E"]
 """Of float32, or of float16 as a file may keep them."""
@@ -77,10 +77,9 @@ def nearest(
     among: Int64[ndarray, " M"] | None = None,
     codes: Codes | None = None,
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """Rows and inner products of the nearest vectors, the nearest first and equal ones by row.
+    """Rows and inner products of the nearest vectors, sorted by falling inner product, equal ones by row.
 
-    K is `top` or as many as there are. Where a product is not a number (damaged vectors), fewer are found: the rest has rows
-    of -1.
+    K is `top` or the number of vectors. Damaged vectors, whose product is not a number, are not found: the missing rows are -1.
 
     Args:
         vectors: read chunk by chunk, so that memory does not grow with their number.
@@ -107,7 +106,7 @@ def nearest(
 
 
 _Tile: TypeAlias = tuple[Int64[ndarray, " C"], Float32[ndarray, "Q C"], Float32[ndarray, " Q"]]
-"""Rows of some vectors, their approximate products with each query, and how far these can be from the exact ones."""
+"""Rows of some vectors, their approximate products with each query, and the maximum error of these."""
 
 
 def _by_products(
@@ -136,7 +135,7 @@ class _Candidates:
         self._vectors, self._queries, self._top = vectors, queries, top
         num_queries = len(queries)
         self._best = np.full((num_queries, top), -np.inf, dtype=np.float32)
-        """The best approximate products, falling."""
+        """The best approximate products in descending order."""
         self._slack = np.zeros(num_queries, dtype=np.float32)
         self._pending: list[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"], Float32[ndarray, " P"]]] = []
         self._num_pending = 0
@@ -166,7 +165,7 @@ class _Candidates:
             self._score()
 
     def ranked(self) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Rows and scores of the nearest of all that was offered."""
+        """Rows and scores of the nearest of all collected candidates."""
         self._score()
         return self._rows, self._scores
 
@@ -175,7 +174,7 @@ class _Candidates:
         return floor
 
     def _score(self) -> None:
-        """Score what was collected and keep the nearest."""
+        """Score the collected candidates and keep the nearest."""
         if not self._pending:
             return
         query, row, product = (np.concatenate(side) for side in zip(*self._pending, strict=True))
@@ -196,7 +195,7 @@ class _Candidates:
 def scores_of(
     vectors: Vectors, queries: Float32[ndarray, "Q E"], query: Int64[ndarray, " P"], row: Int64[ndarray, " P"]
 ) -> Float32[ndarray, " P"]:
-    """The inner product of each pair, which depends on nothing but its two vectors."""
+    """The inner product of each pair, which depends only on its two vectors."""
     score = np.empty(len(row), dtype=np.float32)
     order = np.argsort(query, kind="stable")
     ends = np.searchsorted(query[order], np.arange(len(queries)), side="right")
@@ -204,7 +203,7 @@ def scores_of(
     for of_query, one in zip(np.split(order, ends[:-1]), queries.astype(np.float64), strict=True):
         for start in range(0, len(of_query), size):
             part = of_query[start : start + size]
-            # Converted before, not by einsum, whose buffers would split the sums of long vectors.
+            # Convert first: the buffers of einsum would split the sums of long vectors.
             score[part] = np.einsum("pe,e->p", np.asarray(vectors[row[part]], dtype=np.float64), one)
     return score
 
@@ -217,7 +216,7 @@ def rank(
     num_queries: int,
     top: int,
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """The best pairs of each query by (-score, row); rows of -1 where there are fewer, or a score is not a number.
+    """The best pairs of each query by (-score, row). Rows are -1 if there are fewer pairs or a score is not a number.
 
     >>> rank(np.array([0, 0, 0]), np.array([8, 3, 5]), np.float32([1, 1, 2]), num_queries=1, top=2)[0]
     array([[5, 3]])
@@ -244,7 +243,7 @@ def _merge(
 def _chunks(
     rows: ndarray, among: Int64[ndarray, " M"] | None, size: int
 ) -> Iterator[tuple[Int64[ndarray, " C"], ndarray]]:
-    """Some rows at a time, with their numbers."""
+    """Chunks of rows, with their row numbers."""
     num = len(rows) if among is None else len(among)
     for start in range(0, num, size):
         end = min(start + size, num)

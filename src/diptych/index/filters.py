@@ -151,7 +151,7 @@ class _Parser:
         return Comparison(cast("Field", name.text), cast("Sign", comparison), given)
 
     def _dated(self, field: DateField, comparison: str, value: _Token) -> Filter:
-        """A comparison with a whole day, minute or other period, as comparisons with its first moment and the one after it."""
+        """A comparison with a day, minute or other period, as comparisons with the start and the end of the period."""
         try:
             period = parse_period(value.text, field)
         except ValueError as error:

@@ -11,9 +11,9 @@ from numpy import ndarray
 from diptych.images.fingerprints import NEAR_BITS
 
 SAME_COSINE = 0.9
-"""Two pictures whose perceptual hashes agree are the same only from this cosine on: those of plain pictures agree by chance."""
+"""Minimum cosine of copies of one picture. Near perceptual hashes are not enough: those of plain pictures agree by chance."""
 _ROUNDING = 1e-6
-"""Error of a cosine of float32 vectors: that of a vector with itself may be so much below 1."""
+"""Rounding error of a cosine of float32 vectors. The cosine of a vector with itself may be below 1 by this amount."""
 _CHUNK = 2048
 
 DuplicateKind = Literal["identical files", "same picture", "similar according to this model"]
@@ -25,15 +25,15 @@ class Duplicate:
 
     key: str
     cosine: float
-    """With the first picture of the group."""
+    """Cosine with the first picture of the group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateGroup:
     """Pictures that belong together.
 
-    Each picture stands for those that are even more alike: a group of one picture (by its perceptual hash) has one of several
-    identical files, and a group of similar pictures has one of each picture.
+    A group of a looser kind includes one member of each group of a stricter kind: a "same picture" group has one of several
+    identical files, and a group of similar pictures has one copy of each picture.
     """
 
     kind: DuplicateKind
@@ -41,13 +41,13 @@ class DuplicateGroup:
 
 
 class _Components:
-    """Connected components of a graph, as the smallest member of each member's component."""
+    """Connected components of a graph. `first` stores the smallest member of each member's component."""
 
     def __init__(self, num: int) -> None:
         self.first: Int64[ndarray, " N"] = np.arange(num)
 
     def join(self, one: Int64[ndarray, " M"], other: Int64[ndarray, " M"]) -> None:
-        """Add edges. Each round joins components to smaller ones and keeps the edges that still lead out of one."""
+        """Add edges. Each round joins components to smaller ones and keeps the edges between different components."""
         while len(one):
             roots = np.sort(np.stack([self.first[one], self.first[other]]), axis=0)
             one, other = roots[:, roots[0] != roots[1]]
@@ -58,14 +58,14 @@ class _Components:
     def join_block(self, near: Bool[ndarray, "R C"], top: int, left: int) -> None:
         """Add the edges of a block of the adjacency matrix, whose first row and column are given."""
         rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
-        self.join(top + rows, left + near.argmax(axis=1)[rows])  # One edge of each row and column is mostly enough.
+        self.join(top + rows, left + near.argmax(axis=1)[rows])  # One edge of each row and column is usually enough.
         self.join(top + near.argmax(axis=0)[columns], left + columns)
         firsts = self.first[top : top + near.shape[0], None], self.first[None, left : left + near.shape[1]]
         inner, across = np.nonzero(near & (firsts[0] != firsts[1]))
         self.join(top + inner, left + across)
 
     def groups(self) -> list[list[int]]:
-        """Components of two and more, in the order of their first members."""
+        """Components with at least two members, in the order of their first members."""
         order = np.argsort(self.first, kind="stable")
         starts = np.flatnonzero(np.diff(self.first[order])) + 1
         return [group.tolist() for group in np.split(order, starts) if len(group) > 1]
@@ -80,9 +80,9 @@ def duplicate_groups(
     """Groups of identical files, then of the same picture, then of similar pictures.
 
     Args:
-        keys: of each content, the files that have it.
-        hashes: of each content, the perceptual hash (`images/fingerprints.py`); None if it is not known.
-        vectors: of each content.
+        keys: for each content, the files with this content.
+        hashes: for each content, the perceptual hash (`images/fingerprints.py`); None if it is unknown.
+        vectors: the vector of each content.
         threshold: pictures with at least this cosine are similar; neighbors of neighbors are in one group.
 
     >>> eye = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]

@@ -24,7 +24,7 @@ from diptych.index.tables import FORMAT, KEY_RANGE, forget, insert, set_about, s
 from diptych.index.vector_file import AGAIN
 
 _NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_bytes"))
-"""Rows of the table `about` without what `build` makes of millions."""
+"""Rows of the table `about` without an approximate structure."""
 
 
 class LocalIndex(LocalStore):
@@ -39,7 +39,7 @@ class LocalIndex(LocalStore):
         super().__init__(folder)
         self._nearly: approximate.Approximate | None = None
         self._unusable: tuple[Path, str] | None = None
-        """A structure that could not be opened in the last search, and why."""
+        """Approximate structure that could not be opened in the last search, and the reason."""
 
     def __enter__(self) -> "LocalIndex":
         return self
@@ -96,7 +96,7 @@ class LocalIndex(LocalStore):
         return [to_entry(row) for row in self._all(sql, condition.values)]
 
     def common_folder(self) -> str | None:
-        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
         ((first, last),) = self._all(KEY_RANGE)
         return common_folder(first, last)
 
@@ -160,7 +160,7 @@ class LocalIndex(LocalStore):
         return num - len(kept)
 
     def _write_anew(self, kept: Sequence[tuple[str, int]]) -> None:
-        """Write some of the vectors, given by digest and place, into a new file; what `build` made is dropped."""
+        """Write the vectors with the given digests and places to a new file, and drop the result of `build`."""
         old = self._file()
         number = max(int(self._about()["file"]), old.codes_number) + 1
         with self._disk():
@@ -176,11 +176,11 @@ class LocalIndex(LocalStore):
         old.unlink()
 
     def lost(self) -> set[str]:
-        """Keys of entries that have no vector: theirs was damaged, and `repair` dropped it."""
+        """Keys of entries without a vector, because `repair` dropped a damaged one."""
         return {key for (key,) in self._all("SELECT key FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)")}
 
     def repair(self) -> None:
-        """Drop damaged vectors, and rebuild codes and structures that are damaged; `lost` names what is to be added again.
+        """Drop damaged vectors, and rebuild damaged codes and structures. `lost` lists the entries to add again.
 
         Checksums are compared only if `verify` found damage, or if a file is missing or too short: an addition to a million
         pictures would read gigabytes.
@@ -229,7 +229,7 @@ class LocalIndex(LocalStore):
         with self._alone:
             found = self._of_one_moment(lambda: self._search(queries, top, chosen))
             unusable, self._unusable = self._unusable, None
-        # Of a structure that another process has just replaced, nothing is wrong.
+        # No warning if another process has just replaced the structure.
         if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
             warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
         return found
@@ -266,7 +266,7 @@ class LocalIndex(LocalStore):
         return nearly.search(vectors, queries, top=top, codes=codes)
 
     def _opened_nearly(self, num: int) -> approximate.Approximate | None:
-        """What was built of an index of so many vectors; None if nothing was, or it cannot be used."""
+        """The approximate structure of an index with `num` vectors; None if there is none, or it cannot be used."""
         about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
         if about is None:
             self._nearly = None
@@ -274,7 +274,7 @@ class LocalIndex(LocalStore):
         try:
             file = approximate.FileId.of(path)
             if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
-                self._nearly = None  # Not both in memory.
+                self._nearly = None  # Free the old one first.
                 if about.bytes is None and self._faults_of_nearly():
                     raise OSError(f"{path.name} is damaged")
                 self._nearly = approximate.Approximate(file, about)
@@ -299,12 +299,12 @@ class LocalIndex(LocalStore):
         return entries
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
-        """Store the perceptual hashes of contents, by digest."""
+        """Store perceptual hashes by digest."""
         with self._changing() as database:
             set_phash(database, phashes)
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
-        """Groups of pictures that are the same, or whose vectors have at least this cosine."""
+        """Groups of equal pictures, and of pictures whose vectors have at least the cosine `threshold`."""
         keys, hashes = dict[int, list[str]](), dict[int, int | None]()
 
         def read() -> Float32[ndarray, "N E"]:

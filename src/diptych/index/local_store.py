@@ -7,9 +7,9 @@
 
 New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
 no vector that is not there, and what lies beyond those that it knows is overwritten. Readers see the last whole transaction.
-Files that are written anew have a new number, which the transaction that counts them stores; the next writer removes those that
-are not counted. An open index notices that the database is another file, such as after the folder was deleted and the index
-created again, and opens the new one.
+Rewritten files have a new number, which the same transaction stores; the next writer removes files with other numbers. If the
+database is replaced by another file, for example because the folder was deleted and the index was created again, an open index
+opens the new file.
 The same transaction stores the checksums of what was appended (`checksums.py`), which `verify` compares.
 """
 
@@ -39,7 +39,7 @@ _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)
 
 
 class LocalStore:
-    """The base of `LocalIndex`: what does not depend on what is asked of an index."""
+    """The base of `LocalIndex`: operations on the files, without additions and searches."""
 
     def __init__(self, folder: Path) -> None:
         """Open what is there.
@@ -49,7 +49,7 @@ class LocalStore:
         """
         self.folder, self.place, self._alone = folder, str(folder), RLock()
         self._writer: int | None = None
-        """The thread that may write."""
+        """Id of the thread that may write."""
         self._is_in_moment = False
         self._opened = self._connect()
         try:
@@ -67,7 +67,7 @@ class LocalStore:
         return connect(self.folder / DATABASE)
 
     def _describe(self, about: dict[str, str]) -> None:
-        """Take over what an index says of itself."""
+        """Set the properties that the table `about` stores."""
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
                 f"{self.folder}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
@@ -80,10 +80,10 @@ class LocalStore:
             raise self._damaged() from None
 
     def _follow(self) -> None:
-        """Open the database again if the path leads to another one now.
+        """Reopen the database if the path now leads to another file.
 
         Raises:
-            IndexingError: there is none, it has another model's vectors, or this process is writing the one that has gone.
+            IndexingError: the file is missing, it has vectors of another model, or this process is writing the old file.
         """
         if self._is_in_moment or self._opened.is_current():
             return
@@ -131,14 +131,14 @@ class LocalStore:
                 self._writer = None
 
     def _check_writing(self, what: str) -> None:
-        """Refuse a change of files by a thread that does not hold the lock: two would write over each other."""
+        """Refuse changes of files by a thread that does not hold the lock: two writers would overwrite each other's files."""
         if self._writer != get_ident():
             raise IndexingError(
                 f"{self.folder}: {what} must be called within `with index.writing():`, by the same thread"
             )
 
     def _leftovers(self) -> list[Path]:
-        """Files of changes that were interrupted before the database counted them, or after it counted others."""
+        """Files that interrupted changes left, and that the database does not refer to."""
         about, file = self._about(), self._file()
         counted = {path.name for path in file.paths()}
         if "nearly" in about:
@@ -265,13 +265,13 @@ class LocalStore:
         ]
 
     def _current_format(self) -> int:
-        """Its format; another process may have upgraded it."""
+        """The current format; another process may have upgraded the index."""
         if self._format != FORMAT:
             self._format = int(self._about()["format"])
         return self._format
 
     def _is_old(self) -> bool:
-        """Whether it is of format 1 still, without checksums."""
+        """Whether the index still has format 1, without checksums."""
         return self._current_format() == 1
 
     def _columns(self) -> str:
@@ -287,7 +287,7 @@ class LocalStore:
                     raise self._damaged() from None
 
     def _damaged(self) -> IndexingError:
-        return IndexingError(f"{self.folder}: is damaged; {command('index', 'verify', self.folder)} says how")
+        return IndexingError(f"{self.folder}: is damaged; for details, run: {command('index', 'verify', self.folder)}")
 
     def _about_nearly(self) -> About | None:
         try:

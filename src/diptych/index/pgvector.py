@@ -18,7 +18,7 @@ from diptych.index.address import Address
 from diptych.index.postgres_pool import answering_within
 
 _CONNECT_S, _SILENT_S = 10, 30
-"""Limit for opening a connection; seconds of silence until either side checks that the other's machine still answers."""
+"""Limit for opening a connection, and seconds of silence after which each side checks that the other is still reachable."""
 _KEEPALIVES = {
     "keepalives_idle": _SILENT_S,
     "keepalives_interval": 10,
@@ -50,7 +50,7 @@ def connect(address: Address, *, timeout_s: float | None = None) -> psycopg.Conn
 
     Args:
         address: of the database.
-        timeout_s: the server cancels a statement that takes longer; None for what the database says.
+        timeout_s: the server cancels a statement that takes longer; None for the database's own setting.
 
     Raises:
         ConfigError: the address is none.
@@ -65,7 +65,7 @@ def connect(address: Address, *, timeout_s: float | None = None) -> psycopg.Conn
     settings = {"connect_timeout": limit_s, **_KEEPALIVES, **given, **own}
     try:
         connection = psycopg.connect(make_conninfo("", **settings), autocommit=True)
-        # What a lock protects is read after the lock was taken, whatever the database's default is.
+        # Statements must see changes made before the lock was taken, whatever the database's default is.
         connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     except (psycopg.Error, OSError, UnicodeError) as error:
         raise IndexingError(f"{address.shown}: cannot be reached ({one_line(error)})") from None

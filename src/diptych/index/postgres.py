@@ -1,4 +1,4 @@
-"""An index in PostgreSQL (`postgres_store.py` describes it): what is added to it and found in it."""
+"""An index in PostgreSQL: additions and searches. `postgres_store.py` describes its tables."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,7 +83,7 @@ class PostgresIndex(PostgresStore):
         return [to_entry(row) for row in self._all(sql, condition.values)]
 
     def common_folder(self) -> str | None:
-        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
         ((first, last),) = self._all(KEY_RANGE)
         return common_folder(first, last)
 
@@ -120,7 +120,7 @@ class PostgresIndex(PostgresStore):
             cursor.executemany("INSERT INTO broken VALUES (%s, %s, %s, %s)", rows)
 
     def repair(self) -> None:
-        """Drop vectors of another length than one; `lost` names the entries that need theirs again."""
+        """Drop vectors that do not have unit length. `lost` lists the entries to add again."""
         with self._changing() as cursor:
             cursor.execute(
                 "DELETE FROM vectors WHERE vector_dims(embedding) <> %s OR NOT abs(vector_norm(embedding) - 1) < 1e-3",
@@ -128,7 +128,7 @@ class PostgresIndex(PostgresStore):
             )
 
     def lost(self) -> set[str]:
-        """Keys of entries that have no vector."""
+        """Keys of entries without a vector."""
         sql = "SELECT key FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
         return {key for (key,) in self._all(sql)}
 
@@ -155,7 +155,7 @@ class PostgresIndex(PostgresStore):
         """
 
         def read(connection: Connection) -> list[list[Any]]:
-            with connection.transaction():  # Reading `about` keeps others from dropping the tables until it ends.
+            with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
                 self._check_model(connection)
                 values = [(query, *condition.values, query, top) for query in queries]
                 return [connection.execute(sql.encode(), some).fetchall() for some in values]
@@ -164,13 +164,13 @@ class PostgresIndex(PostgresStore):
         return [[Found(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
-        """Store the perceptual hashes of contents, by digest."""
+        """Store perceptual hashes by digest."""
         rows = [(to_signed(phash), digest) for digest, phash in phashes.items()]
         with self._changing() as cursor:
             cursor.executemany("UPDATE entries SET phash = %s WHERE digest = %s", rows)
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
-        """Groups of pictures that are the same, or whose vectors have at least this cosine."""
+        """Groups of equal pictures, and of pictures whose vectors have at least the cosine `threshold`."""
         column = "NULL::bigint" if self._current_format() < 3 else "max(phash)"
         sql = f"""
             SELECT array_agg(key ORDER BY key), vectors.digest, {column}, embedding FROM entries JOIN vectors USING (digest)

@@ -1,7 +1,8 @@
-"""Connections to PostgreSQL for several threads: each operation has one to itself, and lost ones are replaced.
+"""Connections to PostgreSQL for several threads: each operation has its own connection, and lost connections are replaced.
 
-`psycopg_pool` is not used: it connects in threads of its own with growing pauses, and its callers get a timeout without the
-server's reason. Here the caller connects: an outage is reported at once, with its reason, and the first attempt after it works.
+`psycopg_pool` is not used: it connects in its own threads with growing pauses, and its callers get a timeout without the
+server's reason. Here the caller connects, so an outage is reported at once with its reason, and the first attempt after it
+succeeds.
 """
 
 import os
@@ -18,17 +19,17 @@ T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 
 _MAX_IDLE = 8
-"""Unused connections that stay open."""
+"""Maximum number of unused connections that stay open."""
 _GRACE_S = 1.0
-"""The server cancels its statement at the time limit. If it has not answered so long after, the client ends the connection."""
+"""The server cancels a statement at the time limit. If there is no response after these seconds, the client disconnects."""
 
 
 class Connections:
-    """A pool. No connection is used by two threads at the same time.
+    """A pool of connections. Two threads never use a connection at the same time.
 
     Args:
-        connect: opens one.
-        timeout_s: limit for a read; None for no limit.
+        connect: opens a connection.
+        timeout_s: limit for a read, in seconds; None for no limit.
     """
 
     def __init__(self, connect: Callable[[], Connection], *, timeout_s: float | None) -> None:
@@ -37,16 +38,16 @@ class Connections:
         self._lock, self._is_closed = threading.Lock(), False
 
     def read(self, job: Callable[[Connection], T]) -> T:
-        """What a job that changes nothing returns. If its connection is lost, it runs once more on a new one.
+        """Run a read-only job and return its result. If its connection is lost, run it once more on a new one.
 
         Raises:
-            TimeoutError: it took longer than the limit.
-            psycopg.Error: it failed, or the server cannot be reached.
+            TimeoutError: the job took longer than the limit.
+            psycopg.Error: the job failed, or the server cannot be reached.
             IndexingError: the server cannot be reached.
         """
         with suppress(LostConnectionError):
             return self._run(job)
-        self._close_idle()  # They were most likely lost with it.
+        self._close_idle()  # They were probably lost, too.
         return self._run(job)
 
     def _run(self, job: Callable[[Connection], T]) -> T:
@@ -62,10 +63,10 @@ class Connections:
 
     @contextmanager
     def lent(self, *, for_writing: bool = False) -> Iterator[Connection]:
-        """A connection for the block alone.
+        """A connection that only this block uses.
 
         Args:
-            for_writing: one that answers now, since a write is not repeated.
+            for_writing: check first that the connection works, because a write is not repeated.
         """
         connection = self._take()
         if for_writing and not _answers(connection):
@@ -78,7 +79,7 @@ class Connections:
             self._take_back(connection)
 
     def close(self) -> None:
-        """Close all connections, those that are lent when they come back."""
+        """Close all connections. Connections in use are closed when they are returned."""
         self._is_closed = True
         self._close_idle()
 
@@ -106,15 +107,15 @@ class Connections:
 
 
 class LostConnectionError(psycopg.OperationalError):
-    """The server closed the connection, or was gone, before the answer was complete."""
+    """The connection was lost before the result was complete."""
 
 
 @contextmanager
 def answering_within(connection: Connection, limit_s: float | None) -> Iterator[None]:
-    """End the connection if the block takes longer. A server that hangs sends nothing, and TCP does not detect that.
+    """Close the connection if the block exceeds the limit. TCP does not detect a server that hangs.
 
     Raises:
-        TimeoutError: it took longer.
+        TimeoutError: the block exceeded the limit.
     """
     if limit_s is None:
         yield
@@ -135,7 +136,7 @@ def answering_within(connection: Connection, limit_s: float | None) -> Iterator[
 
 
 class _Watch:
-    """Ends a connection from another thread, unless its use is over."""
+    """Closes a connection from another thread, unless it is no longer in use."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock, self._is_over = connection, threading.Lock(), False

@@ -1,13 +1,13 @@
 """An index in PostgreSQL with pgvector: opening, locking, transactions and checks. It is a schema of a database.
 
-    about     what made the vectors
-    vectors   by digest; `place` counts them in the order in which they came
-    entries   what is known of each picture
+    about     the model of the vectors
+    vectors   by digest; `place` numbers them in the order of addition
+    entries   metadata of each picture
     broken    pictures that could not be read
 
-Threads may share an index: each operation has a connection of its own (`postgres_pool.py`). A read whose connection is lost
-runs once more on a new one. A change is one transaction and is never repeated. The writer's connection holds a lock, and
-all its changes use that connection: if it is lost, the lock is lost, too, and the next change fails. The server checks its
+Threads may share an index: each operation has its own connection (`postgres_pool.py`). A read whose connection is lost runs
+once more on a new one. A change is one transaction and is never repeated. The writer's connection holds a lock, and all changes
+of the writer use this connection. If the connection is lost, so is the lock, and the next change fails. The server checks its
 pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
 """
 
@@ -33,22 +33,22 @@ T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.1
 _LONGEST_S = 2_000_000.0
-"""The server counts milliseconds in 32 bits; a longer limit is none."""
+"""The server stores milliseconds in 32 bits; a longer limit means no limit."""
 
 
 class PostgresStore:
-    """The base of `PostgresIndex`: what does not depend on what is asked of an index."""
+    """The base of `PostgresIndex`: connections, locks and checks, without additions and searches."""
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
-        """Open what is there.
+        """Open an existing index.
 
         Args:
-            address: of the index.
-            timeout_s: limit for each statement and each read; None for no limit.
+            address: the address of the index.
+            timeout_s: limit for each statement and each read, in seconds; None for no limit.
 
         Raises:
-            IndexingError: there is no index, or its server cannot be reached.
-            ConfigError: the address is none.
+            IndexingError: the index does not exist, or its server cannot be reached.
+            ConfigError: the address is invalid.
         """
         parsed = parse_address(address)
         self.place, self._schema = parsed.shown, parsed.schema
@@ -67,7 +67,7 @@ class PostgresStore:
 
     @property
     def model(self) -> str:
-        """Tells the model that made the vectors from any other."""
+        """Identity of the model that computed the vectors."""
         return self.models[0]
 
     def _about(self) -> dict[str, str]:
@@ -85,7 +85,7 @@ class PostgresStore:
         return about
 
     def close(self) -> None:
-        """Close the connections; one that a thread uses is closed after its operation."""
+        """Close the connections. A connection in use is closed after its operation."""
         self._connections.close()
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class PostgresStore:
 
     @contextmanager
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
-        """Alone among all who write, by a lock of a connection. Changes by other threads on this object use it, too."""
+        """Hold the writer's lock, which belongs to a connection. Changes by other threads on this object use it, too."""
         give_up_at = time.monotonic() + wait_s
         with ExitStack() as held:
             with self._reading():
@@ -119,7 +119,7 @@ class PostgresStore:
         return row is not None and bool(row[0])
 
     def _unlock(self, connection: Connection) -> None:
-        """Release the lock; by the end of the connection, if the server does not confirm it."""
+        """Release the lock. If the server does not confirm it, close the connection."""
         is_released = False
         try:
             row = connection.execute("SELECT pg_advisory_unlock(%s)", (lock_number(self._schema),)).fetchone()
@@ -131,7 +131,7 @@ class PostgresStore:
                 connection.close()
 
     def _check_model(self, connection: Connection) -> None:
-        """Refuse an index that another model's has replaced since this one was opened: its vectors do not compare."""
+        """Refuse the index if one of another model replaced it since it was opened: their vectors cannot be compared."""
         about = dict(connection.execute("SELECT name, value FROM about").fetchall())
         if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
             raise IndexingError(
@@ -149,11 +149,11 @@ class PostgresStore:
         return rows[0][0].removeprefix("diptych ") if rows and rows[0][0] else "another process"
 
     def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; the server looks at the vectors."""
+        """Faults, and what to do about them. The server checks the vectors."""
         faults = []
         odd = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
         if odd:
-            faults.append(f"{odd} vectors have not {self.dim} numbers; index the folders again")
+            faults.append(f"{odd} vectors do not have {self.dim} numbers; index the folders again")
         num, first = self._all(
             "SELECT count(*), min(place) FROM vectors WHERE NOT abs(vector_norm(embedding) - 1) < 1e-3"
         )[0]
@@ -169,11 +169,11 @@ class PostgresStore:
         return faults
 
     def remarks(self) -> list[str]:
-        """Nothing: an addition that was interrupted leaves nothing in a database."""
+        """Always empty: an interrupted addition leaves nothing in a database."""
         return []
 
     def size(self) -> dict[str, int]:
-        """What is counted, and bytes on the server's disk."""
+        """Numbers of entries and vectors, and bytes on the server's disk."""
         unused = (
             "SELECT count(*) FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
         )
@@ -204,13 +204,13 @@ class PostgresStore:
             raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
 
     def _current_format(self) -> int:
-        """Its format; another process may have upgraded it."""
+        """The current format; another process may have upgraded the index."""
         if self._format != FORMAT:
             self._format = int(self._about()["format"])
         return self._format
 
     def _is_old(self) -> bool:
-        """Whether it is of format 1 still, without stamps of sidecars."""
+        """Whether the index still has format 1, without stamps of sidecars."""
         return self._current_format() == 1
 
     def _columns(self) -> str:
@@ -235,7 +235,7 @@ class PostgresStore:
 
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
-        """One transaction, after an upgrade from an earlier format. It takes the lock unless this object has it."""
+        """One transaction, preceded by an upgrade from an earlier format. It takes the lock unless this object holds it."""
         with self._alone:
             if self._writer is not None:
                 self._upgrade()
@@ -251,10 +251,10 @@ class PostgresStore:
             with connection.transaction(), connection.cursor() as cursor:
                 yield cursor
         except (psycopg.Error, UnicodeEncodeError) as error:
-            after = "it has all of this change or nothing" if connection.broken else "it is as it was"
+            after = "it has all of this change or none of it" if connection.broken else "it is as it was"
             raise IndexingError(f"{self.place}: cannot be written ({one_line(error)}); {after}") from None
 
 
 def lock_number(schema: str) -> int:
-    """The number of the advisory lock of an index."""
+    """The id of the advisory lock of an index."""
     return int.from_bytes(blake2b(f"diptych index {schema}".encode(), digest_size=8).digest(), "big", signed=True)

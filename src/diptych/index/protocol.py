@@ -83,7 +83,7 @@ class Index(Protocol):
         """All, or those that a filter lets through, by key."""
 
     def common_folder(self) -> str | None:
-        """The nearest folder that holds all pictures; None if there is none below the root of the file system."""
+        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
 
     def add(
         self,
@@ -93,7 +93,7 @@ class Index(Protocol):
         broken: Sequence[tuple[str, Stamp, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
-        """Take up or replace entries, all of them or none; in a folder, only within `writing`.
+        """Add or replace entries, either all or none. In a folder, call it only within `writing`.
 
         Args:
             entries: what is known of each picture.
@@ -102,21 +102,22 @@ class Index(Protocol):
             gone: keys to drop, such as the old places of pictures that were moved.
 
         Raises:
-            IndexingError: a vector is missing, or has another length than the index's, or it could not be written, or another
-                thread or process may be writing.
+            IndexingError: a vector is missing or has the wrong length, the index could not be written, or another thread or
+                process may be writing.
         """
 
     def repair(self) -> None:
-        """Drop what `verify` finds damaged and what can be made again; call it within `writing`.
+        """Repair the damage that `verify` finds; call it within `writing`.
 
-        Damaged vectors are dropped: `lost` names the entries that need theirs again. Damaged codes and structures are rebuilt.
+        Damaged vectors are dropped, and `lost` lists their entries, which must be added again. Damaged codes and structures
+        are rebuilt.
 
         Raises:
-            IndexingError: it cannot be read or written.
+            IndexingError: the index cannot be read or written.
         """
 
     def lost(self) -> set[str]:
-        """Keys of entries that have no vector, and so are never found; adding them again with a vector repairs them."""
+        """Keys of entries without a vector. Searches do not find them until they are added again with a vector."""
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay until `compact`.
@@ -126,7 +127,7 @@ class Index(Protocol):
         """
 
     def compact(self) -> int:
-        """Drop the vectors that no entry has; how many these were. In a folder, only within `writing`.
+        """Drop vectors without an entry, and return their number. In a folder, call it only within `writing`.
 
         Raises:
             IndexingError: it could not be written.
@@ -135,8 +136,8 @@ class Index(Protocol):
     def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
         """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
 
-        The order is total within an index: equal scores by the order in which the vectors came, entries of one vector by key.
-        A smaller request is therefore the beginning of a larger one, and the scores do not depend on the request.
+        The order is total: equal scores are sorted by the order in which the vectors were added, entries of one vector by key.
+        The scores do not depend on the request. Therefore a smaller request returns the first hits of a larger one.
 
         Args:
             queries: unit vectors.
@@ -145,10 +146,10 @@ class Index(Protocol):
         """
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
-        """Store the perceptual hashes of contents, by digest; entries of earlier versions have none.
+        """Store perceptual hashes by digest. Entries of earlier versions have none.
 
         Raises:
-            IndexingError: it could not be written.
+            IndexingError: the index could not be written.
         """
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
@@ -156,7 +157,7 @@ class Index(Protocol):
 
         Args:
             threshold: vectors with at least this cosine are similar.
-            phashes: by digest, the perceptual hashes of contents for which the index has none.
+            phashes: perceptual hashes by digest, for contents that have none in the index.
         """
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
@@ -169,7 +170,7 @@ class Index(Protocol):
     def build(self, kind: Kind | None) -> About | None:
         """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
 
-        In a folder, only within `writing`.
+        In a folder, call it only within `writing`.
 
         Raises:
             ConfigError: an extra is missing, or the store is searched exactly.

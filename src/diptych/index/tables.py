@@ -42,7 +42,7 @@ COLUMNS_2 = f"{_COLUMNS_1}, sidecar_size, sidecar_ns, target"
 COLUMNS = f"{COLUMNS_2}, phash"
 COLUMNS_OF_FORMAT = {1: f"{_COLUMNS_1}, NULL, NULL, NULL, NULL", 2: f"{COLUMNS_2}, NULL", 3: COLUMNS}
 KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
-"""The first and the last key; two look-ups in the index of keys, where one SELECT of both would read the table."""
+"""The first and the last key. Two subqueries use the index of keys; a single SELECT of both would scan the table."""
 HASHED = {
     "about": "name, value",
     "vectors": "digest, place",
@@ -83,7 +83,7 @@ def set_about(database: sqlite3.Connection, **values: str | None) -> None:
 
 
 def set_phash(database: sqlite3.Connection, phashes: Mapping[str, int]) -> None:
-    """Store the perceptual hashes of contents, by digest. A damaged row stays as it is."""
+    """Store perceptual hashes by digest. Damaged rows are not changed."""
     sql = (
         f"UPDATE entries SET phash = ?1, row_hash = hash_row({COLUMNS_2}, ?1) "
         f"WHERE digest = ?2 AND row_hash IS hash_row({COLUMNS})"
@@ -151,7 +151,7 @@ def to_entry(row: Sequence[Any]) -> Entry:
         texts = tuple(json.loads(captions))
     except (ValueError, TypeError):
         raise IndexingError(
-            f"{key}: its captions are damaged; {command('index', 'verify')} says what else is"
+            f"{key}: its captions are damaged; to find other damage, run: {command('index', 'verify')}"
         ) from None
     return Entry(
         key=key,

@@ -1,6 +1,6 @@
-"""Upgrade of an index on disk from an earlier format: nothing is embedded again, and no damage is hashed as if it were right.
+"""Upgrade an index on disk from an earlier format. Nothing is embedded again, and damaged rows do not get a valid hash.
 
-From format 1: row hashes, checksums and stamps of sidecars are added. From format 2: the column of perceptual hashes.
+Format 1 gets row hashes, checksums and stamps of sidecars. Formats 1 and 2 get the column of perceptual hashes.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ from diptych.index.vector_file import VectorFile
 UNKNOWN_SIZE = -1
 """Size in the sidecar stamp of an entry whose captions were read by format 1: the next addition reads them again."""
 NEW_COLUMNS = {2: ("sidecar_size BIGINT", "sidecar_ns BIGINT", "target TEXT"), 3: ("phash BIGINT",)}
-"""Of the table `entries`, by the format that added them."""
+"""New columns of the table `entries`, by the format that added them."""
 MARK_CAPTIONS = f"UPDATE entries SET sidecar_size = {UNKNOWN_SIZE}, sidecar_ns = 0 WHERE captions <> '[]'"
 
 
@@ -32,7 +32,7 @@ def upgrade(database: sqlite3.Connection, file: VectorFile) -> None:
                 database.execute(f"ALTER TABLE entries ADD COLUMN {column}")
         if old == 1:
             _from_1(database, file)
-        elif old == 2:  # A row that was damaged keeps a hash that is not its own.
+        elif old == 2:  # A damaged row keeps its wrong hash.
             database.execute(
                 f"UPDATE entries SET row_hash = hash_row({COLUMNS}) WHERE row_hash IS hash_row({COLUMNS_2})"
             )

@@ -24,7 +24,7 @@ Kind: TypeAlias = Literal["float32", "float16"]
 """What the file keeps of a number."""
 
 AGAIN = "diptych index add embeds the pictures again"
-"""What to do about vectors that are lost."""
+"""Advice in messages about lost vectors."""
 _SUFFIX = {"float32": "f32", "float16": "f16"}
 _CHUNK = 65_536
 
@@ -47,7 +47,7 @@ class VectorFile:
         self._integers, self._scales = (folder / f"codes-{self.codes_number}.{suffix}" for suffix in ("i8", "f32"))
 
     def paths(self) -> tuple[Path, Path, Path]:
-        """The file of vectors, and the two of codes."""
+        """The file of vectors and the two files of codes."""
         return self.path, self._integers, self._scales
 
     def create(self) -> None:
@@ -144,7 +144,7 @@ class VectorFile:
         ]
 
     def copy(self, places: Sequence[int], target: "VectorFile") -> list[Block]:
-        """Write some vectors, given by their rising places, into another file; their checksums."""
+        """Write the vectors at the given places, in ascending order, to another file. Returns their checksums."""
         vectors, blocks = self.read(places[-1] + 1 if places else 0), list[Block]()
         target.create()
         for start in range(0, len(places), _CHUNK):
@@ -152,7 +152,7 @@ class VectorFile:
         return blocks
 
     def intact(self, blocks: Sequence[Block]) -> Bool[ndarray, " N"]:
-        """Which rows are those that were written, according to their checksums, and of unit length.
+        """Which rows have the right checksum and unit length.
 
         Raises:
             OSError: the file cannot be read.

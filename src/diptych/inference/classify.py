@@ -78,7 +78,7 @@ def classify(
     if threshold == "auto":
         threshold = calibrated_threshold(embedder.metrics)
     if threshold is not None and not -1 <= threshold <= 1:
-        raise ConfigError(f"threshold is {threshold}; it is a cosine, within [-1, 1]")
+        raise ConfigError(f"threshold is {threshold}; it must lie within [-1, 1]")
     class_emb = class_embeddings(embedder, classes, templates)
     encoded = encode_all(embedder, images, on_error=on_error, track=track)
     return ranked_classes(
@@ -168,7 +168,7 @@ def check_classes(classes: Sequence[str]) -> None:
 
     Raises:
         ConfigError: which of these it is.
-        DiptychError: it is one string.
+        DiptychError: the argument is a single string.
     """
     check_list(classes, "classes")
     if len(classes) == 0:
@@ -182,7 +182,7 @@ def check_distinct(classes: Sequence[str]) -> None:
 
     Raises:
         ConfigError: which of them.
-        DiptychError: it is one string.
+        DiptychError: the argument is a single string.
     """
     check_list(classes, "classes")
     repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
@@ -195,7 +195,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
     Raises:
         ConfigError: there is none, or one lacks `{}`.
-        DiptychError: it is one string.
+        DiptychError: the argument is a single string.
     """
     check_list(templates, "templates")
     if not templates:

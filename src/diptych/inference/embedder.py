@@ -67,9 +67,7 @@ class Embedder:
         self.urls = urls
         self.decode_pool = decode_pool
         self.device = next(bundle.model.parameters()).device
-        before_computing(
-            self.device
-        )  # Loading has computed already: with threads on a CPU, or with a context on a GPU.
+        before_computing(self.device)  # Loading has already used torch: threads on a CPU, a context on a GPU.
         self._has_reported_cut = False
         self.on_cut: Callable[[int], object] = self._report_cut
         """Told how many texts were too long and lost their tail; by default a warning says so, once."""
@@ -105,7 +103,7 @@ class Embedder:
 
         Raises:
             ImageError: an image cannot be read and there is no `on_error`.
-            DiptychError: `images` is one image.
+            DiptychError: `images` is a single image.
         """
         check_list(images, "images")
         rows = []
@@ -143,7 +141,7 @@ class Embedder:
         many begin alike, as prompts do, each beginning is computed once (`models/prefix_tree.py`).
 
         Raises:
-            DiptychError: `texts` is one string.
+            DiptychError: `texts` is a single string.
         """
         check_list(texts, "texts")
         before_computing(self.device)
@@ -203,9 +201,9 @@ class Embedder:
             yield batch
 
     def _read(self, images: Iterable[ImageInput]) -> Iterator[list[UInt8[ndarray, "3 H W"] | ImageError]]:
-        """Batches of the images' pixels, or why they cannot be read."""
-        # Who hands over a PIL image or an array may use it again, close it, or draw the next frame into it: it is copied in
-        # this thread, before the next one is requested. The copies that wait for a thread are bounded in number.
+        """Batches of pixels, with an error in place of an image that cannot be read."""
+        # The caller may reuse, change or close a PIL image or an array afterwards. It is therefore copied in this thread,
+        # before the next item is requested. The number of copies that wait for a thread is bounded.
         slots = Semaphore(2 * _THREADS)
 
         def owned() -> Iterator[ImageInput | ImageError]:
@@ -260,10 +258,10 @@ class Embedder:
 
 
 def check_not_empty(items: Sequence[object], what: str) -> None:
-    """Refuse an empty list, and one thing in its place.
+    """Refuse an empty list, and a single value in place of a list.
 
     Raises:
-        DiptychError: there is nothing in it, or it is no list.
+        DiptychError: the list is empty, or the value is not a list.
     """
     check_list(items, f"{what}s")
     if len(items) == 0:
@@ -271,7 +269,7 @@ def check_not_empty(items: Sequence[object], what: str) -> None:
 
 
 def _copied(image: Image.Image | ndarray) -> Image.Image | ImageError:
-    """The picture in RGB and upright, or why it cannot be decoded."""
+    """The upright picture in RGB, or the error if it cannot be decoded."""
     try:
         return decode(image)
     except ImageError as error:

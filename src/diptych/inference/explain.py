@@ -50,9 +50,9 @@ def explain(embedder: Embedder, image: ImageInput, texts: Sequence[str]) -> Expl
 
     Of a vision transformer it is the gradient-weighted attention, followed through its layers (Chefer et al. 2021, "Generic
     attention-model explainability", sec. 3.2); of a ResNet the gradient-weighted activation of the last stage (Grad-CAM,
-    Selvaraju et al. 2017). The image tower computes in float32, whatever precision the model was loaded in.
+    Selvaraju et al. 2017). The image tower computes in float32, whatever the precision of the model.
 
-    Several threads can explain with one embedder, also while others encode with it.
+    Several threads can call this with one embedder, also while other threads encode with it.
 
     Args:
         embedder: the model.
@@ -80,7 +80,7 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     follow = _follow_attention if isinstance(tower, VisionTransformer) else _follow_activation
     with torch.enable_grad():
         batch = normalize(torch.from_numpy(pixels[None]).to(embedder.device), config.pixels)
-        batch.requires_grad_()  # Of a frozen model no parameter does.
+        batch.requires_grad_()  # The parameters of a frozen model require no gradient.
         cosine, maps = follow(tower, lambda: model.encode_image(batch)[0], text_emb)
     heat = functional.interpolate(maps[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False)[:, 0]
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
@@ -94,10 +94,10 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
 
 
 def _own_float32(model: CLIP) -> CLIP:
-    """A model with an image tower of its own that shares the float32 weights; those of another precision are converted.
+    """A model with a separate image tower. Float32 weights are shared; weights of another precision are converted.
 
-    An explanation records what the modules of the tower compute. In modules of its own it cannot record, or disturb, what
-    another thread computes with the model.
+    An explanation records activations with hooks on modules. Separate modules keep other threads' computations out of the
+    record, and undisturbed.
     """
     tower = model.image_tower
     memo: dict[int, nn.Module | Tensor] = {id(model.text_tower): model.text_tower}
@@ -151,7 +151,7 @@ def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> 
 
 
 def _record_attention(tower: nn.Module) -> list[Tensor]:
-    """A list that gets the attention weights of every layer, in order, when the tower computes them."""
+    """A list to which the attention weights of every layer are appended, in order, during the forward pass."""
     seen: list[Tensor] = []
     for module in tower.modules():
         if isinstance(module, Attention):

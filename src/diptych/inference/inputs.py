@@ -34,7 +34,7 @@ class EncodedImages:
     """Where each stood among all."""
     emb: Float32[ndarray, "N E"]
     left_out: tuple[LeftOut, ...] = ()
-    """Pictures of a folder whose format is not read, by suffix."""
+    """Pictures of unsupported formats in the folder, by suffix."""
 
 
 def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, track: Track) -> EncodedImages:
@@ -87,7 +87,7 @@ def encode_all(embedder: Encoder, images: Images, *, on_error: OnError | None, t
 
 
 def _listed(images: Images) -> Listing | None:
-    """What a folder holds; None for images one by one."""
+    """The listing of a folder; None if the images are not a folder."""
     if not isinstance(images, str | Path):
         check_list(images, "images")
         return None

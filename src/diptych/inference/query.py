@@ -22,7 +22,7 @@ from diptych.images.decode import IMAGE_SUFFIXES, describe
 from diptych.inference.encoder import Encoder
 
 MAX_WEIGHT = 100.0
-"""Absolute weight of a term, at most."""
+"""Maximum absolute weight of a term."""
 _TERM = re.compile(
     r"""(?:(?P<weight>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+)?)\s*\*\s*)?(?:"(?P<quoted>[^"]*)"|(?P<bare>.+?))(?=\s+[+-]\s|\s*$)"""
 )
@@ -37,7 +37,7 @@ class Term:
     value: ImageInput
     """The text, or the picture."""
     weight: float = 1.0
-    """Negative for what is to be avoided; within [-100, 100]."""
+    """Negative to avoid the term; within [-100, 100]."""
 
     def __post_init__(self) -> None:
         if not abs(self.weight) <= MAX_WEIGHT:
@@ -69,7 +69,7 @@ def parse_query(text: str) -> Query:
     What is quoted is a text; what is not is a picture, if there is such a file, it ends as one or is a URL; otherwise a text.
 
     Raises:
-        ConfigError: a term is empty, a quotation mark is alone, or a weight is above 100.
+        ConfigError: a term is empty, a quotation mark is unmatched, or a weight is above 100.
 
     >>> parse_query('a dog + 0.5*"snow" - people').terms[1]
     Term(kind='text', value='snow', weight=0.5)
@@ -107,7 +107,7 @@ def query_embeddings(
 
     Raises:
         ConfigError: a query has no term, or its terms cancel out.
-        DiptychError: `queries` is one query.
+        DiptychError: `queries` is a single query.
         ImageError: a picture cannot be read.
     """
     check_list(queries, "queries")
@@ -133,7 +133,7 @@ def unit_sums(total: Float32[ndarray, "Q E"], names: Sequence[object]) -> Float3
     """Sums of terms, brought to unit length; `names` say in an error which it is.
 
     Raises:
-        ConfigError: the terms of one cancel out, or are not finite.
+        ConfigError: the terms of a query cancel out, or their sum is not finite.
     """
     lengths = np.linalg.norm(total, axis=1, keepdims=True)
     for name, length in zip(names, lengths[:, 0], strict=True):

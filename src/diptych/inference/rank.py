@@ -36,7 +36,7 @@ class Ranking:
     skipped: tuple[tuple[str, str], ...] = ()
     """(image, reason) of those that could not be read."""
     left_out: tuple[LeftOut, ...] = ()
-    """Pictures of the folder whose format is not read, by suffix."""
+    """Pictures of unsupported formats in the folder, by suffix."""
 
 
 def rank_images(

@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
     def to_linear(self) -> Linear:
-        """The map in float32, with the weights as they were rounded; a gradient flows through it."""
+        """The layer in float32 with the rounded weights. It is differentiable."""
         num_out, num_in = len(self.scale), len(self.weight)
         linear = Linear(num_in, num_out, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter((self.weight.float() * self.scale).T.contiguous())

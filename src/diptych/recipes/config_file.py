@@ -1,4 +1,4 @@
-"""Config files: a recipe's run, or the defaults, with some settings of one's own."""
+"""Config files that override some settings of a recipe or of the defaults."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ from diptych.training.config import CUSTOM, TrainConfig, read_plain_config, star
 
 
 def read_config_file(path: Path, *, data: str | None = None, changes: Mapping[str, Any] | None = None) -> TrainConfig:
-    """The run that a YAML file describes: the recipe that it names, with the file's settings in place of the recipe's.
+    """Read the config of a run from a YAML file. The settings of the file override those of the recipe that it names.
 
-    A file that names every setting, as `config.yaml` in a run folder does, means what it says, whatever its recipe is today.
-    Without `recipe`, or with `custom`, the other settings have the defaults of `TrainConfig`. `small-data` is fitted to the
-    data, as on the command line.
+    A file that contains every setting, such as `config.yaml` in a run folder, does not depend on the current recipe. Without
+    `recipe`, or with `custom`, missing settings have the defaults of `TrainConfig`. `small-data` is fitted to the data, as on
+    the command line.
 
     Args:
         path: the file. Secrets of its addresses are read from `secrets.yaml` next to it.
-        data: data that the run will have in place of the file's, `kind:location`; only `small-data` is fitted to it.
-        changes: settings by path that the run will have, for the same purpose; they are not applied here.
+        data: data of the run, `kind:location`, if it is not the file's. It is used only to fit `small-data`.
+        changes: settings of the run by dotted path. They are used only to fit `small-data`, and are not applied here.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, names no known recipe, or holds a setting that does not exist or fit.
-        DataError: the data that `small-data` is fitted to cannot be read.
+        ConfigError: the file is missing or is not YAML, or its recipe or a setting is unknown or invalid.
+        DataError: the data for `small-data` cannot be read.
     """
     plain = read_plain_config(path)
     name = starts_from(plain)
@@ -39,7 +39,7 @@ def read_config_file(path: Path, *, data: str | None = None, changes: Mapping[st
 
 
 def _fitted(of_data: Any, path: Path, *, data: str | None, changes: Mapping[str, Any]) -> TrainConfig:
-    """`small-data`, fitted to the data that the run will have, if it is named."""
+    """`small-data`, fitted to the data of the run if that is known."""
     config = merge(small_data().data, of_data, what=f"{path}: data")
     source = data or (config.source if "source" in of_data else None)
     if source is None:

@@ -25,7 +25,7 @@ from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
 """A batch is committed at once: so much is done again after a crash."""
 _UNREAD = "cannot be read ("
-"""Begins the reason of a picture whose file could not be read; earlier versions stored these in the index as well."""
+"""Start of the reason if a file could not be read. Earlier versions stored such reasons in the index."""
 _WAIT_S = 30.0
 """Seconds to wait for another process that writes; short additions that were started together take turns."""
 
@@ -44,15 +44,15 @@ class Update:
     recaptioned: int = 0
     """Pictures as before whose captions have changed; not embedded again."""
     repaired: int = 0
-    """Pictures as before whose vectors were missing or damaged; embedded again."""
+    """Unchanged pictures whose vectors were missing or damaged; embedded again."""
     lost: int = 0
-    """Pictures of other folders whose vectors are missing; they are not found until their folders are added."""
+    """Pictures of other folders whose vectors are missing; searches do not find them until their folders are added."""
     vanished: int = 0
     """Gone from the folders."""
     dropped: int = 0
     """Of those, taken out of the index."""
     is_prune_refused: bool = False
-    """Whether none was taken out because it would have been more than half of the index."""
+    """Whether nothing was dropped because it would have been more than half of the index."""
     links: int = 0
     """Symbolic links that lead out of the folders and were not followed."""
     hidden: int = 0
@@ -60,10 +60,10 @@ class Update:
     excluded: int = 0
     """Pictures and folders that match a pattern of `exclude`; left out."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Pictures whose format is not read, by suffix, with what to do about them."""
+    """Pictures of unsupported formats by suffix, with what to do about them."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason) of pictures and subfolders. Pictures that cannot be decoded are not read again until they change; what
-    could not be read is tried again next time."""
+    """(path, reason) of pictures and subfolders. A picture that cannot be decoded is not read again until it changes.
+    Everything else is tried again by the next update."""
     unread_captions: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of captions that could not be read; their pictures are in the index without them."""
 
@@ -123,7 +123,7 @@ class Share:
 
 
 def _refuse(num_gone: int, num_entries: int) -> bool:
-    """Do not drop more than half of an index."""
+    """The default of `confirm`: do not drop more than half of an index."""
     return False
 
 
@@ -141,17 +141,17 @@ def update(
 ) -> Update:
     """Bring an index in step with folders. Stopped at any moment, it loses no more than the batch under way.
 
-    An index of format 1 is upgraded first, what `verify` finds damaged is repaired, and its model's current name stored.
+    An index of an earlier format is upgraded, damage is repaired (`Index.repair`), and the model's current name is stored.
 
     Args:
         index: what is brought in step.
         clip: the model of its vectors.
         folders: where to look, subfolders included.
         prune: drop entries of these folders whose file has gone.
-        confirm: called if that would drop more than half of the index, as when a disk is not mounted, with the number of
-            entries to drop and the number of entries; nothing is dropped unless it returns True.
+        confirm: called with the number of entries to drop and the number of entries if more than half of the index would be
+            dropped, for example because a disk is not mounted. Nothing is dropped unless it returns True.
         follow_links: follow symbolic links that lead out of the folders (`scan`).
-        exclude: leave out what matches one of these patterns (`scan`); entries that match one count as gone.
+        exclude: patterns of files and folders to leave out (`scan`). Entries that match one count as deleted files.
         share: take up these files alone.
         track: told how far it is.
 
@@ -191,7 +191,7 @@ class _Updater:
     ) -> None:
         self.index, self.embedder, self.report, self.share = index, embedder, Update(), share
         self.phashes = phashes
-        """By digest, the perceptual hashes of the pictures that were decoded."""
+        """Perceptual hashes of the decoded pictures, by digest."""
         self.found = dict[str, ScannedFile]()
         for file in files:
             if _is_text(file.key) and _is_text(file.path):
@@ -239,7 +239,7 @@ class _Updater:
         return self.report
 
     def _prune(self, confirm: Callable[[int, int], bool]) -> None:
-        """Drop what has gone; more than half of the entries only if that is confirmed."""
+        """Drop entries of deleted files; more than half of all entries only after confirmation."""
         num_gone = sum(len(keys) for digest, keys in self.gone_of_digest.items() if digest is not None)
         num = len(self.index)
         if 2 * num_gone > num and not confirm(num_gone, num):
@@ -261,7 +261,7 @@ class _Updater:
         for file in batch:
             try:
                 content = read_picture(file)
-            except OSError as error:  # It may have another cause next time; the index stays as it is.
+            except OSError as error:  # The file is tried again next time, so the index is not changed.
                 self.report.unreadable.append((file.key, f"{_UNREAD}{error.strerror})"))
                 continue
             entry = describe_picture(file, content, self._captions(file))
@@ -277,7 +277,7 @@ class _Updater:
         self.report.unreadable += [(key, reason) for key, _, reason in broken]
 
     def _phash(self, digest: str) -> int | None:
-        """The perceptual hash of a content that was just decoded, or that the index has."""
+        """The perceptual hash of a content, from this pass or from the index."""
         if digest in self.phashes:
             return self.phashes[digest]
         known = (entry.phash for entry in self.index.with_digest(digest))
@@ -350,7 +350,7 @@ class _Updater:
 
 
 def _shown(path: str) -> str:
-    """A path for people; bytes of a name that are no UTF-8 are shown as escapes."""
+    """A printable path: bytes that are not UTF-8 are shown as escapes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 

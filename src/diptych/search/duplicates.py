@@ -1,4 +1,4 @@
-"""Perceptual hashes of indexed pictures, and the duplicates among them."""
+"""Find duplicates among indexed pictures, and compute missing perceptual hashes."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,15 +16,16 @@ _BATCH = 256
 
 
 def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = silently) -> list[DuplicateGroup]:
-    """Groups of identical files, of the same picture by its perceptual hash, and of pictures similar according to the model.
+    """Groups of identical files, of copies of the same picture, and of pictures that are similar according to the model.
 
-    Hashes that an index of an earlier version lacks are computed from the files, and stored if the index can be written.
-    Pictures whose file has gone or changed have none: only their content and vector are compared.
+    Copies are found by perceptual hashes. Missing hashes of an index of an earlier version are computed from the files, and
+    stored if the index can be written. If the file of a picture is gone or has changed, only its content and vector are
+    compared.
 
     Args:
-        index: what is looked at.
+        index: the index to search.
         threshold: pictures with at least this cosine are similar.
-        track: told how many hashes are computed.
+        track: receives the number of computed hashes.
 
     Raises:
         IndexingError: the index cannot be read.
@@ -47,7 +48,7 @@ def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = sil
 
 
 def _store(index: Index, phashes: dict[str, int]) -> bool:
-    """Store the hashes of a batch; False if the index cannot be written now."""
+    """Store the hashes of a batch. Returns False if the index cannot be written now."""
     if not phashes:
         return True
     try:
@@ -59,7 +60,7 @@ def _store(index: Index, phashes: dict[str, int]) -> bool:
 
 
 def _phash(pool: DecodePool, entries: list[Entry]) -> int | None:
-    """The hash of a content, from the first of its files that still has it."""
+    """The hash of a content, from its first unchanged file."""
     for entry in entries:
         try:
             content = read_picture(ScannedFile(key=entry.key, stamp=entry.stamp, target=entry.target))

@@ -1,4 +1,4 @@
-"""Paths as users write them, and the keys of an index that they name."""
+"""Find the keys of an index for paths that a user wrote."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def keys_below(keys: Iterable[str], paths: Sequence[str | Path]) -> list[str]:
-    """The keys that are one of the paths, or lie in one of them; in their order.
+    """The keys that equal one of the paths or lie below one of them, in the order of `keys`.
 
-    A key is the path of an indexed folder, without symbolic links, followed by the names in it, some of which may be links. A
-    path may reach it through other links. A link stands for itself if it has entries of its own, and else for what it leads to.
+    A key is the path of an indexed folder, without symbolic links, followed by names in the folder, some of which may be links.
+    A path may reach it through other links. A link selects its own entries if it has any, otherwise those of its target.
     """
     known = list(keys)
     chosen = set[str]()
@@ -20,7 +20,7 @@ def keys_below(keys: Iterable[str], paths: Sequence[str | Path]) -> list[str]:
 
 
 def _spellings(path: str | Path) -> list[str]:
-    """The absolute path with the links of its first folders resolved: of none, of one, ..., at last its own, too."""
+    """Variants of the absolute path, in which links are resolved in the first 1, 2, ... and finally all of its parts."""
     parts = Path(os.path.abspath(path)).parts  # noqa: PTH100  (`resolve` would follow links)
     return [os.path.join(os.path.realpath(Path(*parts[:num])), *parts[num:]) for num in range(1, len(parts) + 1)]  # noqa: PTH118
 

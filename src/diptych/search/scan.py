@@ -64,13 +64,13 @@ class Omissions:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(path, reason) of files and subfolders."""
     unread_folders: list[str] = field(default_factory=list)
-    """Of those, the folders; whether the pictures in them are still there is not known."""
+    """The folders among them. Whether their pictures still exist is unknown."""
     hidden: int = 0
     """Hidden pictures and folders, and those of other programs (`core/foreign.py`)."""
     excluded: int = 0
-    """Pictures and folders that match a pattern."""
+    """Pictures and folders that match a pattern of `exclude`."""
     formats: LeftOutCounter = field(default_factory=LeftOutCounter)
-    """Pictures whose format is not read."""
+    """Pictures of unsupported formats."""
 
 
 def scan(
@@ -91,7 +91,7 @@ def scan(
         omissions: filled with what was left out.
 
     Raises:
-        IndexingError: a folder is not there, or may not be read. A subfolder that may not be read is left out.
+        IndexingError: a folder does not exist or cannot be read. Subfolders that cannot be read are left out.
     """
     check_list(folders, "folders")
     for folder in folders:
@@ -145,14 +145,14 @@ class _Scanner:
                 yield ScannedFile(key=key, stamp=stamp, target=target, sidecar=sidecars.get(text))
 
     def _listed(self, path: str) -> list[os.DirEntry[str]]:
-        """What a folder holds, by name; a subfolder that cannot be read is noted."""
+        """The items of a folder, sorted by name; empty for a subfolder that cannot be read, which is recorded."""
         try:
             with os.scandir(path) as found:
                 return sorted(found, key=lambda item: item.name)
         except (FileNotFoundError, NotADirectoryError):
             if path == self._root:
                 raise IndexingError(f"{path}: no such folder") from None
-            return []  # It went since its parent was listed.
+            return []  # It was removed after its parent was listed.
         except OSError as error:
             reason = f"cannot be read ({error.strerror})"
             if path == self._root:
@@ -162,7 +162,7 @@ class _Scanner:
             return []
 
     def _is_left_out(self, item: os.DirEntry[str]) -> bool:
-        """Whether a file or folder is foreign or excluded; of files, pictures are counted."""
+        """Whether a file or folder is foreign or excluded. Foreign and excluded pictures and folders are counted."""
         is_hidden = is_foreign(item.name)
         if not (is_hidden or self._is_excluded(item)):
             return False
@@ -194,7 +194,7 @@ class _Scanner:
             if not item.is_file():
                 raise OSError(errno.EINVAL, "is not a regular file")
             return item.path, stamp, None if path == item.path else path
-        except FileNotFoundError:  # Removed since the folder was listed; or a link to nothing.
+        except FileNotFoundError:  # Removed after the folder was listed, or a broken link.
             return None
         except OSError as error:
             self._omissions.unreadable.append((item.path, f"cannot be read ({error.strerror})"))
@@ -222,10 +222,10 @@ class _Scanner:
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Whether it is a folder and no link to one; some file systems look it up first."""
+    """Whether it is a folder and not a link to one. Some file systems need a lookup for this, which may fail."""
     try:
         return item.is_dir(follow_symlinks=False)
-    except OSError:  # What is wrong with it, `_picture` says.
+    except OSError:  # `_picture` reports the error.
         return False
 
 
@@ -237,7 +237,7 @@ def _leads_to_folder(item: os.DirEntry[str]) -> bool:
 
 
 def _stamp(item: os.DirEntry[str]) -> Stamp:
-    """Size and time of the last change; a time that 64 bits do not hold (after 2262) becomes the nearest that they do."""
+    """Size and time of the last change. A time beyond 64 bits (after 2262) is clipped."""
     status = item.stat()
     return Stamp(size=status.st_size, modified_ns=min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1))
 
@@ -259,7 +259,7 @@ def read_picture(file: ScannedFile) -> bytes:
 
 
 def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
-    """The lines of a sidecar that are not empty, from UTF-8, UTF-16 with a byte order mark, or else Windows-1252.
+    """The nonempty lines of a sidecar in UTF-8, UTF-16 with a byte order mark, or otherwise Windows-1252.
 
     Raises:
         OSError: it cannot be read, is not a regular file, or has more than 1 MiB; `strerror` gives the reason.

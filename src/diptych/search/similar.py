@@ -1,4 +1,4 @@
-"""Hits without near-equal pictures: each of those is folded into a better hit. Shapes: N hits, E embedding."""
+"""Search in which near-equal pictures are folded into the best hit. Shapes: N hits, E embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 
 SIMILAR_COSINE = 0.95
-"""Default cosine from which on two pictures are near-equal. It depends on the model: one that is trained for a short time gives
-higher cosines to all pairs."""
+"""Default minimum cosine of near-equal pictures. The right value depends on the model: a model that was trained for a short
+time gives higher cosines to all pairs."""
 _WINDOW = 1000
-"""Hits that are grouped. It does not depend on `top`, so that the groups of a page are the same in a larger request."""
+"""Number of hits that are grouped. It does not depend on `top`, so the groups of a page are the same in a larger request."""
 _BLOCK = 256
 _ROUNDING = 1e-6
-"""More than float32 loses in the cosine of two equal vectors."""
+"""Upper bound of the rounding error of float32 in the cosine of two equal vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class HitGroup:
 
     hit: Found
     similar: tuple[Found, ...]
-    """Near-equal pictures with a lower score, the best first."""
+    """Near-equal pictures with a lower or equal score, the best first."""
 
 
 def search_groups(
@@ -41,18 +41,18 @@ def search_groups(
 ) -> list[HitGroup]:
     """The nearest entries, each with the near-equal pictures that are folded into it; the nearest first.
 
-    The best 1,000 hits are grouped, and more only where these have fewer than `top` groups. A hit is folded into the best hit
-    that is not folded itself and whose vector has at least the cosine `threshold` with its own.
+    The best 1,000 hits are grouped, and more only if these have fewer than `top` groups. A hit is folded into the best unfolded
+    hit whose vector has at least the cosine `threshold` with its own.
 
     Args:
-        index: what is searched.
+        index: the index to search.
         query: a unit vector.
-        top: so many groups.
-        threshold: cosine, within (0, 1].
-        chosen: which entries are searched at all.
+        top: maximum number of groups.
+        threshold: minimum cosine of near-equal pictures, within (0, 1].
+        chosen: filter that selects the entries to search.
 
     Raises:
-        ConfigError: the threshold is not within (0, 1].
+        ConfigError: `threshold` is not within (0, 1].
         IndexingError: the index cannot be read.
     """
     check_threshold(threshold)
@@ -66,7 +66,7 @@ def search_groups(
 
 
 def check_threshold(threshold: float) -> None:
-    """Refuse a number that is no cosine of near-equal pictures.
+    """Check the minimum cosine of near-equal pictures.
 
     Raises:
         ConfigError: it is not within (0, 1].
@@ -76,7 +76,7 @@ def check_threshold(threshold: float) -> None:
 
 
 def fold(vectors: Float32[ndarray, "N E"], threshold: float) -> Int64[ndarray, " N"]:
-    """For each vector the row that it is folded into: itself, or the first row that is folded into itself and near enough.
+    """For each vector, the row into which it is folded: the first near row that is not folded into another one, or its own.
 
     >>> fold(np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32), 0.95)
     array([0, 1, 0])
@@ -99,7 +99,7 @@ def _hits_with_vectors(
     digests = list(dict.fromkeys(hit.entry.digest for hit in found))
     try:
         vectors = index.vectors(digests)
-    except IndexingError:  # A picture was removed between the two reads; a damaged index fails again.
+    except IndexingError:  # A picture was removed between the two reads. If the index is damaged, this fails again.
         (found,) = index.search(query[None], top=num, chosen=chosen)
         vectors = index.vectors(list(dict.fromkeys(hit.entry.digest for hit in found)))
     if not found:

@@ -75,11 +75,11 @@ Id = Annotated[str, PathParam(alias="id", pattern=ID_PATTERN, description="As a 
 
 
 def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # noqa: C901  (a list of routes)
-    """What a team's programs ask for.
+    """The routes below `/v1`.
 
     Args:
         engine: the model and the index.
-        has_absolute_paths: whether hits have the absolute path of their file, except in answers that go through a proxy.
+        has_absolute_paths: whether hits have the absolute path of their file. Requests through a proxy never get it.
     """
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
     parse = partial(engine.in_thread, "bodies")
@@ -160,12 +160,12 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
 
 
 def hit(found: Found | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
-    """The answer for a picture.
+    """The description of a picture in a response.
 
     Args:
         found: the picture.
-        folder: its path is given relative to this folder, which holds it; None leaves the path out.
-        is_absolute: whether the absolute path is given, too.
+        folder: a folder that contains the picture, to which `path` is relative; None for no path.
+        is_absolute: whether to include the absolute path.
     """
     entry, score = (found.entry, found.score) if isinstance(found, Found) else (found, None)
     return Hit(
@@ -259,12 +259,12 @@ def _filter(where: str | None) -> Filter | None:
         return None
     try:
         return parse_filter(where)
-    except ConfigError as error:  # Which names the option of the command line.
+    except ConfigError as error:  # Its message names the option of the command line.
         raise Problem(422, str(error).removeprefix("--")) from None
 
 
 async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
-    """The nearest hits up to the end of the page, and one more if there is one; near-equal ones folded on request."""
+    """The nearest hits up to the end of the page plus one; near-equal ones folded on request."""
     engine.held_index()
     chosen = _filter(asked.where)
     last = asked.offset + asked.limit
@@ -318,8 +318,8 @@ def _first(index: Index, key: str) -> Entry:
 
 
 def _all(index: Index, key: str) -> Sequence[Entry]:
-    """All pictures of the index with this content, at least one."""
+    """All entries of the index with this content; at least one."""
     entries = index.with_digest(key)
     if not entries:
-        raise Problem(404, "the index has no such picture; /v1/search gives the ids")
+        raise Problem(404, "the index has no such picture; /v1/search returns the ids")
     return entries

@@ -45,7 +45,8 @@ def create_app(
         keys: each lets who has it in; none lets everybody in.
         hosts: names by which the server may be asked for; none takes any. It keeps a page of another site from asking by a name
             that it made to point here.
-        has_absolute_paths: whether hits have the absolute path of their file; for a server that only its own machine reaches.
+        has_absolute_paths: whether hits have the absolute path of their file; only for a server that other machines cannot
+            reach.
     """
     engine = Engine(clip, index, limits or Limits())
 
@@ -95,7 +96,7 @@ def _health(engine: Engine) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """It answers requests in time, and so does the index."""
+        """Whether the server and its index respond in time."""
         reason = await engine.why_not_ready()
         if reason is not None:
             raise Problem(503, f"not ready: {reason}")

@@ -14,7 +14,7 @@ _SMALL = 2**18
 _FREE = 4
 """Larger bodies leave one part in so many of the budget free."""
 _LINGER_S = 10.0
-"""Seconds for which the rest of a request is received that is too large."""
+"""Seconds for which the rest of a too large request is received."""
 
 
 class BodyBudget:
@@ -88,9 +88,10 @@ class Body:
         return message
 
     async def drop_rest(self) -> None:
-        """Receive and forget what still comes, for `_LINGER_S` at most.
+        """Receive and discard the rest of the body, for at most `_LINGER_S`.
 
-        Many clients read no answer before they have sent their whole request. If the connection ends on the way, they miss it.
+        Many clients read the response only after they have sent the whole request. If the connection closes before, they miss
+        the response.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):

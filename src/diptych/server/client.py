@@ -27,18 +27,18 @@ from diptych.server.keys import check_key
 Kind = Literal["texts", "images"]
 
 _MOST = {"texts": 256, "images": 16}
-"""Of one request, if the server takes as many."""
+"""Maximum number of inputs per request, if the server accepts as many."""
 _BODY_BYTES = 16 * 2**20
-"""Of one request, if it has several inputs: few enough to arrive in time over a slow connection."""
+"""Maximum size of a request with several inputs, so that it arrives in time over a slow connection."""
 _FRAME_BYTES = 128
-"""Of a request without its inputs."""
+"""Size of a request without its inputs."""
 _CUT_BYTES = 2**18
-"""Of a request from which on a connection that is cut while it is sent means that it is too large."""
+"""If the connection breaks during a request larger than this, the request is treated as too large."""
 _TRIES = 5
 
 
 class _TooLargeError(DiptychError):
-    """The server refuses a request because of its size."""
+    """The server refused a request because of its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,27 +50,27 @@ class Hit:
     path: str | None
     """Relative to the nearest folder that holds all pictures of the index; None if they share only the root."""
     absolute_path: str | None
-    """None unless the server listens to its own machine alone, without keys and without a proxy."""
+    """None unless the server listens on its own machine alone, without keys and without a proxy."""
     score: float
     width: int | None
     height: int | None
     taken: str | None
     captions: tuple[str, ...]
     similar: tuple["Hit", ...] = ()
-    """Near-equal pictures that are folded into it, with `group_similar`."""
+    """Near-equal pictures that are folded into this hit; empty without `group_similar`."""
 
 
 class Client(FourUses):
-    """Asks a server that `diptych serve` started.
+    """A client of a server that `diptych serve` started.
 
         clip = diptych.Client("http://127.0.0.1:8000")
         clip.search("a dog on a beach", limit=5)
 
-    Pictures are sent as they are, in requests as large as the server accepts. When the server has too much to do, it is asked
-    again after the seconds that it names.
+    Files of pictures are sent unchanged, in requests that fit the server's limits. If the server is overloaded, a request is
+    repeated after the time that the server specifies.
 
     Raises (every method):
-        DiptychError: the server cannot be reached, or refuses; its own words are told.
+        DiptychError: the server cannot be reached, or refuses a request; the message is the server's.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
@@ -80,7 +80,7 @@ class Client(FourUses):
         self._key, self._timeout_s = None if api_key is None else check_key(api_key, "api_key"), timeout_s
         self._told: dict[str, Any] | None = None
         self._most_bytes = _BODY_BYTES
-        """Of one request, after others were refused: a proxy may accept less than the server."""
+        """Maximum size of a request. It shrinks after refused requests: a proxy may accept less than the server."""
 
     @property
     def encoder(self) -> Encoder:
@@ -89,7 +89,7 @@ class Client(FourUses):
 
     @property
     def track(self) -> Track:
-        """Nobody is told."""
+        """No progress is reported."""
         return silently
 
     @property
@@ -173,10 +173,10 @@ class Client(FourUses):
         Args:
             query: a text, or weighted terms.
             where: a filter.
-            limit: so many hits.
-            offset: so many hits are left out before them.
-            group_similar: fold near-equal pictures into the best of them. True: from the server's default cosine on; a number:
-                from that cosine on.
+            limit: maximum number of hits.
+            offset: number of hits to skip.
+            group_similar: fold near-equal pictures into the best hit. True uses the server's default for the minimum cosine;
+                a number sets it.
         """
         terms: list[dict[str, Any]] = [{"text": query}]
         if isinstance(query, Query):
@@ -192,14 +192,14 @@ class Client(FourUses):
         return [_hit(one) for one in self._ask("POST", "/v1/search", body)["results"]]
 
     def _limit(self, name: str, default: int) -> int:
-        """What the server accepts in one request; servers of earlier versions do not tell it."""
+        """A limit of the server for one request. Servers of earlier versions do not report limits."""
         return int(self.info.get("limits", {}).get(name, default))
 
     def _sent(self, image: ImageInput) -> str:
-        """A picture's file in base64; of what has none, a PNG.
+        """A picture's file in base64; a PNG if there is no file.
 
         Raises:
-            ImageError: it cannot be decoded, or is larger than the server accepts.
+            ImageError: the picture cannot be decoded, or is larger than the server accepts.
         """
         decode(image)
         content = base64.b64encode(file_content(image)).decode("ascii")
@@ -212,7 +212,7 @@ class Client(FourUses):
         return content
 
     def _portions(self, kind: Kind, items: Iterable[str]) -> Iterator[list[str]]:
-        """The items in requests that the server accepts by their number and their bytes."""
+        """The items in portions that fit the server's limits on number and bytes."""
         some: list[str] = []
         num_bytes = _FRAME_BYTES
         for item in items:
@@ -226,7 +226,7 @@ class Client(FourUses):
             yield some
 
     def _embed(self, kind: Kind, some: Sequence[str]) -> list[Float32[ndarray, " E"]]:
-        """One row for each; if the request is too large, in two halves."""
+        """One embedding per item. A request that is too large is split into two halves."""
         try:
             rows = self._ask("POST", "/v1/embed", {kind: list(some), "encoding": "base64"})[kind]
         except _TooLargeError:
@@ -257,7 +257,7 @@ class Client(FourUses):
                 time.sleep(float(wait) if wait.isdigit() else 1.0)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
-                # Servers and proxies that close the connection on a large request often end it before their answer is read.
+                # Servers and proxies that refuse a large request often close the connection before their response is read.
                 is_cut = isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _CUT_BYTES
                 kind = _TooLargeError if is_cut else DiptychError
                 raise kind(f"{self.url}: does not answer ({reason})") from None
@@ -265,12 +265,12 @@ class Client(FourUses):
 
 
 def _size(item: str) -> int:
-    """Bytes of an input and what parts it from the next one."""
+    """Bytes of an input in JSON, with its separator."""
     return len(json.dumps(item)) + 2
 
 
 def _hit(told: dict[str, Any]) -> Hit:
-    """From the server's answer; what this version does not know, or an earlier server does not send, is left out."""
+    """Parse a hit. Unknown fields are ignored; fields that an earlier server does not send are None."""
     known: dict[str, Any] = {one.name: told.get(one.name) for one in fields(Hit)}
     known |= {"captions": tuple(told["captions"]), "similar": tuple(_hit(one) for one in told.get("similar", ()))}
     return Hit(**known)

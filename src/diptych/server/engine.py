@@ -33,7 +33,7 @@ T = TypeVar("T")
 _DECODE_S = 10.0
 """Seconds that one picture may take to decode, at most."""
 _CHECK_S = 5.0
-"""Seconds that the index may take to answer `/readyz`, at most."""
+"""Maximum seconds that the index may take to respond to `/readyz`."""
 _DECODERS = 3
 """Pictures that are decoded at the same time."""
 
@@ -68,7 +68,7 @@ class Engine:
             "images", "images", self._embed_images, batch=max(1, limits.batch // 4), waiting=limits.waiting_images
         )
         self.searches = self._batcher("searches", "index", self._search)
-        # With the pictures' thread, so that both do not compete for the same cores.
+        # In the pictures' thread, so that the two do not compete for the same cores.
         self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
         self._shown = ShownPictures(self._decode_pool)
         self._index_check = None
@@ -136,7 +136,8 @@ class Engine:
             if len(text) > self.limits.text_chars:
                 most = self.limits.text_chars
                 raise Problem(
-                    422, f"a text has {len(text)} characters; at most {most}, and the model reads its first words"
+                    422,
+                    f"a text has {len(text)} characters; the limit is {most}, and the model reads only the first words",
                 )
         return _stacked(await self._await(self.texts, texts), self.clip.bundle)
 
@@ -144,7 +145,7 @@ class Engine:
         """Unit embeddings, one row a picture.
 
         Raises:
-            Problem: one of them cannot be read (422); the problem has its position.
+            Problem: a picture cannot be read (422). The problem contains its position.
         """
         self._check_number("images", len(images), self.limits.max_images)
         rows = await self._await(self.images, await self._decoded(images))
@@ -154,7 +155,7 @@ class Engine:
         """The model's input for each picture. Decoding comes before the queue, so that a slow picture delays no batch.
 
         Raises:
-            Problem: one of them cannot be read (422); the problem has its position.
+            Problem: a picture cannot be read (422). The problem contains its position.
         """
         loop = asyncio.get_running_loop()
         jobs = [loop.run_in_executor(self._threads["decode"], self.embedder.pixels, image) for image in images]
@@ -168,7 +169,7 @@ class Engine:
         return answer
 
     async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
-        """A PNG of a picture of the index as the model saw it when it was indexed, under the heat of a text."""
+        """A PNG of the heat map of a text over an indexed picture, with the pixels that were indexed."""
         content = await self.in_thread("pictures", partial(self._shown.original, entries))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heats, [(pixels, text)])
@@ -238,7 +239,7 @@ class Engine:
 
 
 def _checked(results: Sequence[Any]) -> list[Any]:
-    """The results, if none of them is an exception. For a picture that cannot be used, the problem has its position."""
+    """The results, if none of them is an exception. The problem of an unusable picture contains its position."""
     for number, result in enumerate(results):
         if isinstance(result, ImageError):
             reason = str(result).partition(": ")[2] or str(result)

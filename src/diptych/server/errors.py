@@ -1,4 +1,4 @@
-"""The answers to errors that a route raises, and to paths and methods that do not exist."""
+"""Responses to errors of routes, and to unknown paths and methods."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from diptych.server.problems import LOG, Overloaded, Problem, problem_response
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Have every error that a route raises answered in this way."""
+    """Register handlers that turn errors of routes into JSON problems."""
 
     def answered(request: Request, problem: Problem) -> JSONResponse:
         return problem_response(problem, request.url.path)
@@ -35,14 +35,12 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _failed(request: Request, _error: Exception) -> JSONResponse:
-        LOG.error(
-            "%s %s failed", visible(request.method), visible(request.url.path)
-        )  # Its traceback follows, from the guard.
+        LOG.error("%s %s failed", visible(request.method), visible(request.url.path))  # The guard logs the traceback.
         return answered(request, Problem(500, "the server failed on this request; its log has the details"))
 
     @app.exception_handler(ClientDisconnect)
     async def _gone(request: Request, _error: ClientDisconnect) -> JSONResponse:
-        return answered(request, Problem(400, "the body did not come"))  # Nobody reads it.
+        return answered(request, Problem(400, "the body did not arrive"))  # The client is gone.
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -63,12 +61,12 @@ def _of_library(error: DiptychError) -> Problem:
 
 
 def _of_framework(error: HTTPException, request: Request, paths: Iterable[str]) -> Problem:
-    """What a path or a method that does not exist is answered, with those that do."""
+    """The problem for an unknown path or method. It names valid ones."""
     headers, detail = dict(error.headers or {}), str(error.detail)
     if error.status_code == 404:
         near = get_close_matches(request.url.path[:200], list(paths), n=1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        detail = f"there is nothing at this path{hint} /openapi.json lists all paths"
+        detail = f"this path does not exist{hint} /openapi.json lists all paths"
     if error.status_code == 405:
         methods = {*headers.get("Allow", "").split(", ")}
         allow = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))

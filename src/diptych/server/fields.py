@@ -1,4 +1,4 @@
-"""What is wrong with the fields of a request, in words that say what to do."""
+"""Turn pydantic's validation errors into problems that say what to do."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,11 @@ from diptych.core.terminal import visible
 from diptych.server.problems import Problem
 
 _MOST = 20
-"""Errors that one answer lists."""
+"""Maximum number of errors in one response."""
 _OF_UNION = re.compile(r"(?:constrained-|function-|list\[|literal\[|nullable\[).*|str|int|float")
-"""What pydantic writes into the place of an error to tell which type of a union it means."""
+"""Matches the parts of pydantic's error locations that name a type of a union."""
 _OTHER_TYPES = {"list_type", "string_type"}
-"""Errors of the types of a union that were not meant, if another error has the same place."""
+"""Error types that are dropped if another error has the same place: they belong to another type of a union."""
 _WORDS = {
     "extra_forbidden": "is not a field of this request",
     "list_type": "must be a valid array, even of one item",
@@ -28,10 +28,10 @@ _WORDS = {
 
 
 def problem_of_fields(errors: Sequence[Any], known: Iterable[str] = ()) -> Problem:
-    """Where in the request, and what is wrong there; never what was sent.
+    """The problem for invalid fields, with their places and errors. It never contains the values that were sent.
 
     Args:
-        errors: as pydantic lists them.
+        errors: the errors of pydantic.
         known: names of the request's fields.
     """
     broken = next((error["msg"] for error in errors if error["type"] == "json_invalid"), None)
@@ -41,7 +41,7 @@ def problem_of_fields(errors: Sequence[Any], known: Iterable[str] = ()) -> Probl
     for error in errors[:_MOST]:
         where = "/".join(str(part) for part in error["loc"] if not _OF_UNION.fullmatch(str(part)))
         found.setdefault(where, {})[error["type"]] = _words(error, list(known))
-    # A union has an error for each of its types; that of the type which was meant lies deepest.
+    # A union has an error for each of its types. The error with the deepest place belongs to the intended type.
     deepest = [where for where in found if not any(other.startswith(f"{where}/") for other in found)]
     told = [{"where": where, "what": _joined(found[where])} for where in deepest]
     first = f"{told[0]['where']}: {told[0]['what']}" if told else "the request cannot be read"

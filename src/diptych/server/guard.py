@@ -54,7 +54,7 @@ class Guard:
             return
         began, body = time.perf_counter(), Body(self._budget, receive)
         is_head = scope["method"] == "HEAD"
-        if is_head:  # Answered as GET is, without the content.
+        if is_head:  # Handled as GET, without the content.
             scope = {**scope, "method": "GET"}
         answer = _Answer(send, body, has_content=not is_head)
         try:
@@ -119,9 +119,9 @@ def _nothing() -> None:
 
 
 class _Answer:
-    """Adds the headers that all answers have; remembers the status. An answer to HEAD has no content.
+    """Adds the headers of all responses and stores the status. A response to HEAD has no content.
 
-    The connection of a request that is too large (413) ends when the whole request has come.
+    After a request that is too large (413), the connection closes when the whole request has arrived.
     """
 
     def __init__(self, send: Send, body: Body, *, has_content: bool) -> None:

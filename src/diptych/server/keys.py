@@ -1,4 +1,4 @@
-"""Keys that let programs and browsers in."""
+"""API keys of the server."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from diptych.core.errors import ConfigError
 
 
 def check_key(key: str, where: str) -> str:
-    """The key, if an HTTP header can carry it.
+    """Check that an HTTP header can contain a key, and return the key.
 
     Args:
-        key: what is checked.
-        where: names it in the error, which does not show it.
+        key: the key to check.
+        where: description of the key for the error, which does not show the key itself.
 
     Raises:
-        ConfigError: it has a character that is not printable ASCII.
+        ConfigError: the key has a character that is not printable ASCII.
     """
     if not key.isascii() or not key.isprintable():
         raise ConfigError(
@@ -24,10 +24,10 @@ def check_key(key: str, where: str) -> str:
 
 
 def read_keys(path: Path | None) -> list[str]:
-    """One key a line; empty lines and those that begin with # are not. A byte order mark is left out.
+    """Read a file with one key per line. Empty lines, lines that begin with # and a byte order mark are skipped.
 
     Raises:
-        ConfigError: the file cannot be read, or has no key, or one that is short or not ASCII.
+        ConfigError: the file cannot be read, has no key, or has a key that is too short or not printable ASCII.
     """
     if path is None:
         return []
@@ -38,7 +38,7 @@ def read_keys(path: Path | None) -> list[str]:
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     keys = [check_key(line, f"{path}, line {number}") for number, line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ConfigError(f"{path}: holds no key; write one a line")
+        raise ConfigError(f"{path}: holds no key; write one per line")
     if any(len(key) < 16 for key in keys):
-        raise ConfigError(f"{path}: holds a key of less than 16 characters, which can be guessed")
+        raise ConfigError(f"{path}: holds a key of fewer than 16 characters, which can be guessed")
     return keys

@@ -7,14 +7,14 @@ from diptych.core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Whoever asks for more is told so; memory follows from these, not from who asks."""
+    """Limits of the server, which refuses requests beyond them. They bound its memory."""
 
     batch: int = 64
     """Texts, or pictures, that go through the model at once."""
     window_ms: float = 2.0
     """How long the first of a batch waits for others."""
     waiting: int = 4096
-    """Texts that may wait for the model, and a quarter as many pictures; further requests get 429."""
+    """Maximum number of waiting texts; a quarter as many pictures may wait. Further requests get 429."""
     deadline_s: float = 30.0
     """Seconds that a request may take, its body included; then it is answered with 503, whatever it waits for."""
     idle_s: float = 5.0
@@ -24,7 +24,7 @@ class Limits:
     all_bodies_mb: int = 256
     """Of all requests that are under way."""
     texts: int = 2048
-    """Of one request, as in OpenAI's API; LangChain sends 1,000."""
+    """Maximum number of texts per request, as in OpenAI's API. LangChain sends 1,000."""
     text_chars: int = 4000
     """Of one text."""
     images: int = 64
@@ -43,15 +43,15 @@ class Limits:
 
     @property
     def waiting_images(self) -> int:
-        """Pictures that may wait: decoded, each takes 150 kB or more, which a text does not."""
+        """Maximum number of waiting pictures. Each takes at least 150 kB when decoded, much more than a text."""
         return max(1, self.waiting // 4)
 
     @property
     def max_texts(self) -> int:
-        """Texts of one request: a request of more than may wait could never be taken."""
+        """Maximum number of texts per request. A request with more texts than may wait could never be accepted."""
         return min(self.texts, self.waiting)
 
     @property
     def max_images(self) -> int:
-        """Pictures of one request."""
+        """Maximum number of pictures per request."""
         return min(self.images, self.waiting_images)

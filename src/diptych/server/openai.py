@@ -1,4 +1,4 @@
-"""`POST /v1/embeddings` and `GET /v1/models` as OpenAI has them, so that its clients work unchanged."""
+"""`POST /v1/embeddings` and `GET /v1/models`, compatible with OpenAI's clients."""
 
 from functools import partial
 from typing import Annotated
@@ -15,7 +15,7 @@ from diptych.server.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels, Open
 
 
 def openai_api(engine: Engine) -> APIRouter:
-    """Embeddings of texts alone, for that is all that its clients send, and the name of the model."""
+    """Routes for embeddings of texts, the only input of these clients, and for the name of the model."""
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
     known = _model(engine)
 
@@ -27,7 +27,8 @@ def openai_api(engine: Engine) -> APIRouter:
         dim = engine.clip.bundle.config.embed_dim
         if asked.dimensions not in {None, dim}:
             raise Problem(
-                422, f"dimensions is {asked.dimensions}; this model has {dim} and no other number: leave it out"
+                422,
+                f"dimensions is {asked.dimensions}; this model has {dim} and supports no other number: leave it out",
             )
         emb = await engine.embed_texts(texts)
 
@@ -44,14 +45,14 @@ def openai_api(engine: Engine) -> APIRouter:
 
     @router.get("/models")
     async def models() -> OpenAIModels:
-        """The one model that there is."""
+        """The only model of this server."""
         return OpenAIModels(data=[known])
 
     @router.get("/models/{id:path}")
     async def model(
-        name: Annotated[str, PathParam(alias="id", description="As `/v1/models` gives it.")],
+        name: Annotated[str, PathParam(alias="id", description="An id that `/v1/models` returns.")],
     ) -> OpenAIModel:
-        """The model, by the name of its bundle, its identity, or `diptych`."""
+        """The model, if the id is the name of its bundle, its identity, or `diptych`."""
         if name not in {known.id, engine.clip.identity, "diptych"}:
             raise Problem(404, f"this server has one model, {known.id}", code="model_not_found")
         return known

@@ -9,18 +9,18 @@ from fastapi.responses import JSONResponse
 LOG = logging.getLogger("diptych.server")
 
 OPENAI_PATHS = ("/v1/embeddings", "/v1/models", "/v1/chat/", "/v1/completions", "/v1/responses")
-"""Paths that OpenAI's clients send requests to, also those that this server does not have."""
+"""Paths to which OpenAI's clients send requests, including those that this server does not have."""
 
 
 class Problem(Exception):  # noqa: N818  (named as the standard names it)
-    """What is wrong with a request, or with the server's moment.
+    """An error response: the request is wrong, or the server cannot handle it now.
 
     Args:
-        status: of the answer.
+        status: HTTP status.
         detail: what is wrong, and what to do.
-        headers: of the answer.
-        code: for programs, on the paths of OpenAI's API; by default it follows from the status.
-        more: further fields of the answer.
+        headers: headers of the response.
+        code: machine-readable code on the paths of OpenAI's API; the default depends on the status.
+        more: further fields of the response.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ def too_late() -> Problem:
 
 
 def problem_response(problem: Problem, path: str) -> JSONResponse:
-    """The answer to a request of a path; for OpenAI's clients it also has `error`, from which they take the message."""
+    """The response for a path. On the paths of OpenAI's API it also has `error`, from which clients read the message."""
     body: dict[str, Any] = {"type": "about:blank", "title": _title(problem.status), "status": problem.status}
     body |= {"detail": problem.detail, **problem.more}
     if path.startswith(OPENAI_PATHS):

@@ -1,4 +1,4 @@
-"""Whether the index of a server answers: what `/readyz` reports of it."""
+"""Check for `/readyz` whether the index of a server can be read."""
 
 import asyncio
 from concurrent.futures import Executor
@@ -10,12 +10,12 @@ from diptych.server.problems import LOG
 
 
 class IndexCheck:
-    """A small read of the index. Checks that come at the same time share one read.
+    """Checks the index with a small read. Concurrent checks share one read.
 
     Args:
-        index: what is read.
-        executor: where it is read; a thread of its own, so that it does not wait for searches.
-        limit_s: so long may it take.
+        index: the index to read.
+        executor: runs the read, in a separate thread so that it does not wait for searches.
+        limit_s: time limit in seconds.
     """
 
     def __init__(self, index: Index, *, executor: Executor, limit_s: float) -> None:
@@ -24,7 +24,7 @@ class IndexCheck:
         self._reason: str | None = None
 
     async def fault(self) -> str | None:
-        """What is wrong with the index; None if it answers. The log has the details, once for each new fault."""
+        """The fault of the index; None if it can be read. The details of each new fault are logged once."""
         details = ""
         try:
             await asyncio.wait_for(asyncio.shield(self._read()), self._limit_s)
@@ -46,6 +46,6 @@ class IndexCheck:
 
 
 def _retrieve(reading: "asyncio.Future[bool]") -> None:
-    """Keep asyncio from reporting a failure that nobody waits for any more."""
+    """Retrieve the exception, so that asyncio does not report it as never retrieved."""
     if not reading.cancelled():
         reading.exception()

@@ -34,7 +34,8 @@ async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
     """What was sent, checked. A long body is parsed in a thread.
 
     Raises:
-        Problem: it is neither JSON nor a form, is compressed (415), is not what it says it is (400), or a field is wrong (422).
+        Problem: the body is not JSON or a form, or is compressed (415), does not match its type (400), or has a wrong field
+            (422).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":

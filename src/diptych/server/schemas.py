@@ -27,7 +27,7 @@ PICTURE = (
 """A square of sixteen pixels, for the examples."""
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-"""From base64's alphabet for URLs to the other one."""
+"""Maps the URL-safe alphabet of base64 to the standard one."""
 _WHITESPACE = b" \t\r\n"
 MAX_TERMS = 32
 ID_PATTERN = "^[0-9a-f]{1,128}$"
@@ -39,7 +39,7 @@ class Uploaded(bytes):
 
 @dataclass(frozen=True)
 class NullIs:
-    """Null stands for the default of a field, as many clients write what is not set."""
+    """Replaces null by the default of a field. Many clients send null for a field that is not set."""
 
     default: Any
 
@@ -186,7 +186,7 @@ class SearchTerm(Model):
     image: Picture | None = None
     id: str | None = Field(default=None, pattern=ID_PATTERN)
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False), NullIs(1.0)] = Field(
-        default=1.0, description="Below 0: to stay away from."
+        default=1.0, description="Negative to avoid the term."
     )
 
     @model_validator(mode="after")
@@ -219,8 +219,8 @@ class SearchRequest(Model):
     group_similar: Annotated[StrictBool | Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)], NullIs(False)] = (
         Field(
             default=False,
-            description="Fold near-equal pictures into the best of them. True: from a cosine of 0.95 on; a number: from that "
-            "cosine on. `offset` and `limit` then count groups.",
+            description="Fold near-equal pictures into the best hit. True means a minimum cosine of 0.95; a number sets the "
+            "minimum. `offset` and `limit` then count groups.",
         )
     )
 
@@ -245,7 +245,7 @@ class Hit(Model):
         description="Relative to the nearest folder that holds all pictures of the index; null if they share only the root."
     )
     absolute_path: str | None = Field(
-        description="Null unless the server listens to this machine alone, without keys and without a proxy."
+        description="Null unless the server listens on its own machine alone, without keys and without a proxy."
     )
     score: float | None = Field(description="Cosine with the query, within [-1, 1].")
     width: int | None
@@ -255,10 +255,10 @@ class Hit(Model):
 
 
 class SearchHit(Hit):
-    """A picture of the index that answers a search."""
+    """A hit of a search."""
 
     similar: list[Hit] = Field(
-        description="Near-equal pictures that are folded into it; empty without `group_similar`."
+        description="Near-equal pictures that are folded into this hit; empty without `group_similar`."
     )
 
 
@@ -271,7 +271,7 @@ class SearchAnswer(Model):
 
 
 class InfoLimits(Model):
-    """What one request may have."""
+    """Limits of one request."""
 
     body_bytes: int
     texts: int
@@ -305,10 +305,10 @@ class OpenAIRequest(BaseModel):
     )
     input: Text | Annotated[list[Annotated[Text, BeforeValidator(_no_token_ids)]], Field(min_length=1, fail_fast=True)]
     model: Annotated[str, NullIs("diptych")] = "diptych"
-    """Any name: the server has one model, which `/v1/models` names."""
+    """Any name. The server has one model; `/v1/models` returns its name."""
     encoding_format: Encoding = "float"
     dimensions: int | None = Field(default=None, ge=1)
-    """The model's own number, or null."""
+    """The dimension of the model's embeddings, or null."""
 
 
 class OpenAIEmbedding(Model):
@@ -327,7 +327,7 @@ class OpenAIUsage(Model):
 
 
 class OpenAIAnswer(Model):
-    """As OpenAI's clients read it."""
+    """Embeddings in the format of OpenAI's clients."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIEmbedding]
@@ -345,14 +345,14 @@ class OpenAIModel(Model):
 
 
 class OpenAIModels(Model):
-    """All models of this server, which are one."""
+    """The models of this server: a list of one."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
 
 
 class OpenAIError(BaseModel):
-    """As OpenAI's clients read it."""
+    """The error in the format of OpenAI's clients."""
 
     message: str = Field(description="The same as `detail`.")
     type: str
@@ -374,5 +374,5 @@ class ProblemAnswer(BaseModel):
     title: str
     status: int
     detail: str = Field(description="What is wrong, and what to do.")
-    errors: list[FieldError] | None = Field(default=None, description="If fields of the request are wrong.")
-    error: OpenAIError | None = Field(default=None, description="On the paths of OpenAI's API.")
+    errors: list[FieldError] | None = Field(default=None, description="The errors if fields of the request are wrong.")
+    error: OpenAIError | None = Field(default=None, description="Present on the paths of OpenAI's API.")

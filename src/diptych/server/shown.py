@@ -43,10 +43,10 @@ class ShownPictures:
 
         Args:
             entries: the picture's files, one or more with the same digest.
-            width_px: of the square.
+            width_px: width of the square, in pixels.
 
         Raises:
-            Problem: all files have gone or changed since they were indexed (410), or the picture cannot be shown (422).
+            Problem: every file is gone or has changed since it was indexed (410), or the picture cannot be shown (422).
         """
         digest = entries[0].digest
         if width_px is not None:
@@ -66,10 +66,10 @@ class ShownPictures:
         return small, "image/webp"
 
     def original(self, entries: Sequence[Entry]) -> bytes:
-        """The content of files with the same digest, as they were indexed.
+        """The indexed content of files with the same digest.
 
         Raises:
-            Problem: all have gone or changed since they were indexed (410).
+            Problem: every file is gone or has changed since it was indexed (410).
         """
         return _read_any(entries)
 
@@ -102,7 +102,7 @@ def heat_picture(explanation: Explanation) -> bytes:
 
 
 def _read_any(entries: Sequence[Entry]) -> bytes:
-    """The content of the first file that is as it was indexed. All files have the same digest, so any of them will do."""
+    """The content of the first file that is unchanged since it was indexed. All files have the same digest."""
     for entry in entries[:-1]:
         with suppress(Problem):
             return _read(entry)

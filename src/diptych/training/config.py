@@ -27,7 +27,7 @@ from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"
-"""The recipe of a run that came from none."""
+"""Value of `recipe` for a run without a recipe."""
 _ALWAYS_NAMED = (
     *(
         "recipe",
@@ -47,7 +47,7 @@ _ALWAYS_NAMED = (
     ),
     *("batch_size", "seed", "device"),
 )
-"""Settings that the configs of runs of all versions name; whoever writes a config by hand leaves out most of them."""
+"""Settings that the run configs of all versions contain. A config that a user writes lacks most of them."""
 SECRETS = "secrets.yaml"
 """What was left out of the addresses in `config.yaml`; only its owner may read it."""
 
@@ -57,8 +57,8 @@ class TrainConfig:
     """A run. Written to its folder as `config.yaml`, from which it runs again as it stands."""
 
     recipe: str = CUSTOM
-    """Name of the recipe it came from. A config file that does not name every setting starts from the settings of this recipe;
-    `custom` is none, the defaults below."""
+    """Name of the recipe of this run. A config file that lacks settings takes them from this recipe; with `custom`, it takes
+    the defaults below."""
     model: CLIPConfig = CLIPConfig()
     """Both towers, tokenizer and image transform."""
     init: str | None = None
@@ -146,19 +146,18 @@ class TrainConfig:
 
 
 def read_config(path: Path) -> TrainConfig:
-    """The run that a whole config describes, with the secrets of its addresses where `write_config` left them.
+    """Read a complete config, with the secrets of its addresses from where `write_config` stored them.
 
     Settings that a later version added have their defaults. `diptych.recipes.config_file` also reads files that start from a
     recipe.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, holds a setting that does not exist or does not fit, or names a recipe to
-            start from.
+        ConfigError: the file is missing or is not YAML, a setting is unknown or invalid, or the file starts from a recipe.
     """
     plain = read_plain_config(path)
     if starts_from(plain) != CUSTOM:
         raise ConfigError(
-            f"{path}: starts from a recipe, for it does not name {_first_missing(plain)}; read it with "
+            f"{path}: starts from a recipe, because it lacks {_first_missing(plain)}; read it with "
             "diptych.recipes.config_file.read_config_file"
         )
     return from_plain(TrainConfig, plain, what=str(path))
@@ -168,13 +167,13 @@ def read_run_config(path: Path) -> TrainConfig:
     """The `config.yaml` of a run folder. Settings that it lacks have the values of the version that wrote it.
 
     Raises:
-        ConfigError: as `read_config`, but for recipes: a run's config is whole.
+        ConfigError: the file is missing or is not YAML, or a setting is unknown or invalid.
     """
     return from_plain(TrainConfig, _completed(read_plain_config(path)), what=str(path))
 
 
 def read_plain_config(path: Path) -> Any:
-    """What a YAML file holds, unchecked, with the secrets of its addresses where `write_config` left them.
+    """The unchecked content of a YAML file, with the secrets of its addresses from where `write_config` stored them.
 
     Raises:
         ConfigError: the file is missing or is not YAML.
@@ -187,8 +186,8 @@ def read_plain_config(path: Path) -> Any:
 def starts_from(plain: Any) -> str:
     """The name of the recipe that a config file starts from; `custom` for the defaults of `TrainConfig`.
 
-    A run writes every setting, and its config means what it says even if the recipe has changed since. A config that names all
-    that runs of every version have named is whole and starts from no recipe.
+    A run writes every setting, so its config does not depend on later changes of the recipe. A config that contains all
+    settings of `_ALWAYS_NAMED` is complete and does not start from a recipe.
     """
     name = plain.get("recipe", CUSTOM) if isinstance(plain, dict) and _first_missing(plain) else CUSTOM
     return name if isinstance(name, str) else CUSTOM

@@ -21,7 +21,7 @@ class ScheduleConfig:
         "steps": ("epochs", "minutes"),
         "minutes": ("epochs", "steps"),
     }
-    """In a config file, one length replaces another of the recipe."""
+    """A length in a config file replaces another length of the recipe."""
 
     epochs: float | None = 32
     """Passes over the training data."""

@@ -29,7 +29,7 @@ class ValidationConfig:
     """When a run is measured on its validation split, and what its best moment is."""
 
     unsets: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("epochs",)}
-    """In a config file, `times` replaces `epochs` of the recipe."""
+    """`times` in a config file replaces `epochs` of the recipe."""
 
     times: int = 8
     """So often, spread evenly over the run."""

@@ -115,7 +115,7 @@ def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
         except ModuleNotFoundError:
             raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise ConfigError(f"storage {shown!r} is not one: {_one_line(error)}") from None
+            raise ConfigError(f"storage {shown!r} is invalid: {_one_line(error)}") from None
         except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers that make it at once.
                 raise ConfigError(f"storage {shown} cannot be reached: {_one_line(error)}") from None
@@ -124,7 +124,7 @@ def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
 
 
 def _sqlalchemy_url(url: str) -> str:
-    """The address of a study with the driver that is used."""
+    """The address of a study, with the database driver."""
     if is_postgres_address(url):
         return f"postgresql+psycopg://{postgres_address(url).partition('://')[2]}"
     scheme, colon, rest = url.strip().partition("://")

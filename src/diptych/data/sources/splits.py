@@ -36,7 +36,7 @@ class Splits:
 
     def __init__(self, source: Source, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> None:
         if not 0 < val_fraction < 1:
-            raise ConfigError(f"val_fraction is {val_fraction}; it is a share, within (0, 1)")
+            raise ConfigError(f"val_fraction is {val_fraction}; it must lie within (0, 1)")
         is_first = rule == FIRST_SPLIT_RULE
         self.source = source.under_first_rule() if is_first else source
         own = [self.source.split(i) for i in range(len(source))]

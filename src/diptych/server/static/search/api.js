@@ -1,7 +1,7 @@
 // What the server is asked. Every function throws a Trouble whose message a person can read.
 
 export class Trouble extends Error {
-  /** `image`: the position, from 0, of the picture that cannot be used; `reason`: why. Undefined for other troubles. */
+  /** `image`: position of the unusable picture, counted from 0; `reason`: the cause. Undefined for other errors. */
   constructor(message, status, { image, reason } = {}) {
     super(message);
     Object.assign(this, { status, image, reason });

@@ -1,10 +1,10 @@
-// The Classes tab: pictures and names of classes, and how likely each class is.
+// The Classes tab: pictures, names of classes, and the probability of each class.
 
 import * as api from "./api.js";
 import { by, debounced, make, plural } from "./dom.js";
 
 const SHOWN = 6;
-const REQUEST_CHARS = 28 * 2 ** 20; // The server takes bodies of up to 32 MiB.
+const REQUEST_CHARS = 28 * 2 ** 20; // The server accepts bodies of up to 32 MiB.
 export const MAX_PICTURES = 32;
 let pictures = []; // { content, name, problem }
 let asking = new AbortController();
@@ -68,7 +68,7 @@ async function answer() {
   }
 }
 
-/** By picture, its classes. A picture that the server cannot use is marked and left out. */
+/** Map from pictures to their classes. A picture that the server cannot use is marked and left out. */
 async function classified(body, signal) {
   const found = new Map();
   let left = pictures.filter((one) => !one.problem);
@@ -88,14 +88,14 @@ async function classified(body, signal) {
   return found;
 }
 
-/** The first pictures, as many as one request can hold; at least one. */
+/** As many of the first pictures as fit into one request; at least one. */
 function fitting(some) {
   let chars = 0;
   const end = some.findIndex((one, number) => (chars += one.content.length) > REQUEST_CHARS && number > 0);
   return end < 0 ? some : some.slice(0, end);
 }
 
-/** One card per picture. A remove button that has the focus keeps it. */
+/** Show one card per picture, and keep the focus on a remove button. */
 function show(found) {
   const focused = [...by("answers").children].findIndex((one) => one.contains(document.activeElement));
   by("answers").replaceChildren(...pictures.map((one) => card(one, found.get(one))));

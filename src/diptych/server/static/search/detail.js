@@ -7,7 +7,7 @@ let grid;
 let here = 0;
 let first = 0; // Which one was opened.
 let query;
-let moved; // Called with the hit that is shown.
+let moved; // Called with the shown hit.
 
 export function openDetail(found, number, asked) {
   grid = found;
@@ -37,13 +37,13 @@ export function startDetail(onMove, onClose) {
   });
 }
 
-/** Show another hit; past the last one, the next page is loaded first. */
+/** Show another hit. After the last one, load the next page first. */
 async function go(number) {
   if (number >= grid.hits.length && grid.hasMore) {
     const from = here;
     by("detail-position").textContent = "Loading more…";
     await grid.more();
-    if (here !== from || !by("detail").open) return; // Another was chosen meanwhile.
+    if (here !== from || !by("detail").open) return; // The user has opened another hit.
     showPosition();
   }
   if (!grid.hits[number]) return;
@@ -87,7 +87,7 @@ function words(hit) {
   return parts;
 }
 
-/** Shows the first picture that is folded into this one; Next goes on to the others. */
+/** A button that shows the first picture folded into this one. Next shows the others. */
 function similar(hit) {
   const button = make("button", { type: "button", textContent: `Show ${plural(hit.similar.length, "similar picture")}` });
   button.addEventListener("click", () => {

@@ -4,9 +4,9 @@ import { contentOf } from "./api.js";
 import { by } from "./dom.js";
 
 const MAX_MIB = 20;
-const SUFFIXES = /\.(heic|heif|avif|jfif|jpe|jp2)$/i; // Browsers know no type for some of these; the server may read them.
+const SUFFIXES = /\.(heic|heif|avif|jfif|jpe|jp2)$/i; // Browsers may have no type for these, but the server may read them.
 
-/** `take` is called with pictures ({ content, name }, `free()` at most) and the files that are not used ({ name, reason }). */
+/** Calls `take` with pictures ({ content, name }, at most `free()`) and with unused files ({ name, reason }). */
 export function startDrop(free, take) {
   let depth = 0;
   const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");

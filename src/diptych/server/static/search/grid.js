@@ -6,16 +6,16 @@ import { hideNotice, notice } from "./notice.js";
 import { addUnused } from "./unused.js";
 
 const PAGE = 40;
-const LARGEST_PAGE = 200; // Of the server.
+const LARGEST_PAGE = 200; // The server's limit.
 
 export class Grid {
   #query;
-  #on; // { gone, opened, counted }: the server does not answer as it should; a hit was chosen; so many hits are there.
+  #on; // { gone, opened, counted }: called when the server fails, when a hit is opened, and with the number of hits.
   #asking = new AbortController();
-  #coming = null; // The next page, while it is loaded.
+  #coming = null; // Promise of the next page during its request.
   #isAsking = false;
-  #num = 0; // Results of the server; `hits` has the similar pictures that are unfolded, too.
-  hits = []; // As they are shown.
+  #num = 0; // Number of results; `hits` also contains unfolded similar pictures.
+  hits = []; // In the shown order.
   hasMore = false;
 
   constructor(query, on) {
@@ -27,7 +27,7 @@ export class Grid {
     by("grid").addEventListener("keydown", (event) => this.#walk(event));
   }
 
-  /** Search again, for at least so many hits; a search that is under way is aborted. */
+  /** Search again for at least this many hits, and abort a running search. */
   async show(num = PAGE) {
     this.#asking.abort();
     this.#asking = new AbortController();
@@ -59,7 +59,7 @@ export class Grid {
     }
   }
 
-  /** Load the next page, if there is one and none is under way; resolves when it is there. */
+  /** Load the next page, if there is one and no request is running. Resolves when it is loaded. */
   async more() {
     if (this.#coming) return this.#coming;
     if (!this.hasMore || this.#isAsking) return undefined;
@@ -121,7 +121,7 @@ export class Grid {
     return button;
   }
 
-  /** Show the pictures that are folded into a hit after it, or hide them. */
+  /** Show or hide the folded pictures of a hit behind it. */
   unfold(hit, is = true) {
     const at = this.hits.indexOf(hit);
     const tile = by("grid").children[at];
@@ -140,7 +140,7 @@ export class Grid {
     }
   }
 
-  /** Where a picture is among the hits, unfolded if it must be; -1 if it is not there. */
+  /** Index of a picture among the hits, unfolded if necessary; -1 if it is not among them. */
   find(id) {
     const folded = this.hits.find((hit) => hit.similar?.some((one) => one.id === id));
     if (folded && !this.hits.some((hit) => hit.id === id)) this.unfold(folded);

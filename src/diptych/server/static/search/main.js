@@ -17,7 +17,7 @@ const DROPPED_AT_ONCE = 4;
 
 let hasIndex = true;
 let numSearches = 0;
-let shownSearch = 0; // The number of the search whose hits are shown.
+let shownSearch = 0; // Number of the search whose hits are shown.
 let shownWhere = "";
 let wasTyping = false;
 const query = Query.read(location.search, (isTyping) => changed(isTyping));
@@ -37,7 +37,7 @@ function address(picture) {
   return `${location.pathname}${told && `?${told}`}${by("classes").hidden ? "" : "#classes"}`;
 }
 
-/** Every change is a place in the history; what is typed without a pause for something else is one. */
+/** Every change adds a history entry. Uninterrupted typing adds only one. */
 function changed(isTyping = false) {
   draw(by("text") === document.activeElement);
   const known = places.memory.terms ?? [];
@@ -68,7 +68,7 @@ function showWhereState() {
   by("where-state").classList.toggle("waiting", isWaiting);
 }
 
-/** Show the place that Back or Forward led to. */
+/** Show the history entry that Back or Forward selected. */
 async function restore(memory) {
   const { scroll = 0, shown } = memory;
   wasTyping = false;
@@ -80,13 +80,13 @@ async function restore(memory) {
     shownSearch = memory.search ??= numSearches += 1;
     draw(false);
     if (hasIndex) await grid.show(shown);
-    if (places.memory !== memory) return; // Another place was chosen meanwhile.
+    if (places.memory !== memory) return; // Another history entry was selected.
   }
   if (isOther || isOtherTab) scrollTo(0, scroll);
   openFromAddress();
 }
 
-/** The large view of the picture that the address names, if it is among the hits. */
+/** Open the large view of the picture in the address, if it is among the hits. */
 function openFromAddress() {
   const id = pictureOfAddress();
   const number = id ? grid.find(id) : -1;
@@ -138,7 +138,7 @@ startDrop(
   },
 );
 
-// Tabs with the keyboard pattern of the ARIA practices: the arrow keys switch between them.
+// Tabs follow the keyboard pattern of the ARIA practices: arrow keys switch between them.
 const tabs = [by("tab-search"), by("tab-classes")];
 
 function open(name) {

@@ -1,30 +1,30 @@
-// Where Back and Forward lead. A place is an entry of the browser's history: its address has the search, the tab and the picture
-// that is open. Dropped pictures, the scroll position and the number of hits are in no address; this page keeps them in memory.
+// Back and Forward. A place is an entry of the browser's history. Its address contains the search, the tab and the open picture.
+// The page keeps dropped pictures, the scroll position and the number of hits in memory.
 
 export class Places {
-  #memory = new Map(); // By number of the place: { terms, search, scroll, shown }.
+  #memory = new Map(); // Number of the place to { terms, search, scroll, shown }.
   #here;
 
-  /** `restore` is called with what is remembered of the place that Back or Forward led to. */
+  /** Calls `restore` with the memory of the place that Back or Forward selected. */
   constructor(restore) {
     history.scrollRestoration = "manual";
     this.#here = history.state?.place ?? newNumber();
     history.replaceState({ ...history.state, place: this.#here }, "");
     addEventListener("popstate", () => {
-      this.#here = history.state?.place ?? newNumber(); // An address that was typed, or a link to a part of the page, has none.
+      this.#here = history.state?.place ?? newNumber(); // A typed address and a link within the page have no number.
       history.replaceState({ ...history.state, place: this.#here }, "");
       restore(this.memory);
     });
     addEventListener("scroll", () => { this.memory.scroll = scrollY; }, { passive: true });
   }
 
-  /** What is remembered of this place; it can be changed. */
+  /** The memory of this place; it is mutable. */
   get memory() {
     if (!this.#memory.has(this.#here)) this.#memory.set(this.#here, {});
     return this.#memory.get(this.#here);
   }
 
-  /** Whether Back stays on this page, because a place of it opened this one. */
+  /** Whether Back leads to another place of this page. */
   get isPushed() {
     return Boolean(history.state?.isPushed);
   }

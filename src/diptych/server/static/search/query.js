@@ -2,12 +2,12 @@
 // search can be shared; of dropped pictures only this page knows.
 
 const WHOLE = 1;
-export const MAX_TERMS = 31; // The server takes 32, and the text is one.
+export const MAX_TERMS = 31; // The server accepts 32, and the text is one of them.
 
 export class Query {
   text = "";
   where = "";
-  isGrouped = false; // Whether near-equal pictures are folded into the best of them.
+  isGrouped = false; // Whether near-equal pictures are folded into the best hit.
   terms = []; // { id } or { content, name }, each with a weight
   #changed;
 
@@ -19,20 +19,20 @@ export class Query {
     return !this.text.trim() && this.terms.length === 0;
   }
 
-  /** `isTyping`: further changes of this kind will follow. */
+  /** `isTyping`: the user is typing, so more changes follow. */
   set(values, { isTyping = false } = {}) {
     Object.assign(this, values);
     this.#changed(isTyping);
   }
 
-  /** Take over a search from an address, and if they are known its terms; this is no change. */
+  /** Set the search from an address, with its terms if they are known. This does not count as a change. */
   load(search, terms) {
     const told = Query.read(search);
     const { text, where, isGrouped } = told;
     Object.assign(this, { text, where, isGrouped, terms: (terms ?? told.terms).map((term) => ({ ...term })) });
   }
 
-  /** How many more terms the server takes. */
+  /** Number of further terms that the server accepts. */
   get numFree() {
     return MAX_TERMS - this.terms.length;
   }
@@ -75,7 +75,7 @@ export class Query {
     return body;
   }
 
-  /** As the address has it; with the id of a picture that is open. */
+  /** The search as URL parameters, with the id of the open picture. */
   toString(picture) {
     const told = new URLSearchParams();
     if (this.text.trim()) told.set("q", this.text.trim());

@@ -1,4 +1,4 @@
-// The list of files that were dropped, pasted or chosen and are not used, with the reasons.
+// The list of unused files that were dropped, pasted or chosen, with the reasons.
 
 import { by, make } from "./dom.js";
 
