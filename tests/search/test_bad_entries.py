@@ -51,7 +51,12 @@ def test_bad_entries_are_listed_and_the_others_are_indexed(clip: LoadedBundle, p
     }
     report = _update(place, clip, photos)
     assert (report.added, {Path(path).name: reason for path, reason in report.unreadable}) == (6, reasons)
-    assert _update(place, clip, photos) == Update(unchanged=6, unreadable=report.unreadable)
+    assert {Path(path).name: reason for path, reason in report.unread_captions} == {
+        "a.txt": "cannot be read (Too many levels of symbolic links)",
+        "b.txt": "cannot be read (is not a regular file)",
+    }
+    again = Update(unchanged=6, unreadable=report.unreadable, unread_captions=report.unread_captions)
+    assert _update(place, clip, photos) == again
     with open_index(place) as index:
         stamps = {Path(key).name: stamp.modified_ns for key, stamp in index.stamps().items()}
     assert (stamps["c.png"], set(stamps)) == (2**63 - 1, {"a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg"})

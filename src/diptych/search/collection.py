@@ -210,6 +210,7 @@ class _Updater:
         self.report.links, self.report.hidden = omissions.links, omissions.hidden
         self.report.excluded, self.report.left_out = omissions.excluded, omissions.formats.left_out()
         self.report.unreadable += [(_shown(path), reason) for path, reason in omissions.unreadable]
+        self.report.unread_captions += [(_shown(path), reason) for path, reason in omissions.unread_captions]
         if self.share is not None:  # Who sees a share of the files does not know which have gone.
             return
         roots = tuple(f"{folder.resolve()}/" for folder in folders)

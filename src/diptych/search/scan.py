@@ -65,6 +65,8 @@ class Omissions:
     """(path, reason) of files and subfolders."""
     unread_folders: list[str] = field(default_factory=list)
     """The folders among them. Whether their pictures still exist is unknown."""
+    unread_captions: list[tuple[str, str]] = field(default_factory=list)
+    """(path, reason) of text files next to pictures that cannot be read or are not regular files."""
     hidden: int = 0
     """Hidden pictures and folders, and those of other programs (`core/foreign.py`)."""
     excluded: int = 0
@@ -202,10 +204,18 @@ class _Scanner:
 
     def _sidecar(self, item: os.DirEntry[str], folder: str) -> Sidecar | None:
         try:
-            path = self._resolved(item, folder) if item.is_file() else None
-            return None if path is None else Sidecar(path=path, stamp=_stamp(item))
-        except OSError:  # As if it were not there.
+            if item.is_file():
+                path = self._resolved(item, folder)
+                return None if path is None else Sidecar(path=path, stamp=_stamp(item))
+            if item.is_dir() or item.is_symlink():  # Links to no file are left out, as those of pictures are.
+                return None
+            reason = "is not a regular file"
+        except FileNotFoundError:  # Removed since the folder was listed.
             return None
+        except OSError as error:
+            reason = error.strerror or str(error)
+        self._omissions.unread_captions.append((item.path, f"cannot be read ({reason})"))
+        return None
 
     def _resolved(self, item: os.DirEntry[str], folder: str) -> str | None:
         """The path of a file with all links resolved; None, and counted, for a link that is not followed."""
