@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,9 +185,14 @@ def test_all_hits_come_whatever_was_built(built: LocalIndex, kind: Kind) -> None
     about = build(built, kind)
     assert about is not None
     assert (about.top, about.recall > 0.9) == (100, True)
-    for top, expected in exact.items():
-        assert built.search(queries, top=top) == expected
     whole = built.search(queries, top=100)
+    for top, expected in exact.items():
+        found = built.search(queries, top=top)
+        assert [answer[:100] for answer in found] == whole
+        assert [len({hit.entry.key for hit in answer}) for answer in found] == [len(answer) for answer in expected]
+    assert [{hit.entry.key: hit.score for hit in answer} for answer in built.search(queries, top=NUM)] == [
+        {hit.entry.key: hit.score for hit in answer} for answer in exact[NUM]
+    ]
     for start in range(0, 100, 20):
         page = built.search(queries, top=start + 20)
         assert [answer[start:] for answer in page] == [answer[start : start + 20] for answer in whole]
@@ -207,6 +213,27 @@ def test_too_few_hits_are_completed(built: LocalIndex) -> None:
     assert num_equal > 0
     assert (np.diff(scores) <= 0).all()
     assert all(len(set(row)) == 90 for row in rows.tolist())
+
+
+def test_pages_go_on_behind_the_hits_that_a_structure_finds(built: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = build(built, "hnsw")
+    assert about is not None
+    nearly = Approximate(FileId.of(built.folder / "nearly-1"), about)
+    vectors, queries = built._vectors(), unit(8, seed=7)
+    exact = nearest(vectors, queries, top=NUM)[0]
+
+    def search(asked: NDArray[np.float32], num: int) -> tuple[None, NDArray[np.int64]]:
+        """The nearest without the first one, but with the farthest."""
+        return None, np.concatenate([exact[: len(asked), 1:num], exact[: len(asked), -1:]], axis=1)
+
+    monkeypatch.setattr(nearly, "_index", SimpleNamespace(search=search))
+    whole = nearly.search(vectors, queries, top=300)
+    for top in (1, 20, 100, 101, 120, 299):
+        rows, scores = nearly.search(vectors, queries, top=top)
+        np.testing.assert_array_equal(rows, whole[0][:, :top])
+        np.testing.assert_array_equal(scores, whole[1][:, :top])
+    np.testing.assert_array_equal(whole[0][:, 100], exact[:, 0])  # What it missed.
+    np.testing.assert_array_equal(np.sort(whole[0]), np.sort(exact[:, :300]))
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
@@ -233,13 +260,17 @@ def test_a_structure_that_cannot_be_used_is_searched_without(built: LocalIndex, 
 
 def test_structures_of_earlier_versions_are_used(built: LocalIndex) -> None:
     """Their recall was measured for ten hits, and their size was not stored."""
-    expected = built.search(unit(5, seed=7), top=11)
+    expected = built.search(unit(5, seed=7), top=NUM)
     build(built, "ivf")
     with built._changing() as database:
         set_about(database, nearly_top=None, nearly_bytes=None)
     with LocalIndex(built.folder) as again:
-        assert [len(answer) for answer in again.search(unit(5, seed=7), top=10)] == [10] * 5
-        assert again.search(unit(5, seed=7), top=11) == expected
+        first, whole = again.search(unit(5, seed=7), top=10), again.search(unit(5, seed=7), top=NUM)
+        assert [len(answer) for answer in first] == [10] * 5
+        assert [answer[:10] for answer in whole] == first
+        assert [sorted(hit.entry.key for hit in answer) for answer in whole] == [
+            sorted(hit.entry.key for hit in answer) for answer in expected
+        ]
         assert again._nearly is not None
         assert (again._nearly.about.top, again._nearly.about.bytes) == (10, None)
         assert again.verify() == []

@@ -1,7 +1,8 @@
 """Nearly the nearest among millions: faiss's inverted lists and graphs, an extra.
 
 Their recall is measured for 100 hits. Their hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
-used for larger requests, for queries with too few hits, and if the last hit may be tied with vectors that were not found.
+used for hits after the first 100, for queries with too few hits, and if the last hit may be tied with vectors that were not
+found.
 Shapes: N vectors, E embedding, Q queries, K found.
 """
 
@@ -121,7 +122,9 @@ class Approximate:
         """Rows and inner products in the order of `nearest`: falling inner products, equal ones by row.
 
         Vectors that were added after the structure was built are compared exactly. The query of the structure, and whether its
-        hits are used, do not depend on `top`. Therefore a smaller request returns the first hits of a larger one.
+        hits are used, do not depend on `top`. Therefore a smaller request returns the first hits of a larger one. If `top` is
+        larger than the number that the recall was measured for, the further hits are those of the exact scan that the structure
+        did not find, in order.
 
         Args:
             vectors: all vectors; the structure contains the first ones.
@@ -129,8 +132,11 @@ class Approximate:
             top: number of hits per query, at most the number of vectors.
             codes: codes of the vectors, for the exact scan.
         """
-        if not 0 < top <= self.about.top:
+        if top == 0:
             return nearest(vectors, queries, top=top, codes=codes)
+        if top > self.about.top:
+            first = self.search(vectors, queries, top=self.about.top, codes=codes)
+            return _continued(*first, *nearest(vectors, queries, top=top, codes=codes))
         wanted, needed = min(self.about.top + 1, self.about.num), min(self.about.top, len(vectors))
         query, row = _pairs(self._index.search(np.ascontiguousarray(queries), wanted)[1])
         score = scores_of(vectors, queries, query, row)
@@ -151,6 +157,21 @@ class Approximate:
         rows, scores = rows[:, :top], scores[:, :top]
         rows[unsure], scores[unsure] = nearest(vectors, queries[unsure], top=top, codes=codes)
         return rows, scores
+
+
+def _continued(
+    first: Int64[ndarray, "Q F"],
+    first_scores: Float32[ndarray, "Q F"],
+    rows: Int64[ndarray, "Q K"],
+    scores: Float32[ndarray, "Q K"],
+) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+    """The first hits, and after them the others of a larger answer."""
+    num = first.shape[1]
+    for query in np.flatnonzero((first != rows[:, :num]).any(axis=1)):
+        others = ~np.isin(rows[query], first[query])
+        for side, head in ((rows, first), (scores, first_scores)):
+            side[query] = np.concatenate([head[query], side[query][others]])[: side.shape[1]]
+    return rows, scores
 
 
 def _pairs(found: Int64[ndarray, "Q K"]) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
