@@ -38,6 +38,11 @@ CALLS: dict[str, tuple[str, Callable[[Any, Path], object]]] = {
     "encode_images": ("images is one str", lambda c, p: c.encode_images(str(p / "a.png"))),
     "encode_images, path": ("images is one PosixPath", lambda c, p: c.encode_images(p / "a.png")),
     "encode_texts": ("texts is one str", lambda c, _: c.encode_texts("a dog")),
+    "encode_texts, lists": ("text 1 is not a string but list: ['dog']", lambda c, _: c.encode_texts(["a", ["dog"]])),
+    "rank_images, texts": (
+        "text must be one text or query, and is a list: ['a dog']",
+        lambda c, p: c.rank_images(["a dog"], p),
+    ),
     "encode_queries": ("queries is one str", lambda c, _: c.encode_queries("a dog")),
     "encode_queries, query": ("queries is one Query", lambda c, _: c.encode_queries(parse_query("a dog"))),
 }

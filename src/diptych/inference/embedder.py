@@ -26,7 +26,7 @@ from diptych.images.pool import DecodePool
 from diptych.images.tensors import normalize
 from diptych.images.transforms import evaluation_pixels
 from diptych.models.prefix_tree import prefix_tree, worth_sharing
-from diptych.tokenizers.protocol import Encoded
+from diptych.tokenizers.protocol import Encoded, check_texts
 
 T = TypeVar("T")
 
@@ -141,9 +141,10 @@ class Embedder:
         many begin alike, as prompts do, each beginning is computed once (`models/prefix_tree.py`).
 
         Raises:
-            DiptychError: `texts` is a single string.
+            DiptychError: `texts` is a single string, or one of its items is not a string.
         """
         check_list(texts, "texts")
+        check_texts(texts)
         before_computing(self.device)
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if len(row_of) < len(texts):

@@ -52,8 +52,10 @@ def rank_images(
         track: told how far it is.
 
     Raises:
-        DiptychError: the text is empty, there are no images, or none can be read.
+        DiptychError: the text is empty or none, there are no images, or none can be read.
     """
+    if not isinstance(text, str | Query):
+        raise DiptychError(f"text must be one text or query, and is a {type(text).__name__}: {text!r:.60}")
     return rank_images_for_texts(embedder, [text], images, top=top, track=track)[0]
 
 
