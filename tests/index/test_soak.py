@@ -50,7 +50,10 @@ class _Check:
         score = scores_of(self.vectors, query[None], np.zeros_like(every), every)
         told, expected = [hit.score for hit in hits], [float(score[number]) for number in numbers]
         self.num += 1
-        if told != expected or told != sorted(told, reverse=True) or len({*numbers}) != len(numbers):
+        # What a structure missed comes behind the first 100.
+        parts = [told] if is_exact else [told[:100], told[100:]]
+        is_sorted = all(part == sorted(part, reverse=True) for part in parts)
+        if told != expected or not is_sorted or len({*numbers}) != len(numbers):
             self.wrong.append(f"scores {told} of {numbers}, not {expected}")
             return
         for state in _states(self.log):
@@ -95,7 +98,7 @@ def test_every_answer_is_that_of_a_committed_state(tmp_path: Path) -> None:
                 queries = unit(4, seed=draw.randrange(10**6))
                 top = draw.choice([1, 20, 60, 150, 999])
                 for query, hits in zip(queries, reader.search(queries, top=top), strict=True):
-                    check(query, hits, top=top, at_least=0, is_exact=top > 100)
+                    check(query, hits, top=top, at_least=0, is_exact=False)
                 least = draw.randrange(len(_NUMBERS))
                 chosen = parse_filter(f"width >= {least}")
                 (some,) = reader.search(queries[:1], top=top, chosen=chosen)
