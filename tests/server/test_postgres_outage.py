@@ -82,7 +82,7 @@ def test_a_database_that_hangs_is_reported_and_the_server_recovers(
     with _site(clip, address, deadline_s=1) as site:
         before = site.post("/v1/search", _SEARCH)
         with server.paused():
-            assert site.ask("POST", "/v1/search", _SEARCH).json["detail"] == "it took too long"
+            assert site.ask("POST", "/v1/search", _SEARCH).json["detail"].startswith("the request took too long")
             ready = site.ask("GET", "/readyz")
             assert ready.status == 503
             _wait_for(lambda: "a thread for" not in site.ask("GET", "/readyz").json["detail"])  # It gave up.

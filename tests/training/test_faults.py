@@ -92,7 +92,7 @@ def _hostile(folder: Path) -> tuple[list[str], dict[str, str]]:
         "empty.jpg": (b"", "is not a picture"),
         "half.jpg": (_saved(_noise(), "JPEG")[:1500], "truncated"),
         "text.jpg": (b"<html>404</html>", "is not a picture"),
-        "bomb.png": (_huge_png(), "3600000000 pixels"),
+        "bomb.png": (_huge_png(), "60000x60000 is over the limit of 200000000 pixels"),
         "closed.png": (_saved(_noise(), "PNG"), "permission denied"),
     }
     for name, content in {**good, **{name: content for name, (content, _) in broken.items()}}.items():
