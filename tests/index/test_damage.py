@@ -71,7 +71,7 @@ def test_the_rows_are_named(whole: Path, tmp_path: Path) -> None:
         _flip(folder / "vectors-0.f32", 8 * (row * DIM * 4 + 5))
     with LocalIndex(folder) as index:
         assert index.verify() == [
-            "vectors-0.f32 is damaged in rows 0 to 13 and 40 to 46; diptych index add embeds the pictures again"
+            "vectors-0.f32 is damaged in rows 0 to 13 and 40 to 46; the next index add embeds the pictures again"
         ]
 
 
@@ -151,14 +151,14 @@ def test_no_change_hides_damage(tmp_path: Path) -> None:
     with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as index:
         add_ten(index)
         _flip(index.folder / "vectors-0.f32", 100)
-        said = ["vectors-0.f32 is damaged in rows 0 to 9; diptych index add embeds the pictures again"]
+        said = ["vectors-0.f32 is damaged in rows 0 to 9; the next index add embeds the pictures again"]
         add(index, [entry(40)], {"d40": unit(1, seed=9)[0]})
         assert index.verify() == said
         build(index, None)
         assert index.verify() == said
         index.remove(["/photos/3.jpg"])
         with pytest.raises(
-            IndexingError, match="is damaged in rows 0 to 9; diptych index add embeds the pictures again"
+            IndexingError, match="is damaged in rows 0 to 9; the next index add embeds the pictures again"
         ):
             compact(index)
         assert (len(index), index.verify()) == (10, said)
@@ -168,7 +168,7 @@ def test_a_lost_graph_is_named_and_searched_without(whole: Path, tmp_path: Path)
     folder = _copy(whole, tmp_path)
     (folder / "nearly-1").unlink()
     with LocalIndex(folder) as index:
-        assert index.verify() == ["nearly-1 is missing or damaged; diptych index build --ann rebuilds it"]
+        assert index.verify() == ["nearly-1 is missing or damaged; the next index add rebuilds it"]
         with pytest.warns(DiptychWarning, match="is searched exactly"):
             assert index.search(unit(NUM)[[30]], top=1)[0][0].entry.digest == "d30"
 

@@ -249,7 +249,7 @@ def test_a_structure_that_cannot_be_used_is_searched_without(built: LocalIndex, 
         approximate.build(unit(550, seed=9), kind, path)
     elif damage != "missing":
         path.write_bytes(content[:-1000] if damage == "short" else b"")
-    assert built.verify() == ["nearly-1 is missing or damaged; diptych index build --ann rebuilds it"]
+    assert built.verify() == ["nearly-1 is missing or damaged; the next index add rebuilds it"]
     for _ in range(2):
         with pytest.warns(DiptychWarning, match="is searched exactly"):
             assert built.search(queries, top=20) == expected

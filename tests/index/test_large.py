@@ -69,7 +69,7 @@ def test_codes_that_are_lost_or_wrong_are_made_again(large: LocalIndex) -> None:
     content = (large.folder / "codes-0.i8").read_bytes()
     for number, damaged in enumerate((content[:-9], b"\x01" * len(content))):
         (large.folder / f"codes-{number}.i8").write_bytes(damaged)
-        assert ["diptych index build rebuilds them" in fault for fault in large.verify()] == [True]
+        assert ["the next index add rebuilds them" in fault for fault in large.verify()] == [True]
         assert build(large, None) is None
         assert not list(large.folder.glob(f"codes-{number}.*"))
         assert (large.folder / f"codes-{number + 1}.i8").read_bytes() == content

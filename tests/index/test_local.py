@@ -53,7 +53,7 @@ def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
     zeroed = damaged("zeroed")
     (zeroed / "vectors-0.f32").write_bytes(bytes(320))
     assert LocalIndex(zeroed).verify() == [
-        "vectors-0.f32 is damaged in rows 0 to 9; diptych index add embeds the pictures again"
+        "vectors-0.f32 is damaged in rows 0 to 9; the next index add embeds the pictures again"
     ]
     database = damaged("database")
     (database / "index.db").write_bytes(b"no database at all, but of some length" * 200)

@@ -170,8 +170,11 @@ def test_damage_is_named(index: PostgresIndex, address: str, database: str) -> N
         raw.execute("UPDATE vectors SET embedding = embedding * embedding WHERE digest IN ('d3', 'd4')")
         raw.execute("DELETE FROM vectors WHERE digest = 'd5'")
         first, second = index.verify()
-        assert first == "2 vectors are not of unit length, the first is number 4; index again"
-        assert second == "1 entries have no vector; index the folders again"
+        assert (
+            first
+            == "2 vectors are not of unit length, the first is number 4; the next index add embeds the pictures again"
+        )
+        assert second == "1 entries have no vector; the next index add embeds the pictures again"
         raw.execute("UPDATE about SET value = '9' WHERE name = 'format'")
         with pytest.raises(IndexingError, match="format 9, and this version reads 1 to 3"):
             open_index(address)

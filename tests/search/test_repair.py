@@ -110,12 +110,14 @@ def test_pictures_of_other_folders_that_lost_their_vectors_are_counted(
 ) -> None:
     (Path(place) / "vectors-0.f32").unlink()
     assert main(["index", "verify", place]) == 2
-    assert "diptych index add embeds the pictures again" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "the next index add embeds the pictures again" in printed.err
+    assert f"Repair it: diptych index add {place} {tmp_path}" in printed.out
     assert main(["index", "add", place, str(photos), "--bundle", str(tiny_bundle)]) == 0
     printed = capsys.readouterr()
     assert "6 embedded again (their vectors were damaged)" in printed.out
     assert "2 pictures have no vector and are not found; add their folders again" in printed.err
     assert main(["index", "verify", place]) == 2
-    assert "2 entries have no vector; diptych index add embeds the pictures again" in capsys.readouterr().err
+    assert "2 entries have no vector; the next index add embeds the pictures again" in capsys.readouterr().err
     assert main(["index", "add", place, str(tmp_path / "later")]) == 0
     assert main(["index", "verify", place]) == 0

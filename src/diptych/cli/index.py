@@ -216,13 +216,17 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
 def verify(index: IndexPlace, /) -> int:
     """Compare an index with its checksums; exit code 2 if it is damaged. An interrupted addition is no damage."""
     from diptych.index.choice import open_index
+    from diptych.index.vector_file import NEXT_ADD
 
     with open_index(index) as opened:
         place, faults, remarks = opened.place, opened.verify(), opened.remarks()
+        folder = opened.common_folder() if any(NEXT_ADD in fault for fault in faults) else None
     for remark in remarks:
         say(f"{place}: {remark}")
     for fault in faults:
         warn(fault)
+    if folder is not None:
+        say(f"Repair it: {command('index', 'add', place, folder)}")
     if not faults:
         say(f"{place}: all is well")
     return 2 if faults else 0

@@ -30,7 +30,7 @@ from diptych.index.connection import Connection, connect
 from diptych.index.exact import Vectors
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade
-from diptych.index.vector_file import AGAIN, Kind, VectorFile
+from diptych.index.vector_file import AGAIN, NEXT_ADD, Kind, VectorFile
 
 LOCK = "lock"
 """Name of the lock file in the index's folder."""
@@ -200,7 +200,7 @@ class LocalStore:
         is_whole = path.is_file() and self._about().get("nearly_sha256", "") in {"", sha256_of(path)}
         if is_whole and about.num <= self._num_vectors():
             return []
-        return [f"{path.name} is missing or damaged; {command('index', 'build', '--ann')} rebuilds it"]
+        return [f"{path.name} is missing or damaged; {NEXT_ADD} rebuilds it"]
 
     def remarks(self) -> list[str]:
         """What is unusual about it and yet no fault."""

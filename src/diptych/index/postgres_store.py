@@ -28,6 +28,7 @@ from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres_pool import Connection, Connections
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
 from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
+from diptych.index.vector_file import AGAIN
 
 T = TypeVar("T")
 
@@ -153,19 +154,19 @@ class PostgresStore:
         faults = []
         odd = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
         if odd:
-            faults.append(f"{odd} vectors do not have {self.dim} numbers; index the folders again")
+            faults.append(f"{odd} vectors do not have {self.dim} numbers; {AGAIN}")
         num, first = self._all(
             "SELECT count(*), min(place) FROM vectors WHERE NOT abs(vector_norm(embedding) - 1) < 1e-3"
         )[0]
         if num:
-            faults.append(f"{num} vectors are not of unit length, the first is number {first}; index again")
+            faults.append(f"{num} vectors are not of unit length, the first is number {first}; {AGAIN}")
         lost = int(
             self._one(
                 "SELECT count(*) FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
             )
         )
         if lost:
-            faults.append(f"{lost} entries have no vector; index the folders again")
+            faults.append(f"{lost} entries have no vector; {AGAIN}")
         return faults
 
     def remarks(self) -> list[str]:

@@ -16,14 +16,15 @@ from jaxtyping import Bool
 from numpy import ndarray
 
 from diptych.core.files import atomic_write
-from diptych.core.program import command
 from diptych.index.checksums import Block, block_ranges, hash_block, missing_rows, named_rows
 from diptych.index.exact import Codes, Vectors, encode
 
 Kind: TypeAlias = Literal["float32", "float16"]
 """What the file keeps of a number."""
 
-AGAIN = "diptych index add embeds the pictures again"
+NEXT_ADD = "the next index add"
+"""What repairs an index, in the messages of `verify`."""
+AGAIN = f"{NEXT_ADD} embeds the pictures again"
 """Advice in messages about lost vectors."""
 _SUFFIX = {"float32": "f32", "float16": "f16"}
 _CHUNK = 65_536
@@ -224,7 +225,7 @@ class VectorFile:
         """Compare codes with their checksums; without checksums, with the codes of the vectors."""
         if num == 0:
             return []
-        again = f"{command('index', 'build')} rebuilds them"
+        again = f"{NEXT_ADD} rebuilds them"
         codes = self._raw_codes(num)
         if codes is None or any(block.integers is None for block in blocks or ()):
             return [f"its codes are not those of its vectors; {again}"]
