@@ -47,6 +47,19 @@ def test_what_is_added_is_found(index: Index, place: str) -> None:
     assert index.verify() == []
 
 
+def test_counts_of_pictures_that_were_left_out(index: Index) -> None:
+    assert index.left_out() == {}
+    index.set_left_out({"/photos/a": {".heic": 2}, "/other": {".cr2": 1}})
+    index.set_left_out({"/photos": {".heic": 3, ".psd": 1}})  # It holds the folder that was counted before.
+    index.set_left_out({"/photos/b": {".psd": 1}})  # Counted with /photos.
+    assert index.left_out() == {".cr2": 1, ".heic": 3, ".psd": 1}
+    with open_index(index.place) as again:
+        assert again.left_out() == index.left_out()
+    index.set_left_out({"/photos": {}, "/other": {".cr2": 2}})
+    assert index.left_out() == {".cr2": 2}
+    assert index.verify() == []
+
+
 def test_the_common_folder(index: Index) -> None:
     assert index.common_folder() == "/photos"
     index.remove(f"/photos/{number}.jpg" for number in range(1, 10))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from diptych.images.formats import remedy
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
@@ -107,20 +108,25 @@ def test_more_pictures_than_classes_take_are_named(page: Page, pictures: Path) -
     expect(page.locator("#unused li")).to_have_text(f"{', '.join(last)}: there are at most 32 pictures; remove some")
 
 
-def test_the_footer_tells_what_could_not_be_read(
+def test_the_footer_tells_what_could_not_be_read_and_what_was_left_out(
     browser: Browser, clip: LoadedBundle, pictures: Path, bad: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "some"
     folder.mkdir()
     for path in (bad, min(pictures.iterdir())):
         shutil.copy(path, folder)
+    (folder / "draft.psd").write_bytes(b"8BPS")
     said: list[str] = []
     with open_or_create(tmp_path / "index", clip) as index, browser.new_context() as context:
         update(index, clip, [folder])
         with served(create_app(clip, index)) as own:
-            assert own.ask("GET", "/v1/info").json["unreadable"] == 1
+            info = own.ask("GET", "/v1/info").json
+            assert info["unreadable"] == 1
+            assert info["left_out"] == [{"suffix": ".psd", "num": 1, "remedy": remedy(".psd")}]
             page = opened(context, said, own.url)
-            expect(page.locator("#about")).to_contain_text("1 picture, 1 file could not be read")
+            expect(page.locator("#about")).to_contain_text(
+                f"1 picture, 1 file could not be read; left out: 1 .psd ({remedy('.psd')})"
+            )
     assert said == []
 
 

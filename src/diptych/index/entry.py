@@ -1,5 +1,6 @@
 """What an index knows of a picture beside its vector."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -35,6 +36,25 @@ class Entry:
     """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
     phash: int | None = None
     """The perceptual hash of the picture (`images/fingerprints.py`), 64 bits; None if it was not computed."""
+
+
+def merged_left_out(
+    stored: Mapping[str, Mapping[str, int]], new: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
+    """Counts of files by folder and suffix, with those of newly scanned folders. No file is counted twice.
+
+    >>> merged_left_out({"/a/b": {".heic": 2}, "/c": {".cr2": 1}}, {"/a": {".heic": 3}, "/c": {}})
+    {'/a': {'.heic': 3}}
+    """
+    merged = {folder: dict(counts) for folder, counts in stored.items()}
+    for folder, counts in new.items():
+        inside = f"{folder.rstrip('/')}/"
+        merged = {name: known for name, known in merged.items() if name != folder and not name.startswith(inside)}
+        is_below = any(folder.startswith(f"{name.rstrip('/')}/") for name in merged)
+        found = {suffix: num for suffix, num in counts.items() if num}
+        if found and not is_below:
+            merged[folder] = found
+    return merged
 
 
 def common_folder(first: str | None, last: str | None) -> str | None:

@@ -15,12 +15,24 @@ from diptych.core.lists import check_list
 from diptych.index import approximate
 from diptych.index.checksums import Block, missing_rows
 from diptych.index.dialects import SQLITE, Condition, where
-from diptych.index.entry import Entry, Found, Stamp, common_folder
+from diptych.index.entry import Entry, Found, Stamp, common_folder, merged_left_out
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_store import LocalStore
-from diptych.index.tables import FORMAT, KEY_RANGE, forget, insert, set_about, set_phash, to_entry, to_row, to_unsigned
+from diptych.index.tables import (
+    FORMAT,
+    KEY_RANGE,
+    LEFT_OUT,
+    forget,
+    insert,
+    set_about,
+    set_phash,
+    to_entry,
+    to_row,
+    to_unsigned,
+    total_left_out,
+)
 from diptych.index.vector_file import AGAIN
 
 _NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_bytes"))
@@ -88,6 +100,19 @@ class LocalIndex(LocalStore):
     def broken(self) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
         return dict(self._all("SELECT key, reason FROM broken ORDER BY key"))
+
+    def left_out(self) -> dict[str, int]:
+        """How many pictures of unsupported formats the indexed folders have, by suffix."""
+        return total_left_out(self._about().get(LEFT_OUT))
+
+    def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Store how many pictures of unsupported formats some folders have, by folder and suffix."""
+        before = self._about().get(LEFT_OUT)
+        after = json.dumps(merged_left_out(json.loads(before or "{}"), counts), sort_keys=True)
+        if after == (before or "{}"):
+            return
+        with self._changing() as database:
+            set_about(database, **{LEFT_OUT: after})
 
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""

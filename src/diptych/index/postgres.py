@@ -13,12 +13,21 @@ from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
 from diptych.index.approximate import About, Kind
 from diptych.index.dialects import POSTGRESQL, where
-from diptych.index.entry import Entry, Found, Stamp, common_folder
+from diptych.index.entry import Entry, Found, Stamp, common_folder, merged_left_out
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.postgres_pool import Connection
 from diptych.index.postgres_store import PostgresStore
-from diptych.index.tables import COLUMNS, KEY_RANGE, to_entry, to_row, to_signed, to_unsigned
+from diptych.index.tables import (
+    COLUMNS,
+    KEY_RANGE,
+    LEFT_OUT,
+    to_entry,
+    to_row,
+    to_signed,
+    to_unsigned,
+    total_left_out,
+)
 
 _FETCH = 4096
 
@@ -75,6 +84,20 @@ class PostgresIndex(PostgresStore):
     def broken(self) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
         return dict(self._all("SELECT key, reason FROM broken ORDER BY key"))
+
+    def left_out(self) -> dict[str, int]:
+        """How many pictures of unsupported formats the indexed folders have, by suffix."""
+        return total_left_out(self._about().get(LEFT_OUT))
+
+    def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Store how many pictures of unsupported formats some folders have, by folder and suffix."""
+        before = self._about().get(LEFT_OUT)
+        after = json.dumps(merged_left_out(json.loads(before or "{}"), counts), sort_keys=True)
+        if after == (before or "{}"):
+            return
+        with self._changing() as cursor:
+            cursor.execute("DELETE FROM about WHERE name = %s", (LEFT_OUT,))
+            cursor.execute("INSERT INTO about VALUES (%s, %s)", (LEFT_OUT, after))
 
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""

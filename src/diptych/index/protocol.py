@@ -79,6 +79,16 @@ class Index(Protocol):
     def broken(self) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
 
+    def left_out(self) -> dict[str, int]:
+        """How many pictures of unsupported formats the indexed folders have, by suffix."""
+
+    def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Store how many pictures of unsupported formats some folders have, by folder and suffix.
+
+        Raises:
+            IndexingError: it could not be written.
+        """
+
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
 

@@ -5,6 +5,7 @@ Each row has a hash of its values (`row_hash`): `PRAGMA integrity_check` examine
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -74,6 +75,22 @@ def insert(database: sqlite3.Connection, table: str, rows: Iterable[Sequence[Any
     marks = ", ".join("?" * (columns.count(",") + 2))
     sql = f"INSERT INTO {table} ({columns}, row_hash) VALUES ({marks})"
     database.executemany(sql, [(*row, hash_row(*row)) for row in rows])
+
+
+LEFT_OUT = "left_out"
+"""Row of the table `about` that counts pictures of unsupported formats, as JSON: by folder and suffix."""
+
+
+def total_left_out(stored: str | None) -> dict[str, int]:
+    """The counts of all folders by suffix, from the row `LEFT_OUT`.
+
+    >>> total_left_out('{"/a": {".heic": 2}, "/b": {".cr2": 1, ".heic": 1}}')
+    {'.cr2': 1, '.heic': 3}
+    """
+    total = Counter[str]()
+    for counts in json.loads(stored or "{}").values():
+        total.update(counts)
+    return dict(sorted(total.items()))
 
 
 def set_about(database: sqlite3.Connection, **values: str | None) -> None:

@@ -15,6 +15,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.version import VERSION
+from diptych.images.formats import remedy
 from diptych.index.entry import Entry, Found
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
@@ -40,6 +41,7 @@ from diptych.server.schemas import (
     Hit,
     Info,
     InfoLimits,
+    LeftOutFormat,
     ProblemAnswer,
     SearchAnswer,
     SearchHit,
@@ -217,7 +219,12 @@ async def _info(engine: Engine) -> Info:
             images=engine.limits.max_images,
         ),
         unreadable=None if engine.index is None else await engine.of_index(lambda index: len(index.broken())),
+        left_out=None if engine.index is None else await engine.of_index(_left_out),
     )
+
+
+def _left_out(index: Index) -> list[LeftOutFormat]:
+    return [LeftOutFormat(suffix=suffix, num=num, remedy=remedy(suffix)) for suffix, num in index.left_out().items()]
 
 
 async def _classify(engine: Engine, asked: ClassifyRequest) -> ClassifyAnswer:

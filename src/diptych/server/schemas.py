@@ -279,6 +279,14 @@ class InfoLimits(Model):
     images: int
 
 
+class LeftOutFormat(Model):
+    """Pictures in the indexed folders whose format is not supported."""
+
+    suffix: str
+    num: int
+    remedy: str | None = Field(description="What to do; null if this server supports the format: index again.")
+
+
 class Info(Model):
     """What answers here."""
 
@@ -295,6 +303,9 @@ class Info(Model):
     pictures: int | None = Field(description="In the index; null without one.")
     limits: InfoLimits
     unreadable: int | None = Field(description="Files that `index add` could not read; null without an index.")
+    left_out: list[LeftOutFormat] | None = Field(
+        description="Pictures that `index add` left out because of their format, by suffix; null without an index."
+    )
 
 
 class OpenAIRequest(BaseModel):

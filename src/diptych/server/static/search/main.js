@@ -175,7 +175,9 @@ async function look() {
     by("state-text").textContent = "Ready";
     const size = Array.isArray(told.image_px) ? told.image_px.join("×") : told.image_px;
     const unread = told.unreadable ? `, ${plural(told.unreadable, "file")} could not be read` : "";
-    const held = hasIndex ? `${plural(told.pictures, "picture")}${unread}` : "no index";
+    const others = (told.left_out ?? []).map((one) => `${one.num} ${one.suffix} (${one.remedy ?? "index the folder again"})`);
+    const leftOut = others.length ? `; left out: ${others.join(", ")}` : "";
+    const held = hasIndex ? `${plural(told.pictures, "picture")}${unread}${leftOut}` : "no index";
     by("about").textContent = `${held} · model ${told.bundle ?? told.model.slice(0, 12)}, ${told.dim} numbers, sees ${size} px, on ${told.device} · Diptych ${told.version}`;
   } catch (error) {
     by("state").className = "bad";
