@@ -15,15 +15,13 @@ from diptych.core.lists import check_list
 from diptych.index import approximate
 from diptych.index.checksums import Block, missing_rows
 from diptych.index.dialects import SQLITE, Condition, where
-from diptych.index.entry import Entry, Found, Stamp, common_folder, merged_left_out
+from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_store import LocalStore
 from diptych.index.tables import (
     FORMAT,
-    KEY_RANGE,
-    LEFT_OUT,
     forget,
     insert,
     set_about,
@@ -31,7 +29,6 @@ from diptych.index.tables import (
     to_entry,
     to_row,
     to_unsigned,
-    total_left_out,
 )
 from diptych.index.vector_file import AGAIN
 
@@ -59,30 +56,6 @@ class LocalIndex(LocalStore):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def rename_model(self, models: Sequence[str]) -> None:
-        """Store the names of the same model, the current one first."""
-        with self._changing() as database:
-            set_about(database, model=models[0], aliases=json.dumps(models[1:]) if models[1:] else None)
-        self.models = tuple(models)
-
-    def stamps(self) -> dict[str, Stamp]:
-        """Of every entry and every picture that could not be read, by key."""
-        rows = self._all(
-            "SELECT key, size, modified_ns FROM entries UNION ALL SELECT key, size, modified_ns FROM broken"
-        )
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
-
-    def sidecars(self) -> dict[str, Stamp]:
-        """Stamps of the text files that captions were read from, by key of the entry."""
-        if self._is_old():
-            return {}
-        sql = "SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL"
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in self._all(sql)}
-
-    def targets(self) -> dict[str, str]:
-        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
-        return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
-
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
         rows = self._all("SELECT digest FROM entries WHERE key = ?", (key,))
@@ -97,33 +70,11 @@ class LocalIndex(LocalStore):
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = ?", (digest,)))
 
-    def broken(self) -> dict[str, str]:
-        """Pictures that could not be read, with the reason."""
-        return dict(self._all("SELECT key, reason FROM broken ORDER BY key"))
-
-    def left_out(self) -> dict[str, int]:
-        """How many pictures of unsupported formats the indexed folders have, by suffix."""
-        return total_left_out(self._about().get(LEFT_OUT))
-
-    def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Store how many pictures of unsupported formats some folders have, by folder and suffix."""
-        before = self._about().get(LEFT_OUT)
-        after = json.dumps(merged_left_out(json.loads(before or "{}"), counts), sort_keys=True)
-        if after == (before or "{}"):
-            return
-        with self._changing() as database:
-            set_about(database, **{LEFT_OUT: after})
-
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
         condition = where(chosen, SQLITE)
         sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
-
-    def common_folder(self) -> str | None:
-        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
-        ((first, last),) = self._all(KEY_RANGE)
-        return common_folder(first, last)
 
     def add(
         self,
@@ -200,10 +151,6 @@ class LocalIndex(LocalStore):
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         old.unlink()
 
-    def lost(self) -> set[str]:
-        """Keys of entries without a vector, because `repair` dropped a damaged one."""
-        return {key for (key,) in self._all("SELECT key FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)")}
-
     def repair(self) -> None:
         """Drop damaged vectors, and rebuild damaged codes and structures. `lost` lists the entries to add again.
 
@@ -227,8 +174,7 @@ class LocalIndex(LocalStore):
                 self.build(None if about is None else about.kind)
             except ConfigError:  # faiss is not installed here.
                 self.build(None)
-        with self._changing() as database:
-            set_about(database, damaged=None)
+        self._set_about(damaged=None)
 
     def build(self, kind: approximate.Kind | None) -> approximate.About | None:
         """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""

@@ -16,7 +16,7 @@ The same transaction stores the checksums of what was appended (`checksums.py`),
 import re
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock, get_ident
 from typing import Any, TypeVar, cast
@@ -28,6 +28,7 @@ from diptych.index.approximate import About
 from diptych.index.checksums import Block, damaged_tables, missing_rows
 from diptych.index.connection import Connection, connect
 from diptych.index.exact import Vectors
+from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade
 from diptych.index.vector_file import AGAIN, NEXT_ADD, Kind, VectorFile
@@ -38,7 +39,7 @@ _Read = TypeVar("_Read")
 _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)").fullmatch
 
 
-class LocalStore:
+class LocalStore(StoredIndex):
     """The base of `LocalIndex`: operations on the files, without additions and searches."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,11 +105,6 @@ class LocalStore:
             raise error if isinstance(error, IndexingError) else self._damaged() from None
         before.close()
 
-    @property
-    def model(self) -> str:
-        """Tells the model that made the vectors from any other."""
-        return self.models[0]
-
     def close(self) -> None:
         """Let go of the files."""
         self._opened.close()
@@ -165,9 +161,8 @@ class LocalStore:
             # Files that another process has just replaced are missing without being damaged.
             if not faults or self._file().paths() == paths:
                 break
-        if faults and self._current_format() == FORMAT:  # An upgrade is for those who write.
-            with suppress(IndexingError), self._changing() as database:
-                set_about(database, damaged="1")
+        if faults:
+            self._note_damage()
         return faults
 
     def _faults_of_database(self) -> list[str]:
@@ -180,9 +175,9 @@ class LocalStore:
     def _faults_of_files(self) -> list[str]:
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
         faults += self._faults_of_nearly()
-        lost = int(self._one("SELECT count(*) FROM entries WHERE digest NOT IN (SELECT digest FROM vectors)"))
+        lost = self.lost()
         if lost:
-            faults.append(f"{lost} entries have no vector; {AGAIN}")
+            faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
         return faults
 
     def _may_be_damaged(self) -> bool:
@@ -191,7 +186,7 @@ class LocalStore:
         path = self._nearly_path(file.codes_number)
         is_nearly_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
         is_whole = file.is_whole(num) and is_nearly_whole and not missing_rows(self._blocks(), num)
-        return not is_whole or "damaged" in self._about()
+        return not is_whole or self._has_noted_damage()
 
     def _faults_of_nearly(self) -> list[str]:
         about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
@@ -264,19 +259,6 @@ class LocalStore:
             Block(*row) for row in self._all("SELECT first, num, vectors, integers, scales FROM blocks ORDER BY first")
         ]
 
-    def _current_format(self) -> int:
-        """The current format; another process may have upgraded the index."""
-        if self._format != FORMAT:
-            self._format = int(self._about()["format"])
-        return self._format
-
-    def _is_old(self) -> bool:
-        """Whether the index still has format 1, without checksums."""
-        return self._current_format() == 1
-
-    def _columns(self) -> str:
-        return COLUMNS_OF_FORMAT[self._current_format()]
-
     def _upgrade(self) -> None:
         if self._current_format() != FORMAT:
             with self._disk(), self._alone:
@@ -301,12 +283,6 @@ class LocalStore:
     def _num_vectors(self) -> int:
         return int(self._one("SELECT count(*) FROM vectors"))
 
-    def _about(self) -> dict[str, str]:
-        return dict(self._all("SELECT name, value FROM about"))
-
-    def _one(self, sql: str) -> Any:
-        return self._all(sql)[0][0]
-
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             with self._alone:  # Another thread may be in the middle of a change.
@@ -314,6 +290,10 @@ class LocalStore:
                 return self._opened.database.execute(sql, values).fetchall()
         except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes damaged names as they are.
             raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
+
+    def _set_about(self, **values: str | None) -> None:
+        with self._changing() as database:
+            set_about(database, **values)
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:

@@ -1,6 +1,5 @@
 """An index in PostgreSQL: additions and searches. `postgres_store.py` describes its tables."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,20 +12,17 @@ from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
 from diptych.index.approximate import About, Kind
 from diptych.index.dialects import POSTGRESQL, where
-from diptych.index.entry import Entry, Found, Stamp, common_folder, merged_left_out
+from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.postgres_pool import Connection
 from diptych.index.postgres_store import PostgresStore
 from diptych.index.tables import (
     COLUMNS,
-    KEY_RANGE,
-    LEFT_OUT,
     to_entry,
     to_row,
     to_signed,
     to_unsigned,
-    total_left_out,
 )
 
 _FETCH = 4096
@@ -40,32 +36,6 @@ class PostgresIndex(PostgresStore):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def rename_model(self, models: Sequence[str]) -> None:
-        """Store the names of the same model, the current one first."""
-        with self._changing() as cursor:
-            cursor.execute("DELETE FROM about WHERE name IN ('model', 'aliases')")
-            rows = [("model", models[0]), ("aliases", json.dumps(models[1:]))]
-            cursor.executemany("INSERT INTO about VALUES (%s, %s)", rows)
-        self.models = tuple(models)
-
-    def stamps(self) -> dict[str, Stamp]:
-        """Of every entry and every picture that could not be read, by key."""
-        rows = self._all(
-            "SELECT key, size, modified_ns FROM entries UNION ALL SELECT key, size, modified_ns FROM broken"
-        )
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
-
-    def sidecars(self) -> dict[str, Stamp]:
-        """Stamps of the text files that captions were read from, by key of the entry."""
-        if self._is_old():
-            return {}
-        rows = self._all("SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL")
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
-
-    def targets(self) -> dict[str, str]:
-        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
-        return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
 
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
@@ -81,34 +51,11 @@ class PostgresIndex(PostgresStore):
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = %s", (digest,)))
 
-    def broken(self) -> dict[str, str]:
-        """Pictures that could not be read, with the reason."""
-        return dict(self._all("SELECT key, reason FROM broken ORDER BY key"))
-
-    def left_out(self) -> dict[str, int]:
-        """How many pictures of unsupported formats the indexed folders have, by suffix."""
-        return total_left_out(self._about().get(LEFT_OUT))
-
-    def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Store how many pictures of unsupported formats some folders have, by folder and suffix."""
-        before = self._about().get(LEFT_OUT)
-        after = json.dumps(merged_left_out(json.loads(before or "{}"), counts), sort_keys=True)
-        if after == (before or "{}"):
-            return
-        with self._changing() as cursor:
-            cursor.execute("DELETE FROM about WHERE name = %s", (LEFT_OUT,))
-            cursor.execute("INSERT INTO about VALUES (%s, %s)", (LEFT_OUT, after))
-
     def entries(self, chosen: Filter | None = None) -> list[Entry]:
         """All, or those that a filter lets through, by key."""
         condition = where(chosen, POSTGRESQL)
         sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, condition.values)]
-
-    def common_folder(self) -> str | None:
-        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
-        ((first, last),) = self._all(KEY_RANGE)
-        return common_folder(first, last)
 
     def add(
         self,
@@ -143,17 +90,15 @@ class PostgresIndex(PostgresStore):
             cursor.executemany("INSERT INTO broken VALUES (%s, %s, %s, %s)", rows)
 
     def repair(self) -> None:
-        """Drop vectors that do not have unit length. `lost` lists the entries to add again."""
+        """Drop vectors that do not have unit length, if `verify` found some. `lost` lists the entries to add again."""
+        if not self._has_noted_damage():
+            return
         with self._changing() as cursor:
             cursor.execute(
                 "DELETE FROM vectors WHERE vector_dims(embedding) <> %s OR NOT abs(vector_norm(embedding) - 1) < 1e-3",
                 (self.dim,),
             )
-
-    def lost(self) -> set[str]:
-        """Keys of entries without a vector."""
-        sql = "SELECT key FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
-        return {key for (key,) in self._all(sql)}
+        self._set_about(damaged=None)
 
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay until `compact`."""

@@ -26,6 +26,7 @@ from diptych.core.program import command
 from diptych.index.address import parse_address
 from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres_pool import Connection, Connections
+from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
 from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
 from diptych.index.vector_file import AGAIN
@@ -37,7 +38,7 @@ _LONGEST_S = 2_000_000.0
 """The server stores milliseconds in 32 bits; a longer limit means no limit."""
 
 
-class PostgresStore:
+class PostgresStore(StoredIndex):
     """The base of `PostgresIndex`: connections, locks and checks, without additions and searches."""
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
@@ -66,18 +67,13 @@ class PostgresStore:
         self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
         self.models = known_models(about)
 
-    @property
-    def model(self) -> str:
-        """Identity of the model that computed the vectors."""
-        return self.models[0]
-
     def _about(self) -> dict[str, str]:
         if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
             raise IndexingError(
                 f"{self.place}: holds no index; make one with: "
                 + command("index", "add", self.place, "FOLDER", "--bundle", "BUNDLE")
             )
-        about = dict(self._all("SELECT name, value FROM about"))
+        about = super()._about()
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
                 f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
@@ -160,13 +156,11 @@ class PostgresStore:
         )[0]
         if num:
             faults.append(f"{num} vectors are not of unit length, the first is number {first}; {AGAIN}")
-        lost = int(
-            self._one(
-                "SELECT count(*) FROM entries WHERE NOT EXISTS (SELECT FROM vectors WHERE vectors.digest = entries.digest)"
-            )
-        )
+        lost = self.lost()
         if lost:
-            faults.append(f"{lost} entries have no vector; {AGAIN}")
+            faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
+        if faults:
+            self._note_damage()
         return faults
 
     def remarks(self) -> list[str]:
@@ -187,9 +181,6 @@ class PostgresStore:
             "bytes": int(self._one(tables, (f'"{self._schema}"',))),
         }
 
-    def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
-        return self._all(sql, values)[0][0]
-
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(sql.encode(), values).fetchall())
 
@@ -203,19 +194,6 @@ class PostgresStore:
             yield
         except (psycopg.Error, UnicodeEncodeError, TimeoutError) as error:
             raise IndexingError(f"{self.place}: cannot be read ({one_line(error)})") from None
-
-    def _current_format(self) -> int:
-        """The current format; another process may have upgraded the index."""
-        if self._format != FORMAT:
-            self._format = int(self._about()["format"])
-        return self._format
-
-    def _is_old(self) -> bool:
-        """Whether the index still has format 1, without stamps of sidecars."""
-        return self._current_format() == 1
-
-    def _columns(self) -> str:
-        return COLUMNS_OF_FORMAT[self._current_format()]
 
     def _upgrade(self) -> None:
         """Add the columns of later formats, in one transaction."""
@@ -233,6 +211,12 @@ class PostgresStore:
                 cursor.execute(MARK_CAPTIONS.encode())
             if found < FORMAT:
                 cursor.execute("UPDATE about SET value = %s WHERE name = 'format'", (str(FORMAT),))
+
+    def _set_about(self, **values: str | None) -> None:
+        with self._changing() as cursor:
+            cursor.execute("DELETE FROM about WHERE name = ANY(%s)", (list(values),))
+            rows = [(name, value) for name, value in values.items() if value is not None]
+            cursor.executemany("INSERT INTO about VALUES (%s, %s)", rows)
 
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:

@@ -42,8 +42,6 @@ _COLUMNS_1 = "key, digest, size, modified_ns, width, height, taken, captions"
 COLUMNS_2 = f"{_COLUMNS_1}, sidecar_size, sidecar_ns, target"
 COLUMNS = f"{COLUMNS_2}, phash"
 COLUMNS_OF_FORMAT = {1: f"{_COLUMNS_1}, NULL, NULL, NULL, NULL", 2: f"{COLUMNS_2}, NULL", 3: COLUMNS}
-KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
-"""The first and the last key. Two subqueries use the index of keys; a single SELECT of both would scan the table."""
 HASHED = {
     "about": "name, value",
     "vectors": "digest, place",
@@ -77,12 +75,8 @@ def insert(database: sqlite3.Connection, table: str, rows: Iterable[Sequence[Any
     database.executemany(sql, [(*row, hash_row(*row)) for row in rows])
 
 
-LEFT_OUT = "left_out"
-"""Row of the table `about` that counts pictures of unsupported formats, as JSON: by folder and suffix."""
-
-
 def total_left_out(stored: str | None) -> dict[str, int]:
-    """The counts of all folders by suffix, from the row `LEFT_OUT`.
+    """The counts of all folders by suffix, from the row `left_out` of the table `about`: JSON by folder and suffix.
 
     >>> total_left_out('{"/a": {".heic": 2}, "/b": {".cr2": 1, ".heic": 1}}')
     {'.cr2': 1, '.heic': 3}

@@ -239,7 +239,7 @@ class _Updater:
         self.report.vanished = len(self.gone)
         if prune:
             self._prune(confirm)
-        self.report.lost = len(self.index.lost())
+        self.report.lost = len(self.index.lost()) if self.lost else 0
         return self.report
 
     def _prune(self, confirm: Callable[[int, int], bool]) -> None:
