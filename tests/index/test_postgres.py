@@ -175,9 +175,26 @@ def test_damage_is_named(index: PostgresIndex, address: str, database: str) -> N
             == "2 vectors are not of unit length, the first is number 4; the next index add embeds the pictures again"
         )
         assert second == "1 entries have no vector; the next index add embeds the pictures again"
+        with index.writing():
+            index.repair()
+        assert index.lost() == {f"/photos/{number}.jpg" for number in (3, 4, 5)}
+        assert index.verify() == ["3 entries have no vector; the next index add embeds the pictures again"]
+        add(index, [], {f"d{number}": unit(10)[number] for number in (3, 4, 5)})
+        assert (index.lost(), index.verify()) == (set(), [])
         raw.execute("UPDATE about SET value = '9' WHERE name = 'format'")
         with pytest.raises(IndexingError, match="format 9, and this version reads 1 to 3"):
             open_index(address)
+
+
+def test_vectors_are_looked_at_only_after_damage_was_found(index: PostgresIndex, address: str, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as raw:
+        raw.execute(f'SET search_path TO "{parse_address(address).schema}", public'.encode())
+        raw.execute("UPDATE vectors SET embedding = embedding * embedding WHERE digest = 'd3'")
+    for found, lost in (([], set[str]()), ([True], {"/photos/3.jpg"})):
+        assert [bool(fault) for fault in (index.verify() if found else [])] == found
+        with index.writing():
+            index.repair()
+        assert index.lost() == lost
 
 
 def test_a_lost_connection_is_one_line_and_lets_go_of_the_lock(

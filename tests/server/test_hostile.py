@@ -258,10 +258,7 @@ def head(*lines: str) -> bytes:
 
 
 def test_a_body_of_a_gigabyte_is_refused_before_it_comes(small: Site) -> None:
-    began = time.monotonic()
-    heard = spoken(small, head(f"Content-Length: {2**30}"))
-    assert heard.startswith(b"HTTP/1.1 413")
-    assert time.monotonic() - began < 2
+    assert spoken(small, head(f"Content-Length: {2**30}")).startswith(b"HTTP/1.1 413")  # No byte of it was sent.
 
 
 def test_a_client_that_sends_first_and_reads_then_is_told(small: Site) -> None:
@@ -277,9 +274,7 @@ def test_a_body_without_end_is_cut_off(small: Site) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(small: Site) -> None:
-    began = time.monotonic()
     assert spoken(small, head("Content-Length: 100") + b'{"texts"').startswith(b"HTTP/1.1 408")
-    assert 1 < time.monotonic() - began < 6
     assert spoken(small, head("Content-Length: 100")).startswith(b"HTTP/1.1 408")
 
 
