@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from diptych.bundle import checksums
 from diptych.bundle import folder as folder_module
-from diptych.bundle.checksums import seal
 from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import FILES, Bundle, add_evaluation, add_metrics, load_bundle, save_bundle
 from diptych.bundle.identity import computed_identity, model_identity, sampled_identity
@@ -32,6 +30,7 @@ from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.hashing import HashingTokenizer
 from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
+from tests.bundle.forging import config_of, reseal
 
 SMALL = CLIPConfig(
     embed_dim=8,
@@ -41,15 +40,9 @@ SMALL = CLIPConfig(
 
 
 @pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
-
-
-@pytest.fixture
 def old_bundle(bundle: Path) -> Path:
     """The copy as Diptych wrote it before bundles had checksums."""
-    content = {**_config(bundle), "format_version": 2}
+    content = {**config_of(bundle), "format_version": 2}
     del content["sha256"], content["files"]
     (bundle / "config.json").write_text(json.dumps(content, indent=2) + "\n")
     return bundle
@@ -60,17 +53,6 @@ def _remembering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files and fresh ones are remembered, too."""
     monkeypatch.setattr(checksums, "_REMEMBERED_BYTES", 0)
     monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
-
-
-def _config(bundle: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((bundle / "config.json").read_text("utf-8"))
-    return content
-
-
-def _reseal(bundle: Path, **changes: Any) -> None:
-    """Make the checksums fit files that a test changed, as whoever forges a bundle would."""
-    files = {name: sha256_of(bundle / name) for name in ("model.safetensors", "tokenizer.json")}
-    (bundle / "config.json").write_text(json.dumps(seal({**_config(bundle), **changes, "files": files})))
 
 
 def _flip(path: Path, bit: int) -> None:
@@ -205,13 +187,13 @@ def test_a_bundle_without_checksums_loads_with_one_warning(old_bundle: Path, tmp
         warnings.simplefilter("error")
         load_bundle(old_bundle)
     add_metrics(old_bundle, {"top1": 0.5})
-    assert (_config(old_bundle)["format_version"], load_bundle(old_bundle).metrics["top1"]) == (2, 0.5)
+    assert (config_of(old_bundle)["format_version"], load_bundle(old_bundle).metrics["top1"]) == (2, 0.5)
     save_bundle(open_bundle(old_bundle), tmp_path / "new")  # What `diptych import OLD --out NEW` does.
     assert load_bundle(tmp_path / "new").identity == loaded.identity
 
 
 def test_half_a_step_back_to_the_old_format_is_damage(bundle: Path) -> None:
-    (bundle / "config.json").write_text(json.dumps({**_config(bundle), "format_version": 2}))
+    (bundle / "config.json").write_text(json.dumps({**config_of(bundle), "format_version": 2}))
     with pytest.raises(BundleError, match="does not match its own checksum"):
         load_bundle(bundle)
 
@@ -322,9 +304,9 @@ def _grow(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_a_config_that_claims_too_much_is_refused_at_once(bundle: Path, key: str, value: Any, message: str) -> None:
-    model = _config(bundle)["model"]
+    model = config_of(bundle)["model"]
     _grow(key, value)(model)
-    _reseal(bundle, model=model)
+    reseal(bundle, model=model)
     with pytest.raises(BundleError, match=message) as caught:
         load_bundle(bundle)
     assert "\n" not in str(caught.value)
@@ -345,7 +327,7 @@ def test_the_first_difference_is_named(
     weights = load_file(bundle / "model.safetensors")
     change(weights)
     save_file(weights, bundle / "model.safetensors")
-    _reseal(bundle)
+    reseal(bundle)
     with pytest.raises(BundleError, match=f"does not fit its config.json: {message}"):
         load_bundle(bundle)
 
@@ -354,46 +336,9 @@ def test_the_first_difference_is_named(
 def test_a_header_that_lies_about_its_length_is_refused(bundle: Path, length: int) -> None:
     content = (bundle / "model.safetensors").read_bytes()
     (bundle / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content[8:])
-    _reseal(bundle)
+    reseal(bundle)
     with pytest.raises(BundleError, match=r"model\.safetensors: is damaged"):
         load_bundle(bundle)
-
-
-def test_a_tokenizer_with_ids_beyond_its_vocabulary_is_refused(bundle: Path) -> None:
-    content = json.loads((bundle / "tokenizer.json").read_text("utf-8"))
-    vocabulary = content["model"]["vocab"]
-    vocabulary[max(vocabulary, key=vocabulary.__getitem__)] = 10**9
-    (bundle / "tokenizer.json").write_text(json.dumps(content))
-    _reseal(bundle)
-    with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged \(the ids of its \d+ entries are not 0, 1"):
-        load_bundle(bundle)
-
-
-def test_a_tokenizer_larger_than_the_bound_is_refused(bundle: Path) -> None:
-    with (bundle / "tokenizer.json").open("ab") as file:
-        file.truncate(2**24 + 1)
-    _reseal(bundle)
-    with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged \(has 16,777,217 bytes; at most"):
-        load_bundle(bundle)
-
-
-def test_a_panic_of_the_engine_is_damage(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    panic = type("PanicException", (BaseException,), {})
-
-    def panics(*_: object, **__: object) -> None:
-        raise panic("index out of bounds")
-
-    monkeypatch.setattr(folder_module, "load_tokenizer", panics)
-    with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged \(index out of bounds\)"):
-        load_bundle(bundle)
-
-
-def test_the_tokenizers_text_is_kept_to_the_byte(bundle: Path, tmp_path: Path) -> None:
-    text = json.dumps(json.loads((bundle / "tokenizer.json").read_text("utf-8")))  # As another engine might write it.
-    (bundle / "tokenizer.json").write_text(text)
-    _reseal(bundle)
-    save_bundle(load_bundle(bundle), tmp_path / "copy")
-    assert (tmp_path / "copy" / "tokenizer.json").read_text() == text
 
 
 @pytest.mark.parametrize("name", FILES)

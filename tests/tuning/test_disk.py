@@ -22,7 +22,7 @@ from diptych.tuning.study_folder import create_study_folder, read_study
 from diptych.tuning.trial import Outcome, run_trial
 from diptych.tuning.tune import TuneOptions, tune
 from tests.conftest import TINY_RUN
-from tests.tuning.test_tune import OUTCOME, SPACE, Silent
+from tests.tuning.played import OUTCOME, SPACE, Silent
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 Before = Callable[[int], None]

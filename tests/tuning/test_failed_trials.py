@@ -14,7 +14,7 @@ from diptych.tuning.space import Dimension, Space, reduced
 from diptych.tuning.study_folder import create_study_folder
 from diptych.tuning.tune import TuneOptions, tune
 from tests.conftest import TINY_RUN
-from tests.tuning.test_tune import Silent
+from tests.tuning.played import Silent
 
 _FAST = override(TINY_RUN, {"schedule.steps": "3", "schedule.warmup_steps": "0", "validation.times": "1"})
 _WIDTH = Dimension(name="model.text.width", fields=("model.text.width",), low=32, high=64, integer=True)

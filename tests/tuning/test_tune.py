@@ -8,120 +8,28 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
 
 from diptych.bundle.choice import open_bundle
 from diptych.cli.main import main
-from diptych.core.errors import BusyError, ConfigError, RunError
-from diptych.evaluation.retrieval import PairScores, Recall, RetrievalReport
+from diptych.core.errors import ConfigError, RunError
 from diptych.training.config import TrainConfig, read_config, write_config
-from diptych.training.report import Observer
 from diptych.tuning import trial as trial_module
-from diptych.tuning import tune as tune_module
 from diptych.tuning.results import write_results
 from diptych.tuning.space import Dimension, Space
-from diptych.tuning.storage import opened_storage, sqlite_url
-from diptych.tuning.study import Row, open_study, quiet_optuna
+from diptych.tuning.study import Row
 from diptych.tuning.study_folder import create_study_folder, read_study
-from diptych.tuning.trial import InterruptedTrialError, Outcome, TrialFailedError, run_trial
-from diptych.tuning.tune import PrunerName, SamplerName, TuneOptions, tune
+from diptych.tuning.trial import InterruptedTrialError, TrialFailedError, run_trial
+from diptych.tuning.tune import SamplerName, TuneOptions, tune
 from diptych.tuning.verdict import sentences, verdict
 from tests.conftest import TINY_RUN
-
-DIMENSIONS = (
-    Dimension(name="lr", fields=("optimizer.lr",), low=1e-4, high=1e-2, log=True),
-    Dimension(name="batch_size", fields=("batch_size",), choices=(8, 32)),  # The run's own, 16, is not among them.
-)
-SPACE = Space(TINY_RUN, DIMENSIONS)
-_RECALL = Recall(
-    r1=0.1, r5=0.2, r10=0.3, median_rank=5, mean_rank=6.0, mean_average_precision=0.2, num_queries=9, num_candidates=9
-)
-OUTCOME = Outcome(
-    score=0.5,
-    retrieval=RetrievalReport(
-        image_to_text=_RECALL,
-        text_to_image=_RECALL,
-        pairs=PairScores(own=0.3, others=0.1, threshold=0.2, wrong=0.1),
-        protocol={},
-    ),
-    steps=9,
-    seconds=1.0,
-    micro_batch=None,
-)
-Play = Callable[[TrainConfig, Callable[[int, float], None]], float]
-
-
-class Silent:
-    """Remembers how the trials stood last, and every message."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-        self.messages: list[str] = []
-
-    def on_rows(self, found: list[Row]) -> None:
-        """Remember them."""
-        self.rows = found
-
-    def on_step(self, report: object) -> None:
-        """Nothing."""
-
-    def on_validation(self, step: int, validation: object) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        """Remember it."""
-        self.messages.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Play], list[Path]]:
-    """Replace training by a function of its settings; the folders that were trained in."""
-
-    def use(action: Play) -> list[Path]:
-        folders: list[Path] = []
-
-        def played(
-            config: TrainConfig,
-            folder: Path,
-            *,
-            on_score: Callable[[int, float], None],
-            observer: Observer | None = None,
-        ) -> Outcome:
-            del observer
-            folders.append(folder)
-            return replace(OUTCOME, score=action(config, on_score))
-
-        monkeypatch.setattr(tune_module, "run_trial", played)
-        monkeypatch.setattr(tune_module, "free_memory", lambda: None)  # What is played takes none, and it is slow.
-        return folders
-
-    return use
-
-
-def _score(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
-    """Best near lr 1e-3, a little worse with every seed."""
-    score = 0.9 - abs(config.optimizer.lr - 1e-3) * 10 - 0.01 * config.seed
-    for resource in (1, 2):
-        on_score(resource, score * resource / 2)
-    return score
-
-
-def _tune(folder: Path, *, space: Space = SPACE, trials: int = 6, pruner: PrunerName = "none", sampler: SamplerName = "tpe",
-          repeats: int = 2, observer: Silent | None = None) -> list[Row]:  # fmt: skip
-    create_study_folder(folder, storage=None)
-    options = TuneOptions(trials=trials, pruner=pruner, sampler=sampler, repeats=repeats)
-    return tune(space, folder, options=options, observer=observer or Silent())
+from tests.tuning.played import DIMENSIONS, SPACE, Play, Silent, scored, tuned
 
 
 def test_the_recipe_comes_first_and_the_best_is_trained_again(
     tmp_path: Path, play: Callable[[Play], list[Path]]
 ) -> None:
-    play(_score)
-    found = _tune(tmp_path / "study")
+    play(scored)
+    found = tuned(tmp_path / "study")
     assert [row.number for row in found] == list(range(8))
     assert [row.is_recipe for row in found] == [True] + 7 * [False]
     assert found[0].settings == {"lr": 2e-3, "batch_size": 16}
@@ -141,8 +49,8 @@ def test_the_recipe_comes_first_and_the_best_is_trained_again(
 
 
 def test_files_of_a_study(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
-    play(_score)
-    found = _tune(tmp_path / "study")
+    play(scored)
+    found = tuned(tmp_path / "study")
     (tmp_path / "study" / "trials").mkdir()
     write_results(tmp_path / "study", SPACE, found)
     written = tmp_path / "study"
@@ -189,9 +97,9 @@ def test_the_table_of_a_study_holds_no_formulas(tmp_path: Path) -> None:
 def test_the_same_seed_tries_the_same_settings(
     tmp_path: Path, play: Callable[[Play], list[Path]], sampler: SamplerName
 ) -> None:
-    play(_score)
-    one = _tune(tmp_path / "a" / "study", sampler=sampler, trials=5, repeats=0)
-    other = _tune(tmp_path / "b" / "study", sampler=sampler, trials=5, repeats=0)
+    play(scored)
+    one = tuned(tmp_path / "a" / "study", sampler=sampler, trials=5, repeats=0)
+    other = tuned(tmp_path / "b" / "study", sampler=sampler, trials=5, repeats=0)
     assert [row.settings for row in one] == [row.settings for row in other]
     assert len({str(row.settings) for row in one}) == 5
 
@@ -207,7 +115,7 @@ def test_hopeless_trials_are_pruned_but_never_the_recipe(tmp_path: Path, play: C
         return score
 
     play(worse_each_time)
-    found = _tune(tmp_path / "study", pruner="hyperband", trials=12, repeats=0)
+    found = tuned(tmp_path / "study", pruner="hyperband", trials=12, repeats=0)
     assert found[0].state == "done"
     assert {row.state for row in found} == {"done", "pruned"}
     assert all(row.score is not None for row in found)
@@ -222,10 +130,10 @@ def test_a_failed_trial_has_its_reason_and_ends_nothing(tmp_path: Path, play: Ca
                 raise TrialFailedError("the loss is no longer a number")
             case 2:
                 raise ZeroDivisionError("by zero")
-        return _score(config, on_score)
+        return scored(config, on_score)
 
     play(some_fail)
-    found = _tune(tmp_path / "study", trials=4, repeats=0)
+    found = tuned(tmp_path / "study", trials=4, repeats=0)
     assert [row.state for row in found] == ["done", "failed", "failed", "done"]
     assert [row.reason for row in found] == [None, "the loss is no longer a number", "ZeroDivisionError: by zero", None]
     assert write_results(tmp_path / "study", SPACE, found) is not None
@@ -238,7 +146,7 @@ def test_where_nothing_works_it_ends(tmp_path: Path, play: Callable[[Play], list
 
     play(fail)
     with pytest.raises(RunError, match="the first 3 trials failed, the last one: no memory at all"):
-        _tune(tmp_path / "study")
+        tuned(tmp_path / "study")
 
 
 @pytest.mark.parametrize("error", [InterruptedTrialError, KeyboardInterrupt])
@@ -251,101 +159,24 @@ def test_an_interrupted_trial_is_gone_on_with(
         tried.append(config.optimizer.lr)
         if len(tried) == 3:
             raise error
-        return _score(config, on_score)
+        return scored(config, on_score)
 
     folders = play(third_is_interrupted)
     with pytest.raises(error):
-        _tune(tmp_path / "study")
-    found = _tune(tmp_path / "study")
+        tuned(tmp_path / "study")
+    found = tuned(tmp_path / "study")
     assert tried[3] == tried[2]
     assert folders[3] == folders[2] == tmp_path / "study" / "trials" / "trial-0002"
     assert [row.number for row in found if row.repeat_of is None] == [0, 1, 2, 4, 5, 6]  # 3 was the second start of 2.
     assert len(set(tried)) == 6
 
 
-def test_what_another_machine_lost_is_gone_on_with(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
-    folders, folder = play(_score), tmp_path / "study"
-    create_study_folder(folder, storage=None)
-    with quiet_optuna(), opened_storage(sqlite_url(folder), heartbeat_s=1) as storage:
-        study = open_study(storage, "study", SPACE)
-        lost = study.ask()
-        lost.set_user_attr("worker", "elsewhere:1")
-        storage.record_heartbeat(lost._trial_id)
-    options = TuneOptions(trials=1, repeats=0, heartbeat_s=1)
-    (row,) = tune(SPACE, folder, options=options, observer=Silent())
-    assert folders == [folder / "trials" / "trial-0000"]
-    assert (row.number, row.state, row.is_recipe) == (0, "done", True)
-    assert row.worker != "elsewhere:1"
-
-
-def test_a_worker_that_slept_leaves_its_trial_to_who_took_it(
-    tmp_path: Path, play: Callable[[Play], list[Path]]
-) -> None:
-    folder = tmp_path / "study"
-    slept: list[bool] = []
-
-    def sleeping(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
-        if not slept:  # Meanwhile another worker misses its heartbeat.
-            slept.append(True)
-            with opened_storage(sqlite_url(folder)) as storage:
-                study = open_study(storage, "study", SPACE)
-                (running,) = study.get_trials(states=(TrialState.RUNNING,))
-                study.tell(running.number, state=TrialState.FAIL)
-                RetryHeartbeatStaleTrialCallback()(study, running)
-            return 0.1
-        return _score(config, on_score)
-
-    folders = play(sleeping)
-    found = _tune(folder, trials=2, repeats=0)
-    assert [row.state for row in found] == ["done", "done"]
-    assert folders[:2] == [folder / "trials" / "trial-0000"] * 2
-
-
-def test_a_folder_that_another_worker_still_writes_is_waited_for(
-    tmp_path: Path, play: Callable[[Play], list[Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tune_module, "_LONGEST_WAIT_S", 0.01)
-    folder, starts = tmp_path / "study", iter([True, True])
-
-    def busy(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
-        if next(starts, False):
-            raise BusyError("trial-0000: is being written by process 7 on box; stop it")
-        return _score(config, on_score)
-
-    folders, observer = play(busy), Silent()
-    found = _tune(folder, trials=2, repeats=0, observer=observer)
-    assert [row.state for row in found] == ["done", "done"]
-    assert folders == [folder / "trials" / f"trial-{number:04d}" for number in (0, 0, 0, 1)]
-    assert observer.messages == ["trial-0000: is being written by process 7 on box; waiting until it stops"]
-
-
-def test_a_repeat_that_two_workers_queued_is_trained_once(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
-    folder, queued = tmp_path / "study", list[bool]()
-
-    def queue_again(config: TrainConfig, on_score: Callable[[int, float], None]) -> float:
-        if (
-            config.seed == 1 and not queued
-        ):  # Meanwhile another worker, which saw the same state, queues the same trial.
-            queued.append(True)
-            with opened_storage(sqlite_url(folder)) as storage:
-                study = open_study(storage, "study", SPACE)
-                (running,) = study.get_trials(states=(TrialState.RUNNING,))
-                names = ("repeat_of", "seed", "settings")
-                study.enqueue_trial({}, user_attrs={name: running.user_attrs[name] for name in names})
-        return _score(config, on_score)
-
-    folders = play(queue_again)
-    found = _tune(folder, trials=2, repeats=1)
-    assert [(row.repeat_of is not None, row.state) for row in found] == [(False, "done")] * 2 + [(True, "done")]
-    assert len(folders) == 3
-
-
 def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]]) -> None:
-    folders = play(_score)
-    first = _tune(tmp_path / "study")
-    assert _tune(tmp_path / "study") == first
+    folders = play(scored)
+    first = tuned(tmp_path / "study")
+    assert tuned(tmp_path / "study") == first
     assert len(folders) == 8
-    assert len([row for row in _tune(tmp_path / "study", trials=7) if row.repeat_of is None]) == 7
+    assert len([row for row in tuned(tmp_path / "study", trials=7) if row.repeat_of is None]) == 7
 
 
 @pytest.mark.parametrize(
@@ -360,10 +191,10 @@ def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]
     ],
 )
 def test_a_study_of_another_space(tmp_path: Path, play: Callable[[Play], list[Path]], space: Space, says: str) -> None:
-    play(_score)
-    _tune(tmp_path / "study", trials=1, repeats=0)
+    play(scored)
+    tuned(tmp_path / "study", trials=1, repeats=0)
     with pytest.raises(ConfigError, match=says):
-        _tune(tmp_path / "study", space=space)
+        tuned(tmp_path / "study", space=space)
 
 
 def test_folders_and_storages_that_will_not_do(tmp_path: Path) -> None:

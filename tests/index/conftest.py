@@ -1,0 +1,17 @@
+"""An index of ten pictures, in a folder and in PostgreSQL."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from diptych.index.choice import create_index
+from diptych.index.protocol import Index
+from tests.index.pictures import DIM, add_ten
+
+
+@pytest.fixture
+def index(place: str) -> Iterator[Index]:
+    """Ten pictures."""
+    with create_index(place, dim=DIM, model="m", bundle="b") as made:
+        add_ten(made)
+        yield made
