@@ -105,7 +105,7 @@ def test_classes_may_be_in_a_file(
     assert {score["name"] for score in _json(capsys, *classify, "names")[0][0]["scores"]} == {"red", "blue"}
     (answer,), _ = _json(capsys, *classify, "names", "blue")  # One of several words that is no .txt is a word.
     assert {score["name"] for score in answer["scores"]} == {"names", "blue"}
-    assert "holds no texts" in _fails(capsys, *classify, str(_written("empty.txt", "\n")))
+    assert "holds no classes" in _fails(capsys, *classify, str(_written("empty.txt", "\n")))
     shot = ["evaluate", "zero-shot", str(tiny_bundle), "--data", "shapes:9", "--classes", texts]
     assert "3 class names given, but the data has 18" in _fails(capsys, *shot)
 

@@ -195,7 +195,7 @@ def build(
             recall = percent(about.recall)
             say(
                 f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the {about.top:,} nearest; "
-                "larger requests are searched exactly"
+                "the exact scan finds further hits"
             )
 
 

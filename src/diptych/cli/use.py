@@ -10,13 +10,17 @@ from cyclopts import Parameter
 from diptych.cli.loading import DEFAULT_LOADING, BundlePath, Loading
 from diptych.cli.output import Json, print_json, print_left_out, print_skipped, print_table, say
 from diptych.cli.sheets import write_sheet
-from diptych.cli.word_lists import read_classes, read_lines, warn_of_classes
+from diptych.cli.word_lists import read_classes, warn_of_classes
+from diptych.core.encodings import read_lines
 from diptych.core.errors import ConfigError
 from diptych.core.figures import percent
 from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from diptych.core.errors import ImageError
+    from diptych.images.formats import LeftOut
     from diptych.inference.classify import Classification
     from diptych.inference.similarity import Similarity
 
@@ -33,16 +37,15 @@ def similarity(
     as_json: Json = False,
 ) -> None:
     """Compare an image, or each image of a folder, with texts."""
-    skipped = _Skipped()
+    given = _Images([image])
     clip = loading.load(bundle)
-    result = clip.similarity(_given([image]), texts, on_error=skipped.note if _is_folder([image]) else None)
+    result = clip.similarity(given.paths, texts, on_error=given.on_error)
     if plot is not None:
         result.plot(plot)
     if as_json:
         print_json(result)
         return
-    print_skipped(skipped.found)
-    _print_left_out_of([image])
+    given.print_omissions()
     _print_similarity(result)
     loading.tell_agreement(clip, result.images)
     if plot is not None:
@@ -112,22 +115,21 @@ def classify(
     names = read_classes(classes)
     if threshold is None:
         warn_of_classes(classes, names)
-    skipped = _Skipped()
+    given = _Images(images)
     clip = loading.load(bundle)
     results = clip.classify(
-        _given(images),
+        given.paths,
         names,
         templates=template or DEFAULT_TEMPLATES,
         threshold=_threshold(threshold),
-        on_error=skipped.note if _is_folder(images) else None,
+        on_error=given.on_error,
     )
     if sheet is not None:
         write_sheet(sheet, [("What each shows", [(result.image, _answer(result)) for result in results])])
     if as_json:
         print_json(results)
         return
-    print_skipped(skipped.found)
-    _print_left_out_of(images)
+    given.print_omissions()
     for result in results:
         rows = [[score.name, percent(score.probability), f"{score.cosine:.3f}"] for score in result.scores[:top]]
         none = f": none of these (below {result.threshold:.3f})" if result.best is None else ""
@@ -207,7 +209,7 @@ def rank_texts(
     drawn = query.terms[0].value if [term.kind for term in query.terms] == ["image"] else None
     if sheet is not None and drawn is None:
         raise ConfigError("--sheet needs a single image to draw; the query is a text or has several terms")
-    ranking = loading.load(bundle).rank_texts(query, read_lines(texts), top=top)
+    ranking = loading.load(bundle).rank_texts(query, read_lines(texts, what="texts"), top=top)
     if sheet is not None and drawn is not None:
         lines = "  |  ".join(f"{result.item} ({result.score:.2f})" for result in ranking.results)
         write_sheet(sheet, [(ranking.query, [(str(drawn), lines)])], tile_px=448, caption_lines=len(ranking.results))
@@ -219,29 +221,29 @@ def rank_texts(
         say(f"Sheet: {sheet}")
 
 
-class _Skipped:
-    """Pictures of a folder that could not be read."""
+class _Images:
+    """The images of a command, and what was left out if they are a folder."""
 
-    def __init__(self) -> None:
-        self.found: list[tuple[str, str]] = []
+    def __init__(self, given: Sequence[str]) -> None:
+        self.paths, self._is_folder = given, len(given) == 1 and path_kind(given[0]) == "folder"
+        self._skipped: list[tuple[str, str]] = []
+        self._left_out: Sequence[LeftOut] = ()
+        if self._is_folder:
+            from diptych.images.listing import list_images
 
-    def note(self, name: str, error: "ImageError") -> None:
-        """Remember one."""
-        self.found.append((name, str(error)))
+            listing = list_images(Path(given[0]))
+            self.paths, self._left_out = [str(path) for path in listing.paths], listing.left_out
+            self._skipped += [(path, f"{path}: {reason}") for path, reason in listing.unreadable]
 
+    @property
+    def on_error(self) -> "Callable[[str, ImageError], None] | None":
+        """Records an image of a folder that cannot be read. An image that was named must be readable."""
+        return self._note if self._is_folder else None
 
-def _is_folder(images: Sequence[str]) -> bool:
-    return len(images) == 1 and path_kind(images[0]) == "folder"
+    def print_omissions(self) -> None:
+        """Print to standard error which pictures were skipped or left out."""
+        print_skipped(self._skipped)
+        print_left_out(self._left_out)
 
-
-def _print_left_out_of(images: Sequence[str]) -> None:
-    """Print which pictures of a folder were left out; nothing if the images are not a folder."""
-    from diptych.images.listing import list_images
-
-    if _is_folder(images):
-        print_left_out(list_images(Path(images[0])).left_out)
-
-
-def _given(images: Sequence[str]) -> str | Sequence[str]:
-    """A folder, or images one by one."""
-    return images[0] if _is_folder(images) else images
+    def _note(self, name: str, error: "ImageError") -> None:
+        self._skipped.append((name, str(error)))

@@ -4,26 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.cli.output import warn
-from diptych.core.errors import DataError
+from diptych.core.encodings import read_lines
 from diptych.core.paths import path_kind
-
-
-def read_lines(path: Path) -> list[str]:
-    """The nonempty lines of a text file.
-
-    Raises:
-        DataError: the file cannot be read, is not UTF-8, or has no text.
-    """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    texts = [line for line in lines if line]
-    if not texts:
-        raise DataError(f"{path}: holds no texts")
-    return texts
 
 
 def read_classes(words: Sequence[str]) -> list[str]:
@@ -37,7 +19,7 @@ def read_classes(words: Sequence[str]) -> list[str]:
     classes = list[str]()
     for word in words:
         is_file = (len(words) == 1 or word.lower().endswith(".txt")) and path_kind(word) == "file"
-        classes += read_lines(Path(word)) if is_file else [word]
+        classes += read_lines(Path(word), what="classes") if is_file else [word]
     return classes
 
 

@@ -1,6 +1,9 @@
 """Text of unknown encoding, as caption files of many years and systems hold it."""
 
 import codecs
+from pathlib import Path
+
+from diptych.core.errors import DataError
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -20,3 +23,25 @@ def decode_text(content: bytes) -> tuple[str, str]:
         except UnicodeDecodeError:
             continue
     return content.decode("latin-1"), "Latin-1"
+
+
+def read_lines(path: Path, *, what: str) -> list[str]:
+    """The nonempty lines of a text file, without surrounding spaces.
+
+    Args:
+        path: the file, in UTF-8.
+        what: the name of what the lines are, for messages.
+
+    Raises:
+        DataError: the file cannot be read, is not UTF-8, or has no lines.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text") from None
+    found = [line for line in lines if line]
+    if not found:
+        raise DataError(f"{path}: holds no {what}")
+    return found

@@ -1,9 +1,24 @@
-"""Check that an argument is a list and not a single value."""
+"""Check that an argument is a list and not a single value; parts of lists."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from diptych.core.errors import DiptychError
+
+T = TypeVar("T")
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Batches of `size` items; the last one may be smaller. Python 3.12 has it in `itertools`.
+
+    >>> list(batched("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def check_list(items: object, what: str) -> None:

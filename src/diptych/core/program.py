@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 _NAME = "diptych"
@@ -36,6 +35,8 @@ def _script(started: Path) -> Path | None:
     """The script that was started, or the script of this environment if another program imports this package."""
     if started.stem == _NAME and started.is_file():
         return started
+    import sysconfig  # noqa: PLC0415  (its import takes 2 ms, and most starts do not need it)
+
     name = f"{_NAME}.exe" if os.name == "nt" else _NAME
     installed = Path(sysconfig.get_path("scripts"), name)
     return installed if installed.is_file() else None

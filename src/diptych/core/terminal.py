@@ -45,7 +45,7 @@ def _escaped(found: "re.Match[str]", *, keep: str) -> str:
 
 
 def visible_json(text: str) -> str:
-    r"""JSON with the characters that `visible` replaces written as `\uXXXX`: the same values.
+    r"""JSON with the characters that `visible` replaces written as escapes such as `\u001b`: the same values.
 
     Args:
         text: JSON. Its newlines and tabs stay, because inside a string JSON has them escaped already.

@@ -1,6 +1,7 @@
 """Picture formats by suffix: which ones can be opened, which ones are left out, and what to do about the latter."""
 
 import importlib.util
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -101,15 +102,16 @@ class LeftOutCounter:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
+        self.counts = defaultdict[str, Counter[str]](Counter)
+        """Numbers by scanned folder and suffix."""
         self._examples: dict[str, list[str]] = {}
 
-    def add(self, path: str) -> bool:
-        """Count a file if it is a picture of an unsupported format. Returns whether it is one."""
+    def add(self, path: str, *, folder: str = "") -> bool:
+        """Count a file of a scanned folder if it is a picture of an unsupported format. Returns whether it is one."""
         suffix = PurePath(path).suffix.lower()
         if remedy(suffix) is None:
             return False
-        self._counts[suffix] = self._counts.get(suffix, 0) + 1
+        self.counts[folder][suffix] += 1
         examples = self._examples.setdefault(suffix, [])
         if len(examples) < _MAX_EXAMPLES:
             examples.append(path)
@@ -119,5 +121,5 @@ class LeftOutCounter:
         """One item per suffix, sorted by suffix."""
         return [
             LeftOut(suffix=suffix, num=num, examples=tuple(self._examples[suffix]), remedy=remedy(suffix) or "")
-            for suffix, num in sorted(self._counts.items())
+            for suffix, num in sorted(sum(self.counts.values(), Counter[str]()).items())
         ]

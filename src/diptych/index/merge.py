@@ -1,13 +1,11 @@
 """Several indexes into one."""
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable
 
 from diptych.core.errors import IndexingError
+from diptych.core.lists import batched
 from diptych.core.progress import Track, silently
 from diptych.index.protocol import Index
-
-T = TypeVar("T")
 
 _BATCH = 4096
 
@@ -31,7 +29,7 @@ def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> 
                 )
             entries = part.entries()
             with track(part.place, len(entries)) as advance:
-                for batch in _batches(entries):
+                for batch in batched(entries, _BATCH):
                     missing = {entry.digest for entry in batch if not target.has_vector(entry.digest)}
                     target.add(batch, part.vectors(sorted(missing)))
                     for _ in batch:
@@ -40,8 +38,3 @@ def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> 
             target.add([], {}, broken=[(key, stamps[key], reason) for key, reason in part.broken().items()])
             num += len(entries)
     return num
-
-
-def _batches(items: list[T]) -> Iterator[list[T]]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]

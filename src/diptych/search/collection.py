@@ -209,7 +209,7 @@ class _Updater:
         """Which entries have no file any more, and what the scan left out."""
         self.report.links, self.report.hidden = omissions.links, omissions.hidden
         self.report.excluded, self.report.left_out = omissions.excluded, omissions.formats.left_out()
-        self._suffixes = omissions.suffixes
+        self._left_out = omissions.formats.counts
         self.report.unreadable += [(_shown(path), reason) for path, reason in omissions.unreadable]
         self.report.unread_captions += [(_shown(path), reason) for path, reason in omissions.unread_captions]
         if self.share is not None:  # Who sees a share of the files does not know which have gone.
@@ -235,7 +235,7 @@ class _Updater:
                     advance()
         self._read_captions_again()
         if self.share is None:
-            self.index.set_left_out(self._suffixes)
+            self.index.set_left_out(self._left_out)
         self.report.vanished = len(self.gone)
         if prune:
             self._prune(confirm)

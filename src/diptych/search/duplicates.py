@@ -1,10 +1,9 @@
 """Find duplicates among indexed pictures, and compute missing perceptual hashes."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 
 from diptych.core.errors import BusyError, ImageError, IndexingError
+from diptych.core.lists import batched
 from diptych.core.progress import Track, silently
 from diptych.images.pool import DecodePool
 from diptych.index.entry import Entry
@@ -36,7 +35,7 @@ def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = sil
             missing.setdefault(entry.digest, []).append(entry)
     phashes, can_write = dict[str, int](), True
     with track("pictures", len(missing)) as advance, DecodePool() as pool, ThreadPoolExecutor(2) as threads:
-        for batch in _batches(iter(missing.values())):
+        for batch in batched(missing.values(), _BATCH):
             found = dict[str, int]()
             for entries, phash in zip(batch, threads.map(lambda files: _phash(pool, files), batch), strict=True):
                 if phash is not None:
@@ -69,8 +68,3 @@ def _phash(pool: DecodePool, entries: list[Entry]) -> int | None:
         except (OSError, ImageError):
             continue
     return None
-
-
-def _batches(items: Iterator[list[Entry]]) -> Iterator[list[list[Entry]]]:
-    while batch := list(islice(items, _BATCH)):
-        yield batch

@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -74,8 +73,6 @@ class Omissions:
     """Pictures and folders that match a pattern of `exclude`."""
     formats: LeftOutCounter = field(default_factory=LeftOutCounter)
     """Pictures of unsupported formats."""
-    suffixes: dict[str, Counter[str]] = field(default_factory=dict)
-    """How many pictures of unsupported formats each scanned folder has, by suffix."""
 
 
 def scan(
@@ -110,7 +107,7 @@ class _Scanner:
 
     def __init__(self, root: str, follow_links: bool, exclude: Sequence[str], omissions: Omissions) -> None:
         self._root, self._follow_links, self._omissions = root, follow_links, omissions
-        self._suffixes = omissions.suffixes[root] = Counter()
+        omissions.formats.counts[root].clear()  # It counts as scanned, even if nothing is left out.
         self._linked = [(root, root)]
         self._scanned = set[str]()
         self._excluded_names = [pattern for pattern in exclude if "/" not in pattern]
@@ -139,7 +136,7 @@ class _Scanner:
             else:
                 name, suffix = os.path.splitext(item.name)  # noqa: PTH122
                 if suffix.lower() not in IMAGE_SUFFIXES:
-                    self._suffixes[suffix.lower()] += self._omissions.formats.add(item.path)
+                    self._omissions.formats.add(item.path, folder=self._root)
                     continue
                 picture = self._picture(item, real)
                 if picture is None:

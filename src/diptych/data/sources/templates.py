@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.encodings import read_lines
 from diptych.core.errors import ConfigError, DataError, unknown_name
 from diptych.core.paths import path_kind
 from diptych.data.sources.class_layout import natural_key
@@ -37,16 +38,10 @@ def read_templates(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read, is empty, or a line lacks `{}`.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-    templates = tuple(line for line in lines if line)
+    templates = tuple(read_lines(path, what="templates"))
     for line in templates:
         if "{}" not in line:
             raise DataError(f"{path}: template {line!r} has no {{}} for the class")
-    if not templates:
-        raise DataError(f"{path}: holds no templates")
     return templates
 
 
