@@ -1,6 +1,6 @@
 """The pairwise sigmoid loss of SigLIP, plain and without its matrix of logits.
 
-Shapes: N rows of one rank, which are the batch where there is one rank; E embedding, G groups.
+Shapes: N rows of one rank, which are the batch where there is one rank; E embedding.
 """
 
 from collections.abc import Iterator
@@ -80,7 +80,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
             image, partner, scale = image_emb.float(), text_emb.float(), logit_scale.float()
             own = None if groups is None else _Groups.of(groups)
             image_rest = torch.zeros_like(image) if own is None else -partner
-            num_positives = torch.tensor(len(image) if own is None else 0, device=image.device)
+            num_positives = torch.full((), len(image) if own is None else 0, device=image.device)
             total = torch.zeros((), dtype=torch.float64, device=image.device)
             for text, their_groups in _round_the_ring(text_emb, groups, ranks):
                 # -log sigmoid(x) = softplus(x) - x: as if all were negatives, less the logits of the positives.
@@ -141,12 +141,15 @@ def _round_the_ring(
 class _Groups(NamedTuple):
     """The groups of this rank's images, against which any rank's texts are held."""
 
-    known: Int64[Tensor, " G"]
+    known: Int64[Tensor, " N"]
+    """In ascending order, each as often as it has images."""
     number: Int64[Tensor, " N"]
+    """Of each image's group: where it first stands there."""
 
     @classmethod
     def of(cls, groups: Int64[Tensor, " N"]) -> "_Groups":
-        return cls(*torch.unique(groups, return_inverse=True))
+        known = groups.sort().values
+        return cls(known, torch.searchsorted(known, groups))
 
     def sums_of_texts(self, text: Float[Tensor, "N E"], groups: Int64[Tensor, " N"]) -> Float[Tensor, "N E"]:
         """For each image the sum of these texts that are its positives."""
@@ -158,4 +161,4 @@ class _Groups(NamedTuple):
 
     def num_positives(self, groups: Int64[Tensor, " N"]) -> Int64[Tensor, ""]:
         """How many pairs of an image and one of these texts are positives."""
-        return self.number.bincount(minlength=len(self.known) + 1)[numbers_among(self.known, groups)].sum()
+        return (torch.searchsorted(self.known, groups, right=True) - torch.searchsorted(self.known, groups)).sum()

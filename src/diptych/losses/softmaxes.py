@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from diptych.core.distributed import Ranks
-from diptych.losses.tiles import Tile, tiles
+from diptych.losses.tiles import Tile, tiles, tiling
 
 _MAX_SPREAD = 60.0
 """exp(-60) of the largest term is nothing to a sum in float32, and exp(60) is still far from its limit."""
@@ -63,10 +63,12 @@ class Softmaxes(NamedTuple):
         cls, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""], *, ranks: Ranks
     ) -> "Softmaxes":
         """Those of this rank's images and the texts of all ranks; columns are summed over the images of all ranks."""
-        bound = _bound(image, text, scale, ranks)
+        how = tiling(image.device)
+        # One read for the whole matrix saves more than it stalls a device, but not where there is one tile.
+        bound = _bound(image, text, scale, ranks) if how.is_host or not how.is_one_tile(len(image), len(text)) else None
         rows, columns = RunningSum.zeros(image), RunningSum.zeros(text)
         for tile in tiles(image, text, scale):
-            shift = bound if bound is not None else _shared_shift(tile.logits)
+            shift = _shared_shift(tile.logits) if bound is None and how.is_host else bound
             row_sum, column_sum = rows.part(tile.rows), columns.part(tile.columns)
             if shift is not None:  # One exponential serves both directions.
                 terms = tile.logits.sub_(shift).exp_()

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diptych.core.distributed import ALONE, Ranks, all_ranks
-from diptych.losses.positives import group_sums
+from diptych.losses.contrastive import clip_loss
+from diptych.losses.positives import group_numbers, group_sums
 from diptych.losses.softmaxes import Softmaxes
-from diptych.losses.tiles import tiles
+from diptych.losses.tiles import tiles, tiling
 
 
 def tiled_clip_loss(
@@ -26,6 +27,8 @@ def tiled_clip_loss(
     across_ranks: bool = False,
 ) -> Float[Tensor, ""]:
     """What `clip_loss` gives, and the same gradients, without the (N, N) matrix of logits.
+
+    On a GPU, where launches would take longer than products, `clip_loss` itself computes a matrix that fits into one tile.
 
     The log-sum-exp of each row and column is a running one (Milakov & Gimelshein 2018), exact at a logit scale of 100. The
     gradient of the logit scale is the inner product of embeddings and their gradients, row by row, which loses fewer digits
@@ -42,8 +45,13 @@ def tiled_clip_loss(
     >>> bool(tiled_clip_loss(emb, emb, torch.tensor(100.0)) < 1e-6)
     True
     """
+    ranks, how = all_ranks() if across_ranks else ALONE, tiling(image_emb.device)
+    if ranks.size == 1 and not how.is_host and how.is_one_tile(len(image_emb), len(text_emb)):
+        with torch.autocast(image_emb.device.type, enabled=False):
+            singles = image_emb.float(), text_emb.float(), logit_scale.float()
+            return clip_loss(*singles, groups, label_smoothing=label_smoothing)
     loss: Float[Tensor, ""] = _TiledClipLoss.apply(  # type: ignore[no-untyped-call]  # PyTorch's own is not typed.
-        image_emb, text_emb, logit_scale, groups, label_smoothing, all_ranks() if across_ranks else ALONE
+        image_emb, text_emb, logit_scale, groups, label_smoothing, ranks
     )
     return loss
 
@@ -98,8 +106,8 @@ def _own_weights(
     own = text.new_full((len(text),), 1.0 - smoothing)
     if groups is None:
         return own, None
-    _, number, counts = torch.unique(groups, return_inverse=True, return_counts=True)
-    return own / counts[number], number
+    number, count = group_numbers(groups)
+    return own / count, number
 
 
 def _other_texts(
@@ -109,7 +117,7 @@ def _other_texts(
     rest = smoothing * text.mean(dim=0).expand_as(text[here])
     if number is None:
         return rest
-    others = group_sums(text, number, number[here], int(number.max()) + 1) - text[here]
+    others = group_sums(text, number, number[here], len(text)) - text[here]
     return rest + own[here, None] * others
 
 
@@ -120,7 +128,7 @@ def _other_images(
     rest = (smoothing / len(own) * image.sum(dim=0)).expand(len(own), -1)
     if number is None:
         return rest
-    others = group_sums(image, number[here], number, int(number.max()) + 1)
+    others = group_sums(image, number[here], number, len(own))
     others[here] -= image
     return rest + own[:, None] * others
 

@@ -13,7 +13,7 @@ from diptych.losses.tiled import tiled_clip_loss
 
 @settings
 class LossConfig:
-    """Which loss. Neither ever holds the matrix of logits."""
+    """Which loss. Neither holds the matrix of logits, unless it is small and on a GPU."""
 
     name: Literal["clip", "sigmoid"] = "clip"
     """`clip` is the paper's symmetric cross-entropy; `sigmoid` is SigLIP's, for a model with `init_logit_bias`."""
