@@ -1,15 +1,17 @@
-"""Times ViT-B/32 in bf16 on one GPU: the step against open_clip compiled, the loss at 65,536 pairs, the largest batch.
+"""Times ViT-B/32 in bf16 on one GPU: the step and the loss against open_clip, and finds the largest batch.
 
     python benchmarks/gpu.py --flickr DIR [--out FILE] [--device cuda] [--sizes 256,1024,4096]
 
 Captions are Flickr8k's, pictures are noise: what is timed is the step. The roofline is the operations of a pair over the
 machine's own product in bf16. Both sides start from the same weights and see the same batches; open_clip's is compiled, runs
-under autocast to bf16 and has the fused AdamW. With `--device cpu` and small sizes the script itself can be tried anywhere.
+under autocast to bf16 and has the fused AdamW. The losses are compared in float32, in TF32 and, open_clip's, in bf16. With
+`--device cpu` and small sizes the script itself can be tried anywhere.
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from itertools import cycle
 from statistics import median
@@ -17,6 +19,7 @@ from statistics import median
 import torch
 from harness import arguments, machine, must_agree, product_ceiling, table, write
 from sides import in_open_clip, own_bundle
+from tests import peers
 from torch import Tensor
 from torch.nn import functional
 from train_step import batch_of, given_to_peers, multiply_adds, open_clip_loss
@@ -54,7 +57,8 @@ def main() -> None:
         f"`{given.preset}`, bf16, texts packed; medians of {given.rounds} steps. A product of two large matrices in bf16 gives "
         f"{ceiling / 1e12:.1f} TFLOP/s; the share is of that.",
         table(["batch", "pairs/s", "share", "open_clip compiled, pairs/s", "ratio"], rows),
-        _loss_line(given.pairs, device),
+        "Losses of embeddings of 512 numbers at a logit scale of 14.3, forward and backward, and the memory that they take:",
+        table(["pairs", "products in", "Diptych", "open_clip"], _loss_rows(sorted({1024, given.pairs}), device)),
         f"Largest batch that fits without gradient caching: {_largest(bundle, texts, device, sizes[0]):,} pairs.",
     )
 
@@ -140,18 +144,51 @@ def _seconds(step: Step, rounds: int, device: torch.device) -> float:
     return median(taken)
 
 
-def _loss_line(num: int, device: torch.device) -> str:
-    """The tiled loss alone, forward and backward, and its memory."""
+def _loss_rows(sizes: list[int], device: torch.device) -> list[list[str]]:
+    """Each loss alone."""
+    rows = []
+    for num in sizes:
+        for precision in ("float32", "TF32", "bf16"):
+            with _products_in(precision, device):
+                own = "" if precision == "bf16" else _loss_cell(tiled_clip_loss, num, device)
+                rows.append([f"{num:,}", precision, own, _loss_cell(peers.open_clip.ClipLoss(), num, device)])
+            print(*rows[-1], file=sys.stderr)
+    return rows
+
+
+@contextmanager
+def _products_in(precision: str, device: torch.device) -> Iterator[None]:
+    """TF32 is allowed to the products of float32; bf16 is autocast's."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision == "TF32"
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _loss_cell(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], num: int, device: torch.device) -> str:
+    """Milliseconds, and on a GPU MiB beyond the embeddings."""
     image, text = (functional.normalize(side, dim=1) for side in torch.randn(2, num, 512, device=device).unbind())
     image.requires_grad_()
     text.requires_grad_()
     scale = torch.tensor(14.3, device=device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-    taken = _seconds(lambda: tiled_clip_loss(image, text, scale).backward(), 3, device)
-    memory = f", {(torch.cuda.max_memory_allocated() - held) / 2**20:,.0f} MiB" if device.type == "cuda" else ""
-    return f"Loss of {num:,} pairs of 512 numbers, forward and backward: {taken * 1000:,.0f} ms{memory}."
+
+    def step() -> None:
+        image.grad = text.grad = None
+        loss_of(image, text, scale).backward()
+
+    if device.type != "cuda":
+        return f"{_seconds(step, 3, device) * 1000:,.1f} ms"
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    try:
+        taken = _seconds(step, 5, device)
+    except torch.cuda.OutOfMemoryError:
+        return "does not fit"
+    return f"{taken * 1000:,.1f} ms, {(torch.cuda.max_memory_allocated() - held) / 2**20:,.0f} MiB"
 
 
 def _largest(bundle: Bundle, texts: list[str], device: torch.device, start: int) -> int:
