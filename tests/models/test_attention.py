@@ -1,6 +1,8 @@
 """Every path of attention computes the same. Shapes: N tokens, S sequences, H heads of D numbers."""
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -87,3 +89,41 @@ def test_indices_of_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert layout.slots is not None
     assert layout.cu_seq.tolist() == [0, 1, 2, 5]
     assert layout.slots.tolist() == [0, 3, 6, 7, 8]
+
+
+def _dense(
+    query: Tensor, key: Tensor, value: Tensor, cu_query: Tensor, cu_key: Tensor, *_: object, **__: object
+) -> Tensor:
+    """`varlen_attn` on a CPU: attention among all tokens, with a mask."""
+    rows, columns = (
+        torch.searchsorted(ends, torch.arange(len(side), dtype=ends.dtype), right=True)
+        for ends, side in ((cu_query, query), (cu_key, key))
+    )
+    q, k, v = (side.transpose(0, 1) for side in (query, key, value))  # H N D
+    mask = rows[:, None] == columns[None, :]
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("limit", "num_compiled"), [(30, 1), (None, 2)])
+def test_with_a_limit_compiled_code_serves_all_lengths(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, num_compiled: int
+) -> None:
+    """The other layout has another longest sequence, which without a limit is a number in the compiled code."""
+    monkeypatch.setattr(attention, "BUCKETED_DEVICES", frozenset())
+    monkeypatch.setattr(attention, "_has_varlen", lambda _query: True)
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda: (_dense, {}))
+    compiled = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    step = torch.compile(attend, dynamic=True, backend=backend)
+    for lengths in ((2, 3, 5), (1, 4, 7, 9)):
+        layout = SequenceLayout.of(tuple(LengthBucket(2, length) for length in lengths), CPU, limit=limit)
+        x = torch.randn(layout.num_tokens, 2, 8)
+        expected = _one_by_one(x, x, x, layout, is_causal=False)
+        torch.testing.assert_close(step(x, x, x, layout, is_causal=False), expected)
+    assert len(compiled) == num_compiled

@@ -52,9 +52,13 @@ class SequenceLayout:
     """On devices without buckets: the first token of each sequence, and N as the last entry."""
     slots: Int64[Tensor, " N"] | None = None
     """On devices without buckets: the place of each token in the padded grid of S * L."""
+    limit: int | None = None
+    """A length that no batch exceeds. A kernel gets it in place of L, so that compiled code serves batches of any lengths."""
 
     @classmethod
-    def of(cls, buckets: tuple[LengthBucket, ...], device: torch.device) -> "SequenceLayout":
+    def of(
+        cls, buckets: tuple[LengthBucket, ...], device: torch.device, *, limit: int | None = None
+    ) -> "SequenceLayout":
         """The layout of these buckets, with the indices that attention on this device needs."""
         layout = cls(buckets)
         if layout.is_uniform or device.type in BUCKETED_DEVICES:
@@ -66,7 +70,7 @@ class SequenceLayout:
         padding = torch.arange(len(lengths)) * layout.max_length - (ends - lengths)
         slots = torch.arange(layout.num_tokens) + padding.repeat_interleave(lengths)
         cu_seq = functional.pad(ends, (1, 0)).to(torch.int32)
-        return cls(buckets, cu_seq.to(device, non_blocking=True), slots.to(device, non_blocking=True))
+        return cls(buckets, cu_seq.to(device, non_blocking=True), slots.to(device, non_blocking=True), limit)
 
     @property
     def is_uniform(self) -> bool:
@@ -112,9 +116,8 @@ def attend(
     if layout.cu_seq is None:
         return _by_bucket(query, key, value, layout, is_causal=is_causal)
     if _has_varlen(query):
-        return _varlen(
-            query, key, value, layout, cu_query=layout.cu_seq, max_query=layout.max_length, is_causal=is_causal
-        )
+        longest = layout.limit or layout.max_length
+        return _varlen(query, key, value, layout, cu_query=layout.cu_seq, max_query=longest, is_causal=is_causal)
     assert layout.slots is not None
     q, k, v = (_pad(side, layout).transpose(1, 2) for side in (query, key, value))  # S H L D
     # A causal token never sees the padding, which follows all tokens of its sequence.
@@ -176,7 +179,14 @@ def _varlen(
 ) -> Tensor:
     kernel, causal = _varlen_kernel()
     out: Tensor = kernel(
-        query, key, value, cu_query, layout.cu_seq, max_query, layout.max_length, **(causal if is_causal else {})
+        query,
+        key,
+        value,
+        cu_query,
+        layout.cu_seq,
+        max_query,
+        layout.limit or layout.max_length,
+        **(causal if is_causal else {}),
     )
     return out
 

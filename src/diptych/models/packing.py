@@ -34,13 +34,16 @@ class Packing:
     """Of each text of the batch: which it is in packed order."""
 
 
-def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.device) -> Packing:
+def pack(
+    lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.device, limit: int | None = None
+) -> Packing:
     """The packing of texts of these lengths.
 
     Args:
         lengths: tokens of each text, best kept on the CPU: the buckets must be known there.
         padded_to: tokens a row of the batch, or None if its texts already lie one after another.
         device: where the tokens are.
+        limit: a length that no text of any batch exceeds.
 
     Raises:
         DataError: a length is below 1, or beyond its row.
@@ -64,7 +67,7 @@ def pack(lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.d
     values, counts = torch.unique_consecutive(packed, return_counts=True)
     buckets = tuple(LengthBucket(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True))
     return Packing(
-        layout=SequenceLayout.of(buckets, device),
+        layout=SequenceLayout.of(buckets, device, limit=limit),
         place=place.to(device),
         position=position.to(device),
         first=first.to(device),

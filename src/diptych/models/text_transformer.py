@@ -63,7 +63,8 @@ class TextTransformer(nn.Module):
             tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device)
             if tree is not None:
                 return self.along_tree(tree)
-        packing = pack(lengths, padded_to=ids.shape[1] if ids.ndim == 2 else None, device=ids.device)
+        padded_to = ids.shape[1] if ids.ndim == 2 else None
+        packing = pack(lengths, padded_to=padded_to, device=ids.device, limit=self.config.context_length)
         positions = functional.embedding(packing.position, self.position_emb)
         x = self.token_emb(ids.flatten()[packing.place]) + positions
         out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
