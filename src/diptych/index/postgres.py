@@ -51,12 +51,6 @@ class PostgresIndex(PostgresStore):
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = %s", (digest,)))
 
-    def entries(self, chosen: Filter | None = None) -> list[Entry]:
-        """All, or those that a filter lets through, by key."""
-        condition = where(chosen, POSTGRESQL)
-        sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
-        return [to_entry(row) for row in self._all(sql, condition.values)]
-
     def add(
         self,
         entries: Sequence[Entry],
@@ -106,26 +100,28 @@ class PostgresIndex(PostgresStore):
         with self._changing() as cursor:
             return _forget(cursor, list(keys))
 
-    def compact(self) -> int:
-        """Drop the vectors that no entry has; how many these were."""
+    def compact(self, *, least_share: float = 0.0) -> int:
+        """Drop the vectors that no entry has; how many these were. A database drops them at any share."""
         with self._changing() as cursor:
             cursor.execute(
                 "DELETE FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
             )
             return cursor.rowcount
 
-    def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
+    def search(
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
+    ) -> list[list[Found]]:
         """The entries nearest to each query; the server compares it with all that the filter lets through."""
         condition = where(chosen, POSTGRESQL)
         sql = f"""
             SELECT -(embedding <#> %s), {self._columns()} FROM entries JOIN vectors USING (digest){condition.sql}
-            ORDER BY embedding <#> %s, place, key LIMIT %s
+            ORDER BY embedding <#> %s, place, key LIMIT %s OFFSET %s
         """
 
         def read(connection: Connection) -> list[list[Any]]:
             with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
                 self._check_model(connection)
-                values = [(query, *condition.values, query, top) for query in queries]
+                values = [(query, *condition.values, query, max(0, top - skip), skip) for query in queries]
                 return [connection.execute(sql.encode(), some).fetchall() for some in values]
 
         answers = self._read(read)
