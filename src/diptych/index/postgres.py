@@ -173,10 +173,24 @@ class PostgresIndex(PostgresStore):
         return found
 
     def build(self, kind: Kind | None) -> About | None:
-        """Nothing for None. The server's own indexes are no help: with a filter they find less than there is."""
+        """Move the digests of earlier versions into the rows of the vectors, where the exact search reads them faster."""
         if kind is not None:
             raise ConfigError(f"{self.place}: a database is searched exactly; {kind} is for an index in a folder")
+        with self._changing() as cursor:
+            _keep_digests_inline(cursor)
         return None
+
+
+def _keep_digests_inline(cursor: "psycopg.Cursor[Any]") -> None:
+    """Rewrite the table if it may hold digests outside its rows. Each of them costs the exact search another look-up."""
+    sql = "SELECT attstorage <> 'p' FROM pg_attribute WHERE attrelid = 'vectors'::regclass AND attname = 'digest'"
+    if cursor.execute(sql).fetchone() == (True,):
+        cursor.execute(
+            """
+            ALTER TABLE vectors ALTER COLUMN digest TYPE text COLLATE "C" USING digest || '',
+            ALTER COLUMN digest SET STORAGE PLAIN
+            """
+        )
 
 
 def _forget(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:
