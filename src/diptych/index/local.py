@@ -176,7 +176,9 @@ class LocalIndex(LocalStore):
                 self.build(None)
         self._set_about(damaged=None)
 
-    def build(self, kind: approximate.Kind | None) -> approximate.About | None:
+    def build(
+        self, kind: approximate.Kind | None, queries: Float32[ndarray, "Q E"] | None = None
+    ) -> approximate.About | None:
         """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""
         self._check_writing("build")
         self._upgrade()
@@ -194,6 +196,10 @@ class LocalIndex(LocalStore):
         old.unlink_codes()
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         return about
+
+    def built(self) -> approximate.About | None:
+        """What `build` made."""
+        return self._about_nearly()
 
     def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
         """The entries nearest to each query, compared with all that the filter lets through."""

@@ -25,6 +25,7 @@ from diptych.core.errors import BusyError, IndexingError
 from diptych.core.program import command
 from diptych.index.address import parse_address
 from diptych.index.pgvector import connect, one_line
+from diptych.index.postgres_hnsw import is_usable
 from diptych.index.postgres_pool import Connection, Connections
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
@@ -127,14 +128,15 @@ class PostgresStore(StoredIndex):
             if not is_released:
                 connection.close()
 
-    def _check_model(self, connection: Connection) -> None:
-        """Refuse the index if one of another model replaced it since it was opened: their vectors cannot be compared."""
+    def _check_model(self, connection: Connection) -> dict[str, str]:
+        """The rows of the table `about`. An index of another model is refused: their vectors cannot be compared."""
         about = dict(connection.execute("SELECT name, value FROM about").fetchall())
         if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
             raise IndexingError(
                 f"{self.place}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
                 "open it again"
             )
+        return about
 
     def _holder(self) -> str:
         sql = """
@@ -161,6 +163,9 @@ class PostgresStore(StoredIndex):
             faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
         if faults:
             self._note_damage()
+        if "hnsw" in self._about() and not self._read(partial(is_usable, schema=self._schema)):
+            again = command("index", "build", self.place, "--approximate")
+            faults.append(f"the HNSW index is missing, which makes searches slow; build it again: {again}")
         return faults
 
     def remarks(self) -> list[str]:
