@@ -18,6 +18,7 @@ from diptych.index.choice import create_index, open_index
 from diptych.index.entry import Found
 from diptych.index.filters import parse_filter
 from diptych.index.hnsw import Hnsw, choose_ef_search
+from diptych.index.postgres import PostgresIndex
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add, add_ten, build, entry, unit
 
@@ -90,6 +91,22 @@ def test_nearly_all_are_found_and_ranked_by_the_exact_cosines(large: Index) -> N
         assert scores == sorted(scores, reverse=True)
         num_found += len({*_keys(hits)} & {*_brute_force(query)[:10]})
     assert num_found >= 0.95 * 200
+
+
+def test_a_search_reads_the_graph_and_not_the_table(large: Index) -> None:
+    def reads() -> tuple[int, int]:
+        """Scans of the HNSW index, and rows that were read without an index."""
+        assert isinstance(large, PostgresIndex)
+        large._one("SELECT pg_stat_force_next_flush()")
+        large._one("SELECT pg_stat_clear_snapshot()")
+        sql = "SELECT (SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelid = 'vectors_hnsw'::regclass), seq_tup_read"
+        return large._all(f"{sql} FROM pg_stat_user_tables WHERE relid = 'vectors'::regclass")[0]
+
+    scans, rows = reads()
+    large.search(unit(3, seed=6), top=100)
+    assert reads() == (scans + 3, rows)
+    large.search(unit(3, seed=6), top=101)
+    assert reads() == (scans + 6, rows + 3 * _NUM)
 
 
 def test_a_smaller_request_returns_the_first_hits_of_a_larger_one(large: Index) -> None:
