@@ -115,6 +115,8 @@ def test_a_smaller_request_returns_the_first_hits_of_a_larger_one(large: Index) 
     assert len({*_keys(hits)}) == 300
     for top in (0, 1, 99, 100, 101, 250):
         assert large.search(query, top=top)[0] == hits[:top]
+    for skip, top in ((0, 20), (20, 40), (90, 110), (100, 130), (240, 250), (7, 7)):
+        assert large.search(query, top=top, skip=skip)[0] == hits[skip:top]
     assert {*_keys(hits)} >= {*_brute_force(query[0])[:290]}  # Those after the first 100 are the exact search's.
 
 

@@ -251,17 +251,27 @@ def remove(
     """Take pictures out of an index; their files stay."""
     from diptych.index.choice import open_index
     from diptych.index.filters import parse_filter
+    from diptych.search.collection import COMPACT_SHARE
     from diptych.search.keys import keys_below
 
     if not paths and where is None:
         raise ConfigError("name what to remove: paths, or --where")
     chosen = None if where is None else parse_filter(where)
     with open_index(index) as opened, opened.writing():
-        keys = [entry.key for entry in opened.entries(chosen)]
-        if paths:
-            keys = keys_below(keys, paths)
+        keys = keys_below(opened, paths, chosen) if paths else opened.keys(chosen)
         say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
-        opened.compact()
+        if not opened.compact(least_share=COMPACT_SHARE):
+            num = opened.size()["unused"]
+            if num:
+                say(f"Their vectors stay in the files until: {command('index', 'compact', index)} ({num:,} are unused)")
+
+
+def compact(index: IndexPlace, /) -> None:
+    """Drop the vectors of removed pictures. In a folder, all other vectors are written anew."""
+    from diptych.index.choice import open_index
+
+    with open_index(index) as opened, opened.writing():
+        say(f"{opened.place}: {opened.compact():,} vectors dropped, {opened.size()['vectors']:,} left")
 
 
 def duplicates(

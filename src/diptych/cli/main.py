@@ -14,7 +14,7 @@ import diptych
 from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
-from diptych.cli.index import add, build, duplicates, merge, remove, stats, verify
+from diptych.cli.index import add, build, compact, duplicates, merge, remove, stats, verify
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import print_traceback, show_anything, warn
 from diptych.cli.search import search
@@ -70,6 +70,7 @@ index_app.command(build)
 index_app.command(stats)
 index_app.command(verify)
 index_app.command(remove)
+index_app.command(compact)
 index_app.command(duplicates)
 app.command(search)
 app.command(serve)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diptych.core.errors import IndexingError
 from diptych.core.files import atomic_write, file_lock, is_tmp
+from diptych.index.counts import keep_counts
 from diptych.index.local import LocalIndex
 from diptych.index.local_store import LOCK
 from diptych.index.tables import BLOCKS, DATABASE, FORMAT, SCHEMA, holds_local_index, set_about
@@ -35,6 +36,7 @@ def create_local_index(
             file.create()
             with atomic_write(folder / DATABASE) as tmp, closing(sqlite3.connect(tmp)) as database:
                 database.executescript(f"{SCHEMA}{BLOCKS}")
+                keep_counts(database)
                 set_about(database, **{name: str(value) for name, value in about.items()}, **known)
                 database.commit()
                 database.execute("PRAGMA journal_mode = WAL")  # Those who open it at once need not agree on it.

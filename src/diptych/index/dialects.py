@@ -1,5 +1,6 @@
 """A filter as SQL: SQLite's and PostgreSQL's, which let the same entries through."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,14 @@ class Dialect:
     """Field to SQL expression. Times are texts such as `2024-05-01 12:00:00`, which sort by time. `caption` is one line."""
     lines: str
     """The rows of a picture's caption lines."""
+    has_text: str | None = None
+    """True if the captions may contain a text: cheaper than reading their lines. None where reading the lines is as cheap."""
 
 
+_PATTERN_OR_ESCAPED = re.compile(r'[%_"\\\x00-\x1f]')
+"""Characters that stand for others in a pattern, or that JSON writes in another way."""
+_LONGEST_TEXT = 1000
+"""SQLite refuses patterns of more than 50,000 bytes."""
 _PLAIN_JSON = r"replace(replace(replace(captions, '\\', {mark}), '\u0000', ''), {mark}, '\\')"
 """The captions' JSON without NUL, which PostgreSQL's texts cannot contain. `{mark}` is a character that JSON never contains."""
 SQLITE = Dialect(
@@ -36,6 +43,7 @@ SQLITE = Dialect(
         "caption": "line.value",
     },
     lines=f"json_each({_PLAIN_JSON.format(mark='char(1)')}) AS line",
+    has_text=r"(captions LIKE ? OR instr(captions, '\u0000'))",
 )
 POSTGRESQL = Dialect(
     mark="%s",
@@ -111,7 +119,23 @@ def _compare(chosen: Comparison, dialect: Dialect) -> Condition:
     condition = _compare_one(chosen, dialect)
     if chosen.field != "caption":
         return condition
-    return Condition(f"EXISTS (SELECT 1 FROM {dialect.lines} WHERE {condition.sql})", condition.values)
+    exists = f"EXISTS (SELECT 1 FROM {dialect.lines} WHERE {condition.sql})"
+    text = _contained_text(chosen)
+    if dialect.has_text is None or not text:
+        return Condition(exists, condition.values)
+    return Condition(f"({dialect.has_text} AND {exists})", (f"%{text}%", *condition.values))
+
+
+def _contained_text(chosen: Comparison) -> str:
+    """The longest text that the JSON of captions contains if the comparison is true; empty if none is known.
+
+    >>> _contained_text(Comparison("caption", "like", 'a "dog" on%the beach'))
+    'the beach'
+    """
+    if chosen.comparison not in {"like", "="}:
+        return ""
+    parts = _PATTERN_OR_ESCAPED.split(str(chosen.value))
+    return max(parts, key=len)[:_LONGEST_TEXT]
 
 
 def _compare_one(chosen: Comparison, dialect: Dialect) -> Condition:

@@ -1,6 +1,5 @@
 """An index in a folder (`local_store.py` describes its files): what is added to it and found in it."""
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +13,16 @@ from diptych.core.files import flush, sha256_of
 from diptych.core.lists import check_list
 from diptych.index import approximate
 from diptych.index.checksums import Block, missing_rows
-from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
-from diptych.index.local_store import LocalStore
+from diptych.index.local_search import LocalSearch
 from diptych.index.tables import (
     FORMAT,
     forget,
     insert,
+    keep_vectors,
     set_about,
     set_phash,
     to_entry,
@@ -36,7 +35,7 @@ _NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_byt
 """Rows of the table `about` without an approximate structure."""
 
 
-class LocalIndex(LocalStore):
+class LocalIndex(LocalSearch):
     """An `Index` in a folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -69,12 +68,6 @@ class LocalIndex(LocalStore):
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = ?", (digest,)))
-
-    def entries(self, chosen: Filter | None = None) -> list[Entry]:
-        """All, or those that a filter lets through, by key."""
-        condition = where(chosen, SQLITE)
-        sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
-        return [to_entry(row) for row in self._all(sql, condition.values)]
 
     def add(
         self,
@@ -109,12 +102,10 @@ class LocalIndex(LocalStore):
     def remove(self, keys: Iterable[str]) -> int:
         """Drop entries; how many there were. Their vectors stay in the file until it is written anew (`compact`)."""
         check_list(keys, "keys")
-        before = len(self)
         with self._changing() as database:
-            forget(database, list(keys))
-        return before - len(self)
+            return forget(database, list(keys))
 
-    def compact(self) -> int:
+    def compact(self, *, least_share: float = 0.0) -> int:
         """Write the vectors anew without those that no entry has; how many these were.
 
         Raises:
@@ -122,30 +113,27 @@ class LocalIndex(LocalStore):
         """
         self._check_writing("compact")
         self._upgrade()
-        kept = self._all(
-            "SELECT digest, place FROM vectors WHERE digest IN (SELECT digest FROM entries) ORDER BY place"
-        )
-        num = self._num_vectors()
-        if num == len(kept):
+        num, num_unused = self._num_vectors(), self._count("unused")
+        if num_unused <= least_share * num:
             return 0
         with self._disk():
             damaged = self._file().damaged_vectors(num, self._blocks())
         if damaged is not None:
             raise IndexingError(f"{self.folder}: {damaged}; {AGAIN}")
-        self._write_anew(kept)
-        return num - len(kept)
+        rows = self._all("SELECT place FROM vectors WHERE digest IN (SELECT digest FROM entries) ORDER BY place")
+        self._write_anew(np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows)))
+        return num_unused
 
-    def _write_anew(self, kept: Sequence[tuple[str, int]]) -> None:
-        """Write the vectors with the given digests and places to a new file, and drop the result of `build`."""
+    def _write_anew(self, kept: Int64[ndarray, " N"]) -> None:
+        """Write the vectors at the given places, in ascending order, to a new file, and drop the result of `build`."""
         old = self._file()
         number = max(int(self._about()["file"]), old.codes_number) + 1
         with self._disk():
-            blocks = old.copy([place for _, place in kept], self._file(number))
+            blocks = old.copy(kept, self._file(number))
             flush(self.folder)
             with self._changing() as database:
-                for table in ("vectors", "blocks"):
-                    database.execute(f"DELETE FROM {table}")
-                insert(database, "vectors", [(digest, place) for place, (digest, _) in enumerate(kept)])
+                keep_vectors(database, kept)
+                database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
                 set_about(database, file=str(number), codes=str(number), **_NOT_BUILT)
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
@@ -162,13 +150,13 @@ class LocalIndex(LocalStore):
         self._upgrade()
         if is_known and not self._may_be_damaged():
             return
-        rows, blocks = self._all("SELECT digest, place FROM vectors ORDER BY place"), self._blocks()
+        num, blocks = self._num_vectors(), self._blocks()
         with self._disk():
-            intact = self._file().intact(blocks)
-        kept = [(digest, place) for digest, place in rows if place < len(intact) and intact[place]]
-        if len(kept) < len(rows) or missing_rows(blocks, len(rows)):
+            kept = np.flatnonzero(self._file().intact(blocks)[:num])
+            self._count_again()
+        if len(kept) < num or missing_rows(blocks, num):
             self._write_anew(kept)
-        elif self._faults_of_nearly() or self._file().faults_of_codes(len(rows), blocks):
+        elif self._faults_of_nearly() or self._file().faults_of_codes(num, blocks):
             about = self._about_nearly()
             try:
                 self.build(None if about is None else about.kind)
@@ -201,43 +189,30 @@ class LocalIndex(LocalStore):
         """What `build` made."""
         return self._about_nearly()
 
-    def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
+    def search(
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
+    ) -> list[list[Found]]:
         """The entries nearest to each query, compared with all that the filter lets through."""
         with self._alone:
-            found = self._of_one_moment(lambda: self._search(queries, top, chosen))
+            found = self._of_one_moment(lambda: self._search(queries, top, skip, chosen))
             unusable, self._unusable = self._unusable, None
         # No warning if another process has just replaced the structure.
         if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
             warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
         return found
 
-    def _search(self, queries: Float32[ndarray, "Q E"], top: int, chosen: Filter | None) -> list[list[Found]]:
-        condition = where(chosen, SQLITE)
-        among = None
-        if chosen is not None:
-            sql = f"SELECT DISTINCT place FROM entries JOIN vectors USING (digest){condition.sql} ORDER BY place"
-            among = np.array([place for (place,) in self._all(sql, condition.values)], dtype=np.int64)
-        vectors = self._vectors()
-        num, answers = len(vectors) if among is None else len(among), dict[int, list[Found]]()
-        left, asked = list(range(len(queries))), min(top, num)
-        while left:
-            rows, scores = self._nearest(vectors, queries[left], asked, among)
-            entries = self._entries_at(rows, condition)
-            for number, places, cosines in zip(left, rows.tolist(), scores.tolist(), strict=True):
-                scored = zip(places, cosines, strict=True)
-                found = [Found(entry=entry, score=score) for place, score in scored for entry in entries.get(place, ())]
-                answers[number] = found[:top]
-            # Some of the nearest may be vectors that no entry has any more.
-            left = [number for number in left if len(answers[number]) < top and asked < num]
-            asked = min(4 * asked, num)
-        return [answers[number] for number in range(len(queries))]
-
     def _nearest(
-        self, vectors: Vectors, queries: Float32[ndarray, "Q E"], top: int, among: Int64[ndarray, " M"] | None
+        self,
+        vectors: Vectors,
+        queries: Float32[ndarray, "Q E"],
+        top: int,
+        among: Int64[ndarray, " M"] | None,
+        *,
+        is_exact: bool,
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
         """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
         codes = self._file().codes(len(vectors))
-        nearly = None if among is not None else self._opened_nearly(len(vectors))
+        nearly = None if is_exact else self._opened_nearly(len(vectors))
         if nearly is None:
             return nearest(vectors, queries, top=top, among=among, codes=codes)
         return nearly.search(vectors, queries, top=top, codes=codes)
@@ -261,19 +236,6 @@ class LocalIndex(LocalStore):
             self._unusable = path, str(error)
             return None
         return self._nearly
-
-    def _entries_at(self, rows: Int64[ndarray, "Q K"], condition: Condition) -> dict[int, list[Entry]]:
-        """By place of a vector, the entries that have it and that the filter lets through."""
-        entries: dict[int, list[Entry]] = {}
-        both = f"{condition.sql} AND" if condition.sql else " WHERE"
-        places = json.dumps(np.unique(rows).tolist())
-        sql = (
-            f"SELECT place, {self._columns()} FROM entries JOIN vectors USING (digest){both} "
-            "place IN (SELECT value FROM json_each(?)) ORDER BY key"
-        )
-        for place, *row in self._all(sql, (*condition.values, places)):
-            entries.setdefault(place, []).append(to_entry(row))
-        return entries
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
         """Store perceptual hashes by digest."""

@@ -25,9 +25,12 @@ from diptych.core.errors import IndexingError
 from diptych.core.files import clear_tmp, file_lock, sha256_of
 from diptych.core.program import command
 from diptych.index.approximate import About
-from diptych.index.checksums import Block, damaged_tables, missing_rows
+from diptych.index.checksums import Block, damaged_tables
 from diptych.index.connection import Connection, connect
+from diptych.index.counts import COUNTED, drop_counts, has_counts, keep_counts, wrong_counts
+from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.exact import Vectors
+from diptych.index.filters import Filter
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade
@@ -36,11 +39,17 @@ from diptych.index.vector_file import AGAIN, NEXT_ADD, Kind, VectorFile
 LOCK = "lock"
 """Name of the lock file in the index's folder."""
 _Read = TypeVar("_Read")
+_NUM_CHECKED = """
+    SELECT CASE WHEN coalesce(sum(num), 0) = coalesce(max(first + num), 0) THEN coalesce(sum(num), 0) ELSE -1 END FROM blocks
+"""
+"""How many vectors have checksums; -1 if the blocks leave some out."""
 _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)").fullmatch
 
 
 class LocalStore(StoredIndex):
     """The base of `LocalIndex`: operations on the files, without additions and searches."""
+
+    _mark = SQLITE.mark
 
     def __init__(self, folder: Path) -> None:
         """Open what is there.
@@ -52,6 +61,8 @@ class LocalStore(StoredIndex):
         self._writer: int | None = None
         """Id of the thread that may write."""
         self._is_in_moment = False
+        self._counting: Connection | None = None
+        """The connection whose database is known to keep counts."""
         self._opened = self._connect()
         try:
             self._describe(self._about())
@@ -108,9 +119,6 @@ class LocalStore(StoredIndex):
     def close(self) -> None:
         """Let go of the files."""
         self._opened.close()
-
-    def __len__(self) -> int:
-        return int(self._one("SELECT count(*) FROM entries"))
 
     @contextmanager
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
@@ -175,9 +183,11 @@ class LocalStore(StoredIndex):
     def _faults_of_files(self) -> list[str]:
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
         faults += self._faults_of_nearly()
-        lost = self.lost()
-        if lost:
-            faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
+        if wrong_counts(self._opened.database):
+            return [*faults, f"{DATABASE} has wrong counts of its rows; {NEXT_ADD} counts again"]
+        num_lost = self._count("lost")
+        if num_lost:
+            faults.append(f"{num_lost} entries have no vector; {AGAIN}")
         return faults
 
     def _may_be_damaged(self) -> bool:
@@ -185,7 +195,7 @@ class LocalStore(StoredIndex):
         num, file, about = self._num_vectors(), self._file(), self._about_nearly()
         path = self._nearly_path(file.codes_number)
         is_nearly_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
-        is_whole = file.is_whole(num) and is_nearly_whole and not missing_rows(self._blocks(), num)
+        is_whole = file.is_whole(num) and is_nearly_whole and self._one(_NUM_CHECKED) == num
         return not is_whole or self._has_noted_damage()
 
     def _faults_of_nearly(self) -> list[str]:
@@ -211,8 +221,8 @@ class LocalStore(StoredIndex):
         return {
             "entries": len(self),
             "vectors": self._num_vectors(),
-            "unused": int(self._one("SELECT count(*) FROM vectors WHERE digest NOT IN (SELECT digest FROM entries)")),
-            "unreadable": int(self._one("SELECT count(*) FROM broken")),
+            "unused": self._count("unused"),
+            "unreadable": self._count("broken"),
             "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
         }
 
@@ -260,13 +270,37 @@ class LocalStore(StoredIndex):
         ]
 
     def _upgrade(self) -> None:
-        if self._current_format() != FORMAT:
-            with self._disk(), self._alone:
-                try:
-                    self._follow()
+        if self._current_format() == FORMAT and self._keeps_counts():
+            return
+        with self._disk(), self._alone:
+            try:
+                self._follow()
+                if self._current_format() != FORMAT:
                     upgrade(self._opened.database, self._file())
-                except ValueError:
-                    raise self._damaged() from None
+                self._count_again(only_if_missing=True)
+            except ValueError:
+                raise self._damaged() from None
+
+    def _count_again(self, *, only_if_missing: bool = False) -> None:
+        with self._opened.database as database:
+            database.execute("BEGIN IMMEDIATE")
+            if not (only_if_missing and has_counts(database)):
+                drop_counts(database)
+                keep_counts(database)
+
+    def _keeps_counts(self) -> bool:
+        """Whether the database keeps counts; those of earlier versions do not until the first change."""
+        if self._counting is not self._opened and self._all("SELECT 1 FROM sqlite_master WHERE name = 'counts'"):
+            self._counting = self._opened
+        return self._counting is self._opened
+
+    def _count(self, name: str) -> int:
+        if self._keeps_counts():
+            return int(self._one("SELECT num FROM counts WHERE name = ?", (name,)))
+        return int(self._one(COUNTED[name]))
+
+    def _where(self, chosen: Filter | None) -> Condition:
+        return where(chosen, SQLITE)
 
     def _damaged(self) -> IndexingError:
         return IndexingError(f"{self.folder}: is damaged; for details, run: {command('index', 'verify', self.folder)}")
@@ -281,7 +315,7 @@ class LocalStore(StoredIndex):
         return self.folder / f"nearly-{number}"
 
     def _num_vectors(self) -> int:
-        return int(self._one("SELECT count(*) FROM vectors"))
+        return int(self._one("SELECT coalesce(max(place) + 1, 0) FROM vectors"))
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -297,11 +331,12 @@ class LocalStore(StoredIndex):
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction."""
+        """One transaction, definitions of tables included."""
         self._upgrade()
         with self._disk(), self._alone:
             self._follow()
             with self._opened.database as database:
+                database.execute("BEGIN IMMEDIATE")
                 yield database
 
     @contextmanager

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from diptych.core.errors import IndexingError
-from diptych.core.lists import batched
 from diptych.core.progress import Track, silently
+from diptych.index.entry import Entry
 from diptych.index.protocol import Index
 
 _BATCH = 4096
@@ -27,14 +27,14 @@ def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> 
                     f"{part.place}: has vectors of the model {part.model} ({part.bundle}), and {target.place} those of "
                     f"{target.model} ({target.bundle}); they do not compare"
                 )
-            entries = part.entries()
-            with track(part.place, len(entries)) as advance:
-                for batch in batched(entries, _BATCH):
+            with track(part.place, len(part)) as advance:
+                batch = list[Entry]()
+                while batch := part.entries(after=batch[-1].key if batch else "", limit=_BATCH):
+                    num += len(batch)
                     missing = {entry.digest for entry in batch if not target.has_vector(entry.digest)}
                     target.add(batch, part.vectors(sorted(missing)))
                     for _ in batch:
                         advance()
             stamps = part.stamps()
             target.add([], {}, broken=[(key, stamps[key], reason) for key, reason in part.broken().items()])
-            num += len(entries)
     return num

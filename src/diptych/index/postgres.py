@@ -54,12 +54,6 @@ class PostgresIndex(PostgresStore):
         """Whether the content was embedded before."""
         return bool(self._all("SELECT 1 FROM vectors WHERE digest = %s", (digest,)))
 
-    def entries(self, chosen: Filter | None = None) -> list[Entry]:
-        """All, or those that a filter lets through, by key."""
-        condition = where(chosen, POSTGRESQL)
-        sql = f"SELECT {self._columns()} FROM entries{condition.sql} ORDER BY key"
-        return [to_entry(row) for row in self._all(sql, condition.values)]
-
     def add(
         self,
         entries: Sequence[Entry],
@@ -109,22 +103,24 @@ class PostgresIndex(PostgresStore):
         with self._changing() as cursor:
             return _forget(cursor, list(keys))
 
-    def compact(self) -> int:
-        """Drop the vectors that no entry has; how many these were."""
+    def compact(self, *, least_share: float = 0.0) -> int:
+        """Drop the vectors that no entry has; how many these were. A database drops them at any share."""
         with self._changing() as cursor:
             cursor.execute(
                 "DELETE FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
             )
             return cursor.rowcount
 
-    def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
+    def search(
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
+    ) -> list[list[Found]]:
         """The entries nearest to each query, compared with all that the filter lets through, or found by `build("hnsw")`."""
-        request = Request(columns=self._columns(), condition=where(chosen, POSTGRESQL), top=top)
+        request = Request(columns=self._columns(), condition=where(chosen, POSTGRESQL), top=top, skip=skip)
 
         def read(connection: Connection) -> list[list[Row]]:
             with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
                 hnsw = Hnsw.from_about(self._check_model(connection))
-                if hnsw is None or top == 0 or not passes_often(connection, request.condition, hnsw):
+                if hnsw is None or top <= skip or not passes_often(connection, request.condition, hnsw):
                     return [exact(connection, query, request) for query in queries]
                 set_effort(connection, hnsw.ef_search, hnsw.max_scan_tuples)
                 return [approximate(connection, query, request, ef_search=hnsw.ef_search) for query in queries]

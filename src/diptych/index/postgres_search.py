@@ -8,7 +8,7 @@ candidates, if the hundredth may be tied with a vector that is no candidate, if 
 the first 100.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from jaxtyping import Float32
@@ -35,15 +35,18 @@ class Request:
     condition: Condition
     """The clause of a filter."""
     top: int
+    skip: int = 0
+    """Leave out so many of the first hits."""
 
 
 def exact(connection: Connection, query: Float32[ndarray, " E"], request: Request) -> list[Row]:
     """The nearest entries; the server compares the query with all that the filter lets through."""
     sql = f"""
         SELECT -(embedding <#> %s), {request.columns} FROM entries JOIN vectors USING (digest){request.condition.sql}
-        ORDER BY embedding <#> %s, place, key LIMIT %s
+        ORDER BY embedding <#> %s, place, key LIMIT %s OFFSET %s
     """
-    return connection.execute(sql.encode(), (query, *request.condition.values, query, request.top)).fetchall()
+    values = (query, *request.condition.values, query, max(0, request.top - request.skip), request.skip)
+    return connection.execute(sql.encode(), values).fetchall()
 
 
 def set_effort(connection: Connection, ef_search: int, max_scan_tuples: int) -> None:
@@ -89,6 +92,9 @@ def approximate(
         return exact(connection, query, request)
     first = [row[1:] for row in rows]
     if request.top <= TOP:
-        return first
-    keys = {row[1] for row in first}
-    return [*first, *(row for row in exact(connection, query, request) if row[1] not in keys)][: request.top]
+        return first[request.skip :]
+    # Hits after the first 100: those of the exact search that are not among these.
+    both = f"{request.condition.sql} AND" if request.condition.sql else " WHERE"
+    others = Condition(f"{both} key <> ALL(%s)", (*request.condition.values, [row[1] for row in first]))
+    rest = replace(request, condition=others, top=request.top - TOP, skip=max(0, request.skip - TOP))
+    return [*first[request.skip :], *exact(connection, query, rest)]

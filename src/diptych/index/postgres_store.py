@@ -24,6 +24,9 @@ import psycopg
 from diptych.core.errors import BusyError, IndexingError
 from diptych.core.program import command
 from diptych.index.address import parse_address
+from diptych.index.counts import COUNTED
+from diptych.index.dialects import POSTGRESQL, Condition, where
+from diptych.index.filters import Filter
 from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres_hnsw import is_usable
 from diptych.index.postgres_pool import Connection, Connections
@@ -51,6 +54,8 @@ _DIGESTS_OUTSIDE = """
 
 class PostgresStore(StoredIndex):
     """The base of `PostgresIndex`: connections, locks and checks, without additions and searches."""
+
+    _mark = POSTGRESQL.mark
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
         """Open an existing index.
@@ -95,9 +100,6 @@ class PostgresStore(StoredIndex):
     def close(self) -> None:
         """Close the connections. A connection in use is closed after its operation."""
         self._connections.close()
-
-    def __len__(self) -> int:
-        return int(self._one("SELECT count(*) FROM entries"))
 
     @contextmanager
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
@@ -187,17 +189,20 @@ class PostgresStore(StoredIndex):
 
     def size(self) -> dict[str, int]:
         """Numbers of entries and vectors, and bytes on the server's disk."""
-        unused = (
-            "SELECT count(*) FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
-        )
         tables = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
         return {
             "entries": len(self),
             "vectors": int(self._one("SELECT count(*) FROM vectors")),
-            "unused": int(self._one(unused)),
-            "unreadable": int(self._one("SELECT count(*) FROM broken")),
+            "unused": self._count("unused"),
+            "unreadable": self._count("broken"),
             "bytes": int(self._one(tables, (f'"{self._schema}"',))),
         }
+
+    def _count(self, name: str) -> int:
+        return int(self._one(COUNTED[name]))
+
+    def _where(self, chosen: Filter | None) -> Condition:
+        return where(chosen, POSTGRESQL)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(sql.encode(), values).fetchall())

@@ -59,13 +59,13 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def stamps(self) -> dict[str, Stamp]:
-        """Of every entry and every picture that could not be read, by key."""
+    def stamps(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+        """Of every entry and every picture that could not be read, by key; of all, or of those in some folders."""
 
-    def sidecars(self) -> dict[str, Stamp]:
+    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
         """Stamps of the text files that captions were read from, by key of the entry; size -1 if the stamp is not known."""
 
-    def targets(self) -> dict[str, str]:
+    def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
 
     def digest_of(self, key: str) -> str | None:
@@ -77,8 +77,11 @@ class Index(Protocol):
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""
 
-    def broken(self) -> dict[str, str]:
-        """Pictures that could not be read, with the reason."""
+    def broken(self, below: Sequence[str] | None = None) -> dict[str, str]:
+        """Pictures that could not be read, with the reason; all, or those in some folders."""
+
+    def num_broken(self) -> int:
+        """How many pictures could not be read."""
 
     def left_out(self) -> dict[str, int]:
         """How many pictures of unsupported formats the indexed folders have, by suffix."""
@@ -90,8 +93,17 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def entries(self, chosen: Filter | None = None) -> list[Entry]:
-        """All, or those that a filter lets through, by key."""
+    def entries(self, chosen: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
+        """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
+
+    def keys(self, chosen: Filter | None = None) -> list[str]:
+        """Keys of all entries, or of those that a filter lets through, in order."""
+
+    def keys_at(self, place: str) -> list[str]:
+        """The keys of an entry and of the entries in a folder, by the path of both, in order."""
+
+    def without_phash(self) -> list[Entry]:
+        """The entries without a perceptual hash, by key."""
 
     def common_folder(self) -> str | None:
         """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
@@ -137,14 +149,20 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def compact(self) -> int:
+    def compact(self, *, least_share: float = 0.0) -> int:
         """Drop vectors without an entry, and return their number. In a folder, call it only within `writing`.
+
+        Args:
+            least_share: do nothing unless more than this share of all vectors has no entry. In a folder, all vectors are
+                written anew.
 
         Raises:
             IndexingError: it could not be written.
         """
 
-    def search(self, queries: Float32[ndarray, "Q E"], *, top: int, chosen: Filter | None = None) -> list[list[Found]]:
+    def search(
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
+    ) -> list[list[Found]]:
         """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
 
         The order is total: equal scores are sorted by the order in which the vectors were added, entries of one vector by key.
@@ -153,6 +171,7 @@ class Index(Protocol):
         Args:
             queries: unit vectors.
             top: so many entries.
+            skip: leave out so many of the first ones. Only the others are read from the tables.
             chosen: which entries are asked at all.
         """
 

@@ -7,8 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from diptych.core.errors import BusyError, IndexingError
-from diptych.index.entry import Stamp, common_folder, merged_left_out
-from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, total_left_out
+from diptych.index.dialects import Condition
+from diptych.index.entry import Entry, Stamp, common_folder, merged_left_out
+from diptych.index.filters import Filter
+from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, to_entry, total_left_out
 
 _KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
 """The first and the last key; two look-ups in the index of keys, where one SELECT of both would read the table."""
@@ -19,10 +21,20 @@ class StoredIndex(ABC):
 
     models: tuple[str, ...]
     _format: int
+    _mark: str
+    """Stands for a value in a statement."""
 
     @abstractmethod
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a query."""
+
+    @abstractmethod
+    def _where(self, chosen: Filter | None) -> Condition:
+        """A filter in the words of the database."""
+
+    @abstractmethod
+    def _count(self, name: str) -> int:
+        """A number of rows; `COUNTED` has the names."""
 
     @abstractmethod
     def _set_about(self, **values: str | None) -> None:
@@ -57,30 +69,79 @@ class StoredIndex(ABC):
         self._set_about(model=models[0], aliases=json.dumps(models[1:]) if models[1:] else None)
         self.models = tuple(models)
 
-    def stamps(self) -> dict[str, Stamp]:
-        """Of every entry and every picture that could not be read, by key."""
-        rows = self._all(
-            "SELECT key, size, modified_ns FROM entries UNION ALL SELECT key, size, modified_ns FROM broken"
-        )
+    def __len__(self) -> int:
+        return self._count("entries")
+
+    def stamps(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+        """Of every entry and every picture that could not be read, by key; of all, or of those in some folders."""
+        rows = [
+            row
+            for table in ("entries", "broken")
+            for row in self._below(f"SELECT key, size, modified_ns FROM {table}", below)
+        ]
         return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
 
-    def sidecars(self) -> dict[str, Stamp]:
+    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
         """Stamps of the text files that captions were read from, by key of the entry."""
         if self._is_old():
             return {}
-        rows = self._all("SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL")
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
+        sql = "SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL"
+        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in self._below(sql, below)}
 
-    def targets(self) -> dict[str, str]:
+    def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
-        return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
+        sql = "SELECT key, target FROM entries WHERE target IS NOT NULL"
+        return {} if self._is_old() else dict(self._below(sql, below))
 
-    def broken(self) -> dict[str, str]:
+    def broken(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
-        return dict(self._all("SELECT key, reason FROM broken ORDER BY key"))
+        return dict(sorted(self._below("SELECT key, reason FROM broken", below)))
+
+    def num_broken(self) -> int:
+        """How many pictures could not be read."""
+        return self._count("broken")
+
+    def keys(self, chosen: Filter | None = None) -> list[str]:
+        """Keys of all entries, or of those that a filter lets through, in order."""
+        condition = self._where(chosen)
+        return [key for (key,) in self._all(f"SELECT key FROM entries{condition.sql} ORDER BY key", condition.values)]
+
+    def keys_at(self, place: str) -> list[str]:
+        """The keys of an entry and of the entries in a folder, by the path of both, in order."""
+        rows = self._all(f"SELECT key FROM entries WHERE key = {self._mark}", (place,))
+        return [key for (key,) in (*rows, *sorted(self._below("SELECT key FROM entries", [place])))]
+
+    def without_phash(self) -> list[Entry]:
+        """The entries without a perceptual hash, by key."""
+        if self._current_format() < FORMAT:
+            return self.entries()
+        sql = f"SELECT {self._columns()} FROM entries WHERE phash IS NULL ORDER BY key"
+        return [to_entry(row) for row in self._all(sql)]
+
+    def entries(self, chosen: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
+        """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
+        condition = self._where(chosen)
+        both = f"{condition.sql} AND" if condition.sql else " WHERE"
+        sql = f"SELECT {self._columns()} FROM entries{both} key > {self._mark} ORDER BY key"
+        if limit is not None:
+            sql += f" LIMIT {limit:d}"
+        return [to_entry(row) for row in self._all(sql, (*condition.values, after))]
+
+    def _below(self, sql: str, folders: Sequence[str] | None) -> list[Any]:
+        """Rows of a query; with folders, of the keys in them and in their subfolders. A row of two folders comes twice."""
+        if folders is None:
+            return self._all(sql)
+        word = "AND" if " WHERE " in sql else "WHERE"
+        rows = []
+        for folder in folders:
+            prefix = folder.rstrip("/")  # "0" is the character after "/".
+            rows += self._all(f"{sql} {word} key > {self._mark} AND key < {self._mark}", (f"{prefix}/", f"{prefix}0"))
+        return rows
 
     def lost(self) -> set[str]:
         """Keys of entries that have no vector: theirs was damaged, and `repair` dropped it."""
+        if self._count("lost") == 0:
+            return set()
         sql = "SELECT key FROM entries WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.digest = entries.digest)"
         return {key for (key,) in self._all(sql)}
 

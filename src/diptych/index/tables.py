@@ -11,9 +11,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Int64
+from numpy import ndarray
+
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
+from diptych.index.counts import drop_counts, keep_counts
 from diptych.index.entry import Entry, Stamp
 
 FORMAT = 3
@@ -107,10 +111,27 @@ def known_models(about: Mapping[str, str]) -> tuple[str, ...]:
     return (about["model"], *map(str, json.loads(about.get("aliases", "[]"))))
 
 
-def forget(database: sqlite3.Connection, keys: Sequence[str]) -> None:
-    """Drop what is known of these pictures."""
-    for table in ("entries", "broken"):
-        database.executemany(f"DELETE FROM {table} WHERE key = ?", [(key,) for key in keys])
+def forget(database: sqlite3.Connection, keys: Sequence[str]) -> int:
+    """Drop what is known of these pictures; how many entries there were."""
+    rows = [(key,) for key in keys]
+    database.executemany("DELETE FROM broken WHERE key = ?", rows)
+    return database.executemany("DELETE FROM entries WHERE key = ?", rows).rowcount
+
+
+def keep_vectors(database: sqlite3.Connection, kept: Int64[ndarray, " N"]) -> None:
+    """Drop the vectors whose places, in ascending order, are not given, and number the others from 0 on."""
+    drop_counts(database)
+    database.execute("CREATE TEMP TABLE kept (place INTEGER PRIMARY KEY, after INTEGER)")
+    database.executemany("INSERT INTO kept VALUES (?, ?)", zip(kept.tolist(), range(len(kept)), strict=True))
+    database.execute("CREATE TEMP TABLE moved AS SELECT digest, after FROM kept JOIN vectors USING (place)")
+    database.execute("DELETE FROM vectors")
+    database.execute(  # In the order of the table, so that each row goes behind the last one.
+        f"INSERT INTO vectors ({HASHED['vectors']}, row_hash) "
+        "SELECT digest, after, hash_row(digest, after) FROM moved ORDER BY digest"
+    )
+    for table in ("moved", "kept"):
+        database.execute(f"DROP TABLE temp.{table}")
+    keep_counts(database)
 
 
 def to_row(entry: Entry) -> tuple[Any, ...]:

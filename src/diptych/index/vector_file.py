@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from numpy import ndarray
 
 from diptych.core.files import atomic_write
@@ -144,12 +144,12 @@ class VectorFile:
             for block, some in zip(blocks, rows, strict=True)
         ]
 
-    def copy(self, places: Sequence[int], target: "VectorFile") -> list[Block]:
+    def copy(self, places: Int64[ndarray, " M"], target: "VectorFile") -> list[Block]:
         """Write the vectors at the given places, in ascending order, to another file. Returns their checksums."""
-        vectors, blocks = self.read(places[-1] + 1 if places else 0), list[Block]()
+        vectors, blocks = self.read(int(places[-1]) + 1 if len(places) else 0), list[Block]()
         target.create()
         for start in range(0, len(places), _CHUNK):
-            blocks += target.append(vectors[list(places[start : start + _CHUNK])], start)
+            blocks += target.append(vectors[places[start : start + _CHUNK]], start)
         return blocks
 
     def intact(self, blocks: Sequence[Block]) -> Bool[ndarray, " N"]:

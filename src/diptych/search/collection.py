@@ -24,6 +24,8 @@ from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
 """A batch is committed at once: so much is done again after a crash."""
+COMPACT_SHARE = 0.25
+"""Vectors of removed pictures are dropped from the files when they are more than this share of all: that writes all anew."""
 _UNREAD = "cannot be read ("
 """Start of the reason if a file could not be read. Earlier versions stored such reasons in the index."""
 _WAIT_S = 30.0
@@ -173,7 +175,7 @@ def update(
             index.rename_model(names)
         omissions = Omissions()
         files = scan(folders, follow_links=follow_links, exclude=exclude, omissions=omissions)
-        updater = _Updater(index, embedder, files, share, phashes)
+        updater = _Updater(index, embedder, files, share, phashes, roots=[str(folder.resolve()) for folder in folders])
         updater.find_gone(folders, omissions)
         return updater.go(prune=prune, confirm=confirm, track=track)
 
@@ -188,6 +190,8 @@ class _Updater:
         files: Iterable[ScannedFile],
         share: Share | None,
         phashes: dict[str, int],
+        *,
+        roots: Sequence[str],
     ) -> None:
         self.index, self.embedder, self.report, self.share = index, embedder, Update(), share
         self.phashes = phashes
@@ -199,8 +203,9 @@ class _Updater:
                     self.found[file.key] = file
             elif share is None or share.rank == 0:
                 self.report.unreadable.append((_shown(file.key), "has a name that is not UTF-8"))
-        self.known, self.sidecars, self.targets = index.stamps(), index.sidecars(), index.targets()
-        self.unread = {key for key, reason in index.broken().items() if reason.startswith(_UNREAD)}
+        # An addition costs what its folders hold, not what the index holds.
+        self.known, self.sidecars, self.targets = index.stamps(roots), index.sidecars(roots), index.targets(roots)
+        self.unread = {key for key, reason in index.broken(roots).items() if reason.startswith(_UNREAD)}
         self.lost = index.lost()
         self.gone = set[str]()
         self.gone_of_digest: dict[str | None, list[str]] = {}
@@ -250,7 +255,7 @@ class _Updater:
             self.report.is_prune_refused = True
             return
         self.report.dropped = self.index.remove(self.gone)
-        self.index.compact()
+        self.index.compact(least_share=COMPACT_SHARE)
 
     def _is_known(self, file: ScannedFile) -> bool:
         if file.key in self.unread or file.key in self.lost:

@@ -30,9 +30,8 @@ def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = sil
         IndexingError: the index cannot be read.
     """
     missing = dict[str, list[Entry]]()
-    for entry in index.entries():
-        if entry.phash is None:
-            missing.setdefault(entry.digest, []).append(entry)
+    for entry in index.without_phash():
+        missing.setdefault(entry.digest, []).append(entry)
     phashes, can_write = dict[str, int](), True
     with track("pictures", len(missing)) as advance, DecodePool() as pool, ThreadPoolExecutor(2) as threads:
         for batch in batched(missing.values(), _BATCH):

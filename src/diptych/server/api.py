@@ -127,12 +127,12 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
         """Pictures of the index, the nearest to a weighted sum of texts and pictures first."""
         asked = await read_body(request, SearchRequest, parse)
         groups = await _groups(engine, asked)
-        to_hit, last = await described(request), asked.offset + asked.limit
+        to_hit = await described(request)
         page = [
             SearchHit(**vars(to_hit(one.hit)), similar=[to_hit(other) for other in one.similar])
-            for one in groups[asked.offset : last]
+            for one in groups[: asked.limit]
         ]
-        return SearchAnswer(results=page, offset=asked.offset, has_more=len(groups) > last)
+        return SearchAnswer(results=page, offset=asked.offset, has_more=len(groups) > asked.limit)
 
     @router.get("/images/{id}")
     async def image(request: Request, key: Id) -> Hit:
@@ -218,7 +218,7 @@ async def _info(engine: Engine) -> Info:
             text_chars=engine.limits.text_chars,
             images=engine.limits.max_images,
         ),
-        unreadable=None if engine.index is None else await engine.of_index(lambda index: len(index.broken())),
+        unreadable=None if engine.index is None else await engine.of_index(lambda index: index.num_broken()),
         left_out=None if engine.index is None else await engine.of_index(_left_out),
     )
 
@@ -271,7 +271,7 @@ def _filter(where: str | None) -> Filter | None:
 
 
 async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
-    """The nearest hits up to the end of the page plus one; near-equal ones folded on request."""
+    """The hits of the page and one more; near-equal ones folded on request."""
     engine.held_index()
     chosen = _filter(asked.where)
     last = asked.offset + asked.limit
@@ -279,10 +279,11 @@ async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
         raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}: narrow it with where")
     vector = await _sum_of(engine, asked.all_terms)
     if asked.group_similar is False:
-        return [HitGroup(hit=one, similar=()) for one in await engine.search(vector, top=last + 1, chosen=chosen)]
+        hits = await engine.search(vector, top=last + 1, skip=asked.offset, chosen=chosen)
+        return [HitGroup(hit=one, similar=()) for one in hits]
     threshold = SIMILAR_COSINE if asked.group_similar is True else asked.group_similar
     grouped = partial(search_groups, query=vector, top=last + 1, threshold=threshold, chosen=chosen)
-    return await engine.of_index(grouped)
+    return (await engine.of_index(grouped))[asked.offset :]
 
 
 async def _sum_of(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarray, " E"]:

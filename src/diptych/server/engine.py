@@ -44,6 +44,7 @@ class _Asked:
 
     vector: Float32[ndarray, " E"]
     top: int
+    skip: int
     chosen: Filter | None
 
 
@@ -161,10 +162,12 @@ class Engine:
         jobs = [loop.run_in_executor(self._threads["decode"], self.embedder.pixels, image) for image in images]
         return _checked(await asyncio.gather(*jobs, return_exceptions=True))
 
-    async def search(self, vector: Float32[ndarray, " E"], *, top: int, chosen: Filter | None) -> list[Found]:
-        """The nearest of the index."""
+    async def search(
+        self, vector: Float32[ndarray, " E"], *, top: int, skip: int = 0, chosen: Filter | None
+    ) -> list[Found]:
+        """The nearest of the index, without the first `skip` ones."""
         self.held_index()
-        (found,) = await self._await(self.searches, [_Asked(vector, top, chosen)])
+        (found,) = await self._await(self.searches, [_Asked(vector, top, skip, chosen)])
         answer: list[Found] = found
         return answer
 
@@ -221,15 +224,15 @@ class Engine:
         return list(self.embedder.encode_pixels(pixels))
 
     def _search(self, asked: list[_Asked]) -> list[list[Found] | Exception]:
-        """Searches that want the same number under the same filter go through the index together, and fail together."""
+        """Searches that want the same page under the same filter go through the index together, and fail together."""
         index, found = self.held_index(), dict[int, list[Found] | Exception]()
-        groups: dict[tuple[int, Filter | None], list[int]] = defaultdict(list)
+        groups: dict[tuple[int, int, Filter | None], list[int]] = defaultdict(list)
         for number, one in enumerate(asked):
-            groups[one.top, one.chosen].append(number)
-        for (top, chosen), numbers in groups.items():
+            groups[one.top, one.skip, one.chosen].append(number)
+        for (top, skip, chosen), numbers in groups.items():
             vectors = np.stack([asked[number].vector for number in numbers])
             try:
-                found |= dict(zip(numbers, index.search(vectors, top=top, chosen=chosen), strict=True))
+                found |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, chosen=chosen), strict=True))
             except Exception as error:
                 found |= dict.fromkeys(numbers, error)
         return [found[number] for number in range(len(asked))]

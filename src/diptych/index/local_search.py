@@ -1,0 +1,183 @@
+"""Searches of an index in a folder: which vectors a filter lets through, and the entries of one page of hits.
+
+A filter is applied in one of two ways, with the same answer. If it passes many entries, the nearest vectors of the whole index
+are computed and their entries are checked, as many as the page needs. If it passes few, all entries are checked first, and the
+query is compared with their vectors alone. Shapes: E embedding, Q queries, K found, M vectors that pass.
+"""
+
+import json
+from abc import abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from diptych.index.connection import Connection
+from diptych.index.dialects import SQLITE, Condition, where
+from diptych.index.entry import Entry, Found
+from diptych.index.exact import Vectors
+from diptych.index.filters import Filter
+from diptych.index.local_store import LocalStore
+from diptych.index.tables import to_entry
+
+_SAMPLE = 256
+"""Vectors whose entries are checked to estimate how many a filter passes."""
+_LEAST_SHARE = 0.02
+"""A filter that passes less of the sample is applied to all entries first."""
+_SMALL = 10_000
+"""So many vectors or fewer are never sampled: a filter is applied to all their entries in milliseconds."""
+_KEPT_FILTERS = 8
+_PLACES_AT_A_TIME = 50_000
+_HITS = "(SELECT value AS place FROM json_each(?)) CROSS JOIN vectors USING (place) CROSS JOIN entries USING (digest)"
+"""Look-ups by place, whatever the planner estimates: with a plain join it may read all vectors."""
+
+
+@dataclass
+class _Passing:
+    """Vectors that recent filters let through, of one state of the database."""
+
+    state: tuple[Connection, int, int]
+    places: "OrderedDict[Filter, Int64[ndarray, ' M']]" = field(default_factory=OrderedDict)
+
+
+class LocalSearch(LocalStore):
+    """The base of `LocalIndex` that searches. A subclass finds the nearest vectors."""
+
+    _passing: _Passing | None = None
+
+    @abstractmethod
+    def _nearest(
+        self,
+        vectors: Vectors,
+        queries: Float32[ndarray, "Q E"],
+        top: int,
+        among: Int64[ndarray, " M"] | None,
+        *,
+        is_exact: bool,
+    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+        """Places and scores of the nearest of all vectors, or of some; -1 where there are fewer."""
+
+    def _search(
+        self, queries: Float32[ndarray, "Q E"], top: int, skip: int, chosen: Filter | None
+    ) -> list[list[Found]]:
+        condition, vectors, answers = where(chosen, SQLITE), self._vectors(), dict[int, list[Found]]()
+        among, asked = self._start(chosen, condition, top, len(vectors))
+        left = list(range(len(queries)))
+        while left:
+            num = len(vectors) if among is None else len(among)
+            asked = min(asked, num)
+            rows, scores = self._nearest(vectors, queries[left], asked, among, is_exact=chosen is not None)
+            is_all = asked == num
+            pages = self._pages(rows, scores, condition, top=top, skip=skip, is_all=is_all)
+            answers |= {number: page for number, page in zip(left, pages, strict=True) if page is not None}
+            # Some of the nearest may be vectors that no entry has any more, or that the filter does not let through.
+            left = [number for number, page in zip(left, pages, strict=True) if page is None]
+            asked *= 4
+            if left and among is None and chosen is not None:
+                among, asked = self._places(chosen, condition), top
+        return [answers[number] for number in range(len(queries))]
+
+    def _start(
+        self, chosen: Filter | None, condition: Condition, top: int, num: int
+    ) -> tuple[Int64[ndarray, " M"] | None, int]:
+        """The vectors to compare first, None for all, and how many of the nearest are asked for."""
+        if chosen is None:
+            return None, top
+        if num > _SMALL and chosen not in self._passing_now().places:
+            sample = np.random.default_rng(0).choice(num, _SAMPLE, replace=False)
+            share = (self._num_entries_at(sample, condition) > 0).mean()
+            asked = ceil(1.5 * top / max(share, 1e-9)) + 32
+            if share >= _LEAST_SHARE and asked <= num // 8:
+                return None, asked
+        return self._places(chosen, condition), top
+
+    def _places(self, chosen: Filter, condition: Condition) -> Int64[ndarray, " M"]:
+        """The vectors of the entries that a filter lets through, ascending."""
+        known = self._passing_now().places
+        if chosen not in known:
+            sql = f"SELECT place FROM entries CROSS JOIN vectors USING (digest){condition.sql}"
+            rows = self._all(sql, condition.values)
+            known[chosen] = np.unique(np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows)))
+        known.move_to_end(chosen)
+        while len(known) > _KEPT_FILTERS:
+            known.popitem(last=False)
+        return known[chosen]
+
+    def _passing_now(self) -> _Passing:
+        """What is known of filters, emptied after each change of the database."""
+        version = int(self._one("PRAGMA data_version"))  # Of changes by other connections.
+        state = self._opened, version, self._opened.database.total_changes
+        if self._passing is None or self._passing.state != state:
+            self._passing = _Passing(state)
+        return self._passing
+
+    def _pages(
+        self,
+        rows: Int64[ndarray, "Q K"],
+        scores: Float32[ndarray, "Q K"],
+        condition: Condition,
+        *,
+        top: int,
+        skip: int,
+        is_all: bool,
+    ) -> list[list[Found] | None]:
+        """The entries of each query from `skip` up to `top`; None if its places are not all and have too few entries."""
+        wanted = list[tuple[Int64[ndarray, "_"], Float32[ndarray, "_"], int] | None]()
+        for places, cosines, nums in zip(rows, scores, self._nums_at(rows, condition), strict=True):
+            ends = np.cumsum(nums)
+            if not is_all and nums.sum() < top:
+                wanted.append(None)
+                continue
+            shown = slice(int(np.searchsorted(ends, skip, "right")), int(np.searchsorted(ends, top)) + 1)
+            num_before = int(ends[shown.start - 1]) if shown.start else 0
+            wanted.append((places[shown], cosines[shown], num_before))
+        entries = self._entries_at([page[0] for page in wanted if page is not None], condition)
+        pages = list[list[Found] | None]()
+        for page in wanted:
+            if page is None:
+                pages.append(None)
+                continue
+            pairs = zip(page[0].tolist(), page[1].tolist(), strict=True)
+            found = [Found(entry=entry, score=score) for place, score in pairs for entry in entries.get(place, ())]
+            pages.append(found[max(0, skip - page[2]) : max(0, top - page[2])])
+        return pages
+
+    def _nums_at(self, rows: Int64[ndarray, "Q K"], condition: Condition) -> Int64[ndarray, "Q K"]:
+        """How many entries that the filter lets through each place has."""
+        is_found = rows >= 0
+        if not condition.sql and self._has_one_entry_each():
+            return is_found.astype(np.int64)
+        places, inverse = np.unique(rows[is_found], return_inverse=True)
+        nums = np.zeros(rows.shape, dtype=np.int64)
+        nums[is_found] = self._num_entries_at(places, condition)[inverse]
+        return nums
+
+    def _has_one_entry_each(self) -> bool:
+        """Whether each vector has exactly one entry."""
+        num = self._num_vectors()
+        return self._count("unused") == 0 and self._count("entries") - self._count("lost") == num
+
+    def _num_entries_at(self, places: Int64[ndarray, " P"], condition: Condition) -> Int64[ndarray, " P"]:
+        order = np.argsort(places)
+        nums = np.zeros(len(places), dtype=np.int64)
+        for start in range(0, len(places), _PLACES_AT_A_TIME):
+            part = order[start : start + _PLACES_AT_A_TIME]
+            sql = f"SELECT place FROM {_HITS}{condition.sql}"
+            found = self._all(sql, (json.dumps(places[part].tolist()), *condition.values))
+            at = np.searchsorted(places[part], np.fromiter((place for (place,) in found), dtype=np.int64))
+            nums[part] = np.bincount(at, minlength=len(part))
+        return nums
+
+    def _entries_at(self, places: list[Int64[ndarray, "_"]], condition: Condition) -> dict[int, list[Entry]]:
+        """By place of a vector, the entries that have it and that the filter lets through, by key."""
+        entries: dict[int, list[Entry]] = {}
+        known = np.unique(np.concatenate(places)) if places else np.empty(0, dtype=np.int64)
+        for start in range(0, len(known), _PLACES_AT_A_TIME):
+            asked = json.dumps(known[start : start + _PLACES_AT_A_TIME].tolist())
+            sql = f"SELECT place, {self._columns()} FROM {_HITS}{condition.sql} ORDER BY key"
+            for place, *row in self._all(sql, (asked, *condition.values)):
+                entries.setdefault(place, []).append(to_entry(row))
+        return entries
