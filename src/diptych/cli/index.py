@@ -23,7 +23,6 @@ from diptych.cli.output import (
 )
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError
-from diptych.core.figures import percent
 from diptych.core.program import command
 from diptych.core.progress import bar
 
@@ -183,20 +182,30 @@ def build(
         Literal["ivf", "hnsw"] | None,
         Parameter(help="Search nearly exactly, by inverted lists or a graph; for millions. Without it, exactly again."),
     ] = None,
+    approximate: Annotated[
+        bool,
+        Parameter(
+            help="The same with the usual kind: ivf in a folder, pgvector's HNSW in PostgreSQL.",
+            negative="",
+            show_default=False,
+        ),
+    ] = False,
 ) -> None:
     """Make what helps to search an index; from its vectors, whenever you like."""
+    from diptych.index.address import is_address
     from diptych.index.choice import open_index
+    from diptych.index.hnsw import ENOUGH, Hnsw
 
+    if approximate and ann is None:
+        ann = "hnsw" if is_address(index) else "ivf"
     with open_index(index) as opened, opened.writing():
         about = opened.build(ann)
-        if ann is None:
+        if about is None:
             say(f"{opened.place}: is searched exactly")
-        elif about is not None:
-            recall = percent(about.recall)
-            say(
-                f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the {about.top:,} nearest; "
-                "the exact scan finds further hits"
-            )
+            return
+        say(f"{opened.place}: {about}; the exact scan finds further hits")
+        if isinstance(about, Hnsw) and about.lowest_recall < ENOUGH:
+            warn(f"the recall is below {ENOUGH}; {command('index', 'build', opened.place)} makes search exact again")
 
 
 def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
@@ -206,6 +215,7 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
     with open_index(index) as opened:
         size = opened.size()
         place, facts = opened.place, {"model": f"{opened.model} ({opened.bundle})", "numbers a vector": str(opened.dim)}
+        facts["search"] = str(opened.built() or "exact")
     if as_json:
         print_json({**size, **facts})
         return

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.figures import percent
 from diptych.core.files import atomic_write
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
 
@@ -49,6 +50,9 @@ class About:
     """Number of hits for which the recall was measured."""
     bytes: int | None = None
     """Size of the file; None if an earlier version wrote it."""
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.num:,} vectors finds {percent(self.recall)} of the {self.top:,} nearest"
 
     def rows(self) -> dict[str, str]:
         """The description as rows of the table `about`. Earlier versions read only the first row."""

@@ -20,7 +20,7 @@ CREATE TABLE about (name text PRIMARY KEY, value text NOT NULL);
 CREATE TABLE vectors (
     digest text COLLATE "C" PRIMARY KEY, place bigint GENERATED ALWAYS AS IDENTITY, embedding vector({dim}) NOT NULL
 );
-ALTER TABLE vectors ALTER COLUMN embedding SET STORAGE {storage};
+ALTER TABLE vectors ALTER COLUMN embedding SET STORAGE {storage}, ALTER COLUMN digest SET STORAGE PLAIN;
 CREATE TABLE entries (
     key text COLLATE "C" PRIMARY KEY, digest text COLLATE "C" NOT NULL, size bigint NOT NULL, modified_ns bigint NOT NULL,
     width integer, height integer, taken text COLLATE "C", captions text COLLATE "C" NOT NULL,

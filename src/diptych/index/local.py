@@ -164,7 +164,9 @@ class LocalIndex(LocalSearch):
                 self.build(None)
         self._set_about(damaged=None)
 
-    def build(self, kind: approximate.Kind | None) -> approximate.About | None:
+    def build(
+        self, kind: approximate.Kind | None, queries: Float32[ndarray, "Q E"] | None = None
+    ) -> approximate.About | None:
         """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""
         self._check_writing("build")
         self._upgrade()
@@ -182,6 +184,10 @@ class LocalIndex(LocalSearch):
         old.unlink_codes()
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         return about
+
+    def built(self) -> approximate.About | None:
+        """What `build` made."""
+        return self._about_nearly()
 
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None

@@ -10,12 +10,15 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
-from diptych.index.approximate import About, Kind
+from diptych.index import postgres_hnsw
+from diptych.index.approximate import Kind
 from diptych.index.dialects import POSTGRESQL, where
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
+from diptych.index.hnsw import Hnsw
 from diptych.index.postgres_pool import Connection
+from diptych.index.postgres_search import Request, Row, approximate, exact, passes_often, set_effort
 from diptych.index.postgres_store import PostgresStore
 from diptych.index.tables import (
     COLUMNS,
@@ -111,18 +114,16 @@ class PostgresIndex(PostgresStore):
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
     ) -> list[list[Found]]:
-        """The entries nearest to each query; the server compares it with all that the filter lets through."""
-        condition = where(chosen, POSTGRESQL)
-        sql = f"""
-            SELECT -(embedding <#> %s), {self._columns()} FROM entries JOIN vectors USING (digest){condition.sql}
-            ORDER BY embedding <#> %s, place, key LIMIT %s OFFSET %s
-        """
+        """The entries nearest to each query, compared with all that the filter lets through, or found by `build("hnsw")`."""
+        request = Request(columns=self._columns(), condition=where(chosen, POSTGRESQL), top=top, skip=skip)
 
-        def read(connection: Connection) -> list[list[Any]]:
+        def read(connection: Connection) -> list[list[Row]]:
             with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
-                self._check_model(connection)
-                values = [(query, *condition.values, query, max(0, top - skip), skip) for query in queries]
-                return [connection.execute(sql.encode(), some).fetchall() for some in values]
+                hnsw = Hnsw.from_about(self._check_model(connection))
+                if hnsw is None or top <= skip or not passes_often(connection, request.condition, hnsw):
+                    return [exact(connection, query, request) for query in queries]
+                set_effort(connection, hnsw.ef_search, hnsw.max_scan_tuples)
+                return [approximate(connection, query, request, ef_search=hnsw.ef_search) for query in queries]
 
         answers = self._read(read)
         return [[Found(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
@@ -168,11 +169,50 @@ class PostgresIndex(PostgresStore):
                 raise IndexingError(f"{self.place}: has no vector of {digest}")
         return found
 
-    def build(self, kind: Kind | None) -> About | None:
-        """Nothing for None. The server's own indexes are no help: with a filter they find less than there is."""
-        if kind is not None:
-            raise ConfigError(f"{self.place}: a database is searched exactly; {kind} is for an index in a folder")
-        return None
+    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> Hnsw | None:
+        """Build pgvector's HNSW index for "hnsw", or drop it for None.
+
+        For None, digests of earlier versions are also moved into the rows of their vectors, where the exact search reads them
+        faster. Search is exact until the index is built, and stays exact if it is refused.
+        """
+        if kind not in {None, "hnsw"}:
+            raise ConfigError(f"{self.place}: a database has no {kind}; use --approximate, which builds HNSW")
+        with self._changing() as cursor:
+            if kind is not None:
+                postgres_hnsw.check(cursor.connection, self.place, dim=self.dim)
+            postgres_hnsw.drop(cursor.connection, self._schema)
+            _set_hnsw(cursor, None)
+            _keep_digests_inline(cursor)
+        if kind is None:
+            return None
+        with self._changing() as cursor:
+            columns = self._columns()
+            built = postgres_hnsw.build(cursor.connection, self.place, dim=self.dim, columns=columns, queries=queries)
+            _set_hnsw(cursor, built)
+        return built
+
+    def built(self) -> Hnsw | None:
+        """What `build` made, with the measured recall."""
+        hnsw = Hnsw.from_about(self._about())
+        return None if hnsw is None else hnsw.at(int(self._one("SELECT count(*) FROM vectors")))
+
+
+def _set_hnsw(cursor: "psycopg.Cursor[Any]", hnsw: Hnsw | None) -> None:
+    cursor.execute("DELETE FROM about WHERE name = 'hnsw'")
+    if hnsw is not None:
+        cursor.execute("INSERT INTO about VALUES ('hnsw', %s)", (hnsw.to_row(),))
+
+
+def _keep_digests_inline(cursor: "psycopg.Cursor[Any]") -> None:
+    """Rewrite the table if it may hold digests outside its rows. Each of them costs the exact search another look-up."""
+    sql = "SELECT attstorage <> 'p' FROM pg_attribute WHERE attrelid = 'vectors'::regclass AND attname = 'digest'"
+    if cursor.execute(sql).fetchone() == (True,):
+        cursor.execute(
+            """
+            ALTER TABLE vectors ALTER COLUMN digest TYPE text COLLATE "C" USING digest || '',
+            ALTER COLUMN digest SET STORAGE PLAIN
+            """
+        )
 
 
 def _forget(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:

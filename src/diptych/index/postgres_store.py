@@ -28,6 +28,7 @@ from diptych.index.counts import COUNTED
 from diptych.index.dialects import POSTGRESQL, Condition, where
 from diptych.index.filters import Filter
 from diptych.index.pgvector import connect, one_line
+from diptych.index.postgres_hnsw import is_usable
 from diptych.index.postgres_pool import Connection, Connections
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
@@ -39,6 +40,16 @@ T = TypeVar("T")
 _LOOK_AGAIN_S = 0.1
 _LONGEST_S = 2_000_000.0
 """The server stores milliseconds in 32 bits; a longer limit means no limit."""
+
+
+_DIGESTS_OUTSIDE = """
+    SELECT FROM pg_class WHERE oid = 'vectors'::regclass AND reltoastrelid <> 0 AND pg_relation_size(reltoastrelid) > 0
+    AND 2 = (
+        SELECT count(*) FROM pg_attribute
+        WHERE attrelid = oid AND (attname, attstorage) IN (('digest', 'x'), ('embedding', 'p'))
+    )
+"""
+"""A row if digests lie outside the rows of their vectors, as in large indexes of earlier versions."""
 
 
 class PostgresStore(StoredIndex):
@@ -129,14 +140,15 @@ class PostgresStore(StoredIndex):
             if not is_released:
                 connection.close()
 
-    def _check_model(self, connection: Connection) -> None:
-        """Refuse the index if one of another model replaced it since it was opened: their vectors cannot be compared."""
+    def _check_model(self, connection: Connection) -> dict[str, str]:
+        """The rows of the table `about`. An index of another model is refused: their vectors cannot be compared."""
         about = dict(connection.execute("SELECT name, value FROM about").fetchall())
         if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
             raise IndexingError(
                 f"{self.place}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
                 "open it again"
             )
+        return about
 
     def _holder(self) -> str:
         sql = """
@@ -163,11 +175,17 @@ class PostgresStore(StoredIndex):
             faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
         if faults:
             self._note_damage()
+        if "hnsw" in self._about() and not self._read(partial(is_usable, schema=self._schema)):
+            again = command("index", "build", self.place, "--approximate")
+            faults.append(f"the HNSW index is missing, which makes searches slow; build it again: {again}")
         return faults
 
     def remarks(self) -> list[str]:
-        """Always empty: an interrupted addition leaves nothing in a database."""
-        return []
+        """What is unusual: digests outside the rows of their vectors. An interrupted addition leaves nothing in a database."""
+        if not self._all(_DIGESTS_OUTSIDE):
+            return []
+        once = command("index", "build", self.place)
+        return [f"the exact search takes twice as long as necessary; this makes it faster, once: {once}"]
 
     def size(self) -> dict[str, int]:
         """Numbers of entries and vectors, and bytes on the server's disk."""

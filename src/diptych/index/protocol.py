@@ -11,6 +11,7 @@ from diptych.index.approximate import About, Kind
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup
+from diptych.index.hnsw import Hnsw
 
 
 @runtime_checkable
@@ -196,15 +197,22 @@ class Index(Protocol):
             IndexingError: one has none.
         """
 
-    def build(self, kind: Kind | None) -> About | None:
-        """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
+    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> About | Hnsw | None:
+        """Build what finds nearly the nearest among millions; for None, drop it and search exactly.
 
         In a folder, call it only within `writing`.
 
+        Args:
+            kind: "hnsw" or, in a folder, "ivf".
+            queries: unit vectors of texts, on which the recall is measured in addition to pictures of the index.
+
         Raises:
-            ConfigError: an extra is missing, or the store is searched exactly.
+            ConfigError: an extra is missing, the index is empty, the kind is not available, or the exact search is faster.
             IndexingError: it could not be written.
         """
+
+    def built(self) -> About | Hnsw | None:
+        """What `build` made, if it is still there. As a text, it is one line for people."""
 
     def verify(self) -> list[str]:
         """What is wrong with it, and what to do; nothing where all is well.

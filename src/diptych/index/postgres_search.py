@@ -1,0 +1,100 @@
+"""Searches in PostgreSQL, exact and by pgvector's HNSW index. Shapes: E embedding.
+
+The HNSW index gives `ef_search` candidates by their cosines in half precision. With a filter, it is scanned further until so
+many candidates pass, or until the scan has taken about as long as an exact search. The server ranks the candidates by their
+cosines in full precision. Neither the candidates nor the decision whether they are used depend on the number of hits.
+Therefore a smaller request returns the first hits of a larger one. The exact search runs if there are fewer than 100
+candidates, if the hundredth may be tied with a vector that is no candidate, if few pictures pass the filter, and for hits after
+the first 100.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from jaxtyping import Float32
+from numpy import ndarray
+
+from diptych.index.dialects import Condition
+from diptych.index.hnsw import Hnsw
+from diptych.index.postgres_pool import Connection
+
+TOP = 100
+"""Number of hits that candidates are used for."""
+_SAMPLED = 1000
+"""Number of entries, about, that a filter is tried on first."""
+Row: TypeAlias = tuple[Any, ...]
+"""The score and the columns of an entry, of which the first one is its key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The same for several queries."""
+
+    columns: str
+    """Columns of an entry."""
+    condition: Condition
+    """The clause of a filter."""
+    top: int
+    skip: int = 0
+    """Leave out so many of the first hits."""
+
+
+def exact(connection: Connection, query: Float32[ndarray, " E"], request: Request) -> list[Row]:
+    """The nearest entries; the server compares the query with all that the filter lets through."""
+    sql = f"""
+        SELECT -(embedding <#> %s), {request.columns} FROM entries JOIN vectors USING (digest){request.condition.sql}
+        ORDER BY embedding <#> %s, place, key LIMIT %s OFFSET %s
+    """
+    values = (query, *request.condition.values, query, max(0, request.top - request.skip), request.skip)
+    return connection.execute(sql.encode(), values).fetchall()
+
+
+def set_effort(connection: Connection, ef_search: int, max_scan_tuples: int) -> None:
+    """Set how the HNSW index is scanned until the transaction ends."""
+    settings = {
+        "hnsw.ef_search": ef_search,
+        "hnsw.iterative_scan": "relaxed_order",
+        "hnsw.max_scan_tuples": max_scan_tuples,
+    }
+    calls = ", ".join(["set_config(%s, %s, true)"] * len(settings))
+    connection.execute(f"SELECT {calls}".encode(), [text for setting in settings.items() for text in map(str, setting)])
+
+
+def passes_often(connection: Connection, condition: Condition, hnsw: Hnsw) -> bool:
+    """Whether a scan of the HNSW index probably finds enough entries that a filter lets through."""
+    if not condition.sql:
+        return True
+    sample = "SELECT count(*) FROM entries TABLESAMPLE SYSTEM (%s) REPEATABLE (0)"
+    sql = f"SELECT ({sample}{condition.sql}), ({sample})"
+    percent = min(100.0, 100 * _SAMPLED / hnsw.num)
+    num_passed, num = connection.execute(sql.encode(), (percent, *condition.values, percent)).fetchone() or (0, 0)
+    return bool(num_passed * hnsw.max_scan_tuples >= num * hnsw.ef_search)
+
+
+def approximate(
+    connection: Connection, query: Float32[ndarray, " E"], request: Request, *, ef_search: int
+) -> list[Row]:
+    """The nearest entries among the candidates of the HNSW index, or those of the exact search; call `set_effort` first."""
+    order = "ORDER BY distance, place, key"
+    sql = f"""
+        SELECT is_sure, -distance, {request.columns} FROM (
+            SELECT *, nth_value(distance, {TOP}) OVER everything < max(distance) OVER everything AS is_sure FROM (
+                SELECT entries.*, place, embedding <#> %s AS distance
+                FROM vectors JOIN entries USING (digest){request.condition.sql}
+                ORDER BY embedding::halfvec({len(query)}) <#> %s::halfvec({len(query)}) LIMIT {ef_search}
+            ) AS candidates
+            WINDOW everything AS ({order} ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
+        ) AS ranked {order} LIMIT %s
+    """
+    values = (query, *request.condition.values, query, min(request.top, TOP))
+    rows = connection.execute(sql.encode(), values).fetchall()
+    if not rows or not rows[0][0]:
+        return exact(connection, query, request)
+    first = [row[1:] for row in rows]
+    if request.top <= TOP:
+        return first[request.skip :]
+    # Hits after the first 100: those of the exact search that are not among these.
+    both = f"{request.condition.sql} AND" if request.condition.sql else " WHERE"
+    others = Condition(f"{both} key <> ALL(%s)", (*request.condition.values, [row[1] for row in first]))
+    rest = replace(request, condition=others, top=request.top - TOP, skip=max(0, request.skip - TOP))
+    return [*first[request.skip :], *exact(connection, query, rest)]
