@@ -5,7 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 
+from diptych.core import bounded
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.settings import from_plain, override, read_json, read_yaml, settings, to_plain
 from diptych.recipes.choice import RECIPES
@@ -122,6 +124,30 @@ def test_yaml_beyond_a_bound_is_refused(tmp_path: Path, content: str, message: s
     with pytest.raises(ConfigError, match=rf"config\.yaml: .*{message}") as caught:
         read_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "most"),
+    [("[1, {a: [2, b]}, c]", 8), ("a: &a [1, 2]\nb: &b {c: *a}\nd: *b\n", 17), ("&a 1", 1), ("- &a x\n- *a", 3)],
+)
+def test_values_are_counted_with_those_that_aliases_repeat(
+    monkeypatch: pytest.MonkeyPatch, content: str, most: int
+) -> None:
+    monkeypatch.setattr(bounded, "MAX_NODES", most)
+    bounded.parse_yaml(content, what="it")
+    monkeypatch.setattr(bounded, "MAX_NODES", most - 1)
+    with pytest.raises(ConfigError, match="holds more than"):
+        bounded.parse_yaml(content, what="it")
+
+
+def test_yaml_is_as_deep_as_the_bound_at_most() -> None:
+    bounded.parse_yaml("[" * 64 + "]" * 64, what="it")
+    with pytest.raises(ConfigError, match="nested more than 64 deep"):
+        bounded.parse_yaml("[" * 65 + "]" * 65, what="it")
+
+
+def test_yaml_is_parsed_by_libyaml() -> None:
+    assert bounded._YAML_LOADER is yaml.CSafeLoader
 
 
 @pytest.mark.parametrize(

@@ -97,13 +97,13 @@ def tune(
     try:
         how = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
         found = run_study(tried, folder, options=how, observer=display)
-    except (InterruptedTrialError, KeyboardInterrupt):
+    except (InterruptedTrialError, KeyboardInterrupt, StudyLostError) as error:
         display.end()
+        write_results(folder, tried, display.rows)  # Of the trials that are known.
+        if isinstance(error, StudyLostError):
+            raise
         say("Stopped; the same command continues.")
         return 0
-    except StudyLostError:
-        write_results(folder, tried, display.rows)  # Of the trials that are known.
-        raise
     finally:
         display.end()
     write_results(folder, tried, found)

@@ -21,6 +21,8 @@ from diptych.tuning.verdict import METRIC_NAMES, sentences, shown_score, verdict
 
 _REFRESH_S = 0.5
 _MAX_SHOWN = 20
+_MAX_LISTED = 100
+"""Longest table of a study in which all trials are listed."""
 
 
 class TuneDisplay:
@@ -111,16 +113,33 @@ class TuneDisplay:
 
 
 def print_study(space: Space, found: Sequence[Row]) -> None:
-    """All trials as a table, and what follows from them."""
+    """The trials as a table, and what follows from them.
+
+    Of more than 100 trials the recipe's own, the 50 best, the 50 last and those that are not over are listed.
+    """
     metric = space.base.validation.metric
-    cells = [_cells(row, space, metric, state=row.state) for row in found]
+    listed = _listed(found)
+    cells = [_cells(row, space, metric, state=row.state) for row in listed]
     print_table(f"{len(found)} trials", _headings(space, metric), cells)
-    for row in found:
+    if len(listed) < len(found):
+        say(
+            f"{len(found) - len(listed)} others, neither among the best nor among the last, are not listed; trials.csv has all"
+        )
+    for row in listed:
         if row.reason is not None:
             say(f"Trial {row.number} failed: {row.reason}")
     reached = verdict(found, seed=space.base.seed)
     for line in sentences(reached, metric) if reached is not None else ["No trial is done."]:
         say(line)
+
+
+def _listed(found: Sequence[Row]) -> list[Row]:
+    if len(found) <= _MAX_LISTED:
+        return list(found)
+    num = _MAX_LISTED // 2
+    done = sorted((row for row in found if row.state == "done"), key=lambda row: row.score or 0, reverse=True)
+    numbers = {row.number for row in (*done[:num], *found[-num:])}
+    return [row for row in found if row.number in numbers or row.is_recipe or not row.is_over]
 
 
 def _headings(space: Space, metric: str) -> list[str]:

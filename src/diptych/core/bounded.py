@@ -16,12 +16,13 @@ from diptych.core.errors import ConfigError
 MAX_BYTES = 16 * 2**20
 """Largest file that is read. CLIP's vocabulary as JSON has 1 MiB, the `tokenizer.json` of a large language model 17 MB."""
 MAX_YAML_BYTES = 2**20
-"""Largest YAML file. PyYAML parses about 0.1 MiB per second."""
+"""Largest YAML file. PyYAML parses about 1 MiB per second with libyaml, 0.1 without."""
 MAX_DEPTH = 64
 """Deepest nesting of lists and objects."""
 MAX_NODES = 100_000
 """Most values of a YAML file, those that aliases repeat counted each time."""
 _MAX_INT = 10**40
+_YAML_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES) -> Any:
@@ -76,7 +77,7 @@ def parse_yaml(text: str, *, what: str) -> Any:
     Raises:
         ConfigError: the text is not YAML, or is beyond a bound.
     """
-    return _bounded(lambda: yaml.load(text, Loader=_BoundedLoader), "YAML", what)
+    return _bounded(lambda: _load_yaml(text), "YAML", what)
 
 
 def parse_json(text: str, *, what: str) -> Any:
@@ -95,29 +96,48 @@ def parse_json(text: str, *, what: str) -> Any:
     return _bounded(lambda: json.loads(text), "JSON", what)
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """Counts depth and values while it composes, before anything is built of them."""
+def _load_yaml(text: str) -> Any:
+    """The content of a YAML text, whose bounds are checked before anything is built of it.
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._depth = self._num_nodes = 0
-        self._sizes: dict[int, int] = {}
+    libyaml, which parses several times as fast as PyYAML's own parser, has no such bounds itself.
+    """
+    bounds = _YamlBounds()
+    for event in yaml.parse(text, Loader=_YAML_LOADER):
+        bounds.check(event)
+    return yaml.load(text, Loader=_YAML_LOADER)
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        is_alias, before = self.check_event(yaml.AliasEvent), self._num_nodes
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
+
+class _YamlBounds:
+    """Counts depth and values of a YAML text; an alias counts as many values as what it refers to."""
+
+    def __init__(self) -> None:
+        self._num_values = 0
+        self._opened: list[tuple[str | None, int]] = []
+        """Lists and objects around the current value: anchor, and values before it."""
+        self._sizes: dict[str | None, int] = {}
+
+    def check(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = self._opened.pop()
+            self._sizes[anchor] = self._num_values - before
+        elif isinstance(event, yaml.NodeEvent):
+            self._add(1 if not isinstance(event, yaml.AliasEvent) else self._size(event.anchor))
+            if isinstance(event, yaml.CollectionStartEvent):
+                self._opened.append((event.anchor, self._num_values - 1))
+            elif isinstance(event, yaml.ScalarEvent):
+                self._sizes[event.anchor] = 1
+
+    def _add(self, num: int) -> None:
+        if len(self._opened) >= MAX_DEPTH:
             raise ConfigError(_too_deep())
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        if is_alias and id(node) not in self._sizes:
-            raise ConfigError("an alias refers to the list or object that contains it")
-        self._num_nodes += self._sizes[id(node)] if is_alias else 1
-        if self._num_nodes > MAX_NODES:
+        self._num_values += num
+        if self._num_values > MAX_NODES:
             raise ConfigError(f"it holds more than {MAX_NODES:,} values, those that aliases repeat included")
-        if not is_alias:
-            self._sizes[id(node)] = self._num_nodes - before
-        return node
+
+    def _size(self, alias: str | None) -> int:
+        if any(anchor == alias for anchor, _ in self._opened):
+            raise ConfigError("an alias refers to the list or object that contains it")
+        return self._sizes.get(alias, 1)  # The loader refuses an alias that refers to nothing.
 
 
 def _bounded(parse: Callable[[], Any], kind: str, what: str) -> Any:

@@ -4,13 +4,14 @@ Only what lies in the folder is shown, by the names that a listing of it gave: n
 """
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.types import ASGIApp
 
@@ -22,7 +23,9 @@ from diptych.server.errors import answer_problems
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
 from diptych.server.problems import Problem
-from diptych.server.run_reader import CONFIG, EVENTS, PICTURES, printable, read_run
+from diptych.server.run_config import CONFIG
+from diptych.server.run_events import EVENTS
+from diptych.server.run_reader import PICTURES, RunReader, printable
 from diptych.server.workers import Workers
 
 T = TypeVar("T")
@@ -53,22 +56,28 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     """What uvicorn serves."""
     app = FastAPI(title="Diptych runs", docs_url=None, redoc_url=None, redirect_slashes=False)
     answer_problems(app)
-    readers = Workers("runs", num=2)
+    threads, reader = Workers("runs", num=2), RunReader()
+
+    def all_runs() -> list[dict[str, Any]]:
+        return reader.summaries(find_runs(folder))
+
+    def one_run(name: str) -> dict[str, Any]:
+        return reader.whole(name, _named(folder, name))
 
     @app.get("/api/runs")
-    async def runs() -> JSONResponse:
+    async def runs(request: Request) -> Response:
         """All of them, as they are now; one that cannot be read has the reason as `unreadable`."""
-        return JSONResponse(await _in_thread(readers, partial(_all_runs, folder)))
+        return await _in_thread(threads, partial(_answer, request, all_runs))
 
     @app.get("/api/run")
-    async def run(name: str) -> JSONResponse:
+    async def run(request: Request, name: str) -> Response:
         """Curves, messages and settings of one."""
-        return JSONResponse(await _in_thread(readers, partial(_one_run, folder, name)))
+        return await _in_thread(threads, partial(_answer, request, partial(one_run, name)))
 
     @app.get("/api/picture")
     async def picture(name: str, file: str) -> FileResponse:
         """One that the run drew."""
-        path = await _in_thread(readers, partial(_named, folder, name))
+        path = await _in_thread(threads, partial(_named, folder, name))
         if file not in PICTURES or not (path / file).is_file():
             raise Problem(404, "the run has no such picture")
         return FileResponse(path / file, headers={"Cache-Control": "no-cache"})
@@ -77,16 +86,18 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     return Guard(app, limits=Limits(), counts=Counts(), hosts=hosts)
 
 
-async def _in_thread(readers: Workers, call: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(readers, call)
+async def _in_thread(threads: Workers, call: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
-def _all_runs(folder: Path) -> list[dict[str, Any]]:
-    return [read_run(name, path, is_whole=False) for name, path in find_runs(folder).items()]
-
-
-def _one_run(folder: Path, name: str) -> dict[str, Any]:
-    return read_run(name, _named(folder, name), is_whole=True)
+def _answer(request: Request, read: Callable[[], Any]) -> Response:
+    """What was read as JSON with an ETag; 304 without content if the client has it already."""
+    answer = JSONResponse(read(), headers={"Cache-Control": "no-cache"})
+    tag = f'"{hashlib.blake2b(answer.body, digest_size=16).hexdigest()}"'
+    answer.headers["ETag"] = tag
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"Cache-Control": "no-cache", "ETag": tag})
+    return answer
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,11 +1,13 @@
 """Pictures of a study: how it went, what mattered, and which settings go with which scores."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -31,8 +33,8 @@ def plot_history(found: Sequence[Row], metric: Metric, path: Path) -> None:
     if failed:
         bottom = axes.get_ylim()[0]
         axes.plot(_numbers(failed), [bottom] * len(failed), "v", color="#c0392b", label="failed", clip_on=False)
-    best = [_value(best_of(done[: i + 1]), metric) for i in range(len(done))]
-    axes.step(_numbers(done), best, where="post", color=_BLUE, alpha=0.5, label="best so far")
+    best = accumulate(_values(done, metric), min if metric == "loss" else max)
+    axes.step(_numbers(done), list(best), where="post", color=_BLUE, alpha=0.5, label="best so far")
     for row in done:
         if row.is_recipe:
             axes.axhline(_value(row, metric), color=_ORANGE, linestyle=":", label="the recipe's own settings")
@@ -67,17 +69,22 @@ def plot_parallel(found: Sequence[Row], space: Space, metric: Metric, path: Path
     low, high = (min(scores), max(scores)) if done else (0.0, 1.0)
     colours = Normalize(low, high if high > low else low + 1)
     columns = [_Column(dimension, [row.settings[dimension.name] for row in done]) for dimension in space.dimensions]
-    for row, score in zip(done, scores, strict=True):
+    drawn = sorted(zip(done, scores, strict=True), key=lambda each: each[0] is best)  # The best over the others.
+    paths = []
+    for row, score in drawn:
         heights = [column.height(row.settings[column.dimension.name]) for column in columns]
         heights.append((score - low) / (high - low) if high > low else 0.5)
-        axes.plot(
-            range(len(heights)),
-            heights,
-            color=_blue(1 - colours(score) if metric == "loss" else colours(score)),
-            linewidth=3 if row is best else 1.2,
-            linestyle="--" if row.is_recipe else "-",
-            zorder=3 if row is best else 2,
-        )
+        paths.append(list(enumerate(heights)))
+    shares = colours(np.array([score for _, score in drawn]))
+    lines = LineCollection(
+        paths,
+        colors=_blue(1 - shares if metric == "loss" else shares),
+        linewidths=[3 if row is best else 1.2 for row, _ in drawn],
+        linestyles=["--" if row.is_recipe else "-" for row, _ in drawn],
+        zorder=2,
+    )
+    lines.set_in_layout(False)  # They stay within the axes, and measuring them takes as long as drawing them.
+    axes.add_collection(lines, autolim=False)
     for x, column in enumerate(columns):
         column.draw(axes, x)
     _draw_axis(axes, len(columns), {0.0: _tick(low, metric), 1.0: _tick(high, metric)})
@@ -140,9 +147,9 @@ def _draw_axis(axes: Axes, x: int, ticks: Mapping[float, str]) -> None:
         )
 
 
-def _blue(share: float) -> tuple[float, float, float, float]:
-    """The better the bluer."""
-    return colormaps["Blues"](0.25 + 0.75 * share)
+def _blue(shares: np.ndarray) -> np.ndarray:
+    """A color for each share within [0, 1]: the better the bluer."""
+    return np.asarray(colormaps["Blues"](0.25 + 0.75 * shares))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

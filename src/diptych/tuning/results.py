@@ -1,6 +1,7 @@
 """The files that tuning leaves: the best settings to read and to run, figures, pictures and a table of all trials."""
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,8 @@ from diptych.tuning.study import Row, candidates, quiet_optuna
 from diptych.tuning.verdict import METRIC_NAMES, Verdict, sentences, verdict
 
 BUNDLE = "bundle"
+_MAX_IMPORTANCE_TRIALS = 1000
+"""Trials that importances are computed from. Of more, every second, third, ... is taken."""
 
 
 def write_results(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
@@ -130,6 +133,7 @@ def _importances(space: Space, found: Sequence[Row]) -> dict[str, float]:
         for row in candidates(list(found))
         if row.state == "done" and all(d.holds(row.settings[d.name]) for d in space.dimensions)
     ]
+    inside = inside[:: max(1, math.ceil(len(inside) / _MAX_IMPORTANCE_TRIALS))]
     if len({row.score for row in inside}) < 2 or len(inside) < 4:
         return {}
     with quiet_optuna():

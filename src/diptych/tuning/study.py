@@ -23,7 +23,6 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import to_plain
 from diptych.training.same_run import differing_settings
 from diptych.tuning.space import Space, Value
-from diptych.tuning.storage import MAX_RETRIES
 
 State: TypeAlias = Literal["waiting", "running", "done", "pruned", "failed"]
 _STATES: dict[TrialState, State] = {
@@ -129,16 +128,6 @@ def _told(dimension: Mapping[str, Any] | None) -> str:
     return str(dimension["choices"] or f"from {dimension['low']:g} to {dimension['high']:g}")
 
 
-def rows(study: Study) -> list[Row]:
-    """The trials in order; of one that was gone on with, the last start alone."""
-    trials = study.get_trials(deepcopy=False)
-    gone_on_with = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
-    shown = [
-        trial for trial in trials if trial.number not in gone_on_with and trial.user_attrs.get("reason") != SURPLUS
-    ]
-    return sorted(map(_row, shown), key=lambda row: row.number)
-
-
 def candidates(found: list[Row]) -> list[Row]:
     """Those that try settings, not seeds."""
     return [row for row in found if row.repeat_of is None]
@@ -180,43 +169,6 @@ def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None
     return values if known is None else dict(known)
 
 
-def is_surplus(study: Study, number: int, attributes: Mapping[str, Any], *, total: int) -> bool:
-    """Whether earlier trials make one needless: `total` candidates, or one that repeats the same settings with the same seed.
-
-    Two workers that begin or queue a trial at the same moment make one too many.
-    """
-    earlier = [row for row in rows(study) if row.number < number]
-    if "repeat_of" in attributes:
-        repeat = (attributes["repeat_of"], attributes["seed"])
-        return any((row.repeat_of, row.seed) == repeat for row in earlier)
-    return "recipe" not in attributes and len(candidates(earlier)) >= total
-
-
-def take_over(study: Study) -> None:
-    """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed.
-
-    Trials that a process ended for no reason of their own, but could not queue again because the disk was full, are among them.
-    """
-    trials = study.get_trials(deepcopy=False)
-    gone_on_with = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
-    for trial in trials:
-        is_failed = trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
-        worker = trial.user_attrs.get("worker")
-        if worker is None or trial.number in gone_on_with or not (is_failed or trial.state == TrialState.RUNNING):
-            continue
-        if _is_dead(worker) and (is_failed or _end(study, trial)):
-            RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(study, trial)
-
-
-def _end(study: Study, trial: FrozenTrial) -> bool:
-    """Whether this process, and no other, ended a trial as failed."""
-    try:
-        study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-        return False
-    return True
-
-
 def leave_to_successor(study: Study) -> None:
     """Queue a successor of what this process has just left, which Optuna has ended as failed."""
     left = _left(study)
@@ -242,7 +194,7 @@ def this_worker() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _is_dead(worker: str) -> bool:
+def is_dead(worker: str) -> bool:
     """Of another machine nothing is known. This process itself runs no trial while it asks."""
     host, _, process = worker.rpartition(":")
     if host != socket.gethostname():
@@ -258,7 +210,8 @@ def _is_dead(worker: str) -> bool:
     return False
 
 
-def _row(trial: FrozenTrial) -> Row:
+def row_of(trial: FrozenTrial) -> Row:
+    """The trial as a table shows it."""
     attrs = trial.user_attrs
     score = trial.value if trial.state == TrialState.COMPLETE else None
     if score is None and trial.intermediate_values:

@@ -14,8 +14,9 @@ from diptych.core.settings import from_plain, read_yaml
 from diptych.training.config import TrainConfig
 from diptych.training.prepare import open_data
 from diptych.tuning.space import Dimension, Space, reduced
+from diptych.tuning.standing import Standing
 from diptych.tuning.storage import opened_storage, sqlite_url
-from diptych.tuning.study import Row, quiet_optuna, rows
+from diptych.tuning.study import Row, quiet_optuna
 
 _ABOUT = "tune.yaml"
 
@@ -77,7 +78,7 @@ def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list
         if setup is None:
             raise ConfigError(f"{folder}: its study has not begun")
         dimensions = [from_plain(Dimension, plain, what="space") for plain in setup["space"].values()]
-        return Space(from_plain(TrainConfig, setup["run"]), tuple(dimensions)), rows(study)
+        return Space(from_plain(TrainConfig, setup["run"]), tuple(dimensions)), Standing(study).refresh()
 
 
 def _read_about(folder: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import Trial
 
 from diptych.core.address import redacted, shown_address
 from diptych.core.errors import BusyError, ConfigError, DiptychError, RunError, SaveError
@@ -25,20 +25,15 @@ from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
 from diptych.training.report import Observer
 from diptych.tuning.space import Space, Value
+from diptych.tuning.standing import Standing
 from diptych.tuning.storage import STORAGE_ERRORS, opened_storage, sqlite_url
 from diptych.tuning.study import (
     SURPLUS,
     Row,
-    best_of,
-    candidates,
-    is_surplus,
     leave_to_successor,
     open_study,
-    origin_number,
     quiet_optuna,
-    rows,
     suggest,
-    take_over,
     this_worker,
     was_taken,
 )
@@ -147,22 +142,23 @@ class _Worker:
     ) -> None:
         self.study, self.space, self.folder = study, space, folder
         self.options, self.observer = options, observer
+        self._standing = Standing(study)
+        self._with_bundle: Row | None = None
 
     def show(self) -> list[Row]:
         """Tell the observer how the trials stand."""
-        found = rows(self.study)
+        found = self._standing.refresh()
         self.observer.on_rows(found)
         return found
 
     def has_work(self) -> bool:
         """Whether there is a trial to begin. The best settings are queued with other seeds once all trials are over."""
         with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):  # Two who see a lost trial would both queue it.
-            take_over(self.study)
-        found = rows(self.study)
-        if any(row.state == "waiting" for row in found) or len(candidates(found)) < self.options.trials:
+            self._standing.take_over()
+        found, best = self._standing.refresh(), self._standing.best
+        if self._standing.has_waiting or self._standing.num_candidates < self.options.trials:
             return True
-        best = best_of(found)
-        if best is None or not all(row.is_over for row in found):
+        if best is None or not self._standing.is_over:
             return False
         done = {row.seed for row in found if row.repeat_of == best.number}
         base = self.space.base.seed
@@ -174,7 +170,8 @@ class _Worker:
 
     def is_done(self) -> bool:
         """Whether all trials are over."""
-        return all(row.is_over for row in rows(self.study))
+        self._standing.refresh()
+        return self._standing.is_over
 
     def wait(self) -> None:
         """Give other workers time; what one of them has lost will be taken up."""
@@ -197,20 +194,27 @@ class _Worker:
             return  # It was silent for so long, asleep maybe, that another worker has it.
         free_memory()
         found = self.show()
-        best = best_of(found)
-        for row in found:
-            if row.is_over:
-                drop_weights(self._run_folder(row.number), keep_bundle=best is not None and row.number == best.number)
-        failed = [row for row in found if row.state == "failed"]
-        if best is None and len(failed) >= _MAX_FAILURES:
+        self._drop_weights()
+        failed = [row for row in found if row.state == "failed"] if self._standing.best is None else []
+        if len(failed) >= _MAX_FAILURES:
             raise RunError(f"the first {len(failed)} trials failed, the last one: {failed[-1].reason}")
+
+    def _drop_weights(self) -> None:
+        """Remove the weights of the trials that ended, and the bundle that is no longer that of the best."""
+        best, ended = self._standing.best, self._standing.pop_ended()
+        if self._with_bundle is not None and self._with_bundle is not best:
+            ended.append(self._with_bundle)
+        for row in ended:
+            drop_weights(self._run_folder(row.number), keep_bundle=best is not None and row.number == best.number)
+        self._with_bundle = best
 
     def _objective(self, trial: Trial) -> float:
         attributes = dict(trial.user_attrs)
-        number = origin_number(self._frozen(trial.number))
+        self._standing.refresh()
+        number = self._standing.first_start(trial.number)
         trial.set_user_attr("worker", this_worker())
         is_free = "repeat_of" not in attributes and "recipe" not in attributes
-        if is_surplus(self.study, number, attributes, total=self.options.trials):
+        if self._standing.is_surplus(number, attributes, total=self.options.trials):
             trial.set_user_attr("reason", SURPLUS)
             raise TrialFailedError
         values = suggest(trial, self.space, known=None if is_free else attributes["settings"])
@@ -267,14 +271,11 @@ class _Worker:
     def _run_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"trial-{number:04d}"
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.study.get_trials(deepcopy=False)[number]
-
     def _sampler(self) -> BaseSampler:
         """A new one for each trial, seeded by how many there were, so that a study that is gone on with goes on as it would."""
-        found = self.study.get_trials(deepcopy=False)
-        others = any(trial.state == optuna.trial.TrialState.RUNNING for trial in found)
-        seed = stable_hash(self.space.base.seed, "tune", len(found), this_worker() if others else "") % 2**32
+        self._standing.refresh()
+        others = this_worker() if self._standing.has_running else ""
+        seed = stable_hash(self.space.base.seed, "tune", self._standing.num_starts, others) % 2**32
         match self.options.sampler:
             case "tpe":
                 return TPESampler(n_startup_trials=min(10, max(3, self.options.trials // 3)), seed=seed)

@@ -1,0 +1,132 @@
+"""The settings of a run for the page of runs. What is read is bounded, and settings that cannot be shown give the reason."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diptych.core.address import without_secrets
+from diptych.core.errors import ConfigError, RunError
+from diptych.core.settings import read_yaml
+from diptych.server.run_events import printable_text
+
+CONFIG = "config.yaml"
+_MAX_BYTES = 2**20
+_MAX_SETTINGS = 5000
+_MAX_DEPTH = 32
+_MAX_PATH = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What the page shows of a `config.yaml`."""
+
+    recipe: str | None
+    data: str | None
+    """The data source, without secrets."""
+    settings: dict[str, Any]
+    """All settings by dotted path, as the command line sets them."""
+
+
+class ConfigReader:
+    """Reads one `config.yaml` again only after it has changed: its device, inode, size or time of modification."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: tuple[int, int, int, int] | None = None
+        self._config: RunConfig | None = None
+        self._error: ConfigError | RunError | None = None
+
+    def read(self) -> RunConfig:
+        """The settings as they are now.
+
+        Raises:
+            ConfigError: the file is not YAML, or beyond the bounds of `read_yaml`.
+            RunError: it holds no settings, more than 5,000, or a value that JSON cannot carry.
+            OSError: it cannot be read.
+        """
+        status = self._path.stat()
+        stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        if stamp != self._stamp:
+            self._stamp = self._config = self._error = None
+            try:
+                self._config = _read(self._path, status.st_size)
+            except (ConfigError, RunError) as error:
+                self._error = error.with_traceback(None)
+            self._stamp = stamp
+        if self._config is None:
+            assert self._error is not None
+            raise self._error
+        return self._config
+
+
+def _read(path: Path, size: int) -> RunConfig:
+    if size > _MAX_BYTES:
+        raise RunError(f"{CONFIG}: has {size} bytes; at most {_MAX_BYTES} are read")
+    try:
+        read = read_yaml(path)
+    except RecursionError:
+        raise RunError(f"{CONFIG}: is nested too deeply") from None
+    if not isinstance(read, dict | None):
+        raise RunError(f"{CONFIG}: holds no settings")
+    settings = without_secrets(read or {})
+    flat = dict(_flat(settings))
+    data, recipe = settings.get("data"), settings.get("recipe")
+    if not isinstance(data, dict | None):
+        raise RunError(f"{CONFIG}: data is {str(data)[:60]!r}, and should be a group of settings")
+    return RunConfig(
+        recipe=None if recipe is None else printable_text(str(recipe)),
+        data=printable_text(str((data or {}).get("source") or "")) or None,
+        settings=flat,
+    )
+
+
+def _flat(settings: Any) -> list[tuple[str, Any]]:
+    """By dotted path, as the command line sets them.
+
+    Raises:
+        RunError: there are too many, or they are nested too deeply.
+    """
+    found: list[tuple[str, Any]] = []
+    budget = [_MAX_SETTINGS]
+
+    def visit(value: Any, place: str, depth: int) -> None:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
+        if depth > _MAX_DEPTH or len(place) > _MAX_PATH:
+            raise RunError(f"{CONFIG}: is nested too deeply")
+        if isinstance(value, dict) and (value or depth):
+            for key, inner in value.items():
+                visit(inner, f"{place}.{printable_text(str(key))}" if place else printable_text(str(key)), depth + 1)
+        elif isinstance(value, list):
+            found.append((place, [_plain(one, budget, depth + 1) for one in value]))
+        elif depth:
+            found.append((place, _plain(value, budget, depth)))
+
+    visit(settings, "", 0)
+    return found
+
+
+def _plain(value: Any, budget: list[int], depth: int) -> Any:
+    """A value as JSON can carry it."""
+    budget[0] -= 1
+    if budget[0] < 0:
+        raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
+    if depth > _MAX_DEPTH:
+        raise RunError(f"{CONFIG}: is nested too deeply")
+    match value:
+        case None | bool():
+            return value
+        case int():
+            if abs(value) > 2**63:
+                raise RunError(f"{CONFIG}: holds a number of {value.bit_length()} bits")
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case list():
+            return [_plain(one, budget, depth + 1) for one in value]
+        case dict():
+            return {printable_text(str(key)): _plain(inner, budget, depth + 1) for key, inner in value.items()}
+        case _:
+            return printable_text(str(value))

@@ -1,0 +1,161 @@
+"""How the trials of a study stand. A trial that is over is converted once: a look costs what changed since the last one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from diptych.tuning.storage import MAX_RETRIES
+from diptych.tuning.study import SURPLUS, Row, best_of, is_dead, origin_number, row_of
+
+
+class Standing:
+    """The trials of a study as they were at the last `refresh`.
+
+    A trial that was gone on with is shown by its last start alone. Surplus trials are not shown.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._over: set[int] = set()
+        self._rows: dict[int, Row] = {}
+        self._open: dict[int, FrozenTrial] = {}
+        self._lost: dict[int, FrozenTrial] = {}
+        self._gone_on_with: set[int] = set()
+        self._candidates: set[int] = set()
+        self._ended: dict[int, Row] = {}
+        self._sorted: list[Row] | None = None
+        self.num_starts = 0
+        """Trials of the study, every start counted."""
+        self.best: Row | None = None
+        """The candidate that ended best; of equals the first."""
+
+    def refresh(self) -> list[Row]:
+        """Read what changed since the last call.
+
+        Returns:
+            All trials in order; a list that is not changed later.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        self.num_starts = len(trials)
+        for trial in trials:
+            if trial.number not in self._over:
+                self._take(trial)
+        return self.rows
+
+    def _take(self, trial: FrozenTrial) -> None:
+        number = trial.number
+        for earlier in RetryHeartbeatStaleTrialCallback.retry_history(trial):
+            self._gone_on_with.add(earlier)
+            self._forget(earlier)
+        for kept in (self._open, self._lost):
+            kept.pop(number, None)
+        if not trial.state.is_finished():
+            self._open[number] = trial
+        else:
+            self._over.add(number)
+        if number in self._gone_on_with or trial.user_attrs.get("reason") == SURPLUS:
+            self._forget(number)
+            return
+        if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
+            self._lost[number] = trial
+        self._show(number, row_of(trial))
+
+    def _show(self, number: int, row: Row) -> None:
+        if self._rows.get(number) == row:
+            return
+        self._rows[number], self._sorted = row, None
+        if row.repeat_of is None:
+            self._candidates.add(number)
+            self.best = best_of([row] if self.best is None else [self.best, row])
+        if row.is_over:
+            self._ended[number] = row
+
+    def _forget(self, number: int) -> None:
+        self._lost.pop(number, None)
+        self._ended.pop(number, None)
+        self._candidates.discard(number)
+        if self._rows.pop(number, None) is not None:
+            self._sorted = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """All trials in order."""
+        if self._sorted is None:
+            self._sorted = sorted(self._rows.values(), key=lambda row: row.number)
+        return self._sorted
+
+    @property
+    def num_candidates(self) -> int:
+        """Trials that try settings, not seeds."""
+        return len(self._candidates)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all trials are over."""
+        return not self._open_rows()
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a trial is queued."""
+        return any(row.state == "waiting" for row in self._open_rows())
+
+    def _open_rows(self) -> list[Row]:
+        return [self._rows[number] for number in self._open if number in self._rows]
+
+    @property
+    def has_running(self) -> bool:
+        """Whether a trial is under way, in any process."""
+        return any(trial.state == TrialState.RUNNING for trial in self._open.values())
+
+    def pop_ended(self) -> list[Row]:
+        """Trials that ended since the last call; at the first call all that are over."""
+        ended, self._ended = self._ended, {}
+        return list(ended.values())
+
+    def first_start(self, number: int) -> int:
+        """The number of the first start of a trial that is not over."""
+        return origin_number(self._open[number])
+
+    def is_surplus(self, number: int, attributes: Mapping[str, Any], *, total: int) -> bool:
+        """Whether earlier trials make one needless: `total` candidates, or one with the same settings and the same seed.
+
+        Two workers that begin or queue a trial at the same moment make one too many.
+
+        Args:
+            number: of the first start of the trial.
+            attributes: of the trial.
+            total: settings to try.
+        """
+        if "repeat_of" in attributes:
+            repeat = attributes["repeat_of"], attributes["seed"]
+            return any((row.repeat_of, row.seed) == repeat for row in self.rows if row.number < number)
+        if "recipe" in attributes or self.num_candidates <= total:  # The trial itself is one of them.
+            return False
+        return sum(row.repeat_of is None and row.number < number for row in self.rows) >= total
+
+    def take_over(self) -> None:
+        """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed.
+
+        Trials that a process ended for no reason of their own, but could not queue again because the disk was full, are
+        among them.
+        """
+        self.refresh()
+        for trial in (*self._lost.values(), *self._open.values()):
+            worker = trial.user_attrs.get("worker")
+            if worker is None or trial.state == TrialState.WAITING or not is_dead(worker):
+                continue
+            if trial.state == TrialState.FAIL or _end(self._study, trial):
+                RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(self._study, trial)
+
+
+def _end(study: Study, trial: FrozenTrial) -> bool:
+    """Whether this process, and no other, ended a trial as failed."""
+    try:
+        study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        return False
+    return True
