@@ -23,12 +23,12 @@ from diptych.cli.output import (
 )
 from diptych.cli.sheets import write_sheet
 from diptych.core.errors import ConfigError
-from diptych.core.figures import percent
 from diptych.core.program import command
 from diptych.core.progress import bar
 
 if TYPE_CHECKING:
     from diptych.index.entry import Stamp
+    from diptych.index.protocol import Index
     from diptych.search.collection import Share, Update
 
 _SHOWN_GROUPS, _SHOWN = 40, 10
@@ -100,18 +100,26 @@ def add(
             share=share,
             track=bar,
         )
-        place, total = opened.place, len(opened)
+        place, total, is_outgrown = opened.place, len(opened), _is_outgrown(opened)
     code = 2 if report.is_prune_refused else 0
     if as_json:
         print_json(report)
         return code
     _print_update(place, report, total)
+    if is_outgrown:
+        say(f"More than a fifth of the vectors has no sign bits: {command('index', 'build', index, '--ann', 'signs')}")
     loading.tell_agreement(
         clip, [file.key for file in islice(scan(folders, follow_links=follow_links, exclude=exclude or ()), 64)]
     )
     if share is not None and share.rank == 0:
         say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
     return code
+
+
+def _is_outgrown(opened: "Index") -> bool:
+    """Whether so many vectors were added after `build` that the exact scan of these takes much of a search."""
+    about = opened.built()
+    return about is not None and opened.size()["vectors"] > 1.25 * about.num
 
 
 def _confirm_prune(num_gone: int, num_entries: int) -> bool:
@@ -180,23 +188,34 @@ def build(
     /,
     *,
     ann: Annotated[
-        Literal["ivf", "hnsw"] | None,
-        Parameter(help="Search nearly exactly, by inverted lists or a graph; for millions. Without it, exactly again."),
+        Literal["signs", "hnsw"] | None,
+        Parameter(help="Search nearly exactly, by sign bits; for millions. Without it, exactly again."),
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        Parameter(help="Who embeds the texts that the recall is measured with; by default that of the index."),
+    ] = None,
+    loading: Loading = DEFAULT_LOADING,
 ) -> None:
-    """Make what helps to search an index; from its vectors, whenever you like."""
-    from diptych.index.choice import open_index
+    """Make what helps to search an index; from its vectors, whenever you like.
 
+    The recall of `--ann` is measured with pictures, and with captions of the index or, without captions, general texts.
+    """
+    from diptych.index.choice import open_index
+    from diptych.search.collection import check_model
+    from diptych.search.sample_texts import sample_texts
+
+    clip = None if ann is None else loading.load_for(index, bundle)
     with open_index(index) as opened, opened.writing():
-        about = opened.build(ann)
-        if ann is None:
+        if clip is None:
+            opened.build(None)
             say(f"{opened.place}: is searched exactly")
-        elif about is not None:
-            recall = percent(about.recall)
-            say(
-                f"{opened.place}: {ann} of {about.num:,} vectors finds {recall} of the {about.top:,} nearest; "
-                "the exact scan finds further hits"
-            )
+            return
+        check_model(opened, clip)
+        clip.embedder.on_cut = lambda _: None  # The ends of long captions matter little here.
+        about = opened.build(ann, queries=clip.encode_queries(sample_texts(opened)))
+        if about is not None:
+            say(f"{opened.place}: {about}; the exact scan finds further hits")
 
 
 def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
@@ -206,6 +225,7 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
     with open_index(index) as opened:
         size = opened.size()
         place, facts = opened.place, {"model": f"{opened.model} ({opened.bundle})", "numbers a vector": str(opened.dim)}
+        facts["search"] = str(opened.built() or "exact")
     if as_json:
         print_json({**size, **facts})
         return

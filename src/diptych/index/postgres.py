@@ -172,10 +172,14 @@ class PostgresIndex(PostgresStore):
                 raise IndexingError(f"{self.place}: has no vector of {digest}")
         return found
 
-    def build(self, kind: Kind | None) -> About | None:
+    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> About | None:
         """Nothing for None. The server's own indexes are no help: with a filter they find less than there is."""
         if kind is not None:
             raise ConfigError(f"{self.place}: a database is searched exactly; {kind} is for an index in a folder")
+        return None
+
+    def built(self) -> About | None:
+        """Nothing: a database is searched exactly."""
         return None
 
 

@@ -67,6 +67,9 @@ class Index(Protocol):
     def targets(self) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
 
+    def some_captions(self, num: int) -> list[str]:
+        """The first captions of so many entries at most, drawn as by chance; fewer where few entries have one."""
+
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
 
@@ -177,15 +180,22 @@ class Index(Protocol):
             IndexingError: one has none.
         """
 
-    def build(self, kind: Kind | None) -> About | None:
+    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> About | None:
         """Make what helps to search: for a kind, what finds nearly the nearest among millions; for None, drop that.
 
         In a folder, call it only within `writing`.
 
+        Args:
+            kind: what to make.
+            queries: unit vectors of texts; their recall is measured, too.
+
         Raises:
-            ConfigError: an extra is missing, or the store is searched exactly.
+            ConfigError: the index has no such kind, or the exact scan is faster.
             IndexingError: it could not be written.
         """
+
+    def built(self) -> About | None:
+        """What `build` made, if it is still there."""
 
     def verify(self) -> list[str]:
         """What is wrong with it, and what to do; nothing where all is well.

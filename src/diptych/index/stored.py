@@ -8,7 +8,7 @@ from typing import Any
 
 from diptych.core.errors import BusyError, IndexingError
 from diptych.index.entry import Stamp, common_folder, merged_left_out
-from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, total_left_out
+from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, to_entry, total_left_out
 
 _KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
 """The first and the last key; two look-ups in the index of keys, where one SELECT of both would read the table."""
@@ -74,6 +74,11 @@ class StoredIndex(ABC):
     def targets(self) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
         return {} if self._is_old() else dict(self._all("SELECT key, target FROM entries WHERE target IS NOT NULL"))
+
+    def some_captions(self, num: int) -> list[str]:
+        """The first captions of so many entries at most, drawn as by chance: ordered by the digests of their pictures."""
+        sql = f"SELECT {self._columns()} FROM entries WHERE captions <> '[]' ORDER BY digest LIMIT {int(num)}"
+        return [to_entry(row).captions[0] for row in self._all(sql)]
 
     def broken(self) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
