@@ -47,4 +47,5 @@ def compact(index: Index) -> int:
 def build(index: Index, kind: Kind | None) -> About | None:
     """The same of `build`."""
     with index.writing():
-        return index.build(kind)
+        built = index.build(kind)
+    return built if isinstance(built, About) else None

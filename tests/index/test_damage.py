@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import DiptychError, DiptychWarning, IndexingError
-from diptych.index import checksums
+from diptych.index import build_signs, checksums
 from diptych.index.create_local import create_local_index
 from diptych.index.entry import Stamp
 from diptych.index.local import LocalIndex
@@ -23,7 +23,7 @@ FILES = ["vectors-0.f32", "codes-1.i8", "codes-1.f32", "nearly-1"]
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty pictures in blocks of seven vectors, with a graph; closed, so that all is in `index.db`."""
+    """Sixty pictures in blocks of seven vectors, with sign bits; closed, so that all is in `index.db`."""
     folder = tmp_path_factory.mktemp("whole") / "index"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checksums, "_BLOCK_BYTES", 7 * DIM * 4)
@@ -37,7 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     {f"d{n}": unit(NUM)[n] for n in numbers},
                     broken=[(f"/bad/{start}", Stamp(size=1, modified_ns=2), "why")],
                 )
-            build(made, "hnsw")
+            patch.setattr(build_signs, "MIN_SPEEDUP", 0)
+            build(made, "signs")
             assert made.verify() == []
     return folder
 

@@ -84,7 +84,7 @@ def test_every_answer_is_that_of_a_committed_state(tmp_path: Path) -> None:
     with create_local_index(folder, dim=DIM, model="m", bundle="b") as made, made.writing():
         log.write_text(" ".join(map(str, range(NUM_BATCHES))) + "\n", encoding="utf-8")
         add_batches(made, list(range(NUM_BATCHES)), [])
-        made.build("hnsw")
+        made.build("signs")
     writers = [_start(folder, log, seed) for seed in range(WRITERS)]
     check, num_kills, num_seen = _Check(log), 0, 1
     try:

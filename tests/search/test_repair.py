@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diptych.cli.main import main
+from diptych.index import build_signs
 from diptych.index.checksums import hash_block
 from diptych.index.local import LocalIndex
 from diptych.inference.loaded import LoadedBundle
@@ -17,7 +18,7 @@ from tests.conftest import draw_photos
 
 
 @pytest.fixture
-def place(tmp_path: Path, clip: LoadedBundle, photos: Path) -> str:
+def place(tmp_path: Path, clip: LoadedBundle, photos: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An index of eight pictures, in three additions, with a structure."""
     draw_photos(tmp_path / "later", [f"{number}.png" for number in range(8)])
     for number in range(6):  # Of the others, these are copies.
@@ -26,7 +27,8 @@ def place(tmp_path: Path, clip: LoadedBundle, photos: Path) -> str:
         for folder in (photos / "more", photos, tmp_path / "later"):
             update(index, clip, [folder])
         with index.writing():
-            index.build("hnsw")
+            monkeypatch.setattr(build_signs, "MIN_SPEEDUP", 0)  # So few are faster without.
+            index.build("signs")
     return str(tmp_path / "index")
 
 

@@ -28,6 +28,7 @@ from diptych.core.progress import bar
 
 if TYPE_CHECKING:
     from diptych.index.entry import Stamp
+    from diptych.index.protocol import Index
     from diptych.search.collection import Share, Update
 
 _SHOWN_GROUPS, _SHOWN = 40, 10
@@ -99,18 +100,28 @@ def add(
             share=share,
             track=bar,
         )
-        place, total = opened.place, len(opened)
+        place, total, is_outgrown = opened.place, len(opened), _is_outgrown(opened)
     code = 2 if report.is_prune_refused else 0
     if as_json:
         print_json(report)
         return code
     _print_update(place, report, total)
+    if is_outgrown:
+        say(f"More than a fifth of the vectors has no sign bits: {command('index', 'build', index, '--approximate')}")
     loading.tell_agreement(
         clip, [file.key for file in islice(scan(folders, follow_links=follow_links, exclude=exclude or ()), 64)]
     )
     if share is not None and share.rank == 0:
         say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
     return code
+
+
+def _is_outgrown(opened: "Index") -> bool:
+    """Whether so many vectors were added after `build` that the exact scan of these takes much of a search."""
+    from diptych.index.approximate import About
+
+    about = opened.built()
+    return isinstance(about, About) and opened.size()["vectors"] > 1.25 * about.num
 
 
 def _confirm_prune(num_gone: int, num_entries: int) -> bool:
@@ -179,30 +190,44 @@ def build(
     /,
     *,
     ann: Annotated[
-        Literal["ivf", "hnsw"] | None,
-        Parameter(help="Search nearly exactly, by inverted lists or a graph; for millions. Without it, exactly again."),
+        Literal["signs", "hnsw"] | None,
+        Parameter(help="Search nearly exactly, by sign bits; for millions. Without it, exactly again."),
     ] = None,
     approximate: Annotated[
         bool,
         Parameter(
-            help="The same with the usual kind: ivf in a folder, pgvector's HNSW in PostgreSQL.",
+            help="Search nearly exactly, for millions: by sign bits in a folder, by pgvector's HNSW in PostgreSQL. Without it, "
+            "exactly again.",
             negative="",
             show_default=False,
         ),
     ] = False,
+    bundle: Annotated[
+        Path | None,
+        Parameter(help="Who embeds the texts that the recall is measured with; by default that of the index."),
+    ] = None,
+    loading: Loading = DEFAULT_LOADING,
 ) -> None:
-    """Make what helps to search an index; from its vectors, whenever you like."""
+    """Make what helps to search an index; from its vectors, whenever you like.
+
+    The recall of `--approximate` is measured with pictures, and with captions of the index or, without captions, general texts.
+    """
     from diptych.index.address import is_address
     from diptych.index.choice import open_index
     from diptych.index.hnsw import ENOUGH, Hnsw
+    from diptych.search.collection import check_model
+    from diptych.search.sample_texts import sample_texts
 
-    if approximate and ann is None:
-        ann = "hnsw" if is_address(index) else "ivf"
+    clip = loading.load_for(index, bundle) if approximate else None
     with open_index(index) as opened, opened.writing():
-        about = opened.build(ann)
-        if about is None:
+        if clip is None:
+            opened.build(None)
             say(f"{opened.place}: is searched exactly")
             return
+        check_model(opened, clip)
+        clip.embedder.on_cut = lambda _: None  # The ends of long captions matter little here.
+        queries = clip.encode_queries(sample_texts(opened))
+        about = opened.build("hnsw" if is_address(index) else "signs", queries=queries)
         say(f"{opened.place}: {about}; the exact scan finds further hits")
         if isinstance(about, Hnsw) and about.lowest_recall < ENOUGH:
             warn(f"the recall is below {ENOUGH}; {command('index', 'build', opened.place)} makes search exact again")

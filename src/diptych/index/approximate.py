@@ -1,15 +1,16 @@
-"""Nearly the nearest among millions: faiss's inverted lists and graphs, an extra.
+"""Nearly the nearest among millions, in three passes: sign bits (`signs.py`), eight-bit codes of what these leave, then floats.
 
-Their recall is measured for 100 hits. Their hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
-used for hits after the first 100, for queries with too few hits, and if the last hit may be tied with vectors that were not
-found.
-Shapes: N vectors, E embedding, Q queries, K found.
+How many vectors the first pass leaves is chosen when the bits are built: so many that the search finds `_ENOUGH` of the 10
+nearest vectors, of pictures and of texts alike. Hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
+used for hits after the first 100, and for queries with too few hits.
+Shapes: N vectors, E embedding, Q queries, K found, R rows.
 """
 
 import json
-from collections.abc import Mapping
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,47 +18,52 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.errors import ConfigError
-from diptych.core.figures import percent
-from diptych.core.files import atomic_write
+from diptych.core.program import command
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
+from diptych.index.signs import Signs, in_threads, num_cores, smallest
 
-Kind: TypeAlias = Literal["ivf", "hnsw"]
-"""Inverted lists, of which some are scanned (`ivf`), or a graph that is walked (`hnsw`): faster, larger, slower to build."""
+Kind: TypeAlias = Literal["signs", "hnsw"]
+"""Sign bits, for an index in a folder, or a graph of pgvector, for one in PostgreSQL."""
 
-_CHUNK = 65_536
-_LEARNT_FROM = 200_000
-"""Vectors that lists are learnt from, at most."""
-_TRIED, _TOP = 200, 100
-_TOP_BEFORE = 10
-"""Number of hits for which earlier versions measured the recall."""
-_ENOUGH = 0.98
-"""Recall that the effort of a search is raised to."""
+TOP = 10
+"""Number of hits for which the recall is measured."""
+DEPTH = 100
+"""Number of hits that come from the bits; the exact scan finds the others."""
+_SCORED = 4 * DEPTH
+"""Number of vectors per query that are left for the third pass. The errors of codes are far smaller than the spread of their
+products."""
+_ROWS = 4096
+"""Codes that are converted to floats at a time, so that they fit in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What was built, and how well it finds."""
 
-    kind: Kind
+    kind: str
+    """A `Kind`, or one of an earlier version, which is not used any more."""
     num: int
     """Of the first so many vectors; those after them are scanned."""
     effort: int
-    """Lists that are scanned, or candidates that a walk keeps."""
+    """Vectors that the first pass leaves for the others."""
     recall: float
-    """Share of the nearest `top` vectors that are found, for queries halfway between two vectors."""
-    top: int = _TOP_BEFORE
+    """Share of the nearest `top` vectors that are found, of pictures or of texts, whichever is less."""
+    top: int = TOP
     """Number of hits for which the recall was measured."""
     bytes: int | None = None
     """Size of the file; None if an earlier version wrote it."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} of {self.num:,} vectors finds {percent(self.recall)} of the {self.top:,} nearest"
+    search_ms: float | None = None
+    """Time of a search for one query, when it was built."""
+    exact_ms: float | None = None
+    """Time of the exact scan for one query, at that time."""
 
     def rows(self) -> dict[str, str]:
         """The description as rows of the table `about`. Earlier versions read only the first row."""
-        known = {name: value for name, value in asdict(self).items() if name not in {"top", "bytes"}}
-        return {"nearly": json.dumps(known), "nearly_top": str(self.top), "nearly_bytes": str(self.bytes)}
+        known = {name: value for name, value in asdict(self).items() if name not in _MORE}
+        more = {
+            f"nearly_{name}": str(value) for name, value in asdict(self).items() if name in _MORE and value is not None
+        }
+        return {"nearly": json.dumps(known), **more}
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> "About | None":
@@ -70,11 +76,24 @@ class About:
             return None
         try:
             more: dict[str, Any] = {
-                name: int(rows[f"nearly_{name}"]) for name in ("top", "bytes") if f"nearly_{name}" in rows
+                name: kind(rows[f"nearly_{name}"]) for name, kind in _MORE.items() if f"nearly_{name}" in rows
             }
             return cls(**json.loads(rows["nearly"]), **more)
         except TypeError as error:
             raise ValueError(str(error)) from None
+
+    def __str__(self) -> str:
+        times = "" if self.search_ms is None else f"; {self.search_ms:,.0f} ms a query, exactly {self.exact_ms:,.0f} ms"
+        return (
+            f"{self.kind} of {self.num:,} vectors, {self.effort:,} compared: "
+            f"{100 * self.recall:.1f} % of the {self.top:,} nearest{times}"
+        )
+
+
+_MORE = {"top": int, "bytes": int, "search_ms": float, "exact_ms": float}
+"""Properties with rows of their own."""
+NOT_BUILT = dict.fromkeys(["nearly", "nearly_sha256", *(f"nearly_{name}" for name in _MORE)])
+"""Rows of the table `about` of an index without such a structure."""
 
 
 class FileId(NamedTuple):
@@ -98,69 +117,114 @@ class FileId(NamedTuple):
 
 
 class Approximate:
-    """A built structure, opened for search."""
+    """Sign bits, opened for search."""
 
     def __init__(self, file: FileId, about: About) -> None:
         """Map the file into memory.
 
         Raises:
-            ConfigError: faiss is not installed.
-            OSError: the file is damaged, or does not match the description.
+            OSError: an earlier version built it, or the file is damaged or does not match the description.
         """
-        faiss = _faiss()
-        flags = faiss.IO_FLAG_MMAP if about.kind == "ivf" else 0
         self.about, self.file = about, file
+        if about.kind != "signs":
+            again = command("index", "build", file.path.parent, "--approximate")
+            raise OSError(f"an earlier version built its structure ({about.kind}), build one again: {again}")
         if about.bytes not in {None, file.bytes}:
             raise OSError(f"{file.path.name} has {file.bytes:,} bytes of {about.bytes:,}")
-        try:
-            self._index = faiss.read_index(str(file.path), flags)
-            _set_effort(self._index, about.kind, about.effort)
-        except (RuntimeError, AttributeError) as error:
-            raise OSError(str(error).partition("\n")[0]) from None
-        if self._index.ntotal != about.num:
-            raise OSError(f"{file.path.name} has {self._index.ntotal:,} vectors of {about.num:,}")
+        self._signs = Signs(file.path)
+        if self._signs.num != about.num:
+            raise OSError(f"{file.path.name} has {self._signs.num:,} vectors of {about.num:,}")
 
     def search(
         self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int, codes: Codes | None = None
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
         """Rows and inner products in the order of `nearest`: falling inner products, equal ones by row.
 
-        Vectors that were added after the structure was built are compared exactly. The query of the structure, and whether its
-        hits are used, do not depend on `top`. Therefore a smaller request returns the first hits of a larger one. If `top` is
-        larger than the number that the recall was measured for, the further hits are those of the exact scan that the structure
-        did not find, in order.
+        Vectors that were added after the bits were built are compared exactly. What the passes leave does not depend on `top`.
+        Therefore a smaller request returns the first hits of a larger one. If `top` is larger than `DEPTH`, the further hits
+        are those of the exact scan that the passes did not find, in order.
 
         Args:
-            vectors: all vectors; the structure contains the first ones.
+            vectors: all vectors; the bits are of the first ones.
             queries: unit vectors.
             top: number of hits per query, at most the number of vectors.
-            codes: codes of the vectors, for the exact scan.
+            codes: codes of the vectors.
         """
-        if top == 0:
+        if top == 0 or not len(queries):
             return nearest(vectors, queries, top=top, codes=codes)
-        if top > self.about.top:
-            first = self.search(vectors, queries, top=self.about.top, codes=codes)
+        if top > DEPTH:
+            first = self.search(vectors, queries, top=DEPTH, codes=codes)
             return _continued(*first, *nearest(vectors, queries, top=top, codes=codes))
-        wanted, needed = min(self.about.top + 1, self.about.num), min(self.about.top, len(vectors))
-        query, row = _pairs(self._index.search(np.ascontiguousarray(queries), wanted)[1])
+        needed, num = min(DEPTH, len(vectors)), self.about.num
+        query, row = self._candidates(vectors, queries, codes)
         score = scores_of(vectors, queries, query, row)
-        num_found, lowest = np.bincount(query, minlength=len(queries)), np.full(len(queries), np.inf, dtype=np.float32)
-        np.minimum.at(lowest, query, score)
-        later, later_scores = nearest(vectors, queries, top=needed, among=np.arange(self.about.num, len(vectors)))
+        some = None if codes is None else Codes(codes.integers[num:], codes.scale[num:], codes.error[num:])
+        later, later_scores = nearest(vectors[num:], queries, top=needed, codes=some)
         later_query, column = np.nonzero(later >= 0)
         rows, scores = rank(
             np.concatenate([query, later_query]),
-            np.concatenate([row, later[later_query, column]]),
+            np.concatenate([row, num + later[later_query, column]]),
             np.concatenate([score, later_scores[later_query, column]]),
             num_queries=len(queries),
             top=needed,
         )
-        # Vectors with the same score as the last hit may be missing.
-        is_cut = (scores[:, -1] <= lowest) & (num_found < self.about.num)
-        unsure = np.flatnonzero((rows[:, -1] < 0) | is_cut)
+        is_short = np.flatnonzero(rows[:, -1] < 0)
         rows, scores = rows[:, :top], scores[:, :top]
-        rows[unsure], scores[unsure] = nearest(vectors, queries[unsure], top=top, codes=codes)
+        rows[is_short], scores[is_short] = nearest(vectors, queries[is_short], top=top, codes=codes)
         return rows, scores
+
+    def _candidates(
+        self, vectors: Vectors, queries: Float32[ndarray, "Q E"], codes: Codes | None
+    ) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
+        """The query and the row of each pair that two passes leave."""
+        left, kept = [], self._signs.nearest(queries, self.about.effort)
+        compared, scale = (vectors, None) if codes is None else (codes.integers, codes.scale)
+        with _read_here_and_there(compared), _read_here_and_there(scale):
+            for one, rows in zip(queries, kept, strict=True):
+                left.append(rows[smallest(-_products(compared, scale, one, rows), _SCORED)])
+        return np.repeat(np.arange(len(queries)), [len(rows) for rows in left]), np.concatenate([*left, np.arange(0)])
+
+    def ranks(self, queries: Float32[ndarray, "Q E"], rows: Int64[ndarray, "Q K"]) -> Int64[ndarray, "Q K"]:
+        """The smallest effort that finds each row."""
+        return self._signs.ranks(queries, rows)
+
+
+def _products(
+    compared: ndarray, scale: Float32[ndarray, " N"] | None, query: Float32[ndarray, " E"], rows: Int64[ndarray, " R"]
+) -> Float32[ndarray, " R"]:
+    """Products of a query with some codes, or with some vectors if there is no scale. Those that are not a number are -inf."""
+
+    def of_part(part: Int64[ndarray, " C"]) -> Float32[ndarray, " C"]:
+        products = [np.asarray(compared[some], dtype=np.float32) @ query for some in _cut(part)]
+        return np.concatenate([*products, np.empty(0, dtype=np.float32)])
+
+    products = np.concatenate(in_threads(of_part, np.array_split(rows, num_cores() if len(rows) > _ROWS else 1)))
+    products = products if scale is None else products * scale[rows]
+    return np.where(np.isnan(products), -np.inf, products).astype(np.float32)
+
+
+def _cut(rows: Int64[ndarray, " R"]) -> Iterator[Int64[ndarray, " C"]]:
+    for start in range(0, len(rows), _ROWS):
+        yield rows[start : start + _ROWS]
+
+
+@contextmanager
+def _read_here_and_there(array: ndarray | None) -> Iterator[None]:
+    """Keep the system from reading more than the pages that are needed, if the array is a file that is mapped into memory.
+
+    By default, Linux reads 128 KiB around each page.
+    """
+    file: object = array
+    while isinstance(file, ndarray):
+        file = file.base
+    if not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_RANDOM"):
+        yield
+        return
+    file.madvise(mmap.MADV_RANDOM)
+    try:
+        yield
+    finally:
+        file.madvise(mmap.MADV_NORMAL)
 
 
 def _continued(
@@ -176,75 +240,3 @@ def _continued(
         for side, head in ((rows, first), (scores, first_scores)):
             side[query] = np.concatenate([head[query], side[query][others]])[: side.shape[1]]
     return rows, scores
-
-
-def _pairs(found: Int64[ndarray, "Q K"]) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
-    """The query and the row of each hit, without duplicates. A row of -1 means no hit and is dropped."""
-    rows = np.sort(found, axis=1)
-    is_new = rows >= 0
-    is_new[:, 1:] &= rows[:, 1:] != rows[:, :-1]
-    query, column = np.nonzero(is_new)
-    return query, rows[query, column]
-
-
-def build(vectors: Vectors, kind: Kind, path: Path) -> About:
-    """Build a structure and write it. The effort is increased until it finds 98 % of the 100 nearest vectors.
-
-    Raises:
-        ConfigError: faiss is not installed, or there is nothing to build from.
-        OSError: the file cannot be written.
-    """
-    faiss = _faiss()
-    num, dim = vectors.shape
-    if num == 0:
-        raise ConfigError("the index is empty; add pictures first")
-    rng = np.random.default_rng(0)
-    if kind == "ivf":
-        num_lists = max(1, min(int(4 * sqrt(num)), num // 39))
-        index = faiss.index_factory(dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
-        sample = np.sort(rng.choice(num, size=min(num, _LEARNT_FROM), replace=False))
-        index.train(np.asarray(vectors[sample], dtype=np.float32))
-    else:
-        index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
-    for start in range(0, num, _CHUNK):
-        index.add(np.asarray(vectors[start : start + _CHUNK], dtype=np.float32))
-    effort, recall = _find_effort(index, kind, vectors, rng)
-    try:
-        with atomic_write(path) as tmp:
-            faiss.write_index(index, str(tmp))
-    except RuntimeError as error:  # Of a disk that is full, for one.
-        raise OSError(28, str(error).partition("\n")[0]) from None
-    return About(kind=kind, num=num, effort=effort, recall=recall, top=_TOP, bytes=path.stat().st_size)
-
-
-def _find_effort(index: Any, kind: Kind, vectors: Vectors, rng: np.random.Generator) -> tuple[int, float]:
-    rows = rng.integers(len(vectors), size=(2, _TRIED))
-    between = np.asarray(vectors[rows[0]], dtype=np.float32) + vectors[rows[1]]
-    between /= np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
-    top = min(_TOP, len(vectors))
-    needed = nearest(vectors, between, top=top)[1][:, -1]
-    limit = index.nlist if kind == "ivf" else 1024
-    effort = 8 if kind == "ivf" else 32
-    while True:
-        effort = min(effort, limit)
-        _set_effort(index, kind, effort)
-        query, row = _pairs(index.search(between, top)[1])
-        recall = float((scores_of(vectors, between, query, row) >= needed[query]).sum() / (top * _TRIED))
-        if recall >= _ENOUGH or effort == limit:
-            return effort, recall
-        effort *= 2
-
-
-def _set_effort(index: Any, kind: Kind, effort: int) -> None:
-    if kind == "ivf":
-        index.nprobe = effort
-    else:
-        index.hnsw.efSearch = effort
-
-
-def _faiss() -> Any:
-    try:
-        import faiss  # noqa: PLC0415  (an extra)
-    except ImportError:
-        raise ConfigError("an approximate index needs an extra: pip install 'diptych[ann]'") from None
-    return faiss

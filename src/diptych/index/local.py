@@ -1,7 +1,7 @@
 """An index in a folder (`local_store.py` describes its files): what is added to it and found in it."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
 from diptych.core.files import flush, sha256_of
 from diptych.core.lists import check_list
-from diptych.index import approximate
+from diptych.index import approximate, build_signs
 from diptych.index.checksums import Block, missing_rows
 from diptych.index.entry import Entry, Found, Stamp
 from diptych.index.exact import Vectors, nearest
@@ -29,10 +29,7 @@ from diptych.index.tables import (
     to_row,
     to_unsigned,
 )
-from diptych.index.vector_file import AGAIN
-
-_NOT_BUILT = dict.fromkeys(("nearly", "nearly_sha256", "nearly_top", "nearly_bytes"))
-"""Rows of the table `about` without an approximate structure."""
+from diptych.index.vector_file import AGAIN, VectorFile
 
 
 class LocalIndex(LocalSearch):
@@ -135,7 +132,7 @@ class LocalIndex(LocalSearch):
                 keep_vectors(database, kept)
                 database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
-                set_about(database, file=str(number), codes=str(number), **_NOT_BUILT)
+                set_about(database, file=str(number), codes=str(number), **approximate.NOT_BUILT)
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         old.unlink()
 
@@ -158,16 +155,24 @@ class LocalIndex(LocalSearch):
             self._write_anew(kept)
         elif self._faults_of_nearly() or self._file().faults_of_codes(num, blocks):
             about = self._about_nearly()
-            try:
-                self.build(None if about is None else about.kind)
-            except ConfigError:  # faiss is not installed here.
-                self.build(None)
+            self._build(lambda vectors, _, path: None if about is None else build_signs.rewrite(vectors, path, about))
         self._set_about(damaged=None)
 
     def build(
         self, kind: approximate.Kind | None, queries: Float32[ndarray, "Q E"] | None = None
     ) -> approximate.About | None:
-        """Make the codes anew, and what finds nearly the nearest, or drop that; under new names, until they are counted."""
+        """Make the codes anew, and sign bits, or drop these."""
+        if kind == "hnsw":
+            raise ConfigError(f"{self.folder}: hnsw is for an index in PostgreSQL; in a folder, use signs")
+
+        def make(vectors: Vectors, file: VectorFile, path: Path) -> approximate.About | None:
+            codes = file.codes(len(vectors))
+            return None if kind is None else build_signs.build(vectors, path, codes=codes, queries=queries)
+
+        return self._build(make)
+
+    def _build(self, make: Callable[[Vectors, VectorFile, Path], approximate.About | None]) -> approximate.About | None:
+        """Make the codes anew, and what `make` makes, under new names until they are counted."""
         self._check_writing("build")
         self._upgrade()
         num, old = self._num_vectors(), self._file()
@@ -175,12 +180,16 @@ class LocalIndex(LocalSearch):
         path = self._nearly_path(new.codes_number)
         with self._disk():
             blocks = new.make_codes(num, self._blocks())
-            about = None if kind is None else approximate.build(self._vectors(), kind, path)
+            try:
+                about = make(self._vectors(), new, path)
+            except ConfigError:
+                new.unlink_codes()
+                raise
             built = {} if about is None else {**about.rows(), "nearly_sha256": sha256_of(path)}
             with self._changing() as database:
                 database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
-                set_about(database, codes=str(new.codes_number), **{**_NOT_BUILT, **built})
+                set_about(database, codes=str(new.codes_number), **{**approximate.NOT_BUILT, **built})
         old.unlink_codes()
         self._nearly_path(old.codes_number).unlink(missing_ok=True)
         return about
@@ -227,12 +236,10 @@ class LocalIndex(LocalSearch):
             file = approximate.FileId.of(path)
             if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
                 self._nearly = None  # Free the old one first.
-                if about.bytes is None and self._faults_of_nearly():
-                    raise OSError(f"{path.name} is damaged")
                 self._nearly = approximate.Approximate(file, about)
             if about.num > num:
                 raise OSError(f"{path.name} has {about.num:,} vectors, and the index {num:,}")
-        except (ConfigError, OSError) as error:
+        except OSError as error:
             self._unusable = path, str(error)
             return None
         return self._nearly

@@ -2,7 +2,7 @@
 
     index.db       entries, digests, pictures that could not be read, what made the vectors
     vectors-0.f32  vectors one after another, with their codes (`vector_file.py`)
-    nearly-0       what `build` makes of millions (`approximate.py`)
+    nearly-0       what `build` makes of millions (`signs.py`)
     lock           held by whoever writes; beside it a note who that is
 
 New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from diptych.core.errors import IndexingError
 from diptych.core.files import clear_tmp, file_lock, sha256_of
 from diptych.core.program import command
-from diptych.index.approximate import About
+from diptych.index.approximate import NOT_BUILT, About
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.connection import Connection, connect
 from diptych.index.counts import COUNTED, drop_counts, has_counts, keep_counts, wrong_counts
@@ -127,6 +127,7 @@ class LocalStore(StoredIndex):
             with self._disk():
                 held.enter_context(file_lock(self.folder / LOCK, wait_s=wait_s))
             self._upgrade()
+            self._drop_unknown_structure()
             self._remove_leftovers()
             self._writer = get_ident()
             try:
@@ -140,6 +141,12 @@ class LocalStore(StoredIndex):
             raise IndexingError(
                 f"{self.folder}: {what} must be called within `with index.writing():`, by the same thread"
             )
+
+    def _drop_unknown_structure(self) -> None:
+        """Drop what `build` of an earlier version made, if this version does not use it."""
+        about = self._about_nearly()
+        if about is not None and about.kind != "signs":
+            self._set_about(**NOT_BUILT)
 
     def _leftovers(self) -> list[Path]:
         """Files that interrupted changes left, and that the database does not refer to."""

@@ -68,6 +68,9 @@ class Index(Protocol):
     def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
 
+    def some_captions(self, num: int) -> list[str]:
+        """The first captions of so many entries at most, drawn as by chance; fewer where few entries have one."""
+
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
 
@@ -203,11 +206,11 @@ class Index(Protocol):
         In a folder, call it only within `writing`.
 
         Args:
-            kind: "hnsw" or, in a folder, "ivf".
+            kind: "hnsw" in PostgreSQL, "signs" in a folder.
             queries: unit vectors of texts, on which the recall is measured in addition to pictures of the index.
 
         Raises:
-            ConfigError: an extra is missing, the index is empty, the kind is not available, or the exact search is faster.
+            ConfigError: the index is empty, it has no such kind, or the exact search is faster.
             IndexingError: it could not be written.
         """
 

@@ -93,6 +93,11 @@ class StoredIndex(ABC):
         sql = "SELECT key, target FROM entries WHERE target IS NOT NULL"
         return {} if self._is_old() else dict(self._below(sql, below))
 
+    def some_captions(self, num: int) -> list[str]:
+        """The first captions of so many entries at most, drawn as by chance: ordered by the digests of their pictures."""
+        sql = f"SELECT {self._columns()} FROM entries WHERE captions <> '[]' ORDER BY digest LIMIT {int(num)}"
+        return [to_entry(row).captions[0] for row in self._all(sql)]
+
     def broken(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Pictures that could not be read, with the reason."""
         return dict(sorted(self._below("SELECT key, reason FROM broken", below)))

@@ -110,7 +110,7 @@ class VectorFile:
         if raw is None:
             return None
         integers, scales = raw
-        return Codes(integers, np.ascontiguousarray(scales[:, 0]), np.ascontiguousarray(scales[:, 1]))
+        return Codes(integers, scales[:, 0], scales[:, 1])  # Read where they are needed.
 
     def _raw_codes(self, num: int) -> tuple[ndarray, ndarray] | None:
         if num == 0 or self._num_codes() < num:

@@ -1,0 +1,126 @@
+"""Building sign bits: how many vectors the first pass must leave, and whether the search is then faster than the exact scan.
+
+Shapes: N vectors, E embedding, Q queries, K found.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from numpy import ndarray
+
+from diptych.core.errors import ConfigError
+from diptych.core.files import atomic_write
+from diptych.index.approximate import _SCORED, TOP, About, Approximate, FileId
+from diptych.index.exact import Codes, Vectors, nearest, scores_of
+from diptych.index.signs import write
+
+MIN_SPEEDUP = 1.0
+"""Sign bits are refused if a search takes more than the time of the exact scan, divided by this."""
+_PICTURES = 100
+"""Number of queries halfway between two pictures."""
+_ENOUGH = 0.995
+"""Recall that is looked for. The recall of other queries is a little lower: it must be at least 99 %."""
+_TIMED = 5
+
+
+def build(
+    vectors: Vectors, path: Path, *, codes: Codes | None = None, queries: Float32[ndarray, "Q E"] | None = None
+) -> About:
+    """Write the sign bits of vectors, and measure how well and how fast they find.
+
+    Args:
+        vectors: read block by block.
+        path: the file to write. It is there only if the bits are worth it.
+        codes: codes of the vectors, for the exact scan and the second pass.
+        queries: unit vectors of texts. Their recall is measured as well as that of pictures.
+
+    Raises:
+        ConfigError: there is nothing to build from, or the exact scan is faster.
+        OSError: the file cannot be written.
+    """
+    num = len(vectors)
+    if num == 0:
+        raise ConfigError("the index is empty; add pictures first")
+    pictures = _between(vectors)
+    kinds = [pictures] if queries is None or not len(queries) else [pictures, queries]
+    with atomic_write(path) as tmp:
+        write(vectors, tmp)
+        file = FileId.of(tmp)
+        about = About(kind="signs", num=num, effort=min(num, _SCORED), recall=0.0, bytes=file.bytes)
+        everything = np.concatenate(kinds)
+        rows, scores = nearest(vectors, everything, top=min(TOP, num), codes=codes)
+        of_kind = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
+        ranks = Approximate(file, about).ranks(everything, rows)
+        effort = min(num, max(_SCORED, *(_effort(ranks[of_kind == kind]) for kind in range(len(kinds)))))
+        while True:
+            opened = Approximate(file, replace(about, effort=effort))
+            found = opened.search(vectors, everything, top=min(TOP, num), codes=codes)[0]
+            recall = min(_recall(vectors, everything, found, scores, of_kind == kind) for kind in range(len(kinds)))
+            if recall >= _ENOUGH or effort == num:
+                break
+            effort = min(num, 2 * effort)
+        timed = everything[:: max(1, len(everything) // _TIMED)]
+        search_s = _time(lambda one: opened.search(vectors, one, top=TOP, codes=codes), timed)
+        exact_s = _time(lambda one: nearest(vectors, one, top=TOP, codes=codes), timed)
+        if search_s * MIN_SPEEDUP > exact_s:
+            raise ConfigError(
+                f"sign bits are no faster here: to find {_ENOUGH:.1%} of the {TOP} nearest of {num:,} vectors, {effort:,} must "
+                f"be compared, which takes {1e3 * search_s:,.1f} ms a query; the exact scan takes {1e3 * exact_s:,.1f} ms"
+            )
+    return replace(
+        about, effort=effort, recall=recall, search_ms=round(1e3 * search_s, 3), exact_ms=round(1e3 * exact_s, 3)
+    )
+
+
+def rewrite(vectors: Vectors, path: Path, about: About) -> About:
+    """Write the same bits again, whose file was damaged. They find as well as before.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with atomic_write(path) as tmp:
+        write(vectors[: about.num], tmp)
+        return replace(about, bytes=tmp.stat().st_size)
+
+
+def _between(vectors: Vectors) -> Float32[ndarray, "Q E"]:
+    """Queries halfway between two vectors."""
+    rows = np.random.default_rng(0).integers(len(vectors), size=(2, _PICTURES))
+    between = np.asarray(vectors[rows[0]], dtype=np.float32) + vectors[rows[1]]
+    between /= np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
+    return np.asarray(between, dtype=np.float32)
+
+
+def _effort(ranks: Int64[ndarray, "Q K"]) -> int:
+    """The least effort that finds enough of the nearest."""
+    ordered = np.sort(ranks, axis=None)
+    return int(ordered[max(0, ceil(_ENOUGH * len(ordered)) - 1)])
+
+
+def _recall(
+    vectors: Vectors,
+    queries: Float32[ndarray, "Q E"],
+    found: Int64[ndarray, "Q K"],
+    scores: Float32[ndarray, "Q K"],
+    which: ndarray,
+) -> float:
+    """Share of the nearest of some queries that are found; another vector with the score of the last one counts, too."""
+    query, column = np.nonzero((found >= 0) & which[:, None])
+    is_near = scores_of(vectors, queries, query, found[query, column]) >= scores[query, -1]
+    return float(is_near.sum() / (np.count_nonzero(which) * found.shape[1]))
+
+
+def _time(search: Callable[[Float32[ndarray, "Q E"]], object], queries: Float32[ndarray, "Q E"]) -> float:
+    """Seconds of a search for one query; the median."""
+    taken = []
+    for number in range(len(queries)):
+        began = perf_counter()
+        search(queries[number : number + 1])
+        taken.append(perf_counter() - began)
+    return median(taken)
