@@ -330,7 +330,7 @@ def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path
     (flickr_folder / "images" / "2.jpg").write_bytes(b"broken")
     assert main(["data", "audit", str(flickr_folder), "--out", str(tmp_path / "audit")]) == 0
     said = capsys.readouterr().out
-    assert "1: 1.jpg = 4.jpg" in said
+    assert "1 group of 2: 1.jpg = 4.jpg" in said
     assert "1: 2.jpg (" in said
     assert {path.name for path in (tmp_path / "audit").iterdir()} == {"audit.json", "histograms.png", "suspicious.png"}
     found = _json(capsys, "data", "audit", str(flickr_folder))

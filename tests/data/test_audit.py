@@ -1,5 +1,7 @@
 """What an audit finds, on data whose faults are known."""
 
+import tracemalloc
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
 from diptych.data.oddities import Oddity
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
-from diptych.images.fingerprints import NEAR_BITS, fingerprint, near_pairs
+from diptych.images.fingerprints import NEAR_BITS, fingerprint, near_groups, near_pairs
 
 
 def _picture(number: int, size: tuple[int, int] = (200, 150)) -> Image.Image:
@@ -82,20 +84,67 @@ def test_data_without_a_fault(tmp_path: Path) -> None:
     assert suspicious_sheet(source, found) is None
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 2**32))
-def test_near_pairs_are_those_of_the_slow_twin(values: list[int], seed: int) -> None:
+def test_groups_of_pictures_that_look_alike(tmp_path: Path) -> None:
+    """A group has one of several samples with the same picture; one that spans splits has all of them."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("a", "b"):
+        _picture(0).save(folder / f"{name}.png")
+    for name, factor in (("c", 0.9), ("d", 0.95)):
+        ImageEnhance.Brightness(_picture(0)).enhance(factor).save(folder / f"{name}.png")
+    _picture(1).save(folder / "e.png")
+    _picture(1, (100, 75)).save(folder / "f.png")
+    builder = ListingBuilder(folder, where=folder)
+    for name in "abcdef":
+        builder.add(f"{name}.png", [name], split="val" if name == "d" else "train")
+    source = builder.build()
+    found = audit(source)
+    assert found.same == (("a.png", "b.png"),)
+    assert found.alike == (("a.png", "c.png", "d.png"), ("e.png", "f.png"))
+    assert found.across_splits == (("a.png", "b.png", "c.png", "d.png"),)
+    assert suspicious_sheet(source, found) is not None
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 2**32), st.booleans())
+def test_near_pairs_and_groups_are_those_of_the_slow_twin(values: list[int], seed: int, is_narrow: bool) -> None:
     generator = np.random.default_rng(seed)
-    for value in list(values):  # Neighbours at every distance around the limit.
+    if is_narrow:
+        values = [value & 0xFF00 for value in values]  # Most bits are the same, as in pictures with white borders.
+    for value in list(values):  # Neighbors at every distance around the limit.
         flips = generator.choice(64, size=int(generator.integers(0, 6)), replace=False)
         values.append(value ^ sum(1 << int(bit) for bit in flips))
-    known: list[int | None] = [*values, None]
-    expected = [
-        (a, b)
-        for a in range(len(values))
-        for b in range(a + 1, len(values))
-        if (values[a] ^ values[b]).bit_count() <= NEAR_BITS
-    ]
-    assert near_pairs(known) == expected
+    distinct = sorted(set(values))
+    expected = [(a, b) for a, b in combinations(range(len(distinct)), 2) if _is_near(distinct[a], distinct[b])]
+    found = [pair for part in near_pairs(np.array(distinct, dtype=np.uint64)) for pair in np.stack(part).T.tolist()]
+    assert sorted(map(tuple, found)) == expected  # Each once.
+    groups = [{position} for position in range(len(values))]
+    for a, b in combinations(range(len(values)), 2):
+        if _is_near(values[a], values[b]):
+            groups[a] |= groups[b]
+            for other in groups[a]:
+                groups[other] = groups[a]
+    expected_groups = sorted({tuple(sorted(group)) for group in groups if len(group) > 1})
+    assert near_groups([*values, None]) == [list(group) for group in expected_groups]
+
+
+def _is_near(one: int, other: int) -> bool:
+    return (one ^ other).bit_count() <= NEAR_BITS
+
+
+def _flipped(value: int, bit: int) -> int:
+    return value ^ (1 << bit)
+
+
+@pytest.mark.parametrize("num_distinct", [1, 64])
+def test_a_picture_that_occurs_10000_times_is_one_group(num_distinct: int) -> None:
+    """There are 50 million pairs. A list of them takes gigabytes."""
+    fingerprints = [_flipped(2**60 + 7, number % num_distinct) for number in range(10_000)]
+    tracemalloc.start()
+    groups = near_groups(fingerprints)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert groups == [list(range(10_000))]
+    assert peak < 10 * 2**20
 
 
 def test_a_fingerprint_forgives_what_an_eye_does() -> None:

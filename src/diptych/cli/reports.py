@@ -7,12 +7,14 @@ from diptych.core.address import redacted
 from diptych.core.figures import percent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from diptych.data.audit import Audit
     from diptych.evaluation.report import Report
     from diptych.evaluation.retrieval import RetrievalReport
     from diptych.evaluation.zero_shot import ZeroShotReport
+
+_SHOWN_OF_GROUP = 3
 
 
 def print_retrieval(report: "RetrievalReport") -> None:
@@ -66,9 +68,9 @@ def print_audit(source: str, audit: "Audit") -> None:
         "pictures": ", ".join(f"{name} {width}x{height}" for name, (width, height) in audit.sizes.items()),
         "files": ", ".join(f"{mode} {count:,}" for mode, count in list(audit.modes.items())[:6]) or "none",
         "unreadable": _some([f"{key} ({reason})" for key, reason in audit.unreadable]),
-        "the same picture": _some([" = ".join(group) for group in audit.same]),
-        "alike": _some([f"{one} ~ {other}" for one, other in audit.alike]),
-        "across splits": _some([f"{one} ~ {other}" for one, other in audit.across_splits]),
+        "the same picture": _some_groups(audit.same, " = "),
+        "alike": _some_groups(audit.alike, " ~ "),
+        "across splits": _some_groups(audit.across_splits, " ~ "),
         "most frequent": "; ".join(f"{text!r} {count:,}" for text, count in audit.frequent[:3]),
         "false negatives": ", ".join(in_batches),
         "oddities": "" if audit.oddities else "none",
@@ -80,3 +82,13 @@ def print_audit(source: str, audit: "Audit") -> None:
 
 def _some(items: list[str]) -> str:
     return f"{len(items):,}: {'; '.join(items[:2])}{'; ...' if len(items) > 2 else ''}" if items else "none"
+
+
+def _some_groups(groups: "Sequence[Sequence[str]]", sign: str) -> str:
+    """The number of groups and the size of the largest, with the first members of the first two."""
+    if not groups:
+        return "none"
+    largest = max(len(group) for group in groups)
+    num = f"{len(groups):,} groups, the largest of {largest:,}" if len(groups) > 1 else f"1 group of {largest:,}"
+    shown = [sign.join([*group[:_SHOWN_OF_GROUP], *["..."][: len(group) > _SHOWN_OF_GROUP]]) for group in groups[:2]]
+    return f"{num}: {'; '.join(shown)}{'; ...' if len(groups) > 2 else ''}"

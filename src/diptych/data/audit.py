@@ -16,7 +16,7 @@ from diptych.data.oddities import Oddity
 from diptych.data.parallel import in_order
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode, describe, file_mode
-from diptych.images.fingerprints import equal_groups, fingerprint, near_pairs
+from diptych.images.fingerprints import equal_groups, fingerprint, near_groups
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 BATCH_SIZES = (64, 256, 1024)
@@ -40,10 +40,11 @@ class Audit:
     """(key, reason)."""
     same: tuple[tuple[str, ...], ...]
     """Groups of samples whose picture is the same to the byte, or to the pixel where it is no file."""
-    alike: tuple[tuple[str, str], ...]
-    """Pairs whose pictures look alike, without those that are the same."""
-    across_splits: tuple[tuple[str, str], ...]
-    """Of both, the pairs that lie in different splits."""
+    alike: tuple[tuple[str, ...], ...]
+    """Groups of samples whose pictures look alike, directly or through others of the group. A group includes one of several
+    samples with the same picture."""
+    across_splits: tuple[tuple[str, ...], ...]
+    """Groups of samples whose pictures are the same or look alike, and that are in at least two splits."""
     token_counts: tuple[int, ...]
     """Tokens of each caption under CLIP's tokenizer, marks included."""
     num_cut: int
@@ -99,9 +100,11 @@ def audit(
         seen.append(None if isinstance(result, ImageError) else result)
         (on_sample or (lambda: None))()
     same = equal_groups([entry and entry.digest for entry in seen])
-    identical = {(a, b) for group in same for a in group for b in group if a < b}
-    alike = [pair for pair in near_pairs([entry.print if entry else None for entry in seen]) if pair not in identical]
-    across = [(a, b) for a, b in sorted({*identical, *alike}) if splits[a] != splits[b]]
+    near = near_groups([entry and entry.print for entry in seen])
+    repeated = {i for group in same for i in group[1:]}
+    distinct = [[i for i in group if i not in repeated] for group in near]
+    alike = [group for group in distinct if len(group) > 1]
+    across = [group for group in near if len({splits[i] for i in group}) > 1]
     texts = [caption for of_sample in captions for caption in of_sample]
     encoded = ClipBPETokenizer(context_length=2**20).encode(texts)
     return Audit(
@@ -113,9 +116,9 @@ def audit(
         modes=dict(Counter(entry.mode for entry in seen if entry).most_common()),
         areas=tuple(entry.size[0] * entry.size[1] for entry in seen if entry),
         unreadable=tuple(unreadable),
-        same=tuple(tuple(keys[i] for i in group) for group in same),
-        alike=tuple((keys[a], keys[b]) for a, b in alike),
-        across_splits=tuple((keys[a], keys[b]) for a, b in across),
+        same=_named(same, keys),
+        alike=_named(alike, keys),
+        across_splits=_named(across, keys),
         token_counts=tuple(encoded.lengths.tolist()),
         num_cut=int((encoded.lengths > 77).sum()),
         num_empty=sum(not text.strip() for text in texts),
@@ -173,6 +176,10 @@ def _digest(image: ImageInput, pixels: Callable[[], bytes]) -> bytes:
         image = read_regular(image, max_bytes=MAX_IMAGE_BYTES)
     content = image if isinstance(image, bytes) else pixels()
     return blake2b(content, digest_size=16).digest()
+
+
+def _named(groups: list[list[int]], keys: list[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(keys[i] for i in group) for group in groups)
 
 
 def _sizes(sizes: list[tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -11,6 +11,7 @@ from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 
 _MAX_SHOWN = 12
+_MAX_OF_GROUP = 4
 _INK, _FAINT = "#2b5d8a", "#999999"
 
 
@@ -40,21 +41,21 @@ def draw_histograms(audit: Audit, path: Path) -> None:
 
 def suspicious_sheet(source: Source, audit: Audit) -> Image.Image | None:
     """Pictures that are the same, look alike, or straddle splits; None if there are none."""
-    across = set(audit.across_splits)
+    across = {key for group in audit.across_splits for key in group}
     index = {source.key(i): i for i in range(len(source))}
-    groups = {
-        "The same picture more than once": [key for group in audit.same for key in group],
-        "Pictures that look alike": [key for pair in audit.alike if pair not in across for key in pair],
-        "In different splits": [key for pair in audit.across_splits for key in pair],
+    titles = {
+        "The same picture more than once": audit.same,
+        "Pictures that look alike": [group for group in audit.alike if group[0] not in across],
+        "In different splits": audit.across_splits,
     }
     rows = []
-    for title, keys in groups.items():
+    for title, groups in titles.items():
         pictures = []
-        for key in keys[:_MAX_SHOWN]:
+        for key in [key for group in groups for key in group[:_MAX_OF_GROUP]][:_MAX_SHOWN]:
             try:
                 pictures.append((decode(source[index[key]].image), key))
             except ImageError:
                 continue
         if pictures:
-            rows.append(SheetRow(f"{title}: {len(keys)}", pictures))
+            rows.append(SheetRow(f"{title}: {sum(map(len, groups)):,}", pictures))
     return contact_sheet(rows, columns=6, tile_px=150) if rows else None

@@ -1,14 +1,20 @@
 """Which pictures are the same, and which nearly are."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Int64, UInt64
+from numpy import ndarray
 from PIL import Image
+
+from diptych.core.components import Components, bucket_blocks
 
 NEAR_BITS = 3
 """Fingerprints that differ in so many of 64 bits, or fewer, are of pictures that look alike."""
+_NUM_PIECES = NEAR_BITS + 2
+_BITS = 64
 
 
 def fingerprint(image: Image.Image) -> int:
@@ -34,29 +40,52 @@ def equal_groups(marks: Sequence[object]) -> list[list[int]]:
     return [group for group in positions.values() if len(group) > 1]
 
 
-def near_pairs(fingerprints: Sequence[int | None]) -> list[tuple[int, int]]:
-    """Pairs of positions whose fingerprints differ in `NEAR_BITS` bits or fewer.
+def near_groups(fingerprints: Sequence[int | None]) -> list[list[int]]:
+    """Groups of positions whose fingerprints differ in `NEAR_BITS` bits or fewer, directly or through others of the group.
 
-    Two that differ in at most three bits agree in at least one of their four quarters, so only those are compared.
+    >>> near_groups([0b0, 0b111111, 0b111, None, 0b0, 2**63 - 1])
+    [[0, 1, 2, 4]]
     """
     known = np.array([i for i, value in enumerate(fingerprints) if value is not None], dtype=np.int64)
     values = np.array([value for value in fingerprints if value is not None], dtype=np.uint64)
-    pairs: set[tuple[int, int]] = set()
-    for quarter in range(NEAR_BITS + 1):
-        part = (values >> np.uint64(16 * quarter)) & np.uint64(0xFFFF)
-        order = np.argsort(part, kind="stable")
-        starts = np.flatnonzero(np.r_[True, part[order][1:] != part[order][:-1]])
-        for group in np.split(order, starts[1:]):
-            pairs.update(_near(group, values, known))
-    return sorted(pairs)
+    distinct, members, inverse = np.unique(values, return_index=True, return_inverse=True)
+    components = Components(len(values))
+    components.join(np.arange(len(values)), members[inverse])
+    for one, other in near_pairs(distinct):
+        components.join(members[one], members[other])
+    return [known[group].tolist() for group in components.groups()]
 
 
-def _near(group: NDArray[np.int64], values: NDArray[np.uint64], known: NDArray[np.int64]) -> list[tuple[int, int]]:
-    found = []
-    for place, first in enumerate(group[:-1]):
-        rest = group[place + 1 :]
-        differing = np.bitwise_count(values[rest] ^ values[first]) if len(rest) else np.empty(0)
-        for second in rest[differing <= NEAR_BITS]:
-            one, other = sorted((int(known[first]), int(known[second])))
-            found.append((one, other))
-    return found
+def near_pairs(distinct: UInt64[ndarray, " U"]) -> Iterator[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]]:
+    """All pairs of positions whose values differ in `NEAR_BITS` bits or fewer, each once, in parts of bounded size.
+
+    The bits are divided into five pieces. Three differing bits leave at least two pieces equal, so only values with two equal
+    pieces are compared. A pair is taken where its first two equal pieces are compared. Bits that are nearly the same in all
+    values, such as those of white borders, are distributed over the pieces.
+
+    Args:
+        distinct: 64-bit values, each different from the others.
+    """
+    pieces = _pieces(distinct)
+    positions = np.arange(len(distinct))
+    for first, second in combinations(range(_NUM_PIECES), 2):
+        first_two_equal = np.array([piece in (first, second) for piece in range(second + 1)])
+        order, blocks = bucket_blocks(distinct & (pieces[first] | pieces[second]), positions)
+        values = distinct[order]
+        for rows, columns in blocks:
+            near = np.bitwise_count(values[rows, None] ^ values[columns]) <= NEAR_BITS
+            inner, across = np.divmod(np.flatnonzero(near), near.shape[1])
+            pairs = np.stack([order[rows][inner], order[columns][across]])
+            one, other = pairs[:, pairs[0] < pairs[1]]
+            if len(one):
+                is_equal = ((distinct[one] ^ distinct[other])[:, None] & pieces[: second + 1]) == 0
+                is_first = (is_equal == first_two_equal).all(axis=1)
+                yield one[is_first], other[is_first]
+
+
+def _pieces(values: UInt64[ndarray, " U"]) -> UInt64[ndarray, " 5"]:
+    """Masks that divide the 64 bits into pieces of about the same entropy."""
+    bits = np.uint64(1) << np.arange(_BITS, dtype=np.uint64)
+    share = np.array([np.count_nonzero(values & bit) for bit in bits]) / max(1, len(values))
+    order = np.argsort(-np.minimum(share, 1 - share), kind="stable")
+    return np.array([np.bitwise_or.reduce(bits[order[piece::_NUM_PIECES]]) for piece in range(_NUM_PIECES)])

@@ -1,25 +1,30 @@
 """Groups of pictures that are the same, or similar according to the model. Shapes: N contents, E embedding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64, UInt64
+from jaxtyping import Float, Int64
 from numpy import ndarray
 
-from diptych.images.fingerprints import NEAR_BITS
+from diptych.core.components import Components, bucket_blocks
+from diptych.images.fingerprints import near_pairs
+from diptych.index.similar import EXACT_UP_TO, CosineJoiner, join_similar
+from diptych.index.unit_vectors import UnitVectors, chunks
 
 SAME_COSINE = 0.9
 """Minimum cosine of copies of one picture. Near perceptual hashes are not enough: those of plain pictures agree by chance."""
-_ROUNDING = 1e-6
-"""Rounding error of a cosine of float32 vectors. The cosine of a vector with itself may be below 1 by this amount."""
 _CHUNK = 2048
+_PAIRS = 2**18
+"""Pairs of contents that are listed at a time."""
+_LARGE = 2**12
+"""Contents of two hashes with at least this number of pairs are compared as a block."""
 
 DuplicateKind = Literal["identical files", "same picture", "similar according to this model"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicate:
     """A picture of a group."""
 
@@ -28,7 +33,7 @@ class Duplicate:
     """Cosine with the first picture of the group."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicateGroup:
     """Pictures that belong together.
 
@@ -40,50 +45,29 @@ class DuplicateGroup:
     pictures: tuple[Duplicate, ...]
 
 
-class _Components:
-    """Connected components of a graph. `first` stores the smallest member of each member's component."""
-
-    def __init__(self, num: int) -> None:
-        self.first: Int64[ndarray, " N"] = np.arange(num)
-
-    def join(self, one: Int64[ndarray, " M"], other: Int64[ndarray, " M"]) -> None:
-        """Add edges. Each round joins components to smaller ones and keeps the edges between different components."""
-        while len(one):
-            roots = np.sort(np.stack([self.first[one], self.first[other]]), axis=0)
-            one, other = roots[:, roots[0] != roots[1]]
-            self.first[other] = one
-            while not np.array_equal(jumped := self.first[self.first], self.first):
-                self.first = jumped
-
-    def join_block(self, near: Bool[ndarray, "R C"], top: int, left: int) -> None:
-        """Add the edges of a block of the adjacency matrix, whose first row and column are given."""
-        rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
-        self.join(top + rows, left + near.argmax(axis=1)[rows])  # One edge of each row and column is usually enough.
-        self.join(top + near.argmax(axis=0)[columns], left + columns)
-        firsts = self.first[top : top + near.shape[0], None], self.first[None, left : left + near.shape[1]]
-        inner, across = np.nonzero(near & (firsts[0] != firsts[1]))
-        self.join(top + inner, left + across)
-
-    def groups(self) -> list[list[int]]:
-        """Components with at least two members, in the order of their first members."""
-        order = np.argsort(self.first, kind="stable")
-        starts = np.flatnonzero(np.diff(self.first[order])) + 1
-        return [group.tolist() for group in np.split(order, starts) if len(group) > 1]
-
-
 def duplicate_groups(
     keys: Sequence[Sequence[str]],
     hashes: Sequence[int | None],
-    vectors: Float32[ndarray, "N E"],
+    vectors: Float[ndarray, "V E"],
     threshold: float,
+    *,
+    rows: Int64[ndarray, " N"] | None = None,
+    exact_up_to: int = EXACT_UP_TO,
 ) -> list[DuplicateGroup]:
     """Groups of identical files, then of the same picture, then of similar pictures.
+
+    Groups of identical files and of the same picture are exact. Groups of similar pictures are exact up to `exact_up_to`
+    contents. Above, each pair exactly at the threshold is found with a probability of at least 99.9 %, and more similar pairs
+    with a higher one. The same vectors always have the same groups. The memory in addition to the vectors is about 1,000 bytes
+    per content, and does not depend on the number of pairs.
 
     Args:
         keys: for each content, the files with this content.
         hashes: for each content, the perceptual hash (`images/fingerprints.py`); None if it is unknown.
-        vectors: the vector of each content.
+        vectors: the vector of each content, which can be mapped into memory.
         threshold: pictures with at least this cosine are similar; neighbors of neighbors are in one group.
+        rows: the row of the vector of each content; without it, content i has row i.
+        exact_up_to: the maximum number of contents of which all pairs are compared.
 
     >>> eye = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
     >>> groups = duplicate_groups([["a"], ["b", "c"], ["d"], ["e"]], [7, 1, 7, None], eye, 1.0)
@@ -92,37 +76,72 @@ def duplicate_groups(
     """
     if not keys:
         return []
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    known = np.array([value is not None for value in hashes])
-    bits = np.array([value or 0 for value in hashes], dtype=np.uint64)
-    same, similar = _Components(len(keys)), _Components(len(keys))
-    for top in range(0, len(unit), _CHUNK):
-        for left in range(top, len(unit), _CHUNK):
-            rows, columns = slice(top, top + _CHUNK), slice(left, left + _CHUNK)
-            cosine = unit[rows] @ unit[columns].T
-            similar.join_block(cosine >= threshold - _ROUNDING, top, left)
-            near = (cosine >= SAME_COSINE) & known[rows, None] & known[None, columns]
-            if near.any():
-                same.join_block(near & _agree(bits[rows], bits[columns]), top, left)
-    similar.join(np.arange(len(keys)), same.first)
-    groups = [_group("identical files", [(key, 1.0) for key in files]) for files in keys if len(files) > 1]
+    unit = UnitVectors(vectors, rows)
+    same, similar = Components(len(keys)), Components(len(keys))
+    _join_same(unit, hashes, same)
+    first = same.first()
+    similar.join(np.arange(len(keys)), first)
+    join_similar(unit, similar, threshold, exact_up_to=exact_up_to)
+    groups = [_group("identical files", files, np.ones(len(files))) for files in keys if len(files) > 1]
 
     def named(kind: DuplicateKind, contents: list[int]) -> DuplicateGroup:
-        return _group(kind, [(keys[row][0], float(unit[contents[0]] @ unit[row])) for row in contents])
+        (reference,) = unit[np.array(contents[:1])]
+        cosines = [unit[np.array(contents[part])] @ reference for part in chunks(len(contents), _CHUNK)]
+        return _group(kind, [keys[content][0] for content in contents], np.concatenate(cosines))
 
     groups += [named("same picture", contents) for contents in same.groups()]
     for contents in similar.groups():
-        distinct = [row for row in contents if same.first[row] == row]
+        distinct = [content for content in contents if first[content] == content]
         if len(distinct) > 1:
             groups.append(named("similar according to this model", distinct))
     return groups
 
 
-def _group(kind: DuplicateKind, pictures: list[tuple[str, float]]) -> DuplicateGroup:
-    return DuplicateGroup(
-        kind=kind, pictures=tuple(Duplicate(key=key, cosine=min(1.0, cosine)) for key, cosine in pictures)
-    )
+def _group(kind: DuplicateKind, keys: Sequence[str], cosines: Float[ndarray, " P"]) -> DuplicateGroup:
+    pictures = [
+        Duplicate(key=key, cosine=cosine) for key, cosine in zip(keys, np.minimum(1, cosines).tolist(), strict=True)
+    ]
+    return DuplicateGroup(kind=kind, pictures=tuple(pictures))
 
 
-def _agree(ours: UInt64[ndarray, " R"], theirs: UInt64[ndarray, " C"]) -> Bool[ndarray, "R C"]:
-    return np.bitwise_count(ours[:, None] ^ theirs[None]) <= NEAR_BITS
+def _join_same(unit: UnitVectors, hashes: Sequence[int | None], components: Components) -> None:
+    """Join contents whose hashes differ in at most `NEAR_BITS` bits and whose cosine is at least `SAME_COSINE`."""
+    joiner, is_valid = CosineJoiner(unit, components, SAME_COSINE), unit.is_valid()
+    known = np.array([is_valid[i] and value is not None for i, value in enumerate(hashes)])
+    contents = np.flatnonzero(known)
+    bits = np.array([value for value, is_known in zip(hashes, known, strict=True) if is_known], dtype=np.uint64)
+    contents, bits = contents[np.argsort(bits, kind="stable")], np.sort(bits)
+    distinct, starts, counts = np.unique(bits, return_index=True, return_counts=True)
+    joiner.pairs(np.repeat(contents[starts], counts), contents)  # Usually enough: all copies of a placeholder.
+    joiner.flush()
+    order, blocks = bucket_blocks(bits, components.first()[contents])
+    for rows, columns in blocks:
+        near = bits[order[rows], None] == bits[order[columns]]
+        joiner.block(near, contents[order[rows]], contents[order[columns]])
+    for one, other in near_pairs(distinct):
+        is_large = counts[one] * counts[other] >= _LARGE
+        for a, b in zip(one[is_large], other[is_large], strict=True):
+            for rows in chunks(int(counts[a]), _CHUNK):
+                for columns in chunks(int(counts[b]), _CHUNK):
+                    joiner.all_pairs(contents[starts[a] :][rows], contents[starts[b] :][columns])
+        small, others = one[~is_large], other[~is_large]
+        for left, right in _member_pairs(starts[small], counts[small], starts[others], counts[others]):
+            joiner.pairs(contents[left], contents[right])
+    joiner.flush()
+
+
+def _member_pairs(
+    starts: Int64[ndarray, " G"],
+    counts: Int64[ndarray, " G"],
+    other_starts: Int64[ndarray, " G"],
+    other_counts: Int64[ndarray, " G"],
+) -> Iterator[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]]:
+    """All pairs of a member of a range and a member of the other range, for G pairs of ranges of positions."""
+    sizes = counts * other_counts
+    totals = np.cumsum(sizes)
+    limits = np.arange(_PAIRS, (totals[-1] if len(totals) else 0) + _PAIRS, _PAIRS)
+    for part in np.split(np.arange(len(sizes)), np.searchsorted(totals, limits)):
+        pair = np.repeat(part, sizes[part])
+        number = np.arange(len(pair)) - np.repeat(np.cumsum(sizes[part]) - sizes[part], sizes[part])
+        place, other_place = np.divmod(number, other_counts[pair])
+        yield starts[pair] + place, other_starts[pair] + other_place

@@ -253,7 +253,7 @@ class LocalIndex(LocalSearch):
         """Groups of equal pictures, and of pictures whose vectors have at least the cosine `threshold`."""
         keys, hashes = dict[int, list[str]](), dict[int, int | None]()
 
-        def read() -> Float32[ndarray, "N E"]:
+        def read() -> Vectors:
             keys.clear()
             hashes.clear()
             column = "NULL" if self._current_format() < 3 else "phash"
@@ -262,10 +262,11 @@ class LocalIndex(LocalSearch):
                 keys.setdefault(place, []).append(key)
                 other = hashes.get(place, (phashes or {}).get(digest))
                 hashes[place] = other if phash is None else to_unsigned(phash)
-            return np.asarray(self._vectors()[list(keys)], dtype=np.float32)
+            return self._vectors()
 
         vectors = self._of_one_moment(read)
-        return duplicate_groups(list(keys.values()), [hashes[place] for place in keys], vectors, threshold)
+        known = [hashes[place] for place in keys]
+        return duplicate_groups(list(keys.values()), known, vectors, threshold, rows=np.array(list(keys), np.int64))
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
         """Of some contents."""

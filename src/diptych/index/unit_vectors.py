@@ -1,0 +1,54 @@
+"""Vectors of unit length, computed from the vectors of an index where they are needed. Shapes: N vectors, E embedding."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+from numpy import ndarray
+
+_CHUNK = 4096
+_SHORTEST = np.float32(1e-12)
+
+
+class UnitVectors:
+    """The vectors of contents with unit length, in float32. Vectors of length 0 stay 0.
+
+    Args:
+        vectors: a file that is mapped into memory, or an array. No copy is made.
+        rows: the row of each content; without it, content i has row i.
+    """
+
+    def __init__(self, vectors: Float[ndarray, "V E"], rows: Int64[ndarray, " N"] | None = None) -> None:
+        self._vectors = vectors
+        self._rows = np.arange(len(vectors)) if rows is None else rows
+        self.dim = vectors.shape[1]
+        norms = [np.linalg.norm(self._read(part), axis=1) for part in chunks(len(self), _CHUNK)]
+        self._norms = np.maximum(np.concatenate([*norms, np.empty(0, np.float32)]), _SHORTEST)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, contents: slice | Int64[ndarray, " M"]) -> Float32[ndarray, "M E"]:
+        unit = self._read(contents)
+        unit /= self._norms[contents, None]
+        return unit
+
+    def is_valid(self) -> Bool[ndarray, " N"]:
+        """Whether the numbers of each vector are finite."""
+        return np.isfinite(self._norms)
+
+    def is_zero(self) -> Bool[ndarray, " N"]:
+        """Whether each vector has the length 0: its cosine with every vector is 0."""
+        return self._norms <= _SHORTEST
+
+    def _read(self, contents: slice | Int64[ndarray, " M"]) -> Float32[ndarray, "M E"]:
+        return self._vectors[self._rows[contents]].astype(np.float32)
+
+
+def chunks(num: int, size: int) -> Iterator[slice]:
+    """Ranges of at most `size` positions.
+
+    >>> list(chunks(5, 3))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return (slice(start, min(start + size, num)) for start in range(0, num, size))
