@@ -16,8 +16,9 @@ from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
 from diptych.data.oddities import Oddity, OddityCounter, from_plain
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.class_layout import find_layout, natural_key
-from diptych.data.sources.columns import NameColumn, TextColumn
+from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.inputs import warn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
@@ -122,6 +123,13 @@ class LabelledPictures(Source):
     def image_size(self, index: int) -> int | None:
         """Bytes of the file."""
         return self._tree.size(self._keys[index])
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
+        """Keys, captions, labels and splits of some rows at once."""
+        labels = self._labels[rows].astype(np.int64)
+        none = GroupedTexts(TextColumn(), np.empty(0, dtype=np.int64), 0)
+        captions, counts = none.followed_by(filled(self.templates, name) for name in self.classes).take(labels)
+        return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
         """Bytes of the files of some rows at once; -1 for those that are missing."""

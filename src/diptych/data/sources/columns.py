@@ -57,6 +57,12 @@ class TextColumn:
         column._ends = array("q", ends.astype(np.int64).tobytes())
         return column
 
+    def copy(self) -> "TextColumn":
+        """A column with the same texts."""
+        column = TextColumn()
+        column._bytes, column._ends = self._bytes.copy(), self._ends[:]
+        return column
+
     def take(self, numbers: NDArray[np.int64]) -> TextBlock:
         """The texts with these numbers, in this order.
 
@@ -116,6 +122,23 @@ class GroupedTexts:
     def __getitem__(self, number: int) -> tuple[str, ...]:
         chosen = self._order[self._ends[number] : self._ends[number + 1]]
         return tuple(self._texts[int(i)] for i in chosen)
+
+    def followed_by(self, tuples: Iterable[Sequence[str]]) -> "GroupedTexts":
+        """These tuples, and others behind them.
+
+        >>> grouped = GroupedTexts(TextColumn(["a"]), np.array([0]), 1).followed_by([("b", "c")])
+        >>> grouped[0], grouped[1]
+        (('a',), ('b', 'c'))
+        """
+        texts, ends = self._texts.copy(), [self._ends]
+        for group in tuples:
+            for text in group:
+                texts.append(text)
+            ends.append(np.array([len(self._order) + len(texts) - len(self._texts)]))
+        more = GroupedTexts(texts, np.empty(0, dtype=np.int64), 0)
+        more._order = np.concatenate([self._order, np.arange(len(self._texts), len(texts))])
+        more._ends = np.concatenate(ends)
+        return more
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
         """All texts of the tuples with these numbers, and how many each tuple has."""

@@ -18,7 +18,7 @@ from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
 from diptych.data.oddities import OddityCounter, from_plain
-from diptych.data.sources.blocks import RowColumns
+from diptych.data.sources.blocks import RowColumns, TextBlock
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.inputs import reads, warn
 from diptych.data.sources.protocol import Source
@@ -154,11 +154,16 @@ class Listing(Source):
         listing._keys = TextColumn(path[len(common.rstrip("/")) + 1 :] for path in paths)
         return listing
 
-    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
-        if self.templates:
-            return None
-        captions, counts = self._captions.take(rows)
+    def _filled(self, rows: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
+        """The captions of some rows, some of them from templates, and how many each row has."""
+        of_classes = (captions_or_filled((), name, self._given_templates) for name in self.classes)
+        labels, has_own = self._labels[rows], self._captions.filled()[rows]
+        is_filled = (labels >= 0) & (~has_own | bool(self._given_templates))
+        return self._captions.followed_by(of_classes).take(np.where(is_filled, len(self) + labels, rows))
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
+        """Keys, captions, labels and splits of some rows at once."""
+        captions, counts = self._captions.take(rows) if not self.templates else self._filled(rows)
         labels = self._labels[rows].astype(np.int64)
         return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
