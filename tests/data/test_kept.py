@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -299,6 +300,19 @@ def test_the_cache_is_bounded_and_removes_what_was_used_longest_ago(tmp_path: Pa
     os.utime(tmp_path / ".left.npz.0a1b2c3d.tmp", (1, 1))
     cache.put("x", 4, {"values": np.zeros(1)})
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_starts_at_once_share_the_cache(tmp_path: Path) -> None:
+    def start(number: int) -> bool:
+        cache = ArrayCache(tmp_path)
+        cache.put("x", 0, {"values": np.arange(5000)})
+        cache.put("x", number, {"values": np.full(10, number)})
+        found = cache.get("x", 0)
+        return found is not None and np.array_equal(found["values"], np.arange(5000))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(start, range(1, 33)))
+    assert len(list(tmp_path.iterdir())) == 33
 
 
 def test_file_states_of_missing_files_and_links(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ class TextBlock(NamedTuple):
         ['photos/a', '/b']
         """
         folder = os.path.join(root, "")  # noqa: PTH118  (Path objects take ten times as long)
-        return [text if text.startswith("/") else folder + text for text in self.texts()]
+        first_bytes = self.content[(np.cumsum(self.lengths) - self.lengths)[self.lengths > 0]]
+        if (first_bytes == ord("/")).any():
+            return [text if text.startswith("/") else folder + text for text in self.texts()]
+        return [folder + text for text in self.texts()]
 
 
 class RowColumns(NamedTuple):
