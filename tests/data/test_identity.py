@@ -36,7 +36,7 @@ def test_columns_and_rows_give_the_same_fingerprint(kind: str, tmp_path: Path, m
         monkeypatch.setattr(identity, "_CHUNK", 1 << 16)
 
 
-@pytest.mark.parametrize("kind", ["csv", "coco", "shards", "packed", "cc3m", "hf"])
+@pytest.mark.parametrize("kind", ["csv", "coco", "shards", "packed", "cc3m", "hf", "class-folder"])
 def test_sources_with_columns_have_them(kind: str, tmp_path: Path) -> None:
     source = open_source(MAKERS[kind](tmp_path / "set"))
     rows = np.array([2, 0])
@@ -45,6 +45,27 @@ def test_sources_with_columns_have_them(kind: str, tmp_path: Path) -> None:
     for ours, theirs in ((columns.keys, expected.keys), (columns.captions, expected.captions)):
         assert ours.content.tobytes() == theirs.content.tobytes()
         assert ours.lengths.tolist() == theirs.lengths.tolist()
+
+
+@pytest.mark.parametrize("location", ["set.json", "set.json?templates=templates.txt"])
+def test_captions_from_templates_are_columns(tmp_path: Path, location: str) -> None:
+    """Of rows with a label and a caption, with one of both, and with several captions."""
+    (tmp_path / "templates.txt").write_text("a {}\nmy {}, ö\n", "utf-8")
+
+    def change(rows: list[dict[str, object]]) -> None:
+        rows[0]["captions"], rows[1]["captions"], rows[3]["label"] = [], [""], "sea_lion"
+        del rows[4]["label"]
+
+    _write(tmp_path / "set", rows=change)
+    where = location.replace("templates.txt", str(tmp_path / "templates.txt"))
+    source = open_source(f"json:{tmp_path / 'set' / where}")
+    rows = np.array([0, 1, 2, 3, 4, 5, 0])
+    columns, expected = source.columns(rows), columns_by_row(source, rows)
+    assert source.templates
+    assert columns is not None
+    assert columns.captions.texts() == expected.captions.texts()
+    assert columns.num_captions.tolist() == expected.num_captions.tolist()
+    assert columns.labels.tolist() == expected.labels.tolist()
 
 
 def _write(folder: Path, *, rows: Callable[[list[dict[str, object]]], None] = lambda _: None) -> Source:

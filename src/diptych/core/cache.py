@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -41,6 +42,19 @@ def is_settled(path: Path) -> bool:
     return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
 
 
+def settled_stamp(paths: Iterable[Path]) -> str | None:
+    """The places and stamps of several files in one hash; None if one of them is missing or not settled."""
+    digest = sha256()
+    try:
+        for path in paths:
+            if not is_settled(path):
+                return None
+            digest.update(f"{path.absolute()}\0{file_stamp(path)}\0".encode("utf-8", "surrogateescape"))
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def recall(key: str) -> str | None:
     """The note under a key; None if there is none or it cannot be read."""
     try:
@@ -59,6 +73,30 @@ def remember(key: str, note: str) -> None:
         if len(notes) > _MAX_NOTES:
             for old in sorted(notes, key=lambda file: file.stat().st_mtime)[: len(notes) // 2]:
                 old.unlink(missing_ok=True)
+
+
+def make_room(folder: Path, pattern: str, *, max_bytes: int, keep: Path) -> None:
+    """Remove the files of a folder that were not used for longest, until the others have at most `max_bytes`.
+
+    Args:
+        folder: the folder.
+        pattern: a glob of the files that count.
+        max_bytes: bound on the sum of their sizes.
+        keep: a file that is not removed, even if it is larger than that.
+
+    Raises:
+        OSError: a file cannot be looked at or removed.
+    """
+    files = []
+    for path in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # Another process makes room, too.
+            state = path.stat()
+            files.append((state.st_mtime, state.st_size, path))
+    total = 0
+    for _, size, path in sorted(files, reverse=True):
+        total += size
+        if total > max_bytes and path != keep:
+            path.unlink(missing_ok=True)
 
 
 def _note(key: str) -> Path:

@@ -33,7 +33,7 @@ def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataF
             rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
             _add_columns(builder, source.columns(rows) or columns_by_row(source, rows))
             if pictures == "sizes":
-                builder.add("pictures", _sizes(source, rows))
+                builder.add("pictures", source.image_sizes(rows))
             else:
                 builder.add("pictures", _digests(source, rows, digests))
             builder.num_rows += len(rows)
@@ -73,12 +73,6 @@ def _add_columns(builder: FingerprintBuilder, columns: RowColumns) -> None:
     builder.add("captions", columns.captions.content, lengths=columns.captions.lengths, counts=columns.num_captions)
     builder.add("labels", columns.labels)
     builder.add_splits(columns.splits, columns.split_names)
-
-
-def _sizes(source: Source, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bytes of each picture file; -1 if unknown."""
-    sizes = map(source.image_size, rows.tolist())
-    return np.array([-1 if size is None else size for size in sizes], dtype=np.int64)
 
 
 def _digests(source: Source, rows: NDArray[np.int64], digests: FileDigests) -> NDArray[np.uint8]:

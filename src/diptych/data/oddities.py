@@ -1,7 +1,8 @@
 """What is unusual in data, and what was done about it: each reader counts what it met, `data audit` lists it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MAX_EXAMPLES = 3
 
@@ -52,6 +53,15 @@ class OddityCounter:
     def oddities(self) -> tuple[Oddity, ...]:
         """All kinds, in the order in which they first occurred."""
         return tuple(Oddity(*key, num, tuple(self._examples[key])) for key, num in self._counts.items() if num)
+
+
+def from_plain(plain: Iterable[Sequence[Any]]) -> tuple[Oddity, ...]:
+    """The oddities whose fields, as JSON holds them, are given.
+
+    >>> from_plain([["links", "followed", 1, ["a"]]])
+    (Oddity(what='links', done='followed', num=1, examples=('a',)),)
+    """
+    return tuple(Oddity(what, done, num, tuple(examples)) for what, done, num, examples in plain)
 
 
 def merged(groups: Iterable[tuple[Oddity, ...]]) -> tuple[Oddity, ...]:

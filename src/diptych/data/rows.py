@@ -10,6 +10,7 @@ from diptych.data.order import Arrangement, Rows
 from diptych.data.sources.protocol import Source
 
 CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]
+_CHUNK = 1 << 16
 
 
 class RowTable:
@@ -20,7 +21,7 @@ class RowTable:
         self.caption = caption
         self._ends: NDArray[np.int64] | None = None
         if caption == "all":
-            self._ends = np.cumsum([len(source.captions(i)) for i in range(len(source))], dtype=np.int64)
+            self._ends = np.cumsum(_caption_counts(source), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.source) if self._ends is None else int(self._ends[-1])
@@ -62,3 +63,14 @@ class RowTable:
         if self._ends is None:
             return sample_ends
         return np.concatenate([[0], self._ends])[sample_ends]
+
+
+def _caption_counts(source: Source) -> NDArray[np.int64]:
+    """The number of captions of each sample."""
+    counts = []
+    for start in range(0, len(source), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
+        columns = source.columns(rows)
+        by_row = [len(source.captions(i)) for i in rows.tolist()] if columns is None else columns.num_captions
+        counts.append(np.asarray(by_row, dtype=np.int64))
+    return np.concatenate(counts) if counts else np.empty(0, dtype=np.int64)

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 from torch import nn
 
-from diptych.core.cache import cache_folder
+from diptych.core.cache import cache_folder, make_room
 from diptych.core.files import atomic_write
 
 _MAX_BYTES = 4 * 2**30
@@ -47,12 +47,7 @@ class EmbeddingCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(place) as tmp, tmp.open("wb") as written:
             np.save(written, emb)
-        files = sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime, reverse=True)
-        total = 0
-        for file in files:
-            total += file.stat().st_size
-            if total > self.max_bytes and file != place:
-                file.unlink(missing_ok=True)
+        make_room(self.folder, "*.npy", max_bytes=self.max_bytes, keep=place)
 
 
 def tower_hash(tower: nn.Module, *settings: object) -> str:

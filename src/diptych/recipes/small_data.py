@@ -82,7 +82,8 @@ def _num_training(source: Source, data: DataConfig) -> int:
     """How many samples the run trains on, as far as that decides the batch size."""
     num = len(source)
     if data.train_split != "all" and num <= _SMALL:
-        num = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule).names.count(data.train_split)
+        splits = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule)
+        num = splits.sizes().get(data.train_split, 0)
     return min(num, data.max_samples or num)
 
 

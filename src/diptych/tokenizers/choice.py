@@ -13,6 +13,8 @@ from diptych.tokenizers.protocol import Tokenizer
 
 TokenizerKind: TypeAlias = Literal["character", "learned-bpe", "clip-bpe", "hashing"]
 """`character` and `learned-bpe` are made from captions; `clip-bpe` and `hashing` read none."""
+UNTRAINED = frozenset({"clip-bpe", "hashing"})
+"""Kinds that read no captions."""
 
 
 def train_tokenizer(kind: TokenizerKind, captions: Iterable[str], *, vocab_size: int, context_length: int) -> Tokenizer:

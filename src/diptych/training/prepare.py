@@ -1,7 +1,6 @@
 """What a run needs before its first step: samples, a model and its tokenizer."""
 
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.core.address import redacted
+from diptych.core.array_cache import MIN_ROWS
 from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
@@ -21,7 +21,8 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
 from diptych.models.clip import CLIP
-from diptych.tokenizers.choice import load_tokenizer, train_tokenizer
+from diptych.tokenizers.choice import UNTRAINED, load_tokenizer, train_tokenizer
+from diptych.tokenizers.kept import kept_or_trained
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
 from diptych.training.run_folder import TOKENIZER, check_inputs_outside
@@ -104,7 +105,7 @@ def _warn_of_unused(data: DataConfig, splits: Splits) -> None:
     used = {"train", "val", "test", "novel", data.train_split, data.val_split}
     if "all" in used:
         return
-    for name, size in Counter(splits.names).items():
+    for name, size in splits.sizes().items():
         if name not in used:
             text = (
                 f"{redacted(data.source)}: the {size:,} samples of split '{name}' are not used; to use them, rename the "
@@ -118,9 +119,8 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
     num = len(splits.source)
     if num < 2:
         raise ConfigError(f"{data.source}: holds {num} sample; a run needs 2 or more")
-    num_train, num_val = (
-        num if name == "all" else splits.names.count(name) for name in (data.train_split, data.val_split)
-    )
+    sizes = {**splits.sizes(), "all": num}
+    num_train, num_val = (sizes.get(name, 0) for name in (data.train_split, data.val_split))
     if min(num_train, data.max_samples or num_train) == 1:
         way_out = "--data.train-split all takes all" if num_train == 1 else "set a larger --max-samples"
         raise ConfigError(f"there is 1 of {num} samples to train on; a contrast needs at least 2: {way_out}")
@@ -145,13 +145,16 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
     )
 
 
-def starting_point(config: TrainConfig, resumed: Path | None, source: Source) -> Bundle:
+def starting_point(
+    config: TrainConfig, resumed: Path | None, source: Source, *, captions_hash: str | None = None
+) -> Bundle:
     """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
 
     Args:
         config: the run.
         resumed: folder of a run that goes on and has its tokenizer already; None for a new one.
         source: what a new tokenizer is made from.
+        captions_hash: hash of the captions of `source`, under which a new tokenizer is kept in the cache; None to keep none.
 
     Raises:
         BundleError: `config.init` is nothing that can be read.
@@ -160,13 +163,15 @@ def starting_point(config: TrainConfig, resumed: Path | None, source: Source) ->
     if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
         return replace(bundle, model=bundle.model.float())
-    tokenizer = all_ranks().from_first(lambda: _load_or_train_tokenizer(config, resumed, source))
+    tokenizer = all_ranks().from_first(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
     return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
 
 
-def _load_or_train_tokenizer(config: TrainConfig, resumed: Path | None, source: Source) -> Tokenizer:
+def _load_or_train_tokenizer(
+    config: TrainConfig, resumed: Path | None, source: Source, captions_hash: str | None
+) -> Tokenizer:
     text = config.model.text
     if resumed is not None:
         try:
@@ -174,4 +179,8 @@ def _load_or_train_tokenizer(config: TrainConfig, resumed: Path | None, source: 
         except Exception as error:  # The engine raises bare exceptions.
             raise RunError(f"{resumed / TOKENIZER}: is damaged ({error})") from None
     captions = (caption for i in range(len(source)) for caption in source.captions(i))
-    return train_tokenizer(text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length)
+    sizes = {"vocab_size": text.vocab_size, "context_length": text.context_length}
+    is_small = len(source) < MIN_ROWS or text.tokenizer in UNTRAINED
+    if captions_hash is None or is_small:
+        return train_tokenizer(text.tokenizer, captions, **sizes)
+    return kept_or_trained(text.tokenizer, captions, captions_hash=captions_hash, **sizes)

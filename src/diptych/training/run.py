@@ -154,7 +154,8 @@ class _Run:
         self.ranks = all_ranks()
         device = choose_device(config.device)
         slow = check_precision(config.precision, device)
-        start = starting_point(config, run if resume else None, train_source)
+        data = fingerprints(config, train_source, val_source)
+        start = starting_point(config, run if resume else None, train_source, captions_hash=data["training"].captions)
         if config.init is not None:
             config = replace(config, model=start.model.config)
         self.config, self.path, self.tokenizer = config, run, start.tokenizer
@@ -164,7 +165,6 @@ class _Run:
         self.examples = training_examples(train_source, config, self.assembly.teacher)
         self.schedule = Schedule(config.schedule, steps_per_epoch(len(self.examples), config.batch_size))
         self.skipped = SkippedSamples(run / SKIPPED, num_samples=len(train_source), max_share=config.data.max_skipped)
-        data = fingerprints(config, train_source, val_source)
         progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
         told: list[str] = [slow] if slow else []
         if resume:

@@ -1,6 +1,8 @@
 """Many rows at once as arrays: what a fingerprint hashes instead of one row after another."""
 
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,31 @@ class TextBlock(NamedTuple):
     """Their UTF-8 bytes, one text after another."""
     lengths: NDArray[np.int64]
     """Bytes of each text."""
+
+    def texts(self) -> list[str]:
+        """The texts.
+
+        >>> TextBlock(np.frombuffer("aé".encode(), dtype=np.uint8), np.array([1, 2])).texts()
+        ['a', 'é']
+        """
+        content, ends = self.content.tobytes(), np.cumsum(self.lengths).tolist()
+        starts = [0, *ends[:-1]] if ends else []
+        if content.isascii():
+            text = content.decode()
+            return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        return [content[start:end].decode("utf-8", "surrogatepass") for start, end in zip(starts, ends, strict=True)]
+
+    def paths(self, root: str | Path) -> list[str]:
+        """The texts as paths from a folder; absolute ones stay as they are.
+
+        >>> TextBlock(np.frombuffer(b"a/b", dtype=np.uint8), np.array([1, 2])).paths("photos")
+        ['photos/a', '/b']
+        """
+        folder = os.path.join(root, "")  # noqa: PTH118  (Path objects take ten times as long)
+        first_bytes = self.content[(np.cumsum(self.lengths) - self.lengths)[self.lengths > 0]]
+        if (first_bytes == ord("/")).any():
+            return [text if text.startswith("/") else folder + text for text in self.texts()]
+        return [folder + text for text in self.texts()]
 
 
 class RowColumns(NamedTuple):

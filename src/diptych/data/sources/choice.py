@@ -24,6 +24,7 @@ from diptych.data.sources.image_folder import (
     without_captions,
 )
 from diptych.data.sources.json_file import read_json
+from diptych.data.sources.kept import kept_or_read
 from diptych.data.sources.mix import read_mix
 from diptych.data.sources.packed import PACK, read_packed
 from diptych.data.sources.protocol import Source
@@ -82,6 +83,12 @@ def _open(spec: str) -> Source:
     kind, _, location = spec.partition(":")
     if kind == "mix":
         return read_mix(location, open_source)
+    return kept_or_read(spec, lambda: _read(spec))
+
+
+def _read(spec: str) -> tuple[str, Source]:
+    """The kind of a source, and the source."""
+    kind, _, location = spec.partition(":")
     path = Path(spec.partition("?")[0])
     if kind not in SOURCES and spec and path.exists():
         is_embedded = path.is_dir() and spec.endswith(f"?captions={EMBEDDED}")
@@ -94,7 +101,7 @@ def _open(spec: str) -> Source:
         )
     elif not location and kind not in _WITHOUT_LOCATION:
         raise DataError(f"source '{spec}' has no location: write {kind}:PATH")
-    return SOURCES[kind](location)
+    return kind, SOURCES[kind](location)
 
 
 def recognise(path: Path) -> str:

@@ -1,21 +1,30 @@
 """`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
 
-import warnings
+import json
+from collections.abc import Mapping
 from copy import copy
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
+from numpy.typing import NDArray
 
-from diptych.core.errors import DataError, DiptychWarning
+from diptych.core.cache import settled_stamp
+from diptych.core.errors import DataError
+from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
-from diptych.data.oddities import Oddity, OddityCounter
+from diptych.data.oddities import Oddity, OddityCounter, from_plain
+from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.class_layout import find_layout, natural_key
-from diptych.data.sources.columns import NameColumn, TextColumn
+from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.sources.inputs import warn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.split_names import SPLIT_FOLDERS, usual_name
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
-from diptych.data.sources.tree import Tree, open_tree
+from diptych.data.sources.tree import FolderTree, Tree, ZipTree, open_tree
 
 
 class LabelledPictures(Source):
@@ -34,7 +43,7 @@ class LabelledPictures(Source):
         oddities: tuple[Oddity, ...] = (),
         is_natural: bool = True,
     ) -> None:
-        self._names = labels
+        self._names, self._named_splits, self._is_natural = labels, splits, is_natural
         self._number_classes(is_natural=is_natural)
         self.templates, self.oddities = templates, oddities
         self._tree, self._keys = tree, keys
@@ -46,6 +55,38 @@ class LabelledPictures(Source):
         self.classes, class_of_label = class_names(ordered, in_order=True)
         number = dict(zip(ordered, class_of_label, strict=True))
         self._labels = np.array([number[name] for name in names], dtype=np.int32)[self._names.codes()]
+
+    def to_arrays(self) -> dict[str, NDArray[Any]] | None:
+        """What `from_arrays` takes, ready for a file; None if the pictures lie in a zip."""
+        if not isinstance(self._tree, FolderTree):
+            return None
+        told = {
+            "root": str(self._tree.root),
+            "templates": self.templates,
+            "oddities": [astuple(oddity) for oddity in self.oddities],
+            "is_natural": self._is_natural,
+        }
+        columns: dict[str, TextColumn | NameColumn] = {
+            "keys": self._keys,
+            "labels": self._names,
+            "splits": self._named_splits,
+        }
+        arrays = {f"{part}_{name}": array for part in columns for name, array in columns[part].to_arrays().items()}
+        return {**arrays, "told": np.array(json.dumps(told))}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "LabelledPictures":
+        """The source that gave these arrays."""
+        told = json.loads(str(arrays["told"]))
+        return cls(
+            FolderTree(Path(told["root"])),
+            TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
+            NameColumn.from_arrays(arrays["labels_names"], arrays["labels_codes"]),
+            NameColumn.from_arrays(arrays["splits_names"], arrays["splits_codes"]),
+            templates=tuple(told["templates"]),
+            oddities=from_plain(told["oddities"]),
+            is_natural=told["is_natural"],
+        )
 
     def under_first_rule(self) -> "LabelledPictures":
         """The classes are numbered in the order of their names as text."""
@@ -82,6 +123,28 @@ class LabelledPictures(Source):
     def image_size(self, index: int) -> int | None:
         """Bytes of the file."""
         return self._tree.size(self._keys[index])
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
+        """Keys, captions, labels and splits of some rows at once."""
+        labels = self._labels[rows].astype(np.int64)
+        none = GroupedTexts(TextColumn(), np.empty(0, dtype=np.int64), 0)
+        captions, counts = none.followed_by(filled(self.templates, name) for name in self.classes).take(labels)
+        return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
+
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the files of some rows at once; -1 for those that are missing."""
+        files = self.image_files(rows)
+        return super().image_sizes(rows) if files is None else files.sizes
+
+    def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
+        """The states of the files of some rows; None if they lie in a zip."""
+        if not isinstance(self._tree, FolderTree):
+            return None
+        return file_states(self._keys.take(rows).paths(self._tree.root))
+
+    def image_stamp(self) -> str | None:
+        """The state of the zip file, if the pictures lie in one."""
+        return settled_stamp([self._tree.path]) if isinstance(self._tree, ZipTree) else None
 
 
 def read_class_folder(location: str) -> LabelledPictures:
@@ -124,7 +187,7 @@ def read_class_folder(location: str) -> LabelledPictures:
     )
     if len(source.classes) == 1:
         text = f"{path}: all pictures are of one class, '{source.classes[0]}'; there is nothing to tell it from"
-        warnings.warn(text, DiptychWarning, stacklevel=2)
+        warn(text)
     return source
 
 

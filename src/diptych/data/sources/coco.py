@@ -1,11 +1,11 @@
 """`coco:FILE` or `coco:DIR`: COCO's captions (Lin et al. 2014), `captions_*.json` beside folders of images."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-from diptych.core.errors import DataError, DiptychWarning
+from diptych.core.errors import DataError
+from diptych.data.sources.inputs import reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable, read_location
 
@@ -33,6 +33,8 @@ def _caption_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folders = [existing_folder(path, kind="coco"), path / "annotations"]
+    for folder in folders:
+        reads(folder)
     files = sorted(file for folder in folders if folder.is_dir() for file in listable(folder).glob("captions_*.json"))
     if not files:
         raise DataError(f"{path}: holds no captions_*.json, nor does its annotations/")
@@ -47,6 +49,8 @@ def _common_root(files: list[Path]) -> Path:
 def _image_folder(root: Path, name: str) -> str:
     """The folder of a file's images, from the root."""
     places = (name, f"images/{name}", "images")
+    for folder in (root, root / "images"):
+        reads(folder)
     found = next((place for place in places if (root / place).is_dir()), None)
     if found is None:
         raise DataError(f"{root}: has none of {', '.join(places)}; say where the images are: coco:FILE?root=DIR")
@@ -55,6 +59,7 @@ def _image_folder(root: Path, name: str) -> str:
 
 def _read(path: Path) -> dict[str, list[str]]:
     """Captions by the image's file name."""
+    reads(path)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
         names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -66,5 +71,5 @@ def _read(path: Path) -> dict[str, list[str]]:
     bare = [name for name in names.values() if name not in captions]
     if bare:
         text = f"{path}: {len(bare)} of {len(names)} images have no caption and are left out (the first: {bare[0]})"
-        warnings.warn(text, DiptychWarning, stacklevel=4)
+        warn(text)
     return captions

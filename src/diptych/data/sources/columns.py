@@ -7,7 +7,7 @@ take their own bytes and eight more each, and workers share them.
 import json
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,12 @@ class TextColumn:
         column._ends = array("q", ends.astype(np.int64).tobytes())
         return column
 
+    def copy(self) -> "TextColumn":
+        """A column with the same texts."""
+        column = TextColumn()
+        column._bytes, column._ends = self._bytes.copy(), self._ends[:]
+        return column
+
     def take(self, numbers: NDArray[np.int64]) -> TextBlock:
         """The texts with these numbers, in this order.
 
@@ -92,10 +98,23 @@ class TextColumn:
 class GroupedTexts:
     """A tuple of texts by number, from a column in which they stand in any order."""
 
+    ARRAYS = ("bytes", "ends", "order", "group_ends")
+
     def __init__(self, texts: TextColumn, group_of_text: NDArray[np.int64], num_groups: int) -> None:
         self._texts = texts
         self._order = np.argsort(group_of_text, kind="stable")
         self._ends = np.searchsorted(group_of_text[self._order], np.arange(num_groups + 1))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` takes, ready for a file."""
+        return {**self._texts.to_arrays(), "order": self._order, "group_ends": self._ends}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "GroupedTexts":
+        """The tuples that gave these arrays."""
+        grouped = cls(TextColumn.from_arrays(arrays["bytes"], arrays["ends"]), np.empty(0, dtype=np.int64), 0)
+        grouped._order, grouped._ends = arrays["order"], arrays["group_ends"]
+        return grouped
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -103,6 +122,23 @@ class GroupedTexts:
     def __getitem__(self, number: int) -> tuple[str, ...]:
         chosen = self._order[self._ends[number] : self._ends[number + 1]]
         return tuple(self._texts[int(i)] for i in chosen)
+
+    def followed_by(self, tuples: Iterable[Sequence[str]]) -> "GroupedTexts":
+        """These tuples, and others behind them.
+
+        >>> grouped = GroupedTexts(TextColumn(["a"]), np.array([0]), 1).followed_by([("b", "c")])
+        >>> grouped[0], grouped[1]
+        (('a',), ('b', 'c'))
+        """
+        texts, ends = self._texts.copy(), [self._ends]
+        for group in tuples:
+            for text in group:
+                texts.append(text)
+            ends.append(np.array([len(self._order) + len(texts) - len(self._texts)]))
+        more = GroupedTexts(texts, np.empty(0, dtype=np.int64), 0)
+        more._order = np.concatenate([self._order, np.arange(len(self._texts), len(texts))])
+        more._ends = np.concatenate(ends)
+        return more
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
         """All texts of the tuples with these numbers, and how many each tuple has."""
@@ -141,13 +177,14 @@ class NameColumn:
 
     def append(self, name: str | None) -> None:
         """Add a name at the end."""
-        if name is None:
-            self._codes.append(-1)
-            return
+        self._codes.append(-1 if name is None else self.code(name))
+
+    def code(self, name: str) -> int:
+        """The index of a name into `names`, to which it is added if it is new."""
         if name not in self._code_of:
             self._code_of[name] = len(self.names)
             self.names.append(name)
-        self._codes.append(self._code_of[name])
+        return self._code_of[name]
 
     def __len__(self) -> int:
         return len(self._codes)

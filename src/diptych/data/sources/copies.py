@@ -5,11 +5,13 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ImageError
+from diptych.core.file_states import FileStates
 from diptych.core.files import open_regular
 from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.protocol import Source
@@ -20,31 +22,85 @@ _TAIL = 4096
 
 
 def copy_groups(
-    source: Source, indices: Sequence[int], *, apart_in: Sequence[Hashable] | None = None
+    source: Source,
+    indices: Sequence[int] | NDArray[np.int64],
+    *,
+    apart_in: Sequence[Hashable] | NDArray[np.integer[Any]] | None = None,
+    files: FileStates | None = None,
 ) -> list[list[int]]:
     """Groups of two or more samples whose pictures are equal to the byte; samples of unknown size are copies of nothing.
 
-    Only pictures of one size are opened, and only those that agree in their last bytes are read.
+    Only pictures of one size are opened, and only those that agree in their last bytes are read. Samples with the same file, as
+    rows of one path or hard links are, open it once.
 
     Args:
         source: the samples.
         indices: those that are compared.
         apart_in: something of each sample of the source, such as its split; groups in which it is the same for all are left
             out, and so are most of the reads.
+        files: the states of the image files of `indices` if they were looked up already.
     """
-    groups = [list(indices)]
-    for mark in (source.image_size, partial(_content_mark, source, _TAIL), partial(_content_mark, source, None)):
-        parts = [part for group in groups for part in _parted(group, mark)]
-        groups = [part for part in parts if apart_in is None or len({apart_in[i] for i in part}) > 1]
-    return groups
+    rows = np.asarray(indices, dtype=np.int64)
+    files = source.image_files(rows) if files is None else files
+    sizes = source.image_sizes(rows) if files is None else files.sizes
+    found = _Candidates(
+        rows,
+        groups=np.zeros_like(rows),
+        file_ids=np.arange(len(rows)) if files is None else files.file_ids(),
+        apart=None if apart_in is None else _numbered(apart_in)[rows],
+    ).parted(sizes)
+    for last in (_TAIL, None):
+        found = found.parted(found.marks(partial(_content_mark, source, last)))
+    return sorted(found.rows_of_groups())
 
 
-def _parted(group: list[int], mark: Callable[[int], Hashable]) -> list[list[int]]:
-    """The group split by a mark of its samples; those of one sample, or without a mark, are left out."""
-    parts: dict[Hashable, list[int]] = {}
-    for i in group:
-        parts.setdefault(mark(i), []).append(i)
-    return [part for value, part in parts.items() if value is not None and len(part) > 1]
+class _Candidates(NamedTuple):
+    """Samples that may be copies: the row, the group, an id of the file, and what must differ within a group."""
+
+    rows: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    file_ids: NDArray[np.int64]
+    apart: NDArray[np.int64] | None
+
+    def parted(self, marks: NDArray[np.int64]) -> "_Candidates":
+        """The groups split by a mark of each sample, without samples whose mark is -1.
+
+        Groups of one sample are left out, and those of one kind where kinds must differ.
+        """
+        chosen = np.flatnonzero(marks >= 0)
+        order = chosen[np.lexsort((marks[chosen], self.groups[chosen]))]
+        pairs = np.stack([self.groups[order], marks[order]])
+        starts = np.flatnonzero(np.concatenate([[True], (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)])[: len(order)])
+        lengths = np.diff(starts, append=len(order))
+        is_kept = lengths > 1
+        if self.apart is not None and len(order):
+            kinds = self.apart[order]
+            is_kept &= np.maximum.reduceat(kinds, starts) > np.minimum.reduceat(kinds, starts)
+        kept = order[np.repeat(is_kept, lengths)]
+        groups = np.repeat(np.flatnonzero(is_kept), lengths[is_kept])
+        return _Candidates(
+            self.rows[kept], groups, self.file_ids[kept], None if self.apart is None else self.apart[kept]
+        )
+
+    def marks(self, mark: Callable[[int], Hashable | None]) -> NDArray[np.int64]:
+        """A number for the mark of each sample, -1 for None; computed once per file."""
+        numbers: dict[Hashable, int] = {None: -1}
+        _, first, inverse = np.unique(self.file_ids, return_index=True, return_inverse=True)
+        of_files = [numbers.setdefault(mark(row), len(numbers)) for row in self.rows[first].tolist()]
+        return np.array(of_files, dtype=np.int64)[inverse]
+
+    def rows_of_groups(self) -> list[list[int]]:
+        """The rows of each group, in the order of `rows`."""
+        ends = np.flatnonzero(np.diff(self.groups)) + 1
+        return [part.tolist() for part in np.split(self.rows, ends) if len(part)]
+
+
+def _numbered(values: Sequence[Hashable] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """A number for each value, the same for equal ones."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.int64)
+    numbers: dict[Hashable, int] = {}
+    return np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), dtype=np.int64, count=len(values))
 
 
 class MergedCopies(Subset):

@@ -9,6 +9,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.program import command
 from diptych.data.oddities import OddityCounter
+from diptych.data.sources.inputs import reads
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, read_location
@@ -52,6 +53,7 @@ def read_text_folder(location: str) -> Listing:
 
 
 def _embedded(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
+    reads(image)
     try:
         return embedded_captions(image)
     except (ImageError, OSError) as error:
@@ -110,7 +112,9 @@ def has_pictures(folder: Path) -> bool:
 
 
 def _metadata_files(root: Path) -> Iterator[Path]:
+    reads(root)
     for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_foreign(entry.name))):
+        reads(folder)
         yield from [folder / name for name in _METADATA if (folder / name).is_file()][:1]
 
 
@@ -118,6 +122,7 @@ def _beside(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
     path = _caption_file(image)
     if path is None:
         return ()
+    reads(path)
     text, encoding = decode_text(path.read_bytes())
     if encoding != "UTF-8":
         oddities.add("texts that are not UTF-8", f"read as {encoding}", name)

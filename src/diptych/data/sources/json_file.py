@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from diptych.core.errors import DataError
+from diptych.data.sources.inputs import reads
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, read_location
 from diptych.data.sources.templates import templates_of
@@ -41,6 +42,7 @@ def read_json(location: str) -> Listing:
 
 def _rows(path: Path) -> Iterator[Any]:
     """One by one: a million lines are never in memory at once."""
+    reads(path)
     if path.suffix.lower() in {".jsonl", ".ndjson"}:
         number = 0
         try:

@@ -1,26 +1,35 @@
 """A source that is a list of image files with captions: what every reader of caption files returns."""
 
+import json
 import os
-import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
+from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.errors import DataError, DiptychWarning
+from diptych.core.errors import DataError
+from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
-from diptych.data.oddities import OddityCounter
-from diptych.data.sources.blocks import RowColumns
+from diptych.data.oddities import OddityCounter, from_plain
+from diptych.data.sources.blocks import RowColumns, TextBlock
 from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.sources.inputs import reads, warn
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
 
 _skips_missing: ContextVar[bool] = ContextVar("skips_missing", default=False)
+
+
+def skips_missing() -> bool:
+    """Whether readers leave out rows whose image is not there."""
+    return _skips_missing.get()
 
 
 @contextmanager
@@ -59,6 +68,37 @@ class Listing(Source):
         self._keys, self._captions = keys, captions
         self._labels, self._splits, self._split_names = labels, splits, split_names
 
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What `from_arrays` takes, ready for a file."""
+        told = {
+            "root": str(self.root),
+            "classes": self.classes,
+            "split_names": self._split_names,
+            "templates": self._given_templates,
+            "oddities": [astuple(oddity) for oddity in self.oddities],
+            "was_absolute": self.was_absolute,
+        }
+        columns = {"keys": self._keys.to_arrays(), "captions": self._captions.to_arrays()}
+        arrays = {f"{part}_{name}": array for part, found in columns.items() for name, array in found.items()}
+        return {**arrays, "labels": self._labels, "splits": self._splits, "told": np.array(json.dumps(told))}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Listing":
+        """The listing that gave these arrays."""
+        told = json.loads(str(arrays["told"]))
+        listing = cls(
+            Path(told["root"]),
+            TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
+            GroupedTexts.from_arrays({name: arrays[f"captions_{name}"] for name in GroupedTexts.ARRAYS}),
+            labels=arrays["labels"],
+            classes=tuple(told["classes"]),
+            splits=arrays["splits"],
+            split_names=tuple(told["split_names"]),
+            templates=tuple(told["templates"]),
+        )
+        listing.oddities, listing.was_absolute = from_plain(told["oddities"]), told["was_absolute"]
+        return listing
+
     def __len__(self) -> int:
         return len(self._keys)
 
@@ -95,6 +135,14 @@ class Listing(Source):
         except OSError:
             return None
 
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the files of some rows at once; -1 for those that are missing."""
+        return self.image_files(rows).sizes
+
+    def image_files(self, rows: NDArray[np.int64], /) -> FileStates:
+        """The states of the files of some rows."""
+        return file_states(self._keys.take(rows).paths(self.root))
+
     def under_first_rule(self) -> "Listing":
         """The folder that all absolute paths share is no part of the keys."""
         if not self.was_absolute:
@@ -106,11 +154,16 @@ class Listing(Source):
         listing._keys = TextColumn(path[len(common.rstrip("/")) + 1 :] for path in paths)
         return listing
 
-    def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
-        if self.templates:
-            return None
-        captions, counts = self._captions.take(rows)
+    def _filled(self, rows: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
+        """The captions of some rows, some of them from templates, and how many each row has."""
+        of_classes = (captions_or_filled((), name, self._given_templates) for name in self.classes)
+        labels, has_own = self._labels[rows], self._captions.filled()[rows]
+        is_filled = (labels >= 0) & (~has_own | bool(self._given_templates))
+        return self._captions.followed_by(of_classes).take(np.where(is_filled, len(self) + labels, rows))
+
+    def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
+        """Keys, captions, labels and splits of some rows at once."""
+        captions, counts = self._captions.take(rows) if not self.templates else self._filled(rows)
         labels = self._labels[rows].astype(np.int64)
         return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
@@ -240,7 +293,7 @@ class ListingBuilder:
             if not there.any():
                 raise DataError(f"{self.where}: {what}: {', '.join(missing[:3])}")
             text = f"{self.where}: {what}; they are left out: {', '.join(missing[:3])}"
-            warnings.warn(text, DiptychWarning, stacklevel=3)
+            warn(text)
         for key in missing:
             self.oddities.add("images that are missing", "left out", key)
         return there
@@ -256,7 +309,7 @@ class ListingBuilder:
         if len(torn):
             first = f"{keys[int(torn[0])]} ({names.names[out[torn[0]]]})"
             text = f"{self.where}: rows of {len(torn)} of {len(keys)} images disagree on the {what}; the last holds: {first}"
-            warnings.warn(text, DiptychWarning, stacklevel=2)
+            warn(text)
         return out
 
 
@@ -298,6 +351,7 @@ def images_there(keys: TextColumn, root: Path) -> NDArray[np.bool_]:
 
 
 def _file_hashes(folder: Path) -> NDArray[np.int64]:
+    reads(folder)
     try:
         with os.scandir(folder) as entries:
             return np.array([hash(entry.name) for entry in entries], dtype=np.int64)

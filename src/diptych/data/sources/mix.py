@@ -1,5 +1,6 @@
 """`mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION`: several sources as one, each with its share of what a run draws."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
+from diptych.core.file_states import FileStates
 from diptych.core.sample import Sample
 from diptych.data.oddities import merged
 from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed
@@ -75,6 +77,26 @@ class MixSource(Source):
         """Bytes of the sample's image file."""
         part, number = locate(self._starts, index)
         return self.sources[part].image_size(number)
+
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the image files of some rows at once."""
+        found = [self.sources[part].image_sizes(numbers) for part, numbers in by_stretch(self._starts, rows)]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
+        """The states of the image files of some rows; None if images of one of the sources are no files of their own."""
+        found = []
+        for part, numbers in by_stretch(self._starts, rows):
+            files = self.sources[part].image_files(numbers)
+            if files is None:
+                return None
+            found.append(files.table)
+        return FileStates(np.concatenate(found)) if found else None
+
+    def image_stamp(self) -> str | None:
+        """A text that differs once an image was changed; None if that cannot be known for one of the sources."""
+        stamps = [source.image_stamp() for source in self.sources]
+        return None if None in stamps else json.dumps(stamps)
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once; None if one of the sources has no columns."""

@@ -17,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.cache import settled_stamp
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.program import command
 from diptych.core.sample import Sample
@@ -151,6 +152,15 @@ class PackedSource(Source):
         shard, row = locate(self._starts, index)
         size = self._tables[shard].file_sizes[row]
         return None if size < 0 else size
+
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the files that the pictures of some rows were."""
+        sizes = [np.array(self._tables[shard].file_sizes)[numbers] for shard, numbers in by_stretch(self._starts, rows)]
+        return np.concatenate(sizes).astype(np.int64) if sizes else np.empty(0, dtype=np.int64)
+
+    def image_stamp(self) -> str | None:
+        """The states of the shards."""
+        return settled_stamp(self._paths)
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once."""

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.file_states import FileStates
 from diptych.core.sample import Sample
 from diptych.data.oddities import Oddity
 from diptych.data.sources.blocks import RowColumns
@@ -66,6 +67,19 @@ class Source(ABC):
 
     def image_size(self, _index: int) -> int | None:
         """Bytes of the sample's image file, without opening it; None if there is no file, or it cannot be known so."""
+        return None
+
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """`image_size` of some rows at once; -1 where it is None."""
+        sizes = map(self.image_size, rows.tolist())
+        return np.array([-1 if size is None else size for size in sizes], dtype=np.int64)
+
+    def image_files(self, _rows: NDArray[np.int64], /) -> FileStates | None:
+        """The states of the image files of some rows; None if the images are not files of their own."""
+        return None
+
+    def image_stamp(self) -> str | None:
+        """A text that differs once an image was changed, if all images lie in a few files; None if that cannot be known."""
         return None
 
     def columns(self, _rows: NDArray[np.int64], /) -> RowColumns | None:

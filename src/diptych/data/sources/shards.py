@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.cache import settled_stamp
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.remote import FileCache, is_remote
 from diptych.core.sample import Sample
@@ -112,6 +113,16 @@ class ShardsSource(Source):
         """Bytes of the image in its tar."""
         shard, row = locate(self._starts, index)
         return int(self._indices[shard].places[row, 1])
+
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the images of some rows in their tars."""
+        sizes = [self._indices[shard].places[numbers, 1] for shard, numbers in by_stretch(self._starts, rows)]
+        return np.concatenate(sizes).astype(np.int64) if sizes else np.empty(0, dtype=np.int64)
+
+    def image_stamp(self) -> str | None:
+        """The states of the tars; None if one lies elsewhere."""
+        tars = self._reader.tars
+        return settled_stamp(Path(tar.name) for tar in tars) if self.can_be_sampled else None
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""

@@ -1,9 +1,17 @@
 """A source cut into its splits, by a rule that has a version."""
 
-from collections import Counter
+import json
+from array import array
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.core.array_cache import MIN_ROWS, ArrayCache
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.fingerprint import FingerprintBuilder
 from diptych.core.randomness import stable_fraction
+from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.copies import copy_groups
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.split_names import usual_name
@@ -12,6 +20,17 @@ from diptych.data.sources.subset import Subset
 SPLIT_RULE = 2
 """The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""
 FIRST_SPLIT_RULE = 1
+_CACHE_VERSION = 1
+"""To be raised with any change that could give the same data other splits."""
+_CHUNK = 1 << 16
+
+
+class _Cut(NamedTuple):
+    """The split of each sample, as an index into names."""
+
+    codes: NDArray[np.int32]
+    names: list[str]
+    has_own_val: bool
 
 
 class Splits:
@@ -25,6 +44,9 @@ class Splits:
     Under rule 1, a sample that the hash puts into `val` although `train` has the same picture stays in `train`, names are
     taken as they are, and keys are those of that version.
 
+    The result for 10,000 samples or more is kept in the cache folder, under a hash of the keys, of the splits that the source
+    names and of the states of all picture files.
+
     Args:
         source: what is cut.
         val_fraction: the share of `val`, within (0, 1).
@@ -37,35 +59,20 @@ class Splits:
     def __init__(self, source: Source, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> None:
         if not 0 < val_fraction < 1:
             raise ConfigError(f"val_fraction is {val_fraction}; it must lie within (0, 1)")
-        is_first = rule == FIRST_SPLIT_RULE
-        self.source = source.under_first_rule() if is_first else source
-        own = [self.source.split(i) for i in range(len(source))]
-        if not is_first:
-            own = [usual_name(name) for name in own]
-        self.has_own_val = "val" in own
-        free = [i for i, name in enumerate(own) if name is None or (name == "train" and not self.has_own_val)]
-        self.names = [name or "train" for name in own]
+        self.source = source.under_first_rule() if rule == FIRST_SPLIT_RULE else source
+        self._rule, self._val_fraction = rule, val_fraction
+        self._files = self.source.image_files(np.arange(len(source), dtype=np.int64))
+        self._codes, self._names, self.has_own_val = self._kept_or_cut()
+
+    @property
+    def names(self) -> list[str]:
         """The split of each sample."""
-        for i in free:
-            if stable_fraction(self.source.split_key(i), "split") < val_fraction:
-                self.names[i] = "val"
-        if is_first:
-            self._keep_copies_in_train(free)
-        elif free:
-            self._assign_copies_together(set(free))
+        return [self._names[code] for code in self._codes.tolist()]
 
-    def _keep_copies_in_train(self, free: list[int]) -> None:
-        for group in copy_groups(self.source, free, apart_in=self.names):
-            for i in group:
-                self.names[i] = "train"
-
-    def _assign_copies_together(self, free: set[int]) -> None:
-        for group in copy_groups(self.source, range(len(self.names)), apart_in=self.names):
-            fixed = [self.names[i] for i in group if i not in free]
-            leader = min(group, key=self.source.split_key)
-            name = ("train" if "train" in fixed else fixed[0]) if fixed else self.names[leader]
-            for i in free.intersection(group):
-                self.names[i] = name
+    def sizes(self) -> dict[str, int]:
+        """The number of samples of each split, in the order in which the splits first occur."""
+        found, first, counts = np.unique(self._codes, return_index=True, return_counts=True)
+        return {self._names[found[i]]: int(counts[i]) for i in np.argsort(first).tolist()}
 
     def take(self, split: str) -> Subset:
         """The samples of a split; `all` is every one.
@@ -74,13 +81,76 @@ class Splits:
             DataError: there is no such split (the known ones are named with their sizes).
         """
         if split == "all":
-            return Subset(self.source, range(len(self.source)))
-        indices = [i for i, name in enumerate(self.names) if name == split]
-        if not indices:
-            sizes = ", ".join(f"{name} ({size})" for name, size in Counter(self.names).items())
+            return Subset(self.source, range(len(self.source)), sizes=self._image_sizes())
+        rows = np.flatnonzero(self._codes == self._names.index(split)) if split in self._names else np.empty(0, int)
+        if not len(rows):
+            sizes = ", ".join(f"{name} ({size})" for name, size in self.sizes().items())
             num = len(self.source)
             raise DataError(f"the data has no split '{split}'; it has: {sizes or 'nothing'}, and all ({num})")
-        return Subset(self.source, indices)
+        known = self._image_sizes()
+        return Subset(self.source, array("q", rows.tobytes()), sizes=None if known is None else known[rows])
+
+    def _image_sizes(self) -> NDArray[np.int64] | None:
+        return None if self._files is None else self._files.sizes
+
+    def _kept_or_cut(self) -> _Cut:
+        """From the cache if nothing has changed on which the splits depend, else computed."""
+        key = self._cache_key() if len(self.source) >= MIN_ROWS else None
+        if key is None:
+            return self._cut()
+        cache = ArrayCache()
+        kept = cache.get("splits", key)
+        if kept is not None:
+            return _Cut(kept["codes"], json.loads(str(kept["names"])), bool(kept["has_own_val"]))
+        cut = self._cut()
+        if self._files is None or self._files.is_settled():
+            names, has_own_val = np.array(json.dumps(cut.names)), np.array(cut.has_own_val)
+            cache.put("splits", key, {"codes": cut.codes, "names": names, "has_own_val": has_own_val})
+        return cut
+
+    def _cache_key(self) -> list[Any] | None:
+        """All that the splits depend on; None if it is not known whether a picture has changed."""
+        images = self.source.image_stamp() if self._files is None else self._files.digest()
+        if images is None:
+            return None
+        return [_CACHE_VERSION, self._rule, self._val_fraction, _hash_of_keys(self.source), images]
+
+    def _cut(self) -> _Cut:
+        source, is_first = self.source, self._rule == FIRST_SPLIT_RULE
+        own = [source.split(i) for i in range(len(source))]
+        if not is_first:
+            usual = {name: usual_name(name) for name in set(own)}
+            own = [usual[name] for name in own]
+        has_own_val = "val" in own
+        column = NameColumn()
+        for name in own:
+            column.append(name or "train")
+        train, val = column.code("train"), column.code("val")
+        codes = column.codes()
+        can_move = [name is None or (name == "train" and not has_own_val) for name in own]
+        free = np.flatnonzero(np.array(can_move, dtype=bool))
+        for i in free.tolist():
+            if stable_fraction(source.split_key(i), "split") < self._val_fraction:
+                codes[i] = val
+        if is_first:
+            self._keep_copies_in_train(codes, free, train=train)
+        elif len(free):
+            self._assign_copies_together(codes, free, train=train)
+        return _Cut(codes, column.names, has_own_val)
+
+    def _keep_copies_in_train(self, codes: NDArray[np.int32], free: NDArray[np.int64], *, train: int) -> None:
+        files = None if self._files is None else self._files.take(free)
+        for group in copy_groups(self.source, free, apart_in=codes, files=files):
+            codes[group] = train
+
+    def _assign_copies_together(self, codes: NDArray[np.int32], free: NDArray[np.int64], *, train: int) -> None:
+        is_free = np.zeros(len(codes), dtype=bool)
+        is_free[free] = True
+        for group in copy_groups(self.source, range(len(codes)), apart_in=codes, files=self._files):
+            rows = np.array(group)
+            fixed = codes[rows[~is_free[rows]]].tolist()
+            leader = min(group, key=self.source.split_key)
+            codes[rows[is_free[rows]]] = (train if train in fixed else fixed[0]) if fixed else codes[leader]
 
 
 def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> Subset:
@@ -92,3 +162,23 @@ def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: 
     if split == "all":
         return Subset(source.under_first_rule() if rule == FIRST_SPLIT_RULE else source, range(len(source)))
     return Splits(source, val_fraction=val_fraction, rule=rule).take(split)
+
+
+def _hash_of_keys(source: Source) -> list[str]:
+    """Hashes of the keys of all samples and of the splits that the source names."""
+    builder = FingerprintBuilder("sizes")
+    for start in range(0, len(source), _CHUNK):
+        rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
+        columns = source.columns(rows)
+        if columns is not None:
+            builder.add("keys", columns.keys.content, lengths=columns.keys.lengths)
+            builder.add_splits(columns.splits, columns.split_names)
+            continue
+        keys, splits = TextColumn(map(source.key, rows.tolist())), NameColumn()
+        for name in map(source.split, rows.tolist()):
+            splits.append(name)
+        block = keys.take(np.arange(len(keys)))
+        builder.add("keys", block.content, lengths=block.lengths)
+        builder.add_splits(splits.codes(), splits.names)
+    found = builder.build(classes=(), parts=())
+    return [found.keys, found.splits]

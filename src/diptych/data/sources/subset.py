@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.file_states import FileStates
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Sample
 from diptych.data.sources.blocks import RowColumns
@@ -12,21 +13,28 @@ from diptych.data.sources.protocol import Source
 
 
 class Subset(Source):
-    """Some samples of a source, in its order: the indices rise."""
+    """Some samples of a source, in its order.
 
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+    Args:
+        source: the source.
+        indices: the numbers of the samples, which rise.
+        sizes: the bytes of their image files where they were looked up already, -1 for none; `image_sizes` returns them.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], *, sizes: NDArray[np.int64] | None = None) -> None:
         self.source = source
         self.indices = indices
+        self._rows, self._sizes = np.asarray(indices, dtype=np.int64), sizes
         self.classes = source.classes
         self.templates = source.templates
         self.is_decoded = source.is_decoded
         self.oddities = source.oddities
         if source.block_ends is not None:
-            self.block_ends = np.searchsorted(np.asarray(indices), source.block_ends).astype(np.int64)
+            self.block_ends = np.searchsorted(self._rows, source.block_ends).astype(np.int64)
         self.parts = tuple(
             (int(end), share)
             for end, (_, share) in zip(
-                np.searchsorted(np.asarray(indices), [end for end, _ in source.parts]), source.parts, strict=True
+                np.searchsorted(self._rows, [end for end, _ in source.parts]), source.parts, strict=True
             )
         )
 
@@ -64,10 +72,21 @@ class Subset(Source):
         """Bytes of the sample's image file."""
         return self.source.image_size(self.indices[index])
 
+    def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
+        """Bytes of the image files of some rows at once."""
+        return self.source.image_sizes(self._rows[rows]) if self._sizes is None else self._sizes[rows]
+
+    def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
+        """The states of the image files of some rows."""
+        return self.source.image_files(self._rows[rows])
+
+    def image_stamp(self) -> str | None:
+        """A text that differs once an image was changed."""
+        return self.source.image_stamp()
+
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Keys, captions, labels and splits of some rows at once."""
-        chosen = map(self.indices.__getitem__, rows.tolist())
-        return self.source.columns(np.fromiter(chosen, dtype=np.int64, count=len(rows)))
+        return self.source.columns(self._rows[rows])
 
 
 def take_few(source: Source, max_samples: int | None) -> Source:

@@ -8,13 +8,13 @@ Kaggle dumps. Where that fails, or means the wrong one, the location says it:
 import ast
 import csv
 import json
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from diptych.core.errors import DataError, DiptychWarning
+from diptych.core.errors import DataError
+from diptych.data.sources.inputs import reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, existing_folder, read_location
 from diptych.data.sources.templates import templates_of
@@ -113,6 +113,7 @@ def read_tsv_folder(location: str) -> Listing:
     """
     folder = existing_folder(Path(location), kind="tsv-folder")
     path = folder / "captions.txt"
+    reads(folder)
     if not path.is_file():
         raise DataError(f"{folder}: holds no captions.txt")
     builder = ListingBuilder(folder / "images" if (folder / "images").is_dir() else folder, where=path)
@@ -125,6 +126,7 @@ def read_tsv_folder(location: str) -> Listing:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
+    reads(path)
     try:
         with path.open(encoding=encoding, newline="") as file:
             for number, line in enumerate(file, start=1):
@@ -137,6 +139,7 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
     """(line, fields), the heading first; a quoted field may hold separators and line ends."""
     encoding = options.get("encoding", "utf-8-sig")
+    reads(path)
     try:
         with path.open(encoding=encoding, newline="") as file:
             first = file.readline()
@@ -165,7 +168,7 @@ def _warn_of_long_field(path: Path, first_line: int, line: int) -> None:
         f"{path}: lines {first_line} to {line} are one row, since a quote on line {first_line} is closed only there; "
         "if they are several rows, a quote is missing or too many"
     )
-    warnings.warn(text, DiptychWarning, stacklevel=4)
+    warn(text)
 
 
 def _separator(path: Path, heading: str, options: dict[str, str]) -> str:

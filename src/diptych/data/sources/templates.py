@@ -11,6 +11,7 @@ from diptych.core.encodings import read_lines
 from diptych.core.errors import ConfigError, DataError, unknown_name
 from diptych.core.paths import path_kind
 from diptych.data.sources.class_layout import natural_key
+from diptych.data.sources.inputs import reads
 
 FIVE_TEMPLATES = (
     "a photo of a {}",
@@ -38,6 +39,7 @@ def read_templates(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file cannot be read, is empty, or a line lacks `{}`.
     """
+    reads(path)
     templates = tuple(read_lines(path, what="templates"))
     for line in templates:
         if "{}" not in line:

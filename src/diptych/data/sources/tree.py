@@ -10,6 +10,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.data.oddities import OddityCounter
+from diptych.data.sources.inputs import reads
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.formats import remedy
 
@@ -68,6 +69,7 @@ class _Walk:
         waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
         for prefix, above in waiting:  # It grows meanwhile.
             folder = self._root / prefix
+            reads(folder)
             try:
                 state = folder.stat()
                 with os.scandir(folder) as found:
@@ -134,6 +136,7 @@ class ZipTree:
         Raises:
             DataError: it is no zip, or a damaged one.
         """
+        reads(self.path)
         try:
             found = self._file().namelist()
         except (zipfile.BadZipFile, OSError) as error:
