@@ -45,6 +45,7 @@ bench: $(CHECKED)  ## Measure against the live peers, on a quiet machine: make b
 	$(call BENCH,zero_shot)
 	$(call BENCH,tokenizer) --captions $(FLICKR8K)/results.csv
 	$(call BENCH,search)
+	$(call BENCH,growth)
 	$(call BENCH,data) --photos $(PHOTOS) --source flickr8k:$(FLICKR8K)
 	$(call BENCH,loss)
 	$(call BENCH,serve)

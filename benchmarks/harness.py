@@ -141,5 +141,8 @@ def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table there, too")
     for name, default in more.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        kind: dict[str, Any] = (
+            {"action": "store_true"} if default is False else {"type": type(default), "default": default}
+        )
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind)
     return parser.parse_args()

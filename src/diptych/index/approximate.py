@@ -157,7 +157,8 @@ class Approximate:
             return _continued(*first, *nearest(vectors, queries, top=top, codes=codes))
         needed, num = min(DEPTH, len(vectors)), self.about.num
         query, row = self._candidates(vectors, queries, codes)
-        score = scores_of(vectors, queries, query, row)
+        with _read_here_and_there(vectors):
+            score = scores_of(vectors, queries, query, row)
         some = None if codes is None else Codes(codes.integers[num:], codes.scale[num:], codes.error[num:])
         later, later_scores = nearest(vectors[num:], queries, top=needed, codes=some)
         later_query, column = np.nonzero(later >= 0)

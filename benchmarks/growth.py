@@ -1,0 +1,289 @@
+"""Measures how the costs of an index grow with the number of its pictures, beside numpy and faiss.
+
+    python benchmarks/growth.py [--sizes 10000,100000,1000000] [--large] [--out FILE]
+
+`--large` adds ten million, which takes 25 GB of disk and an hour. Vectors have 512 numbers and are kept in float16. They are
+drawn like embeddings of a CLIP: pictures have a common mean, which makes half of their squared length, and the rest has a
+falling spectrum (a hundred dimensions hold most of it). Each picture is a mixture of two of N / 100 topics, so that it has
+some two hundred neighbors. Texts have another mean, and share half of their content with a picture. Isotropic noise would be
+harder to search, and is no collection's. Each row is a function of a `Collection` in `ROWS`. The exponent is log(time ratio) /
+log(size ratio), 1 for linear growth.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import log
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+from harness import arguments, machine, table, write
+from numpy.typing import NDArray
+
+from diptych.core.device import has_fast_int8
+from diptych.core.errors import ConfigError
+from diptych.index.choice import create_index, open_index
+from diptych.index.entry import Entry, Stamp
+from diptych.index.exact import encode, nearest
+from diptych.index.local import LocalIndex
+
+DIM, TOP, NUM_TEXTS, BATCH = 512, 10, 264, 20_000
+LARGE = 10_000_000
+BYTES = 2500
+"""Disk space of a picture: vector, codes, bits, and its rows in the database."""
+ROUNDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """An index of so many pictures, in a folder that is removed after the measurement."""
+
+    num: int
+    index: Path
+    texts: NDArray[np.float32]
+    """Queries that nothing was chosen with."""
+
+    def vectors(self) -> NDArray[np.float16]:
+        """All vectors, mapped into memory."""
+        (path,) = self.index.glob("vectors-*.f16")
+        return np.memmap(path, dtype="<f2", mode="r", shape=(self.num, DIM))
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    unit: str
+    measure: Callable[[Collection], float | None]
+    """None where it does not apply."""
+
+
+def main() -> None:
+    """Make an index of each size, measure all rows, print, and write the table."""
+    given = arguments(__doc__, sizes="10000,100000,1000000", large=False)
+    sizes = [int(float(size)) for size in given.sizes.split(",")] + ([LARGE] if given.large else [])
+    place, needed = tempfile.gettempdir(), BYTES * max(sizes)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        sys.exit(f"{place} has {free / 1e9:.0f} GB free, and {max(sizes):,} pictures need {needed / 1e9:.0f}")
+    columns = [_measure(size) for size in sizes]
+    lines = []
+    for row in ROWS:
+        values = [column[row.name] for column in columns]
+        pairs = zip(sizes, values, sizes[1:], values[1:], strict=False)
+        exponents = [log(b / a) / log(m / n) if a and b else None for n, a, m, b in pairs]
+        lines.append([row.name, row.unit, *map(_shown, values), " / ".join(map(_shown, exponents))])
+    write(
+        given.out,
+        "# Growth",
+        f"`python benchmarks/growth.py`, {machine('numpy', 'faiss-cpu')}",
+        f"Indexes of vectors of {DIM} numbers in float16; the {TOP} nearest unless a row says otherwise. Times are the best of "
+        f"{ROUNDS}. The exponents are those between neighboring sizes; 1 is linear. The script says how vectors are drawn.",
+        table(["what", "unit", *(f"{size:,}" for size in sizes), "exponents"], lines),
+        "numpy and faiss read float32 vectors that are in memory; Diptych reads the files of the index, which are in the "
+        "system's cache except in the rows on a cold disk. Where sign bits are no faster than exact search, they are refused.",
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _measure(num: int) -> dict[str, float | None]:
+    with tempfile.TemporaryDirectory() as folder:
+        collection = _make(num, Path(folder) / "index")
+        values = {}
+        for row in ROWS:
+            values[row.name] = row.measure(collection)
+            print(f"{num:,}: {row.name}: {_shown(values[row.name])} {row.unit}", flush=True)
+        return values
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+class _Drawing:
+    """Draws pictures and texts (see the docstring of this file)."""
+
+    def __init__(self, num: int) -> None:
+        self._rng = np.random.default_rng(0)
+        spread = (np.arange(DIM) + 5.0) ** -0.5
+        self._spread = (spread / np.linalg.norm(spread)).astype(np.float32)
+        self._turn = np.linalg.qr(self._rng.standard_normal((DIM, DIM)))[0].astype(np.float32).T
+        self._means = _unit(self._rng.standard_normal((2, DIM), dtype=np.float32))
+        self._topics = self._content(max(256, num // 100))
+
+    def _content(self, num: int) -> NDArray[np.float32]:
+        drawn = self._rng.standard_normal((num, DIM), dtype=np.float32) * self._spread
+        return (drawn @ self._turn).astype(np.float32, copy=False)
+
+    def _mixtures(self, num: int) -> NDArray[np.float32]:
+        first, second = self._rng.integers(len(self._topics), size=(2, num))
+        return np.float32(0.8) * self._topics[first] + np.float32(0.6) * self._topics[second]
+
+    def pictures(self, num: int) -> NDArray[np.float32]:
+        """So many further pictures."""
+        return _unit(0.7 * self._means[0] + 0.7 * self._mixtures(num))
+
+    def texts(self, num: int) -> NDArray[np.float32]:
+        """So many texts."""
+        return _unit(0.75 * self._means[1] + 0.66 * (0.5 * self._mixtures(num) + 0.87 * self._content(num)))
+
+
+def _make(num: int, place: Path) -> Collection:
+    drawing = _Drawing(num)
+    with create_index(str(place), dim=DIM, model="m", bundle="b", kind="float16") as index, index.writing():
+        for start in range(0, num, BATCH):
+            numbers = range(start, min(start + BATCH, num))
+            entries = [
+                Entry(key=f"/p/{n}.jpg", digest=f"{n}", stamp=Stamp(size=n, modified_ns=n), width=n) for n in numbers
+            ]
+            index.add(entries, dict(zip((e.digest for e in entries), drawing.pictures(len(numbers)), strict=True)))
+        texts = drawing.texts(NUM_TEXTS)
+        try:
+            print(f"{num:,}: {index.build('signs', queries=texts[64:])}", flush=True)
+        except ConfigError as error:
+            print(f"{num:,}: {error}", flush=True)
+    return Collection(num=num, index=place, texts=texts[:64])
+
+
+def _best_ms(
+    action: Callable[[NDArray[np.float32]], object], texts: NDArray[np.float32], rounds: int = ROUNDS
+) -> float:
+    """Milliseconds of an action on one text, the best of some rounds with other texts."""
+    taken = []
+    for number in range(rounds):
+        began = time.perf_counter()
+        action(texts[number : number + 1])
+        taken.append(time.perf_counter() - began)
+    return 1e3 * min(taken)
+
+
+def search_exactly(collection: Collection) -> float:
+    """One query, by the codes or products of the exact scan."""
+    with LocalIndex(collection.index) as index:
+        vectors, codes = index._vectors(), index._file().codes(collection.num)
+        return _best_ms(lambda text: nearest(vectors, text, top=TOP, codes=codes), collection.texts)
+
+
+def search_by_numpy(collection: Collection) -> float:
+    """The same by a matrix product in numpy."""
+    vectors = np.asarray(collection.vectors(), dtype=np.float32)
+
+    def search(text: NDArray[np.float32]) -> object:
+        scores = vectors @ text[0]
+        best = np.argpartition(scores, len(scores) - TOP)[len(scores) - TOP :]
+        return best[np.argsort(-scores[best])]
+
+    return _best_ms(search, collection.texts)
+
+
+def search_by_faiss(collection: Collection) -> float:
+    """The same by faiss's flat index."""
+    index = faiss.IndexFlatIP(DIM)
+    for rows in _cut(collection.vectors()):
+        index.add(rows)
+    return _best_ms(lambda text: index.search(text, TOP), collection.texts)
+
+
+def _cut(vectors: NDArray[np.float16]) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(vectors), 65_536):
+        yield np.asarray(vectors[start : start + 65_536], dtype=np.float32)
+
+
+def search_by_signs(collection: Collection) -> float | None:
+    """One query through the index, entries included."""
+    with open_index(str(collection.index)) as index:
+        if index.built() is None:
+            return None
+        return _best_ms(lambda text: index.search(text, top=TOP), collection.texts)
+
+
+def recall_of_signs(collection: Collection) -> float | None:
+    """Percent of the nearest that other texts find than those of the build."""
+    with LocalIndex(collection.index) as index:
+        if index.built() is None:
+            return None
+        found = index.search(collection.texts, top=TOP)
+        scores = nearest(index._vectors(), collection.texts, top=TOP)[1][:, -1]
+    hits = [hit.score >= lowest for hits, lowest in zip(found, scores, strict=True) for hit in hits]
+    return 100 * float(np.mean(hits))
+
+
+_COLD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from diptych.index.choice import open_index
+from diptych.index import local
+def num_read():
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])
+text, before, began = np.load(sys.argv[2]), num_read(), time.perf_counter()
+with open_index(sys.argv[1]) as index:
+    index.search(text, top=10)
+print(1e3 * (time.perf_counter() - began), num_read() - before)
+"""
+
+
+def cold_search(collection: Collection, *, value: int) -> float | None:
+    """The first query of a process, when nothing of the index is in the system's cache: milliseconds, or bytes a picture."""
+    if not hasattr(os, "posix_fadvise") or not Path("/proc/self/io").exists():
+        return None
+    text = collection.index.parent / "text.npy"
+    np.save(text, collection.texts[:1])
+    for path in collection.index.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    words = [sys.executable, "-c", _COLD, str(collection.index), str(text)]
+    printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+    return float(printed[value]) / (collection.num if value else 1)
+
+
+def search_deep(collection: Collection) -> float:
+    """64 queries for 10,001 hits each."""
+    with open_index(str(collection.index)) as index:
+        began = time.perf_counter()
+        index.search(collection.texts, top=10_001)
+        return 1e3 * (time.perf_counter() - began)
+
+
+def search_narrow(collection: Collection, *, is_coded: bool) -> float | None:
+    """64 random queries among vectors whose cosines with them have a deviation of 0.004."""
+    if is_coded and not has_fast_int8():
+        return None
+    rng = np.random.default_rng(1)
+    mean, queries = (_unit(rng.standard_normal((num, DIM), dtype=np.float32)) for num in (1, 64))
+    vectors = _unit(mean + 0.004 * rng.standard_normal((min(collection.num, 200_000), DIM), dtype=np.float32))
+    codes = encode(vectors) if is_coded else None
+    began = time.perf_counter()
+    nearest(vectors, queries, top=TOP, codes=codes)
+    return 1e3 * (time.perf_counter() - began)
+
+
+ROWS = [
+    Row("exact search", "ms", search_exactly),
+    Row("numpy, argpartition", "ms", search_by_numpy),
+    Row("faiss flat", "ms", search_by_faiss),
+    Row("search by sign bits", "ms", search_by_signs),
+    Row("their recall at 10, texts", "%", recall_of_signs),
+    Row("first search from a cold disk", "ms", partial(cold_search, value=0)),
+    Row("read for it", "bytes a picture", partial(cold_search, value=1)),
+    Row("64 queries, top 10,001", "ms", search_deep),
+    Row("narrow collection (at most 200,000), 64 queries, no codes", "ms", partial(search_narrow, is_coded=False)),
+    Row("the same with codes, on CPUs with VNNI", "ms", partial(search_narrow, is_coded=True)),
+]
+
+
+if __name__ == "__main__":
+    main()
