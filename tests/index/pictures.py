@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.index.approximate import About, Kind
 from diptych.index.entry import Entry, Stamp
+from diptych.index.hnsw import Hnsw
+from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
 
 DIM = 8
@@ -44,7 +46,15 @@ def compact(index: Index) -> int:
         return index.compact()
 
 
-def build(index: Index, kind: Kind | None) -> About | None:
+@overload
+def build(index: LocalIndex, kind: Kind | None) -> About | None: ...
+
+
+@overload
+def build(index: Index, kind: Kind | None) -> About | Hnsw | None: ...
+
+
+def build(index: Index, kind: Kind | None) -> About | Hnsw | None:
     """The same of `build`."""
     with index.writing():
         built = index.build(kind)
