@@ -283,6 +283,11 @@ def test_a_cache_that_cannot_be_written_fails_nothing(table: Path, monkeypatch: 
     with patch.object(array_cache, "atomic_write", side_effect=OSError(28, "No space left on device")):
         assert _facts(open_source(f"csv:{table}")) == expected
     assert list((table.parent / "full").rglob("*.npz")) == []
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with patch.object(Path, "home", side_effect=RuntimeError("Could not determine home directory.")):
+        assert ArrayCache().get("x", 0) is None
+        ArrayCache().put("x", 0, {})
+        open_source(f"csv:{table}")
 
 
 def test_the_cache_is_bounded_and_removes_what_was_used_longest_ago(tmp_path: Path) -> None:

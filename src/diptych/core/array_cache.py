@@ -39,7 +39,10 @@ class ArrayCache:
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = _MAX_BYTES) -> None:
-        self.folder = folder or cache_folder() / "data"
+        try:
+            self.folder = folder or cache_folder() / "data"
+        except RuntimeError:  # The user has no home, as in some containers.
+            self.folder = Path(os.devnull) / "data"
         self.max_bytes = max_bytes
 
     def get(self, kind: str, key: object) -> dict[str, NDArray[Any]] | None:
