@@ -20,7 +20,7 @@ from numpy import ndarray
 
 from diptych.core.program import command
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
-from diptych.index.signs import Signs, in_threads, num_cores, smallest
+from diptych.index.signs import Signs, in_threads, smallest
 
 Kind: TypeAlias = Literal["signs", "hnsw"]
 """Sign bits, for an index in a folder, or a graph of pgvector, for one in PostgreSQL."""
@@ -34,6 +34,8 @@ _SCORED = 4 * DEPTH
 products."""
 _ROWS = 4096
 """Codes that are converted to floats at a time, so that they fit in the cache."""
+_READERS = 16
+"""Threads that read codes: more than cores, since on a cold disk they wait for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +201,7 @@ def _products(
         products = [np.asarray(compared[some], dtype=np.float32) @ query for some in _cut(part)]
         return np.concatenate([*products, np.empty(0, dtype=np.float32)])
 
-    products = np.concatenate(in_threads(of_part, np.array_split(rows, num_cores() if len(rows) > _ROWS else 1)))
+    products = np.concatenate(in_threads(of_part, np.array_split(rows, _READERS if len(rows) > _ROWS else 1)))
     products = products if scale is None else products * scale[rows]
     return np.where(np.isnan(products), -np.inf, products).astype(np.float32)
 
