@@ -117,9 +117,12 @@ class LocalIndex(LocalSearch):
             damaged = self._file().damaged_vectors(num, self._blocks())
         if damaged is not None:
             raise IndexingError(f"{self.folder}: {damaged}; {AGAIN}")
-        rows = self._all("SELECT place FROM vectors WHERE digest IN (SELECT digest FROM entries) ORDER BY place")
-        self._write_anew(np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows)))
+        self._write_anew(self._places_of("WHERE digest IN (SELECT digest FROM entries)"))
         return num_unused
+
+    def _places_of(self, condition: str = "") -> Int64[ndarray, " N"]:
+        rows = self._all(f"SELECT place FROM vectors {condition} ORDER BY place")
+        return np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows))
 
     def _write_anew(self, kept: Int64[ndarray, " N"]) -> None:
         """Write the vectors at the given places, in ascending order, to a new file, and drop the result of `build`."""
@@ -149,7 +152,8 @@ class LocalIndex(LocalSearch):
             return
         num, blocks = self._num_vectors(), self._blocks()
         with self._disk():
-            kept = np.flatnonzero(self._file().intact(blocks)[:num])
+            intact = np.flatnonzero(self._file().intact(blocks))
+            kept = np.intersect1d(self._places_of(), intact, assume_unique=True)
             self._count_again()
         if len(kept) < num or missing_rows(blocks, num):
             self._write_anew(kept)
