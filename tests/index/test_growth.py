@@ -1,6 +1,7 @@
 """Costs that do not grow with an index: kept counts, additions of a few pictures, filters, pages, removals."""
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from diptych.core.errors import IndexingError
 from diptych.index import local_search
 from diptych.index.choice import create_index, open_index
-from diptych.index.counts import COUNTED
+from diptych.index.counts import COUNTED, drop_counts
 from diptych.index.entry import Found, Stamp
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
@@ -273,3 +274,60 @@ def test_captions_with_characters_that_json_escapes(place: str, where: str, foun
     with create_index(place, dim=DIM, model="m", bundle="b") as index:
         add(index, entries, {f"d{number}": vector for number, vector in enumerate(unit(5))})
         assert [e.stamp.size for e in index.entries(parse_filter(where))] == found
+
+
+def test_without_counts_a_search_counts_no_rows(folder: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder._changing() as database:
+        drop_counts(database)
+    with LocalIndex(folder.folder) as again:
+        counted = Mock()
+        monkeypatch.setattr(again, "_count", counted)
+        assert len(again.search(unit(2), top=3)[0]) == 3
+        assert not counted.called
+
+
+def test_repairs_and_searches_in_several_threads(folder: LocalIndex) -> None:
+    def search(number: int) -> list[str]:
+        return [hit.entry.key for _ in range(30) for hit in folder.search(unit(10)[number : number + 1], top=1)[0]]
+
+    with folder.writing(), ThreadPoolExecutor(2) as threads:
+        searches = [threads.submit(search, number) for number in range(4)]
+        for _ in range(30):
+            folder._set_about(damaged="1")
+            folder.repair()
+        answers = [one.result() for one in searches]
+    assert [set(answer) for answer in answers] == [{f"/photos/{number}.jpg"} for number in range(4)]
+    assert folder.verify() == []
+
+
+def test_an_unused_vector_among_the_nearest_costs_no_exact_scan(
+    folder: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, whole = list[int](), folder._nearest
+
+    def counting(vectors: Any, queries: Any, top: int, among: Any, *, is_exact: bool) -> Any:
+        asked.append(top)
+        return whole(vectors, queries, top, among, is_exact=is_exact)
+
+    add(folder, [entry(row) for row in range(10, 300)], {f"d{row}": unit(300, seed=3)[row] for row in range(10, 300)})
+    (first,) = folder.search(unit(1), top=30)
+    folder.remove([first[3].entry.key])
+    monkeypatch.setattr(folder, "_nearest", counting)
+    assert folder.search(unit(1), top=30)[0][:29] == [*first[:3], *first[4:]]
+    assert asked == [30, 100]
+
+
+def test_a_file_that_vanishes_during_verify_is_read_again(folder: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = folder._faults_of_files, list[int]()
+
+    def vanishing() -> list[str]:
+        calls.append(1)
+        if len(calls) == 1:
+            with LocalIndex(folder.folder) as other:
+                other.remove(["/photos/3.jpg"])
+                assert compact(other) == 1
+            raise FileNotFoundError(2, "No such file or directory", "vectors-0.f32")
+        return whole()
+
+    monkeypatch.setattr(folder, "_faults_of_files", vanishing)
+    assert (folder.verify(), len(calls)) == ([], 2)

@@ -156,6 +156,21 @@ def test_of_many_equal_vectors_the_first_that_came_are_the_first(large: Index) -
         assert large.compact() == 300
 
 
+def test_copies_of_a_picture_stay_together(large: Index) -> None:
+    """The scan of the graph stops among the copies of a picture, which half precision may order before others."""
+    queries = unit(8, seed=12)
+    near = np.repeat(queries, 40, axis=0) + 1e-4 * unit(320, seed=13)
+    vectors = {f"n{row}": (vector / np.linalg.norm(vector)).astype(np.float32) for row, vector in enumerate(near)}
+    copies = [entry(1, key=f"/near/{row}-{copy}.jpg", digest=f"n{row}") for row in range(320) for copy in range(5)]
+    add(large, copies, vectors)
+    try:
+        for found in large.search(queries, top=100):
+            whole = [hit.entry.digest for hit in found if hit.entry.digest != found[-1].entry.digest]
+            assert {whole.count(digest) for digest in whole} == {5}
+    finally:
+        large.remove([one.key for one in copies])
+
+
 def test_the_commands(large: Index, index: Index, capsys: pytest.CaptureFixture[str]) -> None:
     for place, says in ((large.place, "HNSW on halfvec, ef_search 128, recall at 10 "), (index.place, "exact")):
         assert main(["index", "stats", place, "--json"]) == 0

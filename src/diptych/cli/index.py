@@ -5,7 +5,7 @@ import shlex
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -88,6 +88,7 @@ def add(
             raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
         index = _part_of(index, share.rank, share.size)
     with open_or_create(index, clip, kind="float16" if half else "float32") as opened:
+        had_bits = opened.built() is not None
         may_prune = (lambda *_: True) if force else _confirm_prune
         report = update(
             opened,
@@ -101,6 +102,7 @@ def add(
             track=bar,
         )
         place, total, is_outgrown = opened.place, len(opened), _is_outgrown(opened)
+        _print_lost_bits(opened, had_bits=had_bits and not as_json)
     code = 2 if report.is_prune_refused else 0
     if as_json:
         print_json(report)
@@ -189,10 +191,6 @@ def build(
     index: IndexPlace,
     /,
     *,
-    ann: Annotated[
-        Literal["signs", "hnsw"] | None,
-        Parameter(help="Search nearly exactly, by sign bits; for millions. Without it, exactly again."),
-    ] = None,
     approximate: Annotated[
         bool,
         Parameter(
@@ -285,10 +283,12 @@ def remove(
     with open_index(index) as opened, opened.writing():
         keys = keys_below(opened, paths, chosen) if paths else opened.keys(chosen)
         say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
+        had_bits = opened.built() is not None
         if not opened.compact(least_share=COMPACT_SHARE):
             num = opened.size()["unused"]
             if num:
                 say(f"Their vectors stay in the files until: {command('index', 'compact', index)} ({num:,} are unused)")
+        _print_lost_bits(opened, had_bits=had_bits)
 
 
 def compact(index: IndexPlace, /) -> None:
@@ -296,7 +296,16 @@ def compact(index: IndexPlace, /) -> None:
     from diptych.index.choice import open_index
 
     with open_index(index) as opened, opened.writing():
+        had_bits = opened.built() is not None
         say(f"{opened.place}: {opened.compact():,} vectors dropped, {opened.size()['vectors']:,} left")
+        _print_lost_bits(opened, had_bits=had_bits)
+
+
+def _print_lost_bits(opened: "Index", *, had_bits: bool) -> None:
+    """Say that the sign bits went when the vectors were written anew."""
+    if had_bits and opened.built() is None:
+        again = command("index", "build", opened.place, "--approximate")
+        say(f"The vectors were written anew, without sign bits: {again}")
 
 
 def duplicates(

@@ -154,7 +154,7 @@ class LocalIndex(LocalSearch):
         with self._disk():
             intact = np.flatnonzero(self._file().intact(blocks))
             kept = np.intersect1d(self._places_of(), intact, assume_unique=True)
-            self._count_again()
+        self._count_again()
         if len(kept) < num or missing_rows(blocks, num):
             self._write_anew(kept)
         elif self._faults_of_nearly() or self._file().faults_of_codes(num, blocks):
@@ -199,8 +199,9 @@ class LocalIndex(LocalSearch):
         return about
 
     def built(self) -> approximate.About | None:
-        """What `build` made."""
-        return self._about_nearly()
+        """What `build` made; None for a structure of an earlier version, which searches do not use."""
+        about = self._about_nearly()
+        return about if about is not None and about.kind == "signs" else None
 
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None

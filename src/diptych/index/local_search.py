@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from diptych.index.approximate import DEPTH
 from diptych.index.connection import Connection
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found
@@ -75,7 +76,8 @@ class LocalSearch(LocalStore):
             answers |= {number: page for number, page in zip(left, pages, strict=True) if page is not None}
             # Some of the nearest may be vectors that no entry has any more, or that the filter does not let through.
             left = [number for number, page in zip(left, pages, strict=True) if page is None]
-            asked *= 4
+            # Sign bits give the first `DEPTH` at once, and the exact scan the others.
+            asked = DEPTH if asked < DEPTH < 4 * asked else 4 * asked
             if left and among is None and chosen is not None:
                 among, asked = self._places(chosen, condition), top
         return [answers[number] for number in range(len(queries))]
@@ -156,7 +158,9 @@ class LocalSearch(LocalStore):
         return nums
 
     def _has_one_entry_each(self) -> bool:
-        """Whether each vector has exactly one entry."""
+        """Whether each vector is known to have exactly one entry; without kept counts, the rows would have to be counted."""
+        if not self._keeps_counts():
+            return False
         num = self._num_vectors()
         return self._count("unused") == 0 and self._count("entries") - self._count("lost") == num
 

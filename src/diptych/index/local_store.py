@@ -230,7 +230,7 @@ class LocalStore(StoredIndex):
             "vectors": self._num_vectors(),
             "unused": self._count("unused"),
             "unreadable": self._count("broken"),
-            "bytes": sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file()),
+            "bytes": sum(map(_num_bytes, self.folder.iterdir())),
         }
 
     def _of_one_moment(self, read: Callable[[], _Read]) -> _Read:
@@ -245,10 +245,10 @@ class LocalStore(StoredIndex):
                     answer = read()
                     if self._opened.is_current():
                         return answer
-                except IndexingError:
+                except (IndexingError, OSError) as error:
                     self._opened.database.rollback()
                     if self._opened.is_current() and file in {None, self._file().path}:
-                        raise
+                        raise error if isinstance(error, IndexingError) else self._damaged() from None
                 finally:
                     self._opened.database.rollback()
                     self._is_in_moment = False
@@ -284,12 +284,12 @@ class LocalStore(StoredIndex):
                 self._follow()
                 if self._current_format() != FORMAT:
                     upgrade(self._opened.database, self._file())
-                self._count_again(only_if_missing=True)
             except ValueError:
                 raise self._damaged() from None
+        self._count_again(only_if_missing=True)
 
     def _count_again(self, *, only_if_missing: bool = False) -> None:
-        with self._opened.database as database:
+        with self._disk(), self._alone, self._opened.database as database:
             database.execute("BEGIN IMMEDIATE")
             if not (only_if_missing and has_counts(database)):
                 drop_counts(database)
@@ -354,3 +354,11 @@ class LocalStore(StoredIndex):
             raise IndexingError(f"{self.folder}: cannot be written ({error}); it is as it was") from None
         except OSError as error:
             raise IndexingError(f"{self.folder}: cannot be written ({error.strerror}); it is as it was") from None
+
+
+def _num_bytes(path: Path) -> int:
+    """The size of a file; 0 for one that another process has just removed."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -35,6 +35,7 @@ def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> 
                     target.add(batch, part.vectors(sorted(missing)))
                     for _ in batch:
                         advance()
-            stamps = part.stamps()
-            target.add([], {}, broken=[(key, stamps[key], reason) for key, reason in part.broken().items()])
+            if part.num_broken():
+                stamps = part.stamps()
+                target.add([], {}, broken=[(key, stamps[key], reason) for key, reason in part.broken().items()])
     return num

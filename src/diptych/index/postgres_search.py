@@ -79,14 +79,19 @@ def approximate(
     sql = f"""
         SELECT is_sure, -distance, {request.columns} FROM (
             SELECT *, nth_value(distance, {TOP}) OVER everything < max(distance) OVER everything AS is_sure FROM (
-                SELECT entries.*, place, embedding <#> %s AS distance
-                FROM vectors JOIN entries USING (digest){request.condition.sql}
-                ORDER BY embedding::halfvec({len(query)}) <#> %s::halfvec({len(query)}) LIMIT {ef_search}
+                SELECT entries.*, place, distance FROM (
+                    SELECT DISTINCT digest, place, distance FROM (
+                        SELECT digest, place, embedding <#> %s AS distance
+                        FROM vectors JOIN entries USING (digest){request.condition.sql}
+                        ORDER BY embedding::halfvec({len(query)}) <#> %s::halfvec({len(query)}) LIMIT {ef_search}
+                    ) AS scanned
+                ) AS near JOIN entries USING (digest){request.condition.sql}
             ) AS candidates
             WINDOW everything AS ({order} ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
         ) AS ranked {order} LIMIT %s
     """
-    values = (query, *request.condition.values, query, min(request.top, TOP))
+    # The scan may stop among the entries of one vector; the outer join adds the others.
+    values = (query, *request.condition.values, query, *request.condition.values, min(request.top, TOP))
     rows = connection.execute(sql.encode(), values).fetchall()
     if not rows or not rows[0][0]:
         return exact(connection, query, request)

@@ -11,6 +11,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ImageError, IndexingError
+from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.images.formats import LeftOut
 from diptych.images.pool import DecodePool
@@ -161,6 +162,7 @@ def update(
         BusyError: another process writes, and still does after 30 seconds.
         IndexingError: a folder cannot be read, or the disk is full.
     """
+    check_list(folders, "folders")
     phashes = dict[str, int]()
 
     def note(content: bytes, phash: int) -> None:
