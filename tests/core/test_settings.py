@@ -163,6 +163,21 @@ def test_long_integers_of_base_60_are_refused_before_they_are_computed(monkeypat
             bounded.parse_yaml(text, what="it")
 
 
+def test_a_path_that_is_not_utf8_survives_the_way_through_yaml(tmp_path: Path) -> None:
+    content = {"data": {"source": os.fsdecode(b"folder:caf\xe9")}, "note": "\U0001f408 \\udce9"}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == content
+    assert bounded.parse_yaml('"\\U0000DCE9"', what="it") == "\udce9"
+
+
+@pytest.mark.parametrize(
+    "text", [r'["\udce9", ' + "[" * DEEP, r'["\udce9", 1' + ":00" * 23 + "]", r'&a ["\udce9", *a]']
+)
+def test_yaml_with_escapes_of_surrogates_is_bounded(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"nested more than 64|more than 40 digits|an alias refers to the list"):
+        bounded.parse_yaml(text, what="it")
+
+
 def test_yaml_is_parsed_by_libyaml() -> None:
     assert bounded._YAML_LOADER is yaml.CSafeLoader
 

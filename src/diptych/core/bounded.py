@@ -28,6 +28,8 @@ _MAX_COLONS = 22
 _LONG_BASE_60 = re.compile(rf"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9]){{{_MAX_COLONS + 1},}}")
 _INT_TAG = "tag:yaml.org,2002:int"
 _YAML_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_SURROGATE = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""An escape of a surrogate. `yaml.safe_dump` writes them for the bytes of a path that is not UTF-8; libyaml refuses them."""
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES) -> Any:
@@ -106,10 +108,11 @@ def _load_yaml(text: str) -> Any:
 
     libyaml, which parses several times as fast as PyYAML's own parser, has no such bounds itself.
     """
+    loader = yaml.SafeLoader if _SURROGATE.search(text) else _YAML_LOADER
     bounds = _YamlBounds()
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
+    for event in yaml.parse(text, Loader=loader):
         bounds.check(event)
-    return yaml.load(text, Loader=_YAML_LOADER)
+    return yaml.load(text, Loader=loader)
 
 
 class _YamlBounds:
