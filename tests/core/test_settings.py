@@ -108,6 +108,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: &a [1, *a]", "an alias refers to the list or object that contains it"),
         ("a: " + "9" * 400, "an integer of more than 40 digits"),
         ("a: " + "9" * 5000, "is not YAML: Exceeds the limit"),
+        ("a: -1" + ":00" * 23, "an integer of more than 40 digits"),
+        ("a: !!int '1" + ":00" * 23 + "'", "an integer of more than 40 digits"),
         ("a: !!timestamp x", "is not YAML"),
         ("a: !!bool x", "is not YAML"),
         ("a: !!python/object:os.system x", "is not YAML: could not determine a constructor"),
@@ -144,6 +146,36 @@ def test_yaml_is_as_deep_as_the_bound_at_most() -> None:
     bounded.parse_yaml("[" * 64 + "]" * 64, what="it")
     with pytest.raises(ConfigError, match="nested more than 64 deep"):
         bounded.parse_yaml("[" * 65 + "]" * 65, what="it")
+
+
+def test_long_integers_of_base_60_are_refused_before_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_args: object, **_options: object) -> None:
+        pytest.fail("the text is built")
+
+    assert bounded.parse_yaml("[1" + ":00" * 22 + ", '1" + ":00" * 23 + "', 0" + ":1" * 23 + "]", what="it") == [
+        60**22,
+        "1" + ":00" * 23,
+        "0" + ":1" * 23,
+    ]
+    monkeypatch.setattr(yaml, "load", load)
+    for text in ("1" + ":00" * 23, "{1" + ":00" * 23 + ": a}", "!!int '0" + ":00" * 23 + "'"):
+        with pytest.raises(ConfigError, match="an integer of more than 40 digits"):
+            bounded.parse_yaml(text, what="it")
+
+
+def test_a_path_that_is_not_utf8_survives_the_way_through_yaml(tmp_path: Path) -> None:
+    content = {"data": {"source": os.fsdecode(b"folder:caf\xe9")}, "note": "\U0001f408 \\udce9"}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    assert read_yaml(tmp_path / "a.yaml") == content
+    assert bounded.parse_yaml('"\\U0000DCE9"', what="it") == "\udce9"
+
+
+@pytest.mark.parametrize(
+    "text", [r'["\udce9", ' + "[" * DEEP, r'["\udce9", 1' + ":00" * 23 + "]", r'&a ["\udce9", *a]']
+)
+def test_yaml_with_escapes_of_surrogates_is_bounded(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"nested more than 64|more than 40 digits|an alias refers to the list"):
+        bounded.parse_yaml(text, what="it")
 
 
 def test_yaml_is_parsed_by_libyaml() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, multiprocessing
 from diptych.core.distributed import ALONE, all_ranks
 from diptych.losses import tiles
 from tests.distributed.workers import CASES, NUM, outcome, small_tiles, work
+from tests.losses.test_tiling import as_on_a_gpu
 
 Results = list[dict[str, Any]]
 
@@ -33,6 +34,16 @@ def _small_tiles() -> Iterator[None]:
 @pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("name", list(CASES))
 def test_many_ranks_equal_one(results: Results, name: str) -> None:
+    _check(results, name)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_ranks_may_have_different_cards(results: Results, name: str) -> None:
+    with as_on_a_gpu(NUM // 4):
+        _check([found["different cards"] for found in results], name)
+
+
+def _check(results: Results, name: str) -> None:
     loss, *grads = outcome(CASES[name], slice(0, NUM), across_ranks=False)
     images, texts, *scalars = zip(*(found[name][1:] for found in results), strict=True)
     for found in results:

@@ -72,6 +72,13 @@ def small_tiles() -> None:
     tiles.TILE_ROWS, tiles.TILE_COLUMNS = 4, 6
 
 
+def own_side(rank: int) -> None:
+    """As on a GPU, where the first rank has a larger card: a tile of it holds its whole matrix."""
+    side = NUM if rank == 0 else NUM // 4
+    tiles.HOST_DEVICES = frozenset()
+    tiles._side = lambda _device: side  # type: ignore[assignment]
+
+
 def work(rank: int, size: int, folder: Path) -> None:
     """All that one rank does."""
     warnings.simplefilter("error")
@@ -84,6 +91,8 @@ def work(rank: int, size: int, folder: Path) -> None:
     results: dict[str, Any] = {name: outcome(case, rows, across_ranks=True) for name, case in CASES.items()}
     results["alone"] = outcome(CASES["sigmoid, groups"], slice(0, NUM), across_ranks=False)
     results["exchanges"] = _exchanges(ranks)
+    own_side(rank)
+    results["different cards"] = {name: outcome(case, rows, across_ranks=True) for name, case in CASES.items()}
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
     os._exit(0)  # As `core.launch.leave` does: now and then PyTorch aborts while it is taken down.

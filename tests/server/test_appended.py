@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from diptych.core.errors import RunError
+from diptych.core.errors import DiptychError, RunError
 from diptych.server import appended, run_config
 from diptych.server.appended import Appended
+from diptych.server.run_events import RunCurves
 from diptych.server.run_reader import RunReader
 from diptych.server.runs import create_runs_app, find_runs
 from diptych.training.event_file import forget_after
@@ -201,6 +203,25 @@ def test_an_error_in_the_middle_of_a_log_is_listed_once_it_is_known(runs: Path) 
     reason = "events.jsonl: line 1 holds a number of 71 bits"
     assert reader.whole("a", runs / "a")["unreadable"] == reason
     assert reader.summaries(find_runs(runs))[0]["unreadable"] == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "make"),
+    [
+        ("config.yaml", "a: [1", run_config.ConfigReader),
+        ("events.jsonl", f'{{"figure": {2**70}}}\n', lambda path: Appended(path, RunCurves)),
+    ],
+)
+def test_an_error_that_is_raised_again_does_not_grow(
+    tmp_path: Path, name: str, content: str, make: Callable[[Path], run_config.ConfigReader | Appended[RunCurves]]
+) -> None:
+    (tmp_path / name).write_text(content, "utf-8")
+    reader, lengths = make(tmp_path / name), list[int]()
+    for _ in range(3):
+        with pytest.raises(DiptychError) as caught:
+            reader.read()
+        lengths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert lengths == [lengths[0]] * 3
 
 
 def test_threads_read_each_line_once(runs: Path) -> None:

@@ -1,17 +1,20 @@
 """Workers that share a study: lost trials, busy folders and trials that two of them queued."""
 
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from diptych.core.errors import BusyError
 from diptych.training.config import TrainConfig
 from diptych.tuning import tune as tune_module
+from diptych.tuning.standing import Standing
 from diptych.tuning.storage import opened_storage, sqlite_url
-from diptych.tuning.study import open_study, quiet_optuna
+from diptych.tuning.study import Succession, open_study, quiet_optuna, this_worker
 from diptych.tuning.study_folder import create_study_folder
 from diptych.tuning.tune import TuneOptions, tune
 from tests.tuning.played import SPACE, Play, Silent, scored, tuned
@@ -32,6 +35,26 @@ def test_what_another_machine_lost_is_gone_on_with(tmp_path: Path, play: Callabl
     assert row.worker != "elsewhere:1"
 
 
+def test_a_successor_never_has_the_worker_of_the_trial_that_was_lost(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    dead = f"{socket.gethostname()}:{process.pid}"
+    with quiet_optuna(), opened_storage(sqlite_url(tmp_path)) as storage:
+        study = open_study(storage, "study", SPACE)
+        study.ask().set_user_attr("worker", dead)
+        for num_lost in (1, 2):
+            Standing(study).take_over()
+            *lost, successor = study.get_trials()
+            assert [trial.user_attrs["worker"] for trial in lost] == [dead] * num_lost
+            assert [trial.state for trial in lost] == [TrialState.FAIL] * num_lost
+            assert successor.state == TrialState.WAITING
+            assert "worker" not in successor.user_attrs
+            assert successor.user_attrs["recipe"] is True
+            started = study.ask(), study.get_trials()[-1]
+            assert started[1].user_attrs["worker"] == this_worker()  # By `ask` itself, as the sampler may take long.
+            started[0].set_user_attr("worker", dead)
+
+
 def test_a_worker_that_slept_leaves_its_trial_to_who_took_it(
     tmp_path: Path, play: Callable[[Play], list[Path]]
 ) -> None:
@@ -45,7 +68,7 @@ def test_a_worker_that_slept_leaves_its_trial_to_who_took_it(
                 study = open_study(storage, "study", SPACE)
                 (running,) = study.get_trials(states=(TrialState.RUNNING,))
                 study.tell(running.number, state=TrialState.FAIL)
-                RetryHeartbeatStaleTrialCallback()(study, running)
+                Succession()(study, running)
             return 0.1
         return scored(config, on_score)
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,13 @@ MAX_DEPTH = 64
 MAX_NODES = 100_000
 """Most values of a YAML file, those that aliases repeat counted each time."""
 _MAX_INT = 10**40
+_MAX_COLONS = 22
+"""In an integer of base 60: one with more colons is at least 60**23, which is larger than `_MAX_INT`."""
+_LONG_BASE_60 = re.compile(rf"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9]){{{_MAX_COLONS + 1},}}")
+_INT_TAG = "tag:yaml.org,2002:int"
 _YAML_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_SURROGATE = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""An escape of a surrogate. `yaml.safe_dump` writes them for the bytes of a path that is not UTF-8; libyaml refuses them."""
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES) -> Any:
@@ -101,10 +108,11 @@ def _load_yaml(text: str) -> Any:
 
     libyaml, which parses several times as fast as PyYAML's own parser, has no such bounds itself.
     """
+    loader = yaml.SafeLoader if _SURROGATE.search(text) else _YAML_LOADER
     bounds = _YamlBounds()
-    for event in yaml.parse(text, Loader=_YAML_LOADER):
+    for event in yaml.parse(text, Loader=loader):
         bounds.check(event)
-    return yaml.load(text, Loader=_YAML_LOADER)
+    return yaml.load(text, Loader=loader)
 
 
 class _YamlBounds:
@@ -126,6 +134,8 @@ class _YamlBounds:
                 self._opened.append((event.anchor, self._num_values - 1))
             elif isinstance(event, yaml.ScalarEvent):
                 self._sizes[event.anchor] = 1
+                if _is_long_base_60(event):
+                    raise ConfigError(_too_many_digits())
 
     def _add(self, num: int) -> None:
         if len(self._opened) >= MAX_DEPTH:
@@ -138,6 +148,13 @@ class _YamlBounds:
         if any(anchor == alias for anchor, _ in self._opened):
             raise ConfigError("an alias refers to the list or object that contains it")
         return self._sizes.get(alias, 1)  # The loader refuses an alias that refers to nothing.
+
+
+def _is_long_base_60(event: yaml.ScalarEvent) -> bool:
+    """Whether it is an integer such as `1:30:00` with so many parts that PyYAML, which takes quadratic time, is not asked."""
+    if event.tag == _INT_TAG:
+        return event.value.count(":") > _MAX_COLONS
+    return event.implicit[0] and _LONG_BASE_60.fullmatch(event.value) is not None
 
 
 def _bounded(parse: Callable[[], Any], kind: str, what: str) -> Any:
@@ -161,7 +178,7 @@ def _check_bounds(content: Any) -> None:
             raise ConfigError(_too_deep())
         for value in level:
             if isinstance(value, int) and abs(value) >= _MAX_INT:
-                raise ConfigError("it holds an integer of more than 40 digits")
+                raise ConfigError(_too_many_digits())
         level, depth = [inner for value in level for inner in _members(value)], depth + 1
 
 
@@ -175,3 +192,7 @@ def _members(value: Any) -> Iterator[Any]:
 
 def _too_deep() -> str:
     return f"its lists and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _too_many_digits() -> str:
+    return "it holds an integer of more than 40 digits"

@@ -65,7 +65,8 @@ class Softmaxes(NamedTuple):
         """Those of this rank's images and the texts of all ranks; columns are summed over the images of all ranks."""
         how = tiling(image.device)
         # One read for the whole matrix saves more than it stalls a device, but not where there is one tile.
-        bound = _bound(image, text, scale, ranks) if how.is_host or not how.is_one_tile(len(image), len(text)) else None
+        reads = how.is_host or not how.is_one_tile(len(image), len(text))
+        bound = _bound(image, text, scale, ranks, reads=reads)
         rows, columns = RunningSum.zeros(image), RunningSum.zeros(text)
         for tile in tiles(image, text, scale):
             shift = _shared_shift(tile.logits) if bound is None and how.is_host else bound
@@ -100,10 +101,18 @@ class Softmaxes(NamedTuple):
 
 
 def _bound(
-    image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""], ranks: Ranks
+    image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""], ranks: Ranks, *, reads: bool
 ) -> Tensor | None:
-    """A number that no logit exceeds, where all logits are so close to it that it may stand for every maximum."""
-    bound = scale.abs() * ranks.max(image.norm(dim=1).max()) * text.norm(dim=1).max()
+    """A number that no logit exceeds, where all logits are so close to it that it may stand for every maximum.
+
+    None where the host does not read it. The exchange does not depend on that: ranks on other cards may have other tiles.
+    """
+    if not reads and ranks.size == 1:
+        return None
+    longest = ranks.max(image.norm(dim=1).max())
+    if not reads:
+        return None
+    bound = scale.abs() * longest * text.norm(dim=1).max()
     return bound if bool(2 * bound <= _MAX_SPREAD) else None
 
 

@@ -67,7 +67,7 @@ class Appended(Generic[R]):
         if not _is_same(self._status, self._path.stat()):
             self._update()
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # Each raise adds to the traceback.
         return self._reader
 
     def _update(self) -> None:

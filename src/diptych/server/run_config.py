@@ -56,7 +56,7 @@ class ConfigReader:
             self._stamp = stamp
         if self._config is None:
             assert self._error is not None
-            raise self._error
+            raise self._error.with_traceback(None)  # Each raise adds to the traceback.
         return self._config
 
 

@@ -9,7 +9,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from diptych.tuning.storage import MAX_RETRIES
-from diptych.tuning.study import SURPLUS, Row, best_of, is_dead, origin_number, row_of
+from diptych.tuning.study import SURPLUS, Row, Succession, best_of, is_dead, origin_number, row_of
 
 
 class Standing:
@@ -149,7 +149,7 @@ class Standing:
             if worker is None or trial.state == TrialState.WAITING or not is_dead(worker):
                 continue
             if trial.state == TrialState.FAIL or _end(self._study, trial):
-                RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)(self._study, trial)
+                Succession(max_retry=MAX_RETRIES)(self._study, trial)
 
 
 def _end(study: Study, trial: FrozenTrial) -> bool:

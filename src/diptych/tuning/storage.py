@@ -2,17 +2,19 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from diptych.core.address import redacted, shown_address
 from diptych.core.database import is_postgres_address, postgres_address
 from diptych.core.errors import ConfigError, DiptychError, SaveError
+from diptych.tuning.study import Succession, this_worker
 
 _ATTEMPTS = 5
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
@@ -31,6 +33,16 @@ class StudyLostError(SaveError):
 
 
 class _Storage(RDBStorage):
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set the state; a queued trial that starts also gets its worker, before the sampler takes its time.
+
+        If the process dies in that time, there is no heartbeat yet, and others find the trial only by its worker.
+        """
+        is_set = super().set_trial_state_values(trial_id, state, values)
+        if is_set and state == TrialState.RUNNING:
+            self.set_trial_user_attr(trial_id, "worker", this_worker())
+        return is_set
+
     def record_heartbeat(self, trial_id: int) -> None:
         """One that is lost is nothing: the thread tries again, and the trial itself says when the database is gone."""
         with suppress(*STORAGE_ERRORS):
@@ -101,7 +113,6 @@ def _check_file(url: str) -> None:
 
 
 def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
-    retry = RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
     connect = {"timeout": 60} if address.startswith("sqlite") else {"connect_timeout": 10}
     for attempt in range(_ATTEMPTS):
         try:
@@ -110,7 +121,7 @@ def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
                 engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
                 heartbeat_interval=heartbeat_s,
                 grace_period=3 * heartbeat_s,
-                heartbeat_stale_trial_callback=retry,
+                heartbeat_stale_trial_callback=Succession(max_retry=MAX_RETRIES),
             )
         except ModuleNotFoundError:
             raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None

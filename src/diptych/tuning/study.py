@@ -10,6 +10,7 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -169,11 +170,24 @@ def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None
     return values if known is None else dict(known)
 
 
+class Succession(RetryHeartbeatStaleTrialCallback):
+    """Queues the successor of a lost trial, without the lost trial's worker.
+
+    Otherwise another process would take the successor for lost, too, until its own worker is written.
+    """
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Queue the successor of a trial, which is not changed."""
+        trial = deepcopy(trial)
+        trial.user_attrs.pop("worker", None)
+        super().__call__(study, trial)
+
+
 def leave_to_successor(study: Study) -> None:
     """Queue a successor of what this process has just left, which Optuna has ended as failed."""
     left = _left(study)
     if left is not None:
-        RetryHeartbeatStaleTrialCallback()(study, left)
+        Succession()(study, left)
 
 
 def was_taken(study: Study) -> bool:
