@@ -43,7 +43,7 @@ def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
     if kind in KINDS and isinstance(source, Listing | LabelledPictures) and len(source) >= MIN_ROWS:
         arrays = source.to_arrays() if states.is_settled() else None
         if arrays is not None:
-            paths = TextColumn(inputs.paths).to_arrays()
+            paths = inputs.paths.to_arrays()
             arrays |= {f"input_{name}": array for name, array in paths.items()}
             kept_type = np.array(type(source).__name__)
             warned = np.array(json.dumps(inputs.warned))

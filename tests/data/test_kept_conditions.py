@@ -1,0 +1,102 @@
+"""What a listing and splits from the cache depend on beside the files themselves, and when nothing is kept."""
+
+import os
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from diptych.core.array_cache import ArrayCache
+from diptych.core.cache import is_settled
+from diptych.core.file_states import file_states
+from diptych.data.sources import kept, listing, splits
+from diptych.data.sources.choice import open_source
+from diptych.data.sources.inputs import Inputs
+from diptych.data.sources.splits import Splits
+from tests.data.makers import csv_file
+
+_DAY_S = 86_400
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache that keeps also little."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (kept, splits):
+        monkeypatch.setattr(module, "MIN_ROWS", 2)
+
+
+@contextmanager
+def _later(seconds: float) -> Iterator[None]:
+    """Within the block, clocks are ahead by so much."""
+    now_ns, now = time.time_ns, time.time
+    with (
+        patch("time.time_ns", lambda: now_ns() + int(seconds * 1e9)),
+        patch("time.time", lambda: now() + seconds),
+    ):
+        yield
+
+
+def _num_kept(kind: str) -> int:
+    return len(list(ArrayCache().folder.glob(f"{kind}-*.npz")))
+
+
+def test_what_may_have_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> None:
+    """The clock moves on by a minute while the table is read, and while the splits are cut."""
+    spec = csv_file(tmp_path / "set")
+    minutes = [_later(60) for _ in range(2)]
+
+    def slow(read: Callable[..., object], minute: int) -> Callable[..., object]:
+        def slower(*args: object) -> object:
+            minutes[minute].__enter__()
+            return read(*args)
+
+        return slower
+
+    with patch.object(listing, "images_there", slow(listing.images_there, 0)):
+        source = open_source(spec)
+    minutes[0].__exit__(None, None, None)
+    with patch.object(Splits, "_cut", slow(Splits._cut, 1)):
+        Splits(source)
+    minutes[1].__exit__(None, None, None)
+    assert (_num_kept("listing"), _num_kept("splits")) == (0, 0)
+    with _later(60):
+        Splits(open_source(spec))
+    assert (_num_kept("listing"), _num_kept("splits")) == (1, 1)
+
+
+def test_files_with_a_time_of_tomorrow_are_kept_once_they_were_left_alone(tmp_path: Path) -> None:
+    spec = csv_file(tmp_path / "set")
+    picture = tmp_path / "set" / "a.png"
+    tomorrow = time.time() + _DAY_S
+    for path in (picture, tmp_path / "set.tsv"):
+        os.utime(path, (tomorrow, tomorrow))
+    assert not file_states([str(picture)]).is_settled()
+    assert not is_settled(picture)
+    with _later(60):
+        assert is_settled(picture)
+        Splits(open_source(spec))
+        assert (_num_kept("listing"), _num_kept("splits")) == (1, 1)
+    os.utime(picture, (tomorrow, tomorrow))
+    with _later(60):
+        Splits(open_source(spec))
+    assert _num_kept("splits") == 2, "the time of the last change of metadata was set anew"
+
+
+def test_a_path_that_is_read_takes_little_more_than_its_own_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    inputs = Inputs()
+    inputs.add(path)
+    tracemalloc.start()
+    try:
+        for _ in range(1000):
+            inputs.add(path)
+        num_bytes = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert num_bytes < 1000 * (len(str(path)) + 100)
+    assert len(inputs.states()) == len(inputs.paths) == 1001
