@@ -1,6 +1,7 @@
 """What a listing and splits from the cache depend on beside the files themselves, and when nothing is kept."""
 
 import os
+import shutil
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from diptych.data.sources import kept, listing, splits
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.inputs import Inputs
 from diptych.data.sources.splits import Splits
-from tests.data.makers import csv_file
+from tests.conftest import draw_photos
+from tests.data.makers import coco_folder, csv_file, tsv_folder
 
 _DAY_S = 86_400
 
@@ -41,8 +43,100 @@ def _later(seconds: float) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def settled() -> Iterator[None]:
+    """All files of a test were written a minute ago."""
+    with _later(60):
+        yield
+
+
 def _num_kept(kind: str) -> int:
     return len(list(ArrayCache().folder.glob(f"{kind}-*.npz")))
+
+
+def _captioned(folder: Path, names: str) -> None:
+    draw_photos(folder, [f"{name}.png" for name in names])
+    for name in names:
+        (folder / f"{name}.txt").write_text(f"one {name}")
+
+
+def _link_of_class(folder: Path) -> tuple[str, Path]:
+    for name in ("cat", "dog"):
+        draw_photos(folder / name, ["a.png", "b.png"])
+    (folder / "bird").symlink_to(folder.parent / "disk")
+    return f"class-folder:{folder}", folder.parent / "disk"
+
+
+def _link_of_text(folder: Path) -> tuple[str, Path]:
+    _captioned(folder, "abc")
+    (folder / "c.txt").unlink()
+    (folder / "c.txt").symlink_to(folder.parent / "disk" / "c.txt")
+    return f"text-folder:{folder}", folder.parent / "disk"
+
+
+def _link_of_metadata_folder(folder: Path) -> tuple[str, Path]:
+    draw_photos(folder / "train", ["a.png", "b.png"])
+    (folder / "train" / "metadata.csv").write_text("file_name,text\na.png,one\nb.png,two\n")
+    (folder / "val").symlink_to(folder.parent / "disk")
+    return f"image-folder:{folder}", folder.parent / "disk"
+
+
+def _link_of_metadata(folder: Path) -> tuple[str, Path]:
+    _link_of_metadata_folder(folder)
+    (folder / "train" / "metadata.jsonl").symlink_to(folder.parent / "disk" / "metadata.jsonl")
+    return f"image-folder:{folder}/train", folder.parent / "disk"
+
+
+def _link_of_images(folder: Path) -> tuple[str, Path]:
+    spec = tsv_folder(folder)
+    for path in (folder / "images").iterdir():
+        path.rename(folder / path.name)
+    (folder / "images").rmdir()
+    (folder / "images").symlink_to(folder.parent / "disk")
+    return spec, folder.parent / "disk"
+
+
+def _link_of_coco_images(folder: Path) -> tuple[str, Path]:
+    spec = coco_folder(folder)
+    (folder / "images").mkdir()
+    (folder / "val2017").rename(folder / "images" / "val2017")
+    (folder / "val2017").symlink_to(folder.parent / "disk")
+    return spec, folder.parent / "disk"
+
+
+_LINKS: list[Callable[[Path], tuple[str, Path]]] = [
+    _link_of_class,
+    _link_of_text,
+    _link_of_metadata_folder,
+    _link_of_metadata,
+    _link_of_images,
+    _link_of_coco_images,
+]
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("make", _LINKS)
+def test_the_target_of_a_link_that_appears_later_is_noticed(
+    make: Callable[[Path], tuple[str, Path]], tmp_path: Path
+) -> None:
+    spec, disk = make(tmp_path / "set")
+    before = _facts(spec)
+    assert _facts(spec) == before
+    assert _num_kept("listing") == 1
+    draw_photos(disk, [f"{name}.png" for name in "abcd"])
+    (disk / "c.txt").write_text("one c")
+    for name in ("metadata.jsonl", "metadata.csv"):
+        (disk / name).write_text(
+            "file_name,text\na.png,3\n" if name.endswith("csv") else '{"file_name": "b.png", "text": "3"}'
+        )
+    after = _facts(spec)
+    shutil.rmtree(tmp_path / "cache")
+    assert after == _facts(spec) != before
+
+
+def _facts(spec: str) -> list[object]:
+    source = open_source(spec)
+    return [(source.key(i), source[i].image, source.captions(i)) for i in range(len(source))]
 
 
 def test_what_may_have_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> None:

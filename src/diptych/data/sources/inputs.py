@@ -57,6 +57,29 @@ def reads(path: Path) -> None:
         inputs.add(path)
 
 
+def looked_up(path: Path) -> Path:
+    """The path itself. A source depends on a link that leads nowhere: its target may exist at the next start.
+
+    Use it before asking whether a path is a file or a folder.
+    """
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114  (these raise nothing)
+        reads(path)
+    return path
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder or a link to one. A source depends on links that lead nowhere, as above."""
+    try:
+        if entry.is_dir():
+            return True
+        leads_nowhere = entry.is_symlink() and not entry.is_file()
+    except OSError:  # Of a link to itself, for one.
+        leads_nowhere = True
+    if leads_nowhere:
+        reads(Path(entry.path))
+    return False
+
+
 def warn(text: str) -> None:
     """Warn of something in the data, also when the source is taken from the cache."""
     inputs = _current.get()
