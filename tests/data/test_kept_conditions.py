@@ -9,15 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
+import PIL
 import pytest
 
 from diptych.core.array_cache import ArrayCache
 from diptych.core.cache import is_settled
 from diptych.core.file_states import file_states
-from diptych.data.sources import kept, listing, splits
+from diptych.data.sources import kept, listing, splits, tree
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.inputs import Inputs
 from diptych.data.sources.splits import Splits
+from diptych.images import formats
 from tests.conftest import draw_photos
 from tests.data.makers import coco_folder, csv_file, tsv_folder
 
@@ -54,10 +56,34 @@ def _num_kept(kind: str) -> int:
     return len(list(ArrayCache().folder.glob(f"{kind}-*.npz")))
 
 
+def _keys(spec: str) -> list[str]:
+    source = open_source(spec)
+    return [source.key(i) for i in range(len(source))]
+
+
 def _captioned(folder: Path, names: str) -> None:
     draw_photos(folder, [f"{name}.png" for name in names])
     for name in names:
         (folder / f"{name}.txt").write_text(f"one {name}")
+
+
+@pytest.mark.usefixtures("settled")
+def test_formats_that_can_be_opened_and_pillow_are_part_of_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _captioned(tmp_path / "set", "abc")
+    (tmp_path / "set" / "c.png").rename(tmp_path / "set" / "c.webp")
+    spec = f"text-folder:{tmp_path / 'set'}"
+    with monkeypatch.context() as without_webp:
+        without_webp.delitem(formats.FORMATS, ".webp")
+        without_webp.setattr(tree, "IMAGE_SUFFIXES", frozenset(formats.FORMATS))
+        assert _keys(spec) == ["a.png", "b.png"]
+    assert _keys(spec) == ["a.png", "b.png", "c.webp"]
+    assert _keys(spec) == ["a.png", "b.png", "c.webp"]
+    assert _num_kept("listing") == 2
+    monkeypatch.setattr(PIL, "__version__", "0.0")
+    open_source(spec)
+    assert _num_kept("listing") == 3
 
 
 def _link_of_class(folder: Path) -> tuple[str, Path]:
@@ -179,6 +205,15 @@ def test_files_with_a_time_of_tomorrow_are_kept_once_they_were_left_alone(tmp_pa
     with _later(60):
         Splits(open_source(spec))
     assert _num_kept("splits") == 2, "the time of the last change of metadata was set anew"
+
+
+def test_a_source_is_read_in_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = csv_file(tmp_path / "set")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert len(open_source(spec)) == 4
+    assert len(open_source("shapes:4")) > 0
 
 
 def test_a_path_that_is_read_takes_little_more_than_its_own_bytes(tmp_path: Path) -> None:
