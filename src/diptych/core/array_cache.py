@@ -29,7 +29,8 @@ class ArrayCache:
     """A folder of named arrays. Processes may share it: files are replaced as a whole.
 
     What was not used for longest is removed when the folder grows beyond its size. A file that is damaged, or not written by
-    this class, counts as missing, with a warning. A folder that cannot be written keeps nothing.
+    this class, counts as missing, with a warning. A folder that cannot be written keeps nothing. Only the user may read it:
+    arrays hold captions of data that may be private.
 
     >>> import tempfile
     >>> cache = ArrayCache(Path(tempfile.mkdtemp()))
@@ -72,8 +73,8 @@ class ArrayCache:
         """Keep arrays under a key. A full or read-only disk is no error."""
         text, path = self._place(kind, key)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as tmp, tmp.open("wb") as file:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(path, mode=0o600) as tmp, tmp.open("wb") as file:
                 np.savez(file, **{_KEY: np.array(text)}, **arrays)  # type: ignore[arg-type]  # Its other argument is a boolean.
             make_room(self.folder, "*.npz", max_bytes=self.max_bytes, keep=path)
             for left in self.folder.iterdir():

@@ -35,11 +35,14 @@ def file_stamp(path: Path) -> str:
 def is_settled(path: Path) -> bool:
     """Whether the last change of a file lies two seconds back, so that another change would give it another stamp.
 
+    A time of the content that lies in the future was set by a program, at the time of the last change of the metadata.
+
     Raises:
         OSError: there is no such file.
     """
-    status = path.stat()
-    return time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
+    status, now = path.stat(), time.time()
+    modified = status.st_mtime if status.st_mtime <= now else 0.0
+    return now - max(modified, status.st_ctime) > _SETTLED_S
 
 
 def settled_stamp(paths: Iterable[Path]) -> str | None:

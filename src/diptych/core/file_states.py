@@ -14,16 +14,22 @@ _CHUNK = 4096
 """Files at a time: their `stat_result` objects take 400 bytes each."""
 _SETTLED_NS = 2_000_000_000
 _FIELDS = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
+NUM_FIELDS = len(_FIELDS)
 _of_state = attrgetter(*_FIELDS)
-_MISSING = (-1,) * len(_FIELDS)
+_MISSING = (-1,) * NUM_FIELDS
 _MAX_INT64 = (1 << 63) - 1
 
 
 class FileStates:
-    """One row per file: size, times of the last change of content and of metadata in ns, inode, device; -1 if it is missing."""
+    """One row per file: size, times of the last change of content and of metadata in ns, inode, device; -1 if it is missing.
 
-    def __init__(self, table: NDArray[np.int64]) -> None:
-        self.table = table
+    Args:
+        table: the rows.
+        taken_ns: a time before the first of the files was looked at.
+    """
+
+    def __init__(self, table: NDArray[np.int64], *, taken_ns: int) -> None:
+        self.table, self.taken_ns = table, taken_ns
 
     def __len__(self) -> int:
         return len(self.table)
@@ -35,7 +41,7 @@ class FileStates:
 
     def take(self, rows: NDArray[np.int64]) -> "FileStates":
         """The states of some of the files."""
-        return FileStates(self.table[rows])
+        return FileStates(self.table[rows], taken_ns=self.taken_ns)
 
     def file_ids(self) -> NDArray[np.int64]:
         """An id for each row, the same for rows of the same file, as hard links are. Missing files have ids of their own."""
@@ -52,8 +58,14 @@ class FileStates:
         return sha256(np.ascontiguousarray(self.table, dtype="<i8").data).hexdigest()
 
     def is_settled(self) -> bool:
-        """Whether the last change of every file lies two seconds back, so that another change would give it another state."""
-        return len(self) == 0 or time.time_ns() - int(self.table[:, 1:3].max()) > _SETTLED_NS
+        """Whether the last change of every file lay two seconds back, so that another change would give it another state.
+
+        What counts is the moment when the states were taken: a file may change while it is read. A time of the content that
+        lies in the future was set by a program; that program also changed the time of the metadata, which none can set.
+        """
+        modified, changed = self.table[:, 1], self.table[:, 2]
+        last = max(modified[modified <= self.taken_ns].max(initial=0), changed.max(initial=0))
+        return self.taken_ns - int(last) > _SETTLED_NS
 
 
 def file_states(paths: Sequence[str]) -> FileStates:
@@ -62,20 +74,23 @@ def file_states(paths: Sequence[str]) -> FileStates:
     >>> file_states(["/no/such/file"]).sizes.tolist()
     [-1]
     """
+    taken_ns = time.time_ns()
     chunks = [_states(paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
-    return FileStates(np.concatenate(chunks) if chunks else np.empty((0, len(_FIELDS)), dtype=np.int64))
+    table = np.concatenate(chunks) if chunks else np.empty((0, NUM_FIELDS), dtype=np.int64)
+    return FileStates(table, taken_ns=taken_ns)
 
 
 def _states(paths: Sequence[str]) -> NDArray[np.int64]:
-    count = len(paths) * len(_FIELDS)
+    count = len(paths) * NUM_FIELDS
     try:
         found = np.fromiter(chain.from_iterable(map(_of_state, map(os.stat, paths))), dtype=np.int64, count=count)
     except (OSError, ValueError, OverflowError):  # A file is missing, or an inode has 64 bits.
-        found = np.fromiter(chain.from_iterable(map(_state, paths)), dtype=np.int64, count=count)
-    return found.reshape(len(paths), len(_FIELDS))
+        found = np.fromiter(chain.from_iterable(map(file_state, paths)), dtype=np.int64, count=count)
+    return found.reshape(len(paths), NUM_FIELDS)
 
 
-def _state(path: str) -> tuple[int, ...]:
+def file_state(path: str) -> tuple[int, ...]:
+    """The row of one file."""
     try:
         return tuple(value & _MAX_INT64 if value > _MAX_INT64 else value for value in _of_state(os.stat(path)))  # noqa: PTH116  (as above)
     except (OSError, ValueError):

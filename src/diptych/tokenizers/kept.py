@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +22,8 @@ def kept_or_trained(
 ) -> Tokenizer:
     """The tokenizer that `train_tokenizer` makes, from the cache if it was made before.
 
+    A full or missing folder for temporary files is no error: the tokenizer is made, and not kept.
+
     Args:
         kind: as for `train_tokenizer`.
         captions: read only if the tokenizer is made.
@@ -35,12 +38,17 @@ def kept_or_trained(
     key = [kind, vocab_size if kind == "learned-bpe" else None, captions_hash, versions]
     cache = ArrayCache()
     kept = cache.get("tokenizer", key)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "tokenizer"
-        if kept is not None:
+    if kept is not None:
+        with (
+            suppress(Exception),
+            TemporaryDirectory() as folder,
+        ):  # `load` has errors of its own for what cannot be read.
+            path = Path(folder) / "tokenizer"
             path.write_bytes(kept["content"].tobytes())
             return load_tokenizer(kind, path, context_length=context_length)
-        tokenizer = train_tokenizer(kind, captions, vocab_size=vocab_size, context_length=context_length)
+    tokenizer = train_tokenizer(kind, captions, vocab_size=vocab_size, context_length=context_length)
+    with suppress(Exception), TemporaryDirectory() as folder:  # The engine raises `Exception` for a full disk.
+        path = Path(folder) / "tokenizer"
         tokenizer.save(path)
         cache.put("tokenizer", key, {"content": np.frombuffer(path.read_bytes(), dtype=np.uint8)})
     return tokenizer

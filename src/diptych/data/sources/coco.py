@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DataError
-from diptych.data.sources.inputs import reads, warn
+from diptych.data.sources.inputs import looked_up, reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable, read_location
 
@@ -51,7 +51,7 @@ def _image_folder(root: Path, name: str) -> str:
     places = (name, f"images/{name}", "images")
     for folder in (root, root / "images"):
         reads(folder)
-    found = next((place for place in places if (root / place).is_dir()), None)
+    found = next((place for place in places if looked_up(root / place).is_dir()), None)
     if found is None:
         raise DataError(f"{root}: has none of {', '.join(places)}; say where the images are: coco:FILE?root=DIR")
     return found

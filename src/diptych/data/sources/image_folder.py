@@ -1,5 +1,6 @@
 """`text-folder:DIR`: a `.txt` next to each picture; `image-folder:DIR`: Hugging Face's folder with `metadata.jsonl`."""
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.program import command
 from diptych.data.oddities import OddityCounter
-from diptych.data.sources.inputs import reads
+from diptych.data.sources.inputs import is_folder, looked_up, reads
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, read_location
@@ -113,9 +114,11 @@ def has_pictures(folder: Path) -> bool:
 
 def _metadata_files(root: Path) -> Iterator[Path]:
     reads(root)
-    for folder in (root, *sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_foreign(entry.name))):
+    with os.scandir(root) as entries:
+        inner = sorted(entry.name for entry in entries if is_folder(entry) and not is_foreign(entry.name))
+    for folder in (root, *(root / name for name in inner)):
         reads(folder)
-        yield from [folder / name for name in _METADATA if (folder / name).is_file()][:1]
+        yield from [folder / name for name in _METADATA if looked_up(folder / name).is_file()][:1]
 
 
 def _beside(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:

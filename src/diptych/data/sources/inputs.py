@@ -1,7 +1,9 @@
 """What a source was read from: the files and folders that a reader looked at, and the warnings that it gave."""
 
 import os
+import time
 import warnings
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from diptych.core.errors import DiptychWarning
-from diptych.core.file_states import FileStates, file_states
+from diptych.core.file_states import NUM_FIELDS, FileStates, file_state
+from diptych.data.sources.columns import TextColumn
 
 _current: ContextVar["Inputs | None"] = ContextVar("inputs", default=None)
 
@@ -19,18 +22,21 @@ class Inputs:
     """The inputs of one source: paths, their states just before they were read, and warnings."""
 
     def __init__(self) -> None:
-        self.paths: list[str] = []
+        self.paths = TextColumn()
         self.warned: list[str] = []
-        self._states: list[FileStates] = []
+        self._states = array("q")  # Of all paths: a folder of texts has one for each picture.
+        self._begun_ns = time.time_ns()
 
     def add(self, path: Path) -> None:
         """Add a file or folder."""
-        self.paths.append(os.path.abspath(path))  # noqa: PTH100  (links stay as they are)
-        self._states.append(file_states(self.paths[-1:]))
+        absolute = os.path.abspath(path)  # noqa: PTH100  (links stay as they are)
+        self.paths.append(absolute)
+        self._states.extend(file_state(absolute))
 
     def states(self) -> FileStates:
         """The state of each path when it was added."""
-        return FileStates(np.concatenate([file_states([]).table, *(states.table for states in self._states)]))
+        table = np.array(self._states, dtype=np.int64).reshape(-1, NUM_FIELDS)
+        return FileStates(table, taken_ns=self._begun_ns)
 
 
 @contextmanager
@@ -49,6 +55,29 @@ def reads(path: Path) -> None:
     inputs = _current.get()
     if inputs is not None:
         inputs.add(path)
+
+
+def looked_up(path: Path) -> Path:
+    """The path itself. A source depends on a link that leads nowhere: its target may exist at the next start.
+
+    Use it before asking whether a path is a file or a folder.
+    """
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114  (these raise nothing)
+        reads(path)
+    return path
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry of a folder is a folder or a link to one. A source depends on links that lead nowhere, as above."""
+    try:
+        if entry.is_dir():
+            return True
+        leads_nowhere = entry.is_symlink() and not entry.is_file()
+    except OSError:  # Of a link to itself, for one.
+        leads_nowhere = True
+    if leads_nowhere:
+        reads(Path(entry.path))
+    return False
 
 
 def warn(text: str) -> None:

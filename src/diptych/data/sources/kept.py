@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
 from diptych.core.array_cache import MIN_ROWS, ArrayCache
@@ -15,6 +16,7 @@ from diptych.data.sources.columns import TextColumn
 from diptych.data.sources.inputs import recorded_inputs, warn
 from diptych.data.sources.listing import Listing, skips_missing
 from diptych.data.sources.protocol import Source
+from diptych.images.formats import FORMATS
 
 KINDS = frozenset({"class-folder", "coco", "csv", "image-folder", "json", "text-folder", "tsv-folder"})
 """Kinds whose readers name all that they read with `inputs.reads`."""
@@ -25,14 +27,19 @@ _CACHE_VERSION = 1
 def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
     """The source that `read` returns with its kind, from the cache if it was read before and nothing has changed since.
 
-    Sources of 10,000 samples or more are kept.
+    Sources of 10,000 samples or more are kept, unless the working folder was removed.
 
     Args:
         spec: what the user calls the source.
         read: reads it.
     """
+    try:
+        working_folder = os.getcwd()  # noqa: PTH109
+    except OSError:
+        return read()[1]
     is_path = os.path.exists(spec.partition(":")[2])  # noqa: PTH110  (whether a question mark begins options)
-    key = [_CACHE_VERSION, spec, os.getcwd(), skips_missing(), is_path]  # noqa: PTH109
+    pictures = [PIL.__version__, sorted(FORMATS)]  # What is a picture, and what is said of it when it is opened.
+    key = [_CACHE_VERSION, spec, working_folder, skips_missing(), is_path, pictures]
     cache = ArrayCache()
     kept = cache.get("listing", key)
     if kept is not None and _is_valid(kept):
@@ -43,7 +50,7 @@ def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
     if kind in KINDS and isinstance(source, Listing | LabelledPictures) and len(source) >= MIN_ROWS:
         arrays = source.to_arrays() if states.is_settled() else None
         if arrays is not None:
-            paths = TextColumn(inputs.paths).to_arrays()
+            paths = inputs.paths.to_arrays()
             arrays |= {f"input_{name}": array for name, array in paths.items()}
             kept_type = np.array(type(source).__name__)
             warned = np.array(json.dumps(inputs.warned))

@@ -85,13 +85,15 @@ class MixSource(Source):
 
     def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
         """The states of the image files of some rows; None if images of one of the sources are no files of their own."""
-        found = []
+        found = list[FileStates]()
         for part, numbers in by_stretch(self._starts, rows):
             files = self.sources[part].image_files(numbers)
             if files is None:
                 return None
-            found.append(files.table)
-        return FileStates(np.concatenate(found)) if found else None
+            found.append(files)
+        if not found:
+            return None
+        return FileStates(np.concatenate([files.table for files in found]), taken_ns=found[0].taken_ns)
 
     def image_stamp(self) -> str | None:
         """A text that differs once an image was changed; None if that cannot be known for one of the sources."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.core.errors import DataError
-from diptych.data.sources.inputs import reads, warn
+from diptych.data.sources.inputs import looked_up, reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, existing_folder, read_location
 from diptych.data.sources.templates import templates_of
@@ -116,7 +116,7 @@ def read_tsv_folder(location: str) -> Listing:
     reads(folder)
     if not path.is_file():
         raise DataError(f"{folder}: holds no captions.txt")
-    builder = ListingBuilder(folder / "images" if (folder / "images").is_dir() else folder, where=path)
+    builder = ListingBuilder(folder / "images" if looked_up(folder / "images").is_dir() else folder, where=path)
     for number, line in _lines(path, "utf-8-sig"):
         name, tab, caption = line.partition("\t")
         if not tab:

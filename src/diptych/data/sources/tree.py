@@ -10,7 +10,7 @@ from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
 from diptych.data.oddities import OddityCounter
-from diptych.data.sources.inputs import reads
+from diptych.data.sources.inputs import is_folder, reads
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.formats import remedy
 
@@ -78,17 +78,17 @@ class _Walk:
                 raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
             inner = above | {(state.st_dev, state.st_ino)}
             for entry in inside:
-                name, is_folder = prefix + entry.name, _is_folder(entry)
+                name, is_inner = prefix + entry.name, is_folder(entry)
                 suffix = entry.name[entry.name.rfind(".") :].lower()
-                is_picture = not is_folder and suffix in IMAGE_SUFFIXES
-                if not (is_folder or is_picture or remedy(suffix)):
+                is_picture = not is_inner and suffix in IMAGE_SUFFIXES
+                if not (is_inner or is_picture or remedy(suffix)):
                     continue
                 if is_foreign(entry.name):
                     self._counter.add(_FOREIGN, "left out", name)
                     continue
                 if is_picture:
                     yield name
-                elif not is_folder:
+                elif not is_inner:
                     _count_left_out(self._counter, suffix, name)
                 elif not entry.is_symlink() or self._follows(entry, name, inner):
                     waiting.append((f"{name}/", inner))
@@ -110,13 +110,6 @@ class _Walk:
 def _count_left_out(counter: OddityCounter, suffix: str, name: str) -> None:
     """Count a picture whose format is not read."""
     counter.add(f"{suffix} files", f"left out: {remedy(suffix)}", name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link to itself, for one.
-        return False
 
 
 class ZipTree:
