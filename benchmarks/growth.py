@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py [--sizes 10000,100000,1000000] [--large] [--out FILE]
 
-`--large` adds ten million, which takes 25 GB of disk and an hour. Vectors have 512 numbers and are kept in float16. They are
+`--large` adds ten million, which takes 25 GB of disk. Vectors have 512 numbers and are kept in float16. They are
 drawn like embeddings of a CLIP: pictures have a common mean, which makes half of their squared length, and the rest has a
 falling spectrum (a hundred dimensions hold most of it). Each picture is a mixture of two of N / 100 topics, so that it has
 some two hundred neighbors. Texts have another mean, and share half of their content with a picture. Isotropic noise would be
@@ -11,44 +11,34 @@ log(size ratio), 1 for linear growth.
 """
 
 import os
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from math import log
 from pathlib import Path
 from typing import NamedTuple
 
 import faiss
 import numpy as np
-import torch
+from drawn import BATCH, DIM, Collection, drawn_entry, make, unit
 from harness import arguments, machine, table, write
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.bundle.folder import Bundle, save_bundle
 from diptych.core.device import has_fast_int8
-from diptych.core.errors import ConfigError
-from diptych.index.choice import create_index, open_index
-from diptych.index.entry import Entry, Stamp
+from diptych.index.choice import open_index
 from diptych.index.exact import encode, nearest
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
-from diptych.inference.loaded import LoadedBundle, load
-from diptych.models.clip import CLIP
-from diptych.presets import preset
 from diptych.search.collection import COMPACT_SHARE, update
 from diptych.search.duplicates import find_duplicates
-from diptych.tokenizers.hashing import HashingTokenizer
 
-DIM, TOP, NUM_TEXTS, BATCH = 512, 10, 264, 20_000
+TOP = 10
 LARGE = 10_000_000
 BYTES = 2500
 """Disk space of a picture: vector, codes, bits, and its rows in the database."""
@@ -61,23 +51,6 @@ FILTERS = [
     "taken = 2007-05",
 ]
 """They pass 50, 1, at most 5, 0.25 and 0.35 % of the pictures."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collection:
-    """An index of so many pictures, in a folder that is removed after the measurement."""
-
-    num: int
-    index: Path
-    texts: NDArray[np.float32]
-    """Queries that nothing was chosen with."""
-    clip: LoadedBundle
-    """The model of the index."""
-
-    def vectors(self) -> NDArray[np.float16]:
-        """All vectors, mapped into memory."""
-        (path,) = self.index.glob("vectors-*.f16")
-        return np.memmap(path, dtype="<f2", mode="r", shape=(self.num, DIM))
 
 
 class Row(NamedTuple):
@@ -122,88 +95,12 @@ def _shown(value: float | None) -> str:
 
 def _measure(num: int) -> dict[str, float | None]:
     with tempfile.TemporaryDirectory() as folder:
-        collection = _make(num, Path(folder) / "index")
+        collection = make(num, Path(folder) / "index")
         values = {}
         for row in ROWS:
             values[row.name] = row.measure(collection)
             print(f"{num:,}: {row.name}: {_shown(values[row.name])} {row.unit}", flush=True)
         return values
-
-
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
-
-
-class _Drawing:
-    """Draws pictures and texts (see the docstring of this file)."""
-
-    def __init__(self, num: int) -> None:
-        self._rng = np.random.default_rng(0)
-        spread = (np.arange(DIM) + 5.0) ** -0.5
-        self._spread = (spread / np.linalg.norm(spread)).astype(np.float32)
-        self._turn = np.linalg.qr(self._rng.standard_normal((DIM, DIM)))[0].astype(np.float32).T
-        self._means = _unit(self._rng.standard_normal((2, DIM), dtype=np.float32))
-        self._topics = self._content(max(256, num // 100))
-
-    def _content(self, num: int) -> NDArray[np.float32]:
-        drawn = self._rng.standard_normal((num, DIM), dtype=np.float32) * self._spread
-        return (drawn @ self._turn).astype(np.float32, copy=False)
-
-    def _mixtures(self, num: int) -> NDArray[np.float32]:
-        first, second = self._rng.integers(len(self._topics), size=(2, num))
-        return np.float32(0.8) * self._topics[first] + np.float32(0.6) * self._topics[second]
-
-    def pictures(self, num: int) -> NDArray[np.float32]:
-        """So many further pictures."""
-        return _unit(0.7 * self._means[0] + 0.7 * self._mixtures(num))
-
-    def texts(self, num: int) -> NDArray[np.float32]:
-        """So many texts."""
-        return _unit(0.75 * self._means[1] + 0.66 * (0.5 * self._mixtures(num) + 0.87 * self._content(num)))
-
-
-def _make(num: int, place: Path) -> Collection:
-    drawing, clip = _Drawing(num), _write_bundle(place.parent)
-    made = create_index(str(place), dim=DIM, model=clip.identity, bundle=str(clip.path), kind="float16")
-    with made as index, index.writing():
-        for start in range(0, num, BATCH):
-            numbers = range(start, min(start + BATCH, num))
-            entries = [_entry(n) for n in numbers]
-            index.add(entries, dict(zip((e.digest for e in entries), drawing.pictures(len(numbers)), strict=True)))
-        texts = drawing.texts(NUM_TEXTS)
-        try:
-            print(f"{num:,}: {index.build('signs', queries=texts[64:])}", flush=True)
-        except ConfigError as error:
-            print(f"{num:,}: {error}", flush=True)
-    return Collection(num=num, index=place, texts=texts[:64], clip=clip)
-
-
-def _write_bundle(folder: Path) -> LoadedBundle:
-    """A tiny model of random weights, whose vectors have `DIM` numbers: embedding costs the same at every size."""
-    torch.manual_seed(0)
-    small = preset("shapes-demo")
-    config = replace(small, embed_dim=DIM, text=replace(small.text, tokenizer="hashing", vocab_size=1000))
-    tokenizer = HashingTokenizer(vocab_size=config.text.vocab_size, context_length=config.text.context_length)
-    save_bundle(Bundle(model=CLIP(config), tokenizer=tokenizer), folder / "bundle")
-    return load(folder / "bundle", device="cpu")
-
-
-def _entry(number: int) -> Entry:
-    """A picture in one of the folders of 24 years, with a size of up to 10 MB; every second one has a caption."""
-    draw = random.Random(number)
-    year, day = 2000 + number % 24, f"{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}"
-    caption = " ".join(f"word{draw.randrange(2000)}" for _ in range(10))
-    return Entry(
-        key=f"/pictures/{year}/album-{number // 500:05d}/IMG_{number:08d}.jpg",
-        digest=blake2b(str(number).encode(), digest_size=16).hexdigest(),
-        stamp=Stamp(size=draw.randrange(10**7), modified_ns=10**18 + number),
-        width=draw.choice((640, 1024, 4000)),
-        height=480,
-        taken=f"{year}-{day} 12:00:00",
-        captions=(caption,) if number % 2 else (),
-        phash=draw.getrandbits(64),
-    )
 
 
 def _best_ms(
@@ -364,7 +261,7 @@ def add_few(collection: Collection, *, folder: str) -> float:
 
 def remove_one(collection: Collection) -> float:
     """Remove a picture as `diptych index remove` does."""
-    key = _entry(7).key
+    key = drawn_entry(7).key
 
     def remove(index: Index) -> None:
         with index.writing():
@@ -376,7 +273,7 @@ def remove_one(collection: Collection) -> float:
 
 def compact(collection: Collection) -> float:
     """Write all vectors anew after a third was removed."""
-    keys = [_entry(number).key for number in range(0, collection.num, 3)]
+    keys = [drawn_entry(number).key for number in range(0, collection.num, 3)]
     with open_index(str(collection.index)) as index, index.writing():
         index.remove(keys)
 
@@ -399,8 +296,8 @@ def search_narrow(collection: Collection, *, is_coded: bool) -> float | None:
     if is_coded and not has_fast_int8():
         return None
     rng = np.random.default_rng(1)
-    mean, queries = (_unit(rng.standard_normal((num, DIM), dtype=np.float32)) for num in (1, 64))
-    vectors = _unit(mean + 0.004 * rng.standard_normal((min(collection.num, 200_000), DIM), dtype=np.float32))
+    mean, queries = (unit(rng.standard_normal((num, DIM), dtype=np.float32)) for num in (1, 64))
+    vectors = unit(mean + 0.004 * rng.standard_normal((min(collection.num, 200_000), DIM), dtype=np.float32))
     codes = encode(vectors) if is_coded else None
     began = time.perf_counter()
     nearest(vectors, queries, top=TOP, codes=codes)

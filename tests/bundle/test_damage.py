@@ -52,7 +52,7 @@ def old_bundle(bundle: Path) -> Path:
 def _remembering(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files and fresh ones are remembered, too."""
     monkeypatch.setattr(checksums, "_REMEMBERED_BYTES", 0)
-    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(cache, "SETTLED_S", -1.0)
 
 
 def _flip(path: Path, bit: int) -> None:
@@ -221,7 +221,7 @@ def test_the_identity_survives_other_libraries(tmp_path: Path, to: Any, monkeypa
         config = replace(config, pixels=replace(config.pixels, crop_rounding="down"))
     bundle = Bundle(model=CLIP(config).eval(), tokenizer=ClipBPETokenizer(context_length=77))
     export_bundle(bundle, to, tmp_path / "out")
-    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    monkeypatch.setattr(cache, "SETTLED_S", -1.0)
     identity = bundle.identity
     assert open_bundle(tmp_path / "out").identity == identity
     monkeypatch.setattr(folder_module, "computed_identity", lambda model, tokenizer: "computed again")

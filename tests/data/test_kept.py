@@ -42,7 +42,7 @@ def _small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (kept, splits, prepare):
         monkeypatch.setattr(module, "MIN_ROWS", 2)
     monkeypatch.setattr(FileStates, "is_settled", lambda _: True)
-    monkeypatch.setattr("diptych.core.cache._SETTLED_S", -1.0)
+    monkeypatch.setattr("diptych.core.cache.SETTLED_S", -1.0)
 
 
 @pytest.fixture

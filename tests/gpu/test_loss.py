@@ -1,5 +1,7 @@
 """The contrastive losses on a GPU: against float64 on the CPU, and without waiting."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,13 +32,7 @@ def test_tiles_and_the_plain_matrix_are_exact(
     exact, ours = _inputs("cpu", torch.float64, scale), _inputs("cuda", torch.float32, scale)
     expected = clip_loss(*exact, groups)
     found = tiled_clip_loss(*ours, None if groups is None else groups.cuda())
-    expected.backward()
-    found.backward()
-    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=5e-6)
-    for tensor, reference in zip(ours, exact, strict=True):
-        assert tensor.grad is not None
-        assert reference.grad is not None
-        assert relative(tensor.grad.cpu(), reference.grad) <= 2e-5
+    _check(found, expected, ours, exact)
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
@@ -57,6 +53,13 @@ def test_the_sigmoid_loss_is_exact() -> None:
     exact, ours = _inputs("cpu", torch.float64, 14.3), _inputs("cuda", torch.float32, 14.3)
     expected = sigmoid_loss(*exact, torch.tensor(-5.0).double(), groups)
     found = tiled_sigmoid_loss(*ours, torch.tensor(-5.0).cuda(), groups.cuda())
+    _check(found, expected, ours, exact)
+
+
+def _check(
+    found: torch.Tensor, expected: torch.Tensor, ours: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]
+) -> None:
+    """Compare a loss and its gradients with those in float64."""
     expected.backward()
     found.backward()
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=5e-6)

@@ -11,7 +11,7 @@ from diptych.core.files import write_text
 
 _MAX_NOTES = 1000
 """When there are more, the older half is removed."""
-_SETTLED_S = 2.0
+SETTLED_S = 2.0
 """A file that changed less than this long ago could change again without another time stamp."""
 
 
@@ -42,7 +42,7 @@ def is_settled(path: Path) -> bool:
     """
     status, now = path.stat(), time.time()
     modified = status.st_mtime if status.st_mtime <= now else 0.0
-    return now - max(modified, status.st_ctime) > _SETTLED_S
+    return now - max(modified, status.st_ctime) > SETTLED_S
 
 
 def settled_stamp(paths: Iterable[Path]) -> str | None:

@@ -10,9 +10,10 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core import cache
+
 _CHUNK = 4096
 """Files at a time: their `stat_result` objects take 400 bytes each."""
-_SETTLED_NS = 2_000_000_000
 _FIELDS = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
 NUM_FIELDS = len(_FIELDS)
 _of_state = attrgetter(*_FIELDS)
@@ -65,7 +66,7 @@ class FileStates:
         """
         modified, changed = self.table[:, 1], self.table[:, 2]
         last = max(modified[modified <= self.taken_ns].max(initial=0), changed.max(initial=0))
-        return self.taken_ns - int(last) > _SETTLED_NS
+        return self.taken_ns - int(last) > 1e9 * cache.SETTLED_S
 
 
 def file_states(paths: Sequence[str]) -> FileStates:

@@ -21,6 +21,15 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
+def chunks(num: int, size: int) -> Iterator[slice]:
+    """Ranges of at most `size` positions.
+
+    >>> list(chunks(5, 3))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    return (slice(start, min(start + size, num)) for start in range(0, num, size))
+
+
 def check_list(items: object, what: str) -> None:
     """Refuse a single value where several are expected. Iterating over a string would return its letters.
 

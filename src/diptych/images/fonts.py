@@ -45,7 +45,7 @@ def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[st
         texts: any texts.
         most: maximum number of letters of each text; longer texts are cut and end with `…`.
     """
-    from matplotlib import rcParams  # noqa: PLC0415  (its import takes half a second)
+    from matplotlib import rcParams  # noqa: PLC0415  (the import takes 0.5 s)
 
     shown = [shorten(drawable(text), most) for text in texts]
     others = {font.name for letter in set("".join(shown)) if (font := _font_of(letter)) is not None}
@@ -131,7 +131,7 @@ def _fonts() -> "Sequence[FontEntry]":
 
     Last-resort fonts, which draw the same picture for all letters of a script, are excluded.
     """
-    from matplotlib.font_manager import fontManager  # noqa: PLC0415  (its import takes half a second)
+    from matplotlib.font_manager import fontManager  # noqa: PLC0415  (the import takes 0.5 s)
 
     upright = [
         font

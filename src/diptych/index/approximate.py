@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from diptych.core.lists import chunks
 from diptych.core.program import command
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
 from diptych.index.signs import Signs, in_threads, smallest
@@ -29,7 +30,7 @@ TOP = 10
 """Number of hits for which the recall is measured."""
 DEPTH = 100
 """Number of hits that come from the bits; the exact scan finds the others."""
-_SCORED = 4 * DEPTH
+SCORED = 4 * DEPTH
 """Number of vectors per query that are left for the third pass. The errors of codes are far smaller than the spread of their
 products."""
 _ROWS = 4096
@@ -159,7 +160,7 @@ class Approximate:
             return _continued(*first, *nearest(vectors, queries, top=top, codes=codes))
         needed, num = min(DEPTH, len(vectors)), self.about.num
         query, row = self._candidates(vectors, queries, codes)
-        with _read_here_and_there(vectors):
+        with _random_reads(vectors):
             score = scores_of(vectors, queries, query, row)
         some = None if codes is None else Codes(codes.integers[num:], codes.scale[num:], codes.error[num:])
         later, later_scores = nearest(vectors[num:], queries, top=needed, codes=some)
@@ -182,9 +183,9 @@ class Approximate:
         """The query and the row of each pair that two passes leave."""
         left, kept = [], self._signs.nearest(queries, self.about.effort)
         compared, scale = (vectors, None) if codes is None else (codes.integers, codes.scale)
-        with _read_here_and_there(compared), _read_here_and_there(scale):
+        with _random_reads(compared), _random_reads(scale):
             for one, rows in zip(queries, kept, strict=True):
-                left.append(rows[smallest(-_products(compared, scale, one, rows), _SCORED)])
+                left.append(rows[smallest(-_products(compared, scale, one, rows), SCORED)])
         return np.repeat(np.arange(len(queries)), [len(rows) for rows in left]), np.concatenate([*left, np.arange(0)])
 
     def ranks(self, queries: Float32[ndarray, "Q E"], rows: Int64[ndarray, "Q K"]) -> Int64[ndarray, "Q K"]:
@@ -198,7 +199,8 @@ def _products(
     """Products of a query with some codes, or with some vectors if there is no scale. Those that are not a number are -inf."""
 
     def of_part(part: Int64[ndarray, " C"]) -> Float32[ndarray, " C"]:
-        products = [np.asarray(compared[some], dtype=np.float32) @ query for some in _cut(part)]
+        parts = chunks(len(part), _ROWS)
+        products = [np.asarray(compared[part[some]], dtype=np.float32) @ query for some in parts]
         return np.concatenate([*products, np.empty(0, dtype=np.float32)])
 
     products = np.concatenate(in_threads(of_part, np.array_split(rows, _READERS if len(rows) > _ROWS else 1)))
@@ -206,13 +208,8 @@ def _products(
     return np.where(np.isnan(products), -np.inf, products).astype(np.float32)
 
 
-def _cut(rows: Int64[ndarray, " R"]) -> Iterator[Int64[ndarray, " C"]]:
-    for start in range(0, len(rows), _ROWS):
-        yield rows[start : start + _ROWS]
-
-
 @contextmanager
-def _read_here_and_there(array: ndarray | None) -> Iterator[None]:
+def _random_reads(array: ndarray | None) -> Iterator[None]:
     """Keep the system from reading more than the pages that are needed, if the array is a file that is mapped into memory.
 
     By default, Linux reads 128 KiB around each page.

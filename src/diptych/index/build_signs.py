@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.files import atomic_write
-from diptych.index.approximate import _SCORED, TOP, About, Approximate, FileId
+from diptych.index.approximate import SCORED, TOP, About, Approximate, FileId
 from diptych.index.exact import Codes, Vectors, nearest, scores_of
 from diptych.index.signs import write
 
@@ -52,12 +52,12 @@ def build(
     with atomic_write(path) as tmp:
         write(vectors, tmp)
         file = FileId.of(tmp)
-        about = About(kind="signs", num=num, effort=min(num, _SCORED), recall=0.0, bytes=file.bytes)
+        about = About(kind="signs", num=num, effort=min(num, SCORED), recall=0.0, bytes=file.bytes)
         everything = np.concatenate(kinds)
         rows, scores = nearest(vectors, everything, top=min(TOP, num), codes=codes)
         of_kind = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
         ranks = Approximate(file, about).ranks(everything, rows)
-        effort = min(num, max(_SCORED, *(_effort(ranks[of_kind == kind]) for kind in range(len(kinds)))))
+        effort = min(num, max(SCORED, *(_effort(ranks[of_kind == kind]) for kind in range(len(kinds)))))
         while True:
             opened = Approximate(file, replace(about, effort=effort))
             found = opened.search(vectors, everything, top=min(TOP, num), codes=codes)[0]

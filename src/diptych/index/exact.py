@@ -159,7 +159,9 @@ class _Candidates:
         self._vectors, self._queries, self._top = vectors, queries, top
         num_queries = len(queries)
         self._best = np.full((num_queries, top), -np.inf, dtype=np.float32)
-        """The best approximate products in descending order."""
+        """The best approximate products of those offered before the last merge, in no order."""
+        self._unmerged: list[tuple[Int64[ndarray, " P"], Float32[ndarray, " P"]]] = []
+        self._num_unmerged = 0
         self._slack = np.zeros(num_queries, dtype=np.float32)
         self._num_pairs, self._num_left = 0, 0
         self._pending: list[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"], Float32[ndarray, " P"]]] = []
@@ -195,7 +197,10 @@ class _Candidates:
             return False
         query, column = np.divmod(np.flatnonzero(is_left), len(places))
         product = products[query, column]
-        self._best = _merge(self._best, query, product)
+        self._unmerged.append((query, product))
+        self._num_unmerged += len(query)
+        if self._num_unmerged >= self._best.size or not np.isfinite(floor).all():
+            self._merge()
         self._pending.append((query, places[column], product))
         self._num_pending += len(query)
         if self._num_pending > max(_PAIRS, 4 * self._rows.size):
@@ -208,13 +213,24 @@ class _Candidates:
         return self._rows, self._scores
 
     def _floor(self) -> Float32[ndarray, " Q"]:
-        floor: Float32[ndarray, " Q"] = self._best[:, -1] - 2 * self._slack
+        floor: Float32[ndarray, " Q"] = self._best.min(axis=1) - 2 * self._slack
         return floor
+
+    def _merge(self) -> None:
+        """Raise the floor. With few new products it would rise little, and partitioning takes time."""
+        query, product = (np.concatenate(side) for side in zip(*self._unmerged, strict=True))
+        self._unmerged, self._num_unmerged = [], 0
+        ends = np.cumsum(np.bincount(query, minlength=len(self._best)))
+        for best, new in zip(self._best, np.split(product[np.argsort(query, kind="stable")], ends[:-1]), strict=True):
+            if len(new):
+                best[:] = np.partition(np.concatenate([best, new]), len(new))[len(new) :]
 
     def _score(self) -> None:
         """Score the collected candidates and keep the nearest."""
         if not self._pending:
             return
+        if self._unmerged:
+            self._merge()
         query, row, product = (np.concatenate(side) for side in zip(*self._pending, strict=True))
         self._pending, self._num_pending = [], 0
         is_near = product >= self._floor()[query]
@@ -267,15 +283,6 @@ def rank(
     rows, scores = np.full((num_queries, top), -1), np.full((num_queries, top), -np.inf, dtype=np.float32)
     rows[query[kept], place[kept]], scores[query[kept], place[kept]] = row[kept], score[kept]
     return rows, scores
-
-
-def _merge(
-    best: Float32[ndarray, "Q K"], query: Int64[ndarray, " P"], score: Float32[ndarray, " P"]
-) -> Float32[ndarray, "Q K"]:
-    """The best scores of each query with some more, falling."""
-    num_queries, top = best.shape
-    new = rank(query, query, score, num_queries=num_queries, top=top)[1]
-    return -np.sort(-np.concatenate([best, new], axis=1), axis=1)[:, :top]
 
 
 def _chunks(

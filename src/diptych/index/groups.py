@@ -9,9 +9,10 @@ from jaxtyping import Float, Int64
 from numpy import ndarray
 
 from diptych.core.components import Components, bucket_blocks
+from diptych.core.lists import chunks
 from diptych.images.fingerprints import near_pairs
 from diptych.index.similar import EXACT_UP_TO, CosineJoiner, join_similar
-from diptych.index.unit_vectors import UnitVectors, chunks
+from diptych.index.unit_vectors import UnitVectors
 
 SAME_COSINE = 0.9
 """Minimum cosine of copies of one picture. Near perceptual hashes are not enough: those of plain pictures agree by chance."""
@@ -112,7 +113,7 @@ def _join_same(unit: UnitVectors, hashes: Sequence[int | None], components: Comp
     bits = np.array([value for value, is_known in zip(hashes, known, strict=True) if is_known], dtype=np.uint64)
     contents, bits = contents[np.argsort(bits, kind="stable")], np.sort(bits)
     distinct, starts, counts = np.unique(bits, return_index=True, return_counts=True)
-    joiner.pairs(np.repeat(contents[starts], counts), contents)  # Usually enough: all copies of a placeholder.
+    joiner.pairs(np.repeat(contents[starts], counts), contents)  # Joins all copies of a placeholder.
     joiner.flush()
     order, blocks = bucket_blocks(bits, components.first()[contents])
     for rows, columns in blocks:

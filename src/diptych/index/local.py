@@ -1,6 +1,5 @@
 """An index in a folder (`local_store.py` describes its files): what is added to it and found in it."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,14 +7,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.errors import ConfigError, DiptychWarning, IndexingError
+from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.files import flush, sha256_of
 from diptych.core.lists import check_list
 from diptych.index import approximate, build_signs
 from diptych.index.checksums import Block, missing_rows
-from diptych.index.entry import Entry, Found, Stamp
-from diptych.index.exact import Vectors, nearest
-from diptych.index.filters import Filter
+from diptych.index.entry import Entry, Stamp
+from diptych.index.exact import Vectors
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_search import LocalSearch
 from diptych.index.tables import (
@@ -25,7 +23,6 @@ from diptych.index.tables import (
     keep_vectors,
     set_about,
     set_phash,
-    to_entry,
     to_row,
     to_unsigned,
 )
@@ -35,36 +32,11 @@ from diptych.index.vector_file import AGAIN, VectorFile
 class LocalIndex(LocalSearch):
     """An `Index` in a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open what is there.
-
-        Raises:
-            IndexingError: there is no index, or it is damaged.
-        """
-        super().__init__(folder)
-        self._nearly: approximate.Approximate | None = None
-        self._unusable: tuple[Path, str] | None = None
-        """Approximate structure that could not be opened in the last search, and the reason."""
-
     def __enter__(self) -> "LocalIndex":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def digest_of(self, key: str) -> str | None:
-        """The content of an entry; None if there is no such entry."""
-        rows = self._all("SELECT digest FROM entries WHERE key = ?", (key,))
-        return str(rows[0][0]) if rows else None
-
-    def with_digest(self, digest: str) -> list[Entry]:
-        """The entries of a content, by key."""
-        sql = f"SELECT {self._columns()} FROM entries WHERE digest = ? ORDER BY key"
-        return [to_entry(row) for row in self._all(sql, (digest,))]
-
-    def has_vector(self, digest: str) -> bool:
-        """Whether the content was embedded before."""
-        return bool(self._all("SELECT 1 FROM vectors WHERE digest = ?", (digest,)))
 
     def add(
         self,
@@ -202,52 +174,6 @@ class LocalIndex(LocalSearch):
         """What `build` made; None for a structure of an earlier version, which searches do not use."""
         about = self._about_nearly()
         return about if about is not None and about.kind == "signs" else None
-
-    def search(
-        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
-    ) -> list[list[Found]]:
-        """The entries nearest to each query, compared with all that the filter lets through."""
-        with self._alone:
-            found = self._of_one_moment(lambda: self._search(queries, top, skip, chosen))
-            unusable, self._unusable = self._unusable, None
-        # No warning if another process has just replaced the structure.
-        if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
-            warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
-        return found
-
-    def _nearest(
-        self,
-        vectors: Vectors,
-        queries: Float32[ndarray, "Q E"],
-        top: int,
-        among: Int64[ndarray, " M"] | None,
-        *,
-        is_exact: bool,
-    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
-        codes = self._file().codes(len(vectors))
-        nearly = None if is_exact else self._opened_nearly(len(vectors))
-        if nearly is None:
-            return nearest(vectors, queries, top=top, among=among, codes=codes)
-        return nearly.search(vectors, queries, top=top, codes=codes)
-
-    def _opened_nearly(self, num: int) -> approximate.Approximate | None:
-        """The approximate structure of an index with `num` vectors; None if there is none, or it cannot be used."""
-        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
-        if about is None:
-            self._nearly = None
-            return None
-        try:
-            file = approximate.FileId.of(path)
-            if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
-                self._nearly = None  # Free the old one first.
-                self._nearly = approximate.Approximate(file, about)
-            if about.num > num:
-                raise OSError(f"{path.name} has {about.num:,} vectors, and the index {num:,}")
-        except OSError as error:
-            self._unusable = path, str(error)
-            return None
-        return self._nearly
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
         """Store perceptual hashes by digest."""

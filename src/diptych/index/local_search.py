@@ -6,20 +6,22 @@ query is compared with their vectors alone. Shapes: E embedding, Q queries, K fo
 """
 
 import json
-from abc import abstractmethod
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.index.approximate import DEPTH
+from diptych.core.errors import DiptychWarning
+from diptych.index.approximate import DEPTH, Approximate, FileId
 from diptych.index.connection import Connection
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.entry import Entry, Found
-from diptych.index.exact import Vectors
+from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.local_store import LocalStore
 from diptych.index.tables import to_entry
@@ -45,21 +47,31 @@ class _Passing:
 
 
 class LocalSearch(LocalStore):
-    """The base of `LocalIndex` that searches. A subclass finds the nearest vectors."""
+    """The base of `LocalIndex` that searches."""
 
-    _passing: _Passing | None = None
+    def __init__(self, folder: Path) -> None:
+        """Open what is there.
 
-    @abstractmethod
-    def _nearest(
-        self,
-        vectors: Vectors,
-        queries: Float32[ndarray, "Q E"],
-        top: int,
-        among: Int64[ndarray, " M"] | None,
-        *,
-        is_exact: bool,
-    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Places and scores of the nearest of all vectors, or of some; -1 where there are fewer."""
+        Raises:
+            IndexingError: there is no index, or it is damaged.
+        """
+        super().__init__(folder)
+        self._passing: _Passing | None = None
+        self._nearly: Approximate | None = None
+        self._unusable: tuple[Path, str] | None = None
+        """Approximate structure that could not be opened in the last search, and the reason."""
+
+    def search(
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
+    ) -> list[list[Found]]:
+        """The entries nearest to each query, compared with all that the filter lets through."""
+        with self._alone:
+            found = self._of_one_moment(lambda: self._search(queries, top, skip, chosen))
+            unusable, self._unusable = self._unusable, None
+        # No warning if another process has just replaced the structure.
+        if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
+            warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
+        return found
 
     def _search(
         self, queries: Float32[ndarray, "Q E"], top: int, skip: int, chosen: Filter | None
@@ -185,3 +197,37 @@ class LocalSearch(LocalStore):
             for place, *row in self._all(sql, (asked, *condition.values)):
                 entries.setdefault(place, []).append(to_entry(row))
         return entries
+
+    def _nearest(
+        self,
+        vectors: Vectors,
+        queries: Float32[ndarray, "Q E"],
+        top: int,
+        among: Int64[ndarray, " M"] | None,
+        *,
+        is_exact: bool,
+    ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
+        """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
+        codes = self._file().codes(len(vectors))
+        nearly = None if is_exact else self._opened_nearly(len(vectors))
+        if nearly is None:
+            return nearest(vectors, queries, top=top, among=among, codes=codes)
+        return nearly.search(vectors, queries, top=top, codes=codes)
+
+    def _opened_nearly(self, num: int) -> Approximate | None:
+        """The approximate structure of an index with `num` vectors; None if there is none, or it cannot be used."""
+        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
+        if about is None:
+            self._nearly = None
+            return None
+        try:
+            file = FileId.of(path)
+            if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
+                self._nearly = None  # Free the old one first.
+                self._nearly = Approximate(file, about)
+            if about.num > num:
+                raise OSError(f"{path.name} has {about.num:,} vectors, and the index {num:,}")
+        except OSError as error:
+            self._unusable = path, str(error)
+            return None
+        return self._nearly

@@ -40,20 +40,6 @@ class PostgresIndex(PostgresStore):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def digest_of(self, key: str) -> str | None:
-        """The content of an entry; None if there is no such entry."""
-        rows = self._all("SELECT digest FROM entries WHERE key = %s", (key,))
-        return str(rows[0][0]) if rows else None
-
-    def with_digest(self, digest: str) -> list[Entry]:
-        """The entries of a content, by key."""
-        sql = f"SELECT {self._columns()} FROM entries WHERE digest = %s ORDER BY key"
-        return [to_entry(row) for row in self._all(sql, (digest,))]
-
-    def has_vector(self, digest: str) -> bool:
-        """Whether the content was embedded before."""
-        return bool(self._all("SELECT 1 FROM vectors WHERE digest = %s", (digest,)))
-
     def add(
         self,
         entries: Sequence[Entry],

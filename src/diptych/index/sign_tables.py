@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from numpy import ndarray
 
 from diptych.core.components import Components, bucket_blocks
-from diptych.index.unit_vectors import UnitVectors, chunks
+from diptych.core.lists import chunks
+from diptych.index.unit_vectors import UnitVectors
 
 MISS = 1e-3
 """Probability that a pair exactly at the threshold is not found. More similar pairs are found with higher probability."""

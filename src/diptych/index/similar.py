@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
 from diptych.core.components import Components
+from diptych.core.lists import chunks
 from diptych.index.sign_tables import CenteredVectors, candidates, plan_tables
-from diptych.index.unit_vectors import UnitVectors, chunks
+from diptych.index.unit_vectors import UnitVectors
 
 EXACT_UP_TO = 20_000
 """Up to this number, all pairs of vectors are compared."""

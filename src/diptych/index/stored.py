@@ -106,6 +106,20 @@ class StoredIndex(ABC):
         """How many pictures could not be read."""
         return self._count("broken")
 
+    def digest_of(self, key: str) -> str | None:
+        """The content of an entry; None if there is no such entry."""
+        rows = self._all(f"SELECT digest FROM entries WHERE key = {self._mark}", (key,))
+        return str(rows[0][0]) if rows else None
+
+    def with_digest(self, digest: str) -> list[Entry]:
+        """The entries of a content, by key."""
+        sql = f"SELECT {self._columns()} FROM entries WHERE digest = {self._mark} ORDER BY key"
+        return [to_entry(row) for row in self._all(sql, (digest,))]
+
+    def has_vector(self, digest: str) -> bool:
+        """Whether the content was embedded before."""
+        return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._mark}", (digest,)))
+
     def keys(self, chosen: Filter | None = None) -> list[str]:
         """Keys of all entries, or of those that a filter lets through, in order."""
         condition = self._where(chosen)

@@ -1,10 +1,10 @@
 """Vectors of unit length, computed from the vectors of an index where they are needed. Shapes: N vectors, E embedding."""
 
-from collections.abc import Iterator
-
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 from numpy import ndarray
+
+from diptych.core.lists import chunks
 
 _CHUNK = 4096
 _SHORTEST = np.float32(1e-12)
@@ -43,12 +43,3 @@ class UnitVectors:
 
     def _read(self, contents: slice | Int64[ndarray, " M"]) -> Float32[ndarray, "M E"]:
         return self._vectors[self._rows[contents]].astype(np.float32)
-
-
-def chunks(num: int, size: int) -> Iterator[slice]:
-    """Ranges of at most `size` positions.
-
-    >>> list(chunks(5, 3))
-    [slice(0, 3, None), slice(3, 5, None)]
-    """
-    return (slice(start, min(start + size, num)) for start in range(0, num, size))

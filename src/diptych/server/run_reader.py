@@ -49,14 +49,14 @@ class RunReader:
         """The summary of a run with its curves, messages and settings."""
         with self._lock:
             run = self._run(path)
-        told = run.whole(name)
+        answer = run.whole(name)
         with self._lock:
             self._by_age.pop(path, None)
             self._by_age[path] = run
             dropped = self._oldest()
         for old in dropped:
             old.drop_curves()
-        return told
+        return answer
 
     def _run(self, path: Path) -> "_Run":
         return self._runs.setdefault(path, _Run(path))
@@ -85,19 +85,19 @@ class _Run:
     def summary(self, name: str) -> dict[str, Any]:
         """What the list of runs shows."""
         with self._lock:
-            return self._told(name, is_whole=False)
+            return self._answer(name, is_whole=False)
 
     def whole(self, name: str) -> dict[str, Any]:
         """The same, with curves, messages and settings."""
         with self._lock:
-            return self._told(name, is_whole=True)
+            return self._answer(name, is_whole=True)
 
     def drop_curves(self) -> None:
         """Free them; the next request for them reads the events again."""
         with self._lock:
             self._curves, self.num_points = None, 0
 
-    def _told(self, name: str, *, is_whole: bool) -> dict[str, Any]:
+    def _answer(self, name: str, *, is_whole: bool) -> dict[str, Any]:
         empty = {"name": name, "step": 0, "is_done": False, "last": {}, "pictures": [], "unreadable": None}
         whole: dict[str, Any] = {"curves": {}, "messages": [], "settings": {}} if is_whole else {}
         try:

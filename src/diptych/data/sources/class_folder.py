@@ -60,7 +60,7 @@ class LabelledPictures(Source):
         """What `from_arrays` takes, ready for a file; None if the pictures lie in a zip."""
         if not isinstance(self._tree, FolderTree):
             return None
-        told = {
+        facts = {
             "root": str(self._tree.root),
             "templates": self.templates,
             "oddities": [astuple(oddity) for oddity in self.oddities],
@@ -72,20 +72,20 @@ class LabelledPictures(Source):
             "splits": self._named_splits,
         }
         arrays = {f"{part}_{name}": array for part in columns for name, array in columns[part].to_arrays().items()}
-        return {**arrays, "told": np.array(json.dumps(told))}
+        return {**arrays, "facts": np.array(json.dumps(facts))}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "LabelledPictures":
         """The source that gave these arrays."""
-        told = json.loads(str(arrays["told"]))
+        facts = json.loads(str(arrays["facts"]))
         return cls(
-            FolderTree(Path(told["root"])),
+            FolderTree(Path(facts["root"])),
             TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
             NameColumn.from_arrays(arrays["labels_names"], arrays["labels_codes"]),
             NameColumn.from_arrays(arrays["splits_names"], arrays["splits_codes"]),
-            templates=tuple(told["templates"]),
-            oddities=from_plain(told["oddities"]),
-            is_natural=told["is_natural"],
+            templates=tuple(facts["templates"]),
+            oddities=from_plain(facts["oddities"]),
+            is_natural=facts["is_natural"],
         )
 
     def under_first_rule(self) -> "LabelledPictures":

@@ -58,7 +58,7 @@ def with_depth(source: Source) -> Source:
 
 
 def _image(source: Source, index: int) -> ImageInput | None:
-    """The image of a sample; None if the suffix of its key is that of a format other than PNG and TIFF."""
+    """The image of a sample; None if its key has the suffix of another format than PNG or TIFF."""
     suffix = PurePosixPath(source.key(index)).suffix.lower()
     if suffix in IMAGE_SUFFIXES and suffix not in _DEEP_SUFFIXES:
         return None

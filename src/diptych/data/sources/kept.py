@@ -20,7 +20,7 @@ from diptych.images.formats import FORMATS
 
 KINDS = frozenset({"class-folder", "coco", "csv", "image-folder", "json", "text-folder", "tsv-folder"})
 """Kinds whose readers name all that they read with `inputs.reads`."""
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """To be raised with any change that could make another source of the same files."""
 
 
@@ -38,7 +38,7 @@ def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
     except OSError:
         return read()[1]
     is_path = os.path.exists(spec.partition(":")[2])  # noqa: PTH110  (whether a question mark begins options)
-    pictures = [PIL.__version__, sorted(FORMATS)]  # What is a picture, and what is said of it when it is opened.
+    pictures = [PIL.__version__, sorted(FORMATS)]  # They decide which files are pictures, and the warnings.
     key = [_CACHE_VERSION, spec, working_folder, skips_missing(), is_path, pictures]
     cache = ArrayCache()
     kept = cache.get("listing", key)

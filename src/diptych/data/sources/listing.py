@@ -70,7 +70,7 @@ class Listing(Source):
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """What `from_arrays` takes, ready for a file."""
-        told = {
+        facts = {
             "root": str(self.root),
             "classes": self.classes,
             "split_names": self._split_names,
@@ -80,23 +80,23 @@ class Listing(Source):
         }
         columns = {"keys": self._keys.to_arrays(), "captions": self._captions.to_arrays()}
         arrays = {f"{part}_{name}": array for part, found in columns.items() for name, array in found.items()}
-        return {**arrays, "labels": self._labels, "splits": self._splits, "told": np.array(json.dumps(told))}
+        return {**arrays, "labels": self._labels, "splits": self._splits, "facts": np.array(json.dumps(facts))}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Listing":
         """The listing that gave these arrays."""
-        told = json.loads(str(arrays["told"]))
+        facts = json.loads(str(arrays["facts"]))
         listing = cls(
-            Path(told["root"]),
+            Path(facts["root"]),
             TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
             GroupedTexts.from_arrays({name: arrays[f"captions_{name}"] for name in GroupedTexts.ARRAYS}),
             labels=arrays["labels"],
-            classes=tuple(told["classes"]),
+            classes=tuple(facts["classes"]),
             splits=arrays["splits"],
-            split_names=tuple(told["split_names"]),
-            templates=tuple(told["templates"]),
+            split_names=tuple(facts["split_names"]),
+            templates=tuple(facts["templates"]),
         )
-        listing.oddities, listing.was_absolute = from_plain(told["oddities"]), told["was_absolute"]
+        listing.oddities, listing.was_absolute = from_plain(facts["oddities"]), facts["was_absolute"]
         return listing
 
     def __len__(self) -> int:
