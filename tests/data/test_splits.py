@@ -52,6 +52,17 @@ def per_caption(tmp_path: Path) -> Source:
     return _table(tmp_path / "rows.json", rows)
 
 
+def test_files_are_not_looked_up_if_all_splits_are_named(tmp_path: Path) -> None:
+    for i in range(6):
+        _picture(tmp_path / f"{i}.png", i)
+    rows = [{"image": f"{i}.png", "caption": "a", "split": "val" if i % 2 else "train"} for i in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
+    source = open_source(f"json:{tmp_path / 'rows.json'}")
+    with patch.object(type(source), "image_files") as looked_up:
+        assert _keys(source, "val") == {"1.png", "3.png", "5.png"}
+    assert not looked_up.called
+
+
 def test_copies_are_assigned_together(per_caption: Source) -> None:
     """By the smaller key of each two; under rule 1, no picture is in val at all."""
     expected = {

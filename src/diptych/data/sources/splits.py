@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from diptych.core.array_cache import MIN_ROWS, ArrayCache
 from diptych.core.errors import ConfigError, DataError
+from diptych.core.file_states import FileStates
 from diptych.core.fingerprint import FingerprintBuilder
 from diptych.core.randomness import stable_fraction
 from diptych.data.sources.columns import NameColumn, TextColumn
@@ -61,8 +63,12 @@ class Splits:
             raise ConfigError(f"val_fraction is {val_fraction}; it must lie within (0, 1)")
         self.source = source.under_first_rule() if rule == FIRST_SPLIT_RULE else source
         self._rule, self._val_fraction = rule, val_fraction
-        self._files = self.source.image_files(np.arange(len(source), dtype=np.int64))
         self._codes, self._names, self.has_own_val = self._kept_or_cut()
+
+    @cached_property
+    def _files(self) -> FileStates | None:
+        """The states of all picture files; not looked up for few samples whose splits are all named."""
+        return self.source.image_files(np.arange(len(self.source), dtype=np.int64))
 
     @property
     def names(self) -> list[str]:
@@ -91,7 +97,9 @@ class Splits:
         return Subset(self.source, array("q", rows.tobytes()), sizes=None if known is None else known[rows])
 
     def _image_sizes(self) -> NDArray[np.int64] | None:
-        return None if self._files is None else self._files.sizes
+        """The sizes of all picture files if they were looked up."""
+        files = self._files if "_files" in vars(self) else None
+        return None if files is None else files.sizes
 
     def _kept_or_cut(self) -> _Cut:
         """From the cache if nothing has changed on which the splits depend, else computed."""
