@@ -1,6 +1,7 @@
 """Indexes of drawn pictures for `growth.py`: vectors like the embeddings of a CLIP, paths, dates, captions and a tiny model."""
 
 import random
+import time
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -32,6 +33,8 @@ class Collection:
     """Queries that nothing was chosen with."""
     clip: LoadedBundle
     """The model of the index."""
+    build_s: float
+    """Seconds that the sign bits took, measurement of their recall included."""
 
     def vectors(self) -> NDArray[np.float16]:
         """All vectors, mapped into memory."""
@@ -83,11 +86,13 @@ def make(num: int, place: Path) -> Collection:
             entries = [drawn_entry(n) for n in numbers]
             index.add(entries, dict(zip((e.digest for e in entries), drawing.pictures(len(numbers)), strict=True)))
         texts = drawing.texts(_NUM_TEXTS)
+        began = time.perf_counter()
         try:
             print(f"{num:,}: {index.build('signs', queries=texts[64:])}", flush=True)
         except ConfigError as error:
             print(f"{num:,}: {error}", flush=True)
-    return Collection(num=num, index=place, texts=texts[:64], clip=clip)
+        build_s = time.perf_counter() - began
+    return Collection(num=num, index=place, texts=texts[:64], clip=clip, build_s=build_s)
 
 
 def _write_bundle(folder: Path) -> LoadedBundle:

@@ -27,6 +27,7 @@ from diptych.training.optimizer import OptimizerConfig
 from diptych.training.run import train
 from diptych.training.schedule import ScheduleConfig
 from diptych.training.validation import ValidationConfig
+from tests import TestNumber
 from tests.servers import postgresql
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ TINY_RUN = TrainConfig(
 )
 
 _NOBODY = 65534
+
+
+def pytest_runtest_setup() -> None:
+    """Check the first calls of each function again."""
+    TestNumber.now += 1
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,24 @@ def test_thousands_of_equal_vectors_are_cut_by_row(coded: bool, monkeypatch: pyt
     assert max(sizes) < 500
 
 
+def test_candidates_that_fell_behind_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are collected in tiles, and dropped when the scan has found enough that are nearer."""
+    monkeypatch.setattr(exact, "_PAIRS", 100)
+    rng = np.random.default_rng(7)
+    vectors, queries = unit(rng.standard_normal((5000, 48))), unit(rng.standard_normal((2, 48)))
+    sizes: list[int] = []
+    whole = exact.scores_of
+
+    def counting(*given: Any) -> Any:
+        sizes.append(len(given[3]))
+        return whole(*given)
+
+    monkeypatch.setattr(exact, "scores_of", counting)
+    scores = nearest(vectors, queries, top=30)[1]
+    np.testing.assert_allclose(scores, by_hand(vectors, queries, 30), atol=1e-7)
+    assert 2 * 30 <= sum(sizes) < 2 * 40
+
+
 def test_what_is_not_a_number_is_not_found() -> None:
     vectors = unit(np.random.default_rng(6).standard_normal((50, 16)))
     queries = vectors[:2].copy()

@@ -203,8 +203,11 @@ class _Candidates:
             self._merge()
         self._pending.append((query, places[column], product))
         self._num_pending += len(query)
-        if self._num_pending > max(_PAIRS, 4 * self._rows.size):
-            self._score()
+        most = max(_PAIRS, 4 * self._rows.size)
+        if self._num_pending > most:
+            self._prune()
+            if self._num_pending > most // 2:  # Many products differ by less than their errors.
+                self._score()
         return True
 
     def ranked(self) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
@@ -225,16 +228,20 @@ class _Candidates:
             if len(new):
                 best[:] = np.partition(np.concatenate([best, new]), len(new))[len(new) :]
 
+    def _prune(self) -> None:
+        """Drop the collected candidates that cannot be among the nearest any more."""
+        if self._unmerged:
+            self._merge()
+        query, row, product = (np.concatenate(side) for side in zip(*self._pending, strict=True))
+        is_near = product >= self._floor()[query]
+        self._pending, self._num_pending = [(query[is_near], row[is_near], product[is_near])], int(is_near.sum())
+
     def _score(self) -> None:
         """Score the collected candidates and keep the nearest."""
         if not self._pending:
             return
-        if self._unmerged:
-            self._merge()
-        query, row, product = (np.concatenate(side) for side in zip(*self._pending, strict=True))
-        self._pending, self._num_pending = [], 0
-        is_near = product >= self._floor()[query]
-        query, row = query[is_near], row[is_near]
+        self._prune()
+        ((query, row, _),), self._pending, self._num_pending = self._pending, [], 0
         score = scores_of(self._vectors, self._queries, query, row)
         known_query, known = np.nonzero(self._rows >= 0)
         self._rows, self._scores = rank(
