@@ -31,7 +31,7 @@ from diptych.images.transforms import height_width
 from diptych.losses.tiled import tiled_clip_loss
 from diptych.presets import preset
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 
 Step = Callable[[], object]

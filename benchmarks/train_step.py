@@ -41,7 +41,7 @@ from diptych.models.size import model_size
 from diptych.presets import preset
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 
 ROUNDS = 7

@@ -23,9 +23,9 @@ from diptych.images.augment import AugmentConfig
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.training.config import TrainConfig
-from diptych.training.optimizer import OptimizerConfig
+from diptych.training.optim.build import OptimizerConfig
+from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.run import train
-from diptych.training.schedule import ScheduleConfig
 from diptych.training.validation import ValidationConfig
 from tests import TestNumber
 from tests.servers import postgresql

@@ -7,7 +7,7 @@ import torch
 
 from diptych.core.batch import Batch
 from diptych.models.clip import CLIP
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL
 

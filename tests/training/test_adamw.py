@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from diptych.models.clip import CLIP
-from diptych.training import adamw
-from diptych.training.adamw import AdamW, takes_rows
-from diptych.training.lion import Lion
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim import adamw
+from diptych.training.optim.adamw import AdamW, takes_rows
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
+from diptych.training.optim.lion import Lion
 from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL
 from tests.training.test_step import batch_of

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import ConfigError, RunError
-from diptych.training.ema import WeightAverage
+from diptych.training.optim.ema import WeightAverage
 
 
 def _model(width: int = 3) -> nn.Sequential:

@@ -8,8 +8,8 @@ from diptych.core.settings import from_plain, override, to_plain
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.modified_resnet import BatchNorm
-from diptych.training.lock import LockConfig, apply_lock, check_lock, set_training_mode
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
+from diptych.training.optim.freeze import LockConfig, apply_lock, check_lock, set_training_mode
 
 TEXT = TextConfig(vocab_size=300, context_length=8, width=16, layers=3, heads=2)
 VIT = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=16, layers=2, heads=2), text=TEXT)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from diptych.core.errors import ConfigError
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from diptych.training.lion import Lion
-from diptych.training.muon import Muon, orthogonalized
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
+from diptych.training.optim.lion import Lion
+from diptych.training.optim.muon import Muon, orthogonalized
 from tests.conftest import TINY_MODEL
 
 DEEP = CLIPConfig(

@@ -22,7 +22,7 @@ from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.report import StepReport
 from diptych.training.run import RunResult, train
 from diptych.training.step import TrainingStep

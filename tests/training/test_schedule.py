@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import ConfigError
 from diptych.training.config import TrainConfig
-from diptych.training.schedule import Schedule, ScheduleConfig, Shape
+from diptych.training.optim.schedule import Schedule, ScheduleConfig, Shape
 
 
 def test_length_in_each_unit() -> None:

@@ -12,9 +12,9 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig
-from diptych.training.ema import WeightAverage
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig, build_optimizers
+from diptych.training.optim.build import OptimizerConfig, build_optimizers
+from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, check_precision
 from diptych.training.step import TrainingStep
 from diptych.training.watch import MAX_STRIKES, Watch, circumstances, diagnose

@@ -5,8 +5,8 @@ from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.checkpoint import CheckpointConfig
 from diptych.training.config import TrainConfig
-from diptych.training.optimizer import OptimizerConfig
-from diptych.training.schedule import ScheduleConfig
+from diptych.training.optim.build import OptimizerConfig
+from diptych.training.optim.schedule import ScheduleConfig
 
 
 def flickr30k_vit_b_16() -> TrainConfig:

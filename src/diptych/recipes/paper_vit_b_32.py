@@ -4,8 +4,8 @@ from diptych.data.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig
-from diptych.training.optimizer import OptimizerConfig
-from diptych.training.schedule import ScheduleConfig
+from diptych.training.optim.build import OptimizerConfig
+from diptych.training.optim.schedule import ScheduleConfig
 
 
 def paper_vit_b_32() -> TrainConfig:

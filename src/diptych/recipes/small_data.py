@@ -17,8 +17,8 @@ from diptych.images.augment import AugmentConfig
 from diptych.images.decode import decode
 from diptych.presets import preset
 from diptych.training.config import TrainConfig
-from diptych.training.optimizer import OptimizerConfig
-from diptych.training.schedule import ScheduleConfig
+from diptych.training.optim.build import OptimizerConfig
+from diptych.training.optim.schedule import ScheduleConfig
 
 _SMALL = 100_000
 """Pictures; of more, transformers learn as well."""

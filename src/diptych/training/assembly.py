@@ -16,9 +16,9 @@ from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
-from diptych.training.ema import WeightAverage
-from diptych.training.lock import apply_lock
-from diptych.training.optimizer import build_optimizers
+from diptych.training.optim.build import build_optimizers
+from diptych.training.optim.ema import WeightAverage
+from diptych.training.optim.freeze import apply_lock
 from diptych.training.replicas import replicate
 from diptych.training.shards import copy_model, is_sharded
 from diptych.training.state import TrainingState

@@ -16,12 +16,12 @@ from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
 from diptych.training.checkpoint import CheckpointConfig
-from diptych.training.lock import LockConfig, check_lock
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig
+from diptych.training.optim.build import OptimizerConfig
+from diptych.training.optim.freeze import LockConfig, check_lock
+from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.precision import Precision
 from diptych.training.replicas import Parallel
-from diptych.training.schedule import ScheduleConfig
 from diptych.training.teacher import DistillConfig
 from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig

@@ -37,7 +37,8 @@ from diptych.training.assembly import assemble
 from diptych.training.checkpoint import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.keeper import Keeper
-from diptych.training.lock import set_training_mode
+from diptych.training.optim.freeze import set_training_mode
+from diptych.training.optim.schedule import Schedule
 from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
 from diptych.training.prepare import check_start, fingerprints, open_data, starting_point, training_examples
@@ -51,7 +52,6 @@ from diptych.training.run_folder import (
     has_begun,
     hold_run_folder,
 )
-from diptych.training.schedule import Schedule
 from diptych.training.signals import stop_on_signal
 from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult

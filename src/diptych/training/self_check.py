@@ -18,7 +18,7 @@ from diptych.models.config import ViTConfig
 from diptych.training.assembly import assemble
 from diptych.training.config import TrainConfig
 from diptych.training.objective import LossConfig
-from diptych.training.optimizer import OptimizerConfig
+from diptych.training.optim.build import OptimizerConfig
 from diptych.training.prepare import open_data, starting_point, training_examples
 from diptych.training.teacher import DistillConfig
 from diptych.training.watch import circumstances, diagnose

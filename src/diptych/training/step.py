@@ -15,9 +15,9 @@ from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
-from diptych.training.adamw import takes_rows
-from diptych.training.ema import WeightAverage
 from diptych.training.objective import LossConfig
+from diptych.training.optim.adamw import takes_rows
+from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, autocast, gradient_scaler
 from diptych.training.replicas import Replicas
 from diptych.training.shards import clip_grad_norm

@@ -10,9 +10,9 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.depth import Place, place_of
-from diptych.training.adamw import AdamW, leave_compiler_out
-from diptych.training.lion import Lion
-from diptych.training.muon import Muon
+from diptych.training.optim.adamw import AdamW, leave_compiler_out
+from diptych.training.optim.lion import Lion
+from diptych.training.optim.muon import Muon
 
 
 @settings

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.training.by_group import ByGroup
+from diptych.training.optim.base import ByGroup
 from diptych.training.shards import local
 
 

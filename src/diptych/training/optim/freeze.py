@@ -9,7 +9,7 @@ from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.config import STAGED, CLIPConfig
 from diptych.models.depth import Place, Tower, num_layers_of, place_of
-from diptych.training.optimizer import OptimizerConfig
+from diptych.training.optim.build import OptimizerConfig
 
 Locked: TypeAlias = int | Literal["all"] | None
 

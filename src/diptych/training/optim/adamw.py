@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diptych.training.by_group import loss_of
+from diptych.training.optim.base import loss_of
 
 MANY_ROWS = 16_384
 """Of a vocabulary: of as many, a batch of captions asks few."""
