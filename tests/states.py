@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.training.state import TrainingState
+from diptych.training.checkpoint.state import TrainingState
 
 
 class Small(nn.Module):

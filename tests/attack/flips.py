@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from diptych.core.errors import DiptychError
 from diptych.index.choice import open_index
 from diptych.inference.loaded import load
+from diptych.training.checkpoint.manifest import find_fault
 from diptych.training.config import read_config
-from diptych.training.manifest import find_fault
 from diptych.training.run import train
 from tests.attack.target import Outcome
 

@@ -19,9 +19,9 @@ from diptych.data.sources.choice import open_source
 from diptych.data.sources.copies import copy_groups, merge_copies
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits, take_split
+from diptych.training.checkpoint.compatibility import check_same_run
 from diptych.training.config import hide_secrets, read_config, read_run_config, write_config
 from diptych.training.prepare import open_data
-from diptych.training.same_run import check_same_run
 from tests.conftest import TINY_RUN, draw_photos
 
 

@@ -16,9 +16,9 @@ from torch.multiprocessing.spawn import spawn
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import BusyError, RunError
-from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from diptych.training.checkpoint.state import TrainingState
+from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from diptych.training.run_folder import LOCK, hold_run_folder
-from diptych.training.state import TrainingState
 from tests.states import Average, assert_same, assert_same_values, everything, make_state, step
 
 PROGRESS = Progress(step=3, elapsed_s=1.0, best_metric=0.5, best_step=2, skipped=())

@@ -11,11 +11,10 @@ import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from diptych.core.errors import RunError
-from diptych.training import state_tensors
-from diptych.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from diptych.training.checkpoint_files import METADATA
-from diptych.training.manifest import MANIFEST, write_manifest
-from diptych.training.state import TrainingState
+from diptych.training.checkpoint.files import METADATA
+from diptych.training.checkpoint.manifest import MANIFEST, write_manifest
+from diptych.training.checkpoint.state import TrainingState
+from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from tests.states import assert_same, make_state, step
 
 SETTINGS = {"seed": 0}
@@ -57,7 +56,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path, monkeypatch:
     one, other = make_state(0), make_state(1)
     step(one, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(state_tensors, "JsonWriter", FileSystemWriter)
+        patch.setattr(tensors, "JsonWriter", FileSystemWriter)
         place = _save(tmp_path, one)
     assert (place / ".metadata").is_file()
     assert not (place / METADATA).exists()

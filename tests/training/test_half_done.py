@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.training.checkpoint import load_checkpoint
+from diptych.training.checkpoint.store import load_checkpoint
 from diptych.training.report import EventLog
 from diptych.training.run_folder import (
     CONFIG,

@@ -131,7 +131,7 @@ def test_a_bundle_that_cannot_be_saved_at_the_end_is_an_error_with_the_way_out(
         raise BundleError("run/bundle: cannot be written (No space left on device)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("diptych.training.keeper.save_bundle", full)
+        patch.setattr("diptych.training.checkpoint.manager.save_bundle", full)
         with pytest.raises(RunError, match=r"could not be saved; make room, then: diptych train --resume"):
             train(tiny_run, tmp_path / "run")
     assert train(tiny_run, tmp_path / "run", resume=True).bundle is not None

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.core.settings import override
-from diptych.training import curves, keeper
+from diptych.training import curves
 from diptych.training import run as training_run
+from diptych.training.checkpoint import manager
 from diptych.training.report import StepReport
 from diptych.training.run_folder import CONFIG
 from diptych.training.validation import Validation
@@ -106,7 +107,7 @@ def _session(run: Path, workers: int, pipe: int) -> None:
     vars(curves)["draw_curves"] = lambda *_, **__: None  # Drawing takes longer than ten steps do.
     vars(training_run)["validate"] = marked("validation", vars(training_run)["validate"])
     for name, phase in (("save_checkpoint", "checkpoint"), ("save_bundle", "bundle")):
-        vars(keeper)[name] = marked(phase, vars(keeper)[name])
+        vars(manager)[name] = marked(phase, vars(manager)[name])
     config = override(KILLED_RUN, {"data.workers": str(workers)})
     mark("start")
     training_run.train(config, run, resume=(run / CONFIG).is_file(), observers=[_Steps(mark)])
@@ -147,7 +148,7 @@ def _kill_at(process: int, marks: int, kill: Kill) -> None:
 def _drive(folder: Path, seed: int) -> None:
     """Train once without a stop, and once with all the kills; print how each session ended."""
     torch.set_num_threads(1)
-    for name in ("torch.utils.tensorboard.writer", "diptych.training.state_tensors"):
+    for name in ("torch.utils.tensorboard.writer", "diptych.training.checkpoint.tensors"):
         import_module(name)  # What training imports when it first needs it: once here, not in each session.
     endings: list[int] = []
     for kill in [None, *_draw_kills(seed), None]:

@@ -81,7 +81,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("diptych.training.state_tensors.write_tensors", full)
+    monkeypatch.setattr("diptych.training.checkpoint.tensors.write_tensors", full)
     listener = Listener()
     assert train(tiny_run, tmp_path / "run", observers=[listener]).bundle is not None
     assert [text for text in listener.messages if "could not be saved (No space left on device); there is none" in text]

@@ -11,8 +11,8 @@ from diptych.core import remote
 from diptych.core.settings import override
 from diptych.data.sources.choice import open_source
 from diptych.data.write_shards import write_shards
+from diptych.training.checkpoint.compatibility import differing_settings
 from diptych.training.config import TrainConfig, hide_secrets, read_config, write_config
-from diptych.training.same_run import differing_settings
 from tests.conftest import draw_photos
 from tests.folder_server import Server
 

@@ -15,13 +15,13 @@ from diptych.core.errors import ConfigError
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.tokenizers.protocol import Tokenizer
+from diptych.training.checkpoint.state import TrainingState
 from diptych.training.config import TrainConfig
 from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.optim.freeze import apply_lock
 from diptych.training.replicas import replicate
 from diptych.training.shards import copy_model, is_sharded
-from diptych.training.state import TrainingState
 from diptych.training.step import TrainingStep
 from diptych.training.teacher import Teacher, open_teacher
 

@@ -15,7 +15,7 @@ from diptych.data.sources.splits import FIRST_SPLIT_RULE
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
-from diptych.training.checkpoint import CheckpointConfig
+from diptych.training.checkpoint.store import CheckpointConfig
 from diptych.training.objective import LossConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.freeze import LockConfig, check_lock

@@ -34,9 +34,9 @@ from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot
 from diptych.images.transforms import height_width
 from diptych.training.announce import what_it_does, where_it_starts
 from diptych.training.assembly import assemble
-from diptych.training.checkpoint import Progress, load_checkpoint
+from diptych.training.checkpoint.manager import Keeper
+from diptych.training.checkpoint.store import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, hide_secrets, write_config
-from diptych.training.keeper import Keeper
 from diptych.training.optim.freeze import set_training_mode
 from diptych.training.optim.schedule import Schedule
 from diptych.training.pace import Pace

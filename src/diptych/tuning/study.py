@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from diptych.core.address import without_secrets
 from diptych.core.errors import ConfigError
 from diptych.core.settings import to_plain
-from diptych.training.same_run import differing_settings
+from diptych.training.checkpoint.compatibility import differing_settings
 from diptych.tuning.space import Space, Value
 
 State: TypeAlias = Literal["waiting", "running", "done", "pruned", "failed"]

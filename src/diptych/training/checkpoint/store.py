@@ -19,9 +19,9 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.fingerprint import DataFingerprint
 from diptych.core.settings import settings, to_plain
-from diptych.training.manifest import find_fault, write_manifest
-from diptych.training.same_run import check_same_data, check_same_run
-from diptych.training.state import TrainingState
+from diptych.training.checkpoint.compatibility import check_same_data, check_same_run
+from diptych.training.checkpoint.manifest import find_fault, write_manifest
+from diptych.training.checkpoint.state import TrainingState
 
 _STATE = "state.json"
 
@@ -102,7 +102,7 @@ def save_checkpoint(
     Raises:
         RunError: it could not be written, on any rank; what was written of it is removed, and older ones are as they were.
     """
-    from diptych.training.state_tensors import write_tensors  # noqa: PLC0415  (half a second that few commands need)
+    from diptych.training.checkpoint.tensors import write_tensors  # noqa: PLC0415  (half a second that few commands need)
 
     folder = run / "checkpoints"
     place, beside = _place(run, progress.step), folder / f".{_place(run, progress.step).name}.new"
@@ -155,7 +155,7 @@ def load_checkpoint(
     Raises:
         RunError: there is none that is whole, or it is that of another run, or does not fit.
     """
-    from diptych.training.state_tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
+    from diptych.training.checkpoint.tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
 
     def check(saved: Mapping[str, Any]) -> None:
         check_same_run(saved["config"], config)

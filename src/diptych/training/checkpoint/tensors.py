@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
-from diptych.training.checkpoint_files import JsonReader, JsonWriter, SafePlanner
+from diptych.training.checkpoint.files import JsonReader, JsonWriter, SafePlanner
+from diptych.training.checkpoint.state import TrainingState
 from diptych.training.shards import is_sharded
-from diptych.training.state import TrainingState
 
 
 def write_tensors(folder: Path, state: TrainingState) -> None:

@@ -8,7 +8,7 @@ from diptych.core.distributed import all_ranks
 from diptych.core.errors import BundleError, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.training.assembly import Assembly
-from diptych.training.checkpoint import Progress, save_checkpoint
+from diptych.training.checkpoint.store import Progress, save_checkpoint
 from diptych.training.config import TrainConfig
 from diptych.training.origin import origin
 from diptych.training.validation import Validation
