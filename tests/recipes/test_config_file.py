@@ -16,7 +16,7 @@ from diptych.recipes.choice import RECIPES, recipe
 from diptych.recipes.config_file import read_config_file
 from diptych.recipes.small_data import recipe_for, small_data
 from diptych.training.config import TrainConfig, read_config, read_run_config, write_config
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.validation import Validation
 

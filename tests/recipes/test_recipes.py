@@ -17,7 +17,7 @@ _DATA = {"demo": "shapes:64", "shapes": "shapes:64"}
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 def _cifar(folder: Path) -> str:

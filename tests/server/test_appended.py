@@ -16,7 +16,7 @@ from diptych.server.appended import Appended
 from diptych.server.run_events import RunCurves
 from diptych.server.run_reader import RunReader
 from diptych.server.runs import create_runs_app, find_runs
-from diptych.training.event_file import forget_after
+from diptych.training.report.event_file import forget_after
 from tests.server.site import served
 
 

@@ -13,7 +13,7 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import sha256_of
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.validation import Validation
 from tests.conftest import draw_photos
@@ -24,7 +24,7 @@ NUM = 20
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the steps do."""
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 class Messages:

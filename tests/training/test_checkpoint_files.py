@@ -11,6 +11,7 @@ import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from diptych.core.errors import RunError
+from diptych.training.checkpoint import tensors
 from diptych.training.checkpoint.files import METADATA
 from diptych.training.checkpoint.manifest import MANIFEST, write_manifest
 from diptych.training.checkpoint.state import TrainingState

@@ -13,10 +13,10 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from diptych.core.errors import DiptychWarning
 from diptych.core.settings import override
-from diptych.training import curves
 from diptych.training.config import TrainConfig
-from diptych.training.event_file import forget_after, read_events
-from diptych.training.report import EventLog, Observers, StepReport
+from diptych.training.report import curves
+from diptych.training.report.event_file import forget_after, read_events
+from diptych.training.report.events import EventLog, Observers, StepReport
 from diptych.training.run import train
 from diptych.training.validation import Validation
 

@@ -18,7 +18,7 @@ from diptych.data.pack import pack
 from diptych.data.sources.choice import open_source
 from diptych.data.write_shards import write_shards
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.validation import Validation
 from tests.conftest import as_nobody, draw_photos
@@ -27,7 +27,7 @@ from tests.conftest import as_nobody, draw_photos
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than ten steps do."""
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
     console.cache_clear()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from diptych.training.checkpoint.store import load_checkpoint
-from diptych.training.report import EventLog
+from diptych.training.report.events import EventLog
+from diptych.training.report.skipped import SkippedSamples
 from diptych.training.run_folder import (
     CONFIG,
     TOKENIZER,
@@ -15,7 +16,6 @@ from diptych.training.run_folder import (
     create_run_folder,
     has_begun,
 )
-from diptych.training.skipped import SkippedSamples
 from tests.states import assert_same, make_state
 from tests.training.test_checkpoint import CONFIG as SETTINGS
 from tests.training.test_checkpoint import _save

@@ -13,7 +13,7 @@ from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.prepare import open_data
-from diptych.training.report import Observers, StepReport
+from diptych.training.report.events import Observers, StepReport
 from diptych.training.run import train
 from diptych.training.self_check import self_check
 from diptych.training.validation import Validation
@@ -22,7 +22,7 @@ from tests.conftest import draw_photos
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 class Listener:

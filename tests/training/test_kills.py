@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from diptych.core.settings import override
-from diptych.training import curves
 from diptych.training import run as training_run
 from diptych.training.checkpoint import manager
-from diptych.training.report import StepReport
+from diptych.training.report import curves
+from diptych.training.report.events import StepReport
 from diptych.training.run_folder import CONFIG
 from diptych.training.validation import Validation
 from tests.conftest import TINY_RUN

@@ -10,7 +10,7 @@ from diptych.core.distributed import ALONE
 from diptych.core.errors import BusyError, DataError, RunError
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig, read_config
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.run_folder import (
     CONFIG,
@@ -50,7 +50,7 @@ class Intruder:
 def test_a_live_run_can_be_neither_overwritten_nor_resumed(
     tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
     run = tmp_path / "run"
     config = override(tiny_run, {"schedule.steps": "3", "validation.times": "1"})
     intruder = Intruder(override(config, {"seed": "5"}), run)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diptych.core.batch import Batch
-from diptych.training.pace import Pace, Setting, advice
+from diptych.training.report.throughput import Pace, Setting, advice
 
 BATCH = Batch(
     pixels=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),

@@ -23,7 +23,7 @@ from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.objective import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import RunResult, train
 from diptych.training.step import TrainingStep
 from diptych.training.validation import Validation
@@ -34,7 +34,7 @@ from tests.conftest import draw_photos
 def _no_curves(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than ten steps do; one finished run has its curves."""
     assert (finished_run / "curves.png").is_file()
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 class Watcher:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from diptych.core.errors import RunError
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.validation import Validation
 from tests.states import assert_same_values, flip
@@ -43,7 +43,7 @@ class Listener:
 @pytest.fixture
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than ten steps do."""
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 def _stop() -> None:

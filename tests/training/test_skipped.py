@@ -10,7 +10,7 @@ from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.sources.choice import open_source
 from diptych.data.sources.listing import missing_images
 from diptych.training.config import TrainConfig, read_config, write_config
-from diptych.training.skipped import SkippedSamples
+from diptych.training.report.skipped import SkippedSamples
 from tests.conftest import draw_photos
 
 

@@ -16,8 +16,8 @@ from diptych.training.objective import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, check_precision
+from diptych.training.report.diagnosis import MAX_STRIKES, Watch, circumstances, diagnose
 from diptych.training.step import TrainingStep
-from diptych.training.watch import MAX_STRIKES, Watch, circumstances, diagnose
 from tests.conftest import TINY_MODEL
 
 _DROPPING = replace(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.training.stopwatch import Stopwatch
+from diptych.training.report.timer import Stopwatch
 
 
 class FakeEvent:

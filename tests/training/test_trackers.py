@@ -9,8 +9,8 @@ import pytest
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override
+from diptych.training.report.trackers import Tracker
 from diptych.training.run import train
-from diptych.training.trackers import Tracker
 from tests.conftest import TINY_RUN
 
 TRACKED = override(TINY_RUN, {"logs.trackers": "[trackio]", "logs.project": "shapes"})

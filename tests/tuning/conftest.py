@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diptych.training.config import TrainConfig
-from diptych.training.report import Observer
+from diptych.training.report.events import Observer
 from diptych.tuning import tune as tune_module
 from diptych.tuning.trial import Outcome
 from tests.tuning.played import OUTCOME, Play

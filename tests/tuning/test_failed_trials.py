@@ -23,7 +23,7 @@ _HEADS = Dimension(name="model.text.heads", fields=("model.text.heads",), low=1,
 
 @pytest.fixture(autouse=True)
 def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.curves.draw_curves", lambda *_, **__: None)
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 def _table(folder: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from diptych.core.settings import override
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.validation import Validation
 from diptych.tuning.results import write_results
 from diptych.tuning.space import Dimension

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from diptych.cli.output import console, print_table, say
 from diptych.core.terminal import visible
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.validation import Validation
 from diptych.tuning.space import Space
 from diptych.tuning.study import Row, best_of

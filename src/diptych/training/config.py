@@ -22,8 +22,8 @@ from diptych.training.optim.freeze import LockConfig, check_lock
 from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.precision import Precision
 from diptych.training.replicas import Parallel
+from diptych.training.report.trackers import LogsConfig
 from diptych.training.teacher import DistillConfig
-from diptych.training.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"

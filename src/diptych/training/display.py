@@ -12,7 +12,7 @@ from rich.text import Text
 
 from diptych.core.figures import percent
 from diptych.core.terminal import open_console, visible
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.validation import Metric, Validation
 
 _PLAIN_LINE_S = 10.0

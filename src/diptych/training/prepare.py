@@ -25,9 +25,9 @@ from diptych.tokenizers.choice import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.kept import kept_or_trained
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.config import TrainConfig
+from diptych.training.report.trackers import check_trackers
 from diptych.training.run_folder import TOKENIZER, check_inputs_outside
 from diptych.training.teacher import Teacher
-from diptych.training.trackers import check_trackers
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:

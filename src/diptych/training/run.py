@@ -32,17 +32,20 @@ from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot
 from diptych.images.transforms import height_width
-from diptych.training.announce import what_it_does, where_it_starts
 from diptych.training.assembly import assemble
 from diptych.training.checkpoint.manager import Keeper
 from diptych.training.checkpoint.store import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.optim.freeze import set_training_mode
 from diptych.training.optim.schedule import Schedule
-from diptych.training.pace import Pace
 from diptych.training.precision import check_precision
 from diptych.training.prepare import check_start, fingerprints, open_data, starting_point, training_examples
-from diptych.training.report import EventLog, Observer, Observers, StepReport
+from diptych.training.report.diagnosis import Watch, circumstances, diagnose, divergence_stops
+from diptych.training.report.events import EventLog, Observer, Observers, StepReport
+from diptych.training.report.messages import what_it_does, where_it_starts
+from diptych.training.report.skipped import SkippedSamples
+from diptych.training.report.throughput import Pace
+from diptych.training.report.trackers import Tracker
 from diptych.training.run_folder import (
     CONFIG,
     SKIPPED,
@@ -53,11 +56,8 @@ from diptych.training.run_folder import (
     hold_run_folder,
 )
 from diptych.training.signals import stop_on_signal
-from diptych.training.skipped import SkippedSamples
 from diptych.training.step import StepResult
-from diptych.training.trackers import Tracker
 from diptych.training.validation import Validation, validate
-from diptych.training.watch import Watch, circumstances, diagnose, divergence_stops
 
 
 @dataclass(frozen=True, kw_only=True)

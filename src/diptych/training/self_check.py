@@ -20,8 +20,8 @@ from diptych.training.config import TrainConfig
 from diptych.training.objective import LossConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.prepare import open_data, starting_point, training_examples
+from diptych.training.report.diagnosis import circumstances, diagnose
 from diptych.training.teacher import DistillConfig
-from diptych.training.watch import circumstances, diagnose
 
 _PAIRS = 16
 _LEARNED = 0.05

@@ -20,9 +20,9 @@ from diptych.training.optim.adamw import takes_rows
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, autocast, gradient_scaler
 from diptych.training.replicas import Replicas
+from diptych.training.report.timer import Stopwatch
 from diptych.training.shards import clip_grad_norm
 from diptych.training.side_by_side import NUM, SideBySide, can_halve
-from diptych.training.stopwatch import Stopwatch
 from diptych.training.teacher import Teacher
 
 _Given = TypeVar("_Given")

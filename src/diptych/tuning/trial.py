@@ -11,8 +11,8 @@ import torch
 from diptych.core.errors import RunError, SaveError
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, read_run_config
-from diptych.training.event_file import read_events
-from diptych.training.report import Observer, StepReport
+from diptych.training.report.event_file import read_events
+from diptych.training.report.events import Observer, StepReport
 from diptych.training.run import train
 from diptych.training.run_folder import CONFIG
 from diptych.training.validation import Validation

@@ -23,7 +23,7 @@ from diptych.core.errors import BusyError, ConfigError, DiptychError, RunError, 
 from diptych.core.files import file_lock
 from diptych.core.randomness import stable_hash
 from diptych.training.config import TrainConfig
-from diptych.training.report import Observer
+from diptych.training.report.events import Observer
 from diptych.tuning.space import Space, Value
 from diptych.tuning.standing import Standing
 from diptych.tuning.storage import STORAGE_ERRORS, opened_storage, sqlite_url

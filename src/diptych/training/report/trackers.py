@@ -9,7 +9,7 @@ from typing import Any, Literal
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.settings import settings
-from diptych.training.report import StepReport
+from diptych.training.report.events import StepReport
 from diptych.training.validation import Validation
 
 _ID = "tracked-as.txt"

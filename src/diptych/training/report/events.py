@@ -13,7 +13,7 @@ import numpy as np
 
 from diptych.core.address import redacted
 from diptych.core.errors import DiptychWarning
-from diptych.training.event_file import forget_after, read_events
+from diptych.training.report.event_file import forget_after, read_events
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
 
@@ -135,7 +135,7 @@ class EventLog:
             self._board.add_scalar(tag, figures[name], step)
 
     def _draw(self) -> None:
-        from diptych.training.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
+        from diptych.training.report.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
 
         events = read_events(self._path)
         self._warn_of_damaged(events.num_damaged)
