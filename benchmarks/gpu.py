@@ -30,7 +30,7 @@ from diptych.data.sources.choice import open_source
 from diptych.images.transforms import height_width
 from diptych.losses.tiled import tiled_clip_loss
 from diptych.presets import preset
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 

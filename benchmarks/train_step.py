@@ -40,7 +40,7 @@ from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.models.size import model_size
 from diptych.presets import preset
 from diptych.tokenizers.protocol import Tokenizer
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 

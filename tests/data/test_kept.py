@@ -26,8 +26,8 @@ from diptych.data.sources.listing import Listing, ListingBuilder, missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import Subset
-from diptych.training import prepare
-from diptych.training.prepare import open_data, starting_point
+from diptych.training import setup
+from diptych.training.setup import open_data, starting_point
 from tests.conftest import TINY_RUN, draw_photos
 from tests.data.makers import MAKERS
 
@@ -39,7 +39,7 @@ KEPT_KINDS = sorted(set(MAKERS) & kept.KINDS)
 def _small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache that keeps also little, and files that count as settled at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (kept, splits, prepare):
+    for module in (kept, splits, setup):
         monkeypatch.setattr(module, "MIN_ROWS", 2)
     monkeypatch.setattr(FileStates, "is_settled", lambda _: True)
     monkeypatch.setattr("diptych.core.cache.SETTLED_S", -1.0)
@@ -221,7 +221,7 @@ def test_each_file_is_looked_up_once_for_splits_and_fingerprints(table: Path) ->
     config = override(TINY_RUN, {"data.source": f"csv:{table}", "batch_size": 4, "data.val_fraction": 0.3})
     with patch.object(Listing, "image_files", autospec=True, side_effect=Listing.image_files) as looked_up:
         train, val = open_data(config)
-        data = prepare.fingerprints(config, train, val)
+        data = setup.fingerprints(config, train, val)
     assert [len(call.args[1]) for call in looked_up.call_args_list] == [NUM]
     assert isinstance(train, Subset)
     assert data["training"] == fingerprint_data(Subset(train.source, train.indices))
@@ -235,7 +235,7 @@ def test_a_tokenizer_from_the_cache_is_the_one_that_was_trained(kind: str, table
     def file_of(number: int, *, hashed: bool = True, size: int = 300) -> bytes:
         own = override(config, {"model.text.vocab_size": size})
         train, val = open_data(own)
-        data = prepare.fingerprints(own, train, val)["training"]
+        data = setup.fingerprints(own, train, val)["training"]
         start = starting_point(own, None, train, captions_hash=data.captions if hashed else None)
         start.tokenizer.save(tmp_path / f"{number}")
         return (tmp_path / f"{number}").read_bytes()

@@ -21,7 +21,7 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits, take_split
 from diptych.training.checkpoint.compatibility import check_same_run
 from diptych.training.config import hide_secrets, read_config, read_run_config, write_config
-from diptych.training.prepare import open_data
+from diptych.training.setup import open_data
 from tests.conftest import TINY_RUN, draw_photos
 
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from diptych.models.clip import CLIP
 from diptych.tokenizers.character import CharacterTokenizer
-from diptych.training.assembly import assemble
+from diptych.training.setup import assemble
 from tests.conftest import TINY_MODEL, TINY_RUN
 from tests.training.test_step import batch_of
 

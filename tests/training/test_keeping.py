@@ -12,10 +12,10 @@ from diptych.core.errors import BundleError, ConfigError, DataError, RunError
 from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.prepare import open_data
+from diptych.training.setup import open_data
 from diptych.training.report.events import Observers, StepReport
 from diptych.training.run import train
-from diptych.training.self_check import self_check
+from diptych.training.overfit import self_check
 from diptych.training.validation import Validation
 from tests.conftest import draw_photos
 
@@ -160,7 +160,7 @@ def test_the_check_says_when_nothing_can_be_learned(
         tiny_run, {"data.source": f"csv:{tmp_path / 'rows.csv'}", "data.val_split": "all", "batch_size": "8"}
     )
     write_config(config, tmp_path / "config.yaml")
-    monkeypatch.setattr("diptych.training.self_check._MAX_STEPS", 20)
+    monkeypatch.setattr("diptych.training.overfit._MAX_STEPS", 20)
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--check", "--out", str(tmp_path / "run")]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "-> all pictures of a batch have one embedding" in said

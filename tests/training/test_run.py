@@ -21,7 +21,7 @@ from diptych.data.sources.splits import take_split
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.report.events import StepReport
 from diptych.training.run import RunResult, train

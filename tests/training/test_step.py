@@ -12,7 +12,7 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, check_precision

@@ -15,11 +15,11 @@ from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.distillation import distillation_loss
-from diptych.training.assembly import Assembly, assemble
+from diptych.training.setup import Assembly, assemble
 from diptych.training.config import TrainConfig
-from diptych.training.prepare import open_data, starting_point, training_examples
+from diptych.training.setup import open_data, starting_point, training_examples
 from diptych.training.run import train
-from diptych.training.teacher import DistillConfig
+from diptych.training.distillation import DistillConfig
 from tests.conftest import TINY_RUN
 
 STUDENT = override(

@@ -154,7 +154,7 @@ def run_and_report(
 def _check(config: "TrainConfig") -> int:
     """Learn one batch by heart and say how it went."""
     from diptych.cli.output import errors
-    from diptych.training.self_check import self_check
+    from diptych.training.overfit import self_check
 
     with errors().status("Learning one batch by heart ...") as status:
         result = self_check(
@@ -182,7 +182,7 @@ def train_with_display(
     accept_changed_data: bool = False,
 ) -> "RunResult":
     """Train while a panel, or lines, tell how it goes; end with one line that sums it up."""
-    from diptych.training.display import Display
+    from diptych.cli.train_display import Display
     from diptych.training.run import train as run_training
 
     display = Display(config.recipe, batch_size=config.batch_size, metric=config.validation.metric, console=console())

@@ -16,14 +16,14 @@ from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
 from diptych.training.checkpoint.store import CheckpointConfig
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.freeze import LockConfig, check_lock
 from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.precision import Precision
-from diptych.training.replicas import Parallel
+from diptych.training.parallel.wrap import Parallel
 from diptych.training.report.trackers import LogsConfig
-from diptych.training.teacher import DistillConfig
+from diptych.training.distillation import DistillConfig
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"

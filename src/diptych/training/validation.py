@@ -18,7 +18,7 @@ from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import zero_shot_accuracy
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import batch_accuracy
-from diptych.training.objective import LossConfig
+from diptych.training.loss import LossConfig
 from diptych.training.report.samples import Glimpse, glimpse
 
 Metric: TypeAlias = Literal["recall", "map", "loss", "zero_shot"]

@@ -12,7 +12,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml
 from diptych.training.config import TrainConfig
-from diptych.training.prepare import open_data
+from diptych.training.setup import open_data
 from diptych.tuning.space import Dimension, Space, reduced
 from diptych.tuning.standing import Standing
 from diptych.tuning.storage import opened_storage, sqlite_url

@@ -21,7 +21,7 @@ from diptych.core.distributed import all_ranks
 from diptych.core.errors import RunError
 from diptych.training.checkpoint.files import JsonReader, JsonWriter, SafePlanner
 from diptych.training.checkpoint.state import TrainingState
-from diptych.training.shards import is_sharded
+from diptych.training.parallel.tensors import is_sharded
 
 
 def write_tensors(folder: Path, state: TrainingState) -> None:

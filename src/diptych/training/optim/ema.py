@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import ConfigError, RunError
-from diptych.training.shards import copy_tensors, local
+from diptych.training.parallel.tensors import copy_tensors, local
 
 
 class WeightAverage:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diptych.training.optim.base import ByGroup
-from diptych.training.shards import local
+from diptych.training.parallel.tensors import local
 
 
 class Lion(ByGroup):

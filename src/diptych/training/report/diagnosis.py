@@ -14,8 +14,8 @@ from diptych.core.errors import NotFiniteError, RunError
 from diptych.core.program import command
 from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
-from diptych.training.objective import LossConfig
-from diptych.training.shards import grad_norm
+from diptych.training.loss import LossConfig
+from diptych.training.parallel.tensors import grad_norm
 from diptych.training.step import StepResult
 
 MAX_STRIKES = 10

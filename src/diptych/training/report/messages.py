@@ -7,7 +7,7 @@ from diptych.core.distributed import Ranks
 from diptych.core.program import command
 from diptych.data.sources.protocol import Source
 from diptych.models.config import STAGED
-from diptych.training.assembly import Assembly
+from diptych.training.setup import Assembly
 from diptych.training.config import TrainConfig
 
 _MAX_ODDITIES = 3

@@ -11,7 +11,7 @@ from diptych.data.sources.subset import take_few
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.tokenizers.choice import train_tokenizer
 from diptych.training.config import TrainConfig
-from diptych.training.prepare import training_examples
+from diptych.training.setup import training_examples
 
 _MAX_CAPTIONS_FROM = 2000
 """Samples that a tokenizer for the preview is made from: enough words, in seconds."""
