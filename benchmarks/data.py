@@ -27,10 +27,10 @@ from PIL import Image
 from tests import peers
 
 from diptych.core.randomness import keyed_generator
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
-from diptych.data.write_shards import write_shards
+from diptych.data.tools.pack import pack
+from diptych.data.tools.write_shards import write_shards
 from diptych.images.augment import AugmentConfig, random_view, training_pixels
 from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig
@@ -150,7 +150,7 @@ def each(run: Callable[[object], None], things: Sequence[object]) -> None:
 
 START = """
 import sys, time
-import diptych.data.sources.choice as choice
+import diptych.data.open_source as choice
 def peak():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()

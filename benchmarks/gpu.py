@@ -26,7 +26,7 @@ from train_step import batch_of, given_to_peers, multiply_adds, open_clip_loss
 
 from diptych.bundle.folder import Bundle
 from diptych.core.batch import Batch
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.images.transforms import height_width
 from diptych.losses.tiled import tiled_clip_loss
 from diptych.presets import preset

@@ -22,7 +22,7 @@ from PIL import Image
 from sides import in_open_clip, in_transformers, own_bundle
 
 from diptych.bundle.folder import save_bundle
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.images.decode import decode
 from diptych.images.tensors import normalize
 from diptych.images.transforms import evaluation_pixels

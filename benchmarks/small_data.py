@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from train_command import peer_files, run_peer
 
 from diptych.core.figures import percent
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 
 ROOT = Path(__file__).parents[1]

@@ -26,8 +26,8 @@ from sides import own_bundle
 from train_step import SMALL
 
 from diptych.bundle.choice import export_bundle
-from diptych.data.loader import DataConfig
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import DataConfig
+from diptych.data.open_source import open_source
 from diptych.recipes.choice import recipe
 from diptych.training.config import write_config
 from diptych.training.validation import ValidationConfig

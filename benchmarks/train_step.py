@@ -29,7 +29,7 @@ from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
 from diptych.core.batch import Batch
 from diptych.core.memory import keep_freed_memory
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from diptych.images.decode import decode
 from diptych.images.tensors import normalize

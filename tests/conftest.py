@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from PIL import Image, ImageDraw
 
 from diptych.core.settings import override
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diptych.bundle.choice import export_bundle, open_bundle
     from diptych.bundle.folder import Bundle, save_bundle
     from diptych.core.errors import DiptychError
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
     from diptych.inference.loaded import LoadedBundle, load
     from diptych.inference.query import parse_query
     from diptych.losses.contrastive import clip_loss

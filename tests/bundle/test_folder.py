@@ -13,7 +13,7 @@ from diptych.bundle.checksums import seal
 from diptych.bundle.folder import FILES, Bundle, add_metrics, load_bundle, save_bundle
 from diptych.core.errors import BundleError
 from diptych.core.files import sha256_of
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.inference.embedder import Embedder
 
 

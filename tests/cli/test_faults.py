@@ -82,7 +82,7 @@ def _slow_set(folder: Path) -> str:
 
 
 READY = """
-import signal, sys, diptych.cli.main, diptych.data.audit, diptych.data.pack, diptych.data.sources.choice
+import signal, sys, diptych.cli.main, diptych.data.tools.audit, diptych.data.tools.pack, diptych.data.open_source
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Which a job in the background of a script is started without.
 print("ready", flush=True)
 sys.exit(diptych.cli.main.main())

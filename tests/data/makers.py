@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.cifar import CIFAR10
-from diptych.data.write_shards import write_shards
+from diptych.data.tools.pack import pack
+from diptych.data.tools.write_shards import write_shards
 from tests.conftest import draw_photos
 from tests.data.test_cifar import python_files
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from diptych.data.audit import audit, false_negatives
-from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
-from diptych.data.oddities import Oddity
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.listing import Listing, ListingBuilder
+from diptych.data.storage.oddities import Oddity
+from diptych.data.tools.audit import audit, false_negatives
+from diptych.data.tools.audit_pictures import draw_histograms, suspicious_sheet
 from diptych.images.fingerprints import NEAR_BITS, fingerprint, near_groups, near_pairs
 
 

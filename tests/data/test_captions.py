@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.captions import drop_words, names_side
-from diptych.data.loader import DataConfig, Example, TrainingExamples
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.captions import drop_words, names_side
+from diptych.data.batches.loader import DataConfig, Example, TrainingExamples
+from diptych.data.open_source import open_source
 from diptych.images.augment import AugmentConfig
 from tests.conftest import TINY_MODEL
 

@@ -12,7 +12,7 @@ import webdataset
 from pyarrow import parquet
 
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.images.decode import decode
 from tests.data.makers import picture_bytes

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import DataError
+from diptych.data.open_source import open_source
 from diptych.data.sources import cifar as cifar_module
-from diptych.data.sources.choice import open_source
 from diptych.data.sources.cifar import CIFAR10, CIFAR100, Cifar
 from diptych.images.decode import decode
 from tests.conftest import draw_photos

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.identity import fingerprint_data
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
+from diptych.data.sources.identity import fingerprint_data
+from diptych.data.tools.pack import pack
 from tests.conftest import draw_photos
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from tests.conftest import draw_photos
 from tests.data.makers import class_folder, coco_folder
 

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as HuggingFaceImage
 from PIL import Image
 
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.listing import Listing
 from diptych.data.sources.splits import Splits
 from diptych.images.decode import decode

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
-from diptych.data.sources.choice import open_source, recognise
+from diptych.data.open_source import open_source, recognise
 from diptych.data.sources.hugging_face import HuggingFaceSource, as_tables
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split

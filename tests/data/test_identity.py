@@ -12,9 +12,9 @@ from PIL import Image
 
 from diptych.core.digests import FileDigests
 from diptych.core.fingerprint import PARTS, DataFingerprint
-from diptych.data import identity
-from diptych.data.identity import columns_by_row, fingerprint_data
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
+from diptych.data.sources import identity
+from diptych.data.sources.identity import columns_by_row, fingerprint_data
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
 from tests.conftest import draw_photos

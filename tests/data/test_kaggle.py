@@ -14,7 +14,7 @@ import pytest
 from kagglesdk import kaggle_env
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.data.sources.choice import open_source, recognise
+from diptych.data.open_source import open_source, recognise
 from tests.conftest import draw_photos
 
 NAMES = ["1.jpg", "2.jpg", "3.jpg"]

@@ -18,10 +18,10 @@ from diptych.core.errors import DiptychWarning
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.files import open_regular
 from diptych.core.settings import override
-from diptych.data.identity import fingerprint_data
+from diptych.data.open_source import open_source
 from diptych.data.sources import copies, kept, splits
-from diptych.data.sources.choice import open_source
 from diptych.data.sources.copies import copy_groups
+from diptych.data.sources.identity import fingerprint_data
 from diptych.data.sources.listing import Listing, ListingBuilder, missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
@@ -92,7 +92,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return before(spec, noted)
 
-    monkeypatch.setattr("diptych.data.sources.choice.kept_or_read", counted)
+    monkeypatch.setattr("diptych.data.open_source.kept_or_read", counted)
     return found
 
 

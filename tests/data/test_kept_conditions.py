@@ -15,10 +15,10 @@ import pytest
 from diptych.core.array_cache import ArrayCache
 from diptych.core.cache import is_settled
 from diptych.core.file_states import file_states
+from diptych.data.open_source import open_source
 from diptych.data.sources import kept, listing, splits, tree
-from diptych.data.sources.choice import open_source
-from diptych.data.sources.inputs import Inputs
 from diptych.data.sources.splits import Splits
+from diptych.data.storage.inputs import Inputs
 from diptych.images import formats
 from tests.conftest import draw_photos
 from tests.data.makers import coco_folder, csv_file, tsv_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError
-from diptych.data.sources.choice import open_source, recognise
+from diptych.data.open_source import open_source, recognise
 from diptych.data.sources.protocol import Source
 from tests.conftest import draw_photos
 

@@ -13,10 +13,10 @@ from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.forks import Span
 from diptych.core.sample import Sample
 from diptych.core.settings import from_plain
-from diptych.data import loader
-from diptych.data.loader import DataConfig, Example, TrainingExamples, training_batches
-from diptych.data.rows import RowTable
-from diptych.data.sources.choice import open_source
+from diptych.data.batches import loader
+from diptych.data.batches.loader import DataConfig, Example, TrainingExamples, training_batches
+from diptych.data.batches.rows import RowTable
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
 from diptych.images.augment import AugmentConfig

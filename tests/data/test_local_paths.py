@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.data.sources.local_paths import local_paths
+from diptych.data.local_paths import local_paths
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError
-from diptych.data.loader import DataConfig, TrainingExamples, training_batches
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import DataConfig, TrainingExamples, training_batches
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import take_few
 from diptych.images.augment import AugmentConfig

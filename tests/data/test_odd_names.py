@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError, ImageError
-from diptych.data.audit import audit
-from diptych.data.pack import pack
-from diptych.data.sources.choice import SOURCES, open_source
+from diptych.data.open_source import SOURCES, open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
-from diptych.data.write_shards import write_shards
+from diptych.data.tools.audit import audit
+from diptych.data.tools.pack import pack
+from diptych.data.tools.write_shards import write_shards
 from diptych.evaluation.zero_shot import prompt_hash
 from diptych.images.decode import decode
 from tests.conftest import draw_photos

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from diptych.core.distributed import Ranks
 from diptych.core.randomness import keyed_permutation
-from diptych.data.order import Rows, StepOrder, steps_per_epoch
-from diptych.data.rows import RowTable
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.order import Rows, StepOrder, steps_per_epoch
+from diptych.data.batches.rows import RowTable
+from diptych.data.open_source import open_source
 
 
 def _epoch(order: StepOrder, epoch: int) -> np.ndarray:

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import ConfigError, DataError, ImageError
-from diptych.data.identity import split_hash
-from diptych.data.pack import Packed, pack, shrink
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
+from diptych.data.sources.identity import split_hash
 from diptych.data.sources.packed import PACK
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
+from diptych.data.tools.pack import Packed, pack, shrink
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 

@@ -10,8 +10,8 @@ import pytest
 from diptych.core import remote
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.remote import FileCache, list_remote
-from diptych.data.sources.choice import open_source
-from diptych.data.write_shards import write_shards
+from diptych.data.open_source import open_source
+from diptych.data.tools.write_shards import write_shards
 from tests.conftest import draw_photos
 from tests.folder_server import Server
 

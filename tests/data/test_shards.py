@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
-from diptych.data import tar_index as tar_index_module
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.tar_pattern import expanded
-from diptych.data.write_shards import write_shards
+from diptych.data.storage import tar_index as tar_index_module
+from diptych.data.tools.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 

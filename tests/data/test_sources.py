@@ -8,14 +8,14 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from diptych.core.errors import DataError
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source, recognise
+from diptych.data.open_source import open_source, recognise
 from diptych.data.sources.packed import PACK
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shapes import CLASSES, NOVEL_CLASSES, ShapesSource
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.templates import FIVE_TEMPLATES
-from diptych.data.write_shards import write_shards
+from diptych.data.tools.pack import pack
+from diptych.data.tools.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 from tests.data.makers import SOURCE_KINDS, spec_of

@@ -15,7 +15,7 @@ from diptych.cli.main import main
 from diptych.core.errors import DiptychWarning, RunError
 from diptych.core.randomness import stable_fraction
 from diptych.core.settings import override, to_plain
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.copies import copy_groups, merge_copies
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits, take_split

@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import DataError
 from diptych.core.randomness import stable_fraction
-from diptych.data.groups import group_rows
-from diptych.data.identity import fingerprint_data, split_hash
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.groups import group_rows
+from diptych.data.open_source import open_source
+from diptych.data.sources.identity import fingerprint_data, split_hash
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import take_few
-from diptych.data.write_shards import write_shards
+from diptych.data.tools.write_shards import write_shards
 from tests.conftest import draw_photos
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
 from tests.data.makers import NAMES

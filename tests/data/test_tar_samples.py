@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diptych.core.errors import DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from tests.data.makers import picture_bytes
 

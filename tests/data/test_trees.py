@@ -6,7 +6,7 @@ from unicodedata import normalize
 
 import pytest
 
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from tests.conftest import draw_photos
 from tests.data.makers import class_folder

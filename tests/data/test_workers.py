@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.loader import DataConfig, TrainingExamples, training_batches
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import DataConfig, TrainingExamples, training_batches
+from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig

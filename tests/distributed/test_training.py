@@ -17,8 +17,8 @@ from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.setup import check_joint_batch
 from diptych.training.run import train
+from diptych.training.setup import check_joint_batch
 from tests.conftest import TINY_RUN
 from tests.distributed.together import FAILURES
 

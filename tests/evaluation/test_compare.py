@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import bootstrap, compare_retrieval, compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diptych.core.errors import NotFiniteError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.evaluation.cache import EmbeddingCache, tower_hash
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.inference.embedder import Embedder

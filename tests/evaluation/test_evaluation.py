@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import Subset
 from diptych.evaluation import ranks as ranks_of_tiles

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.encoded import SourceEncoder

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych.bundle.folder import add_evaluation, load_bundle
 from diptych.core.errors import ConfigError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.disturbances import DISTURBANCES, STRENGTHS
 from diptych.evaluation.encoded import SourceEncoder

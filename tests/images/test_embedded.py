@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from diptych.core.errors import DataError, ImageError
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.images.embedded import embedded_captions
 
 _XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">

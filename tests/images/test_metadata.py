@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from diptych.data.audit import audit
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
+from diptych.data.tools.audit import audit
+from diptych.data.tools.pack import pack
 from diptych.images.decode import decode, decode_array, file_mode
 from diptych.images.worker import _answer
 

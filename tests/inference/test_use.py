@@ -10,7 +10,7 @@ from PIL import Image
 
 from diptych.core.errors import ConfigError, DiptychError, DiptychWarning, ImageError
 from diptych.core.sample import ImageInput
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.images.decode import decode
 from diptych.inference.classify import class_embeddings
 from diptych.inference.loaded import LoadedBundle, load

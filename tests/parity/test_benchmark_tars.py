@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diptych.cli.main import main
-from diptych.data.sources.choice import open_source
-from diptych.data.write_shards import write_shards
+from diptych.data.open_source import open_source
+from diptych.data.tools.write_shards import write_shards
 from diptych.images.decode import decode
 from diptych.inference.loaded import load
 from tests import peers

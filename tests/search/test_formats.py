@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
-from diptych.data.audit import audit
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
+from diptych.data.tools.audit import audit
 from diptych.images.formats import FORMATS, LeftOut, remedy
 from diptych.index.choice import open_index
 from diptych.index.filters import parse_filter

@@ -14,9 +14,9 @@ from diptych.cli.main import main
 from diptych.cli.output import console
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.settings import override
-from diptych.data.pack import pack
-from diptych.data.sources.choice import open_source
-from diptych.data.write_shards import write_shards
+from diptych.data.open_source import open_source
+from diptych.data.tools.pack import pack
+from diptych.data.tools.write_shards import write_shards
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.report.events import StepReport
 from diptych.training.run import train

@@ -12,10 +12,10 @@ from diptych.core.errors import BundleError, ConfigError, DataError, RunError
 from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.setup import open_data
+from diptych.training.overfit import self_check
 from diptych.training.report.events import Observers, StepReport
 from diptych.training.run import train
-from diptych.training.overfit import self_check
+from diptych.training.setup import open_data
 from diptych.training.validation import Validation
 from tests.conftest import draw_photos
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from diptych.bundle.folder import load_bundle
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, RunError
 from diptych.core.settings import override
-from diptych.data.loader import TrainingExamples, training_batches
-from diptych.data.rows import RowTable
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import TrainingExamples, training_batches
+from diptych.data.batches.rows import RowTable
+from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import train_tokenizer

@@ -9,8 +9,8 @@ import yaml
 from diptych.cli.main import main
 from diptych.core import remote
 from diptych.core.settings import override
-from diptych.data.sources.choice import open_source
-from diptych.data.write_shards import write_shards
+from diptych.data.open_source import open_source
+from diptych.data.tools.write_shards import write_shards
 from diptych.training.checkpoint.compatibility import differing_settings
 from diptych.training.config import TrainConfig, hide_secrets, read_config, write_config
 from tests.conftest import draw_photos

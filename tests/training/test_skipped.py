@@ -7,7 +7,7 @@ import pytest
 
 from diptych.cli.main import main
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.sources.choice import open_source
+from diptych.data.open_source import open_source
 from diptych.data.sources.listing import missing_images
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.report.skipped import SkippedSamples

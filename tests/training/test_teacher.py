@@ -10,16 +10,15 @@ import torch
 from diptych.bundle.folder import load_bundle
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import override
-from diptych.data.loader import training_batches
+from diptych.data.batches.loader import training_batches
 from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.distillation import distillation_loss
-from diptych.training.setup import Assembly, assemble
 from diptych.training.config import TrainConfig
-from diptych.training.setup import open_data, starting_point, training_examples
-from diptych.training.run import train
 from diptych.training.distillation import DistillConfig
+from diptych.training.run import train
+from diptych.training.setup import Assembly, assemble, open_data, starting_point, training_examples
 from tests.conftest import TINY_RUN
 
 STUDENT = override(

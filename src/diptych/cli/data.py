@@ -11,8 +11,8 @@ from diptych.core.errors import ConfigError, DataError
 from diptych.core.progress import bar
 
 if TYPE_CHECKING:
-    from diptych.data.audit import Audit
     from diptych.data.sources.protocol import Source as SourceProtocol
+    from diptych.data.tools.audit import Audit
 
 _MAX_SHOWN = 1000
 """Samples of a sheet: with more, one picture takes gigabytes."""
@@ -30,8 +30,8 @@ def show(
     seed: Annotated[int, Parameter(help="Which samples, and which crops of them.")] = 0,
 ) -> None:
     """Draw what a model will see in training: cropped and resized pictures over the text of their tokens."""
-    from diptych.recipes.choice import recipe as recipe_by_name
     from diptych.cli.preview import training_preview
+    from diptych.recipes.choice import recipe as recipe_by_name
 
     if not 1 <= num <= _MAX_SHOWN:
         raise ConfigError(f"--num is {num}; it must be from 1 to {_MAX_SHOWN:,}")
@@ -58,9 +58,9 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Say what is in the data before a run is: splits, sizes, broken and repeated pictures, captions."""
-    from diptych.data.audit import audit as look_at
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
     from diptych.data.sources.splits import Splits
+    from diptych.data.tools.audit import audit as look_at
 
     opened = open_source(source)
     splits = Splits(opened, val_fraction=val_fraction).names if split_by == "run" else None
@@ -78,7 +78,7 @@ def audit(
 
 def _write_audit(opened: "SourceProtocol", found: "Audit", out: Path) -> None:
     from diptych.core.files import write_text
-    from diptych.data.audit_pictures import draw_histograms, suspicious_sheet
+    from diptych.data.tools.audit_pictures import draw_histograms, suspicious_sheet
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -111,8 +111,8 @@ def pack(
     per_shard: Annotated[int, Parameter(help="Samples a file.")] = 2048,
 ) -> None:
     """Decode and shrink every picture once, so that training reads pixels. Broken off, it goes on when called again."""
-    from diptych.data.pack import pack as write_pack
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
+    from diptych.data.tools.pack import pack as write_pack
 
     opened = open_source(source)
     with bar("Packing", len(opened)) as step:
@@ -134,8 +134,8 @@ def shards(
     ] = "webdataset",
 ) -> None:
     """Write WebDataset tars, for open_clip, webdataset, and Diptych itself."""
-    from diptych.data.sources.choice import open_source
-    from diptych.data.write_shards import write_shards
+    from diptych.data.open_source import open_source
+    from diptych.data.tools.write_shards import write_shards
 
     opened = open_source(source)
     with bar("Writing", len(opened)) as step:

@@ -75,7 +75,7 @@ def _measure(clip: "LoadedBundle", data: str) -> None:
     from dataclasses import asdict
 
     from diptych.bundle.folder import add_metrics
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
     from diptych.data.sources.splits import take_split
     from diptych.evaluation.encoded import SourceEncoder
     from diptych.evaluation.zero_shot import evaluate_zero_shot
@@ -152,7 +152,7 @@ def _index(clip: "LoadedBundle", pictures: Path, place: Path) -> None:
 
 def _pictures(data: str, limit: int | None) -> "list[tuple[str, Image]]":
     """Keys and pictures of the validation split and, if there is no limit, of the novel one."""
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
     from diptych.data.sources.splits import take_split
     from diptych.images.decode import decode
 

@@ -209,7 +209,7 @@ def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
 
 def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":
     """The samples of each split, as the bundle's training cut them; of the one to measure on, no more than were asked for."""
-    from diptych.data.sources.choice import open_source
+    from diptych.data.open_source import open_source
     from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE, take_split
     from diptych.data.sources.subset import take_few
 

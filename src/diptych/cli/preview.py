@@ -5,8 +5,8 @@ from dataclasses import replace
 from PIL import Image
 
 from diptych.core.address import redacted
-from diptych.data.loader import Example
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import Example
+from diptych.data.open_source import open_source
 from diptych.data.sources.subset import take_few
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.tokenizers.choice import train_tokenizer

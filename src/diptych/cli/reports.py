@@ -9,7 +9,7 @@ from diptych.core.figures import percent
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diptych.data.audit import Audit
+    from diptych.data.tools.audit import Audit
     from diptych.evaluation.report import Report
     from diptych.evaluation.retrieval import RetrievalReport
     from diptych.evaluation.zero_shot import ZeroShotReport

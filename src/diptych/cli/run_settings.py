@@ -41,7 +41,7 @@ def base_config(
 
 def is_data(word: str) -> bool:
     """Whether a word names pictures and captions, and no recipe."""
-    from diptych.data.sources.choice import SOURCES
+    from diptych.data.open_source import SOURCES
     from diptych.recipes.choice import RECIPES
 
     kind, colon, _ = word.partition(":")

@@ -18,8 +18,8 @@ from diptych.core.digests import FileDigests
 from diptych.core.errors import DataError, ImageError, NotFiniteError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
-from diptych.data.identity import image_digest, split_hash
 from diptych.data.sources.copies import merge_copies
+from diptych.data.sources.identity import image_digest, split_hash
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, tower_hash
 from diptych.images.decode import decode

@@ -1,6 +1,6 @@
 """A small ModifiedResNet on CIFAR-10, whose classes become captions."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig

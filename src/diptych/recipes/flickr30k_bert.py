@@ -1,6 +1,6 @@
 """A ViT-B/16 beside a text tower that reads both ways, on Flickr30k."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig

@@ -1,6 +1,6 @@
 """A small CLIP for a few thousand captioned photos and a CPU."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig

@@ -1,6 +1,6 @@
 """A ViT-B/16 on all pairs of Flickr30k."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.checkpoint.store import CheckpointConfig

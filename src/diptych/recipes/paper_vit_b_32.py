@@ -1,6 +1,6 @@
 """The settings of the paper (Radford et al. 2021, tables 18 and 20)."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig

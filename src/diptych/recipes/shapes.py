@@ -1,6 +1,6 @@
 """A character-level CLIP on drawn shapes."""
 
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
 from diptych.training.config import TrainConfig

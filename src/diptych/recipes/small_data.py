@@ -8,8 +8,8 @@ from typing import Any
 from diptych.core.errors import ConfigError, ImageError
 from diptych.core.program import command
 from diptych.core.settings import override
-from diptych.data.loader import DataConfig
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import DataConfig
+from diptych.data.open_source import open_source
 from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits

@@ -10,20 +10,20 @@ from diptych.core.address import redacted, without_secrets
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
-from diptych.data.loader import DataConfig
+from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.splits import FIRST_SPLIT_RULE
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
 from diptych.training.checkpoint.store import CheckpointConfig
+from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.freeze import LockConfig, check_lock
 from diptych.training.optim.schedule import ScheduleConfig
-from diptych.training.precision import Precision
 from diptych.training.parallel.wrap import Parallel
+from diptych.training.precision import Precision
 from diptych.training.report.trackers import LogsConfig
-from diptych.training.distillation import DistillConfig
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"

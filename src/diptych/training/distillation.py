@@ -9,7 +9,7 @@ from diptych.bundle.folder import Bundle
 from diptych.core.batch import ModelInput
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
-from diptych.data.loader import Reading
+from diptych.data.batches.loader import Reading
 from diptych.images.tensors import normalize
 from diptych.training.precision import Precision, autocast
 

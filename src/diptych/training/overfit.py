@@ -13,15 +13,14 @@ from diptych.core.distributed import all_ranks
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.program import command
 from diptych.core.randomness import stable_hash
-from diptych.data.loader import training_batches
+from diptych.data.batches.loader import training_batches
 from diptych.models.config import ViTConfig
-from diptych.training.setup import assemble
 from diptych.training.config import TrainConfig
+from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
-from diptych.training.setup import open_data, starting_point, training_examples
 from diptych.training.report.diagnosis import circumstances, diagnose
-from diptych.training.distillation import DistillConfig
+from diptych.training.setup import assemble, open_data, starting_point, training_examples
 
 _PAIRS = 16
 _LEARNED = 0.05

@@ -24,22 +24,21 @@ from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.core.settings import to_plain
-from diptych.data.loader import training_batches
-from diptych.data.order import steps_per_epoch
+from diptych.core.signals import stop_on_signal
+from diptych.data.batches.loader import training_batches
+from diptych.data.batches.order import steps_per_epoch
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import take_few
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot
 from diptych.images.transforms import height_width
-from diptych.training.setup import assemble
 from diptych.training.checkpoint.manager import Keeper
 from diptych.training.checkpoint.store import Progress, load_checkpoint
 from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.optim.freeze import set_training_mode
 from diptych.training.optim.schedule import Schedule
 from diptych.training.precision import check_precision
-from diptych.training.setup import check_start, fingerprints, open_data, starting_point, training_examples
 from diptych.training.report.diagnosis import Watch, circumstances, diagnose, divergence_stops
 from diptych.training.report.events import EventLog, Observer, Observers, StepReport
 from diptych.training.report.messages import what_it_does, where_it_starts
@@ -55,7 +54,7 @@ from diptych.training.run_folder import (
     has_begun,
     hold_run_folder,
 )
-from diptych.core.signals import stop_on_signal
+from diptych.training.setup import assemble, check_start, fingerprints, open_data, starting_point, training_examples
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation, validate
 

@@ -10,7 +10,7 @@ from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import clear_tmp, file_lock, is_tmp, restore_folder
 from diptych.core.program import command
-from diptych.data.sources.local_paths import local_paths
+from diptych.data.local_paths import local_paths
 from diptych.training.config import SECRETS, TrainConfig, read_config
 
 CONFIG, TOKENIZER, SKIPPED, EVENTS = "config.yaml", "tokenizer.json", "skipped.jsonl", "events.jsonl"

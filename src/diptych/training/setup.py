@@ -1,10 +1,15 @@
 """What a run needs before its first step: samples, a model and its tokenizer, its optimizers and what saves it."""
 
+import copy
+import os
+import shutil
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
@@ -13,47 +18,29 @@ from diptych.core.array_cache import MIN_ROWS
 from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
-from diptych.data.identity import fingerprint_data
-from diptych.data.loader import DataConfig, TrainingExamples
-from diptych.data.sources.choice import open_source
+from diptych.data.batches.loader import DataConfig, TrainingExamples
+from diptych.data.open_source import open_source
+from diptych.data.sources.identity import fingerprint_data
 from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
+from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.tokenizers.choice import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.kept import kept_or_trained
 from diptych.tokenizers.protocol import Tokenizer
-from diptych.training.config import TrainConfig
-from diptych.training.report.trackers import check_trackers
-from diptych.training.run_folder import TOKENIZER, check_inputs_outside
-from diptych.training.distillation import Teacher
-import copy
-import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
-from diptych.bundle.folder import Bundle
-from diptych.core.distributed import all_ranks
-from diptych.core.errors import ConfigError
-from diptych.inference.embedder import Embedder
-from diptych.models.clip import CLIP
-from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.config import TrainConfig
+from diptych.training.distillation import Teacher, open_teacher
 from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.optim.freeze import apply_lock
-from diptych.training.parallel.wrap import replicate
 from diptych.training.parallel.tensors import copy_model, is_sharded
+from diptych.training.parallel.wrap import replicate
+from diptych.training.report.trackers import check_trackers
+from diptych.training.run_folder import TOKENIZER, check_inputs_outside
 from diptych.training.step import TrainingStep
-from diptych.training.distillation import Teacher, open_teacher
-
-
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:

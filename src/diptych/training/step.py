@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from diptych.core.batch import Batch
 from diptych.core.randomness import stable_hash
-from diptych.data.groups import group_marked
+from diptych.data.batches.groups import group_marked
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
+from diptych.training.distillation import Teacher
 from diptych.training.loss import LossConfig
 from diptych.training.optim.adamw import takes_rows
 from diptych.training.optim.ema import WeightAverage
-from diptych.training.precision import Precision, autocast, gradient_scaler
-from diptych.training.parallel.wrap import Replicas
-from diptych.training.report.timer import Stopwatch
 from diptych.training.parallel.tensors import clip_grad_norm
+from diptych.training.parallel.wrap import Replicas
+from diptych.training.precision import Precision, autocast, gradient_scaler
+from diptych.training.report.timer import Stopwatch
 from diptych.training.side_by_side import NUM, SideBySide, can_halve
-from diptych.training.distillation import Teacher
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")

@@ -10,8 +10,8 @@ import torch
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
-from diptych.data.groups import group_rows
-from diptych.data.loader import DataConfig
+from diptych.data.batches.groups import group_rows
+from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs

@@ -17,7 +17,7 @@ from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.shards import ShardsSource
-from diptych.data.tars import LocalTar
+from diptych.data.storage.tars import LocalTar
 from diptych.images.decode import IMAGE_SUFFIXES
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -15,16 +15,16 @@ from diptych.core.cache import settled_stamp
 from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
-from diptych.data.oddities import Oddity, OddityCounter, from_plain
-from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.class_layout import find_layout, natural_key
-from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
-from diptych.data.sources.inputs import warn
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.split_names import SPLIT_FOLDERS, usual_name
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
-from diptych.data.sources.tree import FolderTree, Tree, ZipTree, open_tree
+from diptych.data.storage.blocks import RowColumns
+from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.storage.inputs import warn
+from diptych.data.storage.oddities import Oddity, OddityCounter, from_plain
+from diptych.data.storage.tree import FolderTree, Tree, ZipTree, open_tree
 
 
 class LabelledPictures(Source):

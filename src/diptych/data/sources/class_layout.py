@@ -6,8 +6,8 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from diptych.core.errors import DataError, unknown_name
-from diptych.data.oddities import OddityCounter
 from diptych.data.sources.split_names import SPLIT_FOLDERS
+from diptych.data.storage.oddities import OddityCounter
 
 _MAX_NAMED = 3
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.errors import DataError
-from diptych.data.sources.inputs import looked_up, reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, listable, read_location
+from diptych.data.storage.inputs import looked_up, reads, warn
 
 
 def read_coco(location: str) -> Listing:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from diptych.core.errors import ImageError
 from diptych.core.file_states import FileStates
 from diptych.core.files import open_regular
-from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
+from diptych.data.storage.blocks import RowColumns
 
 _TAIL = 4096
 """Bytes at the end of a file that are looked at first: of two photos of one size they hardly ever agree."""

@@ -7,9 +7,9 @@ import numpy as np
 
 from diptych.core.errors import ImageError
 from diptych.core.sample import ImageInput, Sample
-from diptych.data.oddities import Oddity
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
+from diptych.data.storage.oddities import Oddity
 from diptych.images.decode import IMAGE_SUFFIXES, decode
 from diptych.images.opener import open_image
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from diptych.core.encodings import decode_text
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.data.oddities import OddityCounter
 from diptych.data.sources.kaggle import fetch_from_kaggle
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder
+from diptych.data.storage.oddities import OddityCounter
 from diptych.images.decode import IMAGE_SUFFIXES
 
 _ROW = re.compile(r"(?P<image>[^|]+)\|\s*(?P<number>\d+)\s*\|?\s*(?P<caption>.*)")

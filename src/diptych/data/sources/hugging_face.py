@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.sample import Sample
-from diptych.data.oddities import OddityCounter
-from diptych.data.sources.blocks import RowColumns
-from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
 from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
 from diptych.data.sources.location import read_location
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names, templates_of
+from diptych.data.storage.blocks import RowColumns
+from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.storage.oddities import OddityCounter
 
 _BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 _OWN_NAMES = {"validation": "val", "valid": "val"}

@@ -9,13 +9,13 @@ from diptych.core.encodings import decode_text
 from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.program import command
-from diptych.data.oddities import OddityCounter
-from diptych.data.sources.inputs import is_folder, looked_up, reads
 from diptych.data.sources.json_file import read_json
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_folder, read_location
 from diptych.data.sources.table import read_csv
-from diptych.data.sources.tree import FolderTree
+from diptych.data.storage.inputs import is_folder, looked_up, reads
+from diptych.data.storage.oddities import OddityCounter
+from diptych.data.storage.tree import FolderTree
 from diptych.images.embedded import embedded_captions
 
 _METADATA = ("metadata.jsonl", "metadata.csv")

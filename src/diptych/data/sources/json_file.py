@@ -9,10 +9,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from diptych.core.errors import DataError
-from diptych.data.sources.inputs import reads
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, read_location
 from diptych.data.sources.templates import templates_of
+from diptych.data.storage.inputs import reads
 
 _OTHER_NAMES = {"image": ("file_name", "filename", "filepath", "image_path"), "caption": ("text",)}
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from diptych.core.array_cache import MIN_ROWS, ArrayCache
 from diptych.core.file_states import file_states
 from diptych.data.sources.class_folder import LabelledPictures
-from diptych.data.sources.columns import TextColumn
-from diptych.data.sources.inputs import recorded_inputs, warn
 from diptych.data.sources.listing import Listing, skips_missing
 from diptych.data.sources.protocol import Source
+from diptych.data.storage.columns import TextColumn
+from diptych.data.storage.inputs import recorded_inputs, warn
 from diptych.images.formats import FORMATS
 
 KINDS = frozenset({"class-folder", "coco", "csv", "image-folder", "json", "text-folder", "tsv-folder"})

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.sample import Sample
-from diptych.data.oddities import OddityCounter, from_plain
-from diptych.data.sources.blocks import RowColumns, TextBlock
-from diptych.data.sources.columns import GroupedTexts, NameColumn, TextColumn
-from diptych.data.sources.inputs import reads, warn
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
+from diptych.data.storage.blocks import RowColumns, TextBlock
+from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.storage.inputs import reads, warn
+from diptych.data.storage.oddities import OddityCounter, from_plain
 
 _skips_missing: ContextVar[bool] = ContextVar("skips_missing", default=False)
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates
 from diptych.core.sample import Sample
-from diptych.data.oddities import merged
-from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed
-from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
+from diptych.data.storage.blocks import RowColumns, by_stretch, joined, prefixed
+from diptych.data.storage.columns import locate
+from diptych.data.storage.oddities import merged
 
 _PART = re.compile(r"(?:(?P<share>[0-9.]+)\s*\*\s*)?(?P<spec>.+)", re.DOTALL)
 
@@ -22,7 +22,7 @@ _PART = re.compile(r"(?:(?P<share>[0-9.]+)\s*\*\s*)?(?P<spec>.+)", re.DOTALL)
 class MixSource(Source):
     """The samples of several sources, one source after another; keys begin with the number of their source.
 
-    As a sequence each sample is there once. The shares are for the order of an epoch (`data/order.py`).
+    As a sequence each sample is there once. The shares are for the order of an epoch (`data/batches/order.py`).
     """
 
     def __init__(self, sources: Sequence[Source], shares: Sequence[float]) -> None:

@@ -22,11 +22,11 @@ from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.program import command
 from diptych.core.sample import Sample
 from diptych.core.settings import read_json
-from diptych.data.sources.blocks import RowColumns, by_stretch, joined, ranges
-from diptych.data.sources.columns import NameColumn, TextColumn, locate
 from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import class_names
+from diptych.data.storage.blocks import RowColumns, by_stretch, joined, ranges
+from diptych.data.storage.columns import NameColumn, TextColumn, locate
 
 PACK = "pack.json"
 FORMAT_VERSION = 1

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from diptych.core.file_states import FileStates
 from diptych.core.sample import Sample
-from diptych.data.oddities import Oddity
-from diptych.data.sources.blocks import RowColumns
+from diptych.data.storage.blocks import RowColumns
+from diptych.data.storage.oddities import Oddity
 
 
 class Source(ABC):

@@ -20,15 +20,15 @@ from diptych.core.cache import settled_stamp
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.remote import FileCache, is_remote
 from diptych.core.sample import Sample
-from diptych.data.oddities import Oddity, merged
 from diptych.data.sources.benchmark_files import BenchmarkFiles, benchmark_files, read_lines
-from diptych.data.sources.blocks import RowColumns, by_stretch, joined, prefixed, ranges
-from diptych.data.sources.columns import locate
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.tar_pattern import MAX_TARS, distinct_stems, shortened, tars_of
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, readable, templates_of
-from diptych.data.tar_index import TarIndex
-from diptych.data.tars import LocalTar, RemoteTar, Tar, TarReader
+from diptych.data.storage.blocks import RowColumns, by_stretch, joined, prefixed, ranges
+from diptych.data.storage.columns import locate
+from diptych.data.storage.oddities import Oddity, merged
+from diptych.data.storage.tar_index import TarIndex
+from diptych.data.storage.tars import LocalTar, RemoteTar, Tar, TarReader
 
 _OPTIONS = ("cache_gb", "captions", "classes", "templates")
 _CACHE_GB = 32.0

@@ -13,11 +13,11 @@ from diptych.core.errors import ConfigError, DataError
 from diptych.core.file_states import FileStates
 from diptych.core.fingerprint import FingerprintBuilder
 from diptych.core.randomness import stable_fraction
-from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.copies import copy_groups
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.split_names import usual_name
 from diptych.data.sources.subset import Subset
+from diptych.data.storage.columns import NameColumn, TextColumn
 
 SPLIT_RULE = 2
 """The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""

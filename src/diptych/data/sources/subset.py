@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from diptych.core.file_states import FileStates
 from diptych.core.randomness import stable_hash
 from diptych.core.sample import Sample
-from diptych.data.sources.blocks import RowColumns
 from diptych.data.sources.protocol import Source
+from diptych.data.storage.blocks import RowColumns
 
 
 class Subset(Source):

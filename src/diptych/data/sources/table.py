@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diptych.core.errors import DataError
-from diptych.data.sources.inputs import looked_up, reads, warn
 from diptych.data.sources.listing import Listing, ListingBuilder
 from diptych.data.sources.location import existing_file, existing_folder, read_location
 from diptych.data.sources.templates import templates_of
+from diptych.data.storage.inputs import looked_up, reads, warn
 
 _SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
 _COLUMNS = {

@@ -11,7 +11,7 @@ from diptych.core.encodings import read_lines
 from diptych.core.errors import ConfigError, DataError, unknown_name
 from diptych.core.paths import path_kind
 from diptych.data.sources.class_layout import natural_key
-from diptych.data.sources.inputs import reads
+from diptych.data.storage.inputs import reads
 
 FIVE_TEMPLATES = (
     "a photo of a {}",

@@ -7,10 +7,10 @@ from diptych.bundle.folder import Bundle, save_bundle
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import BundleError, RunError
 from diptych.core.fingerprint import DataFingerprint
-from diptych.training.setup import Assembly
+from diptych.training.checkpoint.origin import origin
 from diptych.training.checkpoint.store import Progress, save_checkpoint
 from diptych.training.config import TrainConfig
-from diptych.training.checkpoint.origin import origin
+from diptych.training.setup import Assembly
 from diptych.training.validation import Validation
 
 

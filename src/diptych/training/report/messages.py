@@ -7,8 +7,8 @@ from diptych.core.distributed import Ranks
 from diptych.core.program import command
 from diptych.data.sources.protocol import Source
 from diptych.models.config import STAGED
-from diptych.training.setup import Assembly
 from diptych.training.config import TrainConfig
+from diptych.training.setup import Assembly
 
 _MAX_ODDITIES = 3
 

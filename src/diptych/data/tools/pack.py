@@ -13,10 +13,10 @@ from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.files import atomic_write, clear_tmp, write_text
 from diptych.core.fingerprint import DataFingerprint
 from diptych.core.sample import Sample
-from diptych.data.identity import fingerprint_data
-from diptych.data.parallel import in_order
+from diptych.data.sources.identity import fingerprint_data
 from diptych.data.sources.packed import FORMAT_VERSION, PACK, ShardTable, read_pack, shard_checksum
 from diptych.data.sources.protocol import Source
+from diptych.data.tools.parallel import in_order
 from diptych.images.decode import decode_array
 from diptych.images.resize import resize
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from PIL import Image
 
 from diptych.core.errors import DataError, ImageError
-from diptych.data.audit import Audit
 from diptych.data.sources.protocol import Source
+from diptych.data.tools.audit import Audit
 from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 

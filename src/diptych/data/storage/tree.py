@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 from diptych.core.errors import DataError, ImageError
 from diptych.core.foreign import is_foreign
 from diptych.core.sample import ImageInput
-from diptych.data.oddities import OddityCounter
-from diptych.data.sources.inputs import is_folder, reads
+from diptych.data.storage.inputs import is_folder, reads
+from diptych.data.storage.oddities import OddityCounter
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.formats import remedy
 

@@ -11,9 +11,9 @@ from diptych.core.digests import FileDigests
 from diptych.core.errors import ImageError
 from diptych.core.fingerprint import DataFingerprint, FingerprintBuilder, PicturesBy
 from diptych.core.sample import ImageInput
-from diptych.data.sources.blocks import RowColumns
-from diptych.data.sources.columns import NameColumn, TextColumn
 from diptych.data.sources.protocol import Source
+from diptych.data.storage.blocks import RowColumns
+from diptych.data.storage.columns import NameColumn, TextColumn
 
 _CHUNK = 1 << 16
 """Rows at a time: memory does not grow with the number of rows."""

@@ -5,8 +5,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data.groups import Positives, group_rows
-from diptych.data.order import Arrangement, Rows
+from diptych.data.batches.groups import Positives, group_rows
+from diptych.data.batches.order import Arrangement, Rows
 from diptych.data.sources.protocol import Source
 
 CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]

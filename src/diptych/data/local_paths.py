@@ -5,7 +5,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from diptych.core.remote import is_remote
-from diptych.data.sources.choice import SOURCES
+from diptych.data.open_source import SOURCES
 from diptych.data.sources.mix import part_specs
 from diptych.data.sources.tar_pattern import BRACES
 

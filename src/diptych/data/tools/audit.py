@@ -12,9 +12,9 @@ import numpy as np
 from diptych.core.errors import DataError, ImageError
 from diptych.core.files import MAX_IMAGE_BYTES, read_regular
 from diptych.core.sample import ImageInput
-from diptych.data.oddities import Oddity
-from diptych.data.parallel import in_order
 from diptych.data.sources.protocol import Source
+from diptych.data.storage.oddities import Oddity
+from diptych.data.tools.parallel import in_order
 from diptych.images.decode import decode, describe, file_mode
 from diptych.images.fingerprints import equal_groups, fingerprint, near_groups
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
 from diptych.core.files import atomic_write
-from diptych.data.oddities import Oddity, OddityCounter
-from diptych.data.sources.columns import NameColumn, TextColumn
-from diptych.data.tar_samples import read_samples
+from diptych.data.storage.columns import NameColumn, TextColumn
+from diptych.data.storage.oddities import Oddity, OddityCounter
+from diptych.data.storage.tar_samples import read_samples
 
 _VERSION = 4
 

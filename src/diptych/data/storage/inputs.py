@@ -13,7 +13,7 @@ import numpy as np
 
 from diptych.core.errors import DiptychWarning
 from diptych.core.file_states import NUM_FIELDS, FileStates, file_state
-from diptych.data.sources.columns import TextColumn
+from diptych.data.storage.columns import TextColumn
 
 _current: ContextVar["Inputs | None"] = ContextVar("inputs", default=None)
 

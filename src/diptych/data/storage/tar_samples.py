@@ -16,7 +16,7 @@ from typing import Any
 from diptych.core.encodings import decode_text
 from diptych.core.errors import DataError
 from diptych.core.foreign import is_foreign
-from diptych.data.oddities import OddityCounter
+from diptych.data.storage.oddities import OddityCounter
 from diptych.images.decode import IMAGE_SUFFIXES
 
 _TEXT = re.compile(r"(\d+\.)?txt|json|cls")

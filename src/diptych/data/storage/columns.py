@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data.sources.blocks import TextBlock, ranges
+from diptych.data.storage.blocks import TextBlock, ranges
 
 
 def locate(starts: Sequence[int], index: int) -> tuple[int, int]:

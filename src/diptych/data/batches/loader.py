@@ -24,10 +24,10 @@ from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
-from diptych.data.captions import drop_words, names_side
-from diptych.data.groups import Positives, group_marked, mark_rows
-from diptych.data.order import Arrangement, StepOrder
-from diptych.data.rows import CaptionChoice, RowTable
+from diptych.data.batches.captions import drop_words, names_side
+from diptych.data.batches.groups import Positives, group_marked, mark_rows
+from diptych.data.batches.order import Arrangement, StepOrder
+from diptych.data.batches.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
 from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels

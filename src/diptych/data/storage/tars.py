@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from diptych.core.errors import DataError, ImageError
 from diptych.core.remote import FileCache, is_remote, remote_version
-from diptych.data.tar_index import TarIndex, remote_tar_index, tar_index
+from diptych.data.storage.tar_index import TarIndex, remote_tar_index, tar_index
 
 _MAX_OPEN = 64
 

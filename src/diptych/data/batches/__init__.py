@@ -1,0 +1,1 @@
+"""From rows to batches: which rows each step sees, and the workers that read them."""

@@ -1,0 +1,1 @@
+"""What sources are read from: columns of rows, folders, tars and their indexes."""
