@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
 from diptych.core.errors import ConfigError
-from diptych.index.choice import create_index
 from diptych.index.entry import Entry, Stamp
+from diptych.index.open_index import create_index
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP
 from diptych.presets import preset

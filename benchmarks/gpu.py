@@ -25,7 +25,7 @@ from torch.nn import functional
 from train_step import batch_of, given_to_peers, multiply_adds, open_clip_loss
 
 from diptych.bundle.folder import Bundle
-from diptych.core.batch import Batch
+from diptych.data.batches.batch import Batch
 from diptych.data.open_source import open_source
 from diptych.images.transforms import height_width
 from diptych.losses.tiled import tiled_clip_loss

@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.core.device import has_fast_int8
-from diptych.index.choice import open_index
 from diptych.index.exact import encode, nearest
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
+from diptych.index.open_index import open_index
 from diptych.index.protocol import Index
 from diptych.search.collection import COMPACT_SHARE, update
 from diptych.search.duplicates import find_duplicates
@@ -175,7 +175,7 @@ _COLD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.index import local
 def num_read():
     return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["read_bytes"])

@@ -21,9 +21,9 @@ from harness import Times, arguments, copy_ceiling, in_turn, machine, must_agree
 from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.index.choice import create_index
 from diptych.index.entry import Entry, Stamp
 from diptych.index.exact import encode, nearest
+from diptych.index.open_index import create_index
 from diptych.inference.loaded import load
 from diptych.models.clip import CLIP
 from diptych.presets import preset

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests import peers
 
-from diptych.bundle.choice import export_bundle
 from diptych.bundle.folder import Bundle
+from diptych.bundle.open_bundle import export_bundle
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
 from diptych.presets import preset

@@ -25,10 +25,10 @@ from harness import Times, arguments, machine, table, turns, write
 from sides import own_bundle
 from train_step import SMALL
 
-from diptych.bundle.choice import export_bundle
+from diptych.bundle.open_bundle import export_bundle
 from diptych.data.batches.loader import DataConfig
 from diptych.data.open_source import open_source
-from diptych.recipes.choice import recipe
+from diptych.recipes.recipe import recipe
 from diptych.training.config import write_config
 from diptych.training.validation import ValidationConfig
 

@@ -12,7 +12,7 @@ from diptych.core.settings import override
 from diptych.data.sources.shapes import COLOURS
 from diptych.data.sources.splits import take_split
 from diptych.inference.loaded import LoadedBundle
-from diptych.recipes.choice import recipe
+from diptych.recipes.recipe import recipe
 
 
 def train_briefly(run: Path) -> LoadedBundle:

@@ -12,7 +12,7 @@ import diptych
 from diptych.core.settings import override
 from diptych.data.sources.shapes import ShapesSource
 from diptych.images.decode import decode
-from diptych.recipes.choice import recipe
+from diptych.recipes.recipe import recipe
 
 
 def write_pictures(folder: Path, *, num: int) -> Path:

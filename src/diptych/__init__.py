@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from diptych.core.version import VERSION
 
 if TYPE_CHECKING:
-    from diptych.bundle.choice import export_bundle, open_bundle
     from diptych.bundle.folder import Bundle, save_bundle
+    from diptych.bundle.open_bundle import export_bundle, open_bundle
     from diptych.core.errors import DiptychError
     from diptych.data.open_source import open_source
     from diptych.inference.loaded import LoadedBundle, load

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from diptych.core.errors import DiptychError
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import load
 from diptych.training.checkpoint.manifest import find_fault
 from diptych.training.config import read_config

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from diptych.index import build_signs
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import load
 from diptych.search.collection import open_or_create, update
 

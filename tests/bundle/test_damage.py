@@ -17,9 +17,9 @@ from torch import Tensor
 
 from diptych.bundle import checksums
 from diptych.bundle import folder as folder_module
-from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import FILES, Bundle, add_evaluation, add_metrics, load_bundle, save_bundle
 from diptych.bundle.identity import computed_identity, model_identity, sampled_identity
+from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.serialize import weights_checksum, write_weights
 from diptych.core import cache
 from diptych.core.errors import BundleError, ConfigError, DiptychWarning

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face_writer import write_hugging_face
+from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.open_clip import CONFIG, _config, write_open_clip
 from diptych.bundle.openai import _inferred, openai_names
 from diptych.bundle.renaming import to_theirs
@@ -354,7 +354,6 @@ def test_hugging_face_weights_in_parts_and_of_half_precision(hugging_face_folder
 
 
 def test_a_damaged_export_is_not_kept(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diptych.bundle import choice
 
     def careless(model: CLIP, folder: Path) -> None:
         write_open_clip(model, folder)

@@ -347,7 +347,7 @@ def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path
 
 def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
     """Spelled out in `cli`, which imports nothing heavy; here they are held to their homes."""
-    from diptych.bundle.choice import ExportFormat
+    from diptych.bundle.open_bundle import ExportFormat
     from diptych.cli import weights
     from diptych.models.config import Activation
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diptych.cli import demo
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 
 

@@ -10,7 +10,7 @@ import yaml
 from diptych.core import bounded
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.settings import from_plain, override, read_json, read_yaml, settings, to_plain
-from diptych.recipes.choice import RECIPES
+from diptych.recipes.recipe import RECIPES
 from diptych.training.config import TrainConfig, read_config
 from diptych.training.optim.schedule import ScheduleConfig
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.core.batch import Batch
 from diptych.core.errors import ConfigError, DataError, DiptychWarning
 from diptych.core.forks import Span
 from diptych.core.sample import Sample
 from diptych.core.settings import from_plain
 from diptych.data.batches import loader
+from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import DataConfig, Example, TrainingExamples, training_batches
 from diptych.data.batches.rows import RowTable
 from diptych.data.open_source import open_source

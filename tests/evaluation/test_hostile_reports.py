@@ -14,10 +14,7 @@ from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.probe import KnnReport, ProbeReport
-from diptych.evaluation.report import Picture, Report, png_of, write_report
-from diptych.evaluation.retrieval import evaluate_retrieval
-from diptych.evaluation.robustness import evaluate_robustness
-from diptych.evaluation.tell import (
+from diptych.evaluation.rendering import (
     tell_comparison,
     tell_knn,
     tell_probe,
@@ -25,6 +22,9 @@ from diptych.evaluation.tell import (
     tell_robustness,
     tell_zero_shot,
 )
+from diptych.evaluation.report import Picture, Report, png_of, write_report
+from diptych.evaluation.retrieval import evaluate_retrieval
+from diptych.evaluation.robustness import evaluate_robustness
 from diptych.evaluation.zero_shot import evaluate_zero_shot
 from diptych.inference.loaded import LoadedBundle
 

@@ -14,11 +14,11 @@ from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder
+from diptych.evaluation.rendering import spread, tell_comparison, tell_retrieval, tell_robustness, tell_zero_shot
 from diptych.evaluation.report import Report, Section, write_report
 from diptych.evaluation.retrieval import evaluate_retrieval
 from diptych.evaluation.robustness import evaluate_robustness
 from diptych.evaluation.tables import Table
-from diptych.evaluation.tell import spread, tell_comparison, tell_retrieval, tell_robustness, tell_zero_shot
 from diptych.evaluation.zero_shot import evaluate_zero_shot
 from diptych.inference.loaded import LoadedBundle
 

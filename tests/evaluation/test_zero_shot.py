@@ -13,7 +13,7 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import named_templates, resolve_templates
 from diptych.evaluation.calibration import calibration
 from diptych.evaluation.encoded import EncodedImages, SourceEncoder
-from diptych.evaluation.tell import tell_zero_shot
+from diptych.evaluation.rendering import tell_zero_shot
 from diptych.evaluation.zero_shot import ZeroShot, evaluate_zero_shot
 from diptych.inference.loaded import LoadedBundle
 

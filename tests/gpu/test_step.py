@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diptych.core.batch import Batch
+from diptych.data.batches.batch import Batch
 from diptych.models.clip import CLIP
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep

@@ -12,7 +12,7 @@ from cyclopts import App
 import diptych
 from diptych.cli.main import app
 from diptych.presets import PRESETS
-from diptych.recipes.choice import RECIPES
+from diptych.recipes.recipe import RECIPES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "diptych"
@@ -122,7 +122,7 @@ _ONE_WAY = {
     r"\bjinja2\b": {"core/html.py"},
     r"\bcsv\.(writer|DictWriter)\b|from csv import|\bto_csv\b": {"core/csv_file.py"},
     r"\bImage\.open\b|\bdecode_jpeg\(": {"images/opener.py", "images/jpeg.py", "images/decode.py"},
-    r"(?<![\w.])print\(|\bsys\.(__)?(stdout|stderr)(__)?\.write\b": {"cli/output.py", "cli/laps.py"},
+    r"(?<![\w.])print\(|\bsys\.(__)?(stdout|stderr)(__)?\.write\b": {"cli/output.py", "cli/timing.py"},
     r"(?<!Visible)\bConsole\(": {"core/terminal.py"},
     r"\bconsole\(\)\.(print|log|out|rule)\(": {"cli/output.py"},
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from diptych.index import build_signs
-from diptych.index.choice import create_index
+from diptych.index.open_index import create_index
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add_ten
 

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from diptych.core.errors import BusyError, IndexingError
-from diptych.index.choice import create_index, index_exists, open_index, open_or_create_index
 from diptych.index.entry import Stamp
 from diptych.index.filters import parse_filter
+from diptych.index.open_index import create_index, index_exists, open_index, open_or_create_index
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add, compact, entry, unit
 

@@ -17,11 +17,11 @@ from diptych.core.errors import DiptychWarning, IndexingError
 from diptych.core.files import sha256_of
 from diptych.index import build_signs
 from diptych.index.approximate import About, Approximate, FileId, Kind
-from diptych.index.choice import create_index
 from diptych.index.create_local import create_local_index
 from diptych.index.exact import nearest
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
+from diptych.index.open_index import create_index
 from diptych.index.tables import set_about
 from tests.conftest import as_nobody
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit

@@ -12,13 +12,13 @@ import pytest
 
 from diptych.core.errors import IndexingError
 from diptych.index import local_search
-from diptych.index.choice import create_index, open_index
-from diptych.index.counts import COUNTED, drop_counts
 from diptych.index.entry import Found, Stamp
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
+from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
+from diptych.index.row_counts import COUNTED, drop_counts
 from diptych.index.tables import to_entry
 from tests.index.pictures import DIM, add, add_ten, compact, entry, unit
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from diptych.cli.main import main
 from diptych.core.errors import ConfigError, DiptychWarning
 from diptych.index.address import parse_address
-from diptych.index.choice import create_index, open_index
 from diptych.index.entry import Found
 from diptych.index.filters import parse_filter
 from diptych.index.hnsw import Hnsw, choose_ef_search
+from diptych.index.open_index import create_index, open_index
 from diptych.index.postgres import PostgresIndex
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add, add_ten, build, entry, unit

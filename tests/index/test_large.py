@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.index import build_signs, exact
 from diptych.index.address import is_address
-from diptych.index.choice import create_index, open_index
 from diptych.index.create_local import create_local_index
 from diptych.index.entry import Stamp
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
+from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
 

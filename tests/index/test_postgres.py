@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.index.address import parse_address
-from diptych.index.choice import create_index, index_exists, open_index
 from diptych.index.create_local import create_local_index
 from diptych.index.create_postgres import create_postgres_index
 from diptych.index.dialects import SQLITE, to_sql
 from diptych.index.entry import Stamp
 from diptych.index.filters import NUMBERS, Comparison, Field, Filter, Joined, Not, Sign
+from diptych.index.open_index import create_index, index_exists, open_index
 from diptych.index.postgres import PostgresIndex
 from diptych.index.protocol import Index
 from diptych.search.scan import digest_of

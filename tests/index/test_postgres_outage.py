@@ -10,7 +10,7 @@ import pytest
 
 from diptych.core.errors import IndexingError
 from diptych.index.address import parse_address
-from diptych.index.choice import create_index, open_index
+from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add_ten, entry, unit
 from tests.servers import Server, postgresql_server

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 
 from diptych.index.address import is_address, parse_address
-from diptych.index.choice import create_index, open_index
 from diptych.index.entry import Stamp
 from diptych.index.exact import encode
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
+from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from diptych.index.tables import hash_row
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit

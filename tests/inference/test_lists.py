@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diptych.core.errors import ConfigError, DiptychError
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle
 from diptych.inference.query import Query, Term, parse_query, unit_sums

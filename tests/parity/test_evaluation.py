@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.bundle.choice import export_bundle
 from diptych.bundle.folder import Bundle
+from diptych.bundle.open_bundle import export_bundle
 from diptych.data.sources.templates import resolve_templates
 from diptych.evaluation.retrieval import retrieval_ranks
 from diptych.inference.classify import class_embeddings

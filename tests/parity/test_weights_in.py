@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.bundle.choice import open_bundle
 from diptych.bundle.hugging_face import hugging_face_names
+from diptych.bundle.open_bundle import open_bundle
 from diptych.bundle.open_clip import _config
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs

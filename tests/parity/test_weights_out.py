@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.bundle.choice import export_bundle, open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
+from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.openai import openai_names
 from diptych.core.errors import ConfigError
 from diptych.images.tensors import normalize

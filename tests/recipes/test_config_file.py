@@ -12,8 +12,8 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import merge, override, to_plain
 from diptych.models.config import ResNetConfig, ViTConfig
 from diptych.presets import preset
-from diptych.recipes.choice import RECIPES, recipe
 from diptych.recipes.config_file import read_config_file
+from diptych.recipes.recipe import RECIPES, recipe
 from diptych.recipes.small_data import recipe_for, small_data
 from diptych.training.config import TrainConfig, read_config, read_run_config, write_config
 from diptych.training.report.events import StepReport

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diptych.core.settings import override
-from diptych.recipes.choice import RECIPES, recipe
+from diptych.recipes.recipe import RECIPES, recipe
 from diptych.training.config import read_config, write_config
 from diptych.training.run import train
 from tests.conftest import TINY_MODEL, draw_photos

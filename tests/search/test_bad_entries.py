@@ -11,7 +11,7 @@ from PIL import Image
 
 from diptych.cli.main import main
 from diptych.core import files
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import scan
 from diptych.search.collection import Update, open_or_create, update

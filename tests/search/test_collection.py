@@ -21,8 +21,8 @@ from diptych.cli.main import main
 from diptych.core.errors import ConfigError, ImageError, IndexingError
 from diptych.index import build_signs
 from diptych.index.address import is_address
-from diptych.index.choice import index_exists, open_index
 from diptych.index.entry import Stamp
+from diptych.index.open_index import index_exists, open_index
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.inference.query import Query, Term, parse_query

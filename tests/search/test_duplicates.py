@@ -13,9 +13,9 @@ from diptych.core.errors import IndexingError
 from diptych.images.decode import decode
 from diptych.images.fingerprints import fingerprint
 from diptych.images.pool import DecodePool
-from diptych.index.choice import open_index
 from diptych.index.groups import duplicate_groups
 from diptych.index.local import LocalIndex
+from diptych.index.open_index import open_index
 from diptych.index.tables import COLUMNS_2, hash_row
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
-from diptych.index.choice import open_index
 from diptych.index.filters import parse_filter
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import collection, scan
 from diptych.search.collection import Update, open_or_create, update

@@ -11,8 +11,8 @@ from diptych.cli.main import main
 from diptych.data.open_source import open_source
 from diptych.data.tools.audit import audit
 from diptych.images.formats import FORMATS, LeftOut, remedy
-from diptych.index.choice import open_index
 from diptych.index.filters import parse_filter
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import scan as scanning
 from diptych.search.collection import Update, open_or_create, update

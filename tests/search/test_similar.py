@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from diptych.cli.main import main
 from diptych.core.errors import ConfigError
-from diptych.index.choice import create_index, open_index
 from diptych.index.filters import parse_filter
+from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.similar import fold, search_groups

@@ -18,7 +18,7 @@ from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle, Precision
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
-from diptych.server.shown import heat_picture
+from diptych.server.thumbnails import heat_picture
 from tests.server.site import Site, served
 
 TEXTS = ["a red circle", "two dogs", "a red circle"]

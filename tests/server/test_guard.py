@@ -13,11 +13,11 @@ from diptych.core.errors import ConfigError
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
 from diptych.server.client import Client
-from diptych.server.counts import Counts
 from diptych.server.guard import HEADERS, Guard
 from diptych.server.keys import read_keys
 from diptych.server.limits import Limits
 from diptych.server.log import VisibleFormatter
+from diptych.server.metrics import Counts
 from diptych.server.run import known_hosts
 from tests.server.site import Site, served
 

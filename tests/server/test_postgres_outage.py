@@ -12,7 +12,7 @@ from urllib.request import urlopen
 import psycopg
 import pytest
 
-from diptych.index.choice import open_index
+from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from diptych.core.errors import BundleError, ConfigError, DataError
 from diptych.tokenizers import clip_bpe
-from diptych.tokenizers.choice import train_tokenizer
 from diptych.tokenizers.clip_bpe import MARKS, ClipBPETokenizer, clip_merges, clip_vocabulary
+from diptych.tokenizers.load_tokenizer import train_tokenizer
 from tests import peers
 
 ROOT = Path(__file__).parents[2]

@@ -7,8 +7,8 @@ from unittest.mock import patch
 import pytest
 
 from diptych.core.array_cache import ArrayCache
-from diptych.tokenizers.choice import TokenizerKind
 from diptych.tokenizers.kept import kept_or_trained
+from diptych.tokenizers.load_tokenizer import TokenizerKind
 
 _CAPTIONS = ["a dog on a meadow", "a cat on a sofa"]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.tokenizers.choice import TokenizerKind, load_tokenizer, train_tokenizer
+from diptych.tokenizers.load_tokenizer import TokenizerKind, load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 
 CAPTIONS = ["a red circle", "two dogs run < over > the grass / end", "the quick brown fox jumps over the lazy dog", "É"]

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from diptych.core.batch import Batch
+from diptych.data.batches.batch import Batch
 from diptych.training.report.throughput import Pace, Setting, advice
 
 BATCH = Batch(

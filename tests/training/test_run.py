@@ -19,7 +19,7 @@ from diptych.data.batches.rows import RowTable
 from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.models.clip import CLIP
-from diptych.tokenizers.choice import train_tokenizer
+from diptych.tokenizers.load_tokenizer import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from diptych.core.batch import Batch
 from diptych.core.errors import ConfigError, RunError
+from diptych.data.batches.batch import Batch
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig

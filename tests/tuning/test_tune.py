@@ -9,7 +9,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from diptych.bundle.choice import open_bundle
+from diptych.bundle.open_bundle import open_bundle
 from diptych.cli.main import main
 from diptych.core.errors import ConfigError, RunError
 from diptych.training.config import TrainConfig, read_config, write_config

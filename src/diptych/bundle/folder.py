@@ -34,7 +34,7 @@ from diptych.core.program import command
 from diptych.core.settings import from_plain, read_json, to_plain
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
-from diptych.tokenizers.choice import load_tokenizer
+from diptych.tokenizers.load_tokenizer import load_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
 FORMAT_VERSION = 3

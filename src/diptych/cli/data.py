@@ -31,7 +31,7 @@ def show(
 ) -> None:
     """Draw what a model will see in training: cropped and resized pictures over the text of their tokens."""
     from diptych.cli.preview import training_preview
-    from diptych.recipes.choice import recipe as recipe_by_name
+    from diptych.recipes.recipe import recipe as recipe_by_name
 
     if not 1 <= num <= _MAX_SHOWN:
         raise ConfigError(f"--num is {num}; it must be from 1 to {_MAX_SHOWN:,}")

@@ -141,7 +141,7 @@ def _search_sheet(clip: "LoadedBundle", data: str) -> "Image":
 
 def _index(clip: "LoadedBundle", pictures: Path, place: Path) -> None:
     """For the search page that the demo ends with; an earlier demo's has another model's vectors."""
-    from diptych.index.choice import index_exists
+    from diptych.index.open_index import index_exists
     from diptych.search.collection import open_or_create, update
 
     if index_exists(place):

@@ -67,8 +67,8 @@ def retrieval(
 ) -> None:
     """Find each image's texts and each text's image: R@1, R@5, R@10, ranks, mean average precision."""
     from diptych.bundle.folder import add_metrics, is_bundle
+    from diptych.evaluation.rendering import tell_retrieval
     from diptych.evaluation.retrieval import evaluate_retrieval
-    from diptych.evaluation.tell import tell_retrieval
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
@@ -97,7 +97,7 @@ def zero_shot(
     ] = False,
 ) -> None:
     """Classify labelled images from nothing but their classes' names."""
-    from diptych.evaluation.tell import tell_zero_shot
+    from diptych.evaluation.rendering import tell_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
     if classes is not None:
@@ -123,7 +123,7 @@ def zero_shot(
 def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "train") -> None:
     """Train a linear classifier on the image embeddings of labelled data, and measure it."""
     from diptych.evaluation.probe import evaluate_probe
-    from diptych.evaluation.tell import tell_probe
+    from diptych.evaluation.rendering import tell_probe
 
     _check_splits(on, train_split)
     clip = _load(bundle)
@@ -143,7 +143,7 @@ def knn(
 ) -> None:
     """Classify labelled images by the votes of their nearest neighbours."""
     from diptych.evaluation.probe import evaluate_knn
-    from diptych.evaluation.tell import tell_knn
+    from diptych.evaluation.rendering import tell_knn
 
     _check_splits(on, train_split)
     clip = _load(bundle)
@@ -162,8 +162,8 @@ def knn(
 
 def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = None) -> None:
     """Measure under brightness, blur, noise, JPEG and rotation at five strengths."""
+    from diptych.evaluation.rendering import tell_robustness
     from diptych.evaluation.robustness import evaluate_robustness
-    from diptych.evaluation.tell import tell_robustness
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
@@ -174,8 +174,8 @@ def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = N
 def compare(*bundles: BundlePath, on: Measurement, template: Template = None) -> None:
     """Compare models on the same samples: zero-shot where the data has labels, else retrieval."""
     from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
+    from diptych.evaluation.rendering import tell_comparison
     from diptych.evaluation.retrieval import evaluate_retrieval
-    from diptych.evaluation.tell import tell_comparison
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
     if len(bundles) < 2:

@@ -172,8 +172,8 @@ def merge(
     *parts: Annotated[str, Parameter(help="Indexes with vectors of the same model; they stay as they are.")],
 ) -> None:
     """Take up what other indexes hold, as those of several processes or machines."""
-    from diptych.index.choice import open_index, open_or_create_index
     from diptych.index.merge import merge as merge_indexes
+    from diptych.index.open_index import open_index, open_or_create_index
 
     if not parts:
         raise ConfigError("name the indexes to take up")
@@ -211,8 +211,8 @@ def build(
     The recall of `--approximate` is measured with pictures, and with captions of the index or, without captions, general texts.
     """
     from diptych.index.address import is_address
-    from diptych.index.choice import open_index
     from diptych.index.hnsw import ENOUGH, Hnsw
+    from diptych.index.open_index import open_index
     from diptych.search.collection import check_model
     from diptych.search.sample_texts import sample_texts
 
@@ -233,7 +233,7 @@ def build(
 
 def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
     """Say what an index holds."""
-    from diptych.index.choice import open_index
+    from diptych.index.open_index import open_index
 
     with open_index(index) as opened:
         size = opened.size()
@@ -248,7 +248,7 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
 
 def verify(index: IndexPlace, /) -> int:
     """Compare an index with its checksums; exit code 2 if it is damaged. An interrupted addition is no damage."""
-    from diptych.index.choice import open_index
+    from diptych.index.open_index import open_index
     from diptych.index.vector_file import NEXT_ADD
 
     with open_index(index) as opened:
@@ -272,8 +272,8 @@ def remove(
     where: Annotated[str | None, Parameter(help="Remove what a filter lets through, as in search.")] = None,
 ) -> None:
     """Take pictures out of an index; their files stay."""
-    from diptych.index.choice import open_index
     from diptych.index.filters import parse_filter
+    from diptych.index.open_index import open_index
     from diptych.search.collection import COMPACT_SHARE
     from diptych.search.keys import keys_below
 
@@ -293,7 +293,7 @@ def remove(
 
 def compact(index: IndexPlace, /) -> None:
     """Drop the vectors of removed pictures. In a folder, all other vectors are written anew."""
-    from diptych.index.choice import open_index
+    from diptych.index.open_index import open_index
 
     with open_index(index) as opened, opened.writing():
         had_bits = opened.built() is not None
@@ -321,7 +321,7 @@ def duplicates(
     The cosine is the one with the first picture of the group. Groups of a looser kind include only one picture of each group
     of a stricter kind.
     """
-    from diptych.index.choice import open_index
+    from diptych.index.open_index import open_index
     from diptych.search.duplicates import find_duplicates
 
     if not 0 < threshold <= 1:
@@ -352,7 +352,7 @@ def duplicates(
 
 def _share(index: str) -> "Share | None":
     """Of a process that was launched together with others."""
-    from diptych.index.choice import index_exists, open_index
+    from diptych.index.open_index import index_exists, open_index
     from diptych.search.collection import Share
 
     size = int(os.environ.get("WORLD_SIZE", "1"))

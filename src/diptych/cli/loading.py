@@ -45,7 +45,7 @@ class Loading:
 
     def load_for(self, index: str, bundle: Path | None) -> "LoadedBundle":
         """The bundle that was named, or that the index remembers."""
-        from diptych.index.choice import index_exists, open_index, shown_place
+        from diptych.index.open_index import index_exists, open_index, shown_place
 
         if bundle is not None:
             return self.load(bundle)

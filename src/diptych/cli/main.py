@@ -15,13 +15,13 @@ from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
 from diptych.cli.index import add, build, compact, duplicates, merge, remove, stats, verify
+from diptych.cli.inference import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import print_traceback, show_anything, warn
 from diptych.cli.search import search
 from diptych.cli.serve import serve, serve_runs
 from diptych.cli.train import dotted_to_set, train
 from diptych.cli.tune import tune
-from diptych.cli.use import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.weights import export, import_model
 from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, DiptychWarning

@@ -30,7 +30,7 @@ def presets(*, as_json: Json = False) -> None:
 
 def recipes(*, as_json: Json = False) -> None:
     """List the recipes: complete runs for `diptych train`."""
-    from diptych.recipes.choice import RECIPES
+    from diptych.recipes.recipe import RECIPES
 
     first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in RECIPES.items()}
     if as_json:

@@ -9,7 +9,7 @@ from diptych.data.batches.loader import Example
 from diptych.data.open_source import open_source
 from diptych.data.sources.subset import take_few
 from diptych.images.sheet import SheetRow, contact_sheet
-from diptych.tokenizers.choice import train_tokenizer
+from diptych.tokenizers.load_tokenizer import train_tokenizer
 from diptych.training.config import TrainConfig
 from diptych.training.setup import training_examples
 

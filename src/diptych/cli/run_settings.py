@@ -22,8 +22,8 @@ def base_config(
     Raises:
         ConfigError: nothing is given, or too much, or there is no such recipe or file.
     """
-    from diptych.recipes.choice import RECIPES, recipe
     from diptych.recipes.config_file import read_config_file
+    from diptych.recipes.recipe import RECIPES, recipe
 
     if path is None and data is not None and name in (None, "small-data"):
         from diptych.recipes.small_data import recipe_for
@@ -42,7 +42,7 @@ def base_config(
 def is_data(word: str) -> bool:
     """Whether a word names pictures and captions, and no recipe."""
     from diptych.data.open_source import SOURCES
-    from diptych.recipes.choice import RECIPES
+    from diptych.recipes.recipe import RECIPES
 
     kind, colon, _ = word.partition(":")
     return word not in RECIPES and (bool(colon and kind in {*SOURCES, "mix"}) or path_kind(word) is not None)

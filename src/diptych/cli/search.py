@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.laps import Laps
 from diptych.cli.loading import DEFAULT_LOADING, IndexPlace, Loading
 from diptych.cli.output import Json, print_json, print_table, say
 from diptych.cli.sheets import write_sheet
+from diptych.cli.timing import Laps
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def search(
     import torch  # noqa: F401  (to be timed by itself)
 
     laps.end("import torch")
-    from diptych.index.choice import open_index
     from diptych.index.filters import parse_filter
+    from diptych.index.open_index import open_index
     from diptych.search.collection import check_model
     from diptych.search.similar import HitGroup, search_groups
 

@@ -50,7 +50,7 @@ def serve(
     if loading.urls:
         raise ConfigError("a server reads no URLs: who names them would have it fetch what they cannot reach")
     _need_extra()
-    from diptych.index.choice import open_index
+    from diptych.index.open_index import open_index
     from diptych.search.collection import check_model
     from diptych.server.app import create_app
     from diptych.server.keys import read_keys

@@ -36,8 +36,8 @@ def import_model(
     overwrite: Annotated[bool, Parameter(help="Replace a bundle that is there.", negative="")] = False,
 ) -> None:
     """Make a bundle from another library's model."""
-    from diptych.bundle.choice import open_bundle
     from diptych.bundle.folder import save_bundle
+    from diptych.bundle.open_bundle import open_bundle
 
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; choose another --out, or --overwrite")
@@ -57,7 +57,7 @@ def export(
     out: Annotated[Path, Parameter(help="Folder to write.")],
 ) -> None:
     """Write a model as another library's own, read it back and compare."""
-    from diptych.bundle.choice import export_bundle, open_bundle
+    from diptych.bundle.open_bundle import export_bundle, open_bundle
 
     export_bundle(open_bundle(bundle, verify="full"), to, out)
     how = {

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from diptych.core.errors import IndexingError
 from diptych.core.files import atomic_write, file_lock, is_tmp
-from diptych.index.counts import keep_counts
 from diptych.index.local import LocalIndex
 from diptych.index.local_store import LOCK
+from diptych.index.row_counts import keep_counts
 from diptych.index.tables import BLOCKS, DATABASE, FORMAT, SCHEMA, holds_local_index, set_about
 from diptych.index.vector_file import Kind, VectorFile
 

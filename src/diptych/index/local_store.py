@@ -27,10 +27,10 @@ from diptych.core.program import command
 from diptych.index.approximate import NOT_BUILT, About
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.connection import Connection, connect
-from diptych.index.counts import COUNTED, drop_counts, has_counts, keep_counts, wrong_counts
 from diptych.index.dialects import SQLITE, Condition, where
 from diptych.index.exact import Vectors
 from diptych.index.filters import Filter
+from diptych.index.row_counts import COUNTED, drop_counts, has_counts, keep_counts, wrong_counts
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade

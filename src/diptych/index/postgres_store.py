@@ -24,12 +24,12 @@ import psycopg
 from diptych.core.errors import BusyError, IndexingError
 from diptych.core.program import command
 from diptych.index.address import parse_address
-from diptych.index.counts import COUNTED
 from diptych.index.dialects import POSTGRESQL, Condition, where
 from diptych.index.filters import Filter
 from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres_hnsw import is_usable
 from diptych.index.postgres_pool import Connection, Connections
+from diptych.index.row_counts import COUNTED
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
 from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS

@@ -17,8 +17,8 @@ from numpy import ndarray
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
-from diptych.index.counts import drop_counts, keep_counts
 from diptych.index.entry import Entry, Stamp
+from diptych.index.row_counts import drop_counts, keep_counts
 
 FORMAT = 3
 """Written into new indexes. Format 2, which has no perceptual hashes, and format 1, which has no row hashes and sidecar stamps

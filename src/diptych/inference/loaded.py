@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
 from diptych.bundle.identity import sampled_identity
+from diptych.bundle.open_bundle import open_bundle
 from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently

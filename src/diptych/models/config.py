@@ -8,8 +8,8 @@ from pydantic import Field
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.images.transforms import PixelConfig, Pixels, height_width
-from diptych.tokenizers.choice import TokenizerKind
 from diptych.tokenizers.clip_bpe import VOCAB_SIZE as CLIP_VOCAB_SIZE
+from diptych.tokenizers.load_tokenizer import TokenizerKind
 
 Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
 """`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with; `gelu_tanh` is SigLIP's."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.settings import merge, to_plain
-from diptych.recipes.choice import RECIPES, recipe
+from diptych.recipes.recipe import RECIPES, recipe
 from diptych.recipes.small_data import recipe_for, small_data
 from diptych.training.config import CUSTOM, TrainConfig, read_plain_config, starts_from
 

@@ -15,8 +15,8 @@ from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.images.formats import LeftOut
 from diptych.images.pool import DecodePool
-from diptych.index.choice import open_index, open_or_create_index
 from diptych.index.entry import Entry, Stamp
+from diptych.index.open_index import open_index, open_or_create_index
 from diptych.index.protocol import Index
 from diptych.index.vector_file import Kind
 from diptych.inference.embedder import Embedder

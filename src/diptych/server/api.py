@@ -30,8 +30,8 @@ from diptych.inference.query import unit_sums
 from diptych.inference.similarity import softmax
 from diptych.search.similar import SIMILAR_COSINE, HitGroup, search_groups
 from diptych.server.engine import Engine
+from diptych.server.parse_body import body_of, read_body
 from diptych.server.problems import Problem
-from diptych.server.reading import body_of, read_body
 from diptych.server.schemas import (
     ID_PATTERN,
     ClassifyAnswer,

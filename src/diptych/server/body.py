@@ -5,8 +5,8 @@ from contextlib import suppress
 
 from starlette.types import Message, Receive
 
-from diptych.server.counts import Counts
 from diptych.server.limits import Limits
+from diptych.server.metrics import Counts
 from diptych.server.problems import Overloaded, Problem
 
 _SMALL = 2**18

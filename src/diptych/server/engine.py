@@ -21,11 +21,11 @@ from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain_pixels
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.batching import Batcher
-from diptych.server.counts import Counts
 from diptych.server.limits import Limits
+from diptych.server.metrics import Counts
 from diptych.server.problems import Problem, too_late
 from diptych.server.readiness import IndexCheck
-from diptych.server.shown import ShownPictures, heat_picture
+from diptych.server.thumbnails import ShownPictures, heat_picture
 from diptych.server.workers import Workers
 
 T = TypeVar("T")

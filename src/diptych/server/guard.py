@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.core.terminal import visible
 from diptych.server.body import Body, BodyBudget, too_slow
-from diptych.server.counts import Counts
 from diptych.server.keys import check_key
 from diptych.server.limits import Limits
+from diptych.server.metrics import Counts
 from diptych.server.origin import check_host, check_site, header
 from diptych.server.problems import LOG, Problem, problem_response, too_late
 

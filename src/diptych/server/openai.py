@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 
 from diptych.server.api import PROBLEMS, written
 from diptych.server.engine import Engine
+from diptych.server.parse_body import body_of, read_body
 from diptych.server.problems import Problem
-from diptych.server.reading import body_of, read_body
 from diptych.server.schemas import OpenAIAnswer, OpenAIModel, OpenAIModels, OpenAIRequest
 
 

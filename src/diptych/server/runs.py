@@ -18,10 +18,10 @@ from starlette.types import ASGIApp
 from diptych.core.errors import ConfigError
 from diptych.core.program import command
 from diptych.server.app import add_page
-from diptych.server.counts import Counts
 from diptych.server.errors import answer_problems
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
+from diptych.server.metrics import Counts
 from diptych.server.problems import Problem
 from diptych.server.run_config import CONFIG
 from diptych.server.run_events import EVENTS

@@ -10,7 +10,7 @@ import numpy as np
 
 import tokenizers
 from diptych.core.array_cache import ArrayCache
-from diptych.tokenizers.choice import TokenizerKind, load_tokenizer, train_tokenizer
+from diptych.tokenizers.load_tokenizer import TokenizerKind, load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
 _CACHE_VERSION = 1

@@ -4,11 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
-from diptych.core.batch import ModelInput
+from diptych.bundle.open_bundle import open_bundle
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
+from diptych.data.batches.batch import ModelInput
 from diptych.data.batches.loader import Reading
 from diptych.images.tensors import normalize
 from diptych.training.precision import Precision, autocast

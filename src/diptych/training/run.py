@@ -14,7 +14,6 @@ import torch
 
 from diptych.bundle.folder import add_metrics
 from diptych.core.address import without_secrets
-from diptych.core.batch import Batch
 from diptych.core.device import choose_device
 from diptych.core.distributed import all_ranks
 from diptych.core.errors import SaveError
@@ -25,6 +24,7 @@ from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.core.settings import to_plain
 from diptych.core.signals import stop_on_signal
+from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import training_batches
 from diptych.data.batches.order import steps_per_epoch
 from diptych.data.sources.protocol import Source

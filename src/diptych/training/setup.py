@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diptych.bundle.choice import open_bundle
 from diptych.bundle.folder import Bundle
+from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
 from diptych.core.distributed import Ranks, all_ranks
@@ -27,8 +27,8 @@ from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
-from diptych.tokenizers.choice import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.kept import kept_or_trained
+from diptych.tokenizers.load_tokenizer import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.config import TrainConfig

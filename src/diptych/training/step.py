@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from diptych.core.batch import Batch
 from diptych.core.randomness import stable_hash
+from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import group_marked
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy

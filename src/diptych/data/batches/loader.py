@@ -16,7 +16,6 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.core.batch import Batch, ModelInput
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.fingerprint import PicturesBy
@@ -24,6 +23,7 @@ from diptych.core.forks import Span, let_go, unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
+from diptych.data.batches.batch import Batch, ModelInput
 from diptych.data.batches.captions import drop_words, names_side
 from diptych.data.batches.groups import Positives, group_marked, mark_rows
 from diptych.data.batches.order import Arrangement, StepOrder

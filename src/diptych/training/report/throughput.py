@@ -5,8 +5,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from diptych.core.batch import Batch
 from diptych.core.program import command
+from diptych.data.batches.batch import Batch
 
 _WINDOW_S = 5.0
 _MIN_TRAIN_S = 20.0
