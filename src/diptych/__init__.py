@@ -54,11 +54,11 @@ __all__ = [
 
 _HOME = {
     "Bundle": "bundle.folder",
-    "open_bundle": "bundle.choice",
-    "export_bundle": "bundle.choice",
+    "open_bundle": "bundle.open_bundle",
+    "export_bundle": "bundle.open_bundle",
     "save_bundle": "bundle.folder",
     "DiptychError": "core.errors",
-    "open_source": "data.sources.choice",
+    "open_source": "data.open_source",
     "LoadedBundle": "inference.loaded",
     "load": "inference.loaded",
     "parse_query": "inference.query",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face_writer import write_hugging_face
-from diptych.bundle.open_bundle import export_bundle, open_bundle
+from diptych.bundle.open_bundle import _WRITERS, export_bundle, open_bundle
 from diptych.bundle.open_clip import CONFIG, _config, write_open_clip
 from diptych.bundle.openai import _inferred, openai_names
 from diptych.bundle.renaming import to_theirs
@@ -354,14 +354,13 @@ def test_hugging_face_weights_in_parts_and_of_half_precision(hugging_face_folder
 
 
 def test_a_damaged_export_is_not_kept(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
     def careless(model: CLIP, folder: Path) -> None:
         write_open_clip(model, folder)
         weights = load_file(folder / "open_clip_model.safetensors")
         weights["visual.proj"][0, 0] += 1e-3
         save_file(weights, folder / "open_clip_model.safetensors")
 
-    monkeypatch.setitem(choice._WRITERS, "open-clip", (careless, choice._WRITERS["open-clip"][1]))
+    monkeypatch.setitem(_WRITERS, "open-clip", (careless, _WRITERS["open-clip"][1]))
     with pytest.raises(BundleError, match="does not read back as the same model"):
         export_bundle(Bundle(model=model, tokenizer=ClipBPETokenizer()), "open-clip", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,8 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import override, to_plain
 from diptych.training.checkpoint.compatibility import check_same_run
 from diptych.training.checkpoint.state import TrainingState
-from diptych.training.checkpoint.store import CheckpointConfig, Progress, load_checkpoint, save_checkpoint
-from diptych.training.config import TrainConfig
+from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
+from diptych.training.config import CheckpointConfig, TrainConfig
 from tests.states import Average, assert_same, flip, make_state, step
 
 CONFIG = {"seed": 0, "device": "cpu"}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.training.report.timer import Stopwatch
+from diptych.core.timer import Stopwatch
 
 
 class FakeEvent:

@@ -3,8 +3,7 @@
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
 from diptych.presets import preset
-from diptych.training.checkpoint.store import CheckpointConfig
-from diptych.training.config import TrainConfig
+from diptych.training.config import CheckpointConfig, TrainConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.schedule import ScheduleConfig
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -15,7 +15,6 @@ from diptych.data.sources.splits import FIRST_SPLIT_RULE
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
-from diptych.training.checkpoint.store import CheckpointConfig
 from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
@@ -23,7 +22,6 @@ from diptych.training.optim.freeze import LockConfig, check_lock
 from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.parallel.wrap import Parallel
 from diptych.training.precision import Precision
-from diptych.training.report.trackers import LogsConfig
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"
@@ -50,6 +48,52 @@ _ALWAYS_NAMED = (
 """Settings that the run configs of all versions contain. A config that a user writes lacks most of them."""
 SECRETS = "secrets.yaml"
 """What was left out of the addresses in `config.yaml`; only its owner may read it."""
+
+
+@settings
+class CheckpointConfig:
+    """How often a run is saved: whichever comes first."""
+
+    steps: int | None = None
+    """Save every so many steps; None: not by steps."""
+    minutes: float | None = 5.0
+    """Save every so many minutes; None: not by the clock."""
+    epochs: float | None = None
+    """Save every so many epochs, or parts of one; None: not by epochs."""
+    keep: int = 2
+    """So many of the newest are kept; beside them, the one of the best validation."""
+
+    def __post_init__(self) -> None:
+        given = {name: value for name in ("steps", "minutes", "epochs") if (value := getattr(self, name)) is not None}
+        for name, value in given.items():
+            if not value > 0:  # Not a number is refused, too.
+                raise ConfigError(f"checkpoint.{name} is {value}; it must be above 0, or none")
+        if not given:
+            raise ConfigError(
+                "checkpoint.steps, checkpoint.minutes and checkpoint.epochs are all none; a run that is never saved loses "
+                "everything when it dies: set one"
+            )
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep is {self.keep}; it must be at least 1")
+
+    def is_due(self, *, steps: int, minutes: float, epochs: float) -> bool:
+        """Whether so much since the last one calls for the next.
+
+        >>> CheckpointConfig(steps=100, minutes=5.0).is_due(steps=100, minutes=1.0, epochs=0.1)
+        True
+        """
+        limits = ((self.steps, steps), (self.minutes, minutes), (self.epochs, epochs))
+        return any(limit is not None and since >= limit for limit, since in limits)
+
+
+@settings
+class LogsConfig:
+    """Who else is told of the run, beside its folder."""
+
+    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
+    """`wandb` and `trackio`, each an extra: pip install 'diptych[wandb]'. They find keys and servers as they always do."""
+    project: str = "diptych"
+    """Their project."""
 
 
 @settings

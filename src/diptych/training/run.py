@@ -198,7 +198,8 @@ class _Run:
         self.keeper = Keeper(
             config,
             run,
-            self.assembly,
+            self.assembly.state,
+            self.assembly.embedder.bundle,
             progress=progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
             train_split_hash=data["training"].short,
@@ -224,7 +225,14 @@ class _Run:
 
     def go(self) -> RunResult:
         """Train until the schedule is done, validation no longer gets better, or a signal comes."""
-        for text in what_it_does(self.config, self.assembly, self.train_source, run=self.path, ranks=self.ranks):
+        for text in what_it_does(
+            self.config,
+            self.assembly.model,
+            self.train_source,
+            device=self.assembly.embedder.device,
+            run=self.path,
+            ranks=self.ranks,
+        ):
             self.observers.say(text)
         try:
             with stop_on_signal() as self._stop_requested:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.randomness import stable_hash
+from diptych.core.timer import Stopwatch
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import group_marked
 from diptych.images.tensors import normalize, shrink
@@ -22,7 +23,6 @@ from diptych.training.optim.ema import WeightAverage
 from diptych.training.parallel.tensors import clip_grad_norm
 from diptych.training.parallel.wrap import Replicas
 from diptych.training.precision import Precision, autocast, gradient_scaler
-from diptych.training.report.timer import Stopwatch
 from diptych.training.side_by_side import NUM, SideBySide, can_halve
 
 _Given = TypeVar("_Given")

@@ -8,9 +8,9 @@ from diptych.core.distributed import all_ranks
 from diptych.core.errors import BundleError, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.training.checkpoint.origin import origin
+from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, save_checkpoint
 from diptych.training.config import TrainConfig
-from diptych.training.setup import Assembly
 from diptych.training.validation import Validation
 
 
@@ -21,7 +21,8 @@ class Keeper:
         self,
         config: TrainConfig,
         run: Path,
-        assembly: Assembly,
+        state: TrainingState,
+        evaluated: Bundle,
         *,
         progress: Progress,
         steps_per_epoch: int,
@@ -29,7 +30,8 @@ class Keeper:
         data: Mapping[str, DataFingerprint],
         say: Callable[[str], None],
     ) -> None:
-        self.config, self.run, self.assembly = config, run, assembly
+        self.config, self.run = config, run
+        self._state, self._evaluated = state, evaluated
         self.best_metric, self.best_step = progress.best_metric, progress.best_step
         self.since_best = progress.since_best
         self._steps_per_epoch = steps_per_epoch
@@ -63,10 +65,9 @@ class Keeper:
             **{name: round(value, 5) for name, value in validation.figures().items()},
             "protocol": validation.retrieval.protocol,
         }
-        shown = self.assembly.embedder.bundle
         bundle = Bundle(
-            model=shown.model,
-            tokenizer=shown.tokenizer,
+            model=self._evaluated.model,
+            tokenizer=self._evaluated.tokenizer,
             metrics={"during_training": during_training},
             origin=origin(self.config, step=step, train_split_hash=self._train_split_hash),
         )
@@ -100,7 +101,7 @@ class Keeper:
         try:
             save_checkpoint(
                 self.run,
-                self.assembly.state,
+                self._state,
                 progress,
                 config=self.config,
                 data=self._data,

@@ -15,51 +15,15 @@ from typing import Any
 
 from diptych.core.address import without_secrets
 from diptych.core.distributed import all_ranks
-from diptych.core.errors import ConfigError, RunError
+from diptych.core.errors import RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.fingerprint import DataFingerprint
-from diptych.core.settings import settings, to_plain
+from diptych.core.settings import to_plain
 from diptych.training.checkpoint.compatibility import check_same_data, check_same_run
 from diptych.training.checkpoint.manifest import find_fault, write_manifest
 from diptych.training.checkpoint.state import TrainingState
 
 _STATE = "state.json"
-
-
-@settings
-class CheckpointConfig:
-    """How often a run is saved: whichever comes first."""
-
-    steps: int | None = None
-    """Save every so many steps; None: not by steps."""
-    minutes: float | None = 5.0
-    """Save every so many minutes; None: not by the clock."""
-    epochs: float | None = None
-    """Save every so many epochs, or parts of one; None: not by epochs."""
-    keep: int = 2
-    """So many of the newest are kept; beside them, the one of the best validation."""
-
-    def __post_init__(self) -> None:
-        given = {name: value for name in ("steps", "minutes", "epochs") if (value := getattr(self, name)) is not None}
-        for name, value in given.items():
-            if not value > 0:  # Not a number is refused, too.
-                raise ConfigError(f"checkpoint.{name} is {value}; it must be above 0, or none")
-        if not given:
-            raise ConfigError(
-                "checkpoint.steps, checkpoint.minutes and checkpoint.epochs are all none; a run that is never saved loses "
-                "everything when it dies: set one"
-            )
-        if self.keep < 1:
-            raise ConfigError(f"checkpoint.keep is {self.keep}; it must be at least 1")
-
-    def is_due(self, *, steps: int, minutes: float, epochs: float) -> bool:
-        """Whether so much since the last one calls for the next.
-
-        >>> CheckpointConfig(steps=100, minutes=5.0).is_due(steps=100, minutes=1.0, epochs=0.1)
-        True
-        """
-        limits = ((self.steps, steps), (self.minutes, minutes), (self.epochs, epochs))
-        return any(limit is not None and since >= limit for limit, since in limits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,24 +3,28 @@
 import math
 from pathlib import Path
 
+import torch
+
 from diptych.core.distributed import Ranks
 from diptych.core.program import command
 from diptych.data.sources.protocol import Source
+from diptych.models.clip import CLIP
 from diptych.models.config import STAGED
 from diptych.training.config import TrainConfig
-from diptych.training.setup import Assembly
 
 _MAX_ODDITIES = 3
 
 
-def what_it_does(config: TrainConfig, assembly: Assembly, source: Source, *, run: Path, ranks: Ranks) -> list[str]:
+def what_it_does(
+    config: TrainConfig, model: CLIP, source: Source, *, device: torch.device, run: Path, ranks: Ranks
+) -> list[str]:
     """Model, data and device in a line; what is not as it would be with the whole batch at once; and oddities of the data."""
-    sizes = [(p.numel(), p.requires_grad) for p in assembly.model.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained, locked = (sum(size for size, moves in sizes if moves is kind) for kind in (True, False))
     also_locked = f" and {locked:,} locked ones" if locked else ""
     lines = [
         f"Training {config.recipe}: {len(source):,} images of {config.data.source}, {trained:,} parameters{also_locked}, on "
-        f"{_where(config, assembly, ranks)}, into {run}"
+        f"{_where(config, device, ranks)}, into {run}"
     ]
     at_once = config.micro_batch or config.batch_size // ranks.size
     if at_once < config.batch_size and isinstance(config.model.image, STAGED):
@@ -46,8 +50,7 @@ def where_it_starts(config: TrainConfig, *, loss: float, num_images: int) -> str
     return f"Before the first step the validation loss is {loss:.2f}{nothing}"
 
 
-def _where(config: TrainConfig, assembly: Assembly, ranks: Ranks) -> str:
-    device = assembly.embedder.device
+def _where(config: TrainConfig, device: torch.device, ranks: Ranks) -> str:
     if ranks.size == 1:
         return str(device)
     return f"{ranks.size} ranks ({device.type}, {config.parallel}, {config.batch_size // ranks.size} pairs each)"

@@ -4,25 +4,15 @@ import secrets
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
-from diptych.core.settings import settings
+from diptych.training.config import LogsConfig
 from diptych.training.report.events import StepReport
 from diptych.training.validation import Validation
 
 _ID = "tracked-as.txt"
-
-
-@settings
-class LogsConfig:
-    """Who else is told of the run, beside its folder."""
-
-    trackers: tuple[Literal["wandb", "trackio"], ...] = ()
-    """`wandb` and `trackio`, each an extra: pip install 'diptych[wandb]'. They find keys and servers as they always do."""
-    project: str = "diptych"
-    """Their project."""
 
 
 class Tracker:
