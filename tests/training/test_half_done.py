@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from diptych.core.distributed import ALONE
 from diptych.training.checkpoint.store import load_checkpoint
 from diptych.training.report.events import EventLog
 from diptych.training.report.skipped import SkippedSamples
@@ -84,12 +85,12 @@ def test_an_event_log_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest
 
 
 def test_skipped_samples_are_listed_once_each_after_a_kill(tmp_path: Path) -> None:
-    samples = SkippedSamples(tmp_path / "skipped.jsonl", num_samples=100, max_share=0.9)
+    samples = SkippedSamples(tmp_path / "skipped.jsonl", ALONE, num_samples=100, max_share=0.9)
     samples.go_on(())
     assert not samples.path.exists()
     samples.add([("a", "gone"), ("b", "gone")], num_tried=10)
     samples.path.write_text(samples.path.read_text() + '{"key": "c')
-    again = SkippedSamples(samples.path, num_samples=100, max_share=0.9)
+    again = SkippedSamples(samples.path, ALONE, num_samples=100, max_share=0.9)
     again.go_on([("a", "gone")])
     again.add([("b", "gone"), ("c", "gone")], num_tried=10)
     assert [json.loads(line)["key"] for line in samples.path.read_text().splitlines()] == ["a", "b", "c"]

@@ -24,7 +24,8 @@ from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.report.events import StepReport
-from diptych.training.run import RunResult, train
+from diptych.training.run import train
+from diptych.training.run_folder import RunResult
 from diptych.training.step import TrainingStep
 from diptych.training.validation import Validation
 from tests.conftest import draw_photos

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diptych.cli.main import main
+from diptych.core.distributed import ALONE
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.open_source import open_source
 from diptych.data.sources.listing import missing_images
@@ -18,13 +19,13 @@ from tests.conftest import draw_photos
     ("num_samples", "share", "allowed"), [(50, 0.01, 3), (400, 0.01, 4), (1000, 0.01, 10), (50, 0.2, 10), (50, 0.0, 0)]
 )
 def test_three_samples_or_the_share_are_allowed(tmp_path: Path, num_samples: int, share: float, allowed: int) -> None:
-    samples = SkippedSamples(tmp_path / "skipped.jsonl", num_samples=num_samples, max_share=share)
+    samples = SkippedSamples(tmp_path / "skipped.jsonl", ALONE, num_samples=num_samples, max_share=share)
     samples.add([(str(i), "is not a picture") for i in range(allowed)], num_tried=num_samples)
     with pytest.raises(DataError, match=r"samples cannot be read.*allow more: --data.max-skipped") as caught:
         samples.add([("one more", "is not a picture")], num_tried=num_samples)
     named = re.search(r"--data.max-skipped ([0-9.]+)", str(caught.value))
     assert named is not None
-    again = SkippedSamples(tmp_path / "again.jsonl", num_samples=num_samples, max_share=float(named[1]))
+    again = SkippedSamples(tmp_path / "again.jsonl", ALONE, num_samples=num_samples, max_share=float(named[1]))
     again.add([(str(i), "is not a picture") for i in range(allowed + 1)], num_tried=num_samples)
 
 

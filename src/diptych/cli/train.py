@@ -14,7 +14,7 @@ from diptych.core.program import command
 
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
-    from diptych.training.run import RunResult
+    from diptych.training.run_folder import RunResult
 
 
 def train(

@@ -1,8 +1,9 @@
-"""The folder of a run: who may write it, and what lies where."""
+"""The folder of a run: who may write it, which files it has, and what `train` returns."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.bundle.folder import is_bundle
@@ -11,6 +12,8 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import clear_tmp, file_lock, is_tmp, restore_folder
 from diptych.core.program import command
 from diptych.data.local_paths import local_paths
+from diptych.evaluation.retrieval import RetrievalReport
+from diptych.evaluation.zero_shot import ZeroShotReport
 from diptych.training.config import SECRETS, TrainConfig, read_config
 
 CONFIG, TOKENIZER, SKIPPED, EVENTS = "config.yaml", "tokenizer.json", "skipped.jsonl", "events.jsonl"
@@ -185,3 +188,32 @@ def has_begun(run: Path) -> bool:
     """Whether there is more of a run than its beginning: one killed before its first checkpoint starts again."""
     places = (path for pattern in ("step-*", ".step-*.old") for path in (run / "checkpoints").glob(pattern))
     return ((run / TOKENIZER).is_file() and any(places)) or (run / "bundle").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves behind."""
+
+    run: Path
+    bundle: Path | None
+    """The trained model; None if the run was interrupted."""
+    steps: int
+    elapsed_s: float
+    retrieval: RetrievalReport | None
+    """On the whole validation split; None if the run was interrupted."""
+    zero_shot: ZeroShotReport | None
+    """The same, where it is what the run is validated by."""
+    num_skipped: int
+    data_wait: float
+    """Share of the training time that was spent waiting for data, within [0, 1]."""
+    seconds: dict[str, float]
+    """Where the time went: data, forward, backward, optimizer, evaluation, checkpoints; since it was resumed."""
+    best_step: int | None
+    """The step that `bundle-best` is of."""
+    stopped_early: bool = False
+    """Whether it ended because validation no longer got better."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended the run early. It can be resumed."""
+        return self.bundle is None

@@ -1,6 +1,7 @@
 """What a run needs before its first step: samples, a model and its tokenizer, its optimizers and what saves it."""
 
 import copy
+import math
 import os
 import shutil
 import warnings
@@ -15,10 +16,12 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
-from diptych.core.distributed import Ranks, all_ranks
+from diptych.core.device import choose_device
+from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.data.batches.loader import DataConfig, TrainingExamples
+from diptych.data.batches.order import steps_per_epoch
 from diptych.data.open_source import open_source
 from diptych.data.sources.identity import fingerprint_data
 from diptych.data.sources.listing import missing_images
@@ -31,16 +34,122 @@ from diptych.tokenizers.kept import kept_or_trained
 from diptych.tokenizers.load_tokenizer import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint.state import TrainingState
-from diptych.training.config import TrainConfig
+from diptych.training.checkpoint.store import Progress, load_checkpoint
+from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.distillation import Teacher, open_teacher
 from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.optim.freeze import apply_lock
+from diptych.training.optim.schedule import Schedule
 from diptych.training.parallel.tensors import copy_model, is_sharded
 from diptych.training.parallel.wrap import replicate
+from diptych.training.precision import check_precision
+from diptych.training.report.skipped import SkippedSamples
 from diptych.training.report.trackers import check_trackers
-from diptych.training.run_folder import TOKENIZER, check_inputs_outside
+from diptych.training.run_folder import (
+    CONFIG,
+    SKIPPED,
+    TOKENIZER,
+    check_inputs_outside,
+    clear_leftovers,
+    create_run_folder,
+    has_begun,
+)
 from diptych.training.step import TrainingStep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """All that a run needs before its first step."""
+
+    config: TrainConfig
+    """With the model of `init`, if the run starts from one."""
+    path: Path
+    ranks: Ranks
+    train_source: Source
+    val_source: Source
+    tokenizer: Tokenizer
+    assembly: "Assembly"
+    examples: TrainingExamples
+    schedule: Schedule
+    skipped: SkippedSamples
+    data: dict[str, DataFingerprint]
+    """Fingerprints of the training and the validation data."""
+    progress: Progress
+    messages: tuple[str, ...]
+    """What a person should know before the run starts."""
+
+
+def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept_changed_data: bool) -> RunSetup:
+    """Open the data, build the model and its optimizers, and load the newest checkpoint or create the folder.
+
+    Args:
+        config: the run.
+        run: its folder, which this process holds.
+        ranks: the processes that train it.
+        resume: whether to start from the newest checkpoint, if there is one.
+        accept_changed_data: whether the data may differ from that of the checkpoint.
+
+    Raises:
+        ConfigError: a setting contradicts another or the data.
+        DataError: the data cannot be read.
+        RunError: no checkpoint is whole, or the data has changed.
+    """
+    train_source, val_source = open_data(config)
+    begun = resume and ranks.from_first(lambda: has_begun(run))
+    device = choose_device(config.device)
+    slow = check_precision(config.precision, device)
+    messages = [] if slow is None else [slow]
+    data = fingerprints(config, train_source, val_source, ranks)
+    start = starting_point(config, run if begun else None, train_source, ranks, captions_hash=data["training"].captions)
+    if config.init is not None:
+        config = replace(config, model=start.model.config)
+    assembly = assemble(config, start.model.to(device), start.tokenizer, ranks)
+    examples = training_examples(train_source, config, assembly.teacher)
+    skipped = SkippedSamples(run / SKIPPED, ranks, num_samples=len(train_source), max_share=config.data.max_skipped)
+    progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
+    if begun:
+        progress = load_checkpoint(
+            run,
+            assembly.state,
+            ranks,
+            config=config,
+            tell=messages.append,
+            data=data,
+            accept_changed_data=accept_changed_data,
+        )
+        ranks.from_first(lambda: clear_leftovers(run))
+        ranks.from_first(lambda: hide_secrets(run / CONFIG))
+        skipped.go_on(progress.skipped)
+        if config.schedule.minutes is not None:
+            messages.append(
+                "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."
+            )
+    else:
+        ranks.from_first(lambda: _write_beginning(config, run, start.tokenizer))
+        if resume:
+            messages.append("It was stopped before its first checkpoint, so it starts from the beginning")
+    return RunSetup(
+        config=config,
+        path=run,
+        ranks=ranks,
+        train_source=train_source,
+        val_source=val_source,
+        tokenizer=start.tokenizer,
+        assembly=assembly,
+        examples=examples,
+        schedule=Schedule(config.schedule, steps_per_epoch(len(examples), config.batch_size)),
+        skipped=skipped,
+        data=data,
+        progress=progress,
+        messages=tuple(messages),
+    )
+
+
+def _write_beginning(config: TrainConfig, run: Path, tokenizer: Tokenizer) -> None:
+    create_run_folder(run)
+    write_config(config, run / CONFIG)
+    tokenizer.save(run / TOKENIZER)
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -70,10 +179,12 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
     return train_source, val_source
 
 
-def fingerprints(config: TrainConfig, train_source: Source, val_source: Source) -> dict[str, DataFingerprint]:
+def fingerprints(
+    config: TrainConfig, train_source: Source, val_source: Source, ranks: Ranks = ALONE
+) -> dict[str, DataFingerprint]:
     """The fingerprints of the training and the validation data; rank 0 computes them for all."""
     sources = {"training": train_source, "validation": val_source}
-    return all_ranks().from_first(
+    return ranks.from_first(
         lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
     )
 
@@ -159,7 +270,7 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
 
 
 def starting_point(
-    config: TrainConfig, resumed: Path | None, source: Source, *, captions_hash: str | None = None
+    config: TrainConfig, resumed: Path | None, source: Source, ranks: Ranks = ALONE, *, captions_hash: str | None = None
 ) -> Bundle:
     """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
 
@@ -167,6 +278,7 @@ def starting_point(
         config: the run.
         resumed: folder of a run that goes on and has its tokenizer already; None for a new one.
         source: what a new tokenizer is made from.
+        ranks: the processes that train the run.
         captions_hash: hash of the captions of `source`, under which a new tokenizer is kept in the cache; None to keep none.
 
     Raises:
@@ -176,7 +288,7 @@ def starting_point(
     if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
         return replace(bundle, model=bundle.model.float())
-    tokenizer = all_ranks().from_first(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
+    tokenizer = ranks.from_first(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
     return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
@@ -234,7 +346,7 @@ class Assembly:
             copy_model(self.model, shown)
 
 
-def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer) -> Assembly:
+def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks = ALONE) -> Assembly:
     """Make a model on its device ready, and its teacher; where there are other ranks, to be trained by all of them.
 
     Raises:
@@ -243,7 +355,6 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer) -> Assembly
     """
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     apply_lock(model, config.lock)
-    ranks = all_ranks()
     is_cut = ranks.size > 1 and config.parallel == "fsdp"
     shown = copy.deepcopy(model) if config.ema is not None or is_cut else model
     if config.compile:

@@ -19,7 +19,7 @@ from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.encoded import EncodedPairs, SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
-from diptych.evaluation.zero_shot import zero_shot_accuracy
+from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot, zero_shot_accuracy
 from diptych.images.decode import decode
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.inference.embedder import Embedder
@@ -57,6 +57,23 @@ class ValidationConfig:
             raise ConfigError(f"validation.epochs is {self.epochs}; it must be above 0")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"validation.patience is {self.patience}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """Some pictures and their texts."""
+
+    partners: Float32[ndarray, " P"]
+    """Cosines of pictures and their own captions."""
+    others: Float32[ndarray, " Q"]
+    """Cosines of pictures and other pictures' captions."""
+    best: tuple[tuple[ImageInput, str, float], ...]
+    """Pictures, each with the caption of all that it is most like, and their cosine."""
+
+    def sheet(self) -> Image.Image:
+        """The pictures over their captions."""
+        tiles = [(decode(image), f"{cosine:.2f} {caption}") for image, caption, cosine in self.best]
+        return contact_sheet([SheetRow("Most similar of all captions", tiles)], columns=4, tile_px=160, caption_lines=3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,23 +162,6 @@ def validate(
     )
 
 
-@dataclass(frozen=True)
-class Glimpse:
-    """Some pictures and their texts."""
-
-    partners: Float32[ndarray, " P"]
-    """Cosines of pictures and their own captions."""
-    others: Float32[ndarray, " Q"]
-    """Cosines of pictures and other pictures' captions."""
-    best: tuple[tuple[ImageInput, str, float], ...]
-    """Pictures, each with the caption of all that it is most like, and their cosine."""
-
-    def sheet(self) -> Image.Image:
-        """The pictures over their captions."""
-        tiles = [(decode(image), f"{cosine:.2f} {caption}") for image, caption, cosine in self.best]
-        return contact_sheet([SheetRow("Most similar of all captions", tiles)], columns=4, tile_px=160, caption_lines=3)
-
-
 def glimpse(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> Glimpse:
     """Look at the first few hundred pictures of a validation.
 
@@ -178,3 +178,15 @@ def glimpse(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> Glimpse:
         for sample, row in zip(few, with_all, strict=True)
     )
     return Glimpse(cosine[own], cosine[~own], best)
+
+
+def measure_split(
+    embedder: Embedder, source: Source, *, split: str, metric: Metric
+) -> tuple[RetrievalReport, ZeroShotReport | None]:
+    """Retrieval on a whole source, and its zero-shot accuracy if this is the metric of the run."""
+    encoder = SourceEncoder(embedder)
+    pairs = encoder.encode_pairs(source)
+    retrieval = rank_pairs(encoder, pairs, split=split).report
+    if metric != "zero_shot":
+        return retrieval, None
+    return retrieval, evaluate_zero_shot(encoder, source, split=split, images=pairs.images).report

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import Ranks
 from diptych.core.errors import BundleError, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.training.checkpoint.origin import origin
@@ -23,19 +23,18 @@ class Keeper:
         run: Path,
         state: TrainingState,
         evaluated: Bundle,
+        ranks: Ranks,
         *,
         progress: Progress,
         steps_per_epoch: int,
-        train_split_hash: str,
         data: Mapping[str, DataFingerprint],
         say: Callable[[str], None],
     ) -> None:
         self.config, self.run = config, run
-        self._state, self._evaluated = state, evaluated
+        self._state, self._evaluated, self._ranks = state, evaluated, ranks
         self.best_metric, self.best_step = progress.best_metric, progress.best_step
         self.since_best = progress.since_best
         self._steps_per_epoch = steps_per_epoch
-        self._train_split_hash = train_split_hash
         self._data = data
         self._say = say
         self._saved_at_s, self._saved_step = progress.elapsed_s, progress.step
@@ -58,7 +57,7 @@ class Keeper:
 
     def save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         """Save what was measured; whether that could be done. Rank 0 does it, and all know how it went."""
-        return all_ranks().from_first(lambda: self._save_bundle(validation, folder, step))
+        return self._ranks.from_first(lambda: self._save_bundle(validation, folder, step))
 
     def _save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         during_training = {
@@ -69,7 +68,7 @@ class Keeper:
             model=self._evaluated.model,
             tokenizer=self._evaluated.tokenizer,
             metrics={"during_training": during_training},
-            origin=origin(self.config, step=step, train_split_hash=self._train_split_hash),
+            origin=origin(self.config, step=step, train_split_hash=self._data["training"].short),
         )
         try:
             save_bundle(bundle, folder)
@@ -103,6 +102,7 @@ class Keeper:
                 self.run,
                 self._state,
                 progress,
+                self._ranks,
                 config=self.config,
                 data=self._data,
                 keep=self.config.checkpoint.keep,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.address import without_secrets
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.fingerprint import DataFingerprint
@@ -46,6 +46,7 @@ def save_checkpoint(
     run: Path,
     state: TrainingState,
     progress: Progress,
+    ranks: Ranks = ALONE,
     *,
     config: object,
     data: Mapping[str, DataFingerprint] | None = None,
@@ -58,6 +59,7 @@ def save_checkpoint(
         run: the run's folder.
         state: what is saved; it stays as it is.
         progress: where the run stands.
+        ranks: the processes that train the run.
         config: the run's settings, or the same as plain data.
         data: the fingerprint of each split that the run uses.
         keep: how many of the newest stay.
@@ -72,12 +74,12 @@ def save_checkpoint(
     place, beside = _place(run, progress.step), folder / f".{_place(run, progress.step).name}.new"
 
     def start() -> None:
-        if all_ranks().rank == 0:
+        if ranks.rank == 0:
             _recover(run)
             beside.mkdir(parents=True)
 
     def finish() -> None:
-        if all_ranks().rank == 0:
+        if ranks.rank == 0:
             plain: dict[str, Any] = {"progress": _to_json(progress), "config": without_secrets(to_plain(config))}
             if data is not None:
                 plain["data"] = {split: fingerprint.to_plain() for split, fingerprint in data.items()}
@@ -85,14 +87,14 @@ def save_checkpoint(
             write_manifest(beside, step=progress.step)
             _put_in_place(beside, place)
 
-    for action in (start, lambda: write_tensors(beside, state), finish):
-        failure = _agreed(_attempt(action))
+    for action in (start, lambda: write_tensors(beside, state, ranks), finish):
+        failure = _agreed(ranks, _attempt(action))
         if failure is not None:
-            if all_ranks().rank == 0:
+            if ranks.rank == 0:
                 _recover(run)
             older = "the one before is kept" if _checkpoints(run) else "there is none before it"
             raise RunError(f"{place}: could not be saved ({failure}); {older}")
-    if all_ranks().rank == 0:
+    if ranks.rank == 0:
         _drop(run, progress.step, keep=keep, best_step=best_step)
     return place
 
@@ -100,6 +102,7 @@ def save_checkpoint(
 def load_checkpoint(
     run: Path,
     state: TrainingState,
+    ranks: Ranks = ALONE,
     *,
     config: object,
     tell: Callable[[str], None],
@@ -111,6 +114,7 @@ def load_checkpoint(
     Args:
         run: the run's folder.
         state: what is filled.
+        ranks: the processes that train the run.
         config: the settings of the run that goes on, or the same as plain data.
         tell: gets one line for each checkpoint that is damaged and passed over; on the first rank alone.
         data: the fingerprint of each split as the data is now; None if it is not compared.
@@ -126,11 +130,11 @@ def load_checkpoint(
         if data is not None:
             check_same_data(saved.get("data"), data, accept=accept_changed_data, tell=tell)
 
-    step, failure = all_ranks().from_first(lambda: _choose(run, check, tell))
+    step, failure = ranks.from_first(lambda: _choose(run, check, tell))
     if failure is not None:
         raise RunError(failure)
     place = _place(run, step)
-    failure = _agreed(_attempt(lambda: read_tensors(place, state)))
+    failure = _agreed(ranks, _attempt(lambda: read_tensors(place, state, ranks)))
     if failure is not None:
         raise RunError(f"{place}: cannot be loaded ({failure})")
     return _from_json(_read_state(place)["progress"])
@@ -155,9 +159,9 @@ def _choose(
     return 0, f"{run}: {why}; start it again with --overwrite"
 
 
-def _agreed(failure: str | None) -> str | None:
+def _agreed(ranks: Ranks, failure: str | None) -> str | None:
     """The first failure of any rank; None if there is none. It waits for all."""
-    return next((found for found in all_ranks().gather_objects(failure) if found is not None), None)
+    return next((found for found in ranks.gather_objects(failure) if found is not None), None)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:

@@ -17,14 +17,14 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import Ranks
 from diptych.core.errors import RunError
 from diptych.training.checkpoint.files import JsonReader, JsonWriter, SafePlanner
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.parallel.tensors import is_sharded
 
 
-def write_tensors(folder: Path, state: TrainingState) -> None:
+def write_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
     """Write the state into the folder; every rank its part."""
     named: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     names = _parameter_names(state.model)
@@ -35,10 +35,10 @@ def write_tensors(folder: Path, state: TrainingState) -> None:
     named |= _flat(_extra_states(state), "extra/")
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
-        save(named, storage_writer=JsonWriter(folder), planner=planner, no_dist=all_ranks().size == 1)
+        save(named, storage_writer=JsonWriter(folder), planner=planner, no_dist=ranks.size == 1)
 
 
-def read_tensors(folder: Path, state: TrainingState) -> None:
+def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
     """Fill the state from the folder, bit for bit; every rank its part.
 
     The optimizers need not have stepped: no step is taken for the sake of their state, as PyTorch's own
@@ -53,7 +53,7 @@ def read_tensors(folder: Path, state: TrainingState) -> None:
     _check_names(named, saved, state)
     planner = SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _without_a_word():
-        load(named, storage_reader=reader, planner=planner, no_dist=all_ranks().size == 1)
+        load(named, storage_reader=reader, planner=planner, no_dist=ranks.size == 1)
     loaded, names = _nested(named, "extra/"), _parameter_names(state.model)
     weights = {name.removeprefix("model/"): value for name, value in named.items() if name.startswith("model/")}
     set_state = nn.Module.load_state_dict if _is_bare(state.model) else set_model_state_dict

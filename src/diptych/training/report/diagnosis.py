@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import NotFiniteError, RunError
 from diptych.core.program import command
 from diptych.data.batches.batch import Batch
@@ -94,7 +94,9 @@ class Circumstances:
 
 
 @torch.no_grad()
-def circumstances(model: CLIP, batch: Batch, result: StepResult, *, lr: float, warmup_left: int) -> Circumstances:
+def circumstances(
+    model: CLIP, batch: Batch, result: StepResult, ranks: Ranks = ALONE, *, lr: float, warmup_left: int
+) -> Circumstances:
     """What the run at hand looks like after a step whose gradients still lie on the weights."""
     counts = torch.unique(batch.groups, return_counts=True)[1]
     device = model.log_logit_scale.device
@@ -103,7 +105,7 @@ def circumstances(model: CLIP, batch: Batch, result: StepResult, *, lr: float, w
     return Circumstances(
         lr=lr,
         warmup_left=warmup_left,
-        grad_norms=(_grad_norm(model.image_tower), _grad_norm(model.text_tower)),
+        grad_norms=(_grad_norm(model.image_tower, ranks), _grad_norm(model.text_tower, ranks)),
         logit_scale=result.logit_scale,
         num_positives=float(counts.square().sum()) / len(batch.groups) - 1,
         spread=(_spread(output.image_emb), _spread(output.text_emb)),
@@ -163,5 +165,5 @@ def _spread(emb: Tensor) -> float:
     return 1 - float(emb.mean(dim=0).square().sum())
 
 
-def _grad_norm(module: torch.nn.Module) -> float:
-    return float(grad_norm(module.parameters(), all_ranks()))
+def _grad_norm(module: torch.nn.Module, ranks: Ranks) -> float:
+    return float(grad_norm(module.parameters(), ranks))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import Ranks
 from diptych.core.errors import DataError
 from diptych.core.files import write_text
 
@@ -16,12 +16,12 @@ _ALWAYS_ALLOWED = 3
 class SkippedSamples:
     """Key and reason of each, also in a file, which rank 0 writes."""
 
-    def __init__(self, path: Path, *, num_samples: int, max_share: float) -> None:
+    def __init__(self, path: Path, ranks: Ranks, *, num_samples: int, max_share: float) -> None:
         self.path = path
         self.num_samples = num_samples
         self.max_share = max_share
         self.reasons: dict[str, str] = {}
-        self._writes = all_ranks().rank == 0
+        self._writes = ranks.rank == 0
 
     def go_on(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Know what a checkpoint knows; drop what a killed run noted after it, which may end in half a line."""
