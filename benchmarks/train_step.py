@@ -28,6 +28,7 @@ from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
 from diptych.core.memory import keep_freed_memory
+from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.data.batches.batch import Batch
 from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
@@ -148,7 +149,8 @@ def batch_of(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) ->
 
 
 def _own_step(model: CLIP, batches: Sequence[Batch]) -> Step:
-    step = TrainingStep(model.train(), build_optimizers(model, OptimizerConfig()), loss=LossConfig())
+    optimizers, runner = build_optimizers(model, OptimizerConfig()), ParallelHalves() if can_halve(model) else None
+    step = TrainingStep(model.train(), optimizers, loss=LossConfig(), runner=runner)
     turn = cycle(batches)
     return lambda: step(next(turn), lr=1e-5, seed=0).loss
 

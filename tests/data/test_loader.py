@@ -1,6 +1,5 @@
 import os
 import signal
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning
-from diptych.core.forks import Span
 from diptych.core.sample import Sample
 from diptych.core.settings import from_plain
 from diptych.data.batches import loader
@@ -121,27 +119,6 @@ class _Deadly(Subset):
                 self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__getitem__(index)
-
-
-def test_workers_let_go_of_what_they_do_not_need(
-    tmp_path: Path, json_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spans, here = (Span(1, 2), Span(3, 4)), os.getpid()
-
-    def note(let_go_of: Sequence[Span]) -> None:
-        (tmp_path / "note").write_text(f"{os.getpid() != here} {let_go_of == spans}", encoding="utf-8")
-
-    monkeypatch.setattr(loader, "let_go", note)
-    examples = TrainingExamples(
-        open_source(f"json:{json_file}"),
-        config=DataConfig(workers=1),
-        augment=AugmentConfig(),
-        pixels=PixelConfig(),
-        image_px=16,
-        seed=0,
-    )
-    next(training_batches(examples, CharacterTokenizer.train(["a"], context_length=9), batch_size=2, let_go_of=spans))
-    assert (tmp_path / "note").read_text(encoding="utf-8") == "True True"
 
 
 def test_when_a_worker_is_killed_others_go_on_with_the_same_batches(tmp_path: Path, json_file: Path) -> None:

@@ -1,53 +1,20 @@
-"""Release memory in forked processes, and make torch usable there.
+"""Keep the memory of forked processes shared, and make torch usable there.
 
 A forked process shares its parent's memory pages. When either process writes to a page, the page is copied. Of the parent's
 threads, only the one that forked exists in the forked process.
 """
 
-import ctypes
 import gc
-import mmap
 import os
-import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from diptych.core.errors import DiptychError
 
 _computed = set[tuple[int, str]]()
 """(process id, device type) of the computations with torch in this process and in the processes from which it was forked."""
-
-
-class Span(NamedTuple):
-    """Neighbouring pages of this process's memory."""
-
-    address: int
-    length: int
-    """In bytes."""
-
-
-def pages_of(tensors: Iterable[Tensor]) -> tuple[Span, ...]:
-    """Those that hold nothing but one of the tensors; none where processes are not forked, or not by Linux."""
-    if platform.system() != "Linux" or torch.multiprocessing.get_start_method() != "fork":
-        return ()
-    spans = []
-    for tensor in tensors:
-        if tensor.device.type == "cpu" and tensor.is_contiguous():
-            first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-            if end > first:
-                spans.append(Span(first, end - first))
-    return tuple(spans)
-
-
-def let_go(spans: Sequence[Span]) -> None:
-    """In a forked process: give up these pages of its parent's. Whoever reads them here reads zeros."""
-    for span in spans:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(span.address), ctypes.c_size_t(span.length), mmap.MADV_DONTNEED)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ import torch
 
 from diptych.bundle.folder import add_metrics
 from diptych.core.errors import SaveError
-from diptych.core.forks import pages_of
 from diptych.core.launch import joined_ranks
 from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.core.program import command
@@ -127,7 +126,6 @@ class _Run:
             batch_size=config.batch_size,
             first_step=self.step,
             ranks=self.ranks,
-            let_go_of=pages_of(self.assembly.moved()),
         )
         if self.step == 0:
             untrained = self._validate()

@@ -5,12 +5,10 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
@@ -20,6 +18,7 @@ from diptych.core.device import choose_device
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
+from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.data.batches.loader import DataConfig, TrainingExamples
 from diptych.data.batches.order import steps_per_epoch
 from diptych.data.open_source import open_source
@@ -41,7 +40,7 @@ from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.optim.freeze import apply_lock
 from diptych.training.optim.schedule import Schedule
-from diptych.training.parallel.tensors import copy_model, is_sharded
+from diptych.training.parallel.tensors import copy_model
 from diptych.training.parallel.wrap import replicate
 from diptych.training.precision import check_precision
 from diptych.training.report.skipped import SkippedSamples
@@ -323,20 +322,6 @@ class Assembly:
 
     teacher: Teacher | None = None
 
-    def moved(self) -> Iterator[Tensor]:
-        """What steps and measurements write to, and nobody else reads."""
-        shown = self.embedder.bundle.model
-        tensors: list[Tensor] = [*self.model.parameters(), *([] if shown is self.model else shown.parameters())]
-        tensors += [
-            value
-            for optimizer in self.state.optimizers
-            for state in optimizer.state.values()
-            for value in state.values()
-        ]
-        if self.step.average is not None:
-            tensors += self.step.average.weights.values()
-        return (tensor for tensor in tensors if not is_sharded(tensor))
-
     def show(self) -> None:
         """Bring the embedder up to date; every rank must call it."""
         shown = self.embedder.bundle.model
@@ -375,6 +360,7 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         replicas=replicas,
         teacher=teacher,
         teacher_weight=config.distill.weight,
+        runner=ParallelHalves() if ranks.size == 1 and config.precision == "fp32" and can_halve(model) else None,
     )
     extras = {"average": average, "scaler": step.scaler if step.scaler.is_enabled() else None}
     state = TrainingState(

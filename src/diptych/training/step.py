@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,10 @@ from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
 from diptych.training.distillation import Teacher
 from diptych.training.loss import LossConfig
-from diptych.training.optim.adamw import takes_rows
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.parallel.tensors import clip_grad_norm
 from diptych.training.parallel.wrap import Replicas
 from diptych.training.precision import Precision, autocast, gradient_scaler
-from diptych.training.side_by_side import NUM, SideBySide, can_halve
 
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
@@ -47,6 +45,23 @@ class StepResult:
     """How far the view of the batch is from the teacher's; None without one."""
 
 
+class PartRunner(Protocol):
+    """Runs the parts of a batch that fits into memory, one after another or at the same time."""
+
+    num: int
+    """Parts that such a batch is cut into. If it is above 1, the towers must not draw random numbers."""
+
+    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+        """The results of `work` for each part, in order."""
+
+
+class _InTurn:
+    num = 1
+
+    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+        return [work(one) for one in given]
+
+
 @dataclass(frozen=True)
 class _Part:
     """The pictures and texts that go through the towers at once."""
@@ -62,8 +77,7 @@ class TrainingStep:
 
     A batch whose activations do not fit goes through the towers in parts (gradient caching, Gao et al. 2021): the first pass
     gives all embeddings, the loss gives their gradients, the second pass carries these to the weights. The gradients are those
-    of the whole batch. What towers draw at random is drawn again alike. On a CPU a batch that fits goes through as two halves
-    at the same time, where they give what the whole gives.
+    of the whole batch. What towers draw at random is drawn again alike. A batch that fits is cut as `runner` says.
 
     Ranks that train together each put their rows through the towers; the loss is that of all rows, and what a parameter's
     gradient gets is the mean over ranks. So each carries its part `ranks.size` times to the weights.
@@ -82,6 +96,7 @@ class TrainingStep:
         replicas: Replicas | None = None,
         teacher: Teacher | None = None,
         teacher_weight: float = 1.0,
+        runner: PartRunner | None = None,
     ) -> None:
         self.model = model
         self.replicas = replicas or Replicas(model)
@@ -97,11 +112,7 @@ class TrainingStep:
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
-        is_halved = self.ranks.size == 1 and precision == "fp32" and can_halve(model)
-        self._halves = SideBySide() if is_halved else None
-        embedding = model.text_tower.token_emb
-        is_plain = self.ranks.size == 1 and not self.scaler.is_enabled()
-        embedding.sparse = is_plain and takes_rows(embedding, self.optimizers)
+        self.runner: PartRunner = runner or _InTurn()
 
     def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
@@ -170,8 +181,8 @@ class TrainingStep:
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
         images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
         num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
-        if num == 1 and self._halves is not None:
-            num = min(NUM, len(batch.pixels))
+        if num == 1:
+            num = min(self.runner.num, len(batch.pixels))
         pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
         return [
             _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
@@ -179,7 +190,7 @@ class TrainingStep:
         ]
 
     def _forward(self, part: _Part) -> CLIPOutput:
-        if self._halves is None:  # They draw nothing.
+        if self.runner.num == 1:
             torch.manual_seed(part.seed)
         with autocast(self.precision, self.device):
             pixels = normalize(part.pixels, self.model.config.pixels)
@@ -189,7 +200,7 @@ class TrainingStep:
     def _first_pass(self, parts: list[_Part], *, keeps_graph: bool) -> list[CLIPOutput]:
         """Without a graph, values alone."""
         if keeps_graph:
-            return self._each(self._forward, parts, at_once=True)
+            return self.runner.map(self._forward, parts)
         with torch.no_grad(), _statistics_untouched(self.model):
             return [self._forward(part) for part in parts]
 
@@ -211,18 +222,11 @@ class TrainingStep:
                 ]  # A locked tower has no graph.
                 torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
 
-        self._each(carry, range(len(parts)), at_once=has_graph)
-
-    def _each(self, work: Callable[[_Given], _Made], given: Sequence[_Given], *, at_once: bool) -> list[_Made]:
-        if at_once and self._halves is not None:
-            return self._halves.each(work, given)
-        return [work(one) for one in given]
+        runner = self.runner if has_graph else _InTurn()
+        runner.map(carry, range(len(parts)))
 
     def _clip(self) -> Tensor:
         """The length of the gradient before it was clipped."""
-        words = self.model.text_tower.token_emb.weight
-        if words.grad is not None and words.grad.is_sparse:
-            words.grad = words.grad.coalesce()  # Texts of a batch share words.
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         return clip_grad_norm(self.model.parameters(), self.max_grad_norm or float("inf"), self.ranks)

@@ -5,10 +5,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.fingerprint import PicturesBy
-from diptych.core.forks import Span, let_go, unmoved_objects
+from diptych.core.forks import unmoved_objects
 from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
@@ -255,12 +254,10 @@ def training_batches(
     batch_size: int,
     first_step: int = 0,
     ranks: Ranks = ALONE,
-    let_go_of: Sequence[Span] = (),
 ) -> Iterator[Batch]:
     """Batches from a step on, without end: stop taking them when the run is done. Of several ranks each gets its part of them.
 
-    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so. Workers need nothing of
-    what `let_go_of` names, and so do not hold it in memory.
+    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so.
 
     Raises:
         DataError: fifty samples in a row were unreadable, or workers are killed again and again.
@@ -273,7 +270,7 @@ def training_batches(
 
     def walk(step: int) -> Iterator[Batch | DataError]:
         order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
-        return _walk(examples, order, collate, let_go_of)
+        return _walk(examples, order, collate)
 
     with unmoved_objects() if config.num_workers else nullcontext():
         yield from _despite_deaths(walk, first_step, num_workers=config.num_workers)
@@ -306,9 +303,7 @@ def _despite_deaths(
             warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
-def _walk(
-    examples: TrainingExamples, order: StepOrder, collate: Collate, let_go_of: Sequence[Span]
-) -> Iterator[Batch | DataError]:
+def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Iterator[Batch | DataError]:
     workers = examples.config.num_workers
     loader = DataLoader(
         examples,
@@ -316,7 +311,7 @@ def _walk(
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=partial(_start_worker, let_go_of=let_go_of),
+        worker_init_fn=_start_worker,
     )
     before = signal.getsignal(signal.SIGCHLD)
     batches: Iterator[Batch | DataError] = iter(loader)
@@ -328,9 +323,8 @@ def _walk(
     return batches
 
 
-def _start_worker(_number: int, *, let_go_of: Sequence[Span]) -> None:
+def _start_worker(_number: int) -> None:
     """One thread a worker, and Ctrl-C is for the training process: it finishes its step and saves."""
-    let_go(let_go_of)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -10,7 +10,6 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.depth import Place, place_of
-from diptych.training.optim.adamw import AdamW, leave_compiler_out
 from diptych.training.optim.lion import Lion
 from diptych.training.optim.muon import Muon
 
@@ -96,7 +95,6 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     decay share a group; the fastest group is the first, and of two as fast the one that decays more. Single numbers, such as
     the temperature, have a group of their own: where all else is cut in shards, they stay whole.
     """
-    leave_compiler_out()
     hidden_matrices: list[_Learned] = []
     others: list[_Learned] = []
     for name, parameter in model.named_parameters():
@@ -112,7 +110,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
         optimizers.append(
             Lion(groups, lr=config.lr, betas=config.betas)
             if config.name == "lion"
-            else AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+            else torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         )
     return tuple(optimizers)
 

@@ -8,10 +8,9 @@ from typing import TypeVar
 import pytest
 import torch
 
+from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ViTConfig
-from diptych.training.precision import Precision
-from diptych.training.side_by_side import SideBySide, can_halve
 from tests.conftest import TINY_MODEL
 from tests.training.test_step import assert_close, batch_of, gradients, gradients_of, model_of, step_of
 
@@ -29,11 +28,16 @@ def two_threads() -> Iterator[None]:
 
 
 def _gradients(
-    config: CLIPConfig, dtype: torch.dtype, *, size: int, distinct: int, threads: int
+    config: CLIPConfig,
+    dtype: torch.dtype,
+    *,
+    size: int,
+    distinct: int,
+    threads: int,
+    runner: type[ParallelHalves] | None = None,
 ) -> tuple[dict[str, torch.Tensor], float]:
     torch.set_num_threads(threads)
-    step = step_of(model_of(config, dtype))
-    assert (step._halves is not None) == (threads > 1)
+    step = step_of(model_of(config, dtype), runner=(runner or ParallelHalves)() if threads > 1 else None)
     return gradients_of(step, batch_of(config, size=size, distinct=distinct))
 
 
@@ -60,10 +64,10 @@ def test_halves_give_bit_for_bit_the_same_each_time(config: CLIPConfig, size: in
         assert all(torch.equal(grad, first[0][name]) for name, grad in other[0].items())
 
 
-class _OneByOne(SideBySide):
+class _OneByOne(ParallelHalves):
     first = 0
 
-    def each(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
         is_first_done = Event()
 
         def in_turn(place: int) -> _Made:
@@ -75,7 +79,7 @@ class _OneByOne(SideBySide):
             finally:
                 is_first_done.set()
 
-        return super().each(in_turn, range(len(given)))
+        return super().map(in_turn, range(len(given)))
 
 
 class _SecondFirst(_OneByOne):
@@ -84,33 +88,20 @@ class _SecondFirst(_OneByOne):
 
 @_MODELS
 @pytest.mark.parametrize(("size", "distinct"), [(12, 12), (12, 5), (40, 40)])
-def test_it_does_not_matter_which_half_comes_first(
-    config: CLIPConfig, size: int, distinct: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orders = []
-    for order in (_OneByOne, _SecondFirst):
-        monkeypatch.setattr("diptych.training.step.SideBySide", order)
-        orders.append(_gradients(config, torch.float32, size=size, distinct=distinct, threads=2))
+def test_it_does_not_matter_which_half_comes_first(config: CLIPConfig, size: int, distinct: int) -> None:
+    orders = [
+        _gradients(config, torch.float32, size=size, distinct=distinct, threads=2, runner=order)
+        for order in (_OneByOne, _SecondFirst)
+    ]
     (ours, loss), (other, other_loss) = orders
     assert loss == other_loss
     assert all(torch.equal(grad, other[name]) for name, grad in ours.items())
 
 
-@pytest.mark.parametrize(("config", "is_sparse"), [(_MANY_WORDS, True), (TINY_MODEL, False)])
-def test_a_large_vocabulary_alone_has_a_gradient_of_the_rows_asked(config: CLIPConfig, *, is_sparse: bool) -> None:
-    model = model_of(config)
-    step_of(model)(batch_of(config), lr=0.0, seed=5)
-    grad = model.text_tower.token_emb.weight.grad
-    assert grad is not None
-    assert grad.is_sparse == is_sparse
-
-
-def test_a_batch_of_one_and_a_batch_in_parts_go_through_as_ever() -> None:
+def test_a_batch_of_one_is_not_halved_and_one_in_parts_is_not_halved_further() -> None:
     one = batch_of(TINY_MODEL, size=1, distinct=1)
-    assert step_of(CLIP(TINY_MODEL))(one, lr=1e-3, seed=0).loss == pytest.approx(0, abs=1e-6)
-    for batch, micro_batch, num in ((one, None, 1), (batch_of(TINY_MODEL), 3, 4), (batch_of(TINY_MODEL), 12, 2)):
-        assert len(step_of(CLIP(TINY_MODEL), micro_batch=micro_batch)._parts(batch, 0, None)) == num
-    parts, _ = gradients(TINY_MODEL, batch_of(TINY_MODEL), torch.float64, micro_batch=3)
+    assert step_of(CLIP(TINY_MODEL), runner=ParallelHalves())(one, lr=1e-3, seed=0).loss == pytest.approx(0, abs=1e-6)
+    parts, _ = gradients(TINY_MODEL, batch_of(TINY_MODEL), torch.float64, micro_batch=3, runner=ParallelHalves())
     whole, _ = _gradients(TINY_MODEL, torch.float64, size=12, distinct=12, threads=1)
     assert_close(parts, whole, 1e-12)
 
@@ -119,9 +110,8 @@ def test_a_batch_of_one_and_a_batch_in_parts_go_through_as_ever() -> None:
 def test_a_locked_tower_stays_without_gradient(tower: str) -> None:
     model = model_of(TINY_MODEL)
     getattr(model, tower).requires_grad_(False)
-    step = step_of(model)
+    step = step_of(model, runner=ParallelHalves())
     step(batch_of(TINY_MODEL), lr=1e-3, seed=0)
-    assert step._halves is not None
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith(tower)
 
@@ -155,17 +145,11 @@ def test_cores_that_cannot_be_shared_in_two_stay_together(threads: int, is_halve
     assert can_halve(CLIP(TINY_MODEL)) == is_halved
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_goes_through_whole(precision: Precision) -> None:
-    model = CLIP(TINY_MODEL)
-    assert step_of(model, precision=precision)._halves is None
-
-
 def test_each_thread_has_its_share_and_the_caller_all() -> None:
     torch.set_num_threads(4)
-    both = SideBySide()
+    both = ParallelHalves()
     assert torch.get_num_threads() == 4
-    assert both.each(lambda _: torch.get_num_threads(), range(2)) == [2, 2]
+    assert both.map(lambda _: torch.get_num_threads(), range(2)) == [2, 2]
     assert torch.get_num_threads() == 4
 
 
@@ -178,5 +162,5 @@ def test_what_goes_wrong_in_one_is_raised_when_both_are_done() -> None:
         done.append(number)
 
     with pytest.raises(ValueError, match="the first"):
-        SideBySide().each(work, range(2))
+        ParallelHalves().map(work, range(2))
     assert done == [1]

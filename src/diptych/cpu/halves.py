@@ -1,8 +1,7 @@
-"""Halves of a batch at the same time, each by half of a CPU's cores.
+"""Two halves of a batch at the same time, each on half of the cores of a CPU.
 
-Threads that share a product wait for the slowest of them, some thousand times a step, and for a process that reads ahead beside
-them. Two halves wait for each other twice. The small model of `benchmarks/train_step.py` is 8 % faster so, ViT-B/32 4 %
-(`docs/log.md`, decision 0024).
+Threads that share a matrix product wait for each other some thousand times per step; two halves wait twice. A step of
+the small model of `benchmarks/train_step.py` takes 8 % less time, one of ViT-B/32 4 % (`docs/log.md`, decision 0024).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +16,26 @@ from diptych.models.clip import CLIP
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
-NUM = 2
-"""Threads. Of two summands the order does not matter, so that a weight's gradient is the same whichever comes first."""
+_NUM = 2
+"""Threads. A sum of two does not depend on their order, so a gradient does not depend on which half is done first."""
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
 
-class SideBySide:
-    """Two threads that stay, with half of the caller's cores each."""
+class ParallelHalves:
+    """Two threads with half of the caller's cores each; a `PartRunner` of a training step."""
+
+    num = _NUM
 
     def __init__(self) -> None:
         whole = torch.get_num_threads()
-        ready = Barrier(NUM)
-        self._threads = ThreadPoolExecutor(NUM, "half", initializer=_take, initargs=(whole // NUM, ready))
-        self.each(lambda _: None, range(NUM))
+        ready = Barrier(_NUM)
+        self._threads = ThreadPoolExecutor(_NUM, "half", initializer=_take, initargs=(whole // _NUM, ready))
+        self.map(lambda _: None, range(_NUM))
         torch.set_num_threads(whole)
 
-    def each(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
-        """What `work` makes of each, in their order.
+    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+        """The results of `work` for each part, in order.
 
         Raises:
             Exception: the first that `work` raised, when all are done.
@@ -52,16 +53,16 @@ def _take(share: int, ready: Barrier) -> None:
 
 
 def can_halve(model: CLIP) -> bool:
-    """Whether halves of a batch give what the whole gives: on a CPU, by transformers that draw nothing at random.
+    """Whether two halves of a batch give the gradients of the whole batch.
 
-    A batch norm counts the whole batch; what is drawn comes from one generator, whose order two threads would not keep. A tower
-    that is compiled, or computed again on the way back, stays as it is.
+    This holds on a CPU for transformers without dropout. Batch norms need the whole batch, and two threads would draw from one
+    generator in no fixed order. A tower that is compiled or uses gradient checkpointing is not halved, either.
     """
     num = torch.get_num_threads()
     return (
         model.log_logit_scale.device.type == "cpu"
-        and num >= NUM
-        and num % NUM == 0
+        and num >= _NUM
+        and num % _NUM == 0
         and not any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
         and all(_is_plain(tower) for tower in (model.image_tower, model.text_tower))
     )
