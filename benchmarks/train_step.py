@@ -275,7 +275,7 @@ def _repeated_captions(archive: str, rounds: int) -> list[str]:
     rows = batch.text_of_row
     each = replace(batch, ids=batch.ids[rows], lengths=batch.lengths[rows], text_of_row=torch.arange(batch_size))
     every_row = deepcopy(bundle.model)
-    every_row.text_tower.__class__ = type("EveryRow", (type(every_row.text_tower),), {"can_share": False})
+    every_row.text_tower.__class__ = type("EveryRow", (type(every_row.text_tower),), {"supports_prefix_sharing": False})
     times = in_turn(
         {"Diptych": _own_step(bundle.model, [batch]), "every row": _own_step(every_row, [each])}, rounds=rounds
     )

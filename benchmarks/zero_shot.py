@@ -20,7 +20,7 @@ from diptych.bundle.folder import Bundle
 from diptych.data.sources.templates import resolve_templates
 from diptych.inference.classify import class_embeddings
 from diptych.inference.embedder import Embedder
-from diptych.models.prefix_tree import in_order, shared_beginnings
+from diptych.models.prefix_tree import common_prefix_lengths, in_order
 
 ROUNDS = 1
 """After one to warm up: of 80,000 prompts a round takes minutes."""
@@ -85,7 +85,7 @@ def _num_nodes(bundle: Bundle, names: list[str]) -> int:
     """Different beginnings among all prompts."""
     encoded = bundle.tokenizer.encode([text.replace("{}", name) for name in names for text in TEMPLATES])
     order = in_order(encoded.ids, encoded.lengths)
-    return int((encoded.lengths[order] - shared_beginnings(encoded.ids[order], encoded.lengths[order])).sum())
+    return int((encoded.lengths[order] - common_prefix_lengths(encoded.ids[order], encoded.lengths[order])).sum())
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_exchanges(results: Results) -> None:
     for rank, found in enumerate(result["exchanges"] for result in results):
         assert found["ranks"] == (rank, size)
         assert torch.equal(found["gather_rows"], torch.cat(ours))
-        assert torch.equal(found["to_next"], ours[rank - 1])
+        assert torch.equal(found["ring_shift"], ours[rank - 1])
         total = size * numbers + size * (size - 1) / 2
         assert torch.equal(found["sum"], total)
         assert torch.equal(found["scatter_sum"], total[2 * rank : 2 * rank + 2])
@@ -82,7 +82,7 @@ def test_exchanges(results: Results) -> None:
 def test_alone_every_exchange_is_the_identity() -> None:
     assert all_ranks() == ALONE
     tensor = torch.arange(6.0).view(3, 2)
-    for exchange in (ALONE.gather_rows, ALONE.scatter_sum, ALONE.sum, ALONE.max, ALONE.to_next):
+    for exchange in (ALONE.gather_rows, ALONE.scatter_sum, ALONE.sum, ALONE.max, ALONE.ring_shift):
         assert torch.equal(exchange(tensor), tensor)
     assert ALONE.gather_objects("ours") == ["ours"]
     assert ALONE.rows(5) == slice(0, 5)

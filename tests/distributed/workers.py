@@ -108,7 +108,7 @@ def _exchanges(ranks: Ranks) -> dict[str, Any]:
         "scatter_sum": ranks.scatter_sum(joint),
         "sum": ranks.sum(joint),
         "max": ranks.max(joint),
-        "to_next": ranks.to_next(ours),
+        "ring_shift": ranks.ring_shift(ours),
         "gather_objects": ranks.gather_objects({"rank": ranks.rank}),
     }
     return {**found, "unchanged": torch.equal(joint, before)}

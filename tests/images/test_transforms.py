@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.core.errors import ConfigError
-from diptych.images.augment import AugmentConfig, Look, View, random_look, random_view, training_pixels
+from diptych.images.augment import AugmentConfig, ColorParams, CropParams, random_look, random_view, training_pixels
 from diptych.images.resize import resize
 from diptych.images.tensors import normalize, shrink
 from diptych.images.transforms import (
@@ -96,8 +96,8 @@ def test_memory_does_not_grow_with_the_aspect_ratio(size: tuple[int, int]) -> No
 
 def test_flip_mirrors_the_same_crop() -> None:
     image, config = np.asarray(_noise(50, 40)), PixelConfig()
-    plain = training_pixels(image, View((3, 5, 43, 35), False), image_px=24, config=config)
-    flipped = training_pixels(image, View((3, 5, 43, 35), True), image_px=24, config=config)
+    plain = training_pixels(image, CropParams((3, 5, 43, 35), False), image_px=24, config=config)
+    flipped = training_pixels(image, CropParams((3, 5, 43, 35), True), image_px=24, config=config)
     assert np.array_equal(flipped, plain[:, :, ::-1])
     assert not np.array_equal(flipped, plain)
 
@@ -105,7 +105,7 @@ def test_flip_mirrors_the_same_crop() -> None:
 def test_training_pixels_are_of_the_box_alone() -> None:
     image = np.zeros((40, 40, 3), dtype=np.uint8)
     image[10:30, 10:30] = 255
-    inside = training_pixels(image, View((10, 10, 30, 30), False), image_px=8, config=PixelConfig())
+    inside = training_pixels(image, CropParams((10, 10, 30, 30), False), image_px=8, config=PixelConfig())
     assert inside.min() == 255
 
 
@@ -152,7 +152,7 @@ def test_random_view_keeps_the_area_it_was_told() -> None:
 
 def test_whole_picture_without_augmentation() -> None:
     augment = AugmentConfig(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    assert random_view(64, 64, augment, np.random.default_rng(0)) == View((0, 0, 64, 64), False)
+    assert random_view(64, 64, augment, np.random.default_rng(0)) == CropParams((0, 0, 64, 64), False)
 
 
 def test_flip_happens_as_often_as_it_is_told() -> None:
@@ -184,7 +184,7 @@ def test_a_shift_moves_the_whole_picture_and_leaves_black() -> None:
     views = {random_view(32, 32, augment, np.random.default_rng(seed), image_px=32).box for seed in range(400)}
     assert {box[0] for box in views} == {box[1] for box in views} == set(range(-4, 5))
     assert {(right - left, lower - upper) for left, upper, right, lower in views} == {(32, 32)}
-    pixels = training_pixels(image, View((-4, 3, 28, 35), False), image_px=32, config=config)
+    pixels = training_pixels(image, CropParams((-4, 3, 28, 35), False), image_px=32, config=config)
     plain = image.transpose(2, 0, 1)
     assert np.array_equal(pixels[:, :29, 4:], plain[:, 3:, :28])
     assert pixels[:, 29:].max() == pixels[:, :, :4].max() == 0
@@ -192,7 +192,7 @@ def test_a_shift_moves_the_whole_picture_and_leaves_black() -> None:
 
 def test_nothing_is_recoloured_by_default_and_no_number_drawn() -> None:
     generator = np.random.default_rng(0)
-    assert random_look(AugmentConfig(), generator, image_px=32) == Look()
+    assert random_look(AugmentConfig(), generator, image_px=32) == ColorParams()
     assert generator.random() == np.random.default_rng(0).random()
 
 
@@ -217,25 +217,25 @@ def test_looks_are_as_wide_as_they_are_told() -> None:
 @pytest.mark.parametrize(
     ("look", "expected"),
     [
-        (Look(), (200, 100, 50)),
-        (Look(brightness=0.5), (100, 50, 25)),
-        (Look(is_gray=True), (124, 124, 124)),
-        (Look(saturation=0.0), (124, 124, 124)),
-        (Look(hue=1 / 3), (50, 200, 100)),
-        (Look(contrast=0.5), (162, 112, 87)),
+        (ColorParams(), (200, 100, 50)),
+        (ColorParams(brightness=0.5), (100, 50, 25)),
+        (ColorParams(is_gray=True), (124, 124, 124)),
+        (ColorParams(saturation=0.0), (124, 124, 124)),
+        (ColorParams(hue=1 / 3), (50, 200, 100)),
+        (ColorParams(contrast=0.5), (162, 112, 87)),
     ],
 )
-def test_colours_change_as_they_are_told(look: Look, expected: tuple[int, int, int]) -> None:
+def test_colours_change_as_they_are_told(look: ColorParams, expected: tuple[int, int, int]) -> None:
     image = np.full((8, 8, 3), (200, 100, 50), dtype=np.uint8)
-    pixels = training_pixels(image, View((0, 0, 8, 8), False), image_px=8, config=PixelConfig(), look=look)
+    pixels = training_pixels(image, CropParams((0, 0, 8, 8), False), image_px=8, config=PixelConfig(), look=look)
     assert np.abs(pixels[:, 3, 3].astype(int) - expected).max() <= 2
 
 
 def test_what_is_erased_is_the_mean_colour_and_nothing_else() -> None:
     image, config = np.asarray(_noise(16, 16)), PixelConfig(mean=(0.2, 0.4, 0.6))
-    view = View((0, 0, 16, 16), True)
+    view = CropParams((0, 0, 16, 16), True)
     plain = training_pixels(image, view, image_px=16, config=config)
-    erased = training_pixels(image, view, image_px=16, config=config, look=Look(erased=(2, 3, 9, 11)))
+    erased = training_pixels(image, view, image_px=16, config=config, look=ColorParams(erased=(2, 3, 9, 11)))
     assert (erased[:, 3:11, 2:9] == np.array([51, 102, 153])[:, None, None]).all()
     plain[:, 3:11, 2:9] = erased[:, 3:11, 2:9]
     assert np.array_equal(plain, erased)

@@ -5,7 +5,7 @@ import torch
 
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from diptych.models.depth import Place, num_layers_of, place_of
+from diptych.models.depth import LayerLocation, locate_parameter, num_layers_of
 from diptych.models.modified_resnet import BatchNorm
 
 TEXT = TextConfig(vocab_size=300, context_length=8, width=16, layers=3, heads=2)
@@ -36,7 +36,7 @@ def _model(name: str) -> CLIP:
 def test_every_weight_has_the_depth_at_which_it_acts(name: str) -> None:
     """Parameters are registered in the order in which they act, positions and tokens aside; the depth never falls."""
     model = _model(name)
-    places = {key: place_of(key, model.config) for key in model.state_dict()}
+    places = {key: locate_parameter(key, model.config) for key in model.state_dict()}
     assert {key for key, place in places.items() if place is None} == {
         key for key in model.state_dict() if not key.startswith(("image_tower.", "text_tower."))
     }
@@ -54,29 +54,29 @@ def test_every_weight_has_the_depth_at_which_it_acts(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "place"),
     [
-        ("patch", "image_tower.stem.embed.weight", Place("image", 0, 2)),
-        ("conv", "image_tower.stem.layers.9.weight", Place("image", 0, 2)),
-        ("patch", "image_tower.class_emb", Place("image", 0, 2)),
-        ("patch", "image_tower.norm_pre.bias", Place("image", 0, 2)),
-        ("patch", "image_tower.transformer.blocks.0.norm_1.weight", Place("image", 1, 2)),
-        ("patch", "image_tower.transformer.blocks.1.mlp.0.weight", Place("image", 2, 2)),
-        ("patch", "image_tower.norm_post.weight", Place("image", 3, 2)),
-        ("siglip", "image_tower.pool.mlp.2.weight", Place("image", 3, 2)),
-        ("siglip", "text_tower.projection.bias", Place("text", 4, 3)),
-        ("patch", "text_tower.token_emb.weight", Place("text", 0, 3)),
-        ("patch", "text_tower.position_emb", Place("text", 0, 3)),
-        ("resnet", "image_tower.norm_3.running_mean", Place("image", 0, 4)),
-        ("resnet", "image_tower.stages.0.0.conv_1.weight", Place("image", 1, 4)),
-        ("resnet", "image_tower.stages.1.1.norm_3.weight", Place("image", 2, 4)),
-        ("resnet", "image_tower.stages.3.0.shortcut.0.weight", Place("image", 4, 4)),
-        ("resnet", "image_tower.pool.position_emb", Place("image", 5, 4)),
+        ("patch", "image_tower.stem.embed.weight", LayerLocation("image", 0, 2)),
+        ("conv", "image_tower.stem.layers.9.weight", LayerLocation("image", 0, 2)),
+        ("patch", "image_tower.class_emb", LayerLocation("image", 0, 2)),
+        ("patch", "image_tower.norm_pre.bias", LayerLocation("image", 0, 2)),
+        ("patch", "image_tower.transformer.blocks.0.norm_1.weight", LayerLocation("image", 1, 2)),
+        ("patch", "image_tower.transformer.blocks.1.mlp.0.weight", LayerLocation("image", 2, 2)),
+        ("patch", "image_tower.norm_post.weight", LayerLocation("image", 3, 2)),
+        ("siglip", "image_tower.pool.mlp.2.weight", LayerLocation("image", 3, 2)),
+        ("siglip", "text_tower.projection.bias", LayerLocation("text", 4, 3)),
+        ("patch", "text_tower.token_emb.weight", LayerLocation("text", 0, 3)),
+        ("patch", "text_tower.position_emb", LayerLocation("text", 0, 3)),
+        ("resnet", "image_tower.norm_3.running_mean", LayerLocation("image", 0, 4)),
+        ("resnet", "image_tower.stages.0.0.conv_1.weight", LayerLocation("image", 1, 4)),
+        ("resnet", "image_tower.stages.1.1.norm_3.weight", LayerLocation("image", 2, 4)),
+        ("resnet", "image_tower.stages.3.0.shortcut.0.weight", LayerLocation("image", 4, 4)),
+        ("resnet", "image_tower.pool.position_emb", LayerLocation("image", 5, 4)),
         ("siglip", "logit_bias", None),
     ],
 )
-def test_places(name: str, key: str, place: Place | None) -> None:
+def test_places(name: str, key: str, place: LayerLocation | None) -> None:
     model = _model(name)
     assert key in model.state_dict()
-    assert place_of(key, model.config) == place
+    assert locate_parameter(key, model.config) == place
     if place is not None:
         assert place.from_output == place.num_layers + 1 - place.depth
         assert place.is_in_layer == ("blocks" in key or "stages" in key)
@@ -86,5 +86,5 @@ def test_places(name: str, key: str, place: Place | None) -> None:
 def test_modules_have_places_too() -> None:
     model = _model("resnet")
     norms = [key for key, module in model.named_modules() if isinstance(module, BatchNorm)]
-    places = Counter(place.depth for key in norms if (place := place_of(key, model.config)) is not None)
+    places = Counter(place.depth for key in norms if (place := locate_parameter(key, model.config)) is not None)
     assert places == {0: 3, 1: 4, 2: 7, 3: 4, 4: 4}  # Each stage's first block has a norm on its shortcut.

@@ -15,7 +15,7 @@ from diptych.inference.loaded import LoadedBundle
 from diptych.models import prefix_tree as tree_module
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
-from diptych.models.prefix_tree import PrefixTree, in_order, prefix_tree, shared_beginnings
+from diptych.models.prefix_tree import PrefixTree, common_prefix_lengths, in_order, prefix_tree
 from diptych.models.text_transformer import TextTransformer
 from tests.conftest import TINY_MODEL
 
@@ -46,7 +46,7 @@ def test_a_tree_gives_what_the_texts_give(texts: list[list[int]]) -> None:
         torch.testing.assert_close(model.encode_text_tree(tree), expected, rtol=1e-5, atol=1e-6)
     beginnings = {tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)}
     assert len(tree.token) == len(beginnings)
-    assert int((lengths - shared_beginnings(ids, lengths)).sum()) == len(beginnings)
+    assert int((lengths - common_prefix_lengths(ids, lengths)).sum()) == len(beginnings)
 
 
 def test_many_prompts_are_encoded_by_trees(clip: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,16 +63,16 @@ def test_many_prompts_are_encoded_by_trees(clip: LoadedBundle, monkeypatch: pyte
     monkeypatch.setattr(embedder, "_NODES", 20)
     shared = clip.encode_texts(prompts)
     assert len(trees) > 1
-    monkeypatch.setattr(TextTransformer, "can_share", False)
+    monkeypatch.setattr(TextTransformer, "supports_prefix_sharing", False)
     np.testing.assert_allclose(shared, clip.encode_texts(prompts), atol=1e-6)
     assert len(clip.encode_texts([])) == 0
 
 
 def test_only_causal_towers_that_read_the_end_share() -> None:
-    assert CLIP(CONFIG).text_tower.can_share
+    assert CLIP(CONFIG).text_tower.supports_prefix_sharing
     for change in ({"is_causal": False}, {"pooling": "mean"}):
         text = replace(CONFIG.text, **change)
-        assert not CLIP(replace(CONFIG, text=text)).text_tower.can_share
+        assert not CLIP(replace(CONFIG, text=text)).text_tower.supports_prefix_sharing
 
 
 def test_gradients_through_a_tree_are_those_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +81,8 @@ def test_gradients_through_a_tree_are_those_of_the_texts(monkeypatch: pytest.Mon
     ids, lengths = _padded([[1, 5, 6, 2], [1, 5, 7, 2], [1, 5, 6, 2], [1, 5, 2], [1, 5, 6, 8, 2]])
     weights = torch.randn(5, CONFIG.embed_dim)
     grads = []
-    for can_share in (True, False):
-        monkeypatch.setattr(TextTransformer, "can_share", can_share)
+    for supports_prefix_sharing in (True, False):
+        monkeypatch.setattr(TextTransformer, "supports_prefix_sharing", supports_prefix_sharing)
         monkeypatch.setattr(tree_module, "_WORTH_SHARING", 1.0)
         tower.zero_grad()
         (tower(torch.from_numpy(ids), torch.from_numpy(lengths)) * weights).sum().backward()

@@ -8,7 +8,7 @@ from diptych.models.attention import LengthBucket, SequenceLayout, split_buckets
 from diptych.models.layers import Attention
 from diptych.models.linear import Linear
 from diptych.models.modified_resnet import MapAttentionPool
-from diptych.models.single_query import heard_by_one
+from diptych.models.single_query import single_query_attention
 
 LAYOUT = SequenceLayout((LengthBucket(3, 2), LengthBucket(1, 4), LengthBucket(2, 7)))
 
@@ -38,7 +38,7 @@ def test_results_and_gradients_are_those_of_keys_and_values() -> None:
     attention, query, x = _given()
     asked = (query, x, *attention.key.parameters(), *attention.value.parameters())
     direction = torch.randn(6, 16, dtype=torch.float64)
-    folded = heard_by_one(query, split_buckets(x, LAYOUT), attention.key, attention.value, heads=4)
+    folded = single_query_attention(query, split_buckets(x, LAYOUT), attention.key, attention.value, heads=4)
     plain = _by_keys_and_values(query, x, attention.key, attention.value)
     torch.testing.assert_close(folded, plain, atol=1e-12, rtol=0)
     for ours, theirs in zip(

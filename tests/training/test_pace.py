@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diptych.data.batches.batch import Batch
-from diptych.training.report.throughput import Pace, Setting, advice
+from diptych.training.report.throughput import Setting, Throughput, advice
 
 BATCH = Batch(
     pixels=torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
@@ -23,36 +23,36 @@ BATCH = Batch(
 )
 
 
-def _pace(monkeypatch: pytest.MonkeyPatch) -> tuple[Pace, list[float]]:
+def _pace(monkeypatch: pytest.MonkeyPatch) -> tuple[Throughput, list[float]]:
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    return Pace(batch_size=2, image_pixels=64, num_workers=1, is_decoded=False), clock
+    return Throughput(batch_size=2, image_pixels=64, num_workers=1, is_decoded=False), clock
 
 
 def test_speed_is_of_the_last_seconds_and_forgets_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace, clock = _pace(monkeypatch)
+    throughput, clock = _pace(monkeypatch)
     for _ in range(8):
         clock[0] += 1.0
-        pace.note(BATCH, waited_s=0.25, took_s=1.0)
-    assert pace.pairs_per_s == 2.0
-    assert pace.data_wait == 0.25
-    pace.pause()
+        throughput.record_step(BATCH, waited_s=0.25, took_s=1.0)
+    assert throughput.pairs_per_s == 2.0
+    assert throughput.data_wait == 0.25
+    throughput.pause()
     clock[0] += 1000.0
-    assert pace.pairs_per_s == 0.0
+    assert throughput.pairs_per_s == 0.0
     for _ in range(3):
         clock[0] += 0.5
-        pace.note(BATCH, waited_s=0.0, took_s=0.5)
-        assert pace.pairs_per_s == 4.0  # The first step after a pause tells it already.
+        throughput.record_step(BATCH, waited_s=0.0, took_s=0.5)
+        assert throughput.pairs_per_s == 4.0  # The first step after a pause tells it already.
 
 
 def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for waited, times in ((0.05, 0), (0.2, 1)):
-        pace, clock = _pace(monkeypatch)
+        throughput, clock = _pace(monkeypatch)
         said = []
         for _ in range(60):
             clock[0] += 1.0
-            pace.note(BATCH, waited_s=waited, took_s=1.0)
-            said.append(pace.advice())
+            throughput.record_step(BATCH, waited_s=waited, took_s=1.0)
+            said.append(throughput.advice())
         assert [text is not None for text in said] == [i == 19 and times == 1 for i in range(60)]
     assert said[19] is not None
     assert "20% of the time is spent waiting for data: a picture takes 10.0 ms to read" in said[19]

@@ -38,7 +38,7 @@ def _no_curves(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
-class Watcher:
+class AttentionHook:
     """Keeps what it is told, and sends a signal after a step."""
 
     def __init__(self, signal_at: int | None = None, kind: signal.Signals = signal.SIGINT) -> None:
@@ -105,12 +105,12 @@ def test_an_interrupted_and_resumed_run_equals_the_unbroken_one(
 ) -> None:
     """Bit for bit."""
     run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
-    watcher = Watcher(stop, kind)
+    watcher = AttentionHook(stop, kind)
     stopped = train(tiny_run, run, observers=[watcher])
     assert (stopped.interrupted, stopped.bundle, stopped.steps, watcher.closed) == (True, None, stop, 1)
     assert not (run / "bundle").exists()
     assert signal.getsignal(signal.SIGINT) is before
-    goes_on = Watcher()
+    goes_on = AttentionHook()
     finished = train(tiny_run, run, resume=True, observers=[goes_on])
     assert (finished.interrupted, finished.steps) == (False, 10)
     assert [report.step for report in goes_on.steps] == list(range(stop + 1, 11))
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_died_half_written_is_not_used(
     tiny_run: TrainConfig, tmp_path: Path, finished_run: Path
 ) -> None:
     run = tmp_path / "run"
-    train(tiny_run, run, observers=[Watcher(4)])
+    train(tiny_run, run, observers=[AttentionHook(4)])
     half = run / "checkpoints" / ".step-00000008.new"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
@@ -180,7 +180,7 @@ def test_a_run_that_cannot_start_leaves_the_old_one(tiny_run: TrainConfig, tmp_p
 
 
 def test_reports(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    watcher = Watcher()
+    watcher = AttentionHook()
     result: RunResult = train(tiny_run, tmp_path / "run", observers=[watcher])
     assert [report.step for report in watcher.steps] == list(range(1, 11))
     assert [report.progress for report in watcher.steps] == pytest.approx([step / 10 for step in range(1, 11)])
@@ -233,14 +233,14 @@ def test_a_few_broken_images_are_counted_once_each_also_over_a_resume(tiny_run: 
     source = _captioned(tmp_path / "set", 40, 2)
     config = override(tiny_run, {"data.source": source, "data.max_skipped": "0.2"})
     assert train(config, tmp_path / "one").num_skipped == 2
-    train(config, tmp_path / "two", observers=[Watcher(4)])
+    train(config, tmp_path / "two", observers=[AttentionHook(4)])
     assert train(config, tmp_path / "two", resume=True).num_skipped == 2
     assert len((tmp_path / "two" / "skipped.jsonl").read_text("utf-8").splitlines()) == 2
     _assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_captions_that_lose_their_tail_are_told(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    watcher = Watcher()
+    watcher = AttentionHook()
     short = override(tiny_run, {"model.text.context_length": "4", "schedule.steps": "2"})
     with pytest.warns(
         DiptychWarning, match=r"texts longer than 4 tokens, which lost their tail: \d+"
@@ -259,7 +259,7 @@ def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Pa
 def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_bundle: Path, tmp_path: Path) -> None:
     """Model, tokenizer and transform are the bundle's, also after a resume; the first loss is that of the bundle."""
     from_bundle = override(tiny_run, {"init": str(tiny_bundle), "model.text.layers": "2"})
-    before, after = Watcher(signal_at=3), Watcher()
+    before, after = AttentionHook(signal_at=3), AttentionHook()
     train(from_bundle, tmp_path / "run", observers=[before])
     saved = read_config(tmp_path / "run" / "config.yaml")
     assert (saved.model, saved.init) == (load_bundle(tiny_bundle).config, str(tiny_bundle))
@@ -267,7 +267,7 @@ def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_b
     assert [report.step for report in after.steps] == [4, 5, 6, 7, 8, 9, 10]
     assert result.bundle is not None
     assert load_bundle(result.bundle).origin["init"] == str(tiny_bundle)
-    fresh = Watcher()
+    fresh = AttentionHook()
     train(tiny_run, tmp_path / "fresh", observers=[fresh])
     assert before.steps[0].result.loss < fresh.steps[0].result.loss - 0.05
 
@@ -309,7 +309,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_samples_and_stops_the_run_in_
         return whole(self, image_emb * (bad if image_emb.requires_grad else 1.0), *rest, **options)
 
     monkeypatch.setattr(LossConfig, "__call__", broken)
-    watcher, config = Watcher(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})
+    watcher, config = AttentionHook(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})
     with pytest.raises(
         RunError,
         match=r"not finite, 10 steps in a row: the weights have diverged; the learning rate is .*lower it \(--lr\)",

@@ -16,7 +16,7 @@ from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import Precision, check_precision
-from diptych.training.report.diagnosis import MAX_STRIKES, Watch, circumstances, diagnose
+from diptych.training.report.diagnosis import MAX_STRIKES, TrainingMonitor, diagnose, diagnostics
 from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL
 
@@ -165,7 +165,7 @@ def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_bat
 
 def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
     model = model_of(TINY_MODEL)
-    step, batch, watch = step_of(model), batch_of(TINY_MODEL), Watch(12)
+    step, batch, watch = step_of(model), batch_of(TINY_MODEL), TrainingMonitor(12)
     good = step(batch, lr=0.0, seed=0)
     bad = replace(good, loss=float("nan"), skipped=True)
     for _ in range(MAX_STRIKES - 1):
@@ -180,12 +180,12 @@ def test_ten_skipped_steps_in_a_row_stop_the_run() -> None:
 
 
 def test_a_loss_that_stays_at_ln_n_is_told_once() -> None:
-    watch = Watch(12)
+    watch = TrainingMonitor(12)
     stuck = [watch.is_stuck(watch.ln_n * 1.005) for _ in range(1200)]
     assert [step for step, told in enumerate(stuck, 1) if told] == [500]
     assert not watch.is_stuck(1.0)
     assert [watch.is_stuck(watch.ln_n) for _ in range(500)][-1]
-    of_siglip = Watch(12, loss=LossConfig(name="sigmoid"))
+    of_siglip = TrainingMonitor(12, loss=LossConfig(name="sigmoid"))
     assert not any(of_siglip.is_stuck(of_siglip.ln_n) for _ in range(600))
 
 
@@ -193,13 +193,13 @@ def test_a_diagnosis_marks_what_is_wrong_with_the_run_at_hand() -> None:
     model, batch = model_of(TINY_MODEL), batch_of(TINY_MODEL, distinct=3)
     model.text_tower.requires_grad_(False)
     result = step_of(model)(batch, lr=0.0, seed=0)
-    seen = circumstances(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
+    seen = diagnostics(model, batch, replace(result, logit_scale=100.0), lr=1e-3, warmup_left=70)
     text = diagnose(seen, ln_n=2.48)
     for cause in ("temperature 0.01 is at its limit", "still rises for 70", "text tower gets no gradient", "3.0 other"):
         assert f"-> {cause}" in text or cause in text
     assert text.count("->") == 4
     assert "key 0: 'caption 0'" in text
-    healthy = circumstances(model_of(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
+    healthy = diagnostics(model_of(TINY_MODEL), batch, result, lr=1e-3, warmup_left=0)
     assert "-> temperature" not in diagnose(healthy, ln_n=2.48)
     assert "ok learning rate 0.001: past" in diagnose(healthy, ln_n=2.48)
     assert "-> learning rate 0.5 is high; lower it (--lr)" in diagnose(replace(healthy, lr=0.5), ln_n=2.48)

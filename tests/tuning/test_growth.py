@@ -86,7 +86,7 @@ def test_the_standing_is_that_of_a_new_look_at_every_moment(tmp_path: Path) -> N
         assert standing.has_running
         study.tell(first, state=TrialState.FAIL)
         check([(0, "failed"), *done], 1)
-        standing.take_over()  # This process runs no trial, so the one that it left is queued again.
+        standing.requeue_dead_trials()  # This process runs no trial, so the one that it left is queued again.
         check([(0, "waiting"), *done], 0)
         assert standing.has_waiting
         again = study.ask()

@@ -43,7 +43,7 @@ def test_a_successor_never_has_the_worker_of_the_trial_that_was_lost(tmp_path: P
         study = open_study(storage, "study", SPACE)
         study.ask().set_user_attr("worker", dead)
         for num_lost in (1, 2):
-            Standing(study).take_over()
+            Standing(study).requeue_dead_trials()
             *lost, successor = study.get_trials()
             assert [trial.user_attrs["worker"] for trial in lost] == [dead] * num_lost
             assert [trial.state for trial in lost] == [TrialState.FAIL] * num_lost

@@ -17,7 +17,7 @@ from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zer
 from diptych.cli.index import add, build, compact, duplicates, merge, remove, stats, verify
 from diptych.cli.inference import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.models import presets, recipes
-from diptych.cli.output import print_traceback, show_anything, warn
+from diptych.cli.output import escape_unencodable, print_traceback, warn
 from diptych.cli.search import search
 from diptych.cli.serve import serve, serve_runs
 from diptych.cli.train import dotted_to_set, train
@@ -117,7 +117,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command. Errors that a user can mend are one line on standard error and exit code 2."""
     words = list(sys.argv[1:] if tokens is None else tokens)
     warnings.showwarning = _show_warning
-    show_anything()
+    escape_unencodable()
     try:
         with _launched() if words[:1] == ["train"] else nullcontext():
             code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")

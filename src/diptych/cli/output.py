@@ -54,7 +54,7 @@ def json_text(value: Any, *, encoding: str = "utf-8") -> str:
     return text
 
 
-def show_anything() -> None:
+def escape_unencodable() -> None:
     """What standard output has no letter for is shown as an escape, as standard error does it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

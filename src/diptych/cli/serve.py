@@ -75,7 +75,7 @@ def serve(
             has_absolute_paths=is_loopback(host) and not keys and not allowed_host,
         )
         say(f"Serving {bundle}{said}")
-        _warn_of_guests(host, keys)
+        _warn_if_public(host, keys)
         _until_signal(app, listening)
 
 
@@ -94,7 +94,7 @@ def serve_runs(
     found = find_runs(runs)
     with bound_socket(host, port) as listening:
         say(f"{len(found)} runs of {runs}")
-        _warn_of_guests(host, [])
+        _warn_if_public(host, [])
         _until_signal(create_runs_app(runs, hosts=known_hosts(host, [])), listening)
 
 
@@ -108,7 +108,7 @@ def _until_signal(app: "ASGIApp", listening: "socket") -> None:
     exit_if_stuck()
 
 
-def _warn_of_guests(host: str, keys: list[str]) -> None:
+def _warn_if_public(host: str, keys: list[str]) -> None:
     from diptych.server.run import is_loopback
 
     if not is_loopback(host) and not keys:

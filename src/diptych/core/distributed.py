@@ -63,7 +63,7 @@ class Ranks(NamedTuple):
         """The largest of each number over ranks."""
         return self._reduced(tensor, distributed.ReduceOp.MAX) if self.size > 1 else tensor
 
-    def to_next(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    def ring_shift(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """What the rank before this one gave; this rank's goes to the rank after it, and the last one's to the first."""
         if self.size == 1:
             return tensor
@@ -85,7 +85,7 @@ class Ranks(NamedTuple):
         distributed.all_gather_object(gathered, ours)
         return gathered
 
-    def gather_few(self, ours: Sequence[Object]) -> list[Object]:
+    def gather_if_any(self, ours: Sequence[Object]) -> list[Object]:
         """What all ranks have, in order of rank; cheap for things that hardly ever one of them has."""
         if self.size == 1:
             return list(ours)
@@ -93,7 +93,7 @@ class Ranks(NamedTuple):
             return []
         return [found for part in self.gather_objects(tuple(ours)) for found in part]
 
-    def from_first(self, action: Callable[[], Object]) -> Object:
+    def run_on_rank0(self, action: Callable[[], Object]) -> Object:
         """What the action gives on rank 0; the others do not run it.
 
         Raises:

@@ -74,7 +74,7 @@ def evaluate_probe(
     if len(features) < 10 or len(np.unique(labels)) < 2:
         raise DataError(f"the split '{train_split}' has {len(features)} samples of {len(np.unique(labels))} classes; a probe "
                         "needs ten of two")  # fmt: skip
-    held_back = hold_back(labels, seed=seed)
+    held_back = no_sync(labels, seed=seed)
     fit = _fit_function()
     sweep: dict[float, float] = {}
 
@@ -134,7 +134,7 @@ def evaluate_knn(
     )
 
 
-def hold_back(labels: Int64[ndarray, " M"], *, seed: int) -> Bool[ndarray, " M"]:
+def no_sync(labels: Int64[ndarray, " M"], *, seed: int) -> Bool[ndarray, " M"]:
     """Which tenth of the samples the decay is chosen on: random ones, but never all samples of a class.
 
     Raises:

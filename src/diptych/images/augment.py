@@ -57,7 +57,7 @@ class AugmentConfig:
                 raise ConfigError(f"augment.{name} is {getattr(self, name)}; it is a chance, within [0, 1]")
 
 
-class View(NamedTuple):
+class CropParams(NamedTuple):
     """Which part of a picture a training step sees."""
 
     box: tuple[int, int, int, int]
@@ -65,7 +65,7 @@ class View(NamedTuple):
     flipped: bool
 
 
-class Look(NamedTuple):
+class ColorParams(NamedTuple):
     """How the colours of that part are changed."""
 
     brightness: float = 1.0
@@ -79,19 +79,19 @@ class Look(NamedTuple):
 
     def changes_colours(self) -> bool:
         """Whether anything but the patch differs from the picture."""
-        return self._replace(erased=None) != Look()
+        return self._replace(erased=None) != ColorParams()
 
 
 def random_view(
     width: int, height: int, augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels = 224
-) -> View:
+) -> CropParams:
     """A crop of random area and ratio at a random place, as torchvision's `RandomResizedCrop` draws it, or a shift."""
     flipped = bool(generator.random() < augment.flip)
     if augment.pad_px:
         rows, columns = height_width(image_px)
         right, down = generator.integers(-augment.pad_px, augment.pad_px, size=2, endpoint=True)
         left, upper = round(int(right) * width / columns), round(int(down) * height / rows)
-        return View((left, upper, left + width, upper + height), flipped)
+        return CropParams((left, upper, left + width, upper + height), flipped)
     low, high = (math.log(ratio) for ratio in augment.crop_ratio)
     for _ in range(10):
         area = (
@@ -102,13 +102,13 @@ def random_view(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left = int(generator.random() * (width - crop_width + 1))
             upper = int(generator.random() * (height - crop_height + 1))
-            return View((left, upper, left + crop_width, upper + crop_height), flipped)
+            return CropParams((left, upper, left + crop_width, upper + crop_height), flipped)
     side = min(width, height)  # A very long picture: its centre.
     left, upper = (width - side) // 2, (height - side) // 2
-    return View((left, upper, left + side, upper + side), flipped)
+    return CropParams((left, upper, left + side, upper + side), flipped)
 
 
-def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> Look:
+def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> ColorParams:
     """Colours and a patch that is gone, as the settings say; nothing by default."""
     factors = [1.0, 1.0, 1.0, 0.0]
     if any(augment.jitter) and generator.random() < augment.jitter_chance:
@@ -117,22 +117,22 @@ def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image
     is_gray = bool(augment.grayscale and generator.random() < augment.grayscale)
     erased = _random_patch(generator, image_px) if augment.erase and generator.random() < augment.erase else None
     brightness, contrast, saturation, hue = factors
-    return Look(brightness, contrast, saturation, hue, is_gray, erased)
+    return ColorParams(brightness, contrast, saturation, hue, is_gray, erased)
 
 
 def training_pixels(
     image: UInt8[ndarray, "H2 W2 3"],
-    view: View,
+    view: CropParams,
     *,
     image_px: Pixels,
     config: PixelConfig,
-    look: Look | None = None,
+    look: ColorParams | None = None,
 ) -> UInt8[ndarray, "3 H W"]:
     """The view of the picture at the model's size: cut out, then resized, as torchvision's `resized_crop` does."""
     height, width = height_width(image_px)
     pixels = resize(_cut_out(image, view.box), height, width, interpolation=config.interpolation)
     if look is not None and look.changes_colours():
-        pixels = _recoloured(pixels, look)
+        pixels = _adjust_colors(pixels, look)
     if view.flipped:
         pixels = np.ascontiguousarray(pixels[:, :, ::-1])
     if look is not None and look.erased is not None:
@@ -153,7 +153,7 @@ def _cut_out(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -
     return canvas
 
 
-def _recoloured(pixels: UInt8[ndarray, "3 H W"], look: Look) -> UInt8[ndarray, "3 H W"]:
+def _adjust_colors(pixels: UInt8[ndarray, "3 H W"], look: ColorParams) -> UInt8[ndarray, "3 H W"]:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     changes = (
         (ImageEnhance.Brightness, look.brightness),

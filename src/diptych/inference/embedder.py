@@ -25,7 +25,7 @@ from diptych.images.decode import decode, describe, file_content
 from diptych.images.pool import DecodePool
 from diptych.images.tensors import normalize
 from diptych.images.transforms import evaluation_pixels
-from diptych.models.prefix_tree import prefix_tree, worth_sharing
+from diptych.models.prefix_tree import plan_sharing, prefix_tree
 from diptych.tokenizers.protocol import Encoded, check_texts
 
 T = TypeVar("T")
@@ -166,7 +166,7 @@ class Embedder:
     def _encode_encoded(self, encoded: Encoded) -> Iterator[tuple[Int64[ndarray, " B"], Tensor]]:
         """Batch by batch: which texts, and their embeddings."""
         model, ids, lengths = self.bundle.model, encoded.ids, encoded.lengths
-        sharing = worth_sharing(ids, lengths) if model.text_tower.can_share else None
+        sharing = plan_sharing(ids, lengths) if model.text_tower.supports_prefix_sharing else None
         if sharing is not None:
             order, new = sharing
             for rows in np.split(order, np.flatnonzero(np.diff(new.cumsum() // _NODES)) + 1):

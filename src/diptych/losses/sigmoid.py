@@ -108,7 +108,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
             ones = torch.ones_like(image[:, 0])
             for step, (text, their_groups) in enumerate(_round_the_ring(text_emb, groups, ranks)):
                 if step > 0:
-                    to_image = ranks.to_next(to_image)
+                    to_image = ranks.ring_shift(to_image)
                 if own is not None and their_groups is not None:
                     to_image -= own.sums_of_images(image, their_groups)
                 for tile in tiles(image, text, scale):
@@ -118,7 +118,7 @@ class _TiledSigmoidLoss(torch.autograd.Function):
                     bias_grad += tile.logits.sum()
                     to_text[tile.rows].addmm_(tile.logits, text[tile.columns])
                     to_image[tile.columns].addmm_(tile.logits.T, image[tile.rows])
-            to_image = ranks.to_next(to_image)  # Home.
+            to_image = ranks.ring_shift(to_image)  # Home.
             factor = scale * grad / (ranks.size * len(image))
             image_grad, text_grad = to_text * factor, to_image * factor
             scale_grad = (image * image_grad).sum() / scale
@@ -133,8 +133,8 @@ def _round_the_ring(
     """Each rank's texts in float32, and their groups: this rank's own first, then those of the ranks before it."""
     for step in range(ranks.size):
         if step > 0:
-            text_emb = ranks.to_next(text_emb)
-            groups = None if groups is None else ranks.to_next(groups)
+            text_emb = ranks.ring_shift(text_emb)
+            groups = None if groups is None else ranks.ring_shift(groups)
         yield text_emb.float(), groups
 
 

@@ -36,7 +36,7 @@ _PARTS: dict[str, Literal["before", "layers", "after"]] = {
 """What a tower's attributes are to it."""
 
 
-class Place(NamedTuple):
+class LayerLocation(NamedTuple):
     """Where a weight lies."""
 
     tower: Tower
@@ -56,14 +56,14 @@ class Place(NamedTuple):
         return self.num_layers + 1 - self.depth
 
 
-def place_of(name: str, config: CLIPConfig) -> Place | None:
+def locate_parameter(name: str, config: CLIPConfig) -> LayerLocation | None:
     """Where the model of this config has a parameter, a buffer or a module with weights of its own; None in neither tower.
 
-    >>> place_of("text_tower.transformer.blocks.3.mlp.0.weight", CLIPConfig())
-    Place(tower='text', depth=4, num_layers=12)
-    >>> place_of("image_tower.projection.weight", CLIPConfig()).from_output
+    >>> locate_parameter("text_tower.transformer.blocks.3.mlp.0.weight", CLIPConfig())
+    LayerLocation(tower='text', depth=4, num_layers=12)
+    >>> locate_parameter("image_tower.projection.weight", CLIPConfig()).from_output
     0
-    >>> place_of("log_logit_scale", CLIPConfig()) is None
+    >>> locate_parameter("log_logit_scale", CLIPConfig()) is None
     True
     """
     head, *path = name.split(".")
@@ -78,7 +78,7 @@ def place_of(name: str, config: CLIPConfig) -> Place | None:
             depth = 1 + int(next(part for part in path if part.isdigit()))
         case "after":
             depth = num_layers + 1
-    return Place(tower, depth, num_layers)
+    return LayerLocation(tower, depth, num_layers)
 
 
 def num_layers_of(tower: Tower, config: CLIPConfig) -> int:

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
-from diptych.models.single_query import Watcher, heard_by_one
+from diptych.models.single_query import AttentionHook, single_query_attention
 
-Paths: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
+AncestorIds: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
 """By length: for each token that asks, the tokens that it asks, itself the last."""
 
 
@@ -78,7 +78,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
-        self.watcher: Watcher | None = None
+        self.watcher: AttentionHook | None = None
         """Told the weights by which tokens are mixed (sequences, heads, asking, asked), where somebody wants to see them."""
         self.query = Linear(width, width)
         self.key = Linear(width, width)
@@ -102,14 +102,18 @@ class Attention(nn.Module):
         query = self.query(asking)
         if layout.cu_seq is None or self.watcher is not None:
             tokens = split_buckets(x, layout)
-            attended = heard_by_one(query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher)
+            attended = single_query_attention(
+                query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher
+            )
         else:
             key, value = self._heads(self.key(x)), self._heads(self.value(x))
             attended = attend_once(self._heads(query), key, value, layout).flatten(1)
         merged: Tensor = self.out(attended)
         return merged
 
-    def along_paths(self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: Paths) -> Float[Tensor, "A W"]:
+    def along_paths(
+        self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: AncestorIds
+    ) -> Float[Tensor, "A W"]:
         """Each query asks the tokens of its path; see `prefix_tree.py`."""
         query, key, value = self.query(asking), self.key(x), self.value(x)
         heard = []
@@ -160,7 +164,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """The next layer's tokens."""
-        return self._after(x, self.attention(self.norm_1(x), layout, is_causal=is_causal))
+        return self._add_and_mlp(x, self.attention(self.norm_1(x), layout, is_causal=is_causal))
 
     def pooled(
         self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"]
@@ -171,15 +175,17 @@ class Block(nn.Module):
         tower the place must be the sequence's last, which sees everything.
         """
         normed = self.norm_1(x)
-        return self._after(x[chosen], self.attention.pooled(normed[chosen], normed, layout))
+        return self._add_and_mlp(x[chosen], self.attention.pooled(normed[chosen], normed, layout))
 
-    def along_paths(self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: Paths) -> Float[Tensor, "A W"]:
+    def along_paths(
+        self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: AncestorIds
+    ) -> Float[Tensor, "A W"]:
         """The next layer's token of some nodes, each of which sees the tokens of its path."""
         normed, is_all = self.norm_1(x), len(nodes) == len(x)
         tokens = x if is_all else x[nodes]
-        return self._after(tokens, self.attention.along_paths(normed if is_all else normed[nodes], normed, paths))
+        return self._add_and_mlp(tokens, self.attention.along_paths(normed if is_all else normed[nodes], normed, paths))
 
-    def _after(self, x: Float[Tensor, "A W"], heard: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
+    def _add_and_mlp(self, x: Float[Tensor, "A W"], heard: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
         """Tokens with what they heard, and what the MLP makes of it."""
         x = x + self.dropout(heard)
         out: Tensor = x + self.dropout(self.mlp(self.norm_2(x)))
@@ -213,18 +219,18 @@ class Transformer(nn.Module):
 
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """All tokens after the last block."""
-        return self._through(self.blocks, x, layout, is_causal=is_causal)
+        return self._run_blocks(self.blocks, x, layout, is_causal=is_causal)
 
     def pooled(
         self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"], *, is_causal: bool
     ) -> Float[Tensor, "S W"]:
         """The token at one place a sequence after the last block; see `Block.pooled`."""
         *body, last = self.blocks
-        x = self._through(body, x, layout, is_causal=is_causal)
+        x = self._run_blocks(body, x, layout, is_causal=is_causal)
         assert isinstance(last, Block)
         return last.pooled(x, layout, chosen)
 
-    def _through(self, blocks: Iterable[nn.Module], x: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
+    def _run_blocks(self, blocks: Iterable[nn.Module], x: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
         for block in blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, layout, is_causal=is_causal, use_reentrant=False)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from diptych.models.config import ResNetConfig
 from diptych.models.layers import normal
 from diptych.models.linear import Linear
-from diptych.models.single_query import heard_by_one
+from diptych.models.single_query import single_query_attention
 
 EXPANSION = 4
 """A bottleneck's output has so many times its inner channels."""
@@ -73,7 +73,7 @@ class MapAttentionPool(nn.Module):
         """One vector a picture: only the mean's query is needed, so only it is computed."""
         places = x.flatten(2).transpose(1, 2)
         tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.position_emb
-        heard = heard_by_one(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
+        heard = single_query_attention(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
         out: Tensor = self.out(heard)
         return out
 

@@ -16,18 +16,18 @@ from jaxtyping import Int64
 from numpy import ndarray
 from torch import Tensor
 
-from diptych.models.layers import Paths
+from diptych.models.layers import AncestorIds
 
 _WORTH_SHARING = 0.75
 """Share of tokens that a tree must not reach: a node's ancestors are gathered, which packed texts' are not."""
 
 
 @dataclass(frozen=True)
-class Asking:
+class QueryNodes:
     """Nodes that ask their ancestors and themselves, by depth."""
 
     nodes: Int64[Tensor, " A"]
-    paths: Paths
+    paths: AncestorIds
     """For each depth, for each of its nodes in order: the nodes from the root to it."""
 
 
@@ -37,17 +37,17 @@ class PrefixTree:
 
     token: Int64[Tensor, " N"]
     depth: Int64[Tensor, " N"]
-    all_nodes: Asking
-    ends: Asking
+    all_nodes: QueryNodes
+    ends: QueryNodes
     """The nodes of last tokens, each once."""
     end_of_text: Int64[Tensor, " B"]
     """Of each text, which of `ends` is its own."""
 
 
-def shared_beginnings(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]) -> Int64[ndarray, " B"]:
+def common_prefix_lengths(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]) -> Int64[ndarray, " B"]:
     """How many tokens each text has in common with the one before it; of the first, none.
 
-    >>> shared_beginnings(np.array([[5, 6, 7], [5, 6, 0], [9, 6, 7]]), np.array([3, 2, 3])).tolist()
+    >>> common_prefix_lengths(np.array([[5, 6, 7], [5, 6, 0], [9, 6, 7]]), np.array([3, 2, 3])).tolist()
     [0, 2, 0]
     """
     if not len(ids):
@@ -64,18 +64,18 @@ def in_order(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]) -> Int64
     return np.lexsort(columns).astype(np.int64) if len(columns) else np.arange(len(ids))
 
 
-def worth_sharing(
+def plan_sharing(
     ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"]
 ) -> tuple[Int64[ndarray, " B"], Int64[ndarray, " B"]] | None:
     """The order for a tree, and how many nodes each text adds; None where its nodes are too many of the texts' tokens."""
     order = in_order(ids, lengths)
-    new = lengths[order] - shared_beginnings(ids[order], lengths[order])
+    new = lengths[order] - common_prefix_lengths(ids[order], lengths[order])
     return None if new.sum() >= _WORTH_SHARING * lengths.sum() else (order, new)
 
 
 def shared_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], device: torch.device) -> PrefixTree | None:
     """The tree of texts in any order, where it is worth it."""
-    sharing = worth_sharing(ids, lengths)
+    sharing = plan_sharing(ids, lengths)
     if sharing is None:
         return None
     order, _ = sharing
@@ -88,7 +88,7 @@ def shared_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], devic
 def prefix_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], device: torch.device) -> PrefixTree:
     """The tree of texts that are in order (`in_order`); every length is at least 1."""
     depths = np.arange(int(lengths.max()))
-    is_new = (depths >= shared_beginnings(ids, lengths)[:, None]) & (depths < lengths[:, None])
+    is_new = (depths >= common_prefix_lengths(ids, lengths)[:, None]) & (depths < lengths[:, None])
     counts = is_new.sum(axis=0)
     first = counts.cumsum() - counts
     node_of = first + is_new.cumsum(axis=0) - 1  # Beyond a text's end it means nothing.
@@ -107,7 +107,7 @@ def prefix_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], devic
     )
 
 
-def _asking(nodes: ndarray, paths: list[ndarray], device: torch.device) -> Asking:
-    return Asking(
+def _asking(nodes: ndarray, paths: list[ndarray], device: torch.device) -> QueryNodes:
+    return QueryNodes(
         torch.from_numpy(nodes.astype(np.int64)).to(device), tuple(torch.from_numpy(path).to(device) for path in paths)
     )

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from diptych.models.linear import Linear
 
-Watcher = Callable[[Tensor], object]
+AttentionHook = Callable[[Tensor], object]
 
 
-def heard_by_one(
+def single_query_attention(
     query: Float[Tensor, "S K"],
     sequences: Sequence[Float[Tensor, "_ _ W"]],
     key: nn.Module,
     value: nn.Module,
     *,
     heads: int,
-    watcher: Watcher | None = None,
+    watcher: AttentionHook | None = None,
 ) -> Float[Tensor, "S K"]:
     """What each sequence's query hears, its heads side by side.
 
@@ -53,14 +53,14 @@ def _by_keys(
     asks: Float[Tensor, "S H D"],
     key: nn.Module,
     value: nn.Module,
-    watcher: Watcher | None,
+    watcher: AttentionHook | None,
 ) -> Float[Tensor, "S K"]:
     keys, values = (side(tokens).unflatten(2, asks.shape[1:]) for side in (key, value))
     weights = _weights(torch.einsum("shd,slhd->shl", asks, keys), asks.shape[2], watcher)
     return torch.einsum("shl,slhd->shd", weights, values).flatten(1)
 
 
-def _weights(scores: Float[Tensor, "S H L"], width: int, watcher: Watcher | None) -> Float[Tensor, "S H L"]:
+def _weights(scores: Float[Tensor, "S H L"], width: int, watcher: AttentionHook | None) -> Float[Tensor, "S H L"]:
     weights = (scores * width**-0.5).softmax(dim=2)[:, :, None]
     if watcher is not None:
         watcher(weights)  # And so what it is told is what the result was made of: a gradient flows through it.

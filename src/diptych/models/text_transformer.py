@@ -58,8 +58,8 @@ class TextTransformer(nn.Module):
             lengths: tokens of each text, marks included. They are read on the CPU and may stay there.
         """
         if self.config.layout == "siglip":
-            ids, lengths = self._filled_up(ids, lengths)
-        if ids.ndim == 2 and ids.device.type == "cpu" and self.can_share and len(ids) > 1:
+            ids, lengths = self._pad_to_context(ids, lengths)
+        if ids.ndim == 2 and ids.device.type == "cpu" and self.supports_prefix_sharing and len(ids) > 1:
             tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device)
             if tree is not None:
                 return self.along_tree(tree)
@@ -71,7 +71,7 @@ class TextTransformer(nn.Module):
         return out[packing.rank]
 
     @property
-    def can_share(self) -> bool:
+    def supports_prefix_sharing(self) -> bool:
         """Whether texts that begin alike have anything in common in this tower."""
         config = self.config
         is_causal = config.is_causal and config.pooling == "eot" and config.layout != "siglip"
@@ -97,7 +97,7 @@ class TextTransformer(nn.Module):
         chosen = packing.last if self.config.pooling == "eot" else packing.first
         return self.transformer.pooled(x, packing.layout, chosen, is_causal=is_causal)
 
-    def _filled_up(
+    def _pad_to_context(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
     ) -> tuple[Int64[Tensor, "B C"], Int64[Tensor, " B"]]:
         context = self.config.context_length

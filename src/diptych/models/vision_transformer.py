@@ -110,13 +110,13 @@ class VisionTransformer(nn.Module):
     def _tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         patches = self.stem(pixels.to(self.position_emb.dtype))
         extra = self.config.num_extra_tokens
-        x: Tensor = self._without_some(patches + self.position_emb[extra:])
+        x: Tensor = self._drop_patches(patches + self.position_emb[extra:])
         if self.class_emb is None:
             return x
         class_token = (self.class_emb + self.position_emb[0]).expand(len(x), 1, -1)
         return torch.cat([class_token, x], dim=1)
 
-    def _without_some(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
+    def _drop_patches(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
         """In training, a random choice of each picture's patches (FLIP, Li et al. 2023)."""
         if not self.training or self.config.patch_dropout == 0:
             return patches

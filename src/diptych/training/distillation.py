@@ -9,7 +9,7 @@ from diptych.bundle.open_bundle import open_bundle
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.data.batches.batch import ModelInput
-from diptych.data.batches.loader import Reading
+from diptych.data.batches.loader import InputSpec
 from diptych.images.tensors import normalize
 from diptych.training.precision import Precision, autocast
 
@@ -36,7 +36,7 @@ class Teacher:
     def __init__(self, bundle: Bundle, device: torch.device, precision: Precision) -> None:
         self.model = bundle.model.float().to(device).eval().requires_grad_(False)
         self.precision = precision
-        self.reading = Reading(
+        self.input_spec = InputSpec(
             image_px=bundle.config.image.image_px, pixels=bundle.config.pixels, tokenizer=bundle.tokenizer
         )
 

@@ -19,7 +19,7 @@ from diptych.training.config import TrainConfig
 from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
-from diptych.training.report.diagnosis import circumstances, diagnose
+from diptych.training.report.diagnosis import diagnose, diagnostics
 from diptych.training.setup import assemble, open_data, starting_point, training_examples
 
 _PAIRS = 16
@@ -82,7 +82,7 @@ def self_check(
         losses.append(result.loss)
         on_step(len(losses), result.loss)
     learned = losses[-1] < _LEARNED
-    seen = circumstances(assembly.model, batch, result, lr=lr, warmup_left=0)
+    seen = diagnostics(assembly.model, batch, result, lr=lr, warmup_left=0)
     return CheckResult(
         learned=learned,
         num_pairs=len(batch.keys),

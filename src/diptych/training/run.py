@@ -21,7 +21,7 @@ from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
 from diptych.data.batches.loader import training_batches
 from diptych.data.sources.subset import take_few
-from diptych.training.checkpoint.manager import Keeper
+from diptych.training.checkpoint.manager import CheckpointManager
 from diptych.training.config import TrainConfig
 from diptych.training.optim.freeze import set_training_mode
 from diptych.training.parallel.clock import RunClock
@@ -80,7 +80,7 @@ class _Run:
         self.step = setup.progress.step
         self.clock = RunClock(self.ranks, elapsed_s=setup.progress.elapsed_s)
         self.observers = open_observers(self.config, self.path, self.ranks, first_step=self.step, more=observers)
-        self.keeper = Keeper(
+        self.manager = CheckpointManager(
             self.config,
             self.path,
             self.assembly.state,
@@ -131,14 +131,14 @@ class _Run:
             untrained = self._validate()
             self.observers.say(where_it_starts(config, loss=untrained.loss, num_images=len(self._few_val)))
         next_validation = math.floor(self._validations_due()) + 1
-        while self._progress() < 1 and not self.keeper.is_out_of_patience:
+        while self._progress() < 1 and not self.manager.is_out_of_patience:
             if self.clock.is_stopped:
                 return False
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
             step_of.stopwatch.add("data", waited)
-            self.skipped.add(self.ranks.gather_few(batch.skipped), num_tried=(self.step + 1) * config.batch_size)
+            self.skipped.add(self.ranks.gather_if_any(batch.skipped), num_tried=(self.step + 1) * config.batch_size)
             self._num_cut += batch.num_cut
             progress = self._progress()
             lr = config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
@@ -154,8 +154,8 @@ class _Run:
             is_best = False
             if self._validations_due() >= next_validation and self._progress() < 1:
                 next_validation = math.floor(self._validations_due()) + 1
-                is_best = self.keeper.offer(self._validate(), self.step)
-            if is_best or self.keeper.is_checkpoint_due(self.step, elapsed_s=self.clock.elapsed_s):
+                is_best = self.manager.update_best(self._validate(), self.step)
+            if is_best or self.manager.is_checkpoint_due(self.step, elapsed_s=self.clock.elapsed_s):
                 self._save_checkpoint()
         return True
 
@@ -176,8 +176,8 @@ class _Run:
         config = self.config
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             return_freed_memory()
-            self.assembly.show()
-            validation = self.ranks.from_first(
+            self.assembly.refresh_eval_model()
+            validation = self.ranks.run_on_rank0(
                 lambda: validate(
                     self.assembly.embedder,
                     self._few_val,
@@ -191,14 +191,14 @@ class _Run:
         self._agree()
         step = self.step
         self.observers.tell(lambda observer: observer.on_validation(step, validation))
-        self.reporter.pace.pause()
+        self.reporter.throughput.pause()
         return validation
 
     def _save_checkpoint(self, *, must: bool = False) -> None:
         elapsed, skipped = self.clock.elapsed_s, self.skipped.reasons
         with self.assembly.step.stopwatch.time("checkpoints"):
-            self.keeper.save_checkpoint(self.step, elapsed_s=elapsed, skipped=skipped, must=must)
-        self.reporter.pace.pause()
+            self.manager.save_checkpoint(self.step, elapsed_s=elapsed, skipped=skipped, must=must)
+        self.reporter.throughput.pause()
 
     def _interrupt(self) -> RunResult:
         self._save_checkpoint(must=True)
@@ -208,18 +208,18 @@ class _Run:
         """Validate once more, save the bundle, and measure it on the whole validation split."""
         config, elapsed, bundle = self.config, self.clock.elapsed_s, self.path / "bundle"
         validation = self._validate()
-        self.keeper.offer(validation, self.step)
+        self.manager.update_best(validation, self.step)
         self._save_checkpoint()
-        is_saved = self.keeper.save_bundle(validation, bundle, self.step)
+        is_saved = self.manager.save_bundle(validation, bundle, self.step)
         split, metric, source = config.data.val_split, config.validation.metric, self.setup.val_source
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
-            retrieval, zero_shot = self.ranks.from_first(
+            retrieval, zero_shot = self.ranks.run_on_rank0(
                 lambda: measure_split(self.assembly.embedder, source, split=split, metric=metric)
             )
         if not is_saved:
             raise SaveError(f"{bundle}: could not be saved; make room, then: {command('train', '--resume', self.path)}")
         metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
-        self.ranks.from_first(lambda: add_metrics(bundle, metrics))
+        self.ranks.run_on_rank0(lambda: add_metrics(bundle, metrics))
         num_cut, length = int(self.ranks.sum(torch.tensor(self._num_cut))), self.setup.tokenizer.context_length
         if num_cut:
             self.observers.say(f"{num_cut} captions were longer than {length} tokens and lost their tail")
@@ -234,8 +234,8 @@ class _Run:
             retrieval=None,
             zero_shot=None,
             num_skipped=len(self.skipped.reasons),
-            data_wait=self.reporter.pace.data_wait,
+            data_wait=self.reporter.throughput.data_wait,
             seconds=self.assembly.step.stopwatch.total(),
-            best_step=self.keeper.best_step,
-            stopped_early=self.keeper.is_out_of_patience,
+            best_step=self.manager.best_step,
+            stopped_early=self.manager.is_out_of_patience,
         )

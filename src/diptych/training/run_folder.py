@@ -130,7 +130,7 @@ def hold_run_folder(run: Path, *, overwrite: bool, resume: bool, ranks: Ranks) -
         BusyError: another run writes it, on all ranks; the message names its process.
     """
     with ExitStack() as held:
-        created = ranks.from_first(lambda: _take(run, held, overwrite=overwrite, resume=resume))
+        created = ranks.run_on_rank0(lambda: _take(run, held, overwrite=overwrite, resume=resume))
         try:
             yield
         except BaseException:

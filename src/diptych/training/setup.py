@@ -95,7 +95,7 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
         RunError: no checkpoint is whole, or the data has changed.
     """
     train_source, val_source = open_data(config)
-    begun = resume and ranks.from_first(lambda: has_begun(run))
+    begun = resume and ranks.run_on_rank0(lambda: has_begun(run))
     device = choose_device(config.device)
     slow = check_precision(config.precision, device)
     messages = [] if slow is None else [slow]
@@ -117,15 +117,15 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
             data=data,
             accept_changed_data=accept_changed_data,
         )
-        ranks.from_first(lambda: clear_leftovers(run))
-        ranks.from_first(lambda: hide_secrets(run / CONFIG))
+        ranks.run_on_rank0(lambda: clear_leftovers(run))
+        ranks.run_on_rank0(lambda: hide_secrets(run / CONFIG))
         skipped.go_on(progress.skipped)
         if config.schedule.minutes is not None:
             messages.append(
                 "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."
             )
     else:
-        ranks.from_first(lambda: _write_beginning(config, run, start.tokenizer))
+        ranks.run_on_rank0(lambda: _write_beginning(config, run, start.tokenizer))
         if resume:
             messages.append("It was stopped before its first checkpoint, so it starts from the beginning")
     return RunSetup(
@@ -183,7 +183,7 @@ def fingerprints(
 ) -> dict[str, DataFingerprint]:
     """The fingerprints of the training and the validation data; rank 0 computes them for all."""
     sources = {"training": train_source, "validation": val_source}
-    return ranks.from_first(
+    return ranks.run_on_rank0(
         lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
     )
 
@@ -200,9 +200,9 @@ def check_start(config: TrainConfig, ranks: Ranks, *, run: Path | None) -> None:
         ConfigError: ranks cannot share the batch, a tracker is missing, or the run's folder holds its data.
     """
     check_joint_batch(config, ranks)
-    ranks.from_first(lambda: check_trackers(config.logs))
+    ranks.run_on_rank0(lambda: check_trackers(config.logs))
     if run is not None:
-        ranks.from_first(lambda: check_inputs_outside(config, run))
+        ranks.run_on_rank0(lambda: check_inputs_outside(config, run))
 
 
 def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:
@@ -264,7 +264,7 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
         pixels=config.model.pixels,
         image_px=config.model.image.image_px,
         seed=config.seed,
-        teacher=None if teacher is None else teacher.reading,
+        teacher=None if teacher is None else teacher.input_spec,
     )
 
 
@@ -287,7 +287,7 @@ def starting_point(
     if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
         return replace(bundle, model=bundle.model.float())
-    tokenizer = ranks.from_first(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
+    tokenizer = ranks.run_on_rank0(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
     torch.manual_seed(config.seed)
     text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
     return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
@@ -322,7 +322,7 @@ class Assembly:
 
     teacher: Teacher | None = None
 
-    def show(self) -> None:
+    def refresh_eval_model(self) -> None:
         """Bring the embedder up to date; every rank must call it."""
         shown = self.embedder.bundle.model
         if self.step.average is not None:

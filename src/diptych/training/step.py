@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diptych.core.randomness import stable_hash
 from diptych.core.timer import Stopwatch
 from diptych.data.batches.batch import Batch
-from diptych.data.batches.groups import group_marked
+from diptych.data.batches.groups import positive_group_ids
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
@@ -126,7 +126,7 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         is_joint = self.ranks.size > 1
-        groups = group_marked(batch.marks, self.ranks) if is_joint else batch.groups
+        groups = positive_group_ids(batch.marks, self.ranks) if is_joint else batch.groups
         emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), self._parts(batch, seed, small_px))
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
@@ -163,7 +163,7 @@ class TrainingStep:
         with self.stopwatch.time("backward"):
             grads = torch.autograd.grad(total * self.ranks.size, leaves, allow_unused=True, materialize_grads=True)
             self._second_pass(parts, outputs, grads, has_graph=fits)
-            self.replicas.exchange_loose()
+            self.replicas.average_unsharded()
         emb = CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None)
         return emb, loss.detach(), None if taught is None else taught.detach()
 
@@ -213,7 +213,7 @@ class TrainingStep:
 
         def carry(number: int) -> None:
             is_last = number == len(parts) - 1
-            with nullcontext() if is_last else self.replicas.hold_back():
+            with nullcontext() if is_last else self.replicas.no_sync():
                 output = outputs[number] if has_graph else self._forward(parts[number])
                 shared = rest if is_last else [torch.zeros_like(grad) for grad in rest]
                 pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)

@@ -60,7 +60,7 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class ValidationSamples:
     """Some pictures and their texts."""
 
     partners: Float32[ndarray, " P"]
@@ -89,7 +89,7 @@ class Validation:
     zero_shot: float | None = None
     """Share of the images whose class came first, within [0, 1]; None for data without classes."""
 
-    glimpse: Glimpse | None = None
+    samples: ValidationSamples | None = None
     """A look at some of it, for people."""
 
     def score(self, metric: Metric) -> float:
@@ -158,11 +158,11 @@ def validate(
         text_to_image=text_to_image,
         retrieval=rank_pairs(encoder, pairs, split=config.val_split).report,
         zero_shot=zero_shot_accuracy(encoder, pairs.image_emb, labels, source) if source.classes else None,
-        glimpse=glimpse(pairs, chosen),
+        samples=draw_samples(pairs, chosen),
     )
 
 
-def glimpse(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> Glimpse:
+def draw_samples(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> ValidationSamples:
     """Look at the first few hundred pictures of a validation.
 
     Args:
@@ -177,7 +177,7 @@ def glimpse(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> Glimpse:
         (source[sample].image, pairs.captions[int(row.argmax())], float(row.max()))
         for sample, row in zip(few, with_all, strict=True)
     )
-    return Glimpse(cosine[own], cosine[~own], best)
+    return ValidationSamples(cosine[own], cosine[~own], best)
 
 
 def measure_split(

@@ -137,7 +137,7 @@ class Standing:
             return False
         return sum(row.repeat_of is None and row.number < number for row in self.rows) >= total
 
-    def take_over(self) -> None:
+    def requeue_dead_trials(self) -> None:
         """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed.
 
         Trials that a process ended for no reason of their own, but could not queue again because the disk was full, are

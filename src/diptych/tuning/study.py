@@ -183,7 +183,7 @@ class Succession(RetryHeartbeatStaleTrialCallback):
         super().__call__(study, trial)
 
 
-def leave_to_successor(study: Study) -> None:
+def requeue_interrupted(study: Study) -> None:
     """Queue a successor of what this process has just left, which Optuna has ended as failed."""
     left = _left(study)
     if left is not None:

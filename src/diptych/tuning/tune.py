@@ -30,9 +30,9 @@ from diptych.tuning.storage import STORAGE_ERRORS, opened_storage, sqlite_url
 from diptych.tuning.study import (
     SURPLUS,
     Row,
-    leave_to_successor,
     open_study,
     quiet_optuna,
+    requeue_interrupted,
     suggest,
     this_worker,
     was_taken,
@@ -154,7 +154,7 @@ class _Worker:
     def has_work(self) -> bool:
         """Whether there is a trial to begin. The best settings are queued with other seeds once all trials are over."""
         with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):  # Two who see a lost trial would both queue it.
-            self._standing.take_over()
+            self._standing.requeue_dead_trials()
         found, best = self._standing.refresh(), self._standing.best
         if self._standing.has_waiting or self._standing.num_candidates < self.options.trials:
             return True
@@ -186,7 +186,7 @@ class _Worker:
         try:
             self.study.optimize(self._objective, n_trials=1, catch=(TrialFailedError,))
         except (InterruptedTrialError, KeyboardInterrupt, DiptychError):
-            leave_to_successor(self.study)
+            requeue_interrupted(self.study)
             raise
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             if not was_taken(self.study):

@@ -26,7 +26,7 @@ def group_rows(
     return _united(_marks(*row, positives) for row in zip(keys, captions, labels, strict=True))
 
 
-def mark_rows(
+def hash_positive_keys(
     keys: Sequence[str], captions: Sequence[str], labels: Sequence[int | None], *, positives: Positives
 ) -> Int64[Tensor, "B K"]:
     """The same by numbers that mean the same in every process: rows that share one are positives of each other."""
@@ -37,10 +37,10 @@ def mark_rows(
     return torch.tensor(marks, dtype=torch.int64)
 
 
-def group_marked(marks: Int64[Tensor, "B K"], ranks: Ranks) -> Int64[Tensor, " B"]:
+def positive_group_ids(marks: Int64[Tensor, "B K"], ranks: Ranks) -> Int64[Tensor, " B"]:
     """A group id for each of this rank's rows, which means the same on all ranks; every rank has as many rows.
 
-    >>> group_marked(torch.tensor([[7, 2], [8, 1], [9, 2]]), Ranks(rank=0, size=1))
+    >>> positive_group_ids(torch.tensor([[7, 2], [8, 1], [9, 2]]), Ranks(rank=0, size=1))
     tensor([0, 1, 0])
     """
     here = ranks.rows(len(marks))

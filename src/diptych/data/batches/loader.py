@@ -24,8 +24,8 @@ from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
 from diptych.data.batches.batch import Batch, ModelInput
 from diptych.data.batches.captions import drop_words, names_side
-from diptych.data.batches.groups import Positives, group_marked, mark_rows
-from diptych.data.batches.order import Arrangement, StepOrder
+from diptych.data.batches.groups import Positives, hash_positive_keys, positive_group_ids
+from diptych.data.batches.order import Arrangement, BatchSampler
 from diptych.data.batches.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
@@ -101,7 +101,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputSpec:
     """How a model reads pictures and captions."""
 
     image_px: Pixels
@@ -135,7 +135,7 @@ class TrainingExamples(Dataset["Example | DataError"]):
         pixels: PixelConfig,
         image_px: Pixels,
         seed: int,
-        teacher: Reading | None = None,
+        teacher: InputSpec | None = None,
     ) -> None:
         self.source = source
         self.teacher = teacher
@@ -210,7 +210,7 @@ class Collate:
 
     tokenizer: Tokenizer
     positives: Positives
-    teacher: Reading | None = None
+    teacher: InputSpec | None = None
 
     def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
         """The batch of the rows, in their order, or the first error among them."""
@@ -221,13 +221,13 @@ class Collate:
         captions = tuple(example.caption for example in examples)
         distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self.tokenizer.encode(tuple(distinct))
-        marks = mark_rows(keys, captions, [example.label for example in examples], positives=self.positives)
+        marks = hash_positive_keys(keys, captions, [example.label for example in examples], positives=self.positives)
         return Batch(
             pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
             ids=torch.from_numpy(encoded.ids),
             lengths=torch.from_numpy(encoded.lengths),
             text_of_row=torch.tensor([distinct[caption] for caption in captions]),
-            groups=group_marked(marks, ALONE),
+            groups=positive_group_ids(marks, ALONE),
             marks=marks,
             keys=keys,
             captions=captions,
@@ -269,14 +269,14 @@ def training_batches(
     collate = Collate(tokenizer, config.positives, examples.teacher)
 
     def walk(step: int) -> Iterator[Batch | DataError]:
-        order = StepOrder(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
+        order = BatchSampler(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
         return _walk(examples, order, collate)
 
     with unmoved_objects() if config.num_workers else nullcontext():
-        yield from _despite_deaths(walk, first_step, num_workers=config.num_workers)
+        yield from _restart_killed_workers(walk, first_step, num_workers=config.num_workers)
 
 
-def _despite_deaths(
+def _restart_killed_workers(
     walk: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int
 ) -> Iterator[Batch]:
     """The batches of a walk from this step on, and of another one where its workers are killed."""
@@ -303,7 +303,7 @@ def _despite_deaths(
             warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
-def _walk(examples: TrainingExamples, order: StepOrder, collate: Collate) -> Iterator[Batch | DataError]:
+def _walk(examples: TrainingExamples, order: BatchSampler, collate: Collate) -> Iterator[Batch | DataError]:
     workers = examples.config.num_workers
     loader = DataLoader(
         examples,

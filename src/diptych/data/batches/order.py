@@ -42,10 +42,10 @@ def steps_per_epoch(num_rows: int, batch_size: int) -> int:
     return num_rows // batch_size
 
 
-class StepOrder:
+class BatchSampler:
     """The rows of each batch, from one step on, without end; what the loader walks.
 
-    >>> order = StepOrder(Rows(num=10), batch_size=4, seed=0)
+    >>> order = BatchSampler(Rows(num=10), batch_size=4, seed=0)
     >>> epochs, rows = order.batch(5)
     >>> epochs.tolist(), len(rows)
     ([2, 2, 2, 2], 4)
@@ -88,8 +88,8 @@ class StepOrder:
         if self.rows.groups is None or self.rows.arrangement == "any":
             return passes, rows
         places = np.arange(len(rows))
-        stretch = _stretch(self.rows, self.batch_size)
-        arrange = _apart if self.rows.arrangement == "apart" else _together
+        stretch = _window_size(self.rows, self.batch_size)
+        arrange = _separate_positives if self.rows.arrangement == "apart" else _cluster_positives
         arranged = [
             part[arrange(self.rows.groups[rows[part]], self.batch_size, (self.seed, "arrange", epoch, number))]
             for number, part in enumerate(np.split(places, range(stretch, len(places), stretch)))
@@ -150,7 +150,7 @@ def _shuffled_part(
     return shuffled[np.argsort(turn_of_block[blocks], kind="stable")]
 
 
-def _stretch(rows: Rows, batch_size: int) -> int:
+def _window_size(rows: Rows, batch_size: int) -> int:
     """Rows that are arranged among each other: all, or about as many as the blocks hold that are read at once."""
     if rows.block_ends is None or len(rows.block_ends) <= rows.blocks_at_once:
         return max(rows.num, 1)
@@ -158,7 +158,7 @@ def _stretch(rows: Rows, batch_size: int) -> int:
     return max(1, of_blocks // batch_size) * batch_size
 
 
-def _apart(groups: NDArray[np.int64], batch_size: int, key: tuple[int | str, ...]) -> NDArray[np.int64]:
+def _separate_positives(groups: NDArray[np.int64], batch_size: int, key: tuple[int | str, ...]) -> NDArray[np.int64]:
     """An order of shuffled rows in which no batch has two of a group, where no group has more rows than there are batches.
 
     The rows are laid out group by group and dealt like cards, one to each batch in a round, each round in another order of the
@@ -195,7 +195,7 @@ def _avoiding(batches: NDArray[np.int64], num_first: int, taken: NDArray[np.int6
     return batches
 
 
-def _together(groups: NDArray[np.int64], _batch_size: int, _key: tuple[int | str, ...]) -> NDArray[np.int64]:
+def _cluster_positives(groups: NDArray[np.int64], _batch_size: int, _key: tuple[int | str, ...]) -> NDArray[np.int64]:
     """An order of shuffled rows in which up to eight of a group are neighbours."""
     line = _side_by_side(groups)
     starts = np.flatnonzero(np.diff(groups[line], prepend=-1) != 0)

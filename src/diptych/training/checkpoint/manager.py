@@ -14,7 +14,7 @@ from diptych.training.config import TrainConfig
 from diptych.training.validation import Validation
 
 
-class Keeper:
+class CheckpointManager:
     """Saves. A disk that is full costs what could not be saved, never the run."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Keeper:
         patience = self.config.validation.patience
         return patience is not None and self.since_best >= patience
 
-    def offer(self, validation: Validation, step: int) -> bool:
+    def update_best(self, validation: Validation, step: int) -> bool:
         """Keep `bundle-best` if this validation is the best so far; whether it is."""
         score = validation.score(self.config.validation.metric)
         self.since_best += 1
@@ -57,7 +57,7 @@ class Keeper:
 
     def save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         """Save what was measured; whether that could be done. Rank 0 does it, and all know how it went."""
-        return self._ranks.from_first(lambda: self._save_bundle(validation, folder, step))
+        return self._ranks.run_on_rank0(lambda: self._save_bundle(validation, folder, step))
 
     def _save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         during_training = {

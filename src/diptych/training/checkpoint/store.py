@@ -130,7 +130,7 @@ def load_checkpoint(
         if data is not None:
             check_same_data(saved.get("data"), data, accept=accept_changed_data, tell=tell)
 
-    step, failure = ranks.from_first(lambda: _choose(run, check, tell))
+    step, failure = ranks.run_on_rank0(lambda: _choose(run, check, tell))
     if failure is not None:
         raise RunError(failure)
     place = _place(run, step)

@@ -34,7 +34,7 @@ def write_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
             named |= {f"optimizer/{i}/{names[parameter]}/{key}": value for key, value in values.items()}
     named |= _flat(_extra_states(state), "extra/")
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _without_a_word():
+    with _silence_warning():
         save(named, storage_writer=JsonWriter(folder), planner=planner, no_dist=ranks.size == 1)
 
 
@@ -49,10 +49,10 @@ def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
     """
     reader = JsonReader(folder)
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    named = _rooms(saved, state)
+    named = _allocate_targets(saved, state)
     _check_names(named, saved, state)
     planner = SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with _without_a_word():
+    with _silence_warning():
         load(named, storage_reader=reader, planner=planner, no_dist=ranks.size == 1)
     loaded, names = _nested(named, "extra/"), _parameter_names(state.model)
     weights = {name.removeprefix("model/"): value for name, value in named.items() if name.startswith("model/")}
@@ -64,7 +64,7 @@ def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
         holder.load_state_dict(loaded[extra])
 
 
-def _rooms(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
+def _allocate_targets(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
     """Where each value is read into: the model's own tensors, and new ones for the rest."""
     by_name = {name: parameter for parameter, name in _parameter_names(state.model).items()}
     extras = _flat(_extra_states(state), "extra/")
@@ -72,9 +72,9 @@ def _rooms(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
     for name, kind in saved.items():
         match name.split("/"):
             case "optimizer", _, *parameter, _:
-                rooms[name] = _room(kind, like=by_name.get("/".join(parameter)))
+                rooms[name] = _allocate_target(kind, like=by_name.get("/".join(parameter)))
             case "extra", *_:
-                rooms[name] = _room(kind, like=extras.get(name))
+                rooms[name] = _allocate_target(kind, like=extras.get(name))
             case "groups", _:
                 rooms[name] = None
     return rooms
@@ -155,7 +155,7 @@ def _fill_optimizer(
                 held[key] = value.to(held[key].device)
 
 
-def _room(saved: Any, *, like: Any) -> Any:
+def _allocate_target(saved: Any, *, like: Any) -> Any:
     """Where a value is read into: a tensor on the device, and in the shards, of the one that it belongs to."""
     if not hasattr(saved, "properties"):
         return None
@@ -189,7 +189,7 @@ def _nested(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_a_word() -> Iterator[None]:
+def _silence_warning() -> Iterator[None]:
     """PyTorch warns that it saves in a single process, which is what was asked for."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

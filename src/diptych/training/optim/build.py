@@ -9,7 +9,7 @@ from torch import nn
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
-from diptych.models.depth import Place, place_of
+from diptych.models.depth import LayerLocation, locate_parameter
 from diptych.training.optim.lion import Lion
 from diptych.training.optim.muon import Muon
 
@@ -59,16 +59,16 @@ class OptimizerConfig:
                 f"optimizer.eps is {self.eps}, but Lion has no denominator; leave it at {OptimizerConfig.eps}"
             )
 
-    def weight_decay_at(self, place: Place | None) -> float:
+    def weight_decay_at(self, place: LayerLocation | None) -> float:
         """Of a matrix at this place of the model; None for one in neither tower."""
         own = {None: None, "image": self.image_weight_decay, "text": self.text_weight_decay}
         decay = own[None if place is None else place.tower]
         return self.weight_decay if decay is None else decay
 
-    def lr_factor_at(self, place: Place | None) -> float:
+    def lr_factor_at(self, place: LayerLocation | None) -> float:
         """What the learning rate is multiplied by there: `layer_decay` for each layer up to the output.
 
-        >>> OptimizerConfig(layer_decay=0.5).lr_factor_at(Place("text", depth=11, num_layers=12))
+        >>> OptimizerConfig(layer_decay=0.5).lr_factor_at(LayerLocation("text", depth=11, num_layers=12))
         0.25
         """
         return 1.0 if place is None else self.layer_decay**place.from_output
@@ -79,7 +79,7 @@ class _Learned(NamedTuple):
 
     name: str
     parameter: nn.Parameter
-    place: Place | None
+    place: LayerLocation | None
 
     @property
     def is_hidden_matrix(self) -> bool:
@@ -99,7 +99,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     others: list[_Learned] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            learned = _Learned(name, parameter, place_of(name, model.config))
+            learned = _Learned(name, parameter, locate_parameter(name, model.config))
             (hidden_matrices if config.name == "muon" and learned.is_hidden_matrix else others).append(learned)
     optimizers: list[torch.optim.Optimizer] = []
     if hidden_matrices:

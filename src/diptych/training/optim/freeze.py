@@ -8,7 +8,7 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
 from diptych.models.config import STAGED, CLIPConfig
-from diptych.models.depth import Place, Tower, num_layers_of, place_of
+from diptych.models.depth import LayerLocation, Tower, locate_parameter, num_layers_of
 from diptych.training.optim.build import OptimizerConfig
 
 Locked: TypeAlias = int | Literal["all"] | None
@@ -34,10 +34,10 @@ class LockConfig:
         """What of this tower is locked."""
         return self.image if tower == "image" else self.text
 
-    def holds(self, place: Place | None) -> bool:
+    def holds(self, place: LayerLocation | None) -> bool:
         """Whether what lies there is locked. What lies in neither tower never is.
 
-        >>> LockConfig(image=2).holds(Place("image", depth=2, num_layers=12))
+        >>> LockConfig(image=2).holds(LayerLocation("image", depth=2, num_layers=12))
         True
         """
         locked = None if place is None else self.of(place.tower)
@@ -54,7 +54,7 @@ def apply_lock(model: CLIP, lock: LockConfig) -> None:
     """
     _check_numbers(lock, model.config)
     for name, parameter in model.named_parameters():
-        if lock.holds(place_of(name, model.config)):
+        if lock.holds(locate_parameter(name, model.config)):
             parameter.requires_grad_(False)
 
 
@@ -62,7 +62,7 @@ def set_training_mode(model: CLIP, lock: LockConfig) -> None:
     """`model.train()`, but locked batch norms use and keep their statistics."""
     model.train()
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and lock.holds(place_of(name, model.config)):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and lock.holds(locate_parameter(name, model.config)):
             module.eval()
 
 

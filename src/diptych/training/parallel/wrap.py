@@ -22,14 +22,14 @@ class Replicas:
     forward: nn.Module
     """What is called: the model, or what is wrapped around it."""
     ranks: Ranks = ALONE
-    loose: tuple[nn.Parameter, ...] = ()
+    unsharded: tuple[nn.Parameter, ...] = ()
     """Parameters whose gradients nobody else exchanges: a single number cannot be cut in parts."""
-    hold_back: Callable[[], AbstractContextManager[None]] = nullcontext
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
     """Within it, gradients are added up here and not yet exchanged."""
 
-    def exchange_loose(self) -> None:
+    def average_unsharded(self) -> None:
         """Called after the last backward pass of a step."""
-        for parameter in self.loose:
+        for parameter in self.unsharded:
             if parameter.grad is not None:
                 parameter.grad = self.ranks.sum(parameter.grad) / self.ranks.size
 
@@ -39,14 +39,14 @@ def replicate(model: CLIP, parallel: Parallel, ranks: Ranks) -> Replicas:
     if ranks.size == 1:
         return Replicas(model)
     if parallel == "fsdp":
-        return Replicas(model, ranks, loose=_shard(model, ranks))
+        return Replicas(model, ranks, unsharded=_shard(model, ranks))
     device = model.log_logit_scale.device
     wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=None if device.index is None else [device.index],
         gradient_as_bucket_view=True,
     )
-    return Replicas(wrapped, ranks, hold_back=wrapped.no_sync)
+    return Replicas(wrapped, ranks, no_sync=wrapped.no_sync)
 
 
 def _shard(model: CLIP, ranks: Ranks) -> tuple[nn.Parameter, ...]:

@@ -28,7 +28,7 @@ _FEW = 64
 """Pictures and texts that are looked at again."""
 
 
-class Watch:
+class TrainingMonitor:
     """Counts over the steps of a run."""
 
     def __init__(self, batch_size: int, *, loss: LossConfig | None = None) -> None:
@@ -76,7 +76,7 @@ def _lower(lr: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circumstances:
+class Diagnostics:
     """What a loss may be stuck for."""
 
     lr: float
@@ -94,15 +94,15 @@ class Circumstances:
 
 
 @torch.no_grad()
-def circumstances(
+def diagnostics(
     model: CLIP, batch: Batch, result: StepResult, ranks: Ranks = ALONE, *, lr: float, warmup_left: int
-) -> Circumstances:
+) -> Diagnostics:
     """What the run at hand looks like after a step whose gradients still lie on the weights."""
     counts = torch.unique(batch.groups, return_counts=True)[1]
     device = model.log_logit_scale.device
     pixels = normalize(batch.pixels[:_FEW].to(device), model.config.pixels)
     output = model(pixels, batch.ids[:_FEW].to(device), batch.lengths[:_FEW])
-    return Circumstances(
+    return Diagnostics(
         lr=lr,
         warmup_left=warmup_left,
         grad_norms=(_grad_norm(model.image_tower, ranks), _grad_norm(model.text_tower, ranks)),
@@ -114,7 +114,7 @@ def circumstances(
     )
 
 
-def diagnose(seen: Circumstances, *, ln_n: float, steps: int = _STUCK_STEPS) -> str:
+def diagnose(seen: Diagnostics, *, ln_n: float, steps: int = _STUCK_STEPS) -> str:
     """What usually keeps a loss at ln(N), checked one by one; what speaks for being the cause is marked."""
     image_norm, text_norm = seen.grad_norms
     tower = "image" if image_norm == 0 else "text"

@@ -108,10 +108,10 @@ class EventLog:
         """Log, and draw curves and samples anew."""
         figures = validation.figures()
         self._write(step, {"step": step, **figures}, tuple(figures))
-        if validation.glimpse is not None:
-            self._board.add_histogram("similarity/partners", validation.glimpse.partners, step)
-            self._board.add_histogram("similarity/others", validation.glimpse.others, step)
-            sheet = validation.glimpse.sheet()
+        if validation.samples is not None:
+            self._board.add_histogram("similarity/partners", validation.samples.partners, step)
+            self._board.add_histogram("similarity/others", validation.samples.others, step)
+            sheet = validation.samples.sheet()
             self._board.add_image("captions", np.asarray(sheet), step, dataformats="HWC")
             sheet.save(self._run / "samples.png")
         self._draw()

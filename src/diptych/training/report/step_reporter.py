@@ -9,9 +9,9 @@ from diptych.models.clip import CLIP
 from diptych.training.config import TrainConfig
 from diptych.training.optim.schedule import Schedule
 from diptych.training.parallel.clock import RunClock
-from diptych.training.report.diagnosis import Watch, circumstances, diagnose
+from diptych.training.report.diagnosis import TrainingMonitor, diagnose, diagnostics
 from diptych.training.report.events import Observers, StepReport
-from diptych.training.report.throughput import Pace
+from diptych.training.report.throughput import Throughput
 from diptych.training.step import StepResult
 
 
@@ -42,8 +42,8 @@ class StepReporter:
         self._model, self._ranks, self._observers = model, ranks, observers
         self._schedule, self._clock = schedule, clock
         self._warmup_steps = config.schedule.warmup_steps
-        self._watch = Watch(config.batch_size, loss=config.loss)
-        self.pace = Pace(
+        self._watch = TrainingMonitor(config.batch_size, loss=config.loss)
+        self.throughput = Throughput(
             batch_size=config.batch_size,
             image_pixels=math.prod(height_width(config.model.image.image_px)),
             num_workers=config.data.num_workers,
@@ -64,7 +64,7 @@ class StepReporter:
         Raises:
             RunError: ten steps in a row had to be skipped.
         """
-        self.pace.note(batch, waited_s=waited_s, took_s=took_s)
+        self.throughput.record_step(batch, waited_s=waited_s, took_s=took_s)
         elapsed = self._clock.now()
         progress = self._schedule.progress(step, elapsed)
         report = StepReport(
@@ -74,15 +74,15 @@ class StepReporter:
             elapsed_s=elapsed,
             seconds_left=elapsed * (1 - progress) / progress if progress else math.inf,
             lr=lr,
-            pairs_per_s=self.pace.pairs_per_s,
-            data_wait=self.pace.data_wait,
+            pairs_per_s=self.throughput.pairs_per_s,
+            data_wait=self.throughput.data_wait,
             result=result,
         )
         self._observers.tell(lambda observer: observer.on_step(report))
-        for message in (self.pace.advice(), self._watch.skipped(result, batch, step, lr=lr)):
+        for message in (self.throughput.advice(), self._watch.skipped(result, batch, step, lr=lr)):
             if message is not None:
                 self._observers.say(message)
         if self._watch.is_stuck(result.loss):
             warmup_left = max(0, self._warmup_steps - step)
-            seen = circumstances(self._model, batch, result, self._ranks, lr=lr, warmup_left=warmup_left)
+            seen = diagnostics(self._model, batch, result, self._ranks, lr=lr, warmup_left=warmup_left)
             self._observers.say(diagnose(seen, ln_n=self._watch.ln_n))

@@ -14,7 +14,7 @@ _MIN_TRAIN_S = 20.0
 _MUCH = 0.10
 
 
-class Pace:
+class Throughput:
     """Adds up the time of each step; validation and checkpoints do not count."""
 
     def __init__(self, *, batch_size: int, image_pixels: int, num_workers: int, is_decoded: bool) -> None:
@@ -31,7 +31,7 @@ class Pace:
         """Something else is done now: speed is measured over training alone."""
         self._recent = []
 
-    def note(self, batch: Batch, *, waited_s: float, took_s: float) -> None:
+    def record_step(self, batch: Batch, *, waited_s: float, took_s: float) -> None:
         """A step is done that took so long, of which the first part was waiting for its batch."""
         now = time.monotonic()
         self._steps += 1
