@@ -27,8 +27,8 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
-from diptych.core.memory import keep_freed_memory
 from diptych.cpu.halves import ParallelHalves, can_halve
+from diptych.cpu.memory import keep_freed_memory
 from diptych.data.batches.batch import Batch
 from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source

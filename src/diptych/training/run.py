@@ -15,10 +15,10 @@ import torch
 from diptych.bundle.folder import add_metrics
 from diptych.core.errors import SaveError
 from diptych.core.launch import joined_ranks
-from diptych.core.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
+from diptych.cpu.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.data.batches.loader import training_batches
 from diptych.data.sources.subset import take_few
 from diptych.training.checkpoint.manager import CheckpointManager

@@ -1,7 +1,7 @@
 import pytest
 
-from diptych.core import memory
-from diptych.core.memory import Growth, held_bytes
+from diptych.cpu import memory
+from diptych.cpu.memory import Growth, held_bytes
 
 
 def test_what_grows_by_a_tenth_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
