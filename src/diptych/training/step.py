@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class StepResult:
     """How far the view of the batch is from the teacher's; None without one."""
 
 
+@runtime_checkable
 class PartRunner(Protocol):
     """Runs the parts of a batch that fits into memory, one after another or at the same time."""
 
