@@ -22,7 +22,7 @@ from optuna import load_study
 from optuna.trial import create_trial
 from PIL import Image
 
-from diptych.recipes.choice import recipe
+from diptych.recipes.recipe import recipe
 from diptych.training.config import write_config
 from diptych.tuning.storage import opened_storage, sqlite_url
 from diptych.tuning.study import quiet_optuna
