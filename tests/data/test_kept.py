@@ -14,6 +14,7 @@ from PIL import Image
 
 from diptych.core import array_cache
 from diptych.core.array_cache import ArrayCache
+from diptych.core.distributed import ALONE
 from diptych.core.errors import DiptychWarning
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.files import open_regular
@@ -221,7 +222,7 @@ def test_each_file_is_looked_up_once_for_splits_and_fingerprints(table: Path) ->
     config = override(TINY_RUN, {"data.source": f"csv:{table}", "batch_size": 4, "data.val_fraction": 0.3})
     with patch.object(Listing, "image_files", autospec=True, side_effect=Listing.image_files) as looked_up:
         train, val = open_data(config)
-        data = setup.fingerprints(config, train, val)
+        data = setup.fingerprints(config, train, val, ALONE)
     assert [len(call.args[1]) for call in looked_up.call_args_list] == [NUM]
     assert isinstance(train, Subset)
     assert data["training"] == fingerprint_data(Subset(train.source, train.indices))
@@ -235,8 +236,8 @@ def test_a_tokenizer_from_the_cache_is_the_one_that_was_trained(kind: str, table
     def file_of(number: int, *, hashed: bool = True, size: int = 300) -> bytes:
         own = override(config, {"model.text.vocab_size": size})
         train, val = open_data(own)
-        data = setup.fingerprints(own, train, val)["training"]
-        start = starting_point(own, None, train, captions_hash=data.captions if hashed else None)
+        data = setup.fingerprints(own, train, val, ALONE)["training"]
+        start = starting_point(own, None, train, ALONE, captions_hash=data.captions if hashed else None)
         start.tokenizer.save(tmp_path / f"{number}")
         return (tmp_path / f"{number}").read_bytes()
 

@@ -64,7 +64,7 @@ def _save(kind: str, folder: Path) -> None:
     state = _wrapped(kind, 0)
     for i in range(3):
         step(state, i)
-    save_checkpoint(folder / kind, state, PROGRESS, config={})
+    save_checkpoint(folder / kind, state, PROGRESS, all_ranks(), config={})
     values = everything(state)  # Putting shards together needs every rank.
     if dist.get_rank() == 0:
         torch.save(values, folder / f"{kind}.pt")
@@ -74,7 +74,7 @@ def _load(kind: str, folder: Path, rank: int) -> None:
     """What one process saved, and what the other kind did; the newest of which is damaged."""
     for source in ("bare", "ddp", kind):
         state, said = _wrapped(kind, 1), list[str]()
-        assert load_checkpoint(folder / source, state, config={}, tell=said.append) == PROGRESS
+        assert load_checkpoint(folder / source, state, all_ranks(), config={}, tell=said.append) == PROGRESS
         assert len(said) == (rank == 0 and source == "bare")
         assert_same_values(everything(state), torch.load(folder / f"{source}.pt", weights_only=True))
 
@@ -90,7 +90,7 @@ def _one_rank_fails(folder: Path, rank: int) -> None:
         if rank == 1:
             patch.setattr(os, "fsync", full)
         with pytest.raises(RunError, match=r"could not be saved \(No space left on device\); the one before is kept"):
-            save_checkpoint(folder / "ddp", _wrapped("sharded", 0), replace(PROGRESS, step=4), config={})
+            save_checkpoint(folder / "ddp", _wrapped("sharded", 0), replace(PROGRESS, step=4), all_ranks(), config={})
     dist.barrier()
     assert set((folder / "ddp" / "checkpoints").iterdir()) == before
 
@@ -98,7 +98,7 @@ def _one_rank_fails(folder: Path, rank: int) -> None:
 def _refused_on_all(folder: Path) -> None:
     for run, config, says in (("ddp", {"seed": 1}, "written with seed"), ("none", {}, "has no checkpoint")):
         with pytest.raises(RunError, match=says):
-            load_checkpoint(folder / run, _wrapped("ddp", 0), config=config, tell=print)
+            load_checkpoint(folder / run, _wrapped("ddp", 0), all_ranks(), config=config, tell=print)
 
 
 def _locked_on_all(run: Path) -> None:
@@ -115,17 +115,17 @@ def _locked_on_all(run: Path) -> None:
 def test_two_ranks_and_one_process_read_each_others(tmp_path: Path) -> None:
     alone = _wrapped("bare", 2)
     step(alone, 0)
-    place = save_checkpoint(tmp_path / "bare", alone, PROGRESS, config={})
+    place = save_checkpoint(tmp_path / "bare", alone, PROGRESS, all_ranks(), config={})
     shutil.copytree(place, place.with_name("step-00000009"))
     (place.with_name("step-00000009") / "manifest.json").unlink()
     torch.save(everything(alone), tmp_path / "bare.pt")
     spawn(_work, args=(tmp_path,), nprocs=2)
     for kind in ("ddp", "sharded"):
         state = _wrapped("bare", 1)
-        assert load_checkpoint(tmp_path / kind, state, config={}, tell=print) == PROGRESS
+        assert load_checkpoint(tmp_path / kind, state, all_ranks(), config={}, tell=print) == PROGRESS
         assert_same_values(everything(state), torch.load(tmp_path / f"{kind}.pt", weights_only=True))
         twin = _wrapped("bare", 1)
-        load_checkpoint(tmp_path / kind, twin, config={}, tell=print)
+        load_checkpoint(tmp_path / kind, twin, all_ranks(), config={}, tell=print)
         step(state, 5)
         step(twin, 5)
         assert_same(state, twin)

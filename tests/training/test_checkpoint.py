@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from diptych.core.distributed import ALONE
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import override, to_plain
 from diptych.training.checkpoint.compatibility import check_same_run
@@ -31,11 +32,11 @@ def _progress(at: int, **changes: Any) -> Progress:
 
 
 def _save(run: Path, state: TrainingState, at: int, **options: Any) -> Path:
-    return save_checkpoint(run, state, _progress(at), config=CONFIG, **options)
+    return save_checkpoint(run, state, _progress(at), ALONE, config=CONFIG, **options)
 
 
 def _load(run: Path, state: TrainingState, said: list[str] | None = None) -> Progress:
-    return load_checkpoint(run, state, config=CONFIG, tell=(said if said is not None else []).append)
+    return load_checkpoint(run, state, ALONE, config=CONFIG, tell=(said if said is not None else []).append)
 
 
 def _names(run: Path) -> list[str]:
@@ -50,7 +51,7 @@ def test_a_state_comes_back_bit_for_bit_and_goes_on_as_if_nothing_was(tmp_path: 
         step(one, i)
         step(twin, i)
     progress = _progress(num_steps, best_metric=-math.inf)
-    save_checkpoint(tmp_path, one, progress, config=CONFIG)
+    save_checkpoint(tmp_path, one, progress, ALONE, config=CONFIG)
     assert_same(one, twin)
     assert _load(tmp_path, other) == progress
     assert_same(one, other)
@@ -268,7 +269,7 @@ def test_the_second_interrupt_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_its_json_is_strict_and_whole(tmp_path: Path, tiny_run: TrainConfig) -> None:
     state, progress = make_state(0), _progress(1, best_metric=-math.inf, best_step=None)
-    place = save_checkpoint(tmp_path, state, progress, config=tiny_run)
+    place = save_checkpoint(tmp_path, state, progress, ALONE, config=tiny_run)
 
     def refuse(constant: str) -> None:
         raise ValueError(constant)
@@ -278,7 +279,7 @@ def test_its_json_is_strict_and_whole(tmp_path: Path, tiny_run: TrainConfig) -> 
     manifest = json.loads((place / "manifest.json").read_text("utf-8"), parse_constant=refuse)
     assert manifest["step"] == 1
     assert {*manifest["files"], "manifest.json"} == {path.name for path in place.iterdir()}
-    assert load_checkpoint(tmp_path, state, config=tiny_run, tell=print) == progress
+    assert load_checkpoint(tmp_path, state, ALONE, config=tiny_run, tell=print) == progress
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> Non
     with pytest.raises(
         RunError, match=r"written with seed 0, and this run has 5; go on with the folder's own config\.yaml"
     ):
-        load_checkpoint(tmp_path, other, config={**CONFIG, "seed": 5}, tell=print)
+        load_checkpoint(tmp_path, other, ALONE, config={**CONFIG, "seed": 5}, tell=print)
     assert_same(other, twin)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from diptych.core.distributed import ALONE
 from diptych.core.errors import RunError
 from diptych.training.checkpoint import tensors
 from diptych.training.checkpoint.files import METADATA
@@ -32,11 +33,13 @@ class Trap:
 
 
 def _save(run: Path, state: TrainingState) -> Path:
-    return save_checkpoint(run, state, Progress(step=1, elapsed_s=1.0, best_metric=0.5, skipped=()), config=SETTINGS)
+    return save_checkpoint(
+        run, state, Progress(step=1, elapsed_s=1.0, best_metric=0.5, skipped=()), ALONE, config=SETTINGS
+    )
 
 
 def _load(run: Path, state: TrainingState) -> None:
-    load_checkpoint(run, state, config=SETTINGS, tell=lambda _: None)
+    load_checkpoint(run, state, ALONE, config=SETTINGS, tell=lambda _: None)
 
 
 def _sealed(place: Path) -> None:

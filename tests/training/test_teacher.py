@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diptych.bundle.folder import load_bundle
+from diptych.core.distributed import ALONE
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import override
 from diptych.data.batches.loader import training_batches
@@ -35,9 +36,9 @@ STUDENT = override(
 def _student(teacher: Path, **settings: object) -> tuple[Assembly, TrainConfig]:
     config = replace(STUDENT, distill=DistillConfig(teacher=str(teacher), weight=2.0), **settings)  # type: ignore[arg-type]
     source, _ = open_data(config)
-    start = starting_point(config, None, source)
+    start = starting_point(config, None, source, ALONE)
     config = replace(config, model=start.model.config)
-    return assemble(config, start.model, start.tokenizer), config
+    return assemble(config, start.model, start.tokenizer, ALONE), config
 
 
 def test_the_teacher_reads_in_its_own_way(tiny_bundle: Path) -> None:

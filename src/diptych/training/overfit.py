@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from diptych.core.device import choose_device
-from diptych.core.distributed import all_ranks
+from diptych.core.distributed import ALONE, all_ranks
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.program import command
 from diptych.core.randomness import stable_hash
@@ -62,9 +62,9 @@ def self_check(
         raise ConfigError("one process is enough to learn a batch by heart; leave out the launcher")
     easy = _without_hurdles(config)
     source, _ = open_data(config)
-    start = starting_point(easy, None, source)
+    start = starting_point(easy, None, source, ALONE)
     easy = replace(easy, model=start.model.config)
-    assembly = assemble(easy, start.model.to(choose_device(config.device)), start.tokenizer)
+    assembly = assemble(easy, start.model.to(choose_device(config.device)), start.tokenizer, ALONE)
     examples = training_examples(source, easy)
     size = min(easy.batch_size, 4 * _PAIRS)
     batch = _distinct(next(training_batches(examples, start.tokenizer, batch_size=size)))

@@ -15,7 +15,7 @@ from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
 from diptych.core.device import choose_device
-from diptych.core.distributed import ALONE, Ranks
+from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.cpu.halves import ParallelHalves, can_halve
@@ -179,7 +179,7 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
 
 
 def fingerprints(
-    config: TrainConfig, train_source: Source, val_source: Source, ranks: Ranks = ALONE
+    config: TrainConfig, train_source: Source, val_source: Source, ranks: Ranks
 ) -> dict[str, DataFingerprint]:
     """The fingerprints of the training and the validation data; rank 0 computes them for all."""
     sources = {"training": train_source, "validation": val_source}
@@ -269,7 +269,7 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
 
 
 def starting_point(
-    config: TrainConfig, resumed: Path | None, source: Source, ranks: Ranks = ALONE, *, captions_hash: str | None = None
+    config: TrainConfig, resumed: Path | None, source: Source, ranks: Ranks, *, captions_hash: str | None = None
 ) -> Bundle:
     """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
 
@@ -331,7 +331,7 @@ class Assembly:
             copy_model(self.model, shown)
 
 
-def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks = ALONE) -> Assembly:
+def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks) -> Assembly:
     """Make a model on its device ready, and its teacher; where there are other ranks, to be trained by all of them.
 
     Raises:

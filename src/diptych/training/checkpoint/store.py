@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.address import without_secrets
-from diptych.core.distributed import ALONE, Ranks
+from diptych.core.distributed import Ranks
 from diptych.core.errors import RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.fingerprint import DataFingerprint
@@ -46,7 +46,7 @@ def save_checkpoint(
     run: Path,
     state: TrainingState,
     progress: Progress,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
     *,
     config: object,
     data: Mapping[str, DataFingerprint] | None = None,
@@ -102,7 +102,7 @@ def save_checkpoint(
 def load_checkpoint(
     run: Path,
     state: TrainingState,
-    ranks: Ranks = ALONE,
+    ranks: Ranks,
     *,
     config: object,
     tell: Callable[[str], None],
