@@ -27,7 +27,7 @@ from harness import arguments, machine, table
 from matplotlib.figure import Figure
 from train_command import peer_files, run_peer
 
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 

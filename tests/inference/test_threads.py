@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from diptych.bundle.folder import Bundle
-from diptych.core.figures import plain
+from diptych.core.formatting import plain
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle, load

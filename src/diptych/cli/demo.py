@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from diptych.cli.output import print_table, say
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.core.program import command
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from diptych.cli.sheets import write_sheet
 from diptych.cli.word_lists import read_classes, warn_of_classes
 from diptych.core.encodings import read_lines
 from diptych.core.errors import ConfigError
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:

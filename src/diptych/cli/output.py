@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from diptych.core.address import redacted
-from diptych.core.figures import plain
+from diptych.core.formatting import plain
 from diptych.core.terminal import open_console, visible, visible_json
 
 if TYPE_CHECKING:

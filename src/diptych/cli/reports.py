@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from diptych.cli.output import print_facts, print_table, say
 from diptych.core.address import redacted
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

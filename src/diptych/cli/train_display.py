@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.core.terminal import open_console, visible
 from diptych.training.report.events import StepReport
 from diptych.training.validation import Metric, Validation

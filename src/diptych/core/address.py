@@ -1,6 +1,6 @@
-"""Addresses without their secrets: passwords, tokens and signatures that stand in a URL are replaced by `...`.
+"""Remove secrets from addresses: passwords, tokens and signatures in a URL are replaced by `...`.
 
-Every message, report and file of the project shows addresses through `redacted`, `shown_address` or `without_secrets`.
+All addresses in messages, reports and files of the project pass through `redacted`, `shown_address` or `without_secrets`.
 """
 
 import re
@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import unquote
 
 GAP = "..."
-"""Stands where a secret was."""
+"""Replaces a secret."""
 
 _USERS_PASSWORD = re.compile(r"^([\w+.-]+://[^:/@?#]*):(.*)@", re.DOTALL)
 _OPTION = re.compile(r"(?<=[?&;])(?P<name>[^=&;]*)(?P<value>=[^&]*)?")
-# A number before a slash is a port. A password with a slash in it is no valid URL, but people write it.
+# A number before a slash is a port. A password that contains a slash is not valid in a URL, but occurs.
 _USER = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,20}|)://"
     r"(?P<user>[^/?#\s@:\[\]'\"]{0,256})"
@@ -32,11 +32,10 @@ _BARE_TOKEN = re.compile(r"\b(?:hf_|ghp_|github_pat_|glpat-)\w{16,255}|(?<=Beare
 
 
 def redacted(text: str) -> str:
-    """The text without the secrets of any URLs in it; the other characters stay.
+    """Return the text without the secrets of any URLs in it; all other characters are unchanged.
 
-    Removed are passwords (`user:password@`; with http the user, too, which may be a token), parameters whose name says that
-    they are secret (`token`, `sig`, `X-Amz-Signature`, `password`, `key`, ...), and tokens of well-known forms. The result
-    is the same for a text that is redacted already.
+    Removes passwords (`user:password@`; for http also the user, which may be a token), parameters with the name of a secret
+    (`token`, `sig`, `X-Amz-Signature`, `password`, `key`, ...), and tokens of well-known forms. The function is idempotent.
 
     >>> redacted("cannot open https://ann:pw@host/a.tar?part=1&X-Amz-Signature=0123abc (403)")
     'cannot open https://...@host/a.tar?part=1&X-Amz-Signature=... (403)'
@@ -49,7 +48,7 @@ def redacted(text: str) -> str:
 
 
 def is_redacted(address: str) -> bool:
-    """Whether a secret was left out of an address by `redacted`.
+    """Whether `redacted` removed a secret from an address.
 
     >>> is_redacted("https://host/a.tar?token=..."), is_redacted("https://host/a.tar?part=...")
     (True, False)
@@ -60,7 +59,7 @@ def is_redacted(address: str) -> bool:
 
 
 def without_secrets(plain: Any) -> Any:
-    """Plain data (dicts, lists, scalars) in which every text is `redacted`.
+    """Return plain data (dicts, lists, scalars) in which every text is `redacted`.
 
     >>> without_secrets({"source": "shards:https://host/a.tar?token=abc", "steps": [1]})
     {'source': 'shards:https://host/a.tar?token=...', 'steps': [1]}
@@ -73,7 +72,7 @@ def without_secrets(plain: Any) -> Any:
 
 
 def shown_address(address: str) -> str:
-    """The address of a database without its password.
+    """Return the address of a database without its password.
 
     >>> shown_address("postgresql://ann:secret@host:5432/tune")
     'postgresql://ann@host:5432/tune'
@@ -84,21 +83,24 @@ def shown_address(address: str) -> str:
     """
     address = address.strip()
     match = _USERS_PASSWORD.match(address)
-    if match and not password_is_plain(address):  # Where the password ends is not known.
+    if match and not password_is_plain(address):  # The end of the password is ambiguous.
         return f"{match[1]}@{GAP}"
-    place, mark, options = _USERS_PASSWORD.sub(r"\1@", address).partition("?")
-    return redacted(place + _OPTION.sub(_shown_option, mark + options))
+    base, separator, options = _USERS_PASSWORD.sub(r"\1@", address).partition("?")
+    return redacted(base + _OPTION.sub(_shown_option, separator + options))
 
 
 def _shown_option(found: re.Match[str]) -> str:
-    """A parameter of a database address. A parameter without a value is probably part of a password that contains `&`."""
+    """Return a parameter of a database address without secrets.
+
+    A parameter without a value is replaced, too: it is probably part of a password that contains `&`.
+    """
     if found["value"] is None:
         return GAP if found["name"] else ""
     return f"{found['name']}={GAP}" if _is_secret(f"&{found['name']}") else found[0]
 
 
 def password_is_plain(address: str) -> bool:
-    """Whether no sign in the password ends it too early, so that its rest were taken for a host and shown.
+    """Whether the password contains no `@`, `/`, `?` or `#`, which would end it early and expose its rest as the host.
 
     >>> password_is_plain("postgresql://ann:se@cret@host/tune")
     False

@@ -1,6 +1,6 @@
-"""YAML and JSON files of settings, read within bounds, so that a file from a stranger costs little memory and time.
+"""Read YAML and JSON settings with limits on size and depth, so that an untrusted file uses little memory and time.
 
-`core.settings` re-exports the two readers; code outside `core` imports them from there.
+`core.settings` re-exports the readers; code outside `core` imports them from there.
 """
 
 import json
@@ -15,45 +15,45 @@ import yaml
 from diptych.core.errors import ConfigError
 
 MAX_BYTES = 16 * 2**20
-"""Largest file that is read. CLIP's vocabulary as JSON has 1 MiB, the `tokenizer.json` of a large language model 17 MB."""
+"""Maximum size of a file. CLIP's vocabulary as JSON has 1 MiB, the `tokenizer.json` of a large language model 17 MB."""
 MAX_YAML_BYTES = 2**20
-"""Largest YAML file. PyYAML parses about 1 MiB per second with libyaml, 0.1 without."""
+"""Maximum size of a YAML file. PyYAML parses about 1 MiB per second with libyaml and 0.1 MiB per second without it."""
 MAX_DEPTH = 64
-"""Deepest nesting of lists and objects."""
+"""Maximum nesting depth of lists and objects."""
 MAX_NODES = 100_000
-"""Most values of a YAML file, those that aliases repeat counted each time."""
+"""Maximum number of values in a YAML file; values that aliases repeat are counted each time."""
 _MAX_INT = 10**40
 _MAX_COLONS = 22
-"""In an integer of base 60: one with more colons is at least 60**23, which is larger than `_MAX_INT`."""
+"""Maximum number of colons in a base-60 integer: with more, it is at least 60**23, which is larger than `_MAX_INT`."""
 _LONG_BASE_60 = re.compile(rf"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9]){{{_MAX_COLONS + 1},}}")
 _INT_TAG = "tag:yaml.org,2002:int"
 _YAML_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _SURROGATE = re.compile(r"\\(?:u|U0000)[dD][89a-fA-F][0-9a-fA-F]{2}")
-"""An escape of a surrogate. `yaml.safe_dump` writes them for the bytes of a path that is not UTF-8; libyaml refuses them."""
+"""An escaped surrogate. `yaml.safe_dump` writes them for paths that are not UTF-8, and libyaml rejects them."""
 
 
 def read_yaml(path: Path, *, max_bytes: int = MAX_YAML_BYTES) -> Any:
-    """The content of a YAML file.
+    """Return the content of a YAML file.
 
     Raises:
-        ConfigError: the file is missing, not a regular file, not YAML, or beyond a bound: larger than `max_bytes`, nested
-            deeper than `MAX_DEPTH`, more than `MAX_NODES` values, or an integer of more than 40 digits.
+        ConfigError: the file is missing, not a regular file or not YAML, or it exceeds a limit: it is larger than `max_bytes`,
+            is nested deeper than `MAX_DEPTH`, has more than `MAX_NODES` values, or has an integer of more than 40 digits.
     """
     return parse_yaml(read_text(path, max_bytes=max_bytes), what=str(path))
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
-        ConfigError: the file is missing, not a regular file, not JSON, or beyond a bound: larger than `max_bytes`, nested
-            deeper than `MAX_DEPTH`, or an integer of more than 40 digits.
+        ConfigError: the file is missing, not a regular file or not JSON, or it exceeds a limit: it is larger than `max_bytes`,
+            is nested deeper than `MAX_DEPTH`, or has an integer of more than 40 digits.
     """
     return parse_json(read_text(path, max_bytes=max_bytes), what=str(path))
 
 
 def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
-    """The content of a UTF-8 file.
+    """Return the content of a UTF-8 file.
 
     Raises:
         ConfigError: the file is missing, not a regular file, larger than `max_bytes`, or not UTF-8.
@@ -72,7 +72,7 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_yaml(text: str, *, what: str) -> Any:
-    """The content of a YAML text, within the bounds of `read_yaml`.
+    """Return the content of a YAML text, within the limits of `read_yaml`.
 
     >>> parse_yaml("layers: [3, 4]", what="config")
     {'layers': [3, 4]}
@@ -82,13 +82,13 @@ def parse_yaml(text: str, *, what: str) -> Any:
         what: the name of the file or option, which starts the messages.
 
     Raises:
-        ConfigError: the text is not YAML, or is beyond a bound.
+        ConfigError: the text is not YAML, or exceeds a limit.
     """
     return _bounded(lambda: _load_yaml(text), "YAML", what)
 
 
 def parse_json(text: str, *, what: str) -> Any:
-    """The content of a JSON text, within the bounds of `read_json`.
+    """Return the content of a JSON text, within the limits of `read_json`.
 
     >>> parse_json('{"layers": [3, 4]}', what="config.json")
     {'layers': [3, 4]}
@@ -98,15 +98,15 @@ def parse_json(text: str, *, what: str) -> Any:
         what: the name of the file, which starts the messages.
 
     Raises:
-        ConfigError: the text is not JSON, or is beyond a bound.
+        ConfigError: the text is not JSON, or exceeds a limit.
     """
     return _bounded(lambda: json.loads(text), "JSON", what)
 
 
 def _load_yaml(text: str) -> Any:
-    """The content of a YAML text, whose bounds are checked before anything is built of it.
+    """Return the content of a YAML text. The limits are checked on parser events, before any object is built.
 
-    libyaml, which parses several times as fast as PyYAML's own parser, has no such bounds itself.
+    libyaml, which is several times as fast as PyYAML's own parser, has no such limits.
     """
     loader = yaml.SafeLoader if _SURROGATE.search(text) else _YAML_LOADER
     bounds = _YamlBounds()
@@ -116,12 +116,12 @@ def _load_yaml(text: str) -> Any:
 
 
 class _YamlBounds:
-    """Counts depth and values of a YAML text; an alias counts as many values as what it refers to."""
+    """Counts the depth and the values of a YAML text; an alias counts as many values as the node that it refers to."""
 
     def __init__(self) -> None:
         self._num_values = 0
         self._opened: list[tuple[str | None, int]] = []
-        """Lists and objects around the current value: anchor, and values before it."""
+        """The lists and objects around the current value: anchor, and number of values before it."""
         self._sizes: dict[str | None, int] = {}
 
     def check(self, event: yaml.Event) -> None:
@@ -147,11 +147,11 @@ class _YamlBounds:
     def _size(self, alias: str | None) -> int:
         if any(anchor == alias for anchor, _ in self._opened):
             raise ConfigError("an alias refers to the list or object that contains it")
-        return self._sizes.get(alias, 1)  # The loader refuses an alias that refers to nothing.
+        return self._sizes.get(alias, 1)  # The loader rejects an undefined alias.
 
 
 def _is_long_base_60(event: yaml.ScalarEvent) -> bool:
-    """Whether it is an integer such as `1:30:00` with so many parts that PyYAML, which takes quadratic time, is not asked."""
+    """Whether a scalar is a base-60 integer such as `1:30:00` with too many parts: PyYAML parses them in quadratic time."""
     if event.tag == _INT_TAG:
         return event.value.count(":") > _MAX_COLONS
     return event.implicit[0] and _LONG_BASE_60.fullmatch(event.value) is not None

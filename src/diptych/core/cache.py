@@ -1,4 +1,4 @@
-"""Where Diptych keeps what can be made or fetched again, and notes about files that save reading them again."""
+"""The cache folder, for data that can be computed or fetched again, and short notes about files in it."""
 
 import os
 import time
@@ -10,35 +10,35 @@ from pathlib import Path
 from diptych.core.files import write_text
 
 _MAX_NOTES = 1000
-"""When there are more, the older half is removed."""
+"""If there are more notes, the older half is removed."""
 SETTLED_S = 2.0
-"""A file that changed less than this long ago could change again without another time stamp."""
+"""A file that changed fewer seconds ago than this could change again with the same time stamp."""
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/diptych`, or `~/.cache/diptych`. It need not exist yet."""
+    """Return `$XDG_CACHE_HOME/diptych`, or `~/.cache/diptych` if the variable is not set. The folder may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
 
 
 def file_stamp(path: Path) -> str:
-    """Size, times of the last change of content and of metadata, and inode of a file; they differ when the file was changed.
+    """Return the size, mtime, ctime, device and inode of a file as a text, which differs after the file was changed.
 
-    A program can set the first time, but not the second.
+    Programs can set the mtime, but not the ctime.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     status = path.stat()
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_dev}:{status.st_ino}"
 
 
 def is_settled(path: Path) -> bool:
-    """Whether the last change of a file lies two seconds back, so that another change would give it another stamp.
+    """Whether a file was last changed more than two seconds ago, so that a new change would change its stamp.
 
-    A time of the content that lies in the future was set by a program, at the time of the last change of the metadata.
+    An mtime in the future was set by a program and is ignored: setting it also updated the ctime.
 
     Raises:
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     status, now = path.stat(), time.time()
     modified = status.st_mtime if status.st_mtime <= now else 0.0
@@ -46,7 +46,7 @@ def is_settled(path: Path) -> bool:
 
 
 def settled_stamp(paths: Iterable[Path]) -> str | None:
-    """The places and stamps of several files in one hash; None if one of them is missing or not settled."""
+    """Return a hash of the paths and stamps of several files; None if one is missing or was changed in the last two seconds."""
     digest = sha256()
     try:
         for path in paths:
@@ -59,7 +59,7 @@ def settled_stamp(paths: Iterable[Path]) -> str | None:
 
 
 def recall(key: str) -> str | None:
-    """The note under a key; None if there is none or it cannot be read."""
+    """Return the note stored under a key; None if there is none or it cannot be read."""
     try:
         return _note(key).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -67,7 +67,7 @@ def recall(key: str) -> str | None:
 
 
 def remember(key: str, note: str) -> None:
-    """Keep a short note for later processes. It may be lost: a full or read-only disk is no error."""
+    """Store a short note for later processes. The note may be lost: a full or read-only disk does not raise an error."""
     path = _note(key)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,20 +79,20 @@ def remember(key: str, note: str) -> None:
 
 
 def make_room(folder: Path, pattern: str, *, max_bytes: int, keep: Path) -> None:
-    """Remove the files of a folder that were not used for longest, until the others have at most `max_bytes`.
+    """Remove the least recently used files of a folder until the rest have at most `max_bytes`.
 
     Args:
         folder: the folder.
-        pattern: a glob of the files that count.
-        max_bytes: bound on the sum of their sizes.
-        keep: a file that is not removed, even if it is larger than that.
+        pattern: a glob pattern; other files are ignored.
+        max_bytes: maximum sum of the sizes of the files.
+        keep: a file that is never removed.
 
     Raises:
-        OSError: a file cannot be looked at or removed.
+        OSError: a file cannot be read or removed.
     """
     files = []
     for path in folder.glob(pattern):
-        with suppress(FileNotFoundError):  # Another process makes room, too.
+        with suppress(FileNotFoundError):  # Another process may be removing files at the same time.
             state = path.stat()
             files.append((state.st_mtime, state.st_size, path))
     total = 0

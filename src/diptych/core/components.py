@@ -1,4 +1,4 @@
-"""Connected components of graphs that are too large for lists of edges.
+"""Connected components of graphs whose edge lists would not fit in memory.
 
 Shapes: N members, M edges, R rows and C columns of a block of the adjacency matrix.
 """
@@ -14,7 +14,7 @@ _COLUMNS = 4096
 
 
 class Components:
-    """Connected components of a graph with members 0 to N - 1, to which edges are added in any order.
+    """Connected components of a graph with members 0 to N - 1 (union-find). Edges can be added in any order.
 
     >>> components = Components(5)
     >>> components.join(np.array([3, 0]), np.array([1, 3]))
@@ -24,10 +24,10 @@ class Components:
 
     def __init__(self, num: int) -> None:
         self._parent: Int64[ndarray, " N"] = np.arange(num)
-        """A smaller member of the same component; the smallest one has itself."""
+        """For each member a smaller one of the same component; for the smallest, itself."""
 
     def find(self, members: Int64[ndarray, " M"]) -> Int64[ndarray, " M"]:
-        """The smallest member of each member's component."""
+        """Return the smallest member of the component of each given member."""
         roots = self._parent[members]
         while not np.array_equal(above := self._parent[roots], roots):
             roots = above
@@ -35,22 +35,31 @@ class Components:
         return roots
 
     def first(self) -> Int64[ndarray, " N"]:
-        """The smallest member of the component of every member."""
+        """Return the smallest member of the component of every member."""
         while not np.array_equal(above := self._parent[self._parent], self._parent):
             self._parent = above
         return self._parent.copy()
 
     def join(self, one: Int64[ndarray, " M"], other: Int64[ndarray, " M"]) -> None:
-        """Add edges. Each round joins components to smaller ones and keeps the edges between different components."""
+        """Add the edges (one[i], other[i]).
+
+        Each round links component roots to smaller roots and keeps the edges that still connect different components.
+        """
         while len(one):
             roots = np.sort(np.stack([self.find(one), self.find(other)]), axis=0)
             one, other = roots[:, roots[0] != roots[1]]
             self._parent[other] = one
 
     def join_block(self, near: Bool[ndarray, "R C"], rows: Int64[ndarray, " R"], columns: Int64[ndarray, " C"]) -> None:
-        """Add the edges of a block of the adjacency matrix, whose rows and columns are the given members."""
+        """Add the edges of a block of the adjacency matrix.
+
+        Args:
+            near: whether there is an edge between a row and a column.
+            rows: the members of the rows.
+            columns: the members of the columns.
+        """
         some, others = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
-        self.join(rows[some], columns[near.argmax(axis=1)[some]])  # One edge of each row and column is usually enough.
+        self.join(rows[some], columns[near.argmax(axis=1)[some]])  # One edge per row and column is usually enough.
         self.join(rows[near.argmax(axis=0)[others]], columns[others])
         inner, across = np.nonzero(near & (self.find(rows)[:, None] != self.find(columns)))
         self.join(rows[inner], columns[across])
@@ -58,9 +67,9 @@ class Components:
     def apart(
         self, rows: Int64[ndarray, " R"], columns: Int64[ndarray, " C"]
     ) -> tuple[Int64[ndarray, " R2"], Int64[ndarray, " C2"]]:
-        """The rows and columns of a block without those that can add nothing.
+        """Return the rows and columns of a block whose edges could still join components.
 
-        If all columns are in one component, rows of this component are left out, and the other way around.
+        If all columns belong to one component, the rows of that component are removed, and vice versa.
         """
         of_rows, of_columns = self.find(rows), self.find(columns)
         if len(columns) and (of_columns == of_columns[0]).all():
@@ -70,7 +79,7 @@ class Components:
         return rows, columns
 
     def groups(self) -> list[list[int]]:
-        """Components with at least two members, in the order of their first members."""
+        """Return the components with at least two members, ordered by their smallest members."""
         first = self.first()
         members = np.flatnonzero(np.bincount(first, minlength=len(first))[first] > 1)
         members = members[np.argsort(first[members], kind="stable")]
@@ -81,14 +90,15 @@ class Components:
 def bucket_blocks(
     keys: UInt64[ndarray, " N"], roots: Int64[ndarray, " N"]
 ) -> tuple[Int64[ndarray, " M"], Iterator[tuple[slice, slice]]]:
-    """An order of the members, and blocks of rows and columns in it that include each pair with equal keys and different roots.
+    """Return an order of the members, and blocks that cover each pair with equal keys and different roots.
 
-    Members without such a pair are left out of the order. The first column of a block is its first row, or a later one. Blocks
-    also include other pairs: pairs of a member with itself, of neighboring keys and of equal roots. Their size is bounded, and
-    their number grows with N as long as few members have the same key.
+    Blocks are slices of rows and columns in that order. Members without such a pair are left out of the order. The first column
+    of a block is its first row or a later one. Blocks also contain other pairs: a member with itself, and pairs of neighboring
+    keys or of equal roots. The size of a block is bounded, and the number of blocks is linear in N while few members share a
+    key.
 
     Args:
-        keys: pairs with equal keys are candidates.
+        keys: members with equal keys are candidate pairs.
         roots: the component of each member.
 
     >>> order, blocks = bucket_blocks(np.uint64([7, 5, 7]), np.arange(3))
@@ -97,16 +107,16 @@ def bucket_blocks(
     """
     num_roots = int(roots.max(initial=0)) + 1
     order = np.argsort(keys)
-    starts, _ = _runs(keys[order])
-    order = order[np.argsort(starts * num_roots + roots[order])]  # Two of these are much faster than `np.lexsort`.
-    starts, ends = _runs(keys[order])
+    starts, _ = _equal_ranges(keys[order])
+    order = order[np.argsort(starts * num_roots + roots[order])]  # Two argsorts are much faster than `np.lexsort`.
+    starts, ends = _equal_ranges(keys[order])
     order = order[roots[order[starts]] != roots[order[ends - 1]]]  # Buckets of one component are complete.
     return order, _blocks(keys[order], roots[order])
 
 
 def _blocks(keys: UInt64[ndarray, " M"], roots: Int64[ndarray, " M"]) -> Iterator[tuple[slice, slice]]:
-    starts, ends = _runs(keys)
-    _, root_ends = _runs(roots, starts)
+    starts, ends = _equal_ranges(keys)
+    _, root_ends = _equal_ranges(roots, starts)
     for top in range(0, len(keys), _ROWS):
         bottom = min(top + _ROWS, len(keys))
         left = int(root_ends[top]) if root_ends[top] >= bottom else top
@@ -115,10 +125,10 @@ def _blocks(keys: UInt64[ndarray, " M"], roots: Int64[ndarray, " M"]) -> Iterato
             yield slice(top, bottom), slice(start, min(start + _COLUMNS, stop))
 
 
-def _runs(*values: ndarray) -> tuple[Int64[ndarray, " N"], Int64[ndarray, " N"]]:
-    """For each position, the start and the end of the run of equal values that it is in."""
+def _equal_ranges(*values: ndarray) -> tuple[Int64[ndarray, " N"], Int64[ndarray, " N"]]:
+    """Return for each position the start and the end of the range of consecutive equal values that contains it."""
     is_start = np.ones(len(values[0]), dtype=np.bool)
     if len(is_start):
         is_start[1:] = np.any([value[1:] != value[:-1] for value in values], axis=0)
-    starts, run = np.flatnonzero(is_start), np.cumsum(is_start) - 1
-    return starts[run], np.append(starts[1:], len(is_start))[run]
+    starts, range_idx = np.flatnonzero(is_start), np.cumsum(is_start) - 1
+    return starts[range_idx], np.append(starts[1:], len(is_start))[range_idx]

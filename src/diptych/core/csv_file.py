@@ -1,4 +1,4 @@
-"""CSV files: the only code in the project that writes them."""
+"""Write CSV files. No other module of the project does."""
 
 import csv
 import re
@@ -8,15 +8,15 @@ from pathlib import Path
 from diptych.core.files import atomic_write
 
 _FORMULA = re.compile(r"\s*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-"""How a cell begins that a spreadsheet may compute; the last four are the full-width forms of the first four."""
+"""Matches the start of a cell that a spreadsheet may evaluate; the last four are the full-width forms of the first four."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 def csv_cell(value: object) -> str:
-    """The text of a cell, with an apostrophe before what a spreadsheet would take for a formula.
+    """Return the text of a cell, with a leading apostrophe if a spreadsheet would read it as a formula.
 
     Args:
-        value: numbers, and texts that are numbers, stay as they are; None gives an empty cell.
+        value: numbers, and texts that are numbers, are unchanged; None becomes an empty cell.
 
     >>> csv_cell("=1+1"), csv_cell("-0.5"), csv_cell(-0.5), csv_cell(None)
     ("'=1+1", '-0.5', '-0.5', '')
@@ -27,10 +27,15 @@ def csv_cell(value: object) -> str:
 
 
 def write_csv(path: Path, headings: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table in UTF-8, with commas, in place of any file there; every cell passes `csv_cell`.
+    """Create or replace a UTF-8 file with comma-separated values; every cell is converted by `csv_cell`.
+
+    Args:
+        path: the file.
+        headings: the cells of the first row.
+        rows: the cells of the other rows.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: the file cannot be written.
     """
     with (
         atomic_write(path) as tmp,

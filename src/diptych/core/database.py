@@ -1,4 +1,4 @@
-"""Addresses of PostgreSQL in their common forms."""
+"""Parse PostgreSQL addresses in their common forms."""
 
 import re
 
@@ -9,9 +9,9 @@ _POSTGRESQL = re.compile(r"(?P<scheme>postgres(?:ql)?)(?:\+\w+)?://", re.IGNOREC
 
 
 def is_postgres_address(text: str) -> bool:
-    """Whether a text is an address of PostgreSQL: `postgresql://` or `postgres://`.
+    """Whether a text is a PostgreSQL address: `postgresql://` or `postgres://`.
 
-    Upper case, surrounding spaces and a driver name in SQLAlchemy's form are accepted.
+    Upper case, surrounding white space and a driver name in SQLAlchemy's form are accepted.
 
     >>> [is_postgres_address(text) for text in (" POSTGRESQL://host/db", "postgresql+psycopg://host/db", "photos.index")]
     [True, True, False]
@@ -20,10 +20,10 @@ def is_postgres_address(text: str) -> bool:
 
 
 def postgres_address(text: str) -> str:
-    """The address in the form that libpq accepts: a lowercase scheme, no surrounding spaces and no driver.
+    """Return the address in the form that libpq accepts: a lowercase scheme, no surrounding white space and no driver.
 
     Raises:
-        ConfigError: the text is not an address of PostgreSQL, or the password needs percent-encoding.
+        ConfigError: the text is not a PostgreSQL address, or the password needs percent-encoding.
 
     >>> postgres_address(" PostgreSQL+psycopg://ann@Host/db")
     'postgresql://ann@Host/db'

@@ -1,4 +1,4 @@
-"""Which device to use, and what its CPU can."""
+"""Select the device, and detect the features of the CPU."""
 
 from functools import cache
 from pathlib import Path
@@ -10,9 +10,9 @@ from diptych.core.launch import is_launched, local_rank
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The named device, or for `auto` the fastest this machine has: a CUDA GPU, Apple's, or the CPU.
+    """Return the named device, or for `auto` the fastest available one: a CUDA GPU, an Apple GPU, or the CPU.
 
-    Of processes that were launched together each gets a GPU of its own.
+    Each of several processes that were launched together gets its own GPU.
 
     Raises:
         ConfigError: the machine has no such device.
@@ -32,22 +32,22 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def has_fast_int8() -> bool:
-    """Whether this CPU has instructions that sum products of eight-bit integers (VNNI)."""
+    """Whether this CPU has instructions for dot products of 8-bit integers (VNNI or AMX)."""
     return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def cpu_has(*instructions: str) -> bool:
-    """Whether this CPU has any of them, as `torch.cpu.get_capabilities` names them."""
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name) for name in instructions)
+    """Whether this CPU has any of the instruction sets, named as in `torch.cpu.get_capabilities`."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in instructions)
 
 
 @cache
 def cpu_vendor() -> str | None:
-    """Who made this CPU, as it says itself (`GenuineIntel`, `AuthenticAMD`); None where the system does not tell."""
+    """Return the vendor id of this CPU (`GenuineIntel`, `AuthenticAMD`), or None if `/proc/cpuinfo` does not contain one."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return None
-    named = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("vendor_id")]
-    return named[0] if named else None
+    vendors = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("vendor_id")]
+    return vendors[0] if vendors else None

@@ -1,4 +1,4 @@
-"""Checksums of files that were computed once: a file of the same size and time is not read again."""
+"""Cached checksums of files: a file whose size and modification time are unchanged is not read again."""
 
 import os
 import sqlite3
@@ -10,14 +10,14 @@ from diptych.core.cache import cache_folder
 from diptych.core.files import sha256_of
 
 _SETTLED_NS = 2_000_000_000
-"""A file that changed less than two seconds ago may change again without another time; its checksum is not kept."""
+"""A file that changed less than two seconds ago may change again with the same time stamp; its checksum is not cached."""
 _COMMIT_EVERY = 1000
 
 
 class FileDigests:
-    """SHA-256 of files, kept in a database in the cache folder. If the database cannot be used, every file is read.
+    """SHA-256 digests of files, cached in a database in the cache folder. If the database cannot be used, every file is read.
 
-    The time of a file only says whether a checksum that was kept is still valid.
+    A cached digest is valid while the size and the modification time of the file are unchanged.
     """
 
     def __init__(self) -> None:
@@ -32,30 +32,30 @@ class FileDigests:
             )
 
     def digest(self, path: Path) -> bytes:
-        """The file's SHA-256, 32 bytes.
+        """Return the SHA-256 of the file's content, 32 bytes.
 
         Raises:
             OSError: the file cannot be read.
         """
         state = path.stat()
         name = os.fsencode(path.absolute())
-        kept = self._kept(name, state)
-        if kept is not None:
-            return kept
+        cached = self._cached(name, state)
+        if cached is not None:
+            return cached
         digest = bytes.fromhex(sha256_of(path))
         if time.time_ns() - state.st_mtime_ns > _SETTLED_NS:
-            self._keep(name, state, digest)
+            self._store(name, state, digest)
         return digest
 
     def close(self) -> None:
-        """Write what is new to the disk."""
+        """Write new digests to the disk and close the database."""
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.commit()
             self._database.close()
             self._database = None
 
-    def _kept(self, name: bytes, state: os.stat_result) -> bytes | None:
+    def _cached(self, name: bytes, state: os.stat_result) -> bytes | None:
         if self._database is None:
             return None
         try:
@@ -67,7 +67,7 @@ class FileDigests:
             return None
         return bytes(row[0]) if row is not None and isinstance(row[0], bytes) and len(row[0]) == 32 else None
 
-    def _keep(self, name: bytes, state: os.stat_result, digest: bytes) -> None:
+    def _store(self, name: bytes, state: os.stat_result, digest: bytes) -> None:
         if self._database is None:
             return
         with suppress(sqlite3.Error):

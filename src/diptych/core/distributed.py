@@ -1,7 +1,7 @@
-"""The processes that train together, and what they exchange. Where nobody else is there, every exchange is the identity.
+"""Collective operations between the ranks of a distributed run. With a single process, every operation is the identity.
 
-Every rank must call the same exchanges in the same order, with tensors of equal shape. None of them carries gradients: who
-needs these exchanges them himself. Shapes: R rows of one rank, N rows of all ranks together.
+All ranks must call the same operations in the same order, with tensors of equal shapes. The operations are not differentiable;
+callers exchange gradients themselves. Shapes: R rows of one rank, N rows of all ranks together.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ Object = TypeVar("Object")
 
 
 class Ranks(NamedTuple):
-    """Processes that work on one joint batch, seen from one of them.
+    """The processes that work on one joint batch, from the point of view of one of them.
 
     >>> bool((ALONE.sum(torch.ones(3)) == 1).all())
     True
     """
 
     rank: int
-    """This process, from 0."""
+    """Index of this process, from 0."""
     size: int
-    """How many there are."""
+    """Number of processes."""
 
     def rows(self, num: int) -> slice:
-        """Where this rank's `num` rows lie among those of all.
+        """Return the slice of this rank's `num` rows among the rows of all ranks.
 
         >>> Ranks(rank=2, size=3).rows(10)
         slice(20, 30, None)
@@ -37,7 +37,7 @@ class Ranks(NamedTuple):
         return slice(self.rank * num, (self.rank + 1) * num)
 
     def gather_rows(self, tensor: Shaped[Tensor, "R *rest"]) -> Shaped[Tensor, "N *rest"]:
-        """The rows of all ranks, in order of rank."""
+        """Return the rows of all ranks, concatenated in order of rank."""
         if self.size == 1:
             return tensor
         gathered = tensor.new_empty(self.size * len(tensor), *tensor.shape[1:])
@@ -45,10 +45,10 @@ class Ranks(NamedTuple):
         return gathered
 
     def scatter_sum(self, tensor: Shaped[Tensor, "N *rest"]) -> Shaped[Tensor, "R *rest"]:
-        """This rank's rows of the sum over ranks."""
+        """Return this rank's rows of the sum over ranks."""
         if self.size == 1:
             return tensor
-        if tensor.device.type == "cpu":  # gloo has no reduce-scatter in every PyTorch that we support.
+        if tensor.device.type == "cpu":  # gloo lacks reduce-scatter in some of the supported PyTorch versions.
             return self.sum(tensor)[self.rows(len(tensor) // self.size)].clone()
         parts = list(tensor.detach().contiguous().chunk(self.size))
         summed = torch.empty_like(parts[0])
@@ -56,15 +56,15 @@ class Ranks(NamedTuple):
         return summed
 
     def sum(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The sum over ranks, the same on all of them."""
+        """Return the element-wise sum over ranks, the same on all of them."""
         return self._reduced(tensor, distributed.ReduceOp.SUM) if self.size > 1 else tensor
 
     def max(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """The largest of each number over ranks."""
+        """Return the element-wise maximum over ranks, the same on all of them."""
         return self._reduced(tensor, distributed.ReduceOp.MAX) if self.size > 1 else tensor
 
     def ring_shift(self, tensor: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-        """What the rank before this one gave; this rank's goes to the rank after it, and the last one's to the first."""
+        """Send the tensor to the next rank and return the tensor of the previous rank; the last rank sends to the first."""
         if self.size == 1:
             return tensor
         sent = tensor.detach().contiguous()
@@ -78,7 +78,7 @@ class Ranks(NamedTuple):
         return received
 
     def gather_objects(self, ours: Object) -> list[Object]:
-        """One object a rank, in order of rank; each must be picklable."""
+        """Return the objects of all ranks, in order of rank. Objects must be picklable."""
         if self.size == 1:
             return [ours]
         gathered = [ours] * self.size
@@ -86,18 +86,21 @@ class Ranks(NamedTuple):
         return gathered
 
     def gather_if_any(self, ours: Sequence[Object]) -> list[Object]:
-        """What all ranks have, in order of rank; cheap for things that hardly ever one of them has."""
+        """Return the objects of all ranks, concatenated in order of rank. Objects must be picklable.
+
+        If no rank has any, this exchanges a single number; use it for objects that are rare.
+        """
         if self.size == 1:
             return list(ours)
         if not int(self.max(torch.tensor(len(ours)))):
             return []
-        return [found for part in self.gather_objects(tuple(ours)) for found in part]
+        return [value for part in self.gather_objects(tuple(ours)) for value in part]
 
     def run_on_rank0(self, action: Callable[[], Object]) -> Object:
-        """What the action gives on rank 0; the others do not run it.
+        """Run the action on rank 0 only and return its result on all ranks. The result must be picklable.
 
         Raises:
-            DiptychError: rank 0's, on all ranks.
+            DiptychError: the action raised it on rank 0; it is raised on all ranks.
         """
         if self.size == 1:
             return action()
@@ -123,11 +126,11 @@ def _outcome(action: Callable[[], Object]) -> tuple[Object | None, DiptychError 
 
 
 ALONE = Ranks(rank=0, size=1)
-"""This process and no other, whether or not there are others."""
+"""This process alone, even if other processes exist."""
 
 
 def all_ranks() -> Ranks:
-    """All ranks of the default process group; this process alone where none is initialised.
+    """Return the ranks of the default process group, or `ALONE` if none is initialized.
 
     >>> all_ranks()
     Ranks(rank=0, size=1)

@@ -1,4 +1,4 @@
-"""Text of unknown encoding, as caption files of many years and systems hold it."""
+"""Decode text of unknown encoding, such as caption files from different systems."""
 
 import codecs
 from pathlib import Path
@@ -9,9 +9,10 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode_text(content: bytes) -> tuple[str, str]:
-    """The text without its byte order mark, and the encoding that it is in: UTF-8, else UTF-16 with a mark, else Windows-1252.
+    """Return the text without its byte order mark, and the name of its encoding.
 
-    Every content gives a text: the few bytes that Windows-1252 leaves undefined are read as Latin-1.
+    Tries UTF-8, then UTF-16 if there is a byte order mark, then Windows-1252. Content with bytes that Windows-1252 does not
+    define is decoded as Latin-1, so decoding never fails.
 
     >>> decode_text("grün".encode("utf-8-sig")), decode_text("grün".encode("utf-16")), decode_text("grün".encode("latin-1"))
     (('grün', 'UTF-8'), ('grün', 'UTF-16'), ('grün', 'Windows-1252'))
@@ -26,14 +27,14 @@ def decode_text(content: bytes) -> tuple[str, str]:
 
 
 def read_lines(path: Path, *, what: str) -> list[str]:
-    """The nonempty lines of a text file, without surrounding spaces.
+    """Return the nonempty lines of a text file, without surrounding white space.
 
     Args:
-        path: the file, in UTF-8.
-        what: the name of what the lines are, for messages.
+        path: a UTF-8 file.
+        what: what the lines contain, for messages.
 
     Raises:
-        DataError: the file cannot be read, is not UTF-8, or has no lines.
+        DataError: the file cannot be read, is not UTF-8, or has no nonempty lines.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]

@@ -1,17 +1,17 @@
-"""Every exception that Diptych raises on purpose.
+"""All exceptions that Diptych raises on purpose.
 
     DiptychError
-    ├── ConfigError     a setting, an option or a name
-    ├── DataError       a source, its captions or its splits
-    │   ├── ImageError  one picture that cannot be decoded
-    │   └── NotFiniteError  embeddings that are not numbers, because of the weights
-    ├── BusyError       another process has what this one wants
-    ├── BundleError     a folder that is not a whole bundle, or one that does not fit
-    ├── IndexingError   a search index, or what writes it
-    └── RunError        a run folder, a checkpoint, or training itself
-        └── SaveError   the output of a run or a study cannot be saved; it can continue later
+    ├── ConfigError         a setting, an option or a name is wrong
+    ├── DataError           a source, its captions or its splits cannot be used
+    │   ├── ImageError      an image cannot be decoded
+    │   └── NotFiniteError  embeddings are NaN or infinite because of the weights
+    ├── BusyError           another process holds a lock that this one needs
+    ├── BundleError         a folder is not a complete bundle, or the bundle does not fit its use
+    ├── IndexingError       a search index cannot be read or written
+    └── RunError            a run folder, a checkpoint or training itself fails
+        └── SaveError       the output of a run or a study cannot be saved; it can continue later
 
-The command line prints the message on one line and exits with code 2.
+The command line prints the message on one line and exits with status 2.
 """
 
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ _MAX_LISTED = 12
 
 
 class DiptychError(Exception):
-    """Base of all errors that a user can cause and mend. Secrets of addresses in the message are left out."""
+    """Base class of all errors that a user can cause and fix. Secrets in URLs are removed from the message (`redacted`)."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class DiptychWarning(UserWarning):
-    """Something went on that a user should know of. The command line prints it on one line.
+    """Base class of all warnings. The command line prints the message on one line.
 
-    Secrets of addresses in the message are left out.
+    Secrets in URLs are removed from the message (`redacted`).
     """
 
     def __init__(self, *args: object) -> None:
@@ -44,39 +44,44 @@ class ConfigError(DiptychError):
 
 
 class DataError(DiptychError):
-    """A source cannot be read, or does not hold what was asked for."""
+    """A source cannot be read, or does not contain the requested data."""
 
 
 class ImageError(DataError):
-    """One picture cannot be decoded."""
+    """An image cannot be decoded."""
 
 
 class NotFiniteError(DataError):
-    """A model's weights give embeddings that are not numbers: its training has diverged, or the weights are damaged."""
+    """A model returns embeddings that are NaN or infinite: its training has diverged, or its weights are damaged."""
 
 
 class BusyError(DiptychError):
-    """Another process writes what this one wants to write."""
+    """Another process holds the lock on a file or folder that this process would write."""
 
 
 class BundleError(DiptychError):
-    """A folder is not a whole bundle, or the bundle does not fit its use."""
+    """A folder is not a complete bundle, or the bundle does not fit its use."""
 
 
 class IndexingError(DiptychError):
-    """A search index is not there, damaged, another model's, or cannot be written."""
+    """A search index is missing, damaged, made with another model, or cannot be written."""
 
 
 class RunError(DiptychError):
-    """A run folder or a training run cannot go on."""
+    """A training run cannot start or continue."""
 
 
 class SaveError(RunError):
-    """What a run or a study made cannot be saved, most often because the disk is full. The same command continues later."""
+    """The output of a run or a study cannot be saved, usually because the disk is full. The same command continues later."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is not known: the nearest one that is, then all of them.
+    """Return the error message for an unknown name: it suggests the closest known name and lists up to 12 known ones.
+
+    Args:
+        what: the kind of thing that has the name.
+        name: the unknown name.
+        known: all valid names.
 
     >>> unknown_name("preset", "shape-demo", ["shapes-demo", "photos-small"])
     "unknown preset 'shape-demo'; did you mean 'shapes-demo'? Known: shapes-demo, photos-small"

@@ -1,4 +1,4 @@
-"""Size, times and inode of many files at once, as an array: enough to see that a file was changed without opening it."""
+"""Size, times and inode of many files as one array, which shows that a file was changed without opening it."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diptych.core import cache
 
 _CHUNK = 4096
-"""Files at a time: their `stat_result` objects take 400 bytes each."""
+"""Number of files per chunk: each `stat_result` object takes 400 bytes."""
 _FIELDS = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
 NUM_FIELDS = len(_FIELDS)
 _of_state = attrgetter(*_FIELDS)
@@ -22,11 +22,11 @@ _MAX_INT64 = (1 << 63) - 1
 
 
 class FileStates:
-    """One row per file: size, times of the last change of content and of metadata in ns, inode, device; -1 if it is missing.
+    """One row per file: size in bytes, mtime and ctime in ns, inode, device; all -1 if the file is missing.
 
     Args:
-        table: the rows.
-        taken_ns: a time before the first of the files was looked at.
+        table: the rows, shape (number of files, `NUM_FIELDS`).
+        taken_ns: a time in ns before the first file was read.
     """
 
     def __init__(self, table: NDArray[np.int64], *, taken_ns: int) -> None:
@@ -37,15 +37,15 @@ class FileStates:
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each file; -1 for a file that is missing."""
+        """Size of each file in bytes; -1 if it is missing."""
         return self.table[:, 0]
 
     def take(self, rows: NDArray[np.int64]) -> "FileStates":
-        """The states of some of the files."""
+        """Return the states of the files at the given rows."""
         return FileStates(self.table[rows], taken_ns=self.taken_ns)
 
     def file_ids(self) -> NDArray[np.int64]:
-        """An id for each row, the same for rows of the same file, as hard links are. Missing files have ids of their own."""
+        """Return an id for each row. Rows of the same file (hard links) have the same id; each missing file has its own."""
         order = np.lexsort((self.table[:, 3], self.table[:, 4]))
         ordered = self.table[order][:, 3:]
         is_new = np.ones(len(order), dtype=bool)
@@ -55,14 +55,14 @@ class FileStates:
         return ids
 
     def digest(self) -> str:
-        """A hash that differs once a file was changed."""
+        """Return a hash of all rows, 64 hexadecimal digits; it differs after a file was changed."""
         return sha256(np.ascontiguousarray(self.table, dtype="<i8").data).hexdigest()
 
     def is_settled(self) -> bool:
-        """Whether the last change of every file lay two seconds back, so that another change would give it another state.
+        """Whether every file was last changed more than two seconds before `taken_ns`, so that a new change is detectable.
 
-        What counts is the moment when the states were taken: a file may change while it is read. A time of the content that
-        lies in the future was set by a program; that program also changed the time of the metadata, which none can set.
+        A file may change while it is being read; therefore `taken_ns` counts and not the current time. An mtime in the future
+        was set by a program and is ignored: setting it also updated the ctime, which programs cannot set.
         """
         modified, changed = self.table[:, 1], self.table[:, 2]
         last = max(modified[modified <= self.taken_ns].max(initial=0), changed.max(initial=0))
@@ -70,7 +70,7 @@ class FileStates:
 
 
 def file_states(paths: Sequence[str]) -> FileStates:
-    """The states of files; links are followed.
+    """Return the states of files; symbolic links are followed.
 
     >>> file_states(["/no/such/file"]).sizes.tolist()
     [-1]
@@ -91,7 +91,7 @@ def _states(paths: Sequence[str]) -> NDArray[np.int64]:
 
 
 def file_state(path: str) -> tuple[int, ...]:
-    """The row of one file."""
+    """Return the row of one file (see `FileStates`); all -1 if it is missing."""
     try:
         return tuple(value & _MAX_INT64 if value > _MAX_INT64 else value for value in _of_state(os.stat(path)))  # noqa: PTH116  (as above)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Locks, atomic writes, checked reads and checksums: the only code in the project that locks a file or replaces one.
+"""Locks, atomic writes, checked reads and checksums of files. No other module of the project locks or replaces files.
 
-A reader sees a file as it was before or as it is after a write, and nothing in between. A crash at any moment leaves one of
-the two, and at most a temporary file (`TMP_SUFFIX`) next to it.
+A reader sees either the old or the new content of a file, never a partial write. After a crash, one of the two is on the disk,
+possibly with a temporary file (`TMP_SUFFIX`) next to it.
 """
 
 import errno
@@ -23,18 +23,18 @@ from filelock import FileLock, Timeout
 from diptych.core.errors import BusyError
 
 TMP_SUFFIX = ".tmp"
-"""Ends the name of a file that is being written; the name starts with a dot."""
+"""End of the name of a file that is being written; the name also starts with a dot."""
 
 MAX_IMAGE_BYTES = 512 * 2**20
-"""Size limit of a picture's file. The largest that are decoded (200 million pixels) have at most 600 MB uncompressed; encoded
-ones are far smaller, and a file is read into memory as a whole."""
+"""Maximum size of an image file, which is read into memory as a whole. The largest images that are decoded have 200 million
+pixels (600 MB uncompressed), and encoded files are much smaller."""
 
 _HOLDER_SUFFIX = ".holder"
 _BLOCK_BYTES = 1 << 20
 _CHECKED_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
-"""`O_NONBLOCK`: opening a FIFO without a writer would otherwise wait for one. Windows lacks most of these flags."""
+"""`O_NONBLOCK`: without it, opening a FIFO that has no writer blocks. Windows lacks most of these flags."""
 _CHILDREN_S = 10.0
-"""How long the children of a killed process may hold its lock: PyTorch's workers look for their parent every five seconds."""
+"""How long the children of a killed process may hold its lock: PyTorch's workers check for their parent every five seconds."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def atomic_write(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
     If the block raises, the temporary file is removed and `path` stays as it was.
 
     Args:
-        path: the file that is created or replaced.
+        path: the file to create or replace.
         mode: permissions of the new file, which the umask may restrict further; 0o600 for secrets.
 
     Raises:
@@ -68,18 +68,18 @@ def write_text(path: Path, text: str, *, errors: str = "strict", mode: int = 0o6
 
     Raises:
         OSError: the file cannot be written.
-        UnicodeEncodeError: the text holds a lone surrogate, and `errors` is "strict".
+        UnicodeEncodeError: the text contains a lone surrogate, and `errors` is "strict".
     """
     with atomic_write(path, mode=mode) as tmp:
         tmp.write_text(text, encoding="utf-8", errors=errors)
 
 
 def is_tmp(path: Path, of: str = "") -> bool:
-    """Whether a path is a temporary file of `atomic_write`, left by a process that was killed.
+    """Whether a path has the name of a temporary file of `atomic_write`, such as a killed process leaves.
 
     Args:
         path: the path to test.
-        of: the name of the file that was being written; empty for any.
+        of: the name of the file that was being written; empty for any file.
 
     >>> is_tmp(Path(".config.yaml.0a1b2c3d.tmp"), of="config.yaml"), is_tmp(Path("notes.tmp"))
     (True, False)
@@ -92,14 +92,14 @@ def _is_any_tmp(name: str) -> bool:
 
 
 def clear_tmp(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder; the caller makes sure that nobody writes there now."""
+    """Remove the temporary files that killed processes left in a folder. Call it only while no process writes there."""
     for path in folder.iterdir():
         if is_tmp(path):
             path.unlink(missing_ok=True)
 
 
 def replace_folder(tmp: Path, path: Path, *, old: Path) -> None:
-    """Rename the folder `tmp` to `path`. A folder that is already there is first renamed to `old`, which the caller removes.
+    """Rename the folder `tmp` to `path`. An existing folder is first renamed to `old`, which the caller removes.
 
     If the process dies between the two renames, `restore_folder(old, path)` undoes the first.
 
@@ -113,7 +113,7 @@ def replace_folder(tmp: Path, path: Path, *, old: Path) -> None:
 
 
 def restore_folder(old: Path, path: Path) -> None:
-    """Rename `old` back to `path` if `replace_folder` died before it put the new folder there.
+    """Rename `old` back to `path` if the process died in `replace_folder` before the new folder was in place.
 
     Raises:
         OSError: the folder cannot be renamed.
@@ -123,14 +123,14 @@ def restore_folder(old: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path, *, tmp: Path) -> None:
-    """Remove a folder; it is renamed to `tmp` first, so that a crash leaves no half-empty folder under its name."""
+    """Remove a folder. It is renamed to `tmp` first, so that a crash does not leave a partly deleted folder at `path`."""
     with suppress(OSError):
         path.rename(tmp)
     shutil.rmtree(tmp, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
-    """Return when the disk holds the file's content, or the folder's list of names.
+    """Call `fsync` on a file or a folder: on return, the file's content or the folder's entries are on the disk.
 
     Raises:
         OSError: the path cannot be opened, or the disk reports an error.
@@ -143,16 +143,16 @@ def flush(path: Path) -> None:
 
 
 def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
-    """Open a regular file for reading; a FIFO, device, socket or folder under that name is refused without waiting.
+    """Open a regular file for reading; a FIFO, device, socket or folder is rejected without blocking.
 
-    The check is made on the open file, so that nobody can put another file in its place between check and use.
+    The check is made on the open descriptor, so that the file cannot be replaced between check and use.
 
     Args:
         path: the file.
-        follow_links: if False, a path whose last component is a symbolic link is refused.
+        follow_links: if False, a path whose last component is a symbolic link is rejected.
 
     Raises:
-        OSError: there is no such file, it cannot be opened, or it is not a regular file; `strerror` gives the reason.
+        OSError: the file does not exist, cannot be opened, or is not a regular file; `strerror` gives the reason.
     """
     flags = _CHECKED_READ if follow_links else _CHECKED_READ | getattr(os, "O_NOFOLLOW", 0)
     try:
@@ -170,21 +170,21 @@ def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def read_regular(path: str | Path, *, max_bytes: int, follow_links: bool = True) -> bytes:
-    """The content of a regular file (`open_regular`) of at most `max_bytes`; a larger file is refused before it is read.
+    """Return the content of a regular file (`open_regular`) of at most `max_bytes`; a larger file is not read.
 
     Raises:
         OSError: the file cannot be opened, is not a regular file, or has more than `max_bytes`; `strerror` gives the reason.
     """
     with open_regular(path, follow_links=follow_links) as file:
         is_larger = os.fstat(file.fileno()).st_size > max_bytes
-        content = b"" if is_larger else file.read(max_bytes + 1)  # It may grow meanwhile.
+        content = b"" if is_larger else file.read(max_bytes + 1)  # The file may grow in the meantime.
     if is_larger or len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"has more than {max_bytes:,} bytes", str(path))
     return content
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, 64 hexadecimal digits.
+    """Return the SHA-256 of a file's content, 64 hexadecimal digits.
 
     Raises:
         OSError: the file cannot be read.
@@ -200,19 +200,19 @@ def sha256_of(path: Path) -> str:
 def file_lock(
     path: Path, *, wait_s: float, what: Path | None = None, advice: str = "try again when it is done"
 ) -> Iterator[None]:
-    """Hold an exclusive lock on a file while the block runs. The system releases it when its holder dies.
+    """Hold an exclusive lock on a file while the block runs. The operating system releases the lock when its holder dies.
 
-    A note next to the lock (`PATH.holder`) says which process on which host holds it and since when. If that process has
-    ended, its children may hold the lock for some more seconds; they are waited for.
+    A note next to the lock (`PATH.holder`) records the process, its host and the time of locking. If that process has ended,
+    its children may hold the lock for a few more seconds; the function waits for them.
 
     Args:
-        path: the lock file; it is created if it does not exist, and it stays.
+        path: the lock file; it is created if it does not exist, and it is not removed.
         wait_s: seconds to wait for another holder; `math.inf` waits until the lock is free.
-        what: what the lock protects, for messages; the lock's folder by default.
-        advice: what to do next, which ends the message.
+        what: the path that the lock protects, for messages; by default the folder of the lock.
+        advice: the end of the error message: what to do next.
 
     Raises:
-        BusyError: another process still holds it after `wait_s` seconds; the message names the process.
+        BusyError: another process still holds the lock after `wait_s` seconds; the message names the process.
         OSError: the lock file cannot be created.
     """
     lock = FileLock(path, timeout=-1 if wait_s == float("inf") else wait_s, poll_interval=0.1, thread_local=False)
@@ -248,7 +248,7 @@ class _Holder(NamedTuple):
 
 
 def _holder(note: Path) -> _Holder | None:
-    """Who holds a lock, according to its note; None if it cannot be read."""
+    """Return the holder of a lock according to its note; None if the note cannot be read."""
     try:
         held: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(held["since"])))
@@ -258,13 +258,13 @@ def _holder(note: Path) -> _Holder | None:
 
 
 def _has_ended(note: Path) -> bool:
-    """Whether the process that took the lock is known to have ended: it ran on this host."""
+    """Whether the process that took the lock ran on this host and has ended."""
     held = _holder(note)
     return held is not None and held.host == socket.gethostname() and not _is_running(held.process)
 
 
 def _described(note: Path) -> str:
-    """Who holds a lock, for messages."""
+    """Describe the holder of a lock, for messages."""
     held = _holder(note)
     if held is None:
         return "another process"

@@ -1,4 +1,4 @@
-"""The fingerprint of a data set: one hash for each kind of column, so that a difference says what has changed."""
+"""The fingerprint of a data set: one hash per kind of column, so that a comparison shows which columns changed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PicturesBy: TypeAlias = Literal["sizes", "contents"]
-"""What stands for a picture: the size of its file, or a hash of its content."""
+"""How pictures are identified: by the size of their files, or by a hash of their content."""
 
 FORMAT_VERSION = 1
 PARTS = ("keys", "captions", "labels", "splits", "pictures", "mixture")
@@ -19,7 +19,7 @@ _HEX_DIGITS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class DataFingerprint:
-    """What a data set holds, in order. Neither its location nor the times of its files count, so a copy has the same one."""
+    """Hashes of a data set's rows, in order. A copy has the same fingerprint: location and file times are not included."""
 
     num_rows: int
     """Number of samples."""
@@ -28,33 +28,33 @@ class DataFingerprint:
     captions: str
     """Hash of all captions of every sample."""
     labels: str
-    """Hash of the labels and of the names of the classes."""
+    """Hash of the labels and the names of the classes."""
     splits: str
-    """Hash of the splits that the source itself names."""
+    """Hash of the splits that the source itself defines."""
     pictures: str
-    """Hash of the sizes of the picture files, or of the hashes of their content."""
+    """Hash of the sizes of the picture files, or of their content hashes."""
     pictures_by: PicturesBy
-    """What `pictures` was computed from."""
+    """The quantity from which `pictures` was computed."""
     mixture: str
-    """Hash of the shares of a mixture's sources."""
+    """Hash of the shares of the sources of a mixture."""
 
     @property
     def digest(self) -> str:
-        """All parts in one hash, 32 hexadecimal digits."""
+        """One hash of all parts, 32 hexadecimal digits."""
         return _hex(json.dumps([FORMAT_VERSION, self.to_plain()], sort_keys=True).encode())
 
     @property
     def short(self) -> str:
-        """The first 12 digits of `digest`, as reports and bundles show it."""
+        """The first 12 digits of `digest`, for reports and bundles."""
         return self.digest[:12]
 
     def to_plain(self) -> dict[str, Any]:
-        """The fingerprint as JSON holds it."""
+        """Return the fingerprint as a dict that can be written as JSON."""
         return asdict(self)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "DataFingerprint":
-        """The fingerprint that gave this dict.
+        """Return the fingerprint from the dict that `to_plain` returned.
 
         Raises:
             TypeError: a part is missing or unknown.
@@ -62,9 +62,9 @@ class DataFingerprint:
         return cls(**plain)
 
     def changes_since(self, before: "DataFingerprint") -> str | None:
-        """What differs from an earlier fingerprint, in words; None if nothing does.
+        """Describe the differences from an earlier fingerprint; None if there are none.
 
-        Pictures are compared only if both fingerprints were computed from the same (`pictures_by`).
+        Pictures are compared only if both fingerprints have the same `pictures_by`.
 
         >>> def example(**changed):
         ...     hashes = dict.fromkeys(PARTS, "00") | changed
@@ -77,18 +77,18 @@ class DataFingerprint:
         if not differing and self.num_rows == before.num_rows:
             return None
         equal = [part for part in compared if part not in differing and part != "mixture"]
-        said = []
+        phrases = []
         if self.num_rows != before.num_rows:
-            said.append(f"it has {self.num_rows:,} samples instead of {before.num_rows:,}")
+            phrases.append(f"it has {self.num_rows:,} samples instead of {before.num_rows:,}")
         if differing:
-            said.append(f"{_listed(differing)} {'differs' if differing == ['mixture'] else 'differ'}")
+            phrases.append(f"{_listed(differing)} {'differs' if differing == ['mixture'] else 'differ'}")
         if equal:
-            said.append(f"{_listed(equal)} {'are' if len(equal) > 1 or equal[0].endswith('s') else 'is'} the same")
-        return "; ".join(said)
+            phrases.append(f"{_listed(equal)} {'are' if len(equal) > 1 or equal[0].endswith('s') else 'is'} the same")
+        return "; ".join(phrases)
 
 
 class FingerprintBuilder:
-    """Takes rows in chunks of any size, in order; the size of the chunks does not change the result.
+    """Computes a fingerprint from rows that are added in order, in chunks. The sizes of the chunks do not affect the result.
 
     >>> one, two = FingerprintBuilder("sizes"), FingerprintBuilder("sizes")
     >>> one.add("pictures", np.array([10, 20]))
@@ -116,9 +116,9 @@ class FingerprintBuilder:
 
         Args:
             part: one of `PARTS`.
-            values: numbers, or the bytes of all texts one after another.
-            lengths: for texts: how many bytes each has.
-            counts: how many texts each row has, if that is not always one.
+            values: numbers, or the concatenated bytes of all texts.
+            lengths: for texts: the number of bytes of each.
+            counts: the number of texts of each row; None if every row has one.
         """
         for name, array in (("values", values), ("lengths", lengths), ("counts", counts)):
             if array is not None:
@@ -126,7 +126,12 @@ class FingerprintBuilder:
                 self._streams[part][name].update(np.ascontiguousarray(array, dtype=kind).data)
 
     def add_splits(self, codes: NDArray[np.integer[Any]], names: Sequence[str]) -> None:
-        """Append the splits of the next rows: an index into `names` for each, -1 for none. Their numbering does not count."""
+        """Append the splits of the next rows. The fingerprint does not depend on the order of `names`.
+
+        Args:
+            codes: for each row an index into `names`, or -1 for no split.
+            names: names of the splits.
+        """
         numbered = np.full(len(names) + 1, -1, dtype=np.int64)
         found, first = np.unique(codes, return_index=True)
         for code in found[np.argsort(first)].tolist():
@@ -135,21 +140,21 @@ class FingerprintBuilder:
         self.add("splits", numbered[codes])
 
     def build(self, *, classes: Sequence[str], parts: Sequence[tuple[int, float]]) -> DataFingerprint:
-        """The fingerprint of all rows so far.
+        """Return the fingerprint of all rows that were added.
 
         Args:
             classes: names of the labels.
-            parts: for a mixture, where each source ends and its share.
+            parts: for a mixture, the end row and the share of each source.
         """
-        beside: dict[str, Any] = {
+        meta: dict[str, Any] = {
             "labels": list(classes),
             "splits": list(self._split_codes),
             "mixture": [[end, f"{share:.9g}"] for end, share in parts],
         }
         hashes = {}
         for part, streams in self._streams.items():
-            said = json.dumps([FORMAT_VERSION, part, beside.get(part)]).encode()
-            hashes[part] = _hex(b"".join(stream.digest() for stream in streams.values()) + said)
+            suffix = json.dumps([FORMAT_VERSION, part, meta.get(part)]).encode()
+            hashes[part] = _hex(b"".join(stream.digest() for stream in streams.values()) + suffix)
         return DataFingerprint(num_rows=self.num_rows, pictures_by=self.pictures_by, **hashes)
 
 

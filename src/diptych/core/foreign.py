@@ -1,13 +1,13 @@
-"""Files and folders that operating systems, notebooks and archivers leave between the pictures."""
+"""Recognize files and folders that operating systems, notebooks and archivers add to image folders."""
 
 _NAMES = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"})
 
 
 def is_foreign(path: str) -> bool:
-    """Whether a path inside a data set belongs to a tool and not to the data: anything hidden, and what tools leave.
+    """Whether a path inside a data set belongs to a tool and not to the data: a hidden file or folder, or a well-known name.
 
     Args:
-        path: relative to the data set's root, with slashes.
+        path: path relative to the root of the data set, with slashes.
 
     >>> [is_foreign(name) for name in ("cats/a.jpg", "./a.jpg", "cats/._a.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/a.jpg")]
     [False, False, True, True, True]

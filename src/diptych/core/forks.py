@@ -1,4 +1,4 @@
-"""Keep the memory of forked processes shared, and make torch usable there.
+"""Keep the memory of forked processes shared, and make torch usable in them.
 
 A forked process shares its parent's memory pages. When either process writes to a page, the page is copied. Of the parent's
 threads, only the one that forked exists in the forked process.
@@ -14,13 +14,16 @@ import torch
 from diptych.core.errors import DiptychError
 
 _computed = set[tuple[int, str]]()
-"""(process id, device type) of the computations with torch in this process and in the processes from which it was forked."""
+"""(process id, device type) of each computation with torch in this process and in the processes from which it was forked."""
 
 
 @contextmanager
 def unmoved_objects() -> Iterator[None]:
-    """Within it Python's collector leaves the objects alone that are there already: it writes to each that it looks at."""
-    if gc.get_freeze_count():  # Somebody else does so.
+    """Exclude all existing objects from garbage collection while the block runs.
+
+    The garbage collector writes to every object that it visits, which would copy the shared memory pages of forked processes.
+    """
+    if gc.get_freeze_count():  # The caller has already frozen objects, and unfreezes them.
         yield
         return
     gc.collect()
@@ -34,8 +37,8 @@ def unmoved_objects() -> Iterator[None]:
 def before_computing(device: torch.device) -> None:
     """Prepare torch for a computation in a process that may have been forked after an earlier computation.
 
-    Call this before each computation. Without it, torch in the forked process would wait forever for OpenMP threads that exist
-    only in the parent. With one thread, torch does not need them.
+    Call this before each computation. Otherwise torch in the forked process waits forever for OpenMP threads that exist only in
+    the parent. In a forked process it therefore sets the number of threads to one.
 
     Raises:
         DiptychError: the process was forked and the device is a GPU.

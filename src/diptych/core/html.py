@@ -1,19 +1,19 @@
-"""HTML from templates: the only code in the project that writes it."""
+"""Render HTML from templates. No other module of the project writes HTML."""
 
 from pathlib import Path
 
 
 def render_html(template: Path, **values: object) -> str:
-    """The page that a Jinja2 template gives for some values, each of which is escaped.
+    """Return the HTML page of a Jinja2 template. All values are escaped.
 
     Args:
-        template: a file of the package.
-        values: what the template names; a name that is not given is an error.
+        template: path of the template.
+        values: the variables of the template.
 
     Raises:
-        jinja2.UndefinedError: the template names a value that is not given.
+        jinja2.UndefinedError: the template uses a variable that is not in `values`.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (40 ms that most commands need not pay)
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  (takes 40 ms; most commands do not need it)
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
     return environment.from_string(template.read_text(encoding="utf-8")).render(**values)

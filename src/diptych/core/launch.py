@@ -1,4 +1,4 @@
-"""Processes that a launcher such as torchrun starts to train together: how they meet, and how they end when one fails."""
+"""Processes that a launcher such as torchrun started: joining the process group, and exiting when a rank fails."""
 
 import atexit
 import os
@@ -18,35 +18,36 @@ from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import DiptychError, RunError
 
 _PATIENCE = timedelta(minutes=30)
-"""How long ranks wait for one that is busy, with validation maybe. One that ends is noticed at once."""
+"""How long ranks wait for a busy rank, for example one that is validating. A rank that exits is noticed at once."""
 _GRACE_S = 10.0
-"""How long a rank that lost another leaves the launcher to see which one was the first."""
+"""How long a rank that lost another one waits before it exits, so that the launcher can see which rank failed first."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process together with others."""
+    """Whether a launcher started this process together with others (`WORLD_SIZE` > 1)."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_rank() -> int:
-    """Number of this process among those that were launched on this machine."""
+    """Return the index of this process among those launched on this machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def local_size() -> int:
-    """How many were launched on this machine."""
+    """Return the number of processes launched on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Meet the other ranks, and part with them at the end. Where there are none, or they have met already, nothing is done.
+    """Join the default process group, and leave it when the block ends; yields all ranks.
 
-    When a rank fails, its error is told, and the others end without adding theirs, which only say that they lost it.
+    Does nothing if the process was not launched with others, or if the group exists already. When a rank fails, its error is
+    raised with the number of the rank. The other ranks exit without their own errors, which would only report the lost rank.
 
     Raises:
-        RunError: another rank was lost, and did not say why.
+        RunError: another rank exited without an error message.
     """
     if not is_launched() or distributed.is_initialized():
         yield all_ranks()
@@ -66,10 +67,13 @@ def joined_ranks() -> Iterator[Ranks]:
 
 
 def leave(code: int) -> NoReturn:
-    """End a process; one that was launched with others does so without taking PyTorch down.
+    """Exit the process; a process that was launched with others skips the shutdown of PyTorch.
 
-    Now and then a thread of the exchange is still there when the interpreter goes, and the process is aborted after all of its
-    work is done, which fails the job of all ranks. What Python registered for its end is run.
+    A communication thread may still be running when the interpreter shuts down. The process is then aborted although its work
+    is complete, which fails the whole job. Functions registered with `atexit` run, and output is flushed.
+
+    Args:
+        code: exit status.
     """
     if is_launched():
         atexit._run_exitfuncs()
@@ -80,14 +84,14 @@ def leave(code: int) -> NoReturn:
 
 
 def _end(error: Exception, store: Store, rank: int) -> None:
-    """Raise the error if this rank is the first to fail; the others wait for the launcher to end them."""
+    """Raise the error if this rank is the first to fail; on the other ranks, wait for the launcher to stop the process."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler  # noqa: PLC0415
 
     is_lost = isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
     if is_lost and not store.check([_FIRST]):
         time.sleep(_GRACE_S)
         raise RunError(
-            f"rank {rank} lost another rank, which ended without a word (killed, or out of memory?)"
+            f"rank {rank} lost another rank, which exited without an error message (killed, or out of memory?)"
         ) from None
     first = int(store.compare_set(_FIRST, "", str(rank)))
     if first != rank:

@@ -1,4 +1,4 @@
-"""Check that an argument is a list and not a single value; parts of lists."""
+"""Check that an argument is a list and not a single value; split lists into parts."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Batches of `size` items; the last one may be smaller. Python 3.12 has it in `itertools`.
+    """Yield lists of `size` items; the last one may be smaller. Equivalent to `itertools.batched` of Python 3.12.
 
     >>> list(batched("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]
@@ -22,7 +22,7 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def chunks(num: int, size: int) -> Iterator[slice]:
-    """Ranges of at most `size` positions.
+    """Return slices of at most `size` positions that together cover `range(num)`.
 
     >>> list(chunks(5, 3))
     [slice(0, 3, None), slice(3, 5, None)]
@@ -31,7 +31,7 @@ def chunks(num: int, size: int) -> Iterator[slice]:
 
 
 def check_list(items: object, what: str) -> None:
-    """Refuse a single value where several are expected. Iterating over a string would return its letters.
+    """Raise an error if a single value is passed where several are expected. A string would be iterated by character.
 
     Args:
         items: the value of the argument.

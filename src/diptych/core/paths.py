@@ -1,4 +1,4 @@
-"""The kind of file at a path. Every start imports this module, so it has few imports."""
+"""The kind of file at a path. Every command imports this module, so it has few imports itself."""
 
 import os
 import stat
@@ -7,7 +7,7 @@ from typing import Literal
 
 
 def path_kind(text: str | Path) -> Literal["file", "folder", "other"] | None:
-    """The kind of file at a path, after following links; None if there is none, or if the text is not a valid path.
+    """Return the kind of file at a path, after following links; None if nothing is there or the text is not a valid path.
 
     Use it for user input that may not be a path: `Path.is_file` raises if the text is too long for a file name.
 
@@ -15,7 +15,7 @@ def path_kind(text: str | Path) -> Literal["file", "folder", "other"] | None:
     (None, 'folder')
     """
     try:
-        mode = os.stat(text).st_mode  # noqa: PTH116  (the same with a Path)
+        mode = os.stat(text).st_mode  # noqa: PTH116  (equivalent to Path.stat, and accepts both types)
     except (OSError, ValueError):
         return None
     return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"

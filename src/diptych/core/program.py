@@ -10,7 +10,7 @@ _NAME = "diptych"
 
 
 def command(*words: str | Path) -> str:
-    """A command of this program that runs in the user's shell, with words quoted where necessary.
+    """Return a command of this program that runs in the user's shell, with words quoted where necessary.
 
     The command begins with `diptych` if the shell finds this environment's script by that name. Otherwise it begins with the
     path of the script, relative to the working directory if that is shorter. It begins with `python -m diptych` if the program
@@ -23,7 +23,7 @@ def command(*words: str | Path) -> str:
 
 
 def program() -> str:
-    """The beginning of a printed command; see `command`."""
+    """Return the beginning of a printed command; see `command`."""
     started = Path(sys.argv[0] if sys.argv else "")
     script = None if started.parts[-2:] == (_NAME, "__main__.py") else _script(started)
     if script is None:
@@ -32,10 +32,10 @@ def program() -> str:
 
 
 def _script(started: Path) -> Path | None:
-    """The script that was started, or the script of this environment if another program imports this package."""
+    """Return the script that was started, or the script of this environment if another program imports this package."""
     if started.stem == _NAME and started.is_file():
         return started
-    import sysconfig  # noqa: PLC0415  (its import takes 2 ms, and most starts do not need it)
+    import sysconfig  # noqa: PLC0415  (takes 2 ms; most commands do not need it)
 
     name = f"{_NAME}.exe" if os.name == "nt" else _NAME
     installed = Path(sysconfig.get_path("scripts"), name)
@@ -43,28 +43,28 @@ def _script(started: Path) -> Path | None:
 
 
 def _is_found(name: str, script: Path) -> bool:
-    """Whether the name runs this script in the shell."""
+    """Whether the shell runs this script under the given name."""
     found = shutil.which(name)
     return found is not None and Path(found).samefile(script)
 
 
 def _python() -> str:
-    """The name of the interpreter if the shell finds it, otherwise its path."""
+    """Return the name of the interpreter if the shell finds it, otherwise its path."""
     here = Path(sys.executable)
     for name in ("python", here.name):
         found = shutil.which(name)
-        # Not `samefile`: the interpreter of a virtual environment is a link to the system's, which lacks its packages.
+        # Not `samefile`: a virtual environment's interpreter is a link to the system's, which lacks the packages.
         if found is not None and Path(found).parent.resolve() == here.parent.resolve():
             return name
     return shlex.quote(_shorter(here)) if sys.executable else "python"
 
 
 def _shorter(path: Path) -> str:
-    """The relative or the absolute path, whichever is shorter."""
-    whole = str(path.absolute())
+    """Return the relative or the absolute path, whichever is shorter."""
+    absolute = str(path.absolute())
     try:
-        relative = os.path.relpath(whole)
-    except ValueError:  # Another drive.
-        return whole
+        relative = os.path.relpath(absolute)
+    except ValueError:  # The path is on another drive.
+        return absolute
     relative = relative if os.sep in relative else os.path.join(os.curdir, relative)  # noqa: PTH118  (Path drops the dot)
-    return min(whole, relative, key=len)
+    return min(absolute, relative, key=len)

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, to whoever wants to know."""
+"""Progress reporting for long operations."""
 
 import sys
 import time
@@ -9,24 +9,27 @@ from typing import TypeAlias
 from diptych.core.terminal import open_console
 
 Track: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[], object]]]
-"""Called with what is done and how many of it there are, if that is known; within what it gives, each call is one done."""
+"""Type of progress reporters. `track(what, total)` returns a context manager; `total` is None if it is not known.
+
+The context manager yields a function without arguments, which is called once for each finished item.
+"""
 
 _PATIENCE_S = 2.0
 
 
 @contextmanager
 def silently(_what: str, _total: int | None) -> Iterator[Callable[[], object]]:
-    """A `Track` that nobody watches."""
+    """A `Track` that shows nothing."""
     yield lambda: None
 
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Callable[[], object]]:
-    """A `Track` that shows a bar on standard error, on a terminal alone, once the work has taken two seconds."""
+    """A `Track` that shows a progress bar on standard error after two seconds, if standard error is a terminal."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
-    from rich.markup import escape  # noqa: PLC0415  (only who waits needs it)
+    from rich.markup import escape  # noqa: PLC0415  (slow to import; most commands do not need it)
     from rich.progress import Progress  # noqa: PLC0415
 
     shown = Progress(console=open_console(stderr=True), transient=True)

@@ -1,7 +1,7 @@
-"""Randomness that depends on what it is for, never on who asks first.
+"""Keyed randomness: random numbers depend on their purpose, not on the order in which they are drawn.
 
-Every random choice is drawn from a generator that is keyed by (seed, purpose, epoch, key). Hence the number of workers,
-the number of ranks, a kill and a resume change nothing.
+Every random choice uses a generator that is keyed by (seed, purpose, epoch, key). Therefore the number of workers, the number
+of ranks, and killing and resuming a run do not change the results.
 """
 
 from hashlib import blake2b
@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 
 def stable_hash(*parts: int | str) -> int:
-    """A 64-bit hash of the parts, the same on every machine and in every process.
+    """Return a 64-bit hash of the parts, the same on every machine and in every process.
 
     >>> stable_hash("photo.jpg", 3) == stable_hash("photo.jpg", 3)
     True
@@ -27,29 +27,39 @@ def _digest(parts: tuple[int | str, ...], size: int) -> bytes:
 
 
 def stable_fraction(*parts: int | str) -> float:
-    """A number in [0, 1) that belongs to the parts: what splits and subsets by key are cut by."""
+    """Return a number in [0, 1) that depends only on the parts; used to assign keys to splits and subsets.
+
+    >>> 0 <= stable_fraction("photo.jpg") < 1
+    True
+    """
     return stable_hash(*parts) / 2**64
 
 
 def keyed_generator(*parts: int | str) -> np.random.Generator:
-    """A generator of its own for each combination of parts."""
-    seed: Any = _HashedSeed(_digest(parts, 32))  # NumPy documents what it takes here, its stubs do not.
+    """Return a new generator whose state depends only on the parts.
+
+    >>> keyed_generator(0, "crop", "photo.jpg").random() == keyed_generator(0, "crop", "photo.jpg").random()
+    True
+    """
+    seed: Any = _HashedSeed(_digest(parts, 32))  # NumPy documents that it accepts this type; its stubs do not list it.
     return np.random.Generator(np.random.PCG64(seed))
 
 
 class _HashedSeed(ISeedSequence):
-    """A hash as a generator's first state. NumPy's own way from a seed to a state takes five times as long, once a sample."""
+    """Uses a hash as the initial state of a generator. NumPy's `SeedSequence` takes five times as long, once per sample."""
 
     def __init__(self, digest: bytes) -> None:
         self.digest = digest
 
     def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[Any]:
-        """The first words of the hash."""
+        """Return the first words of the hash."""
         return np.frombuffer(self.digest, dtype=dtype, count=n_words)
 
 
 def keyed_permutation(size: int, *parts: int | str) -> NDArray[np.int64]:
-    """A permutation of `range(size)`; sorted raw bits, so that it does not change with NumPy's versions.
+    """Return a permutation of `range(size)` that depends only on the parts.
+
+    It is the argsort of raw generator output, so it is the same in all versions of NumPy.
 
     >>> sorted(keyed_permutation(5, 0, "epoch", 1).tolist())
     [0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Files that lie on s3, gs, http or any other place that fsspec knows, and the few of them that are kept on this machine."""
+"""Files on s3, gs, http and other protocols of fsspec, and a cache of local copies."""
 
 import math
 import os
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 _TRIES = 3
 _WAIT_S = 0.5
-"""Before the second try; twice as long before each further one."""
-_NOT_THERE = "no such file, or its server cannot be reached"  # fsspec makes one error of both.
+"""Seconds before the second try; the wait doubles before each further one."""
+_NOT_THERE = "no such file, or its server cannot be reached"  # fsspec raises the same error for both.
 
 
 def is_remote(where: str) -> bool:
-    """Whether a place is named by a URL.
+    """Whether a location is a URL.
 
     >>> is_remote("s3://bucket/00000.tar"), is_remote("/data/00000.tar")
     (True, False)
@@ -35,52 +35,52 @@ def is_remote(where: str) -> bool:
 
 
 def list_remote(pattern: str) -> list[str]:
-    """The URLs that a glob on s3, gs and the like names, sorted.
+    """Return the sorted URLs of the remote files that match a glob pattern.
 
     Raises:
-        ConfigError: the protocol needs a package that is not there.
-        DataError: the place cannot be reached, or nothing is called so.
+        ConfigError: the protocol needs a package that is not installed.
+        DataError: the location cannot be reached, or no file matches.
     """
     try:
         files, path = fsspec.core.url_to_fs(pattern)
         found = sorted(files.unstrip_protocol(name) for name in files.glob(path))
     except ImportError:
         raise _missing_extra(pattern) from None
-    except Exception as error:  # Of many libraries: fsspec's, the cloud's, the network's.
+    except Exception as error:  # Raised by many libraries: fsspec, cloud clients, HTTP clients.
         raise DataError(f"{pattern}: cannot be listed ({_reason(error)})") from None
     if not found:
-        raise DataError(f"{pattern}: no tar is called so")
+        raise DataError(f"{pattern}: no tar matches this pattern")
     return found
 
 
 def remote_version(url: str) -> str:
-    """The size of a file and what else its server says of its state; another text when it has changed.
+    """Return a text that changes when a remote file changes: its size, and its ETag, checksum or time if the server has one.
 
     Raises:
-        ConfigError: the protocol needs a package that is not there.
-        DataError: there is no such file, or it cannot be reached.
+        ConfigError: the protocol needs a package that is not installed.
+        DataError: the file does not exist or cannot be reached.
     """
     try:
         files, path = fsspec.core.url_to_fs(url)
-        told: dict[str, Any] = files.info(path)
+        meta: dict[str, Any] = files.info(path)
     except ImportError:
         raise _missing_extra(url) from None
     except FileNotFoundError:
         raise DataError(f"{url}: {_NOT_THERE}") from None
     except Exception as error:
         raise DataError(f"{url}: cannot be reached ({_reason(error)})") from None
-    marks = (told.get(name) for name in ("size", "ETag", "etag", "mtime", "LastModified", "md5Hash"))
-    return " ".join(str(mark) for mark in marks if mark is not None)
+    values = (meta.get(name) for name in ("size", "ETag", "etag", "mtime", "LastModified", "md5Hash"))
+    return " ".join(str(value) for value in values if value is not None)
 
 
 def read_remote(url: str, *, max_bytes: int) -> bytes:
-    """The content of a small file.
+    """Return the content of a remote file of at most `max_bytes`.
 
     Raises:
-        ConfigError: the protocol needs a package that is not there.
-        DataError: it cannot be fetched, three tries long, or is larger.
+        ConfigError: the protocol needs a package that is not installed.
+        DataError: three tries to fetch the file failed, or it has more than `max_bytes`.
     """
-    content = _thrice(url, lambda: _read(url, max_bytes + 1))
+    content = _with_retries(url, lambda: _read(url, max_bytes + 1))
     if len(content) > max_bytes:
         raise DataError(f"{url}: is larger than {max_bytes // 2**20} MiB")
     return content
@@ -92,9 +92,13 @@ def _read(url: str, num_bytes: int) -> bytes:
 
 
 class FileCache:
-    """Copies of remote files in a folder that does not grow beyond a size; what was not read for longest goes first.
+    """Local copies of remote files in a folder of bounded size; the least recently used files are removed first.
 
-    Processes share it: a file that one of them fetches, the others wait for.
+    Several processes may share the folder: while one fetches a file, the others wait for it.
+
+    Args:
+        folder: the folder; by default `files` in the cache folder.
+        max_bytes: maximum size of all copies together.
     """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int) -> None:
@@ -102,13 +106,17 @@ class FileCache:
         self.max_bytes = max_bytes
 
     def local(self, url: str, version: str = "") -> Path:
-        """The copy of a version on this machine, fetched if it is not there.
+        """Return the path of the local copy of a file, which is fetched if necessary.
+
+        Args:
+            url: address of the remote file.
+            version: a text such as `remote_version` returns; each version has its own copy.
 
         Raises:
-            ConfigError: the protocol needs a package that is not there.
-            DataError: it cannot be fetched, three tries long, or there is no room for it.
+            ConfigError: the protocol needs a package that is not installed.
+            DataError: three tries to fetch the file failed, or the copy cannot be written.
         """
-        suffix = Path(re.split(r"[?#]", url, maxsplit=1)[0]).suffix  # What follows may be a secret.
+        suffix = Path(re.split(r"[?#]", url, maxsplit=1)[0]).suffix  # The query may contain a secret.
         path = self.folder / (sha256(f"{url} {version}".encode()).hexdigest()[:24] + suffix)
         if self._touch(path):
             return path
@@ -116,34 +124,34 @@ class FileCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with file_lock(path.with_name(f".{path.name}.lock"), wait_s=math.inf):
                 if not self._touch(path):
-                    with ExitStack() as room, atomic_write(path) as tmp:
+                    with ExitStack() as size_lock, atomic_write(path) as tmp:
                         _fetch(url, tmp)
-                        # Held until the file has its name, so that two processes do not fill the same room.
-                        room.enter_context(file_lock(self.folder / ".room.lock", wait_s=math.inf))
+                        # Held until the file is renamed, so that two processes do not use the same free space.
+                        size_lock.enter_context(file_lock(self.folder / ".room.lock", wait_s=math.inf))
                         self._make_room(tmp.stat().st_size)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot keep {url} ({error.strerror or error})") from None
         return path
 
     def _touch(self, path: Path) -> bool:
-        """Whether the file is there; it counts as just read."""
+        """Mark the file as just used; returns whether it exists."""
         try:
             os.utime(path)
         except OSError:
             return False
         return True
 
-    def _make_room(self, coming: int) -> None:
-        kept = []
+    def _make_room(self, num_bytes: int) -> None:
+        copies = []
         for path in self.folder.iterdir():
             if not path.name.startswith("."):
                 state = path.stat()
-                kept.append((state.st_mtime_ns, state.st_size, path))
-        total = coming + sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept):
+                copies.append((state.st_mtime_ns, state.st_size, path))
+        total = num_bytes + sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies):
             if total <= self.max_bytes:
                 return
-            path.unlink(missing_ok=True)  # Whoever has it open reads on.
+            path.unlink(missing_ok=True)  # Processes that have it open can still read it.
             total -= size
 
 
@@ -151,8 +159,8 @@ def _fetch(url: str, path: Path) -> None:
     """Copy a remote file.
 
     Raises:
-        ConfigError: the protocol needs a package that is not there.
-        DataError: it did not come.
+        ConfigError: the protocol needs a package that is not installed.
+        DataError: three tries failed.
     """
 
     def copy() -> None:
@@ -163,15 +171,15 @@ def _fetch(url: str, path: Path) -> None:
             path.unlink(missing_ok=True)
             raise
 
-    _thrice(url, copy)
+    _with_retries(url, copy)
 
 
-def _thrice(url: str, read: Callable[[], T]) -> T:
-    """What reading gives, if not at once, then the second or third time.
+def _with_retries(url: str, read: Callable[[], T]) -> T:
+    """Call `read` up to three times and return its result.
 
     Raises:
-        ConfigError: the protocol needs a package that is not there.
-        DataError: it did not work.
+        ConfigError: the protocol needs a package that is not installed.
+        DataError: the file does not exist, or all three tries failed.
     """
     for attempt in range(_TRIES):
         try:
@@ -180,7 +188,7 @@ def _thrice(url: str, read: Callable[[], T]) -> T:
             raise _missing_extra(url) from None
         except FileNotFoundError:
             raise DataError(f"{url}: {_NOT_THERE}") from None
-        except Exception as error:  # Of many libraries: fsspec's, the cloud's, the network's.
+        except Exception as error:  # Raised by many libraries: fsspec, cloud clients, HTTP clients.
             if attempt == _TRIES - 1:
                 raise DataError(f"{url}: cannot be fetched ({_reason(error)})") from None
             time.sleep(_WAIT_S * 2**attempt)

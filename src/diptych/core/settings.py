@@ -1,4 +1,4 @@
-"""Frozen dataclasses as settings: made from YAML or JSON, checked by type, written back, overridden by dotted path."""
+"""Settings as frozen dataclasses: build them from YAML or JSON, check types, write them back, override fields by path."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Make a frozen keyword-only dataclass; unknown keys and numbers that are not finite are refused."""
+    """Make the class a frozen keyword-only dataclass; `from_plain` rejects unknown keys and numbers that are not finite."""
     cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
 def to_plain(value: Any) -> Any:
-    """The same settings as dicts, lists and scalars, ready for YAML or JSON."""
+    """Return settings as dicts, lists and scalars that can be written as YAML or JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
@@ -30,12 +30,17 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
-    """Settings from dicts, lists and scalars.
+    """Return settings built from dicts, lists and scalars.
+
+    Args:
+        cls: a class decorated with `settings`.
+        plain: the values.
+        what: the name of the file or group, used in messages.
 
     Raises:
-        ConfigError: a key is unknown (the nearest known one is named), missing, or of the wrong type.
+        ConfigError: a key is unknown (the message names the closest known one) or missing, or a value has the wrong type.
     """
-    from pydantic import ValidationError  # noqa: PLC0415  (50 ms that `--help` need not pay)
+    from pydantic import ValidationError  # noqa: PLC0415  (takes 50 ms; `--help` does not need it)
 
     try:
         value: T = _adapter(cls).validate_python(plain)  # type: ignore[arg-type]
@@ -46,8 +51,8 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
 
 @lru_cache
 def _adapter(cls: type[Any]) -> Any:
-    """Knows all fields of a kind of settings, which takes it milliseconds to find out."""
-    from pydantic import TypeAdapter  # noqa: PLC0415  (50 ms that `--help` need not pay)
+    """Return pydantic's validator of a settings class. It is cached because building one takes milliseconds."""
+    from pydantic import TypeAdapter  # noqa: PLC0415  (takes 50 ms; `--help` does not need it)
 
     return TypeAdapter(cls)
 
@@ -59,7 +64,7 @@ def _explain(cls: type[Any], error: Any) -> str:
         case "unexpected_keyword_argument":
             return _unknown_key(cls, path)
         case "union_tag_not_found":
-            return f"{where} needs a kind, which says what it is"
+            return f"{where} needs a 'kind', which selects the variant"
         case "union_tag_invalid":
             return f"'{path}.kind' is '{context['tag']}'; known: {context['expected_tags']}"
         case _:
@@ -67,12 +72,16 @@ def _explain(cls: type[Any], error: Any) -> str:
 
 
 def override(value: T, changes: Mapping[str, Any]) -> T:
-    """The settings with some fields changed, each named by its dotted path.
+    """Return the settings with some fields replaced.
 
-    Text becomes what the field wants: a number, true or false, none, or with brackets a list.
+    Strings are converted to the type of the field: a number, a boolean, None ("none" or "null"), or a list in brackets.
+
+    Args:
+        value: the settings to start from.
+        changes: new values by dotted path, such as `optimizer.lr`.
 
     Raises:
-        ConfigError: a path names no field (the nearest is named), or its new value does not fit.
+        ConfigError: a path is not the name of a field (the message names the closest one), or a value has the wrong type.
     """
     plain = to_plain(value)
     for path, new in changes.items():
@@ -87,10 +96,11 @@ def override(value: T, changes: Mapping[str, Any]) -> T:
 
 
 def merge(value: T, changes: Any, *, what: str = "config") -> T:
-    """Settings in which the values of a file replace the original ones, group by group.
+    """Return settings in which the values of a file replace the original ones, group by group.
 
-    A list replaces the whole list. A group of another `kind` replaces the whole group: fields that the file omits have the
-    defaults of the new kind. The attribute `unsets` of a class lists the fields that become None if the file sets another one.
+    A list replaces the whole list. A group with a different `kind` replaces the whole group, and fields that the file omits
+    get the defaults of the new kind. The attribute `unsets` of a class maps a field to the fields that become None when the
+    file sets it.
 
     Args:
         value: the settings to start from.
@@ -152,7 +162,7 @@ def _type_paths(cls: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _without_kinds(cls: type[Any], location: tuple[Any, ...]) -> Iterator[Any]:
-    """The place of an error as a file has it: where there are several kinds, pydantic puts the kind's name between."""
+    """Yield the location of an error as it appears in the file: without the kind names that pydantic inserts for unions."""
     kinds: list[type[Any]] = [cls]
     for part in location:
         if len(kinds) > 1:
@@ -164,7 +174,7 @@ def _without_kinds(cls: type[Any], location: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _settings_of(annotation: Any) -> list[type[Any]]:
-    """The settings that an annotation names: none, one, or the kinds of a union."""
+    """Return the settings classes in an annotation: none, one, or the members of a union."""
     if dataclasses.is_dataclass(annotation):
         return [cast(type[Any], annotation)]
     return [kind for member in get_args(annotation) for kind in _settings_of(member)]

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, so that it can save."""
+"""Handle Ctrl-C and SIGTERM so that a run stops between two steps and can save."""
 
 import signal
 import threading
@@ -9,21 +9,25 @@ from types import FrameType
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM came; the first is noted, a second SIGINT interrupts as usual."""
+    """Yield a function that returns whether SIGINT or SIGTERM was received while the block runs.
+
+    The first signal is only recorded; a second SIGINT interrupts as usual. Outside the main thread, signals are not handled and
+    the function returns False.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     requested = threading.Event()
-    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(_kind: int, _frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         requested.set()
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    for kind in before:
-        signal.signal(kind, note)
+    for number in previous:
+        signal.signal(number, handle)
     try:
         yield requested.is_set
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

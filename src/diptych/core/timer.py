@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measure the time of the parts of a training step."""
 
 import time
 from collections import deque
@@ -9,10 +9,15 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by name.
+    """Accumulates seconds by name.
 
-    On a GPU, CUDA events measure the time of the device. An event is read when the device has reached it, which can be
-    several steps after the host recorded it; the host never waits for one.
+    On a GPU, CUDA events measure device time. An event is read once the device has reached it, which can be several steps
+    after the host recorded it, so timing does not synchronize host and device.
+
+    >>> stopwatch = Stopwatch(torch.device("cpu"))
+    >>> stopwatch.add("forward", 1.5)
+    >>> stopwatch.total()
+    {'forward': 1.5}
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,7 +27,7 @@ class Stopwatch:
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:
-        """Time what happens within."""
+        """Add the time that the block takes."""
         if self._on_gpu:
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -35,18 +40,18 @@ class Stopwatch:
         self.add(name, time.perf_counter() - began)
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere."""
+        """Add seconds that were measured elsewhere."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def total(self) -> dict[str, float]:
-        """All seconds so far, by name. Waits for the device."""
+        """Return the accumulated seconds by name. Synchronizes with the device."""
         if self._pending:
             torch.cuda.synchronize()
             self.flush()
         return dict(self.seconds)
 
     def flush(self) -> None:
-        """Add the pairs of events that the device has reached; call it once per step. The others stay for a later call."""
+        """Add the times of the events that the device has reached; call it once per step."""
         # The device reaches events in the order in which they were recorded.
         while self._pending and self._pending[0][2].query():
             name, begin, end = self._pending.popleft()

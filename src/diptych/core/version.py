@@ -1,4 +1,4 @@
-"""The version of this package. It is also available in a checkout that is not installed."""
+"""The version of this package, also available in a checkout that is not installed."""
 
 VERSION = "0.1.0"
-"""The same as in `pyproject.toml`."""
+"""Equal to the version in `pyproject.toml`."""

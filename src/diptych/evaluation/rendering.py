@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.evaluation.compare import Comparison
 from diptych.evaluation.encoded import EncodedImages
 from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths

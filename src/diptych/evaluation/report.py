@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from diptych.core.errors import ConfigError
-from diptych.core.figures import plain
 from diptych.core.files import write_text
+from diptych.core.formatting import plain
 from diptych.core.html import render_html
 from diptych.core.version import VERSION
 from diptych.evaluation.tables import Table

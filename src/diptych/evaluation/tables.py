@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diptych.core.figures import percent
+from diptych.core.formatting import percent
 from diptych.evaluation.retrieval import Recall, RetrievalReport
 from diptych.evaluation.zero_shot import ZeroShotReport
 

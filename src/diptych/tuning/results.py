@@ -16,8 +16,8 @@ from optuna.trial import create_trial
 from diptych.bundle.folder import whole_folder
 from diptych.core.csv_file import write_csv
 from diptych.core.errors import BundleError, DiptychWarning
-from diptych.core.figures import plain
 from diptych.core.files import file_lock, write_text
+from diptych.core.formatting import plain
 from diptych.training.config import write_config
 from diptych.tuning.plots import plot_history, plot_importances, plot_parallel
 from diptych.tuning.space import Dimension, Space

@@ -1,11 +1,11 @@
-"""Figures as people read them, and as files for programs hold them."""
+"""Convert values to text for people and to plain data for JSON."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 
 def percent(share: float) -> str:
-    """A share as people read it.
+    """Return a share in percent, with one decimal.
 
     >>> percent(0.123)
     '12.3 %'
@@ -14,7 +14,7 @@ def percent(share: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, arrays and paths as what JSON has; what it has already stays as it is.
+    """Return dataclasses, arrays and paths as values that JSON supports; such values themselves are unchanged.
 
     >>> plain({1: (2.5, None)})
     {'1': [2.5, None]}
@@ -22,9 +22,9 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(name): plain(inside) for name, inside in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inside) for inside in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):
         return value.tolist()
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
