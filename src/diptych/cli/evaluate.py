@@ -252,7 +252,7 @@ def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
     from diptych.bundle.folder import add_evaluation, is_bundle
     from diptych.evaluation.report import PAGE, write_report
 
-    print_json(report.figures) if on.as_json else print_report(report)
+    print_json(report.metrics) if on.as_json else print_report(report)
     if on.out is None:
         return
     data = redacted(on.data)

@@ -1,1 +1,1 @@
-"""Figures that say what they mean: each carries the protocol it was measured by."""
+"""Evaluation of models. Each result includes the protocol by which it was measured."""

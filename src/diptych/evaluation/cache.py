@@ -1,4 +1,4 @@
-"""Embeddings that were computed before, by all that they depend on: the tower's weights and what it reads."""
+"""A cache of embeddings. The key covers everything that they depend on: the weights of the tower and its inputs."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -20,38 +20,48 @@ _MAX_BYTES = 4 * 2**30
 
 
 class EmbeddingCache:
-    """A folder of arrays by their keys. When it grows beyond its size, what was not used for longest goes."""
+    """A folder of arrays by key. The least recently used files are removed when it grows beyond its maximum size.
+
+    Args:
+        folder: the folder; by default `embeddings` in the cache folder.
+        max_bytes: maximum size of all files together.
+    """
 
     def __init__(self, folder: Path | None = None, *, max_bytes: int = _MAX_BYTES) -> None:
         self.folder = folder or cache_folder() / "embeddings"
         self.max_bytes = max_bytes
 
     def get(self, key: str, compute: Callable[[], Float32[ndarray, "N E"]]) -> Float32[ndarray, "N E"]:
-        """What the folder has for the key, or what is computed now and kept. A disk that is full only costs the keeping."""
-        place = self.folder / f"{key}.npy"
+        """Return the cached array of a key, or compute and store it. If the disk is full, the array is not stored.
+
+        Args:
+            key: name of the file, without suffix.
+            compute: returns the array.
+        """
+        path = self.folder / f"{key}.npy"
         try:
-            emb: Float32[ndarray, "N E"] = np.load(place, allow_pickle=False)
-            os.utime(place)
+            emb: Float32[ndarray, "N E"] = np.load(path, allow_pickle=False)
+            os.utime(path)
             return emb
-        except (OSError, ValueError, EOFError, BadZipFile):  # Not there, or damaged.
+        except (OSError, ValueError, EOFError, BadZipFile):  # The file is missing or damaged.
             pass
         emb = compute()
         try:
-            self._keep(place, emb)
+            self._store(path, emb)
         except OSError:
             with suppress(OSError):
-                place.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         return emb
 
-    def _keep(self, place: Path, emb: Float32[ndarray, "N E"]) -> None:
+    def _store(self, path: Path, emb: Float32[ndarray, "N E"]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(place) as tmp, tmp.open("wb") as written:
-            np.save(written, emb)
-        make_room(self.folder, "*.npy", max_bytes=self.max_bytes, keep=place)
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
+            np.save(file, emb)
+        make_room(self.folder, "*.npy", max_bytes=self.max_bytes, keep=path)
 
 
 def tower_hash(tower: nn.Module, *settings: object) -> str:
-    """Of weights and buffers, where and in which precision they are, and the settings that they are used with."""
+    """Return a hash of the weights and buffers of a tower, their device types and dtypes, and the given settings."""
     digest = blake2b(repr(settings).encode(), digest_size=16)
     for name, tensor in tower.state_dict().items():
         digest.update(f"{name}{tensor.device.type}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -60,7 +70,7 @@ def tower_hash(tower: nn.Module, *settings: object) -> str:
 
 
 def combined_hash(parts: Iterable[bytes | str]) -> str:
-    """Of parts in their order."""
+    """Return a hash of the parts, which depends on their order."""
     digest = blake2b(digest_size=16)
     for part in parts:
         content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -69,7 +79,7 @@ def combined_hash(parts: Iterable[bytes | str]) -> str:
 
 
 def ids_hash(ids: ndarray, lengths: ndarray) -> str:
-    """Of what a text tower reads."""
+    """Return a hash of the token ids and lengths of texts."""
     return combined_hash(
         [repr(ids.shape), np.ascontiguousarray(ids).tobytes(), np.ascontiguousarray(lengths).tobytes()]
     )

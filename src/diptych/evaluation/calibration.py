@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say (Guo et al. 2017, sec. 2). Shapes: N images, K bins."""
+"""Calibration of predicted probabilities (Guo et al. 2017, sec. 2). Shapes: N images, K bins."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,33 @@ from jaxtyping import Bool, Float, Float32, Int64
 from numpy import ndarray
 
 BINS = 15
+"""Number of bins."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Answers by how sure the model was of them."""
+    """Predictions in bins of confidence."""
 
     count: Int64[ndarray, " K"]
+    """Number of predictions in each bin."""
     confidence: Float[ndarray, " K"]
-    """Mean probability of each bin's answers; 0 where there are none."""
+    """Mean predicted probability in each bin; 0 if the bin is empty."""
     accuracy: Float[ndarray, " K"]
-    """Share of them that is right."""
+    """Share of correct predictions in each bin; 0 if the bin is empty."""
 
     @property
     def error(self) -> float:
-        """Expected calibration error: the mean distance of both, weighted by count; within [0, 1]."""
+        """Expected calibration error in [0, 1]: the mean of |confidence - accuracy| over bins, weighted by count."""
         return float((np.abs(self.confidence - self.accuracy) * self.count).sum() / max(1, self.count.sum()))
 
 
 def calibration(probability: Float32[ndarray, " N"], is_right: Bool[ndarray, " N"], *, bins: int = BINS) -> Calibration:
-    """Bins of equal width over [0, 1].
+    """Return the calibration of predictions, in bins of equal width over [0, 1].
+
+    Args:
+        probability: probability of the predicted class, in [0, 1].
+        is_right: whether the prediction is correct.
+        bins: number of bins.
 
     >>> found = calibration(np.array([0.9, 0.9, 0.1], dtype=np.float32), np.array([True, False, False]), bins=2)
     >>> round(found.error, 3)

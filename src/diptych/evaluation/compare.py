@@ -1,4 +1,4 @@
-"""Several models on the same samples: how they differ, and how sure that is. Shapes: N samples."""
+"""Compare models on the same samples, with confidence intervals. Shapes: N samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from PIL import Image
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.randomness import keyed_generator
 from diptych.evaluation.encoded import EncodedImages
@@ -16,42 +17,55 @@ from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.zero_shot import ZeroShot
 
 RESAMPLES = 10_000
+"""Number of bootstrap resamples."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and where it lies in 95 of a hundred resamplings."""
+    """A metric and its 95% bootstrap confidence interval."""
 
     value: float
     low: float
+    """The 2.5th percentile of the resamples."""
     high: float
+    """The 97.5th percentile of the resamples."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Models side by side. The first is what the others are compared with."""
+    """A comparison of two or more models. The first model is the baseline."""
 
     measure: str
+    """Name of the metric."""
     names: tuple[str, ...]
+    """Name of each model."""
     own: tuple[Interval, ...]
+    """Metric of each model."""
     differences: tuple[Interval, ...]
-    """Of each model's figure from the first one's, on the same samples."""
+    """For each model, its metric minus the metric of the first model, on the same samples."""
     protocol: dict[str, str | int]
+    """How the metrics were measured."""
     hits: tuple[Float[ndarray, " N"], ...]
+    """For each model, 1 for each sample that it gets right, else 0."""
     images: EncodedImages
-    said: tuple[Callable[[int], str], ...]
-    """What each model answered to a sample."""
+    """The samples."""
+    answers: tuple[Callable[[int], str], ...]
+    """For each model, a function that returns its answer for a sample."""
+
+    said = RenamedAttribute("answers")
+    figures = RenamedAttribute("metrics")
+    tell = RenamedAttribute("describe")
 
     @property
     def explanation(self) -> str:
-        """How to read the table."""
+        """A text that explains the table of intervals."""
         return (
             f"Paired bootstrap: {RESAMPLES:,} times as many images are drawn with replacement, the same for every model. A "
-            "difference whose interval does not hold 0 is not chance alone."
+            "difference whose interval does not contain 0 is not due to chance alone."
         )
 
-    def figures(self) -> dict[str, Any]:
-        """All but the samples."""
+    def metrics(self) -> dict[str, Any]:
+        """Return all results except those of single samples."""
         return {
             "measure": self.measure,
             "models": list(self.names),
@@ -61,22 +75,26 @@ class Comparison:
         }
 
     def only(self, right: int, wrong: int) -> list[int]:
-        """Samples that one model gets right and the other wrong, evenly spread over all of them."""
-        chosen = np.flatnonzero((self.hits[right] == 1) & (self.hits[wrong] == 0))
-        order = keyed_generator(0, "compare").permutation(len(chosen))
-        return [int(row) for row in chosen[order]]
+        """Return the rows of the samples that model `right` gets right and model `wrong` gets wrong, in random order."""
+        selected = np.flatnonzero((self.hits[right] == 1) & (self.hits[wrong] == 0))
+        order = keyed_generator(0, "compare").permutation(len(selected))
+        return [int(row) for row in selected[order]]
 
     def picture(self, row: int) -> Image.Image:
-        """A sample's image."""
+        """Return the image of a sample."""
         return self.images.picture(row)
 
-    def tell(self, row: int, right: int, wrong: int) -> str:
-        """What both said to it."""
-        return f"{self.said[right](row)}, not {self.said[wrong](row)}"
+    def describe(self, row: int, right: int, wrong: int) -> str:
+        """Return the answers of models `right` and `wrong` for a sample."""
+        return f"{self.answers[right](row)}, not {self.answers[wrong](row)}"
 
 
 def compare_zero_shot(names: Sequence[str], results: Sequence[ZeroShot]) -> Comparison:
-    """Top-1 accuracies on the images that all models could read.
+    """Compare the top-1 accuracies of models on the same images.
+
+    Args:
+        names: the name of each model.
+        results: the result of each model, in the same order.
 
     Raises:
         ConfigError: there are fewer than two models.
@@ -84,7 +102,7 @@ def compare_zero_shot(names: Sequence[str], results: Sequence[ZeroShot]) -> Comp
     """
     _check(names, [result.images for result in results])
 
-    def sayer(result: ZeroShot) -> Callable[[int], str]:
+    def answers_of(result: ZeroShot) -> Callable[[int], str]:
         return lambda row: result.classes[int(result.predicted[row])]
 
     return _compare(
@@ -93,12 +111,16 @@ def compare_zero_shot(names: Sequence[str], results: Sequence[ZeroShot]) -> Comp
         [result.hits for result in results],
         results[0].images,
         _joint(names, [result.report.protocol for result in results]),
-        [sayer(result) for result in results],
+        [answers_of(result) for result in results],
     )
 
 
 def compare_retrieval(names: Sequence[str], results: Sequence[Retrieval]) -> Comparison:
-    """R@1 from images to texts. A sample is an image with all its texts, which resampling keeps together.
+    """Compare the image-to-text R@1 of models. A sample is an image with all its texts; resampling keeps them together.
+
+    Args:
+        names: the name of each model.
+        results: the result of each model, in the same order.
 
     Raises:
         ConfigError: there are fewer than two models.
@@ -106,7 +128,7 @@ def compare_retrieval(names: Sequence[str], results: Sequence[Retrieval]) -> Com
     """
     _check(names, [result.pairs.images for result in results])
 
-    def sayer(result: Retrieval) -> Callable[[int], str]:
+    def answers_of(result: Retrieval) -> Callable[[int], str]:
         pairs = result.pairs
         return lambda row: f"'{pairs.captions[int((pairs.text_emb @ pairs.image_emb[row]).argmax())]}'"
 
@@ -116,15 +138,23 @@ def compare_retrieval(names: Sequence[str], results: Sequence[Retrieval]) -> Com
         [result.image_to_text.found_at(1).astype(float) for result in results],
         results[0].pairs.images,
         _joint(names, [result.report.protocol for result in results]),
-        [sayer(result) for result in results],
+        [answers_of(result) for result in results],
     )
 
 
 def bootstrap(
     hits: Sequence[Float[ndarray, " N"]], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[list[Interval], list[Interval]]:
-    """Means of samples with their intervals, and of their differences from the first; the same draws for all."""
-    table = np.stack(hits)
+    """Return the mean of each model's hits and its difference from the first model's mean, with 95% intervals.
+
+    Uses the paired percentile bootstrap: each resample has the same samples for all models.
+
+    Args:
+        hits: for each model one number per sample.
+        resamples: number of bootstrap resamples.
+        seed: seed of the random numbers.
+    """
+    table = np.stack(hits)  # (models, N)
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, len(table)))
     num = table.shape[1]
@@ -136,18 +166,18 @@ def bootstrap(
     return own, differences
 
 
-def _interval(value: float, drawn: Float[ndarray, "_"]) -> Interval:
-    low, high = np.percentile(drawn, [2.5, 97.5])
+def _interval(value: float, resampled: Float[ndarray, "_"]) -> Interval:
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(float(value), float(low), float(high))
 
 
-def _compare(  # noqa: PLR0917  (what a comparison is made of)
+def _compare(  # noqa: PLR0917  (these are the parts of a comparison)
     measure: str,
     names: Sequence[str],
     hits: Sequence[Float[ndarray, " N"]],
     images: EncodedImages,
     protocol: dict[str, str | int],
-    said: Sequence[Callable[[int], str]],
+    answers: Sequence[Callable[[int], str]],
 ) -> Comparison:
     own, differences = bootstrap(hits)
     return Comparison(
@@ -158,12 +188,12 @@ def _compare(  # noqa: PLR0917  (what a comparison is made of)
         protocol=protocol,
         hits=tuple(hits),
         images=images,
-        said=tuple(said),
+        answers=tuple(answers),
     )
 
 
 def _joint(names: Sequence[str], protocols: Sequence[dict[str, str | int]]) -> dict[str, str | int]:
-    """What all models share, and of the rest, such as the transform, each model's own."""
+    """Return one protocol: a value that all models share once, any other value (such as the transform) for each model."""
     joint: dict[str, str | int] = {}
     for key, value in protocols[0].items():
         own = {name: protocol[key] for name, protocol in zip(names, protocols, strict=True)}

@@ -1,4 +1,4 @@
-"""A source's images and captions as embeddings: what every evaluation is measured on.
+"""Encode the images and captions of a source; all evaluations start from these embeddings.
 
 Shapes: I images, X texts, E embedding.
 """
@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from PIL import Image
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.digests import FileDigests
 from diptych.core.errors import DataError, ImageError, NotFiniteError
 from diptych.core.progress import Track, silently
@@ -27,59 +28,70 @@ from diptych.images.transforms import size_name
 from diptych.inference.embedder import Embedder
 
 Captions: TypeAlias = Literal["all", "first"]
-"""Which captions of an image are measured: all of them, or the first alone (the one-caption protocol)."""
+"""The captions of an image that are used: all of them, or only the first (the one-caption protocol)."""
 
 _NOT_FINITE = (
-    "the weights give {num} of {total} {what} embeddings that are not numbers: they have diverged or are damaged"
+    "{num} of {total} {what} embeddings are not finite numbers: the training of this model has diverged, or its weights are "
+    "damaged"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImages:
-    """The readable images of a source."""
+    """The embeddings of the readable images of a source."""
 
     source: Source
     rows: tuple[int, ...]
-    """Of each image, which sample of the source it is."""
+    """For each image, the index of its sample in the source."""
     emb: Float32[ndarray, "I E"]
+    """Unit embeddings."""
     skipped: tuple[tuple[str, str], ...]
-    """(key, reason) of the samples whose image could not be read."""
+    """(key, reason) of each sample whose image could not be read."""
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """Of each image, its sample's key."""
+        """The key of each image's sample."""
         return tuple(self.source.key(row) for row in self.rows)
 
     @cached_property
     def labels(self) -> tuple[int | None, ...]:
-        """Of each image, its sample's label."""
+        """The label of each image's sample; None if it has none."""
         return tuple(self.source.label(row) for row in self.rows)
 
     def picture(self, number: int) -> Image.Image:
-        """One of them, for people."""
+        """Return the decoded image at a position in `rows`."""
         return decode(self.source[self.rows[number]].image)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPairs:
-    """The readable images of a source with their captions."""
+    """The embeddings of the readable images of a source and of their captions."""
 
     images: EncodedImages
     captions: tuple[str, ...]
     text_emb: Float32[ndarray, "X E"]
+    """Unit embeddings of the captions."""
     image_of_text: Int64[ndarray, " X"]
-    """For each caption the row of its image."""
-    chosen: Captions
-    """Which captions of each image these are."""
+    """For each caption, the row of its image in `image_emb`."""
+    selected: Captions
+    """Whether `captions` are all captions of each image or only the first."""
+
+    chosen = RenamedAttribute("selected")
 
     @property
     def image_emb(self) -> Float32[ndarray, "I E"]:
-        """Of the images, by row."""
+        """Unit embeddings of the images."""
         return self.images.emb
 
 
 class SourceEncoder:
-    """Encodes whole sources, telling how far it is, and no source twice where there is a cache."""
+    """Encodes whole sources with a model.
+
+    Args:
+        embedder: the model.
+        cache: stores embeddings, so that the same data is not encoded again.
+        track: reports progress.
+    """
 
     def __init__(self, embedder: Embedder, *, cache: EmbeddingCache | None = None, track: Track = silently) -> None:
         self.embedder = embedder
@@ -90,16 +102,16 @@ class SourceEncoder:
     def encode_images(
         self, source: Source, *, change: Callable[[ImageInput], ImageInput] | None = None, change_name: str = ""
     ) -> EncodedImages:
-        """The images of a source.
+        """Encode the images of a source. Images that cannot be read are skipped.
 
         Args:
-            source: whose images.
-            change: what is done to each picture before.
-            change_name: tells this change from any other, for the cache.
+            source: the samples.
+            change: a function that is applied to each image first.
+            change_name: unique name of this function, for the key of the cache.
 
         Raises:
             DataError: no image can be read.
-            NotFiniteError: an embedding is not a number.
+            NotFiniteError: an embedding is NaN or infinite.
         """
         reasons: dict[int, str] = {}
 
@@ -122,7 +134,7 @@ class SourceEncoder:
         return EncodedImages(source=source, rows=rows, emb=emb[readable], skipped=skipped)
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "X E"]:
-        """Unit embeddings of texts."""
+        """Return the unit embeddings of texts."""
 
         def compute() -> Float32[ndarray, "N E"]:
             with self.track("texts", len(texts)) as advance:
@@ -135,13 +147,17 @@ class SourceEncoder:
         return self._cached(f"text-{tower}-{ids_hash(encoded.ids, encoded.lengths)}", compute)
 
     def encode_pairs(self, source: Source, *, captions: Captions = "all") -> EncodedPairs:
-        """The images of a source and their captions.
+        """Encode the images of a source and their captions.
 
-        Samples whose pictures are equal to the byte count as one image with all their captions.
+        Samples with byte-identical images count as one image that has all their captions.
+
+        Args:
+            source: the samples.
+            captions: use all captions of each image, or only the first.
 
         Raises:
             DataError: no image can be read, or one has no caption.
-            NotFiniteError: an embedding is not a number.
+            NotFiniteError: an embedding is NaN or infinite.
         """
         source = merge_copies(source)
         images = self.encode_images(source)
@@ -149,10 +165,10 @@ class SourceEncoder:
         for number, row in enumerate(images.rows):
             own = source.captions(row)
             if not own:
-                raise DataError(f"{source.key(row)} has no caption; retrieval needs one of each image")
-            kept = own if captions == "all" else own[:1]
-            texts += kept
-            owners += [number] * len(kept)
+                raise DataError(f"{source.key(row)} has no caption; retrieval needs at least one for each image")
+            used = own if captions == "all" else own[:1]
+            texts += used
+            owners += [number] * len(used)
         text_emb = self.encode_texts(texts)
         broken = np.flatnonzero(~np.isfinite(text_emb).all(axis=1))
         if len(broken):
@@ -162,11 +178,16 @@ class SourceEncoder:
             captions=tuple(texts),
             text_emb=text_emb,
             image_of_text=np.array(owners, dtype=np.int64),
-            chosen=captions,
+            selected=captions,
         )
 
     def protocol(self, images: EncodedImages, *, split: str) -> dict[str, str | int]:
-        """What every figure on these images depends on, beside its own settings."""
+        """Return the part of an evaluation's protocol that describes the data and the model's input.
+
+        Args:
+            images: the encoded images.
+            split: name of the split.
+        """
         config = self.embedder.bundle.config
         return {
             "split": split,
@@ -186,23 +207,23 @@ class SourceEncoder:
         change: Callable[[ImageInput], ImageInput] | None,
         advance: Callable[[], object],
     ) -> Float32[ndarray, "N E"]:
-        """A row for each sample; of what cannot be read, one of zeros. Pictures are asked for as they are encoded."""
+        """Return one embedding per sample; a row of zeros if its image cannot be read. Images are loaded lazily."""
 
         def pictures() -> Iterator[ImageInput]:
             for i in range(len(source)):
                 try:
                     image = source[i].image
                     yield image if change is None else change(image)
-                except ImageError as error:  # A tar that has gone, say, or a picture that a change wants decoded.
+                except ImageError as error:  # For example a missing tar file, or an image that `change` cannot decode.
                     reasons[i] = str(error)
                     yield b""
                 advance()
 
-        def note(position: int, error: ImageError) -> None:
+        def record_error(position: int, error: ImageError) -> None:
             reasons.setdefault(position, str(error))
 
-        emb = self.embedder.encode_images(pictures(), on_error=note)
-        emb[list(reasons)] = 0  # No embedding of unit length is.
+        emb = self.embedder.encode_images(pictures(), on_error=record_error)
+        emb[list(reasons)] = 0  # Marks unreadable images: a unit embedding is never all zeros.
         return emb
 
     def _image_key(self, source: Source, change_name: str) -> str:

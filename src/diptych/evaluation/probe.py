@@ -1,4 +1,4 @@
-"""Classifiers on frozen image embeddings: logistic regression and nearest neighbours.
+"""Classifiers on frozen image embeddings: logistic regression and nearest neighbors.
 
 Shapes: N images, M training images, E embedding, C classes.
 """
@@ -21,6 +21,7 @@ from diptych.evaluation.encoded import EncodedImages, SourceEncoder
 from diptych.evaluation.zero_shot import check_labels
 
 COARSE = tuple(10.0**power for power in (-6, -4, -2, 0, 2, 4, 6))
+"""Values of C that are tried first."""
 _STEPS_PER_DECADE = 8
 _MAX_ITERATIONS = 1000
 _VAL_SHARE = 0.1
@@ -29,44 +30,49 @@ _CHUNK = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeReport:
-    """A linear classifier's accuracy. All shares within [0, 1]."""
+    """The accuracy of a linear probe. Accuracies are in [0, 1]."""
 
     top1: float
     mean_per_class: float
+    """Mean of the accuracies of the classes."""
     c: float
-    """Inverse strength of the decay, as scikit-learn has it, that was best on the validation samples."""
+    """Inverse regularization strength (`C` of scikit-learn) with the best accuracy on the validation samples."""
     sweep: dict[float, float]
-    """Accuracy there for every strength tried."""
+    """Accuracy on the validation samples for every `C` that was tried."""
     protocol: dict[str, str | int]
+    """How the accuracy was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnReport:
-    """Accuracy by the votes of nearest neighbours. All shares within [0, 1]."""
+    """The accuracy of nearest-neighbor classification. Accuracies are in [0, 1]."""
 
     top1: float
     mean_per_class: float
+    """Mean of the accuracies of the classes."""
     protocol: dict[str, str | int]
+    """How the accuracy was measured."""
 
 
 def evaluate_probe(
     encoder: SourceEncoder, train: Source, test: Source, *, split: str, train_split: str, seed: int = 0
 ) -> ProbeReport:
-    """Logistic regression on unit embeddings (Radford et al. 2021, app. A.3: L-BFGS, a thousand iterations at most).
+    """Train and measure logistic regression on unit embeddings (Radford et al. 2021, app. A.3: L-BFGS, up to 1,000 iterations).
 
-    The decay is swept as in the paper: seven strengths from 1e-6 to 1e6, then halfway around the best until eight a decade.
-    It is chosen on a tenth of the training samples, and the classifier trained again on all of them.
+    As in the paper, the sweep tries seven values of `C` from 1e-6 to 1e6, then halves the interval around the best one until
+    there are eight values per decade. `C` is selected on a random tenth of the training samples, which serves as validation
+    set. Then the classifier is trained again on all training samples.
 
     Args:
         encoder: the model.
-        train: labelled samples to learn from.
-        test: labelled samples to measure on.
-        split: name of the latter's, for the protocol.
-        train_split: name of the former's.
-        seed: decides which samples the decay is chosen on.
+        train: labeled samples for training.
+        test: labeled samples for measuring the accuracy.
+        split: name of the test split, for the protocol.
+        train_split: name of the training split, for the protocol.
+        seed: seed of the selection of the validation samples.
 
     Raises:
-        DataError: labels lack, or the training samples are of one class or fewer than ten.
+        DataError: labels are missing, or the training samples are fewer than ten or belong to a single class.
         ConfigError: scikit-learn is not installed.
     """
     features, labels, images = _features(encoder, train)
@@ -74,14 +80,14 @@ def evaluate_probe(
     if len(features) < 10 or len(np.unique(labels)) < 2:
         raise DataError(f"the split '{train_split}' has {len(features)} samples of {len(np.unique(labels))} classes; a probe "
                         "needs ten of two")  # fmt: skip
-    held_back = no_sync(labels, seed=seed)
+    is_validation = validation_mask(labels, seed=seed)
     fit = _fit_function()
     sweep: dict[float, float] = {}
 
     def accuracy(c: float) -> float:
         if c not in sweep:
-            model = fit(features[~held_back], labels[~held_back], c)
-            sweep[c] = float((model.predict(features[held_back]) == labels[held_back]).mean())
+            model = fit(features[~is_validation], labels[~is_validation], c)
+            sweep[c] = float((model.predict(features[is_validation]) == labels[is_validation]).mean())
         return sweep[c]
 
     best = search_c(accuracy, track=encoder.track)
@@ -93,7 +99,7 @@ def evaluate_probe(
         protocol={
             **encoder.protocol(test_images, split=split),
             "trained_on": f"{len(images.rows)} images of {train_split}",
-            "chosen_on": f"{int(held_back.sum())} of them, seed {seed}",
+            "chosen_on": f"{int(is_validation.sum())} of them, seed {seed}",
             "classifier": f"logistic regression, L-BFGS, at most {_MAX_ITERATIONS} iterations, unit embeddings",
         },
     )
@@ -109,11 +115,20 @@ def evaluate_knn(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> KnnReport:
-    """The class with most votes of the nearest training images, each weighing exp(cosine / temperature) (Wu et al. 2018).
+    """Classify each image by the votes of the nearest training images, weighted by exp(cosine / temperature) (Wu et al. 2018).
+
+    Args:
+        encoder: the model.
+        train: labeled samples that vote.
+        test: labeled samples for measuring the accuracy.
+        split: name of the test split, for the protocol.
+        train_split: name of the training split, for the protocol.
+        neighbours: number of training images that vote.
+        temperature: temperature of the weights, above 0.
 
     Raises:
-        DataError: labels lack.
-        ConfigError: there are fewer training images than neighbours, or the temperature is not above 0.
+        DataError: labels are missing.
+        ConfigError: there are fewer training images than `neighbours`, or the temperature is not above 0.
     """
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
@@ -134,24 +149,34 @@ def evaluate_knn(
     )
 
 
-def no_sync(labels: Int64[ndarray, " M"], *, seed: int) -> Bool[ndarray, " M"]:
-    """Which tenth of the samples the decay is chosen on: random ones, but never all samples of a class.
+def validation_mask(labels: Int64[ndarray, " M"], *, seed: int) -> Bool[ndarray, " M"]:
+    """Return a mask of a random tenth of the samples for validation. At least one sample of each class is not selected.
+
+    Args:
+        labels: the class of each sample.
+        seed: seed of the random selection.
 
     Raises:
-        DataError: every class has one sample alone.
+        DataError: every class has a single sample.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    kept = [max(np.flatnonzero(labels == label), key=order.__getitem__) for label in np.unique(labels)]
-    free = np.setdiff1d(np.arange(len(labels)), kept)
+    reserved = [max(np.flatnonzero(labels == label), key=order.__getitem__) for label in np.unique(labels)]
+    free = np.setdiff1d(np.arange(len(labels)), reserved)
     if not len(free):
         raise DataError("each class has one sample in the training split; a probe needs two of one class or more")
-    held_back = np.zeros(len(labels), dtype=bool)
-    held_back[free[np.argsort(order[free])][: max(1, round(_VAL_SHARE * len(labels)))]] = True
-    return held_back
+    is_validation = np.zeros(len(labels), dtype=bool)
+    is_validation[free[np.argsort(order[free])][: max(1, round(_VAL_SHARE * len(labels)))]] = True
+    return is_validation
 
 
 def search_c(accuracy: Callable[[float], float], *, track: Track = silently) -> float:
-    """The strength of best accuracy, of equals the strongest decay: coarse steps, then halfway on both sides of the best.
+    """Return the `C` with the best accuracy; among equal accuracies, the smallest (the strongest regularization).
+
+    Tries `COARSE`, then repeatedly the values halfway (in log10) on both sides of the best one.
+
+    Args:
+        accuracy: returns the validation accuracy for a value of `C`.
+        track: reports progress.
 
     >>> search_c(lambda c: -abs(np.log10(c) - 0.5))
     3.16...
@@ -186,11 +211,20 @@ def nearest_votes(
     neighbours: int,
     temperature: float,
 ) -> Int64[ndarray, " N"]:
-    """Each query's class; of classes with equal votes the first."""
+    """Return the predicted class of each query: the class with the largest sum of votes, the lowest index among equals.
+
+    Args:
+        features: unit embeddings of the training images.
+        labels: classes of the training images.
+        queries: unit embeddings of the images to classify.
+        num_classes: number of classes.
+        neighbours: number of nearest training images that vote.
+        temperature: temperature of the weights exp(cosine / temperature).
+    """
     stored, owner = torch.from_numpy(features), torch.from_numpy(labels)
     predicted = []
     for part in torch.from_numpy(queries).split(_CHUNK):
-        cosine, nearest = (part @ stored.T).topk(neighbours, dim=1)
+        cosine, nearest = (part @ stored.T).topk(neighbours, dim=1)  # (chunk, neighbours)
         weight = torch.exp((cosine - 1) / temperature)
         votes = torch.zeros(len(part), num_classes).scatter_add_(1, owner[nearest], weight)
         predicted.append(votes.argmax(dim=1))
@@ -217,13 +251,13 @@ def _accuracies(predicted: Int64[ndarray, " N"], labels: Int64[ndarray, " N"]) -
 
 def _fit_function() -> Callable[[Float[ndarray, "M E"], Int64[ndarray, " M"], float], Any]:
     try:
-        from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  (an extra, and a second)
+        from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415  (an extra; takes a second)
         from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
     except ImportError:
         raise ConfigError("a probe needs scikit-learn: pip install 'diptych[probe]'") from None
 
     def fit(features: Float[ndarray, "M E"], labels: Int64[ndarray, " M"], c: float) -> Any:
-        with warnings.catch_warnings():  # That a thousand iterations were not enough is part of the protocol.
+        with warnings.catch_warnings():  # The limit of iterations is part of the protocol.
             warnings.simplefilter("ignore", ConvergenceWarning)
             return LogisticRegression(C=c, max_iter=_MAX_ITERATIONS).fit(features, labels)
 

@@ -1,7 +1,7 @@
-"""How many strangers stand before each partner, without the matrix of scores: memory is that of a tile.
+"""Count the negatives that score at least as high as each positive pair, one tile of the score matrix at a time.
 
-Every tile has one shape, the last ones filled up, and is computed in one way, so that a score is the same number whenever it
-is computed, and ties are ties. Shapes: I images, X texts, E embedding, M most texts of an image.
+All tiles have the same shape (the last ones are padded) and are computed by the same operation. A score is therefore bitwise
+equal whenever it is computed again, and ties are exact. Shapes: I images, X texts, E embedding, M most texts of an image.
 """
 
 from dataclasses import dataclass
@@ -13,100 +13,127 @@ from numpy import ndarray
 from torch import Tensor
 from torch.nn import functional
 
+from diptych.core.deprecation import RenamedAttribute, renamed_names
 from diptych.core.progress import Track, silently
 
 TILE_IMAGES, TILE_TEXTS = 1024, 4096
 
+__getattr__ = renamed_names(
+    __name__,
+    {
+        "Strangers": "NegativeCounts",
+        "count_strangers": "count_negatives",
+        "place_with_ties": "own_rank_with_ties",
+    },
+)
+
 
 @dataclass(frozen=True)
-class Strangers:
-    """Of each pair of a text and its image, how many others score as high or higher."""
+class NegativeCounts:
+    """For each pair of a text and its image, the number of negatives that score at least as high as the pair."""
 
     images: Int64[ndarray, " X"]
-    """Other images for the text."""
+    """Number of other images that score at least as high for the text."""
     texts: Int64[ndarray, " X"]
-    """Texts of other images for the image."""
-    place: Int64[ndarray, " X"]
-    """Of the text among its image's texts, the best 1."""
+    """Number of texts of other images that score at least as high for the image."""
+    own_rank: Int64[ndarray, " X"]
+    """Rank of the text among the texts of its image, from 1."""
+
+    place = RenamedAttribute("own_rank")
 
 
-def count_strangers(
+def count_negatives(
     image_emb: Float32[ndarray, "I E"],
     text_emb: Float32[ndarray, "X E"],
     image_of_text: Int64[ndarray, " X"],
     *,
     device: torch.device | None = None,
     track: Track = silently,
-) -> Strangers:
-    """Compare every text with every image once. Each image has at least one text, and texts of an image are neighbours."""
+) -> NegativeCounts:
+    """Count, for every positive pair, the negatives that score at least as high.
+
+    Args:
+        image_emb: unit embeddings.
+        text_emb: unit embeddings. Fewer tiles are computed twice if the texts of an image are consecutive.
+        image_of_text: for each text the row of its image; every image must have at least one text.
+        device: the device on which scores are computed; by default the CPU.
+        track: reports progress.
+    """
     tiles = _Tiles(image_emb, text_emb, device or torch.device("cpu"))
     owner = torch.from_numpy(image_of_text)
     score = _own_scores(tiles, owner)
-    thresholds, place = _by_image(score, owner, len(image_emb))
+    thresholds, own_rank = _by_image(score, owner, len(image_emb))
     of_images = torch.zeros(thresholds.shape, dtype=torch.int64)
     of_texts = torch.zeros(len(owner), dtype=torch.int64)
-    with track("comparing", len(tiles.places)) as advance:
-        for rows, columns in tiles.places:
+    with track("comparing", len(tiles.slices)) as advance:
+        for rows, columns in tiles.slices:
             scores = tiles.scores(rows, columns)
             own = score[columns].to(scores.device)
             of_texts[columns] += (scores >= own[None, :]).sum(dim=0).cpu()
             for m in range(thresholds.shape[1]):
                 of_images[rows, m] += (scores >= thresholds[rows, m, None].to(scores.device)).sum(dim=1).cpu()
             advance()
-    as_high = of_images[owner, place - 1] - place_with_ties(score, owner, thresholds)
-    return Strangers(images=(of_texts - 1).numpy(), texts=as_high.numpy(), place=place.numpy())
+    # Both counts include the image's own texts; the difference leaves the texts of other images.
+    texts = of_images[owner, own_rank - 1] - own_rank_with_ties(score, owner, thresholds)
+    return NegativeCounts(images=(of_texts - 1).numpy(), texts=texts.numpy(), own_rank=own_rank.numpy())
 
 
 class _Tiles:
-    """The matrix of scores, tile by tile."""
+    """The score matrix (I, X), computed one tile at a time."""
 
     def __init__(self, image_emb: ndarray, text_emb: ndarray, device: torch.device) -> None:
         self.images, self.texts = torch.from_numpy(image_emb).to(device), torch.from_numpy(text_emb).to(device)
         self.height, self.width = min(TILE_IMAGES, len(image_emb)), min(TILE_TEXTS, len(text_emb))
-        self.places = [
+        self.slices = [
             (slice(top, min(top + self.height, len(image_emb))), slice(left, min(left + self.width, len(text_emb))))
             for top in range(0, len(image_emb), self.height)
             for left in range(0, len(text_emb), self.width)
         ]
 
     def scores(self, rows: slice, columns: slice) -> Tensor:
-        """Of images and texts there."""
-        images, texts = _filled(self.images[rows], self.height), _filled(self.texts[columns], self.width)
+        """Return the scores of a slice of images with a slice of texts."""
+        images, texts = _padded(self.images[rows], self.height), _padded(self.texts[columns], self.width)
         return (images @ texts.T)[: rows.stop - rows.start, : columns.stop - columns.start]
 
 
-def _filled(emb: Tensor, num: int) -> Tensor:
+def _padded(emb: Tensor, num: int) -> Tensor:
     return emb if len(emb) == num else functional.pad(emb, (0, 0, 0, num - len(emb)))
 
 
 def _own_scores(tiles: _Tiles, owner: Tensor) -> Tensor:
-    """Of each text with its image; only tiles in which there are such pairs are computed."""
+    """Return the score of each text with its image, shape (X,). Only tiles that contain such pairs are computed."""
     score = torch.empty(len(owner))
-    for rows, columns in tiles.places:
+    for rows, columns in tiles.slices:
         inside = (owner[columns] >= rows.start) & (owner[columns] < rows.stop)
         if inside.any():
-            chosen = torch.nonzero(inside)[:, 0]
-            found = tiles.scores(rows, columns).cpu()[owner[columns][chosen] - rows.start, chosen]
-            score[columns.start + chosen] = found
+            selected = torch.nonzero(inside)[:, 0]
+            own = tiles.scores(rows, columns).cpu()[owner[columns][selected] - rows.start, selected]
+            score[columns.start + selected] = own
     return score
 
 
 def _by_image(score: Tensor, owner: Tensor, num_images: int) -> tuple[Float32[Tensor, "I M"], Int64[Tensor, " X"]]:
-    """The scores of each image's texts, the best first, filled up with what nothing reaches; and each text's place there."""
+    """Return the scores of each image's texts in descending order, padded with infinity, and each text's rank there, from 1."""
     order = np.lexsort((-score.numpy(), owner.numpy()))
     counts = torch.bincount(owner, minlength=num_images)
-    first = counts.cumsum(0) - counts
-    place = torch.empty_like(owner)
-    place[torch.from_numpy(order)] = torch.arange(len(owner)) - first[owner[torch.from_numpy(order)]] + 1
+    start_idx = counts.cumsum(0) - counts
+    own_rank = torch.empty_like(owner)
+    own_rank[torch.from_numpy(order)] = torch.arange(len(owner)) - start_idx[owner[torch.from_numpy(order)]] + 1
     thresholds = torch.full((num_images, int(counts.max())), float("inf"))
-    thresholds[owner, place - 1] = score
-    return thresholds, place
+    thresholds[owner, own_rank - 1] = score
+    return thresholds, own_rank
 
 
-def place_with_ties(score: Tensor, owner: Tensor, thresholds: Float32[Tensor, "I M"]) -> Int64[Tensor, " X"]:
-    """Of each text, how many texts of its own image score as high or higher, itself among them."""
-    counted = torch.zeros_like(owner)
+def own_rank_with_ties(score: Tensor, owner: Tensor, thresholds: Float32[Tensor, "I M"]) -> Int64[Tensor, " X"]:
+    """Return for each text the number of texts of its own image that score at least as high, itself included.
+
+    Args:
+        score: the score of each text with its image, shape (X,).
+        owner: the image of each text, shape (X,).
+        thresholds: the scores of each image's texts in descending order, padded with infinity.
+    """
+    num_as_high = torch.zeros_like(owner)
     for m in range(thresholds.shape[1]):
         other = thresholds[owner, m]
-        counted += (other >= score) & (other != float("inf"))
-    return counted
+        num_as_high += (other >= score) & (other != float("inf"))
+    return num_as_high

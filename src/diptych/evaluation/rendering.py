@@ -1,4 +1,4 @@
-"""What an evaluation found, told to people: tables, plots, and pictures of what went well and what did not."""
+"""Build reports from the results of evaluations: tables, plots, and pictures of correct and incorrect answers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -25,23 +25,23 @@ T = TypeVar("T")
 
 
 def tell_zero_shot(result: ZeroShot) -> Report:
-    """Accuracies, the confusion matrix, the worst classes with pictures, calibration, sample answers."""
+    """Return a report with accuracies, sample answers, pictures of the worst classes, confusion matrix and calibration."""
     report = result.report
     worst = worst_classes(report)
     confusion = Picture(
         "confusion",
         lambda: plot_confusion(result.confusion(), result.classes),
-        f"What images of each class (row) were taken for (column), in % of the class; {len(result.labels):,} images",
+        f"Predicted class (column) of the images of each class (row), in % of the class; {len(result.labels):,} images",
     )
     reliability = Picture(
         "reliability",
         lambda: plot_reliability(result.calibration),
-        "Share of answers that are right, by the probability that the model gave them; below the line it is too sure",
+        "Accuracy by predicted probability; below the line the model is overconfident",
     )
     return Report(
         title=f"Zero-shot on {report.protocol['split']}: {len(result.labels):,} images, {len(result.classes):,} classes",
         summary=f"top 1 {percent(report.top1)}, mean over classes {percent(report.mean_per_class)}",
-        figures=report,
+        metrics=report,
         protocol=report.protocol,
         sections=[
             Section("Accuracy", tables=[accuracy_table(report)], pictures=[_answers(result)]),
@@ -50,25 +50,25 @@ def tell_zero_shot(result: ZeroShot) -> Report:
                 tables=[Table(["class", "accuracy"], [[name, percent(share)] for name, share in worst])],
                 pictures=_failures(result, [name for name, _ in worst]),
             ),
-            Section("What is taken for what", pictures=[confusion]),
+            Section("Confusion matrix", pictures=[confusion]),
             Section(
-                "Whether probabilities mean what they say",
-                "The calibration error is the mean distance of bars and line, weighted by how many answers there are.",
+                "Calibration",
+                "The calibration error is the mean distance between bars and line, weighted by the number of answers.",
                 pictures=[reliability],
             ),
         ],
     )
 
 
-def _what_a_cosine_says(pairs: PairScores) -> str:
+def _describe_cosines(pairs: PairScores) -> str:
     return (
         f"The median is {pairs.own:.3f} for a text with its own image and {pairs.others:.3f} with others. A threshold of "
-        f"{pairs.threshold:.3f} is wrong about {percent(pairs.wrong)} of either kind; `classify --threshold auto` takes it."
+        f"{pairs.threshold:.3f} misclassifies {percent(pairs.wrong)} of either kind; `classify --threshold auto` uses it."
     )
 
 
 def tell_retrieval(result: Retrieval) -> Report:
-    """Both directions, how far down the right answers stand, and some queries with what they found."""
+    """Return a report with the recall of both directions, the ranks of correct answers, and pictures of sample queries."""
     report = result.report
     ranks = {
         "image to text": (result.image_to_text.rank, result.image_to_text.num_candidates),
@@ -79,51 +79,51 @@ def tell_retrieval(result: Retrieval) -> Report:
     return Report(
         title=f"Retrieval on {report.protocol['split']}: {_size(result.pairs.images)}, {len(result.pairs.captions):,} texts",
         summary=f"R@1 {both} (image to text / text to image)",
-        figures=report,
+        metrics=report,
         protocol=report.protocol,
         sections=[
             Section("Recall", tables=[recall_table(report)]),
-            Section("How far down", pictures=[curve]),
-            Section("What a cosine says", _what_a_cosine_says(report.pairs)),
-            Section("Pictures and the caption found for each", pictures=_found(result)),
+            Section("Recall at k", pictures=[curve]),
+            Section("Cosine similarities", _describe_cosines(report.pairs)),
+            Section("Pictures and the caption found for each", pictures=_query_pictures(result)),
         ],
     )
 
 
 def tell_probe(report: ProbeReport) -> Report:
-    """Accuracy of the classifier, and how the decay was chosen."""
+    """Return a report with the accuracy of the classifier and of every weight decay that was tried."""
     rows = [[f"{c:.3g}", percent(accuracy)] for c, accuracy in sorted(report.sweep.items())]
     return Report(
         title=f"Linear probe on {report.protocol['split']}: {report.protocol['images']:,} images",
         summary=f"top 1 {percent(report.top1)}",
-        figures=report,
+        metrics=report,
         protocol=report.protocol,
         sections=[
             Section("Accuracy", tables=[Table(["", "accuracy"], _probe_rows(report.top1, report.mean_per_class))]),
             Section(
-                "How the decay was chosen",
+                "Selection of the weight decay",
                 f"Best on {report.protocol['chosen_on']}: C = {report.c:.3g}",
-                tables=[Table(["C (inverse decay)", "accuracy there"], rows)],
+                tables=[Table(["C (inverse decay)", "validation accuracy"], rows)],
             ),
         ],
     )
 
 
 def tell_knn(report: KnnReport) -> Report:
-    """Accuracy by votes of neighbours."""
+    """Return a report with the accuracy of nearest-neighbor classification."""
     rows = _probe_rows(report.top1, report.mean_per_class)
     return Report(
-        title=f"Nearest neighbours on {report.protocol['split']}: {report.protocol['images']:,} images",
+        title=f"Nearest neighbors on {report.protocol['split']}: {report.protocol['images']:,} images",
         summary=f"top 1 {percent(report.top1)}",
-        figures=report,
+        metrics=report,
         protocol=report.protocol,
         sections=[Section("Accuracy", tables=[Table(["", "accuracy"], rows)])],
     )
 
 
 def tell_robustness(result: Robustness) -> Report:
-    """The figure under each disturbance, and what the disturbances look like."""
-    headings = ["", "as it is", *(f"strength {s}" for s in range(1, 6)), "mean of them"]
+    """Return a report with the metric under each disturbance, and example pictures of the disturbances."""
+    headings = ["", "undisturbed", *(f"strength {s}" for s in range(1, 6)), "mean of 1 to 5"]
     rows = [
         [name, percent(result.clean), *map(percent, values), percent(float(np.mean(values)))]
         for name, values in result.disturbed.items()
@@ -136,7 +136,7 @@ def tell_robustness(result: Robustness) -> Report:
     return Report(
         title=f"Robustness on {result.protocol['split']}: {result.protocol['images']:,} images",
         summary=f"{result.measure} {percent(result.clean)}, disturbed {percent(mean)}",
-        figures=result.figures(),
+        metrics=result.metrics(),
         protocol=result.protocol,
         sections=[
             Section(
@@ -145,7 +145,7 @@ def tell_robustness(result: Robustness) -> Report:
                 pictures=[Picture("robustness", plot, f"{result.measure} under each disturbance")],
             ),
             Section(
-                "What the disturbances look like",
+                "Examples of the disturbances",
                 pictures=[Picture("disturbances", lambda: png_of(result.sheet()), "One picture at every strength")],
             ),
         ],
@@ -153,8 +153,8 @@ def tell_robustness(result: Robustness) -> Report:
 
 
 def tell_comparison(comparison: Comparison) -> Report:
-    """One table, how sure the differences are, and what one gets right and another wrong."""
-    headings = ["", comparison.measure, "95 % interval", f"less {comparison.names[0]}", "95 % interval"]
+    """Return a report with the metric of each model, confidence intervals of the differences, and pictures that differ."""
+    headings = ["", comparison.measure, "95 % interval", f"minus {comparison.names[0]}", "95 % interval"]
     rows = []
     for number, name in enumerate(comparison.names):
         own, difference = comparison.own[number], comparison.differences[number]
@@ -178,7 +178,7 @@ def tell_comparison(comparison: Comparison) -> Report:
         summary=", ".join(
             f"{name} {percent(own.value)}" for name, own in zip(comparison.names, comparison.own, strict=True)
         ),
-        figures=comparison.figures(),
+        metrics=comparison.metrics(),
         protocol=comparison.protocol,
         sections=[
             Section("How they compare", comparison.explanation, tables=[Table(headings, rows)]),
@@ -188,14 +188,14 @@ def tell_comparison(comparison: Comparison) -> Report:
 
 
 def _differing(comparison: Comparison, right: int, wrong: int) -> Picture | None:
-    """Samples that one gets right and the other wrong."""
-    chosen = comparison.only(right, wrong)
-    if not chosen:
+    """Return a picture of samples that model `right` gets right and model `wrong` gets wrong; None if there are none."""
+    selected = comparison.only(right, wrong)
+    if not selected:
         return None
-    title = f"{comparison.names[right]} is right, {comparison.names[wrong]} wrong: {len(chosen):,} images"
+    title = f"{comparison.names[right]} is right, {comparison.names[wrong]} wrong: {len(selected):,} images"
 
     def draw() -> bytes:
-        tiles = [(comparison.picture(row), comparison.tell(row, right, wrong)) for row in chosen[:_SHOWN]]
+        tiles = [(comparison.picture(row), comparison.describe(row, right, wrong)) for row in selected[:_SHOWN]]
         return png_of(contact_sheet([SheetRow(title, tiles)], columns=5, caption_lines=3))
 
     return Picture(f"right-{right}-wrong-{wrong}", draw, title)
@@ -210,59 +210,61 @@ def _probe_rows(top1: float, mean_per_class: float) -> list[list[str]]:
 
 
 def _answers(result: ZeroShot) -> Picture:
-    """Some images with what the model said, right and wrong as they come."""
+    """Return a picture of evenly spaced images with the answers of the model, whether right or wrong."""
     rows = spread(range(len(result.labels)), 2 * _SHOWN)
 
     def draw() -> bytes:
         tiles = [(result.images.picture(row), _answer(result, row)) for row in rows]
         return png_of(contact_sheet([SheetRow("Some answers", tiles)], columns=5, tile_px=140, caption_lines=2))
 
-    return Picture("answers", draw, "Some images, with the model's answer and how sure it was")
+    return Picture("answers", draw, "Some images, with the model's answer and its probability")
 
 
 def _failures(result: ZeroShot, classes: Sequence[str]) -> list[Picture]:
-    """Of each class some that were taken for another, the surest first."""
-    chosen: dict[str, list[int]] = {}
+    """Return a picture of misclassified images of each class, the most confident first; no picture if there are none."""
+    selected: dict[str, list[int]] = {}
     for name in classes:
         wrong = np.flatnonzero((result.labels == result.classes.index(name)) & (result.predicted != result.labels))
-        surest = wrong[np.argsort(-result.probability[wrong], kind="stable")][:_PER_CLASS].tolist()
-        if surest:
-            chosen[name] = surest
-    if not chosen:
+        most_confident = wrong[np.argsort(-result.probability[wrong], kind="stable")][:_PER_CLASS].tolist()
+        if most_confident:
+            selected[name] = most_confident
+    if not selected:
         return []
 
     def draw() -> bytes:
         rows = [
-            SheetRow(f"{name}, taken for", [(result.images.picture(row), _answer(result, row)) for row in surest])
-            for name, surest in chosen.items()
+            SheetRow(
+                f"{name}, predicted as", [(result.images.picture(row), _answer(result, row)) for row in wrong_rows]
+            )
+            for name, wrong_rows in selected.items()
         ]
         return png_of(contact_sheet(rows, columns=_PER_CLASS, tile_px=140, caption_lines=2))
 
-    return [Picture("worst-classes", draw, "Images of the worst classes with their wrong answers, the surest first")]
+    return [Picture("worst-classes", draw, "Images of the worst classes with wrong answers, the most confident first")]
 
 
 def _answer(result: ZeroShot, row: int) -> str:
-    said, true = (result.classes[int(side[row])] for side in (result.predicted, result.labels))
-    return f"{said} {100 * result.probability[row]:.0f} %{'' if said == true else f' (is {true})'}"
+    predicted, true = (result.classes[int(side[row])] for side in (result.predicted, result.labels))
+    return f"{predicted} {100 * result.probability[row]:.0f} %{'' if predicted == true else f' (is {true})'}"
 
 
-def _found(result: Retrieval) -> list[Picture]:
-    """Images that found their text, and images that did not, each with the text found first."""
+def _query_pictures(result: Retrieval) -> list[Picture]:
+    """Return one picture of images whose best text is correct and one of images whose best text is not."""
     found = result.image_to_text.found_at(1)
-    named = {"found": "The best caption is the picture's own", "missed": "The best caption is another picture's"}
-    chosen = {"found": np.flatnonzero(found).tolist(), "missed": np.flatnonzero(~found).tolist()}
+    titles = {"found": "The best caption is the picture's own", "missed": "The best caption is another picture's"}
+    selected = {"found": np.flatnonzero(found).tolist(), "missed": np.flatnonzero(~found).tolist()}
     return [
         Picture(
             name,
-            partial(_draw_found, result, spread(rows, _SHOWN), named[name]),
-            f"{named[name]}: {len(rows):,} pictures",
+            partial(_draw_queries, result, spread(rows, _SHOWN), titles[name]),
+            f"{titles[name]}: {len(rows):,} pictures",
         )
-        for name, rows in chosen.items()
+        for name, rows in selected.items()
         if rows
     ]
 
 
-def _draw_found(result: Retrieval, rows: Sequence[int], title: str) -> bytes:
+def _draw_queries(result: Retrieval, rows: Sequence[int], title: str) -> bytes:
     pairs = result.pairs
     best = (pairs.image_emb[list(rows)] @ pairs.text_emb.T).argmax(axis=1)
     tiles = [
@@ -277,11 +279,11 @@ def _caption(text: str, rank: int) -> str:
 
 
 def spread(items: Sequence[T], most: int) -> list[T]:
-    """So many of them, evenly spread.
+    """Return at most `most` items at evenly spaced positions.
 
     >>> spread(range(10), 3)
     [0, 4, 9]
     """
     if len(items) <= most:
         return list(items)
-    return [items[int(place)] for place in np.linspace(0, len(items) - 1, most)]
+    return [items[int(position)] for position in np.linspace(0, len(items) - 1, most)]

@@ -1,6 +1,6 @@
-"""A folder that tells a measurement: `results.json` for programs, `report.html` for people, and its pictures.
+"""Write the report of an evaluation as a folder: `results.json` for programs, `report.html` for people, and the pictures.
 
-The page is one file that needs no network: pictures are in it, and it has no script.
+The page is a single file with embedded pictures and without scripts; it needs no network.
 """
 
 import base64
@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
 from diptych.core.formatting import plain
@@ -28,46 +29,50 @@ RESULTS, PAGE = "results.json", "report.html"
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file to be, and what it shows."""
+    """A picture of a report, which is drawn when the report is written."""
 
     name: str
-    """Of its file, without suffix."""
+    """Name of the PNG file, without suffix."""
     draw: Callable[[], bytes]
-    """Gives the bytes of the file; called when the report is written."""
+    """Returns the content of the PNG file."""
     shows: str
+    """Caption."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a line of explanation, and what stands under it."""
+    """A section of a report: a heading, an explanation, tables and pictures."""
 
     title: str
     text: str = ""
+    """Explanation under the heading."""
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was measured and how it is told."""
+    """The results of an evaluation and their presentation."""
 
     title: str
     summary: str
-    """The figures that matter most, in a line: what a model card says."""
-    figures: Any
-    """Dataclasses, dicts, lists and plain values, for `results.json`."""
+    """The most important metrics in one line, for the model card."""
+    metrics: Any
+    """All metrics as dataclasses, dicts, lists and plain values, for `results.json`."""
     sections: Sequence[Section]
     protocol: Mapping[str, str | int]
-    """How it was measured."""
+    """How the metrics were measured."""
     about: Mapping[str, str | int] = field(default_factory=dict)
-    """What else a reader must know: which bundle, which data."""
+    """Other information for the reader, such as the bundle and the data."""
+
+    figures = RenamedAttribute("metrics")
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write the folder; files of the same names are replaced.
+    """Write the report to a folder; existing files with the same names are replaced.
 
     Raises:
-        ConfigError: it cannot be written there.
+        ConfigError: the folder cannot be written.
     """
     setting: dict[str, str | int] = {
         **report.about,
@@ -75,7 +80,7 @@ def write_report(report: Report, folder: Path) -> None:
         **versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    content = {"title": report.title, "setting": setting, "figures": plain(report.figures)}
+    content = {"title": report.title, "setting": setting, "figures": plain(report.metrics)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / RESULTS, json.dumps(content, indent=2) + "\n")
@@ -88,13 +93,13 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of what a figure may depend on."""
+    """Return the versions of Python and of the packages that can affect metrics, and the type of the machine."""
     packages = {"diptych": VERSION} | {name: version(name) for name in ("torch", "numpy", "Pillow", "tokenizers")}
     return {"python": platform.python_version(), **packages, "machine": platform.machine()}
 
 
 def png_of(image: Image.Image) -> bytes:
-    """A picture as the bytes of its file."""
+    """Return the image as the content of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

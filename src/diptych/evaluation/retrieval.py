@@ -1,4 +1,4 @@
-"""Retrieval between images and texts, any number of texts an image.
+"""Retrieval between images and texts, with any number of texts per image.
 
 Shapes: I images, X texts, E embedding, Q queries.
 """
@@ -14,20 +14,20 @@ from diptych.core.errors import DataError
 from diptych.core.progress import Track, silently
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.encoded import Captions, EncodedPairs, SourceEncoder
-from diptych.evaluation.ranks import count_strangers
+from diptych.evaluation.ranks import count_negatives
 
 _CAPTIONS: dict[Captions, str] = {
     "all": "all of each image",
     "first": "the first of each image (one-caption protocol)",
 }
 
-_STRANGERS = 20
-"""Images of others that each text is held against."""
+_NUM_NEGATIVES = 20
+"""Number of other images with which each text is compared in `pair_scores`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """One direction. Recalls are shares within [0, 1], ranks count from 1."""
+    """The metrics of one direction. Recalls are in [0, 1]; ranks start at 1."""
 
     r1: float
     r5: float
@@ -35,62 +35,70 @@ class Recall:
     median_rank: float
     mean_rank: float
     mean_average_precision: float
-    """Within [0, 1]; where a query has one right answer, the mean of 1 / rank."""
+    """In [0, 1]. If each query has one correct answer, this is the mean of 1 / rank."""
     num_queries: int
     num_candidates: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairScores:
-    """Cosines of texts with their own image, and with images that are not theirs."""
+    """Cosine similarities of texts with their own image (positives) and with other images (negatives)."""
 
     own: float
-    """Median."""
+    """Median cosine of positives."""
     others: float
-    """Median."""
+    """Median cosine of negatives."""
     threshold: float
-    """Between the two kinds: as large a share of the one lies below it as of the other above."""
+    """Cosine at which the share of positives below it equals the share of negatives above it (equal error rate)."""
     wrong: float
-    """That share, within [0, 1]."""
+    """That share, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalReport:
-    """Both directions and how they were measured."""
+    """The metrics of both directions."""
 
     image_to_text: Recall
-    """An image counts as found at k when any of its texts is among the k best."""
+    """An image counts as found at k if any of its texts is among the k best."""
     text_to_image: Recall
-    """A text counts as found at k when its image is among the k best."""
+    """A text counts as found at k if its image is among the k best."""
     pairs: PairScores
-    """What a cosine of this model says; "none of these" is calibrated by it."""
+    """Cosine similarities of pairs; `classify --threshold auto` uses their threshold."""
     protocol: dict[str, str | int]
+    """How the metrics were measured."""
 
     @property
     def mean_r1(self) -> float:
-        """Mean of both directions' R@1."""
+        """Mean R@1 of both directions."""
         return (self.image_to_text.r1 + self.text_to_image.r1) / 2
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean of both directions'."""
+        """Mean of the mean average precisions of both directions."""
         return (self.image_to_text.mean_average_precision + self.text_to_image.mean_average_precision) / 2
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where each query finds its first right answer, from 1, and its average precision."""
+    """The ranks of the correct answers of each query.
+
+    >>> ranks = Ranks(np.array([1, 3]), np.array([1, 1 / 3]), num_candidates=3)
+    >>> ranks.found_at(1).tolist(), ranks.recall().mean_rank
+    ([True, False], 2.0)
+    """
 
     rank: Int64[ndarray, " Q"]
+    """Rank of the first correct answer, from 1."""
     average_precision: Float[ndarray, " Q"]
+    """In [0, 1]."""
     num_candidates: int
 
     def found_at(self, k: int) -> Bool[ndarray, " Q"]:
-        """Whether it is among the k best."""
+        """Return whether a correct answer is among the k best."""
         return self.rank <= k
 
     def recall(self) -> Recall:
-        """The figures of it."""
+        """Return the metrics over all queries."""
         r1, r5, r10 = (float(self.found_at(k).mean()) for k in (1, 5, 10))
         return Recall(
             r1=r1,
@@ -106,7 +114,7 @@ class Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """A retrieval query by query, and what follows from it."""
+    """The results of retrieval for each query, and the metrics."""
 
     report: RetrievalReport
     pairs: EncodedPairs
@@ -115,13 +123,13 @@ class Retrieval:
 
 
 def evaluate_retrieval(encoder: SourceEncoder, source: Source, *, split: str, captions: Captions = "all") -> Retrieval:
-    """Encode a source and measure both directions. Unreadable images are left out and counted.
+    """Encode a source and measure retrieval in both directions. Unreadable images are skipped and counted in the protocol.
 
     Args:
         encoder: the model.
-        source: images and captions.
-        split: its name, for the protocol.
-        captions: all of each image, or its first alone.
+        source: images with captions.
+        split: name of the split, for the protocol.
+        captions: use all captions of each image, or only the first.
 
     Raises:
         DataError: no image of the source can be read, or one has no caption.
@@ -130,7 +138,13 @@ def evaluate_retrieval(encoder: SourceEncoder, source: Source, *, split: str, ca
 
 
 def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Retrieval:
-    """Measure both directions on a source that is encoded already."""
+    """Measure retrieval in both directions on encoded pairs.
+
+    Args:
+        encoder: the model that encoded the pairs.
+        pairs: the encoded pairs.
+        split: name of the split, for the protocol.
+    """
     image_to_text, text_to_image = retrieval_ranks(
         pairs.image_emb,
         pairs.text_emb,
@@ -145,7 +159,7 @@ def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Re
         protocol={
             **encoder.protocol(pairs.images, split=split),
             "texts": len(pairs.captions),
-            "captions": f"{_CAPTIONS[pairs.chosen]}; ties count against the model",
+            "captions": f"{_CAPTIONS[pairs.selected]}; ties count against the model",
         },
     )
     return Retrieval(report=report, pairs=pairs, image_to_text=image_to_text, text_to_image=text_to_image)
@@ -154,9 +168,15 @@ def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Re
 def pair_scores(
     image_emb: Float32[ndarray, "I E"], text_emb: Float32[ndarray, "X E"], image_of_text: Int64[ndarray, " X"]
 ) -> PairScores:
-    """What tells a text's own image from others, of which each text is held against a few."""
+    """Return the cosines of texts with their own image and with up to 20 other images, and the threshold between them.
+
+    Args:
+        image_emb: unit embeddings.
+        text_emb: unit embeddings.
+        image_of_text: for each text the row of its image.
+    """
     own = np.einsum("xe,xe->x", text_emb, image_emb[image_of_text])
-    steps = np.unique(np.linspace(1, max(1, len(image_emb) - 1), _STRANGERS, dtype=np.int64))
+    steps = np.unique(np.linspace(1, max(1, len(image_emb) - 1), _NUM_NEGATIVES, dtype=np.int64))
     others = np.concatenate(
         [np.einsum("xe,xe->x", text_emb, image_emb[(image_of_text + step) % len(image_emb)]) for step in steps]
     )
@@ -181,28 +201,28 @@ def retrieval_ranks(
     device: torch.device | None = None,
     track: Track = silently,
 ) -> tuple[Ranks, Ranks]:
-    """Image to text, and text to image. A stranger of the same score stands before a partner.
+    """Return the ranks of image-to-text and of text-to-image retrieval. A negative with the same score ranks before a positive.
 
     Args:
         image_emb: unit embeddings.
         text_emb: unit embeddings.
-        image_of_text: for each text the row of its image; every image has at least one text.
-        device: where they are compared.
-        track: told how far it is.
+        image_of_text: for each text the row of its image; every image must have at least one text.
+        device: the device on which scores are computed; by default the CPU.
+        track: reports progress.
 
     Raises:
-        DataError: an embedding is not a number.
+        DataError: an embedding is NaN or infinite.
     """
     for name, emb in (("image", image_emb), ("text", text_emb)):
         bad = np.flatnonzero(~np.isfinite(emb).all(axis=1))
         if len(bad):
             raise DataError(f"{len(bad)} of {len(emb)} {name} embeddings are not numbers; the first is number {bad[0]}")
-    strangers = count_strangers(image_emb, text_emb, image_of_text, device=device, track=track)
-    # Of an image's k-th best text, k of the k + strangers that stand there or before are right.
-    precision = strangers.place / (strangers.place + strangers.texts)
+    negatives = count_negatives(image_emb, text_emb, image_of_text, device=device, track=track)
+    # At an image's k-th best text, precision is k / (k + number of negatives ranked before it).
+    precision = negatives.own_rank / (negatives.own_rank + negatives.texts)
     count = np.bincount(image_of_text, minlength=len(image_emb))
     best = np.full(len(image_emb), np.iinfo(np.int64).max)
-    np.minimum.at(best, image_of_text, strangers.texts)
+    np.minimum.at(best, image_of_text, negatives.texts)
     average = np.bincount(image_of_text, weights=precision, minlength=len(image_emb)) / count
-    text_rank = 1 + strangers.images
+    text_rank = 1 + negatives.images
     return Ranks(1 + best, average, len(text_emb)), Ranks(text_rank, 1 / text_rank, len(image_emb))

@@ -1,4 +1,4 @@
-"""The same evaluation under disturbances of growing strength."""
+"""Evaluate a model on images with disturbances of increasing strength. Shapes: H W pixels of the model's input."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.sample import ImageInput
 from diptych.data.sources.protocol import Source
 from diptych.evaluation.disturbances import DISTURBANCES, STRENGTHS
@@ -23,23 +24,27 @@ from diptych.inference.classify import class_embeddings
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """One figure under every disturbance. Shares within [0, 1]."""
+    """One metric under every disturbance, in [0, 1]."""
 
     measure: str
-    """What the figure is."""
+    """Name of the metric."""
     clean: float
+    """The metric without disturbance."""
     disturbed: dict[str, list[float]]
-    """By disturbance, the figure at each strength from 1 to 5."""
+    """For each disturbance, the metric at each strength from 1 to 5."""
     protocol: dict[str, str | int]
+    """How the metric was measured."""
     example: UInt8[ndarray, "H W 3"]
-    """A picture as the model sees it."""
+    """An image of the data, at the model's input size."""
 
-    def figures(self) -> dict[str, Any]:
-        """All but the picture."""
+    figures = RenamedAttribute("metrics")
+
+    def metrics(self) -> dict[str, Any]:
+        """Return all fields except the example."""
         return {"measure": self.measure, "clean": self.clean, "disturbed": self.disturbed, "protocol": self.protocol}
 
     def sheet(self) -> Image.Image:
-        """The example at every strength."""
+        """Return a picture of the example under every disturbance at every strength."""
         rows = [
             SheetRow(name, [(Image.fromarray(disturb(self.example, s)), f"strength {s}") for s in STRENGTHS])
             for name, disturb in DISTURBANCES.items()
@@ -55,14 +60,19 @@ def evaluate_robustness(
     templates: Sequence[str] = (),
     disturbances: Sequence[str] = tuple(DISTURBANCES),
 ) -> Robustness:
-    """Zero-shot accuracy of labelled data, mean R@1 of captioned data, with pictures disturbed after their crop.
+    """Measure zero-shot accuracy of labeled data, or mean R@1 of captioned data, on images disturbed after the crop.
 
-    Without `templates`, classes are named by the source's own.
+    Args:
+        encoder: the model.
+        source: labeled or captioned samples.
+        split: name of the split, for the protocol.
+        templates: texts with `{}` for the class name; by default the source's own, or "a photo of a {}".
+        disturbances: names of disturbances; see `DISTURBANCES`.
 
     Raises:
-        DataError: no image can be read, or labels or captions lack.
+        DataError: no image can be read, or labels or captions are missing.
     """
-    measure, score, more = _measure(encoder, source, templates)
+    measure, score, meta = _measure(encoder, source, templates)
     images = encoder.encode_images(source)
     disturbed = {
         name: [
@@ -77,15 +87,15 @@ def evaluate_robustness(
         measure=measure,
         clean=score(images),
         disturbed=disturbed,
-        protocol={**encoder.protocol(images, split=split), **more},
-        example=_seen(encoder, source[images.rows[0]].image),
+        protocol={**encoder.protocol(images, split=split), **meta},
+        example=_input_pixels(encoder, source[images.rows[0]].image),
     )
 
 
 def _measure(
     encoder: SourceEncoder, source: Source, templates: Sequence[str]
 ) -> tuple[str, Callable[[EncodedImages], float], dict[str, str | int]]:
-    """What the figure is, how it follows from embeddings, and its own part of the protocol."""
+    """Return the name of the metric, a function that computes it from embeddings, and its part of the protocol."""
     if source.classes:
         check_labels(source)
         templates = templates or own_templates(source)
@@ -94,11 +104,11 @@ def _measure(
         def accuracy(images: EncodedImages) -> float:
             return float(((images.emb @ class_emb.T).argmax(axis=1) == np.array(images.labels)).mean())
 
-        more: dict[str, str | int] = {
+        meta: dict[str, str | int] = {
             "templates": len(templates),
             "prompt_hash": prompt_hash(source.classes, templates),
         }
-        return "zero-shot top 1", accuracy, more
+        return "zero-shot top 1", accuracy, meta
     pairs = encoder.encode_pairs(source)
 
     def mean_r1(images: EncodedImages) -> float:
@@ -109,11 +119,11 @@ def _measure(
 
 
 def _change(encoder: SourceEncoder, name: str, strength: int) -> Callable[[ImageInput], ImageInput]:
-    return lambda image: DISTURBANCES[name](_seen(encoder, image), strength)
+    return lambda image: DISTURBANCES[name](_input_pixels(encoder, image), strength)
 
 
-def _seen(encoder: SourceEncoder, image: ImageInput) -> UInt8[ndarray, "H W 3"]:
-    """The pixels that the model gets, as a picture; encoding it changes nothing more."""
+def _input_pixels(encoder: SourceEncoder, image: ImageInput) -> UInt8[ndarray, "H W 3"]:
+    """Return the image resized and cropped to the model's input; encoding the result does not resize or crop it again."""
     config = encoder.embedder.bundle.config
     pixels = evaluation_pixels(decode(image), image_px=config.image.image_px, config=config.pixels)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))

@@ -1,4 +1,4 @@
-"""Figures as rows of text, for terminals and pages alike."""
+"""Tables of metrics as text, for the terminal and for HTML pages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from diptych.evaluation.zero_shot import ZeroShotReport
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under headings; all but the first column are figures."""
+    """Rows of cells under headings; all columns except the first contain numbers."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def recall_table(report: RetrievalReport) -> Table:
-    """Both directions, and what guessing gives."""
+    """Return the recall of both directions, and that of random guessing."""
     candidates = report.text_to_image.num_candidates
     return Table(
         ["", "R@1", "R@5", "R@10", "median rank", "mean rank", "mAP"],
@@ -36,7 +36,7 @@ def recall_table(report: RetrievalReport) -> Table:
 
 
 def accuracy_table(report: ZeroShotReport) -> Table:
-    """Accuracies, what guessing gives, and how far probabilities are from what they say."""
+    """Return the accuracies, the accuracy of random guessing, and the calibration error."""
     rows = [["top 1", percent(report.top1)]]
     if report.chance < 0.2:
         rows.append(["top 5", percent(report.top5)])
@@ -45,7 +45,7 @@ def accuracy_table(report: ZeroShotReport) -> Table:
 
 
 def worst_classes(report: ZeroShotReport, most: int = 5) -> list[tuple[str, float]]:
-    """Those recognised least, with their accuracy."""
+    """Return the names and accuracies of the (at most) `most` classes with the lowest accuracy, the lowest first."""
     return sorted(report.per_class.items(), key=lambda item: item[1])[:most]
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification of a labelled source (Radford et al. 2021, sec. 3.1). Shapes: N images, C classes, K bins."""
+"""Zero-shot classification of a labeled source (Radford et al. 2021, sec. 3.1). Shapes: N images, C classes, E embedding."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,41 +22,45 @@ _MAX_LISTED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotReport:
-    """How often the right class came first, and how it was measured. All shares within [0, 1]."""
+    """The metrics of zero-shot classification. Accuracies are in [0, 1]."""
 
     top1: float
     top5: float
     mean_per_class: float
-    """Mean over the classes that occur of the share of theirs that came first."""
+    """Mean of the accuracies of the classes that have images."""
     per_class: dict[str, float]
+    """Accuracy of each class that has images."""
     chance: float
-    """What guessing among the classes gives."""
+    """Accuracy of random guessing."""
     calibration_error: float
-    """How far probabilities are from the share that is right (ECE, 15 bins; Guo et al. 2017, sec. 2)."""
+    """Expected calibration error in [0, 1] (15 bins; Guo et al. 2017, sec. 2)."""
     protocol: dict[str, str | int]
+    """How the metrics were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """A classification image by image, and what follows from it."""
+    """The predictions of zero-shot classification for each image, and the metrics."""
 
     report: ZeroShotReport
     images: EncodedImages
     classes: tuple[str, ...]
-    """Their names for people, each another (`distinct_names`)."""
+    """Distinct display names of the classes (`distinct_names`)."""
     labels: Int64[ndarray, " N"]
+    """True class of each image."""
     predicted: Int64[ndarray, " N"]
+    """Predicted class of each image."""
     probability: Float32[ndarray, " N"]
-    """Of the predicted class: softmax over the classes at the model's temperature."""
+    """Probability of the predicted class: softmax over the classes at the model's temperature."""
     calibration: Calibration
 
     @property
     def hits(self) -> Float[ndarray, " N"]:
-        """1 where the right class came first, else 0."""
+        """1 where the prediction is correct, else 0."""
         return (self.labels == self.predicted).astype(float)
 
     def confusion(self) -> Int64[ndarray, "C C"]:
-        """How many images of each class (row) were taken for each class (column)."""
+        """Return the number of images of each true class (row) by predicted class (column)."""
         table = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         np.add.at(table, (self.labels, self.predicted), 1)
         return table
@@ -72,20 +76,21 @@ def evaluate_zero_shot(
     all_must_occur: bool = False,
     images: EncodedImages | None = None,
 ) -> ZeroShot:
-    """Classify every image of a labelled source among its classes, from nothing but their names.
+    """Classify every image of a labeled source by comparing it with the embeddings of the class names.
 
     Args:
         encoder: the model.
-        source: samples with labels.
-        split: its name, for the protocol.
-        templates: texts with `{}` for a class's name; a class's embedding is the mean over them, renormalised. By default
-            the source's own, or "a photo of a {}".
-        classes: names to use instead of the source's own, in the same order.
-        all_must_occur: refuse classes that no sample has.
-        images: the source's, where they are encoded already.
+        source: labeled samples.
+        split: name of the split, for the protocol.
+        templates: texts with `{}` for the class name. The embedding of a class is the normalized mean over the templates. By
+            default the source's own templates, or "a photo of a {}".
+        classes: class names that replace the source's own, in the same order.
+        all_must_occur: raise an error if a class has no sample.
+        images: the encoded images of the source, if they are already available.
 
     Raises:
-        DataError: the samples have no labels or impossible ones, a class has no sample, or no image can be read.
+        DataError: labels are missing or out of range, the number of class names is wrong, a class has no sample (only with
+            `all_must_occur`), or no image can be read.
         ConfigError: a template lacks `{}`, or a name is empty.
     """
     if classes is not None:
@@ -100,13 +105,13 @@ def evaluate_zero_shot(
     class_emb = class_embeddings(encoder, names, templates)
     images = images or encoder.encode_images(source)
     labels = np.array(images.labels, dtype=np.int64)
-    cosine = images.emb @ class_emb.T
+    cosine = images.emb @ class_emb.T  # (N, C)
     ranked = np.argsort(-cosine, axis=1, kind="stable")[:, :5]
     predicted = ranked[:, 0].astype(np.int64)
     probability = softmax(cosine * np.float32(encoder.embedder.logit_scale))[np.arange(len(labels)), predicted]
     hit = predicted == labels
-    shown = distinct_names(names)
-    per_class = {shown[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
+    display_names = distinct_names(names)
+    per_class = {display_names[label]: float(hit[labels == label].mean()) for label in np.unique(labels)}
     calibrated = calibration(probability, hit)
     report = ZeroShotReport(
         top1=float(hit.mean()),
@@ -126,7 +131,7 @@ def evaluate_zero_shot(
     return ZeroShot(
         report=report,
         images=images,
-        classes=shown,
+        classes=display_names,
         labels=labels,
         predicted=predicted,
         probability=probability,
@@ -135,12 +140,14 @@ def evaluate_zero_shot(
 
 
 def own_templates(source: Source) -> Sequence[str]:
-    """Those that a source's classes are usually named by, or "a photo of a {}"."""
+    """Return the prompt templates of a source, or "a photo of a {}" if it has none."""
     return source.templates or DEFAULT_TEMPLATES
 
 
 def distinct_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Names that several classes have, as two of ImageNet's published ones, with the number of the class.
+    """Return the class names, with the index of the class added to names that several classes share.
+
+    In the published list of ImageNet, for example, two classes have the name "crane".
 
     >>> distinct_names(["missile", "crane", "crane"])
     ('missile', 'crane (class 1)', 'crane (class 2)')
@@ -150,15 +157,15 @@ def distinct_names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def prompt_hash(classes: Sequence[str], templates: Sequence[str]) -> str:
-    """Twelve hex digits of names and templates: two figures with the same hash asked the same texts."""
+    """Return a hash of class names and templates, 12 hexadecimal digits; equal hashes mean equal prompts."""
     return sha256("\0".join([*classes, "", *templates]).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def check_labels(source: Source) -> None:
-    """Refuse data whose labels do not tell what each sample is.
+    """Check that every sample has a valid label.
 
     Raises:
-        DataError: there are no labels, a sample lacks one, or one is beyond the list of classes.
+        DataError: the source has no classes, a sample has no label, or a label is out of range.
     """
     if not source.classes:
         raise DataError(
@@ -175,10 +182,10 @@ def check_labels(source: Source) -> None:
 
 
 def check_all_classes_occur(source: Source, names: Sequence[str]) -> None:
-    """Refuse a list of classes of which some have no sample: most likely it is another data's.
+    """Check that every class has a sample; otherwise the list of classes probably belongs to other data.
 
     Raises:
-        DataError: which of them.
+        DataError: a class has no sample; the message lists up to five of them.
     """
     occurring = {source.label(i) for i in range(len(source))}
     empty = [name for label, name in enumerate(names) if label not in occurring]
@@ -186,14 +193,21 @@ def check_all_classes_occur(source: Source, names: Sequence[str]) -> None:
         more = f" and {len(empty) - _MAX_LISTED} more" if len(empty) > _MAX_LISTED else ""
         raise DataError(
             f"{len(empty)} of {len(names)} classes have no sample in this split: {', '.join(empty[:_MAX_LISTED])}"
-            f"{more}; with --allow-empty-classes they stay as wrong answers"
+            f"{more}; use --allow-empty-classes to keep them as possible (wrong) answers"
         )
 
 
 def zero_shot_accuracy(
     encoder: TextEncoder, image_emb: Float32[ndarray, "N E"], labels: Sequence[int | None], source: Source
 ) -> float | None:
-    """Share of encoded images whose class comes first among the source's, with its own templates; None if labels lack."""
+    """Return the top-1 accuracy of encoded images with the source's own classes and templates; None if a label is missing.
+
+    Args:
+        encoder: encodes the prompts.
+        image_emb: unit embeddings of the images.
+        labels: the class of each image.
+        source: provides classes and templates.
+    """
     if any(label is None for label in labels):
         return None
     class_emb = class_embeddings(encoder, source.classes, own_templates(source))

@@ -1,0 +1,52 @@
+"""Keep old names available for one release, with a `DeprecationWarning`."""
+
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module-level `__getattr__` that resolves old names of the module and warns about them.
+
+    Args:
+        module: the name of the module (`__name__`).
+        names: new names by old names.
+    """
+
+    def getattr_of_module(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module '{module}' has no attribute '{name}'")
+        _warn(f"{module}.{name}", names[name])
+        return getattr(sys.modules[module], names[name])
+
+    return getattr_of_module
+
+
+class RenamedAttribute:
+    """The old name of an attribute or method of a class.
+
+    >>> class Report:
+    ...     metrics = 3
+    ...     figures = RenamedAttribute("metrics")
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     print(Report().figures, caught[0].message)
+    3 Report.figures is deprecated; use metrics
+    """
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.old = f"{owner.__name__}.{name}"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        _warn(self.old, self.new)
+        return getattr(instance, self.new)
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
