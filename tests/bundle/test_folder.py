@@ -62,9 +62,9 @@ def test_incomplete(bundle: Path, missing: str) -> None:
 def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match="no such file or folder"):
         load_bundle(tmp_path / "gone")
-    with pytest.raises(BundleError, match=r"is no bundle, which holds config.json"):
+    with pytest.raises(BundleError, match=r"is neither a bundle, which has config.json"):
         load_bundle(tmp_path)
-    with pytest.raises(BundleError, match="is no folder, and no file of weights"):
+    with pytest.raises(BundleError, match="is neither a folder nor a file of weights"):
         load_bundle(tiny_bundle / "config.json")
     with pytest.raises(BundleError, match=f"is a run, not a bundle; its bundle is {finished_run}/bundle"):
         load_bundle(finished_run)

@@ -110,7 +110,7 @@ def test_a_model_comes_from_the_hub_and_then_from_the_cache(hub: tuple[str, list
     [
         ("hf:me/none", "hf:me/none: the hub has no such model"),
         ("hf:me/gated", "hf:me/gated: is gated; accept its terms"),
-        ("hf:a//b", "hf:a//b: is no hub id; one looks like hf:openai/clip-vit-base-patch32"),
+        ("hf:a//b", "hf:a//b: is not a hub id; an example is hf:openai/clip-vit-base-patch32"),
     ],
 )
 def test_what_the_hub_refuses(hub: tuple[str, list[str]], tmp_path: Path, name: str, says: str) -> None:

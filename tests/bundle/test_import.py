@@ -175,7 +175,7 @@ def test_files_that_hold_something_else(tmp_path: Path, content: Any) -> None:
             "is not in OpenAI's naming; its first tensors are",
         ),
         (lambda w: w.update({"visual.ln_post.bias": torch.full((64,), torch.nan)}), "not finite.*visual.ln_post.bias"),
-        (lambda w: w.update({"visual.proj": w["visual.proj"].to(torch.complex64)}), "or of another kind: visual.proj"),
+        (lambda w: w.update({"visual.proj": w["visual.proj"].to(torch.complex64)}), "or not finite: visual.proj"),
         (lambda w: w.update({"logit_scale": torch.zeros(2)}), "logit_scale is 2, expected a single number"),
     ],
 )
@@ -191,7 +191,7 @@ def test_weights_that_do_not_fit(
 def test_a_hugging_face_file_alone(hugging_face_folder: Path, tmp_path: Path) -> None:
     lone = tmp_path / "lone.safetensors"
     lone.write_bytes((hugging_face_folder / "model.safetensors").read_bytes())
-    _refused(lone, "give the folder, whose config.json says what it is")
+    _refused(lone, "pass the folder, which contains config.json")
 
 
 @pytest.mark.parametrize("name", ["rn50x4", "vit-l-14-336-quickgelu", "rn101-quickgelu", "cifar10-rn", "vit-h-14"])
@@ -228,7 +228,7 @@ def test_a_preset_states_the_architecture(openai_weights: dict[str, Tensor], tmp
     torch.save(openai_weights, tmp_path / "w.pt")
     _refused(tmp_path / "w.pt", "tensors are missing: .*", preset="small")
     _refused(tmp_path / "w.pt", r"did you mean 'vit-b-32'", preset="vit-b32")
-    _refused(tmp_path / "w.pt", "has no place for its convolutional stem", preset="photos-small")
+    _refused(tmp_path / "w.pt", "does not support its convolutional stem", preset="photos-small")
     _refused(tmp_path / "w.pt", "contradicts vit-b-32, which has gelu", preset="vit-b-32", activation="quick_gelu")
 
 
@@ -249,7 +249,7 @@ OPEN_CLIP = [
     (("model_cfg", "vision_cfg"), [], r"vision_cfg is \[\], not an object"),
     (("model_cfg", "text_cfg"), "x", "text_cfg is 'x', not an object"),
     (("model_cfg", "vision_cfg", "head_width"), 0, "vision_cfg has head_width 0"),
-    (("model_cfg", "text_cfg", "pool_type"), "eos", "text_cfg has eos_id 2; Diptych reads texts at CLIP's own, 49407"),
+    (("model_cfg", "text_cfg", "pool_type"), "eos", "text_cfg has eos_id 2; Diptych supports only CLIP's, 49407"),
     (("preprocess_cfg", "resize_mode"), "squash", "preprocess_cfg has resize_mode 'squash'"),
     (("preprocess_cfg", "interpolation"), "nearest", "preprocess_cfg.*interpolation"),
 ]
@@ -275,25 +275,25 @@ def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
 
 
 HUGGING_FACE = [
-    ("config.json", ("model_type",), "siglip", "model_type is 'siglip'; Diptych reads 'clip'"),
+    ("config.json", ("model_type",), "siglip", "model_type is 'siglip'; Diptych supports 'clip'"),
     ("config.json", ("vision_config", "hidden_act"), "silu", "vision_config has hidden_act 'silu'"),
     ("config.json", ("vision_config", "num_channels"), 1, "num_channels 1"),
     ("config.json", ("vision_config",), "x", "vision_config is 'x', not an object"),
     ("config.json", ("vision_config", "hidden_size"), 0, "config.json: "),
     ("config.json", ("text_config", "eos_token_id"), 5000, "text_config has eos_token_id 5000"),
-    ("config.json", ("vision_config_dict",), {"hidden_act": "gelu"}, "but the model reads the middle 224x224"),
+    ("config.json", ("vision_config_dict",), {"hidden_act": "gelu"}, "but the model's input is 224x224"),
     ("vocab.json", ("dog</w>",), None, "holds another vocabulary"),
     ("config.json", ("vision_config", "patch_size"), 7, "no multiple of patch_px 7"),
-    ("config.json", ("vision_config", "image_size"), 64, "the model reads the middle 64x64 px"),
+    ("config.json", ("vision_config", "image_size"), 64, "the model's input is 64x64 px"),
     ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
-    ("config.json", ("text_config", "vocab_size"), 99, "text_config has vocab_size 99; Diptych reads CLIP's own 49408"),
+    ("config.json", ("text_config", "vocab_size"), 99, "text_config has vocab_size 99; Diptych supports only CLIP's, 49408"),
     ("config.json", ("text_config", "num_hidden_layers"), 2, r"tensors are missing: text_model\.encoder\.layers\.1"),
     ("config.json", ("projection_dim",), 17, "wrong shapes: .*projection.weight is 16x64, expected 17x64"),
     ("preprocessor_config.json", ("do_normalize",), False, "has do_normalize false"),
     ("preprocessor_config.json", ("crop_size",), {"height": 30, "width": 30}, "has crop_size"),
     ("preprocessor_config.json", ("size",), {"height": 32, "width": 32}, "has size"),
     ("preprocessor_config.json", ("resample",), 0, "has resample 0"),
-    ("preprocessor_config.json", ("rescale_factor",), 1.0, "has rescale_factor 1.0; Diptych has 1/255"),
+    ("preprocessor_config.json", ("rescale_factor",), 1.0, "has rescale_factor 1.0; Diptych supports 1/255"),
     ("preprocessor_config.json", ("image_std",), [0, 0, 0], "each must be above 0"),
     ("vocab.json", ("dog</w>",), 3, "holds another vocabulary of 49408 entries"),
 ]

@@ -156,10 +156,10 @@ def test_out_and_in_again_is_the_same_bundle(to: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("preset", "to", "message"),
     [
-        ("photos-small", "open-clip", "open_clip has no place for its convolutional stem, its learned-bpe tokenizer"),
+        ("photos-small", "open-clip", "open_clip does not support its convolutional stem, its learned-bpe tokenizer"),
         ("bert-vit-b-16", "open-clip", "its bidirectional text tower, its text tower's cls pooling"),
         ("vit-b-16-siglip", "open-clip", "its attention pooling, SigLIP's layout"),
-        ("cifar10-rn", "hugging-face", "CLIPModel has no place for its ResNet"),
+        ("cifar10-rn", "hugging-face", "CLIPModel does not support its ResNet"),
         ("shapes-tiny", "hugging-face", "its mean pooling, its character tokenizer"),
     ],
 )
@@ -182,7 +182,7 @@ def test_open_clips_resnets_read_squares_alone(tmp_path: Path) -> None:
 def test_an_export_goes_nowhere_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="is there already and not empty"):
+    with pytest.raises(ConfigError, match="already exists and is not empty"):
         export_bundle(_bundle(MODELS["vit"]), "open-clip", tmp_path / "out")
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 

@@ -1,1 +1,1 @@
-"""The bundle: the one thing that crosses from training to use."""
+"""Bundles: folders with a model and everything that its use needs. They are the only link between training and use."""

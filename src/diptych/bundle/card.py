@@ -1,4 +1,4 @@
-"""A bundle's model card, for people."""
+"""The model card (README.md) of a bundle."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,11 +8,11 @@ from diptych.models.clip import CLIP
 from diptych.models.config import ConvNetConfig, ImageConfig, TextConfig, ViTConfig
 
 _MEASURED = "## Measured"
-"""Heading of the card's last part, which grows with each evaluation."""
+"""Heading of the last part of the card, which lists the evaluations."""
 
 
 def describe_image_tower(image: ImageConfig) -> str:
-    """In half a sentence."""
+    """Return a short description of an image tower, without a period."""
     if isinstance(image, ViTConfig):
         patches = f"patches of {size_name(image.patch_px)} px"
         return f"vision transformer, {image.layers} layers of {image.width}, {patches}, {image.pooling} pooling"
@@ -24,14 +24,19 @@ def describe_image_tower(image: ImageConfig) -> str:
 
 
 def describe_text_tower(text: TextConfig) -> str:
-    """In half a sentence."""
+    """Return a short description of a text tower, without a period."""
     kind = "causal" if text.is_causal else "bidirectional"
     entries = f"{text.tokenizer} tokenizer of {text.vocab_size:,} entries"
     return f"{kind}, {text.layers} layers of {text.width}, {entries}, context {text.context_length}"
 
 
 def model_card(model: CLIP, origin: Mapping[str, Any]) -> str:
-    """The README.md of a bundle."""
+    """Return the content of a bundle's README.md.
+
+    Args:
+        model: the model.
+        origin: facts about the origin of the model by name, each of which becomes a line.
+    """
     config = model.config
     lines = [
         "# A CLIP model in Diptych's format",
@@ -52,9 +57,9 @@ def model_card(model: CLIP, origin: Mapping[str, Any]) -> str:
 
 
 def with_evaluations(card: str, evaluations: Mapping[str, Any]) -> str:
-    """The card with another last part: what each evaluation found, and how it was measured."""
+    """Return the card with its last part replaced by the summary and the protocol of each evaluation."""
     lines = [_MEASURED, ""]
-    for name, found in evaluations.items():
-        how = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in found["protocol"].items())
-        lines += [f"- {name}: {found['summary']}", f"  ({how})"]
+    for name, evaluation in evaluations.items():
+        protocol = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in evaluation["protocol"].items())
+        lines += [f"- {name}: {evaluation['summary']}", f"  ({protocol})"]
     return card.partition(f"\n{_MEASURED}")[0].rstrip() + "\n\n" + "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""SHA-256 checksums of a bundle: `config.json` holds those of the other files, and one of itself.
+"""SHA-256 checksums of a bundle. `config.json` contains those of the other files and its own.
 
 "files": {"model.safetensors": SHA-256, "tokenizer.json": SHA-256}
-"sha256": of everything else in `config.json`, as canonical JSON
+"sha256": SHA-256 of everything else in `config.json`, as canonical JSON
 """
 
 import json
@@ -15,16 +15,16 @@ from diptych.core.errors import BundleError
 from diptych.core.files import sha256_of
 
 Verify: TypeAlias = Literal["auto", "full"]
-"""`auto` reads a large file once and then goes by its size, times and inode; `full` always reads it."""
+"""`auto` reads a large file once, and again only if its size, times or inode change; `full` always reads it."""
 
 CHECKED_FILES = ("model.safetensors", "tokenizer.json")
 _REMEMBERED_BYTES = 8 * 2**20
-"""Smaller files are always read: that takes a few milliseconds."""
+"""Smaller files are always read, which takes a few milliseconds."""
 _REMEDY = "copy or download the bundle again, or train again"
 
 
 def canonical_json(content: Any) -> bytes:
-    """JSON with sorted keys and without white space, the same for equal contents.
+    """Return JSON with sorted keys and without white space, which is identical for equal contents.
 
     >>> canonical_json({"b": (1, 2), "a": None})
     b'{"a":null,"b":[1,2]}'
@@ -34,15 +34,15 @@ def canonical_json(content: Any) -> bytes:
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a `config.json` with its own checksum added, or computed again."""
+    """Return the content of a `config.json` with its own checksum added or updated."""
     return {**_without_checksum(content), "sha256": _checksum(content)}
 
 
 def check_seal(content: Mapping[str, Any], path: Path) -> None:
-    """Refuse the content of a `config.json` that is not what was written.
+    """Check the content of a `config.json` against its own checksum.
 
     Raises:
-        BundleError: the checksum is missing or differs.
+        BundleError: its own checksum is missing or differs, or the checksum of another file is missing.
     """
     if content.get("sha256") != _checksum(content):
         raise BundleError(f"{path}: is damaged or was edited: it does not match its own checksum; {_REMEDY}")
@@ -52,11 +52,11 @@ def check_seal(content: Mapping[str, Any], path: Path) -> None:
 
 
 def check_file(path: Path, expected: str, *, verify: Verify) -> None:
-    """Refuse a file whose SHA-256 is another one.
+    """Check the SHA-256 of a file.
 
     Raises:
-        BundleError: the file is damaged.
-        OSError: it cannot be read.
+        BundleError: the SHA-256 differs from `expected`.
+        OSError: the file cannot be read.
     """
     key, stamp = f"sha256 {path.resolve()}", file_stamp(path)
     is_large = path.stat().st_size > _REMEMBERED_BYTES
@@ -72,9 +72,9 @@ def check_file(path: Path, expected: str, *, verify: Verify) -> None:
 
 
 def source_stamp(paths: Iterable[Path], *arguments: object) -> str | None:
-    """A key for what was read from files: their paths, sizes, times and inodes, and the arguments of the reader.
+    """Return a key for data that was read from files: their paths, sizes, times and inodes, and the reader's arguments.
 
-    Returns None where a file changed within the last two seconds, so that it could change again under the same key.
+    Returns None if a file changed within the last two seconds, because it could change again without changing the key.
 
     Raises:
         OSError: a file is missing.

@@ -1,11 +1,11 @@
-"""A bundle is a folder with all that use needs; it loads with no network and no pickle.
+"""Read and write bundles. A bundle is a folder with everything that using a model needs; loading needs no network or pickle.
 
-    config.json        the model's config, its temperature, its metrics with their protocol, where it came from, checksums
-    model.safetensors  the weights
-    tokenizer.json     the tokenizer's own file
-    README.md          a model card, for people
+    config.json        model config, logit scale, metrics with their protocol, origin, checksums
+    model.safetensors  weights
+    tokenizer.json     the file of the tokenizer
+    README.md          model card
 
-It is written beside its place and renamed, so that whatever bears the name is whole.
+A bundle is written to a temporary folder and then renamed, so that an existing bundle is always complete.
 """
 
 import json
@@ -38,34 +38,34 @@ from diptych.tokenizers.load_tokenizer import load_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
 FORMAT_VERSION = 3
-"""1 had query, key and value in one matrix; 2 had no checksums."""
+"""Format 1 had query, key and value in one matrix; format 2 had no checksums."""
 WITHOUT_CHECKSUMS = 2
-"""The older format that is still read."""
+"""The only older format that can still be read."""
 FILES = ("config.json", *CHECKED_FILES)
 _warned: set[Path] = set()
-"""Bundles without checksums that this process has warned of."""
+"""Bundles without checksums about which this process has warned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A model with everything that its use needs."""
+    """A model with its tokenizer, metrics and origin."""
 
     model: CLIP
     tokenizer: Tokenizer
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Figures, each with the protocol it was measured by."""
+    """Metrics, each with the protocol by which it was measured."""
     origin: dict[str, Any] = field(default_factory=dict)
-    """Where it came from: recipe, data, seed, steps, versions."""
+    """How the model was made: recipe, data, seed, steps, versions."""
     known_identity: str | None = None
-    """The identity, where checksums gave it; None where it must be computed. Leave it out of a bundle that you make."""
+    """The identity if it is known from checksums; None if it must be computed. Do not set it for a bundle that you create."""
     source: str | None = None
-    """The files that the model was read from, with their times (`source_stamp`): under this key its identity is remembered."""
+    """Key under which the computed identity is cached: the files of the model and their times (`source_stamp`)."""
 
     @property
     def identity(self) -> str:
-        """What tells the model from any other (`bundle.identity.model_identity`).
+        """A hash that identifies the model (`bundle.identity.model_identity`).
 
-        For a bundle with checksums it takes no time. Otherwise all weights are read once, and the result is remembered.
+        For a bundle with checksums it is known. Otherwise all weights are read once, and the result is cached.
         """
         if self.known_identity is not None:
             return self.known_identity
@@ -84,46 +84,48 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
-    """Write the folder whole or not at all; one that is there already is replaced.
+    """Write a bundle to a folder, atomically; an existing folder is replaced.
 
     Raises:
-        BundleError: it cannot be written there.
+        BundleError: the folder cannot be written.
     """
-    with whole_folder(path.resolve()) as beside:
-        _write(bundle, beside)
+    with whole_folder(path.resolve()) as tmp:
+        _write(bundle, tmp)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name when all is written, and goes if anything fails.
+    """Yield a temporary folder that is renamed to `path` when the block ends, and removed if the block raises.
+
+    An existing folder at `path` is replaced.
 
     Raises:
-        BundleError: it cannot be written there.
+        BundleError: the folder cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise BundleError(f"{path}: is a file; a folder cannot take its place")
-    beside = old = None
+    tmp = old = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        yield beside
-        beside.chmod(0o755)
-        for file in beside.iterdir():
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        yield tmp
+        tmp.chmod(0o755)
+        for file in tmp.iterdir():
             file.chmod(0o644)
         old = path.with_name(f".{path.name}-old")
         shutil.rmtree(old, ignore_errors=True)
-        replace_folder(beside, path, old=old)
+        replace_folder(tmp, path, old=old)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise BundleError(f"{path}: cannot be written ({reason or error})") from None
     finally:
-        for folder in (beside, old):
+        for folder in (tmp, old):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder is a bundle of ours, of whatever format."""
+    """Whether a folder is a Diptych bundle of any format version."""
     try:
         return "format_version" in read_json(path / FILES[0])
     except (ConfigError, TypeError):
@@ -131,15 +133,15 @@ def is_bundle(path: Path) -> bool:
 
 
 def load_bundle(path: str | Path, *, verify: Verify = "auto") -> Bundle:
-    """The bundle in a folder, on the CPU, in evaluation mode.
+    """Return the bundle in a folder, on the CPU, in evaluation mode.
 
     Args:
         path: the folder.
-        verify: `auto` compares the checksum of a large file once and later goes by the file's size, times and inode; `full`
+        verify: `auto` compares the checksum of a large file once, and again only if its size, times or inode change; `full`
             always reads all files.
 
     Raises:
-        BundleError: the folder is missing, no bundle, incomplete, damaged, or of a newer format.
+        BundleError: the folder is missing, is not a bundle, is incomplete or damaged, or has an unsupported format.
     """
     folder = Path(path)
     _check_folder(folder)
@@ -165,10 +167,10 @@ def load_bundle(path: str | Path, *, verify: Verify = "auto") -> Bundle:
 
 
 def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
-    """Keep more figures in a bundle that is already on disk; its other checksums stay as they are.
+    """Add metrics to a bundle on the disk; the checksums of its weights and tokenizer do not change.
 
     Raises:
-        BundleError: the folder's config is damaged, or of another format.
+        BundleError: the config of the bundle is damaged, or has an unsupported format.
     """
     content = _read_config(path / "config.json")
     content["metrics"] = without_secrets({**content.get("metrics", {}), **metrics})
@@ -178,10 +180,16 @@ def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
 
 
 def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str, str | int]) -> None:
-    """Keep what an evaluation found in a bundle that is already on disk, and in its card; the last one of a name counts.
+    """Add the result of an evaluation to a bundle on the disk and to its model card.
+
+    Args:
+        path: the folder of the bundle.
+        what: name of the evaluation; an earlier result with the same name is replaced.
+        summary: the most important metrics in one line.
+        protocol: how the metrics were measured.
 
     Raises:
-        BundleError: the folder cannot be written, or is of another format.
+        BundleError: the folder cannot be written, or has an unsupported format.
     """
     evaluations = _read_config(path / "config.json").get("metrics", {}).get("evaluations", {})
     evaluations = {**evaluations, redacted(what): {"summary": summary, "protocol": dict(protocol)}}
@@ -216,20 +224,20 @@ def _write(bundle: Bundle, folder: Path) -> None:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         if folder.exists():
-            raise BundleError(f"{folder}: is no folder, and no file of weights (.safetensors, .pt, .pth, .bin)")
+            raise BundleError(f"{folder}: is neither a folder nor a file of weights (.safetensors, .pt, .pth, .bin)")
         raise BundleError(f"{folder}: no such file or folder")
     missing = [name for name in FILES if not (folder / name).exists()]
     if not missing:
-        strange = [name for name in FILES if not stat.S_ISREG((folder / name).stat().st_mode)]
-        if strange:
-            raise BundleError(f"{folder / strange[0]}: is not a regular file")
+        irregular = [name for name in FILES if not stat.S_ISREG((folder / name).stat().st_mode)]
+        if irregular:
+            raise BundleError(f"{folder / irregular[0]}: is not a regular file")
         return
     inside = next((name for name in ("bundle-best", "bundle") if (folder / name).is_dir()), None)
     if inside:
         raise BundleError(f"{folder}: is a run, not a bundle; its bundle is {folder / inside}")
     if len(missing) == len(FILES):
         raise BundleError(
-            f"{folder}: is no bundle, which holds {', '.join(FILES)}, nor a model folder of open_clip's or Hugging Face's"
+            f"{folder}: is neither a bundle, which has {', '.join(FILES)}, nor a model folder of open_clip or Hugging Face"
         )
     raise BundleError(f"{folder}: is incomplete; {', '.join(missing)} is missing")
 
@@ -244,7 +252,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path}: format_version is {version!r:.40}; this Diptych reads {WITHOUT_CHECKSUMS} and {FORMAT_VERSION}"
         )
-    if version == FORMAT_VERSION or "files" in content or "sha256" in content:  # A flipped bit makes 2 of 3.
+    if version == FORMAT_VERSION or "files" in content or "sha256" in content:  # A flipped bit turns version 3 into 2.
         check_seal(content, path)
     for name in ("metrics", "origin"):
         if not isinstance(content.get(name, {}), dict):
@@ -255,7 +263,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _check_files(
     folder: Path, content: Mapping[str, Any], config: CLIPConfig, *, verify: Verify
 ) -> tuple[str | None, str | None]:
-    """The identity that the checksums give, or else the key under which it is remembered once it is computed."""
+    """Check the files of a bundle; return its identity, or else the key under which the computed identity is cached."""
     if content["format_version"] == WITHOUT_CHECKSUMS:
         _warn_without_checksums(folder)
         return None, source_stamp(folder / name for name in FILES)
@@ -281,7 +289,7 @@ def _load_tokenizer(config: CLIPConfig, path: Path) -> Tokenizer:
     try:
         tokenizer = load_tokenizer(text.tokenizer, path, context_length=text.context_length)
     except BaseException as error:
-        # The engine raises bare exceptions; one that means a bug in it does not derive from `Exception`.
+        # The `tokenizers` library raises plain exceptions, and a `PanicException`, which does not derive from `Exception`.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__

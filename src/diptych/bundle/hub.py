@@ -1,4 +1,4 @@
-"""Folders from the Hugging Face hub, through `huggingface_hub` and its cache."""
+"""Download model folders from the Hugging Face hub, with `huggingface_hub` and its cache."""
 
 import re
 from pathlib import Path
@@ -13,18 +13,19 @@ _WEIGHTS = (
     r"open_clip_pytorch_model\.bin",
     r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?",
 )
-"""Names of weights, the best first; only the first that a model has are fetched."""
+"""Patterns of weight files in order of preference; only the files of the first pattern that matches are fetched."""
 
 
 def download(name: str) -> Path:
-    """The local folder of a hub id such as `hf:openai/clip-vit-base-patch32`.
+    """Return the local folder of a hub id such as `hf:openai/clip-vit-base-patch32`, and download it if necessary.
 
-    What is in the cache is not fetched again, and is enough where the hub cannot be reached. `HF_ENDPOINT`, `HF_HOME`,
-    `HF_HUB_OFFLINE` and `HF_TOKEN` mean what they mean to `huggingface_hub`.
+    Files in the cache are not fetched again; if the hub cannot be reached, a complete model in the cache is used.
+    `huggingface_hub` reads the variables `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN`.
 
     Raises:
-        ConfigError: the extra is not installed.
-        BundleError: the hub has no such model, or cannot be reached and the cache does not hold it.
+        ConfigError: the extra `hub` is not installed.
+        BundleError: the id is not valid, the hub has no such model, access is denied, or the hub cannot be reached and the
+            model is not in the cache.
     """
     try:
         from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache  # noqa: PLC0415  (an extra)
@@ -36,22 +37,22 @@ def download(name: str) -> Path:
         files = [file.rfilename for file in model_info(identifier).siblings or []]
         return Path(snapshot_download(identifier, allow_patterns=_wanted(files)))
     except HFValidationError:
-        raise BundleError(f"{name}: is no hub id; one looks like hf:openai/clip-vit-base-patch32") from None
+        raise BundleError(f"{name}: is not a hub id; an example is hf:openai/clip-vit-base-patch32") from None
     except GatedRepoError:
         raise BundleError(f"{name}: is gated; accept its terms on its page, then log in with `hf auth login`") from None
     except RepositoryNotFoundError:
         raise BundleError(f"{name}: the hub has no such model; for a private one log in with `hf auth login`") from None
-    except Exception as error:  # Of several libraries: the network's, the hub's, the operating system's.
+    except Exception as error:  # Raised by several libraries: HTTP client, huggingface_hub, operating system.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
     for config in ("config.json", "open_clip_config.json"):
         cached = try_to_load_from_cache(identifier, config)
-        if isinstance(cached, str) and _is_whole(Path(cached).parent):
+        if isinstance(cached, str) and _is_complete(Path(cached).parent):
             return Path(cached).parent
     raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})")
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder of the cache has its weights, all parts of them: a download may have been broken off."""
+def _is_complete(folder: Path) -> bool:
+    """Whether a folder of the cache has all of its weight files: a download may have been interrupted."""
     names = {path.name for path in folder.iterdir()}
     indices = [name for name in names if name.endswith(".index.json")]
     if indices:
@@ -60,9 +61,9 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _wanted(files: list[str]) -> list[str]:
-    """The configs, the tokenizer's files, and the weights once, of whichever naming."""
-    chosen = next((kind for kind in _WEIGHTS if _any(kind, files)), "none")
-    weights = [name for name in files if re.fullmatch(chosen, name)]
+    """Return the names of the configs, of the tokenizer files, and of the weight files in the preferred format."""
+    selected = next((kind for kind in _WEIGHTS if _any(kind, files)), "none")
+    weights = [name for name in files if re.fullmatch(selected, name)]
     return weights + [
         name for name in files if re.fullmatch(r"[^/]+\.(json|txt)", name) and not name.endswith(".index.json")
     ]

@@ -1,6 +1,6 @@
-"""Hugging Face's CLIP folder: `config.json`, weights, the image processor's settings and the tokenizer's files.
+"""Read Hugging Face's CLIP folders: `config.json`, weights, the settings of the image processor, and the tokenizer files.
 
-`transformers` is not needed: the files are plain JSON and safetensors.
+`transformers` is not needed, because the files are plain JSON and safetensors.
 """
 
 import math
@@ -22,12 +22,12 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers, which the image processor's file holds."""
+"""Interpolation filters by Pillow's numbers, which the image processor's file contains."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def hugging_face_names(config: CLIPConfig) -> list[Rename]:
-    """The table of a model's tensors under the names of `transformers.CLIPModel`."""
+    """Return the mapping between Diptych's tensor names and those of `transformers.CLIPModel`."""
     image, text = config.image, config.text
     assert isinstance(image, ViTConfig)
     vision = "vision_model.embeddings"
@@ -68,14 +68,15 @@ def _blocks(ours: str, theirs: str, layers: int) -> list[Rename]:
 
 
 def read_hugging_face(folder: Path) -> CLIP:
-    """The model in a folder that `CLIPModel.save_pretrained` wrote, or one like it from the hub.
+    """Return the model in a folder that `CLIPModel.save_pretrained` wrote, or in a similar folder from the hub.
 
     Raises:
-        BundleError: a file is missing or damaged, or the model has something that Diptych has not; it is named.
+        BundleError: a file is missing or damaged, or the model has a feature that Diptych does not support; the message names
+            it.
     """
     content = _read_json(folder / CONFIG)
     if content.get("model_type") != "clip":
-        raise BundleError(f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych reads 'clip'")
+        raise BundleError(f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych supports 'clip'")
     try:
         image, text = _image_config(_tower(content, "vision_config")), _text_config(_tower(content, "text_config"))
         config = CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
@@ -93,7 +94,10 @@ def read_hugging_face(folder: Path) -> CLIP:
 
 
 def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A tower's settings without nulls. In old files `NAME_dict` holds them, and what it lacks is the library's default."""
+    """Return the settings of a tower without nulls.
+
+    In old files they are in `NAME_dict`; settings that are missing there have the defaults of the library.
+    """
     found = content.get(f"{name}_dict") or content.get(name) or {}
     if not isinstance(found, dict):
         raise ConfigError(f"{name} is {found!r:.40}, not an object")
@@ -103,7 +107,7 @@ def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
     width = vision.get("hidden_size", 768)
     if vision.get("num_channels", 3) != 3:
-        raise ConfigError(f"vision_config has num_channels {vision['num_channels']}; Diptych reads pictures of 3")
+        raise ConfigError(f"vision_config has num_channels {vision['num_channels']}; Diptych supports 3")
     plain = {
         "image_px": vision.get("image_size", 224),
         "patch_px": vision.get("patch_size", 32),
@@ -117,14 +121,12 @@ def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
 def _text_config(text: Mapping[str, Any]) -> TextConfig:
     width = text.get("hidden_size", 512)
     if text.get("vocab_size", 49408) != 49408:
-        raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych reads CLIP's own 49408")
+        raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych supports only CLIP's, 49408")
     if text.get("eos_token_id", 49407) not in (
         49407,
         2,
-    ):  # 2 means the largest id of a text: the end mark all the same.
-        raise ConfigError(
-            f"text_config has eos_token_id {text['eos_token_id']}; Diptych reads texts at CLIP's own, 49407"
-        )
+    ):  # 2 stands for the largest token id of a text, which is also the end token.
+        raise ConfigError(f"text_config has eos_token_id {text['eos_token_id']}; Diptych supports only CLIP's, 49407")
     plain = {
         "tokenizer": "clip-bpe",
         "vocab_size": 49408,
@@ -139,16 +141,16 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
 def _shared(where: str, tower: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
     activation = tower.get("hidden_act", "quick_gelu")
     if activation not in ACTIVATIONS:
-        raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych has {', '.join(ACTIVATIONS)}")
+        raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych supports {', '.join(ACTIVATIONS)}")
     if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
-        raise ConfigError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych has 1e-05")
+        raise ConfigError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych supports 1e-05")
     return {"width": width, "mlp_ratio": hidden / width, "activation": ACTIVATIONS[activation]}
 
 
 def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The file that holds the image transform, and its settings; None where there is none.
+    """Return the path of the file with the image transform, and its settings; None if there is none.
 
-    The newer `processor_config.json` goes before, as in `transformers`.
+    The newer `processor_config.json` has priority, as in `transformers`.
     """
     path = folder / "processor_config.json"
     nested = _read_json(path).get("image_processor") if path.is_file() else None
@@ -159,16 +161,16 @@ def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
-    """What the image processor's file says; OpenAI's transform where there is none, as `CLIPImageProcessor` has it."""
+    """Return the image transform of a folder; without a file, OpenAI's transform as in `CLIPImageProcessor`."""
     found = read_processor(folder)
     if found is None:
         return PixelConfig(crop_rounding="down")
     path, plain = found[0], {name: value for name, value in found[1].items() if value is not None}
     for switch in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if plain.get(switch) is False:
-            raise BundleError(f"{path}: has {switch} false, which Diptych has not")
+            raise BundleError(f"{path}: has {switch} false, which Diptych does not support")
     if not math.isclose(plain.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise BundleError(f"{path}: has rescale_factor {plain['rescale_factor']}; Diptych has 1/255")
+        raise BundleError(f"{path}: has rescale_factor {plain['rescale_factor']}; Diptych supports 1/255")
     height, width = height_width(image.image_px)
     short = min(height, width)
     fitting = {
@@ -177,10 +179,10 @@ def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
     }
     for name, sizes in fitting.items():
         if plain.get(name) not in sizes:
-            raise BundleError(f"{path}: has {name} {plain[name]}, but the model reads the middle {height}x{width} px")
+            raise BundleError(f"{path}: has {name} {plain[name]}, but the model's input is {height}x{width} px")
     resample = plain.get("resample", 3)
     if not isinstance(resample, int) or resample not in FILTERS:
-        raise BundleError(f"{path}: has resample {resample}; Diptych has {FILTERS}")
+        raise BundleError(f"{path}: has resample {resample}; Diptych supports {FILTERS}")
     known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": FILTERS[resample]}
     given = {name: value for name, value in known.items() if value is not None}
     try:
@@ -190,7 +192,7 @@ def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
 
 
 def _check_vocabulary(folder: Path) -> None:
-    """Refuse a folder whose tokenizer's own files hold another vocabulary than CLIP's."""
+    """Raise an error if the tokenizer files of a folder contain a vocabulary other than CLIP's."""
     for name in ("vocab.json", "tokenizer.json"):
         path = folder / name
         if path.is_file():
@@ -200,11 +202,11 @@ def _check_vocabulary(folder: Path) -> None:
             found = content if name == "vocab.json" else inner
             if found != hub_vocabulary():
                 size = f" of {len(found)} entries" if isinstance(found, dict | list) else ""
-                raise BundleError(f"{path}: holds another vocabulary{size}; Diptych reads CLIP's own")
+                raise BundleError(f"{path}: holds another vocabulary{size}; Diptych supports only CLIP's")
 
 
 def hub_vocabulary() -> dict[str, int]:
-    """CLIP's vocabulary, its marks named as on the hub."""
+    """Return CLIP's vocabulary as token ids by token, with the special tokens named as on the hub."""
     names = {"<start_of_text>": START, "<end_of_text>": END}
     return {names.get(token, token): i for token, i in clip_vocabulary().items()}
 

@@ -1,4 +1,4 @@
-"""A model as the folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load."""
+"""Write a model as a folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def write_hugging_face(model: CLIP, folder: Path) -> None:
     """Write the folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load.
 
     Raises:
-        ConfigError: `CLIPModel` has no place for something about the model; it is named.
+        ConfigError: `CLIPModel` does not support a feature of the model; the message names it.
     """
     config = model.config
     check_hugging_face(config)
@@ -41,19 +41,19 @@ def write_hugging_face(model: CLIP, folder: Path) -> None:
     _write_json(folder / "vocab.json", hub_vocabulary())
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in clip_merges())]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    marks = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    special_tokens = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length, **marks},
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length, **special_tokens},
     )
-    _write_json(folder / "special_tokens_map.json", marks)
+    _write_json(folder / "special_tokens_map.json", special_tokens)
 
 
 def check_hugging_face(config: CLIPConfig) -> None:
-    """Refuse a model that `transformers.CLIPModel` cannot be.
+    """Check that `transformers.CLIPModel` supports a model.
 
     Raises:
-        ConfigError: what it is about the model.
+        ConfigError: `CLIPModel` does not support a feature of the model; the message names it.
     """
     image, text = config.image, config.text
     reasons = []
@@ -72,7 +72,7 @@ def check_hugging_face(config: CLIPConfig) -> None:
     reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
     reasons += ["its logit bias"] if config.init_logit_bias is not None else []
     if reasons:
-        raise ConfigError(f"Hugging Face's CLIPModel has no place for {', '.join(reasons)}")
+        raise ConfigError(f"Hugging Face's CLIPModel does not support {', '.join(reasons)}")
 
 
 def _config_of(config: CLIPConfig) -> dict[str, Any]:

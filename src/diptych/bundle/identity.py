@@ -1,4 +1,4 @@
-"""Whether two models are the same."""
+"""Model identities: hashes that are equal for models that return the same embeddings."""
 
 import tempfile
 from dataclasses import fields, is_dataclass
@@ -15,18 +15,18 @@ from diptych.tokenizers.protocol import Tokenizer
 
 _SAMPLED = 128
 _WITHOUT_EFFECT = {"dropout", "patch_dropout", "mlp_ratio", "init_temperature", "init_logit_bias"}
-"""Settings that only training reads, or that names and shapes of the weights imply."""
+"""Settings that only training uses, or that follow from the names and shapes of the weights."""
 
 
 def model_identity(config: CLIPConfig, *, weights_sha256: str, tokenizer_sha256: str) -> str:
-    """Thirty-two hex digits of all that decides a model's embeddings: architecture, image transform, weights, tokenizer.
+    """Return a hash of everything that determines a model's embeddings: architecture, image transform, weights, tokenizer.
 
-    The same model has the same identity in a bundle, in another library's folder and in memory; metrics, card and origin do
-    not count. Two models with one identity cannot be made on purpose, as far as SHA-256 is safe.
+    The hash has 32 hexadecimal digits. A model has the same identity in a bundle, in another library's folder and in memory;
+    metrics, card and origin are not included.
 
     Args:
-        config: the model's config.
-        weights_sha256: `weights_checksum` of the weights, which is that of a bundle's `model.safetensors`.
+        config: the config of the model.
+        weights_sha256: `weights_checksum` of the weights, equal to the SHA-256 of a bundle's `model.safetensors`.
         tokenizer_sha256: the SHA-256 of the file that the tokenizer's `save` writes.
     """
     content = {"model": _essence(config), "weights": weights_sha256, "tokenizer": tokenizer_sha256}
@@ -34,7 +34,7 @@ def model_identity(config: CLIPConfig, *, weights_sha256: str, tokenizer_sha256:
 
 
 def computed_identity(model: CLIP, tokenizer: Tokenizer) -> str:
-    """`model_identity` of a model in memory; reads all of its weights."""
+    """Return the `model_identity` of a model in memory; reads all of its weights."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(path)
@@ -45,9 +45,9 @@ def computed_identity(model: CLIP, tokenizer: Tokenizer) -> str:
 
 
 def sampled_identity(model: CLIP) -> str:
-    """The identity that Diptych gave a model before bundles had checksums: of the config and of 128 numbers per tensor.
+    """Return the identity that was used before bundles had checksums: a hash of the config and 128 numbers per tensor.
 
-    Indexes made then have it, so it stays valid as an alias. It does not cover the tokenizer, nor most of the weights.
+    Old indexes contain it, so it remains valid as an alias. It does not cover the tokenizer or most of the weights.
     """
     digest = blake2b(
         repr((model.config.embed_dim, model.config.image, model.config.text, model.config.pixels)).encode(),
@@ -61,7 +61,7 @@ def sampled_identity(model: CLIP) -> str:
 
 
 def _essence(value: Any) -> Any:
-    """The settings that differ from their defaults, so that a setting added later leaves the identity as it is."""
+    """Return the settings that differ from their defaults, so that a new setting does not change existing identities."""
     if not is_dataclass(value):
         return value
     found = {field: getattr(value, field.name) for field in fields(value) if field.name not in _WITHOUT_EFFECT}

@@ -1,4 +1,4 @@
-"""Whatever holds a model, as a bundle: our own folder, open_clip's, Hugging Face's, a bare file of weights, a hub id."""
+"""Open models in all supported formats as bundles: Diptych, open_clip and Hugging Face folders, files of weights, hub ids."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,20 +37,21 @@ def open_bundle(
     image_px: Pixels | None = None,
     verify: Verify = "auto",
 ) -> Bundle:
-    """The bundle that a path holds or stands for, on the CPU, in evaluation mode.
+    """Return the model at a path as a bundle, on the CPU, in evaluation mode.
 
     Args:
-        path: a bundle, a model folder of open_clip's or Hugging Face's, a file of weights in OpenAI's naming (`.pt`, `.pth`,
-            `.bin`, `.safetensors`), or `hf:` and a hub id.
-        activation: what a bare file of weights was trained with, if it does not say. Elsewhere it must agree.
-        preset: the architecture of a bare file of weights, where its tensors do not tell.
-        image_px: pictures of another size; position embeddings are resized.
-        verify: `full` reads all files of a bundle and compares their checksums; `auto` skips a large file that was compared
-            before and whose size, times and inode are the same. Other libraries' folders have no checksums.
+        path: a bundle, a model folder of open_clip or Hugging Face, a file of weights in OpenAI's naming (`.pt`, `.pth`,
+            `.bin`, `.safetensors`), or `hf:` followed by a hub id.
+        activation: the activation with which the model was trained. A file of weights may need it; other formats contain it,
+            and a different value is an error.
+        preset: the architecture of a file of weights; by default it is inferred from the tensors.
+        image_px: image size in pixels, if it differs from the model's; position embeddings are resized.
+        verify: `full` reads all files of a bundle and compares their checksums; `auto` skips a large file that was verified
+            before and has the same size, times and inode. Folders of other libraries have no checksums.
 
     Raises:
-        BundleError: nothing of the kind is there, it is damaged, or it has something that Diptych has not.
-        ConfigError: an argument does not go with the model.
+        BundleError: there is no model at the path, it is damaged, or it has a feature that Diptych does not support.
+        ConfigError: an argument is not valid or does not fit the model.
     """
     if activation is not None and activation not in get_args(Activation):
         raise ConfigError(unknown_name("activation", activation, get_args(Activation)))
@@ -67,19 +68,24 @@ def open_bundle(
 
 
 def export_bundle(bundle: Bundle, to: ExportFormat, folder: Path) -> None:
-    """Write a folder that another library loads as its own, read it back, and compare.
+    """Write a folder in the format of another library, read it back, and compare the models.
+
+    Args:
+        bundle: the bundle.
+        to: the format.
+        folder: the folder to create; it must not exist or be empty.
 
     Raises:
-        ConfigError: the folder holds something already, or the library has no place for something about the model.
-        BundleError: what was written does not give the same model.
+        ConfigError: the folder is not empty, or the library does not support a feature of the model.
+        BundleError: the folder cannot be written, or the model read back differs.
     """
     folder = folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: is there already and not empty; choose another --out")
+        raise ConfigError(f"{folder}: already exists and is not empty; choose another --out")
     write, read = _WRITERS[to]
-    with whole_folder(folder) as beside:
-        write(bundle.model, beside)
-        _check_same(bundle.model, read(beside), folder)
+    with whole_folder(folder) as tmp:
+        write(bundle.model, tmp)
+        _check_same(bundle.model, read(tmp), folder)
 
 
 def _read(path: Path, name: str, activation: Activation | None, preset: str | None, verify: Verify) -> Bundle:
@@ -90,7 +96,7 @@ def _read(path: Path, name: str, activation: Activation | None, preset: str | No
         source = source_stamp([path], activation, preset)
         return _imported(model, name, "weights in OpenAI's naming", assumed=assumed, source=source)
     if preset is not None:
-        raise ConfigError(f"{name}: says itself what it is; --preset is for bare files of weights")
+        raise ConfigError(f"{name}: contains its own config; --preset is only for files of weights")
     match _kind(path):
         case "open-clip":
             return _imported(open_clip.read_open_clip(path), name, "open_clip folder", source=_folder_stamp(path))
@@ -113,7 +119,10 @@ def _folder_stamp(folder: Path) -> str | None:
 
 
 def _kind(folder: Path) -> ExportFormat | None:
-    """Whose folder it is, if another library's. Some hub folders have both configs, but Hugging Face's weights alone."""
+    """Return the format of another library's folder; None if it is neither of them.
+
+    Some hub folders have the configs of both libraries, but only Hugging Face's weights.
+    """
     try:
         config = read_json(folder / hugging_face.CONFIG)
     except ConfigError:
@@ -131,15 +140,15 @@ def _imported(model: CLIP, name: str, kind: str, *, source: str | None, assumed:
 
 
 def _check_same(ours: CLIP, theirs: CLIP, folder: Path) -> None:
-    """Same weights bit for bit, same architecture."""
+    """Raise an error unless both models have the same architecture and bitwise equal weights."""
     mine, other = ours.state_dict(), theirs.state_dict()
     is_same = _essence(ours.config) == _essence(theirs.config) and mine.keys() == other.keys()
     if not is_same or not all(torch.equal(mine[name].cpu(), other[name]) for name in mine):
-        raise BundleError(f"{folder}: what was written does not read back as the same model; nothing was kept")
+        raise BundleError(f"{folder}: reading back the exported model gave a different model; the export was removed")
 
 
 def _essence(config: CLIPConfig) -> CLIPConfig:
-    """Without what only training reads, what the shapes of the weights say, and which way a library rounds."""
+    """Return the config without settings that only training uses, that follow from weight shapes, or that set rounding."""
     image = config.image
     if isinstance(image, ViTConfig):
         image = replace(image, mlp_ratio=1.0, patch_dropout=0.0)

@@ -1,4 +1,4 @@
-"""open_clip's model folder (`local-dir:` there): `open_clip_config.json` and weights in OpenAI's naming."""
+"""Read and write open_clip's model folders (`local-dir:`): `open_clip_config.json` and weights in OpenAI's naming."""
 
 import json
 import math
@@ -38,7 +38,7 @@ _VISION: dict[str, Any] = {
     "scale_fc": False,
     "timm_model_name": None,
 }
-"""Switches of open_clip's towers, and the only value of each that Diptych has."""
+"""Options of open_clip's image towers, each with the only value that Diptych supports."""
 _TEXT: dict[str, Any] = {
     **{
         name: value
@@ -50,7 +50,7 @@ _TEXT: dict[str, Any] = {
     "hf_tokenizer_name": None,
     "tokenizer_kwargs": None,
     "embed_cls": False,
-    "no_causal_mask": False,  # Theirs attends to padding then, ours never does.
+    "no_causal_mask": False,  # Without a causal mask, open_clip attends to padding; Diptych never does.
     "proj_type": "linear",
     "proj_bias": False,
 }
@@ -62,10 +62,11 @@ _HARMLESS = {
 
 
 def read_open_clip(folder: Path) -> CLIP:
-    """The model in a folder of open_clip's.
+    """Return the model in an open_clip folder.
 
     Raises:
-        BundleError: a file is missing or damaged, or the model has something that Diptych has not; it is named.
+        BundleError: a file is missing or damaged, or the model has a feature that Diptych does not support; the message names
+            it.
     """
     path = folder / CONFIG
     try:
@@ -74,7 +75,7 @@ def read_open_clip(folder: Path) -> CLIP:
             raise ConfigError("holds no JSON object")
         config = _config(_object(content, "model_cfg"), _object(content, "preprocess_cfg"))
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        raise BundleError(f"{path}: is no config of open_clip's ({type(error).__name__}: {error})") from None
+        raise BundleError(f"{path}: is not a config of open_clip ({type(error).__name__}: {error})") from None
     except ConfigError as error:
         raise BundleError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     weights = next((folder / name for name in (*_WEIGHTS, *_OLDER_WEIGHTS) if (folder / name).is_file()), None)
@@ -87,12 +88,12 @@ def write_open_clip(model: CLIP, folder: Path) -> None:
     """Write the folder that open_clip loads as `local-dir:FOLDER`.
 
     Raises:
-        ConfigError: open_clip has no place for something about the model; it is named.
+        ConfigError: open_clip does not support a feature of the model; the message names it.
     """
     config = model.config
     check_openai_names(config, what="open_clip")
     if isinstance(config.image, ResNetConfig) and not isinstance(config.image.image_px, int):
-        raise ConfigError("open_clip has no place for a ResNet on pictures that are not square")
+        raise ConfigError("open_clip does not support a ResNet on pictures that are not square")
     weights = to_theirs(
         {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, openai_names(config)
     )
@@ -127,7 +128,7 @@ def _config(model: Mapping[str, Any], pixels: Mapping[str, Any]) -> CLIPConfig:
 
 
 def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object of the file without its nulls, which stand for defaults."""
+    """Return an object of the file without nulls, which stand for defaults."""
     found = content.get(name, {} if name == "preprocess_cfg" else None)
     if not isinstance(found, dict):
         raise ConfigError(f"{name} is {found!r:.40}, not an object")
@@ -139,7 +140,7 @@ def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | Res
     _check("vision_cfg", vision, known | {"final_ln_after_pool"}, _VISION)
     for name in ("width", "head_width"):
         if not isinstance(vision.get(name, 64), int) or vision.get(name, 64) < 1:
-            raise ConfigError(f"vision_cfg has {name} {vision[name]!r}, which is no number")
+            raise ConfigError(f"vision_cfg has {name} {vision[name]!r}, which is not a positive integer")
     layers, width, head_width = vision.get("layers", 12), vision.get("width", 768), vision.get("head_width", 64)
     image_px = vision.get("image_size", 224)
     if isinstance(layers, list | tuple):
@@ -148,7 +149,7 @@ def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | Res
     pool_type, norm_last = vision.get("pool_type", "tok"), vision.get("final_ln_after_pool", False)
     if (pool_type, norm_last) not in {("tok", False), ("tok", True), ("avg", True)}:
         raise ConfigError(
-            f"vision_cfg has pool_type {pool_type!r} and final_ln_after_pool {norm_last}, which Diptych has not"
+            f"vision_cfg has pool_type {pool_type!r} and final_ln_after_pool {norm_last}, which Diptych does not support"
         )
     plain = {
         "image_px": image_px,
@@ -168,9 +169,9 @@ def _text_config(text: Mapping[str, Any], activation: str) -> TextConfig:
     known = {"context_length", "width", "heads", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool"}
     _check("text_cfg", text, known, _TEXT)
     if text.get("pool_type", "argmax") not in {"argmax", "eos"}:
-        raise ConfigError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych has not")
+        raise ConfigError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych does not support")
     if text.get("pool_type") == "eos" and text.get("eos_id", 2) != 49407:
-        raise ConfigError(f"text_cfg has eos_id {text.get('eos_id', 2)}; Diptych reads texts at CLIP's own, 49407")
+        raise ConfigError(f"text_cfg has eos_id {text.get('eos_id', 2)}; Diptych supports only CLIP's, 49407")
     plain = {name: text[name] for name in ("context_length", "width", "heads", "layers", "mlp_ratio") if name in text}
     clip_bpe = {"tokenizer": "clip-bpe", "vocab_size": 49408, "activation": activation}
     return from_plain(TextConfig, {**plain, **clip_bpe}, what="text_cfg")
@@ -185,10 +186,17 @@ def _pixel_config(pixels: Mapping[str, Any]) -> PixelConfig:
 
 
 def _check(where: str, given: Mapping[str, Any], known: set[str], only: Mapping[str, Any]) -> None:
-    """Refuse what Diptych has not, by name."""
+    """Raise an error that names the first option that Diptych does not support.
+
+    Args:
+        where: name of the object, for messages.
+        given: the options of the file.
+        known: options with any value.
+        only: options with a single supported value.
+    """
     for name, value in given.items():
         if name in only and value != only[name] and value:
-            raise ConfigError(f"{where} has {name} {value!r}, which Diptych has not")
+            raise ConfigError(f"{where} has {name} {value!r}, which Diptych does not support")
     _refuse_unknown(where, set(given) - known - set(only) - _HARMLESS - {"fill_color"})
 
 
@@ -199,7 +207,7 @@ def _refuse_unknown(where: str, names: set[str]) -> None:
 
 def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
     image, text = config.image, config.text
-    assert not isinstance(image, ConvNetConfig)  # It has no place there.
+    assert not isinstance(image, ConvNetConfig)  # `check_openai_names` rejects it.
     vision: dict[str, Any] = {"image_size": _plain(image.image_px), "width": image.width}
     if isinstance(image, ResNetConfig):
         vision |= {"layers": list(image.layers), "head_width": 32 * image.width // image.heads, "patch_size": None}
@@ -227,7 +235,7 @@ def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
 
 
 def _their_ratio(width: int, ratio: float) -> float:
-    """A ratio of which open_clip's `int(width * ratio)` makes the same hidden width."""
+    """Return an MLP ratio for which open_clip's `int(width * ratio)` gives the same hidden width as Diptych's rounding."""
     while int(width * ratio) < hidden_width(width, ratio):
         ratio = math.nextafter(ratio, math.inf)
     return ratio

@@ -1,7 +1,7 @@
-"""OpenAI's naming of weights, which open_clip keeps, and the architecture that a bare file of them implies.
+"""OpenAI's names of weights, which open_clip also uses, and the architecture implied by a file of weights in this naming.
 
-A bare file says nothing of its activation, and a model with the wrong one gives wrong features without an error. So it is
-known only where OpenAI's own marks are in the file; otherwise it must be named.
+A file of weights does not contain the activation, and a model with the wrong activation silently gives wrong features. The
+activation is known only if the file has the extra entries of OpenAI's own archives; otherwise the user must name it.
 """
 
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from diptych.models.config import Activation, CLIPConfig, ConvNetConfig, ResNetC
 from diptych.presets import preset as preset_config
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
-"""Numbers that OpenAI's archives hold beside the weights."""
+"""Extra entries that only OpenAI's own archives contain."""
 _DERIVED = (*MARKS, "attn_mask")
 _IMAGE_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-"""Numbers a head in the image towers H, g, bigG and e of open_clip's configs, by the tower's width; elsewhere 64."""
+"""Width of an attention head by tower width, for the image towers H, g, bigG and e of open_clip; in all others it is 64."""
 _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
 
 
 def openai_names(config: CLIPConfig) -> list[Rename]:
-    """The table of a model's tensors under OpenAI's names."""
+    """Return the mapping between Diptych's tensor names and OpenAI's."""
     image, text = config.image, config.text
-    assert not isinstance(image, ConvNetConfig)  # It is refused before.
+    assert not isinstance(image, ConvNetConfig)  # `check_openai_names` rejects it.
     table = _vit_names(image) if isinstance(image, ViTConfig) else _resnet_names(image)
     table += [
         same("text_tower.token_emb.weight", "token_embedding.weight"),
@@ -101,10 +101,14 @@ def _batch_norm(ours: str, theirs: str) -> list[Rename]:
 
 
 def check_openai_names(config: CLIPConfig, *, what: str) -> None:
-    """Refuse a model that OpenAI's naming, and with it open_clip's, has no place for.
+    """Check that a model can be represented in OpenAI's naming, which open_clip also uses.
+
+    Args:
+        config: the config of the model.
+        what: name of the format, which starts the message.
 
     Raises:
-        ConfigError: what it is about the model.
+        ConfigError: the format does not support a feature of the model; the message names it.
     """
     image, text = config.image, config.text
     reasons = []
@@ -122,14 +126,19 @@ def check_openai_names(config: CLIPConfig, *, what: str) -> None:
     reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
     reasons += ["its activation gelu_tanh"] if text.activation == "gelu_tanh" else []
     if reasons:
-        raise ConfigError(f"{what} has no place for {', '.join(reasons)}")
+        raise ConfigError(f"{what} does not support {', '.join(reasons)}")
 
 
 def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str) -> CLIP:
-    """The model with weights in OpenAI's naming, also with open_clip's `text.` before the text tower's.
+    """Return a model with weights in OpenAI's naming; open_clip's prefix `text.` of the text tower is accepted.
+
+    Args:
+        weights: tensors by OpenAI's names.
+        config: the config of the model.
+        what: name of the file, which starts the messages.
 
     Raises:
-        BundleError: tensors are missing, unexpected, or of another shape; they are named.
+        BundleError: tensors are missing, unexpected, not finite, or of another shape; the message names them.
     """
     plain = {}
     for name, tensor in weights.items():
@@ -140,23 +149,28 @@ def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str)
 
 
 def read_openai(path: Path, *, activation: Activation | None, preset: str | None) -> CLIP:
-    """The model in a bare file of weights, its architecture inferred from the tensors or named by a preset.
+    """Return the model in a file of weights.
+
+    Args:
+        path: the file.
+        activation: the activation with which the model was trained; None if the file or the preset implies it.
+        preset: name of the architecture; None to infer it from the tensors.
 
     Raises:
-        BundleError: the file cannot be read, is in another naming, or does not say which activation it was trained with.
-        ConfigError: there is no such preset.
+        BundleError: the file cannot be read, has other names, or the activation is unknown or contradicts the file.
+        ConfigError: the preset does not exist, or OpenAI's naming does not support it.
     """
     weights = read_weights(path)
     if any(name.startswith("vision_model.") for name in weights):
-        raise BundleError(f"{path}: is Hugging Face's; give the folder, whose config.json says what it is")
-    has_marks = all(mark in weights for mark in MARKS)
+        raise BundleError(f"{path}: is in Hugging Face's format; pass the folder, which contains config.json")
+    is_openai_archive = all(name in weights for name in MARKS)
     if preset is not None:
         config = preset_config(preset)
         check_openai_names(config, what="OpenAI's naming")
     else:
-        known: Activation | None = "quick_gelu" if has_marks else None
+        known: Activation | None = "quick_gelu" if is_openai_archive else None
         config = _inferred(weights, activation or known, path)
-    if has_marks and config.text.activation != "quick_gelu":
+    if is_openai_archive and config.text.activation != "quick_gelu":
         raise BundleError(f"{path}: is OpenAI's, which was trained with quick_gelu, not with {config.text.activation}")
     if activation is not None and activation != config.text.activation:
         raise BundleError(f"activation {activation} contradicts {preset}, which has {config.text.activation}")
@@ -164,7 +178,7 @@ def read_openai(path: Path, *, activation: Activation | None, preset: str | None
 
 
 def _inferred(weights: Mapping[str, Tensor], activation: Activation | None, path: Path) -> CLIPConfig:
-    """The architecture that OpenAI's `build_model` would find: from names and shapes alone."""
+    """Return the architecture inferred from names and shapes, as in OpenAI's `build_model`."""
     shapes = {name.removeprefix("text."): tensor.shape for name, tensor in weights.items()}
     try:
         image = _inferred_vit(shapes) if "visual.proj" in shapes else _inferred_resnet(shapes)
@@ -221,13 +235,13 @@ def _inferred_resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig:
 def _heads(width: int, head_width: int = 64) -> int:
     if width % head_width:
         raise ConfigError(
-            f"width {width} is no multiple of {head_width}, so its heads cannot be inferred; add --preset"
+            f"width {width} is not a multiple of {head_width}, so the number of heads cannot be inferred; add --preset"
         )
     return width // head_width
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """How many numbered modules there are under a prefix."""
+    """Return the number of numbered modules under a prefix."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
 

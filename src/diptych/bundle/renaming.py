@@ -1,4 +1,4 @@
-"""The same weights under another library's names: one table a library, read in both directions."""
+"""Convert weights between Diptych's names and those of other libraries. One table per library serves both directions."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,40 +14,42 @@ from diptych.models.config import CLIPConfig
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor of theirs, and the one or more of ours that it holds."""
+    """One tensor of the other library, and the tensors of Diptych that it contains."""
 
     ours: tuple[str, ...]
+    """Diptych's names."""
     theirs: str
+    """The other library's name."""
     give: Callable[[Sequence[Tensor]], Tensor]
-    """Ours to theirs."""
+    """Converts Diptych's tensors to the other library's."""
     take: Callable[[Tensor], Sequence[Tensor]]
-    """Theirs to ours."""
+    """Converts the other library's tensor to Diptych's."""
     default: float | None = None
-    """What ours is filled with where they left the tensor out; None where they must have it."""
+    """Fills Diptych's tensors if the other library's is missing; None if it is required."""
 
 
 def same(ours: str, theirs: str, *, default: float | None = None) -> Rename:
-    """Only the name differs."""
+    """Return the entry of a tensor of which only the name differs."""
     return Rename((ours,), theirs, lambda parts: parts[0], lambda whole: [whole], default)
 
 
 def norm(ours: str, theirs: str) -> list[Rename]:
-    """Weight and bias of a norm or a linear map."""
+    """Return the entries of the weight and the bias of a normalization or linear layer."""
     return [same(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
 
 
 def transposed(ours: str, theirs: str) -> Rename:
-    """They multiply from the right."""
+    """Return the entry of a matrix that the other library stores transposed."""
     return Rename((ours,), theirs, lambda parts: parts[0].T, lambda whole: [whole.T])
 
 
 def stacked(ours: Sequence[str], theirs: str) -> Rename:
-    """They keep several of ours in one tensor, one below the other."""
+    """Return the entry of several tensors that the other library concatenates along the first axis."""
     return Rename(tuple(ours), theirs, lambda parts: torch.cat(list(parts)), lambda whole: whole.chunk(len(ours)))
 
 
 def shaped(ours: str, theirs: str, shape: Sequence[int]) -> Rename:
-    """They keep the first axis and give the second a shape: a patch's pixels as a convolution's kernel."""
+    """Return the entry of a matrix whose second axis the other library reshapes, such as patch pixels to a conv kernel."""
     flat = prod(shape)
     return Rename(
         (ours,),
@@ -58,18 +60,24 @@ def shaped(ours: str, theirs: str, shape: Sequence[int]) -> Rename:
 
 
 def to_theirs(weights: Mapping[str, Tensor], table: Iterable[Rename]) -> dict[str, Tensor]:
-    """Our weights under their names."""
+    """Return Diptych's weights under the other library's names."""
     return {rename.theirs: rename.give([weights[name] for name in rename.ours]).contiguous() for rename in table}
 
 
 def from_theirs(
     weights: Mapping[str, Tensor], table: Sequence[Rename], config: CLIPConfig, *, what: str
 ) -> dict[str, Tensor]:
-    """Their weights under our names, in float32.
+    """Return the other library's weights under Diptych's names, in the dtypes of a new model (float32).
+
+    Args:
+        weights: tensors by the other library's names.
+        table: the mapping of names.
+        config: the config of the model.
+        what: name of the file, which starts the messages.
 
     Raises:
-        BundleError: tensors are missing, unexpected, of another shape than the config asks for, or hold no finite numbers; they
-            are named.
+        BundleError: tensors are missing, unexpected, of another shape than in the config, or not finite; the message names up
+            to three of them.
     """
     with torch.device("meta"):
         empty = CLIP(config).state_dict()
@@ -83,13 +91,13 @@ def from_theirs(
         if tensor.shape != expected[name].shape
     ]
     _refuse(what, "wrong shapes", wrong)
-    strange = [
+    invalid = [
         name
         for name, tensor in weights.items()
         if expected[name].is_floating_point()
         and (tensor.is_sparse or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()))
     ]
-    _refuse(what, "tensors with numbers that are not finite, or of another kind", strange)
+    _refuse(what, "tensors that are not dense, not floating-point or not finite", invalid)
     ours: dict[str, Tensor] = {}
     for rename in table:
         if rename.theirs in weights:

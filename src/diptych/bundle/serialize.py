@@ -1,7 +1,7 @@
-"""Weights as the bytes of a safetensors file, always the same bytes for the same weights.
+"""Write weights as a safetensors file that is byte-identical for equal weights.
 
-The `safetensors` library writes these very bytes today, but promises nothing: its order and padding may change, and with them
-the checksum that a model's identity is made of.
+The `safetensors` library currently writes the same bytes, but does not guarantee its order and padding. If these changed, the
+checksum on which a model's identity depends would change, too.
 """
 
 import json
@@ -26,14 +26,14 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""Names in the file, in the order in which tensors lie there: no tensor starts at an odd address."""
+"""Names of dtypes in the file, in the order in which the tensors are stored. Wide dtypes come first to keep data aligned."""
 
 
 def write_weights(weights: Mapping[str, Tensor], path: Path) -> str:
-    """Write a safetensors file; returns its SHA-256, computed from memory and not from what the disk holds.
+    """Write a safetensors file and return its SHA-256, which is computed from memory, not read back from the disk.
 
     Raises:
-        BundleError: safetensors has no name for a dtype.
+        BundleError: a dtype is not supported.
         OSError: the file cannot be written.
     """
     digest = sha256()
@@ -45,10 +45,10 @@ def write_weights(weights: Mapping[str, Tensor], path: Path) -> str:
 
 
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of the file that `write_weights` would write; takes about a second for the 600 MB of `vit-b-32`.
+    """Return the SHA-256 of the file that `write_weights` would write; takes about a second for the 600 MB of `vit-b-32`.
 
     Raises:
-        BundleError: safetensors has no name for a dtype.
+        BundleError: a dtype is not supported.
     """
     digest = sha256()
     for block in _blocks(weights):
@@ -60,8 +60,8 @@ def _blocks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
     unknown = [name for name, tensor in weights.items() if tensor.dtype not in _DTYPES]
     if unknown:
         raise BundleError(f"{unknown[0]} has dtype {weights[unknown[0]].dtype}, which a bundle cannot hold")
-    ranks = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
-    names = sorted(weights, key=lambda name: (ranks[weights[name].dtype], name))
+    dtype_order = {dtype: i for i, dtype in enumerate(_DTYPES)}
+    names = sorted(weights, key=lambda name: (dtype_order[weights[name].dtype], name))
     header, start = {}, 0
     for name in names:
         tensor = weights[name]

@@ -1,4 +1,4 @@
-"""The weights of a bundle: nothing is built before the file's header fits the config."""
+"""Load the weights of a bundle, after checking the header of the file against the config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +16,13 @@ _FLOATS = {"F64", "F32", "BF16", "F16"}
 
 
 def load_weights(config: CLIPConfig, path: Path) -> CLIP:
-    """The model with the weights of a safetensors file, in evaluation mode.
+    """Return the model with the weights of a safetensors file, in evaluation mode.
 
-    Memory and time are bounded by the file: a config that describes more than the file holds is refused before any layer has
-    memory.
+    The size of the file bounds memory and time: a config that does not fit the file is rejected before any memory is allocated
+    for layers.
 
     Raises:
-        BundleError: the file is damaged, or its tensors are not those of the config; the first difference is named.
+        BundleError: the file is damaged, or its tensors do not fit the config; the message names the first difference.
     """
     try:
         model = _empty_model(config, path)
@@ -35,9 +35,9 @@ def load_weights(config: CLIPConfig, path: Path) -> CLIP:
 
 
 def _empty_model(config: CLIPConfig, path: Path) -> CLIP:
-    """The model without memory, once the header of the file has its tensors."""
+    """Return the model without allocated weights, after checking that the header of the file has all of its tensors."""
     with safe_open(path, framework="pt") as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (the file is no dict)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (the file is not a dict)
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {name: str(part.get_dtype()) for name, part in slices.items()}
     num_blocks = _num_blocks(config)

@@ -1,7 +1,7 @@
-"""The weights in a TorchScript archive, without TorchScript: `torch.jit.load` runs the `__setstate__` methods in the archive.
+"""Read the weights in a TorchScript archive without running its code: `torch.jit.load` would run its `__setstate__` methods.
 
 An archive is a zip file. `data.pkl` is a pickle of nested modules, whose tensors refer to the files `data/0`, `data/1`, ...
-Only the handful of names that such a pickle needs are resolved; any other name is refused, and no code in the archive is read.
+Only the few names that such a pickle needs are resolved; any other name is rejected. The code in the archive is not read.
 """
 
 import pickle
@@ -30,7 +30,7 @@ _MAX_DEPTH = 64
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip file with constants, which `torch.save` does not write."""
+    """Whether a file is a TorchScript archive: a zip file with `constants.pkl`, which `torch.save` does not write."""
     try:
         with ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -39,11 +39,11 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """The tensors of an archive's modules by dotted name, on the CPU; runs no code.
+    """Return the tensors of an archive's modules by dotted name, on the CPU. Does not run code of the archive.
 
     Raises:
-        UnpicklingError: the archive needs more than modules and tensors.
-        Exception: the archive is damaged; zip and pickle have no common error class.
+        UnpicklingError: the archive contains objects other than modules and tensors.
+        Exception: the archive is damaged; zipfile and pickle have no common exception class.
     """
     with ZipFile(path) as archive:
         name = next(name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
@@ -54,7 +54,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class _Module:
-    """Stands for an instance of any class of the archive."""
+    """Replaces the instances of all classes of the archive."""
 
     state: Any = None
 
@@ -63,14 +63,14 @@ class _Module:
 
 
 class _Storage:
-    """A file of the archive and the dtype of its numbers."""
+    """The content of a file of the archive as a flat tensor."""
 
     def __init__(self, flat: Tensor) -> None:
         self.flat = flat
 
 
 class _Reader(pickle._Unpickler):
-    """The pure-Python reader: in that of C, a few bytes can ask for gigabytes of memory."""
+    """An unpickler in pure Python. With the C implementation, a few bytes could allocate gigabytes of memory."""
 
     def __init__(self, archive: ZipFile, prefix: str) -> None:
         super().__init__(BytesIO(archive.read(f"{prefix}data.pkl")))

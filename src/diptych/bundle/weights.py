@@ -1,4 +1,4 @@
-"""Weights out of other libraries' files. Nothing is unpickled but tensors, and no code in a file is run."""
+"""Read weights from files of other libraries. Only tensors are unpickled, and no code in a file is run."""
 
 import re
 import warnings
@@ -21,18 +21,19 @@ from diptych.core.settings import read_json
 
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 _ZIP_SLACK = 64 * 2**20
-"""Bytes that the compressed parts of an archive, such as its code, may grow by."""
+"""Number of bytes by which the compressed parts of an archive, such as its code, may grow."""
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+"""Suffixes of files of weights."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU.
+    """Return the tensors of a file of weights by name, on the CPU.
 
-    Reads safetensors (also as an index over several files), what `torch.save` wrote (open_clip's training checkpoints, too)
-    and TorchScript archives, as OpenAI published its weights.
+    Supports safetensors (also as an index of several files), files of `torch.save` (also open_clip's training checkpoints) and
+    TorchScript archives, the format of OpenAI's published weights.
 
     Raises:
-        BundleError: the file is damaged, holds no tensors, or asks for more than tensors to be unpickled.
+        BundleError: the file is damaged, contains no tensors, or contains pickled objects other than tensors.
     """
     if path.name.endswith(".index.json"):
         return _read_index(path)
@@ -55,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def indexed_files(path: Path) -> set[str]:
-    """The names of the files that an index (`model.safetensors.index.json`) lists.
+    """Return the names of the files that an index (`model.safetensors.index.json`) lists.
 
     Raises:
         BundleError: the file is not such an index.
@@ -82,12 +83,12 @@ def _read_torch(path: Path) -> Any:
     if is_torchscript(path):
         return read_torchscript(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Of old formats; a file of another library is what it is.
+        warnings.simplefilter("ignore")  # Warnings about old formats, which the user cannot change.
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refuse_bomb(path: Path) -> None:
-    """Refuse a zip file that unpacks to much more than it holds; `torch.save` does not compress."""
+    """Raise an error for a zip file that unpacks to much more than its size; `torch.save` does not compress."""
     if not is_zipfile(path):
         return
     with ZipFile(path) as archive:
@@ -97,7 +98,7 @@ def _refuse_bomb(path: Path) -> None:
 
 
 def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that become larger than the file when they are copied, or that hold no numbers."""
+    """Raise an error for tensors that are not dense, or that would become larger than the file when copied."""
     for name, tensor in tensors.items():
         is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not is_dense or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -105,7 +106,7 @@ def _refuse_views(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _without_wrapping(content: Any, path: Path) -> dict[str, Tensor]:
-    """Out of a training checkpoint, and without the prefixes of models that were compiled or trained in parallel."""
+    """Return the tensors of a state dict or a training checkpoint, without the prefixes of compiled or parallel models."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
