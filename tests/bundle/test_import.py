@@ -265,7 +265,7 @@ def test_open_clip_folders_that_are_refused(
 
 def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
     _refused(open_clip_folder, "has gelu, which activation quick_gelu contradicts", activation="quick_gelu")
-    _refused(open_clip_folder, "--preset is for bare files", preset="vit-b-32")
+    _refused(open_clip_folder, "--preset is only for files of weights", preset="vit-b-32")
     (open_clip_folder / "open_clip_model.safetensors").unlink()
     _refused(open_clip_folder, "holds no weights; open_clip's are open_clip_model.safetensors")
     (open_clip_folder / CONFIG).write_text("{")
@@ -286,7 +286,12 @@ HUGGING_FACE = [
     ("config.json", ("vision_config", "patch_size"), 7, "no multiple of patch_px 7"),
     ("config.json", ("vision_config", "image_size"), 64, "the model's input is 64x64 px"),
     ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
-    ("config.json", ("text_config", "vocab_size"), 99, "text_config has vocab_size 99; Diptych supports only CLIP's, 49408"),
+    (
+        "config.json",
+        ("text_config", "vocab_size"),
+        99,
+        "text_config has vocab_size 99; Diptych supports only CLIP's, 49408",
+    ),
     ("config.json", ("text_config", "num_hidden_layers"), 2, r"tensors are missing: text_model\.encoder\.layers\.1"),
     ("config.json", ("projection_dim",), 17, "wrong shapes: .*projection.weight is 16x64, expected 17x64"),
     ("preprocessor_config.json", ("do_normalize",), False, "has do_normalize false"),
