@@ -1,10 +1,10 @@
-"""Diptych: train, evaluate, search with and ship CLIP models.
+"""Diptych: train, evaluate and deploy CLIP models, and search images with them.
 
     >>> import diptych
     >>> clip = diptych.load("runs/demo/bundle")  # doctest: +SKIP
     >>> clip.rank_images("a red circle", "pictures/")  # doctest: +SKIP
 
-Importing this module loads nothing heavy: each name below is fetched when it is first used.
+Importing this module is fast: each public name is imported on first use.
 """
 
 from importlib import import_module
@@ -52,7 +52,7 @@ __all__ = [
     "train",
 ]
 
-_HOME = {
+_MODULES = {
     "Bundle": "bundle.folder",
     "open_bundle": "bundle.open_bundle",
     "export_bundle": "bundle.open_bundle",
@@ -77,9 +77,9 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'diptych' has no attribute '{name}'")
-    return getattr(import_module(f"diptych.{_HOME[name]}"), name)
+    return getattr(import_module(f"diptych.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

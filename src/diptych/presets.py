@@ -1,4 +1,4 @@
-"""Every model by name, in one visible dict."""
+"""Presets: named model architectures."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextC
 
 
 def _clip_text(**settings: Any) -> TextConfig:
-    """CLIP's text tower: 12 causal layers of width 512, its byte pairs, 77 tokens (Radford et al. 2021, sec. 2.4)."""
+    """Return CLIP's text tower: 12 causal layers of width 512, BPE tokens, context 77 (Radford et al. 2021, sec. 2.4)."""
     return TextConfig(tokenizer="clip-bpe", vocab_size=49408, **settings)
 
 
@@ -29,7 +29,7 @@ def _convnet(image: ConvNetConfig) -> CLIPConfig:
 
 
 PRESETS: dict[str, CLIPConfig] = {
-    # The paper's ResNets (table 19) and vision transformers (table 20).
+    # ResNets (table 19) and vision transformers (table 20) of Radford et al. 2021.
     "rn50": CLIPConfig(embed_dim=1024, image=ResNetConfig(), text=_clip_text()),
     "rn101": CLIPConfig(embed_dim=512, image=ResNetConfig(layers=(3, 4, 23, 3)), text=_clip_text()),
     "rn50x4": CLIPConfig(
@@ -59,13 +59,13 @@ PRESETS: dict[str, CLIPConfig] = {
         image=ViTConfig(image_px=336, patch_px=14, width=1024, layers=24, heads=16),
         text=_clip_text(width=768, heads=12),
     ),
-    # open_clip's, not the paper's.
+    # From open_clip; not in the paper.
     "vit-h-14": CLIPConfig(
         embed_dim=1024,
         image=ViTConfig(patch_px=14, width=1280, layers=32, heads=16),
         text=_clip_text(width=1024, layers=24, heads=16),
     ),
-    # SigLIP's layout (Zhai et al. 2023), with CLIP's byte pairs in place of its sentence pieces.
+    # SigLIP's layout (Zhai et al. 2023), with CLIP's BPE tokenizer instead of SentencePiece.
     "vit-b-16-siglip": CLIPConfig(
         embed_dim=768,
         image=ViTConfig(patch_px=16, pooling="attention", layout="siglip", activation="gelu_tanh"),
@@ -76,7 +76,7 @@ PRESETS: dict[str, CLIPConfig] = {
         init_temperature=0.1,
         init_logit_bias=-10.0,
     ),
-    # 29 million parameters: trains overnight where the paper's do not fit.
+    # 29 million parameters: trains overnight on a machine that is too small for the paper's models.
     "small": CLIPConfig(
         embed_dim=256,
         image=ViTConfig(patch_px=32, width=384, layers=6, heads=6),
@@ -93,34 +93,35 @@ PRESETS: dict[str, CLIPConfig] = {
     "shapes-small": _shapes(384, 6, 8),
     "shapes-base": _shapes(512, 8, 12),
     "shapes-large": _shapes(768, 12, 24),
-    # For `diptych demo`: 64-px drawings, a few dozen different words.
+    # For `diptych demo`: drawings of 64 px and a vocabulary of a few dozen words.
     "shapes-demo": CLIPConfig(
         embed_dim=64,
         image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=64, layers=2, heads=4, pooling="mean"),
         text=TextConfig(vocab_size=512, context_length=32, width=64, layers=2, heads=4),
         init_temperature=0.05,
     ),
-    # The same drawings, read letter by letter.
+    # For the same drawings, with a character tokenizer.
     "shapes-character": CLIPConfig(
         embed_dim=64,
         image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=64, layers=2, heads=4, pooling="mean"),
         text=TextConfig(tokenizer="character", vocab_size=64, context_length=64, width=64, layers=2, heads=4),
         init_temperature=0.05,
     ),
-    # A few thousand photos; a few thousand pictures of 32 pixels.
+    # For a few thousand photos, and for a few thousand images of 32 px.
     "photos-convnet": _convnet(ConvNetConfig()),
     "icons-convnet": _convnet(ConvNetConfig(image_px=32, stem_stride=2)),
-    # The same with a transformer.
+    # For a few thousand photos, with a vision transformer.
     "photos-small": CLIPConfig(
         embed_dim=256,
         image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=192, layers=4, heads=6, pooling="mean"),
         text=TextConfig(context_length=48, width=192, layers=3, heads=6),
     ),
 }
+"""Configs of all models by name."""
 
 
 def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
-    """The same with OpenAI's activation; a ResNet has none of its own to change."""
+    """Return the config with OpenAI's activation QuickGELU; in a ResNet it applies only to the text tower."""
     image = replace(config.image, activation="quick_gelu") if isinstance(config.image, ViTConfig) else config.image
     return replace(config, image=image, text=replace(config.text, activation="quick_gelu"))
 
@@ -137,14 +138,17 @@ _PAPERS = (
     "vit-l-14-336",
     "vit-h-14",
 )
-PRESETS |= {f"{name}-quickgelu": _quick_gelu(PRESETS[name]) for name in _PAPERS}  # As OpenAI's weights have them.
+PRESETS |= {f"{name}-quickgelu": _quick_gelu(PRESETS[name]) for name in _PAPERS}  # For OpenAI's weights.
 
 
 def preset(name: str) -> CLIPConfig:
-    """The model of a name.
+    """Return the config of a preset.
 
     Raises:
-        ConfigError: there is no such preset; the nearest is named.
+        ConfigError: the preset does not exist; the message suggests the closest name.
+
+    >>> preset("vit-b-32").embed_dim
+    512
     """
     if name not in PRESETS:
         raise ConfigError(unknown_name("preset", name, PRESETS))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.bundle.hub import _is_whole, _wanted
+from diptych.bundle.hub import _is_complete, _wanted
 from diptych.bundle.hugging_face_writer import write_hugging_face
 from diptych.models.clip import CLIP
 from tests.bundle.test_import import SMALL
@@ -129,14 +129,14 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
 
 def test_a_download_that_was_broken_off_is_not_whole(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
-    assert not _is_whole(tmp_path)
+    assert not _is_complete(tmp_path)
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    assert not _is_whole(tmp_path)
+    assert not _is_complete(tmp_path)
     (tmp_path / "model-00001-of-00002.safetensors").touch()
-    assert not _is_whole(tmp_path)
+    assert not _is_complete(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").touch()
-    assert _is_whole(tmp_path)
+    assert _is_complete(tmp_path)
 
 
 def test_weights_are_fetched_once_of_whichever_naming() -> None:

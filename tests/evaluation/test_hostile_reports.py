@@ -119,7 +119,7 @@ def reports(clip: LoadedBundle, flickr_folder: Path) -> list[Report]:
 def _write(reports: Sequence[Report], folder: Path) -> list[Path]:
     for number, report in enumerate(reports):
         about: dict[str, str | int] = {"bundle": "b", "data": "d", "number": number}
-        write_report(replace(_attacked(replace(_drawn_small(report), figures={}, about=about))), folder / str(number))
+        write_report(replace(_attacked(replace(_drawn_small(report), metrics={}, about=about))), folder / str(number))
     return [folder / str(number) / "report.html" for number in range(len(reports))]
 
 

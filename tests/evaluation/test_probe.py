@@ -10,7 +10,7 @@ from diptych.data.open_source import open_source
 from diptych.data.sources.splits import take_split
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.encoded import SourceEncoder
-from diptych.evaluation.probe import COARSE, evaluate_knn, evaluate_probe, nearest_votes, no_sync, search_c
+from diptych.evaluation.probe import COARSE, evaluate_knn, evaluate_probe, nearest_votes, search_c, validation_mask
 from diptych.inference.loaded import LoadedBundle
 
 SHAPES = open_source("shapes:400")
@@ -70,16 +70,16 @@ def test_what_cannot_be_probed(clip: LoadedBundle, monkeypatch: pytest.MonkeyPat
 def test_held_back_samples_leave_one_of_each_class() -> None:
     labels = np.array([0] * 10 + [1, 1] + list(range(2, 10)))
     for seed in range(200):
-        held_back = no_sync(labels, seed=seed)
+        held_back = validation_mask(labels, seed=seed)
         assert held_back.sum() == 2
         assert set(labels[~held_back]) == set(range(10))
     with pytest.raises(DataError, match="each class has one sample"):
-        no_sync(np.arange(10), seed=0)
+        validation_mask(np.arange(10), seed=0)
 
 
 def test_of_large_classes_a_random_tenth_is_held_back() -> None:
     expected = np.random.default_rng(3).permutation(100) < 10
-    assert (no_sync(np.arange(100) % 2, seed=3) == expected).all()
+    assert (validation_mask(np.arange(100) % 2, seed=3) == expected).all()
 
 
 def test_two_classes_of_which_one_is_rare_are_probed(clip: LoadedBundle) -> None:
