@@ -1,9 +1,9 @@
-"""Times the way from files to pixels against what open_clip's pipeline and webdataset take for it.
+"""Compare loading data, from files to pixels, with open_clip's pipeline and webdataset.
 
     python benchmarks/data.py --photos DIR --source SOURCE [--out FILE]
 
-DIR has JPEGs of about 500x375, SOURCE is any source of some thousand samples, which is written as tars. One core.
-The two sides of a line take turns; its ratio is the median of the turns' ratios.
+DIR contains JPEGs of about 500x375 pixels. SOURCE is any source with a few thousand samples, which are written as tar files.
+Each side uses one core. The two sides of a row alternate; the ratio is the median over rounds.
 """
 
 import json
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def pictures(folder: Path, rounds: int) -> list[list[str]]:
-    """JPEGs and packs, the whole way to a training crop."""
+    """Return the rows for JPEGs and packs, from files to training crops."""
     contents = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     medium = [content for content in contents if Image.open(BytesIO(content)).size == (500, 375)]
     transform = peers.open_clip.transform.image_transform(224, is_train=True)
@@ -95,7 +95,7 @@ def pictures(folder: Path, rounds: int) -> list[list[str]]:
 
 
 def crop(image: object, image_px: int) -> None:
-    """What training does to a picture, from its bytes or from its pixels."""
+    """Decode and augment an image as in training; `image` is an encoded file or pixels."""
     pixels = decode_array(image)  # type: ignore[arg-type]
     view = random_view(pixels.shape[1], pixels.shape[0], AUGMENT, keyed_generator(0, "benchmark"), image_px=image_px)
     training_pixels(pixels, view, image_px=image_px, config=PIXELS)
@@ -105,7 +105,7 @@ AUGMENT, PIXELS = AugmentConfig(), PixelConfig()
 
 
 def tars(spec: str, rounds: int) -> list[str]:
-    """Every sample of some tars, not decoded: webdataset in their order, Diptych in a random one."""
+    """Return the row for reading undecoded samples of tar files: webdataset in file order, Diptych in random order."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(path) for path in write_shards(open_source(spec), Path(folder), per_shard=1000).paths]
         source = open_source(f"shards:{folder}/*.tar")
@@ -122,7 +122,7 @@ def tars(spec: str, rounds: int) -> list[str]:
 
 
 def read(source: Source, order: list[int]) -> None:
-    """The samples, one after another."""
+    """Read the samples one by one."""
     for index in order:
         source[index]
 
@@ -130,20 +130,20 @@ def read(source: Source, order: list[int]) -> None:
 def row(
     what: str, things: Sequence[object], theirs: Callable[..., None], ours: Callable[..., None], rounds: int
 ) -> list[str]:
-    """A line in milliseconds a thing."""
+    """Return a row with the milliseconds per item."""
     times = in_turn({"peer": lambda: each(theirs, things), "Diptych": lambda: each(ours, things)}, rounds=rounds)
     peer, own = (f"{1e3 * times.median(side) / len(things):.2f} ms" for side in ("peer", "Diptych"))
     return [what, peer, own, ratio(times)]
 
 
 def ratio(times: Times) -> str:
-    """The median, and both ends."""
+    """Return the median, minimum and maximum of the ratios."""
     ratios = sorted(theirs / own for theirs, own in zip(times.of["peer"], times.of["Diptych"], strict=True))
     return f"**{median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def each(run: Callable[[object], None], things: Sequence[object]) -> None:
-    """Every thing once."""
+    """Run a function on every item."""
     for thing in things:
         run(thing)
 
@@ -162,7 +162,7 @@ print(time.perf_counter() - began, peak(), peak() - before)
 
 
 def starts() -> list[list[str]]:
-    """A table and lines of JSON with a caption and an image file each, opened in a process of their own."""
+    """Return the rows for opening a CSV file and a JSON Lines file; each row of the files has an image file and a caption."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for i in range(1000):
@@ -180,7 +180,7 @@ def starts() -> list[list[str]]:
 
 
 def start(spec: str) -> list[str]:
-    """A line: the median of three processes."""
+    """Return the row of a source: medians of three processes."""
     command = [sys.executable, "-c", START, spec, str(NUM_ROWS)]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
     seconds, peak, rows = (median(float(run[i]) for run in runs) for i in range(3))

@@ -1,4 +1,4 @@
-"""Indexes of drawn pictures for `growth.py`: vectors like the embeddings of a CLIP, paths, dates, captions and a tiny model."""
+"""Synthetic indexes for `growth.py`: vectors similar to CLIP embeddings, paths, dates, captions and a tiny model."""
 
 import random
 import time
@@ -25,31 +25,31 @@ _NUM_TEXTS = 264
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """An index of so many pictures, in a folder that is removed after the measurement."""
+    """An index of `num` pictures in a temporary folder."""
 
     num: int
     index: Path
     texts: NDArray[np.float32]
-    """Queries that nothing was chosen with."""
+    """Queries that were not used to build the index."""
     clip: LoadedBundle
     """The model of the index."""
     build_s: float
     """Seconds that the sign bits took, measurement of their recall included."""
 
     def vectors(self) -> NDArray[np.float16]:
-        """All vectors, mapped into memory."""
+        """Return all vectors, memory-mapped."""
         (path,) = self.index.glob("vectors-*.f16")
         return np.memmap(path, dtype="<f2", mode="r", shape=(self.num, DIM))
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vectors, scaled in place to unit length."""
+    """Normalize the vectors in place and return them."""
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
 
 class _Drawing:
-    """Draws pictures and texts (see the docstring of this file)."""
+    """Draws vectors of pictures and texts (see the docstring of `growth.py`)."""
 
     def __init__(self, num: int) -> None:
         self._rng = np.random.default_rng(0)
@@ -68,16 +68,16 @@ class _Drawing:
         return np.float32(0.8) * self._topics[first] + np.float32(0.6) * self._topics[second]
 
     def pictures(self, num: int) -> NDArray[np.float32]:
-        """So many further pictures."""
+        """Return the vectors of `num` new pictures."""
         return unit(0.7 * self._means[0] + 0.7 * self._mixtures(num))
 
     def texts(self, num: int) -> NDArray[np.float32]:
-        """So many texts."""
+        """Return the vectors of `num` new texts."""
         return unit(0.75 * self._means[1] + 0.66 * (0.5 * self._mixtures(num) + 0.87 * self._content(num)))
 
 
 def make(num: int, place: Path) -> Collection:
-    """Write an index of so many pictures, with sign bits if they are faster than exact search."""
+    """Write an index of `num` pictures, with sign bits if they are faster than exact search."""
     drawing, clip = _Drawing(num), _write_bundle(place.parent)
     made = create_index(str(place), dim=DIM, model=clip.identity, bundle=str(clip.path), kind="float16")
     with made as index, index.writing():
@@ -96,7 +96,7 @@ def make(num: int, place: Path) -> Collection:
 
 
 def _write_bundle(folder: Path) -> LoadedBundle:
-    """A tiny model of random weights, whose vectors have `DIM` numbers: embedding costs the same at every size."""
+    """Return a tiny model with random weights and `DIM`-dimensional embeddings; its cost does not depend on the index size."""
     torch.manual_seed(0)
     small = preset("shapes-demo")
     config = replace(small, embed_dim=DIM, text=replace(small.text, tokenizer="hashing", vocab_size=1000))
@@ -106,7 +106,7 @@ def _write_bundle(folder: Path) -> LoadedBundle:
 
 
 def drawn_entry(number: int) -> Entry:
-    """A picture in one of the folders of 24 years, with a size of up to 10 MB; every second one has a caption."""
+    """Return the entry of a picture in the folder of one of 24 years, of up to 10 MB; every second one has a caption."""
     draw = random.Random(number)
     year, day = 2000 + number % 24, f"{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}"
     caption = " ".join(f"word{draw.randrange(2000)}" for _ in range(10))

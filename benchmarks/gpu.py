@@ -1,11 +1,11 @@
-"""Times ViT-B/32 in bf16 on one GPU: the step and the loss against open_clip, and finds the largest batch.
+"""Compare the training step and the loss of a ViT-B/32 in bf16 on one GPU with open_clip, and find the largest batch.
 
     python benchmarks/gpu.py --flickr DIR [--out FILE] [--device cuda] [--sizes 256,1024,4096]
 
-Captions are Flickr8k's, pictures are noise: what is timed is the step. The roofline is the operations of a pair over the
-machine's own product in bf16. Both sides start from the same weights and see the same batches; open_clip's is compiled, runs
-under autocast to bf16 and has the fused AdamW. The losses are compared in float32, in TF32 and, open_clip's, in bf16. With
-`--device cpu` and small sizes the script itself can be tried anywhere.
+Captions are those of Flickr8k; images are noise, because only the step is timed. The share is the model's FLOP/s divided by
+those of a large bf16 matrix product on the same GPU. Both sides start from the same weights and use the same batches;
+open_clip's model is compiled, runs under autocast to bf16 and uses the fused AdamW. The losses alone are timed in float32 and
+TF32; open_clip's also in bf16. Use `--device cpu` with small sizes to test the script without a GPU.
 """
 
 import sys
@@ -125,7 +125,7 @@ def _peer_step(bundle: Bundle, batches: list[Batch], device: torch.device) -> St
 
 
 def _seconds(step: Step, rounds: int, device: torch.device) -> float:
-    """The median of a step, by events where there are any."""
+    """Return the median time of a step in seconds, measured with CUDA events on a GPU."""
     for _ in range(5):
         step()
     taken = []
@@ -145,7 +145,7 @@ def _seconds(step: Step, rounds: int, device: torch.device) -> float:
 
 
 def _loss_rows(sizes: list[int], device: torch.device) -> list[list[str]]:
-    """Each loss alone."""
+    """Return the rows of the table of losses."""
     rows = []
     for num in sizes:
         for precision in ("float32", "TF32", "bf16"):
@@ -158,7 +158,7 @@ def _loss_rows(sizes: list[int], device: torch.device) -> list[list[str]]:
 
 @contextmanager
 def _products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """TF32 is allowed to the products of float32; bf16 is autocast's."""
+    """Set the precision of matrix products: float32, TF32 (for float32 tensors) or bf16 (by autocast)."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = precision == "TF32"
     try:
@@ -169,7 +169,7 @@ def _products_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _loss_cell(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], num: int, device: torch.device) -> str:
-    """Milliseconds, and on a GPU MiB beyond the embeddings."""
+    """Return milliseconds, and on a GPU also the peak memory in MiB beyond the embeddings."""
     image, text = (functional.normalize(side, dim=1) for side in torch.randn(2, num, 512, device=device).unbind())
     image.requires_grad_()
     text.requires_grad_()
@@ -192,7 +192,7 @@ def _loss_cell(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], num: int, de
 
 
 def _largest(bundle: Bundle, texts: list[str], device: torch.device, start: int) -> int:
-    """Doubled until the memory is out; without a GPU the first that was measured."""
+    """Return the largest batch found by doubling until the GPU is out of memory; without a GPU, the starting size."""
     size = start
     while device.type == "cuda":
         try:

@@ -1,4 +1,4 @@
-"""Measures how the costs of an index grow with the number of its pictures, beside numpy and faiss.
+"""Measure how the costs of an index grow with the number of its pictures, and compare with NumPy and faiss.
 
     python benchmarks/growth.py [--sizes 10000,100000,1000000] [--large] [--rows PATTERN] [--out FILE]
 
@@ -43,7 +43,7 @@ from diptych.search.duplicates import find_duplicates
 TOP = 10
 LARGE = 10_000_000
 BYTES = 2500
-"""Disk space of a picture: vector, codes, bits, and its rows in the database."""
+"""Disk space per picture in bytes: vector, codes, bits, and rows in the database."""
 ROUNDS = 5
 FILTERS = [
     "size > 5000000",
@@ -52,11 +52,11 @@ FILTERS = [
     "caption like '%word1234 %'",
     "taken = 2007-05",
 ]
-"""They pass 50, 1, at most 5, 0.25 and 0.35 % of the pictures."""
+"""These filters match 50, 1, at most 5, 0.25 and 0.35 % of the pictures."""
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     unit: str
@@ -111,7 +111,7 @@ def _measure(num: int, rows: Sequence[Row]) -> dict[str, float | None]:
 def _best_ms(
     action: Callable[[NDArray[np.float32]], object], texts: NDArray[np.float32], rounds: int = ROUNDS
 ) -> float:
-    """Milliseconds of an action on one text, the best of some rounds with other texts."""
+    """Return the milliseconds of an action on one text, the best of several rounds with different texts."""
     taken = []
     for number in range(rounds):
         began = time.perf_counter()
@@ -121,14 +121,14 @@ def _best_ms(
 
 
 def search_exactly(collection: Collection) -> float:
-    """One query, by the codes or products of the exact scan."""
+    """Time one query with exact search (int8 codes or matrix products)."""
     with LocalIndex(collection.index) as index:
         vectors, codes = index._vectors(), index._file().codes(collection.num)
         return _best_ms(lambda text: nearest(vectors, text, top=TOP, codes=codes), collection.texts)
 
 
 def search_by_numpy(collection: Collection) -> float:
-    """The same by a matrix product in numpy."""
+    """Time one query with a matrix product in NumPy."""
     vectors = np.asarray(collection.vectors(), dtype=np.float32)
 
     def search(text: NDArray[np.float32]) -> object:
@@ -140,7 +140,7 @@ def search_by_numpy(collection: Collection) -> float:
 
 
 def search_by_faiss(collection: Collection) -> float:
-    """The same by faiss's flat index."""
+    """Time one query with faiss's flat index."""
     index = faiss.IndexFlatIP(DIM)
     for rows in _cut(collection.vectors()):
         index.add(rows)
@@ -153,7 +153,7 @@ def _cut(vectors: NDArray[np.float16]) -> Iterator[NDArray[np.float32]]:
 
 
 def search_by_signs(collection: Collection) -> float | None:
-    """One query through the index, entries included."""
+    """Time one query of the index by sign bits, including reading the entries."""
     with open_index(str(collection.index)) as index:
         if index.built() is None:
             return None
@@ -161,7 +161,7 @@ def search_by_signs(collection: Collection) -> float | None:
 
 
 def recall_of_signs(collection: Collection) -> float | None:
-    """Percent of the nearest that other texts find than those of the build."""
+    """Return the recall in percent, for texts that were not used to build the sign bits."""
     with LocalIndex(collection.index) as index:
         if index.built() is None:
             return None
@@ -220,7 +220,7 @@ def search_deep(collection: Collection, *, skip: int) -> float:
 
 
 def search_filtered(collection: Collection, *, where: str, is_known: bool) -> float:
-    """One query under a filter, in a process that has not seen the filter, or has; its hits equal those of brute force."""
+    """Time one query with a filter whose matches are cached (`is_known`) or not; the hits are checked by brute force."""
     chosen = parse_filter(where)
     with LocalIndex(collection.index) as index:
 
@@ -236,7 +236,7 @@ def search_filtered(collection: Collection, *, where: str, is_known: bool) -> fl
 
 
 def _check(index: LocalIndex, text: NDArray[np.float32], chosen: Filter) -> None:
-    """Compare a filtered search with a product of the text and the vectors of all passing entries."""
+    """Compare a filtered search with the products of the text and the vectors of all matching entries."""
     found = [hit.entry.key for hit in index.search(text[None], top=TOP, chosen=chosen)[0]]
     keys, vectors, scores = {e.digest: e.key for e in index.entries(chosen)}, index._vectors(), dict[str, float]()
     rows = index._all("SELECT digest, place FROM vectors")
@@ -251,17 +251,17 @@ def _check(index: LocalIndex, text: NDArray[np.float32], chosen: Filter) -> None
 
 
 def find_similar(collection: Collection) -> float:
-    """All groups of duplicates; the perceptual hashes are in the index."""
+    """Time the search for duplicates; the perceptual hashes are in the index."""
     return _ms(collection, find_duplicates)
 
 
 def verify(collection: Collection) -> float:
-    """Compare all checksums."""
+    """Time the comparison of all checksums."""
     return _ms(collection, lambda index: index.verify())
 
 
 def add_few(collection: Collection, *, folder: str) -> float:
-    """Add a folder of 90 new pictures, scanned, decoded and embedded by a tiny model."""
+    """Time adding a folder of 90 new pictures: scanning, decoding, and embedding with a tiny model."""
     place = collection.index.parent / folder
     place.mkdir()
     rng = np.random.default_rng(len(folder))
@@ -275,7 +275,7 @@ def add_few(collection: Collection, *, folder: str) -> float:
 
 
 def remove_one(collection: Collection) -> float:
-    """Remove a picture as `diptych index remove` does."""
+    """Time removing a picture as `diptych index remove` does."""
     key = drawn_entry(7).key
 
     def remove(index: Index) -> None:
@@ -287,7 +287,7 @@ def remove_one(collection: Collection) -> float:
 
 
 def compact(collection: Collection) -> float:
-    """Write all vectors anew after a third was removed."""
+    """Time rewriting all vectors after a third of them was removed."""
     keys = [drawn_entry(number).key for number in range(0, collection.num, 3)]
     with open_index(str(collection.index)) as index, index.writing():
         index.remove(keys)
@@ -307,7 +307,7 @@ def _ms(collection: Collection, action: Callable[[Index], object]) -> float:
 
 
 def search_narrow(collection: Collection, *, is_coded: bool) -> float | None:
-    """64 random queries among vectors whose cosines with them have a deviation of 0.004."""
+    """Time 64 random queries of vectors whose cosines with the queries have a standard deviation of 0.004."""
     if is_coded and not has_fast_int8():
         return None
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""What every benchmark does alike: rounds in turn, medians, ratios pair by pair, the machine's own ceilings, and the table."""
+"""Shared code of the benchmarks: alternating rounds, medians, paired ratios, the machine's peak performance, and tables."""
 
 import argparse
 import os
@@ -22,21 +22,21 @@ import torch
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each side, round by round."""
+    """Seconds of each side in each round."""
 
     of: Mapping[str, Sequence[float]]
 
     def median(self, side: str) -> float:
-        """Of one side."""
+        """Return the median seconds of a side."""
         return median(self.of[side])
 
     def ratio(self, peer: str, own: str) -> float:
-        """How many times as long the peer took; the median over the rounds, each of which had both."""
+        """Return the median over rounds of the ratio of the peer's time to ours; above 1, Diptych is faster."""
         return median(theirs / ours for theirs, ours in zip(self.of[peer], self.of[own], strict=True))
 
 
 def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
-    """Time each side once a round, after one round that does not count; every other round starts from the end."""
+    """Time each side once per round, after an untimed warm-up round. Every other round runs in reverse order."""
     for action in sides.values():
         action()
     taken: dict[str, list[float]] = {side: [] for side in sides}
@@ -48,14 +48,14 @@ def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int) -> Times:
 
 
 def turns(sides: Iterable[str], *, rounds: int) -> Iterator[str]:
-    """Each side once a round; every other round starts from the end."""
+    """Yield each side once per round; every other round is in reverse order."""
     for number in range(rounds):
         yield from list(sides)[:: -1 if number % 2 else 1]
 
 
 @contextmanager
 def apart(sides: Mapping[str, Callable[[], Callable[[], object]]]) -> Iterator[Mapping[str, Callable[[], object]]]:
-    """Each side made in a process of its own, with settings and memory of its own; its action, to be asked from here."""
+    """Create each side in its own process; yields functions that run the side's action there and wait for it."""
     context = get_context("spawn")
     with ExitStack() as stack:
         actions = {}
@@ -66,7 +66,7 @@ def apart(sides: Mapping[str, Callable[[], Callable[[], object]]]) -> Iterator[M
             there.close()
             stack.callback(process.join)
             stack.callback(here.close)
-            actions[name] = partial(_ask, here)
+            actions[name] = partial(_request, here)
         yield actions
 
 
@@ -79,13 +79,13 @@ def _act(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
             pipe.send(None)
 
 
-def _ask(pipe: Connection) -> None:
+def _request(pipe: Connection) -> None:
     pipe.send(None)
     pipe.recv()
 
 
 def product_ceiling(size: int = 2048, dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """Operations a second of a large matrix product, the best of a few; on a CPU by the faster of PyTorch's two libraries."""
+    """Return the peak FLOP/s of a large matrix product, the best of 8; on a CPU, the faster of `@` and oneDNN."""
     left, right = torch.randn(2, size, size, device=device).to(dtype).unbind()
     sides: dict[str, Callable[[], object]] = {"product": lambda: _wait(left @ right)}
     if device == "cpu" and dtype == torch.float32:
@@ -96,7 +96,7 @@ def product_ceiling(size: int = 2048, dtype: torch.dtype = torch.float32, device
 
 
 def copy_ceiling(num_bytes: int = 2**29) -> float:
-    """Bytes a second, read and written, of a large copy in memory, the best of a few."""
+    """Return the peak memory bandwidth of a large copy in bytes per second, read plus written, the best of 8."""
     source, target = torch.ones(2, num_bytes, dtype=torch.uint8).unbind()
     taken = in_turn({"copy": lambda: target.copy_(source)}, rounds=8).of
     return 2 * num_bytes / min(taken["copy"])
@@ -108,7 +108,7 @@ def _wait(tensor: torch.Tensor) -> None:
 
 
 def machine(*packages: str) -> str:
-    """The day, the machine and the versions, for the head of a table."""
+    """Return the date, the machine and the versions of packages, for the header of a table."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", *packages))
     return (
         f"{date.today()}, {platform.machine()}, {os.cpu_count()} cores,\n"
@@ -117,19 +117,19 @@ def machine(*packages: str) -> str:
 
 
 def must_agree(what: str, difference: float, *, at_most: float) -> None:
-    """End here if the sides do not compute the same."""
+    """Exit with an error message if the results of the sides differ by more than `at_most`."""
     if not difference <= at_most:
         sys.exit(f"{what}: the sides differ by {difference:.1e}, more than {at_most:.0e}; nothing is timed")
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """In Markdown."""
+    """Return a table in Markdown."""
     lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
 def write(out: Path | None, *parts: str) -> None:
-    """Print the parts, and write them if there is a place for them."""
+    """Print the parts, and write them to the file `out` unless it is None."""
     text = "\n\n".join(parts) + "\n"
     print(text)
     if out is not None:
@@ -137,7 +137,7 @@ def write(out: Path | None, *parts: str) -> None:
 
 
 def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
-    """`--out`, and what a benchmark adds: a default for each, by name."""
+    """Parse the command line: `--out`, and the options in `more`, whose values are the defaults."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table there, too")
     for name, default in more.items():

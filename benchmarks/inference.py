@@ -1,9 +1,9 @@
-"""Times text and image encoding of a ViT-B/32 against open_clip and transformers, and a folder of JPEGs as a whole command.
+"""Compare text and image encoding of a ViT-B/32 with open_clip and transformers, and time indexing a folder of JPEGs.
 
     python benchmarks/inference.py --flickr ../shared/data/flickr8k [--out FILE]
 
-The same random weights on all sides, float32, all cores, batches of 32. Captions and photos are Flickr8k's, of natural length
-and size. What each side computes is compared before it is timed.
+All sides have the same random weights and use float32, all cores and batches of 32. Captions and photos are those of Flickr8k,
+with their original lengths and sizes. The outputs are compared before anything is timed.
 """
 
 import subprocess
@@ -34,7 +34,7 @@ ROUNDS = 5
 NUM_TEXTS = 128
 NUM_PHOTOS = 192
 PHOTO_PX = (640, 480)
-"""Flickr8k's are smaller than most people's: those of the folder are enlarged."""
+"""Size of the JPEGs in the folder: Flickr8k's photos are enlarged, because they are smaller than typical photos."""
 
 
 def main() -> None:
@@ -106,7 +106,7 @@ def _text_sides(
 
 
 def _image_times(clip: LoadedBundle, integer: LoadedBundle, open_clip: Any, photos: list[str]) -> tuple[Times, float]:
-    """The tower on pixels that are there; and the machine's ceiling, measured before and after."""
+    """Time the image tower on prepared pixels; also return the machine's peak FLOP/s, measured before and after."""
     config = clip.bundle.config
     pixels = normalize(
         torch.from_numpy(
@@ -133,13 +133,13 @@ def _image_times(clip: LoadedBundle, integer: LoadedBundle, open_clip: Any, phot
 
 
 def _folder_times(bundle: Path, photos: list[str]) -> tuple[float, float]:
-    """Photos a second of `diptych index add`, and of the tower alone in a process of its own; medians of three in turn."""
+    """Return photos per second of `diptych index add` and of the image tower alone, each the median of three processes."""
     whole, alone = [], []
     with tempfile.TemporaryDirectory() as folder:
         many, one = Path(folder) / "many", Path(folder) / "one"
-        for place, chosen in ((many, photos), (one, photos[:1])):
+        for place, selected in ((many, photos), (one, photos[:1])):
             place.mkdir()
-            for photo in chosen:
+            for photo in selected:
                 decode(photo).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(place / Path(photo).name, quality=90)
         for number in range(3):
             taken = {}

@@ -1,9 +1,9 @@
-"""Times the tiled contrastive loss, forward and backward, and its memory, against open_clip's `ClipLoss`.
+"""Compare time and memory of the tiled contrastive loss, forward and backward, with open_clip's `ClipLoss`.
 
     python benchmarks/loss.py [--out FILE]
 
-Embeddings of 512 numbers, float32, on all cores. Each measurement is a process of its own; the two sides take turns. Extra
-memory is the peak of the process less what it held when the embeddings were there.
+Embeddings have 512 dimensions and are float32; all cores are used. Each measurement runs in its own process, and the two sides
+alternate. Extra memory is the peak of the process minus its memory after the embeddings were created.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ text = torch.nn.functional.normalize(0.1 * image + text, dim=1).requires_grad_()
 image = torch.nn.functional.normalize(image, dim=1).requires_grad_()
 scale = torch.tensor(14.3, requires_grad=True)
 small = [tensor.detach()[:256].clone().requires_grad_() for tensor in (image, text)]
-loss_of(*small, scale).backward()  # What is set up once is not counted.
+loss_of(*small, scale).backward()  # Warm-up: one-time setup is not measured.
 held = status("VmRSS")
 began = time.perf_counter()
 loss = loss_of(image, text, scale)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def rows(num: int) -> list[list[str]]:
-    """The lines of one size."""
+    """Return the rows of one batch size."""
     sides = ["open_clip", "Diptych"] if num in PEER_SIZES else ["Diptych"]
     runs: dict[str, list[list[float]]] = {side: [] for side in sides}
     for _ in range(ROUNDS if len(sides) == 2 else 1):
@@ -84,12 +84,12 @@ def rows(num: int) -> list[list[str]]:
 
 
 def measure(side: str, num: int) -> list[float]:
-    """Seconds forward and backward, megabytes, and the loss."""
+    """Return the seconds of forward and backward, the extra memory in MB, and the loss."""
     command = [sys.executable, "-W", "ignore", "-c", ONE, str(Path(__file__).parents[1]), side, str(num)]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
         sys.exit(found.stderr)
-    return [float(figure) for figure in found.stdout.split()]
+    return [float(number) for number in found.stdout.split()]
 
 
 if __name__ == "__main__":

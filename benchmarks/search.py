@@ -1,9 +1,9 @@
-"""Times exact search against numpy and faiss, and `diptych search` from the start of its process.
+"""Compare exact search with NumPy and faiss, and time the whole process of `diptych search`.
 
     python benchmarks/search.py [--out FILE]
 
-Vectors are random and of unit length, the answers of both sides are compared first. For the command an index of 100,000 entries
-is written, and asked with a ViT-B/32 of random weights.
+Vectors are random unit vectors; the results of both sides are compared first. The command searches an index of 100,000 entries
+with a ViT-B/32 of random weights.
 """
 
 import subprocess
@@ -30,7 +30,7 @@ from diptych.presets import preset
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 Search: TypeAlias = Callable[[NDArray[np.float32]], Any]
-"""From queries to rows."""
+"""A function from queries to the rows of their nearest vectors."""
 
 DIM = 512
 TOP = 10
@@ -91,23 +91,23 @@ def _times(
     codes = encode(vectors)
     theirs = peer(vectors)
 
-    def ours(asked: NDArray[np.float32]) -> Any:
-        return nearest(vectors, asked, top=TOP, codes=codes)[0]
+    def ours(batch: NDArray[np.float32]) -> Any:
+        return nearest(vectors, batch, top=TOP, codes=codes)[0]
 
     first = queries[:batch]
     scores = [np.einsum("qke,qe->qk", vectors[side(first)], first) for side in (ours, theirs)]
     must_agree(f"{num} vectors", float(np.abs(scores[0] - scores[1]).max()), at_most=1e-5)
     number = count()
 
-    def asking(side: Search) -> Callable[[], Any]:
-        def ask() -> None:
+    def searching(side: Search) -> Callable[[], Any]:
+        def run() -> None:
             for _ in range(calls):
                 start = next(number) % 64 * batch
                 side(queries[start : start + batch])
 
-        return ask
+        return run
 
-    taken = in_turn({"Diptych": asking(ours), "peer": asking(theirs)}, rounds=rounds)
+    taken = in_turn({"Diptych": searching(ours), "peer": searching(theirs)}, rounds=rounds)
     return Times({side: [seconds / calls for seconds in of] for side, of in taken.of.items()})
 
 

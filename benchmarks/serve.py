@@ -1,11 +1,10 @@
-"""Asks a server from many clients at once: how many answers a second, how long each takes, what memory does meanwhile.
+"""Measure throughput, latency and memory of a server under the load of many clients.
 
     python benchmarks/serve.py [--out FILE] [--clients 500] [--seconds 60] [--bundle DIR]
 
-Without a bundle it is the tiny one of the tests, with an index of 200 drawn pictures; server and clients share the machine,
-and so clients do as little as they can.
-Every client sends a text to `/v1/search`, waits for the answer, and sends the next; after a 429 it waits as long as it is told.
-The same is measured with one client, whose requests come one at a time.
+The default bundle is the tiny one of the tests, with an index of 200 synthetic pictures. Server and clients share the machine,
+so clients do as little work as possible. Each client sends a text to `/v1/search`, waits for the response, and sends the next
+one; after status 429 it waits for the time given in the response. The same is measured with a single client.
 """
 
 import asyncio
@@ -55,13 +54,13 @@ HEAD = "POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application
 
 @dataclass
 class Seen:
-    """What all clients of a measurement saw."""
+    """The responses to all clients of a measurement."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
 
     def note(self, status: int, seconds: float) -> None:
-        """One answer."""
+        """Record one response."""
         self.statuses[status] = self.statuses.get(status, 0) + 1
         if status == 200:
             self.seconds.append(seconds)

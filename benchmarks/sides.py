@@ -1,4 +1,4 @@
-"""One model with the same random weights in Diptych, open_clip and transformers."""
+"""Build a model with the same random weights in Diptych, open_clip and transformers."""
 
 import sys
 import tempfile
@@ -22,21 +22,21 @@ from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 
 @dataclass(frozen=True)
 class OpenClip:
-    """Model and tokenizer."""
+    """A model of open_clip and its tokenizer."""
 
     model: Any
     tokenizer: Any
 
 
 def own_bundle(config: CLIPConfig | None = None) -> Bundle:
-    """The model that the others get; a ViT-B/32 if no other is asked for."""
+    """Return a bundle with random weights (seed 0); by default a ViT-B/32."""
     torch.manual_seed(0)
     model = CLIP(config or preset("vit-b-32")).eval()
     return Bundle(model=model, tokenizer=ClipBPETokenizer(context_length=model.config.text.context_length))
 
 
 def in_open_clip(bundle: Bundle) -> OpenClip:
-    """As open_clip loads it."""
+    """Export a bundle and load it with open_clip."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "theirs"
         export_bundle(bundle, "open-clip", place)
@@ -45,7 +45,7 @@ def in_open_clip(bundle: Bundle) -> OpenClip:
 
 
 def in_transformers(bundle: Bundle) -> tuple[Any, Any]:
-    """Model and tokenizer, as transformers loads them."""
+    """Export a bundle and load its model and tokenizer with transformers."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "theirs"
         export_bundle(bundle, "hugging-face", place)

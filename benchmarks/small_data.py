@@ -1,16 +1,16 @@
-"""What the recipe for little data gives: three seeds, CIFAR-10, an hour beside open_clip's recipe, fewer photos.
+"""Measure the recipe `small-data`: three seeds, CIFAR-10, fewer photos, and an hour of training compared with open_clip.
 
     python benchmarks/small_data.py PART --flickr DIR --cifar FILE --work DIR
 
-Each part trains and measures by the commands that it prints, and keeps what they gave in `results/small_data.json`; the tables
-and the picture in `docs/` follow from that file (part `draw`). Trainings that `--work` holds already are not repeated. On a
-quiet machine of two cores the parts take:
+Each part trains and evaluates with the commands that it prints, and saves the results in `results/small_data.json`. The tables
+and the plot in `docs/` are made from that file (part `draw`). Training runs that are complete in `--work` are not repeated. On
+an idle machine with two cores the parts take:
 
-    seeds      40 min   photos, 750 s, seeds 0, 1, 2; and how well the training photos themselves are found
+    seeds      40 min   photos, 750 s, seeds 0, 1, 2; also evaluated on training photos
     classes    20 min   CIFAR-10, 5 minutes, seeds 0, 1, 2, zero-shot on the test images
     pictures   40 min   1,000, 2,000 and 4,000 of the photos, 750 s each
-    hour       65 min   the recipe in an hour, measured as it goes
-    peer       60 min   open_clip's own trainer, five passes over all captions, measured after each
+    hour       65 min   one hour of training, evaluated along the way
+    peer       60 min   open_clip's own trainer, five epochs over all captions, evaluated after each
 """
 
 import json
@@ -36,35 +36,35 @@ KEPT = ROOT / "benchmarks" / "results" / "small_data.json"
 PICTURE = ROOT / "docs" / "images" / "small-data.png"
 SEEDS = (0, 1, 2)
 BUDGET, CLASSES_BUDGET = 12.5, 5
-"""Minutes."""
+"""Training time in minutes."""
 PASSES = 5
-"""At 43 pairs a second 58 minutes."""
-Figures = dict[str, Any]
+"""Number of epochs of the peer; at 43 pairs per second they take 58 minutes."""
+Metrics = dict[str, Any]
 _SIDES = {"i2t": "image_to_text", "t2i": "text_to_image"}
 _NAMES = ("i2t_r1", "t2i_r1", "i2t_r10", "t2i_r10")
 
 
 def main() -> None:
-    """Run one part, keep its figures, draw all that are kept."""
+    """Run one part, save its metrics, and draw the plot from all saved metrics."""
     parts = {"seeds": _seeds, "classes": _classes, "pictures": _pictures, "hour": _hour, "peer": _peer}
     name = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
     given = arguments(__doc__, flickr="flickr8k", cifar="cifar10_jpeg.zip", work="runs/small-data-bench")
     if name not in (*parts, "draw"):
         sys.exit(f"name a part: {', '.join([*parts, 'draw'])}")
-    kept: Figures = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
+    kept: Metrics = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else {}
     if name != "draw":
         data = f"cifar10:{given.cifar}" if name == "classes" else f"flickr8k:{given.flickr}"
         Path(given.work).mkdir(parents=True, exist_ok=True)
         kept[name] = {"machine": machine().replace("\n", " "), "runs": parts[name](data, Path(given.work))}
         KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    text = "\n\n".join(["# Little data", *(_told(part, kept[part]) for part in parts if part in kept)]) + "\n"
+    text = "\n\n".join(["# Little data", *(_section(part, kept[part]) for part in parts if part in kept)]) + "\n"
     print(text)
     KEPT.with_suffix(".md").write_text(text, encoding="utf-8")
     if {"seeds", "hour", "peer", "pictures"} <= kept.keys():
         _draw(kept)
 
 
-def _seeds(data: str, work: Path) -> list[Figures]:
+def _seeds(data: str, work: Path) -> list[Metrics]:
     runs = []
     for seed in SEEDS:
         bundle = _train(work / f"seed-{seed}", data, "--minutes", BUDGET, "--seed", seed) / "bundle"
@@ -73,7 +73,7 @@ def _seeds(data: str, work: Path) -> list[Figures]:
     return runs
 
 
-def _classes(data: str, work: Path) -> list[Figures]:
+def _classes(data: str, work: Path) -> list[Metrics]:
     runs = []
     for seed in SEEDS:
         bundle = _train(work / f"classes-{seed}", data, "--minutes", CLASSES_BUDGET, "--seed", seed) / "bundle"
@@ -82,7 +82,7 @@ def _classes(data: str, work: Path) -> list[Figures]:
     return runs
 
 
-def _pictures(data: str, work: Path) -> list[Figures]:
+def _pictures(data: str, work: Path) -> list[Metrics]:
     runs = []
     for number in (1000, 2000, 4000):
         words = ("--minutes", BUDGET, "--seed", 0, "--data.max-samples", number)
@@ -91,7 +91,7 @@ def _pictures(data: str, work: Path) -> list[Figures]:
     return runs
 
 
-def _hour(data: str, work: Path) -> list[Figures]:
+def _hour(data: str, work: Path) -> list[Metrics]:
     words = ("--minutes", 60, "--seed", 0, "--validation.samples", 1000, "--validation.times", 20)
     run = _train(work / "hour", data, *words)
     curve, elapsed = [], 0.0
@@ -106,8 +106,8 @@ def _hour(data: str, work: Path) -> list[Figures]:
     return [*curve[:-1], end]
 
 
-def _peer(data: str, work: Path) -> list[Figures]:
-    """open_clip's trainer and its defaults, but for batches of 64, and a rate and a warm-up that fit so short a run."""
+def _peer(data: str, work: Path) -> list[Metrics]:
+    """Train with open_clip's trainer and defaults, except batch size (64), learning rate and warm-up, which fit a short run."""
     folder = work / "peer"
     if not (folder / "told.txt").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,8 +116,8 @@ def _peer(data: str, work: Path) -> list[Figures]:
             folder, [(str(source[row].image), text) for row in range(len(source)) for text in source.captions(row)]
         )
         words = ("--epochs", str(PASSES), "--warmup", "100", "--save-frequency", "1", "--log-every-n-steps", "20")
-        told = run_peer(folder, "hour", words)
-        (folder / "told.txt").write_text("".join(line for line, _ in told.lines), encoding="utf-8")
+        output = run_peer(folder, "hour", words)
+        (folder / "told.txt").write_text("".join(line for line, _ in output.lines), encoding="utf-8")
     lines = (folder / "told.txt").read_text(encoding="utf-8")
     stamps = re.findall(r"^(\d{4}-\d\d-\d\d,\d\d:\d\d:\d\d) \| INFO \| Train Epoch: (\d+) ", lines, flags=re.MULTILINE)
     times = [(datetime.strptime(stamp, "%Y-%m-%d,%H:%M:%S"), int(epoch)) for stamp, epoch in stamps]
@@ -131,7 +131,7 @@ def _peer(data: str, work: Path) -> list[Figures]:
 
 
 def _in_a_folder(folder: Path, checkpoint: Path) -> Path:
-    """A checkpoint of open_clip's trainer as one of the folders that it, and Diptych, load."""
+    """Write a checkpoint of open_clip's trainer as a model folder that open_clip and Diptych can load."""
     place = folder / checkpoint.stem
     place.mkdir(exist_ok=True)
     weights = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -146,19 +146,19 @@ def _train(run: Path, data: str, *words: object) -> Path:
     return run
 
 
-def _evaluate(what: str, bundle: Path, data: str, *words: object) -> Figures:
-    figures: Figures = json.loads(_diptych("evaluate", what, bundle, "--data", data, *words, "--json"))
-    return figures
+def _evaluate(what: str, bundle: Path, data: str, *words: object) -> Metrics:
+    metrics: Metrics = json.loads(_diptych("evaluate", what, bundle, "--data", data, *words, "--json"))
+    return metrics
 
 
 def _diptych(*words: object) -> str:
-    said = list(map(str, words))
-    print("$ diptych", *said, flush=True)
-    answer = subprocess.run([sys.executable, "-m", "diptych", *said], stdout=subprocess.PIPE, text=True, check=True)
-    return answer.stdout
+    words_of_command = list(map(str, words))
+    print("$ diptych", *words_of_command, flush=True)
+    command = [sys.executable, "-m", "diptych", *words_of_command]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def _recall(report: Figures) -> Figures:
+def _recall(report: Metrics) -> Metrics:
     return {f"{short}_r{k}": report[side][f"r{k}"] for short, side in _SIDES.items() for k in (1, 10)}
 
 
@@ -171,7 +171,7 @@ _HEADINGS = {
 }
 
 
-def _told(part: str, kept: Figures) -> str:
+def _section(part: str, kept: Metrics) -> str:
     runs = kept["runs"]
     if part == "classes":
         shares = [run["top1"] for run in runs]
@@ -191,7 +191,7 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _shares(run: Figures) -> list[str]:
+def _shares(run: Metrics) -> list[str]:
     return [percent(run[name]) for name in _NAMES]
 
 
@@ -199,12 +199,12 @@ def _spread(shares: list[float]) -> str:
     return f"{percent(mean(shares))} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
 
 
-def _r10(run: Figures) -> float:
+def _r10(run: Metrics) -> float:
     return 50 * float(run["i2t_r10"] + run["t2i_r10"])
 
 
-def _draw(kept: Figures) -> None:
-    """R@10 over time beside open_clip's, and over the number of photos."""
+def _draw(kept: Metrics) -> None:
+    """Plot R@10 over time, compared with open_clip, and over the number of photos."""
     own, peer, ink = "#2a6fbb", "#d9772b", "#222222"
     figure = Figure(figsize=(11, 4.2), dpi=110, layout="constrained")
     time, number = figure.subplots(1, 2)

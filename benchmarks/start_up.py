@@ -1,4 +1,4 @@
-"""Times what everybody waits for each time: `import diptych` and `diptych --help`.
+"""Time the start: `import diptych` and `diptych --help`.
 
 python benchmarks/start_up.py [--out FILE]
 """

@@ -1,8 +1,9 @@
-"""Times `ClipBPETokenizer` against open_clip's `SimpleTokenizer`, after proving that they give the same ids.
+"""Compare the speed of `ClipBPETokenizer` and open_clip's `SimpleTokenizer`, after checking that their ids are equal.
 
     python benchmarks/tokenizer.py --captions FILE [--out FILE]
 
-The captions are one a line, or Flickr's `results.csv`. But for the last row of the table, both have met every caption before.
+The file has one caption per line, or is Flickr's `results.csv`. Except in the last row of the table, both tokenizers have
+encoded every caption before, so that their caches are warm.
 """
 
 import os
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def read_captions(path: Path) -> list[str]:
-    """The captions of a file, one a line."""
+    """Return the captions of a file with one caption per line, or of Flickr's `results.csv`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     if lines and lines[0].startswith("image_name|"):
         lines = [line.split("|", 2)[-1] for line in lines[1:]]
@@ -71,15 +72,15 @@ def _compare(captions: list[str], ours: ClipBPETokenizer, peer: Callable[[list[s
 
 
 def _encode(lists: list[list[str]], tokenizer: Callable[[list[str]], Any]) -> None:
-    """Every list once."""
+    """Encode every list once."""
     for texts in lists:
         tokenizer(texts)
 
 
 def _start(lists: list[list[str]]) -> None:
-    """Every list once, by a tokenizer that has read no vocabulary and kept no chunk."""
-    for kept in (clip_bpe._chunk_ids, clip_bpe._entries, clip_bpe._merges):
-        kept.cache_clear()
+    """Encode every list once with a new tokenizer, after clearing all caches."""
+    for cached in (clip_bpe._chunk_ids, clip_bpe._entries, clip_bpe._merges):
+        cached.cache_clear()
     _encode(lists, ClipBPETokenizer().encode)
 
 

@@ -1,11 +1,11 @@
-"""Times `diptych train` on Flickr8k against open_clip's own trainer reading the same pairs from a CSV: speed and memory.
+"""Compare speed and memory of `diptych train` on Flickr8k with open_clip's own trainer, which reads the same pairs from a CSV.
 
     python benchmarks/train_command.py --flickr DIR [--out FILE]
 
 A small model (image tower of 112 px in patches of 16, 6 layers of 256; text tower of 4 layers of 256, CLIP's vocabulary),
-batches of 64, AdamW, one loading process, random crops. Speed is pairs a second from the first logged step to the last. Memory
-is weighed in a run of its own, as the asking takes a quarter of a core: the peak of what the command and its processes hold,
-asked ten times a second; a page that several share is counted in parts.
+batches of 64, AdamW, one loading process, random crops. Speed is pairs per second from the first to the last logged step.
+Memory is the peak of the command and its child processes, sampled ten times per second; a shared page is divided among the
+processes that share it. It is measured in a separate run, because sampling takes a quarter of a core.
 """
 
 import csv
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _prepare(folder: Path, flickr: str) -> None:
-    """The same pairs and model for both, and the run."""
+    """Write the same pairs and the same model for both sides."""
     source = open_source(f"flickr8k:{flickr}")
     captions = [source.captions(row) for row in range(BATCH * STEPS)]
     pairs = [(str(source[row].image), texts[row % len(texts)]) for row, texts in enumerate(captions)]
@@ -97,7 +97,7 @@ def _prepare(folder: Path, flickr: str) -> None:
 
 
 def peer_files(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
-    """Pictures and captions as a CSV, and the small model as open_clip's config."""
+    """Write image paths and captions as a CSV file, and the small model as a config of open_clip."""
     with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, delimiter="\t")
         rows.writerow(["filepath", "title"])
@@ -108,7 +108,7 @@ def peer_files(folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
 
 
 class Measured(NamedTuple):
-    """Of one command; no peak where it was not weighed."""
+    """Pairs per second and peak memory of one command; the peak is 0 if it was not measured."""
 
     rate: float
     peak_mib: float
@@ -117,22 +117,22 @@ class Measured(NamedTuple):
 def _own(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
     out = folder / f"own-{name}"
     words = ["train", "--config", str(folder / "run.yaml"), "--out", str(out), "--steps", str(STEPS)]
-    told = _run([sys.executable, "-m", "diptych", *words], is_weighed=is_weighed)
+    output = _run([sys.executable, "-m", "diptych", *words], is_weighed=is_weighed)
     steps = [json.loads(line) for line in (out / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = [step for step in steps if "pairs_per_s" in step]
     first, last = logged[0], logged[-1]
-    return Measured(BATCH * (last["step"] - first["step"]) / (last["elapsed_s"] - first["elapsed_s"]), told.peak_mib)
+    return Measured(BATCH * (last["step"] - first["step"]) / (last["elapsed_s"] - first["elapsed_s"]), output.peak_mib)
 
 
-class Told(NamedTuple):
-    """What a command said, each line with when it came; where it was weighed, the most that it and its processes held."""
+class ProcessOutput(NamedTuple):
+    """The lines that a command printed, each with its time in seconds; and its peak memory, 0 if it was not measured."""
 
     lines: list[tuple[str, float]]
     peak_mib: float
 
 
-def run_peer(folder: Path, name: str, words: Sequence[str], *, is_weighed: bool = False) -> Told:
-    """open_clip's trainer on `peer_files`."""
+def run_peer(folder: Path, name: str, words: Sequence[str], *, is_weighed: bool = False) -> ProcessOutput:
+    """Run open_clip's trainer on the files that `peer_files` wrote."""
     words = [
         *("--model", "small", "--train-data", str(folder / "pairs.csv"), "--dataset-type", "csv"),
         *("--batch-size", str(BATCH), "--workers", "1", "--lr", "1e-3", "--device", "cpu", "--precision", "fp32"),
@@ -145,30 +145,32 @@ def run_peer(folder: Path, name: str, words: Sequence[str], *, is_weighed: bool 
 
 def _peer(folder: Path, name: str, *, is_weighed: bool = False) -> Measured:
     words = ["--epochs", "1", "--warmup", "10", "--log-every-n-steps", "1", "--save-frequency", "0"]
-    told = run_peer(folder, name, words, is_weighed=is_weighed)
-    found = ((re.search(r"Train Epoch: 0 \[ *(\d+)/", line), at) for line, at in told.lines)
+    output = run_peer(folder, name, words, is_weighed=is_weighed)
+    found = ((re.search(r"Train Epoch: 0 \[ *(\d+)/", line), at) for line, at in output.lines)
     pairs = [(int(match[1]), at) for match, at in found if match]
     (first, began), (last, ended) = pairs[0], pairs[-1]
-    return Measured((last - first) / (ended - began), told.peak_mib)
+    return Measured((last - first) / (ended - began), output.peak_mib)
 
 
-def _run(command: list[str], *, is_weighed: bool) -> Told:
+def _run(command: list[str], *, is_weighed: bool) -> ProcessOutput:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
-        peak, told = 0.0, list[tuple[str, float]]()
-        reader = threading.Thread(target=lambda: told.extend((line, time.monotonic()) for line in process.stdout or ()))
+        peak, lines = 0.0, list[tuple[str, float]]()
+        reader = threading.Thread(
+            target=lambda: lines.extend((line, time.monotonic()) for line in process.stdout or ())
+        )
         reader.start()
         while is_weighed and process.poll() is None:
             peak = max(peak, sum(map(_held_mib, _tree(process.pid))))
             time.sleep(0.1)
         reader.join()
     if process.returncode:
-        sys.exit("".join(line for line, _ in told[-20:]))
-    return Told(told, peak)
+        sys.exit("".join(line for line, _ in lines[-20:]))
+    return ProcessOutput(lines, peak)
 
 
 def _tree(root: int) -> list[int]:
-    """A process and those that it started."""
+    """Return the ids of a process and all of its descendants."""
     found, waiting = [], [root]
     while waiting:
         process = waiting.pop()

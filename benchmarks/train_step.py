@@ -1,11 +1,11 @@
-"""Times one training step against open_clip and transformers, with the same weights and the same batch.
+"""Compare one training step with open_clip and transformers, with the same weights and the same batch.
 
     python benchmarks/train_step.py --flickr DIR --cifar FILE [--out FILE]
 
-DIR is Flickr8k's, whose captions have their natural length; FILE is the archive of CIFAR-10. A step is forward, loss, backward
-and AdamW; Diptych's is the one that `diptych train` takes, with its clipped gradient, its accuracies and its way with freed
-memory. Peers get their pixels normalised and their tokens ready. Losses and gradients are compared before anything is timed;
-each side runs in a process of its own.
+DIR contains Flickr8k, whose captions have their natural lengths; FILE is the archive of CIFAR-10. A step is forward, loss,
+backward and AdamW. Diptych's step is the one of `diptych train`, including gradient clipping, accuracies and heap settings.
+Peers receive normalized pixels and token ids. Losses and gradients are compared before anything is timed. Each side runs in its
+own process.
 """
 
 import sys
@@ -53,7 +53,7 @@ SMALL = CLIPConfig(
     text=TextConfig(width=256, layers=4, heads=4, tokenizer="clip-bpe", vocab_size=49408, context_length=77),
 )
 SETTINGS = {"vit-b-32": (preset("vit-b-32"), 32, 1), "small": (SMALL, 64, 4)}
-"""Model, batch, and steps a turn: a turn takes a few seconds."""
+"""Model config, batch size, and steps per round; a round takes a few seconds."""
 Step = Callable[[], float]
 
 
@@ -94,25 +94,25 @@ def _row(times: Times, peer: str, num: int) -> list[str]:
 
 
 def _share(name: str, config: CLIPConfig, batches: Sequence[Batch], rate: float, ceiling: float) -> str:
-    """Of the machine's own product; a backward pass takes two forward."""
+    """Return the share of the machine's peak FLOP/s; a backward pass costs two forward passes."""
     tokens = _tokens(batches)
     share = 3 * 2 * multiply_adds(config, batches) * rate / ceiling
     return f"`{name}`: {tokens:.1f} tokens a caption; {share:.0%} of a large float32 product ({ceiling / 1e9:.0f} GFLOP/s)."
 
 
 def multiply_adds(config: CLIPConfig, batches: Sequence[Batch]) -> float:
-    """Of a pair, forward, if a text cost as much as its share of the context."""
+    """Return the multiply-adds of a pair in the forward pass; the cost of a text is scaled by its share of the context."""
     size = model_size(config)
     return size.image_multiply_adds + size.text_multiply_adds * _tokens(batches) / config.text.context_length
 
 
 def _tokens(batches: Sequence[Batch]) -> float:
-    """Of a caption, in the mean."""
+    """Return the mean number of tokens per caption."""
     return float(torch.cat([batch.lengths for batch in batches]).float().mean())
 
 
 def _given(name: str, flickr: str) -> tuple[Bundle, list[Batch]]:
-    """The model of a setting, and its batches."""
+    """Return the model of a setting, and its batches."""
     config, size, _ = SETTINGS[name]
     bundle, photos = own_bundle(config), open_source(f"flickr8k:{flickr}")
     return bundle, [_batch(bundle, photos, range(i * size, (i + 1) * size)) for i in range(BATCHES)]
@@ -131,7 +131,7 @@ def _batch(bundle: Bundle, source: Source, rows: Sequence[int]) -> Batch:
 
 
 def batch_of(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) -> Batch:
-    """Each caption once, as the loader makes it."""
+    """Return a batch with each distinct caption once, as the data loader returns it."""
     distinct = tuple(dict.fromkeys(captions))
     encoded = tokenizer.encode(distinct)
     lengths = torch.from_numpy(encoded.lengths)
@@ -157,7 +157,7 @@ def _own_step(model: CLIP, batches: Sequence[Batch]) -> Step:
 
 @dataclass(frozen=True)
 class Given:
-    """A batch as peers are fed."""
+    """A batch in the form that peers take."""
 
     pixels: Tensor
     ids: Tensor
@@ -165,22 +165,22 @@ class Given:
 
     @property
     def full(self) -> Tensor:
-        """Padded to the context, as open_clip's tokenizer does."""
+        """Token ids padded to the context length, as open_clip's tokenizer returns them."""
         return functional.pad(self.ids, (0, 77 - self.ids.shape[1]))
 
     def to(self, device: torch.device) -> "Given":
-        """There."""
+        """Return the batch on a device."""
         return Given(self.pixels.to(device), self.ids.to(device), self.lengths.to(device))
 
 
 def given_to_peers(batch: Batch, config: CLIPConfig) -> Given:
-    """The same pictures, normalised, and texts, one a row."""
+    """Return the batch with normalized images and one text per image."""
     rows = batch.text_of_row
     return Given(normalize(batch.pixels, config.pixels), batch.ids[rows], batch.lengths[rows])
 
 
 def open_clip_loss(model: Any, given: Given) -> Tensor:
-    """Of its own class, over its own features."""
+    """Return the loss of open_clip's `ClipLoss`."""
     image_emb, text_emb, scale = model(given.pixels, given.full)
     found: Tensor = peers.open_clip.ClipLoss()(image_emb, text_emb, scale)
     return found
@@ -241,7 +241,7 @@ SIDES: dict[str, Callable[[str, str], Step]] = {
 
 
 def _compare(bundle: Bundle, batch: Batch) -> None:
-    """Loss, and every gradient relative to the largest of its tensor."""
+    """Exit with an error unless losses and gradients agree within 1e-5."""
     model, given = deepcopy(bundle.model).train(), given_to_peers(batch, bundle.config)
     out = model(normalize(batch.pixels, bundle.config.pixels), batch.ids, batch.lengths)
     loss = clip_loss(out.image_emb, out.text_emb[batch.text_of_row], out.logit_scale, groups=batch.groups)
@@ -259,7 +259,7 @@ def _compare(bundle: Bundle, batch: Batch) -> None:
 
 
 def _difference(gradients: Mapping[str, Tensor], peer: Any, names: list[Rename]) -> float:
-    """The largest difference of any two numbers."""
+    """Return the largest absolute difference of any two gradients."""
     known = [rename for rename in names if all(name in gradients for name in rename.ours)]
     mine = to_theirs(gradients, known)
     theirs = {name: parameter.grad for name, parameter in peer.named_parameters() if parameter.grad is not None}
@@ -267,7 +267,7 @@ def _difference(gradients: Mapping[str, Tensor], peer: Any, names: list[Rename])
 
 
 def _repeated_captions(archive: str, rounds: int) -> list[str]:
-    """CIFAR-10's captions repeat: each distinct one once, along the tree of their beginnings, against every row by itself."""
+    """Compare encoding each distinct caption of CIFAR-10 once, with shared prefixes, with encoding the caption of every row."""
     source, batch_size = open_source(f"cifar10:{archive}"), 256
     config = preset("cifar10-rn")
     bundle = own_bundle(config)

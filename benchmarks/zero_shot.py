@@ -1,10 +1,10 @@
-"""Times the weights of a zero-shot classifier, 80 templates around each class, beside open_clip and CLIP_benchmark.
+"""Compare building a zero-shot classifier, with 80 templates per class, with open_clip and CLIP_benchmark.
 
     python benchmarks/zero_shot.py [--out FILE] [--classes 1000] [--peer-classes 10]
 
-The text tower of ViT-B/32 with the same random weights on both sides, float32, all cores. The peers, both on open_clip's model,
-work class by class, each taking as long as any other, so that a few of them are measured and the time is given for as many
-classes as ours. All sides take turns in one process, and their weights are compared first.
+All sides use the text tower of ViT-B/32 with the same random weights, float32, and all cores. The peers, both with open_clip's
+model, process one class at a time, and each class takes equally long. Therefore only a few classes are measured for them, and
+the time is scaled to the number of classes. All sides alternate in one process; their weights are compared first.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from diptych.inference.embedder import Embedder
 from diptych.models.prefix_tree import common_prefix_lengths, in_order
 
 ROUNDS = 1
-"""After one to warm up: of 80,000 prompts a round takes minutes."""
+"""Number of rounds after the warm-up; a round of 80,000 prompts takes minutes."""
 TEMPLATES = resolve_templates(["imagenet-80"])
 
 
@@ -82,7 +82,7 @@ def _functions() -> list[Callable[[str], str]]:
 
 
 def _num_nodes(bundle: Bundle, names: list[str]) -> int:
-    """Different beginnings among all prompts."""
+    """Return the number of distinct prefixes of all prompts."""
     encoded = bundle.tokenizer.encode([text.replace("{}", name) for name in names for text in TEMPLATES])
     order = in_order(encoded.ids, encoded.lengths)
     return int((encoded.lengths[order] - common_prefix_lengths(encoded.ids[order], encoded.lengths[order])).sum())

@@ -1,7 +1,7 @@
-"""What a trained model gives: embeddings, similarities, classes.
+"""Use a trained model: embeddings, similarities and zero-shot classification.
 
-The model is trained here for some seconds on drawn shapes, enough to tell colours apart. Any bundle takes its place:
-`clip = diptych.load("path/to/bundle")`.
+The script trains a model on drawn shapes for a few seconds, enough to distinguish colors. To use another bundle, write
+`clip = diptych.load("path/to/bundle")` instead.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from diptych.recipes.recipe import recipe
 
 
 def train_briefly(run: Path) -> LoadedBundle:
-    """A model of drawn shapes, far from done."""
+    """Train on drawn shapes for 80 steps and return the model."""
     changes = {
         "data.source": "shapes:600",
         "data.workers": 0,
@@ -34,7 +34,7 @@ def train_briefly(run: Path) -> LoadedBundle:
 
 
 def main() -> None:
-    """Train, then use the model on pictures that it has not seen."""
+    """Train, then use the model on validation pictures."""
     with tempfile.TemporaryDirectory() as folder:
         clip = train_briefly(Path(folder) / "run")
     unseen = take_split(diptych.open_source("shapes:600"), "val")
@@ -42,16 +42,16 @@ def main() -> None:
     images = [sample.image for sample in samples]
     texts = [f"a {colour} circle" for colour in COLOURS]
 
-    # Embeddings are of unit length, so that their product is the cosine.
+    # Embeddings have unit length, so their dot products are cosines.
     image_emb, text_emb = clip.encode_images(images), clip.encode_texts(texts)
     print("embeddings:", image_emb.shape, text_emb.shape)
     print("cosines:\n", (image_emb @ text_emb.T).round(2))
 
-    # The same cosines, and the softmax over the texts at the model's temperature.
+    # The same cosines, and their softmax over the texts at the model's temperature.
     similar = clip.similarity(images, texts)
     print("probabilities:\n", similar.probability.round(2))
 
-    # Zero-shot classification: nothing but the names of the classes.
+    # Zero-shot classification: only the class names are needed.
     answers = clip.classify(images, tuple(COLOURS), templates=("a {} circle", "a {} square", "a {} triangle"))
     for sample, answer in zip(samples, answers, strict=True):
         best = answer.scores[0]

@@ -1,7 +1,7 @@
-"""From a folder of captioned pictures to a model that searches them.
+"""Train a model on a folder of captioned pictures, and search them.
 
-The pictures are drawn here, so that the script needs no data; put your own in their place. It takes a few seconds and trains
-for a hundred steps only, which shows the way and no more: `diptych demo` trains long enough to learn.
+The script draws its pictures, so that it needs no data; replace them with your own. It takes a few seconds and trains for only
+a hundred steps, which is too short for good results: `diptych demo` trains longer.
 """
 
 import json
@@ -16,7 +16,7 @@ from diptych.recipes.recipe import recipe
 
 
 def write_pictures(folder: Path, *, num: int) -> Path:
-    """Draw pictures into a folder, and beside them the JSON file that names each one's captions."""
+    """Draw pictures into a folder, and write a JSON file with the captions of each picture."""
     source = ShapesSource(num_train=num)
     (folder / "pictures").mkdir()
     rows = []
@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(name)
         captions = write_pictures(folder, num=200)
 
-        # A recipe is a complete run; any setting of it is changed by its dotted path.
+        # A recipe is a complete configuration; change any setting by its dotted path.
         config = override(
             recipe("demo"),
             {
