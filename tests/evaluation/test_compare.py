@@ -40,7 +40,7 @@ def test_zero_shot_models_side_by_side(clip: LoadedBundle) -> None:
     only = found.only(0, 1)
     assert set(only) == set(np.flatnonzero((one.hits == 1) & (two.hits == 0)).tolist())
     for row in only[:2]:
-        assert found.tell(row, 0, 1) == f"{one.classes[one.labels[row]]}, not {two.classes[two.predicted[row]]}"
+        assert found.describe(row, 0, 1) == f"{one.classes[one.labels[row]]}, not {two.classes[two.predicted[row]]}"
     assert found.protocol["prompt_hash"] == "; ".join(
         f"{name}: {each.report.protocol['prompt_hash']}" for name, each in (("one", one), ("two", two))
     )

@@ -86,7 +86,7 @@ def test_what_a_page_shows_is_text(tmp_path: Path) -> None:
     nasty = "<script>alert(1)</script>"
     table = Table([nasty, "b"], [[nasty, "1"]])
     report = Report(
-        title=nasty, summary="", figures={}, protocol={nasty: nasty}, sections=[Section(nasty, nasty, tables=[table])]
+        title=nasty, summary="", metrics={}, protocol={nasty: nasty}, sections=[Section(nasty, nasty, tables=[table])]
     )
     write_report(report, tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

@@ -31,8 +31,9 @@ class RenamedAttribute:
     ...     figures = RenamedAttribute("metrics")
     >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
-    ...     print(Report().figures, caught[0].message)
-    3 Report.figures is deprecated; use metrics
+    ...     value = Report().figures
+    >>> value, str(caught[0].message)
+    (3, 'Report.figures is deprecated; use metrics')
     """
 
     def __init__(self, new: str) -> None:
