@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
 from diptych.core.errors import ConfigError
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 from diptych.index.open_index import create_index
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP
@@ -113,7 +113,7 @@ def drawn_entry(number: int) -> Entry:
     return Entry(
         key=f"/pictures/{year}/album-{number // 500:05d}/IMG_{number:08d}.jpg",
         digest=blake2b(str(number).encode(), digest_size=16).hexdigest(),
-        stamp=Stamp(size=draw.randrange(10**7), modified_ns=10**18 + number),
+        stamp=FileStat(size=draw.randrange(10**7), modified_ns=10**18 + number),
         width=draw.choice((640, 1024, 4000)),
         height=480,
         taken=f"{year}-{day} 12:00:00",

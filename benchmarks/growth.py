@@ -220,25 +220,25 @@ def search_deep(collection: Collection, *, skip: int) -> float:
 
 
 def search_filtered(collection: Collection, *, where: str, is_known: bool) -> float:
-    """Time one query with a filter whose matches are cached (`is_known`) or not; the hits are checked by brute force."""
-    chosen = parse_filter(where)
+    """One query under a filter, in a process that has not seen the filter, or has; its hits equal those of brute force."""
+    selected = parse_filter(where)
     with LocalIndex(collection.index) as index:
 
         def search(text: NDArray[np.float32]) -> object:
             if not is_known:
                 index._passing = None
-            return index.search(text, top=TOP, chosen=chosen)
+            return index.search(text, top=TOP, selected=selected)
 
-        index.search(collection.texts[:1], top=TOP, chosen=chosen)
+        index.search(collection.texts[:1], top=TOP, selected=selected)
         taken = _best_ms(search, collection.texts)
-        _check(index, collection.texts[0], chosen)
+        _check(index, collection.texts[0], selected)
         return taken
 
 
-def _check(index: LocalIndex, text: NDArray[np.float32], chosen: Filter) -> None:
-    """Compare a filtered search with the products of the text and the vectors of all matching entries."""
-    found = [hit.entry.key for hit in index.search(text[None], top=TOP, chosen=chosen)[0]]
-    keys, vectors, scores = {e.digest: e.key for e in index.entries(chosen)}, index._vectors(), dict[str, float]()
+def _check(index: LocalIndex, text: NDArray[np.float32], selected: Filter) -> None:
+    """Compare a filtered search with a product of the text and the vectors of all passing entries."""
+    found = [hit.entry.key for hit in index.search(text[None], top=TOP, selected=selected)[0]]
+    keys, vectors, scores = {e.digest: e.key for e in index.entries(selected)}, index._vectors(), dict[str, float]()
     rows = index._all("SELECT digest, place FROM vectors")
     places = [(keys[digest], place) for digest, place in rows if digest in keys]
     for start in range(0, len(places), BATCH):

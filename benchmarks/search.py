@@ -21,7 +21,7 @@ from harness import Times, arguments, copy_ceiling, in_turn, machine, must_agree
 from numpy.typing import NDArray
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 from diptych.index.exact import encode, nearest
 from diptych.index.open_index import create_index
 from diptych.inference.loaded import load
@@ -138,7 +138,7 @@ def _command_times(num: int) -> dict[str, Any]:
         with created as opened, opened.writing():
             for start in range(0, num, 10_000):
                 rows = range(start, start + 10_000)
-                entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=Stamp(size=i, modified_ns=i)) for i in rows]
+                entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=FileStat(size=i, modified_ns=i)) for i in rows]
                 opened.add(entries, {f"{i}": vectors[i] for i in rows})
         words = [sys.executable, "-m", "diptych", "search", str(index), "a dog in the snow", "--timing"]
         sides = {

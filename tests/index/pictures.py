@@ -7,8 +7,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.index.approximate import About, Kind
-from diptych.index.entry import Entry, Stamp
+from diptych.index.approximate import AnnInfo, AnnKind
+from diptych.index.entry import Entry, FileStat
 from diptych.index.hnsw import Hnsw
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
@@ -22,7 +22,9 @@ def unit(num: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def entry(number: int, **more: Any) -> Entry:
-    made = Entry(key=f"/photos/{number}.jpg", digest=f"d{number}", stamp=Stamp(size=number, modified_ns=number * 10**9))
+    made = Entry(
+        key=f"/photos/{number}.jpg", digest=f"d{number}", stamp=FileStat(size=number, modified_ns=number * 10**9)
+    )
     return replace(made, **more)
 
 
@@ -47,15 +49,15 @@ def compact(index: Index) -> int:
 
 
 @overload
-def build(index: LocalIndex, kind: Kind | None) -> About | None: ...
+def build(index: LocalIndex, kind: AnnKind | None) -> AnnInfo | None: ...
 
 
 @overload
-def build(index: Index, kind: Kind | None) -> About | Hnsw | None: ...
+def build(index: Index, kind: AnnKind | None) -> AnnInfo | Hnsw | None: ...
 
 
-def build(index: Index, kind: Kind | None) -> About | Hnsw | None:
+def build(index: Index, kind: AnnKind | None) -> AnnInfo | Hnsw | None:
     """The same of `build`."""
     with index.writing():
         built = index.build(kind)
-    return built if isinstance(built, About) else None
+    return built if isinstance(built, AnnInfo) else None

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diptych.core.errors import BusyError, IndexingError
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.filters import parse_filter
 from diptych.index.open_index import create_index, index_exists, open_index, open_or_create_index
 from diptych.index.protocol import Index
@@ -32,7 +32,7 @@ def test_what_is_added_is_found(index: Index, place: str) -> None:
     with open_index(place) as again:
         assert (again.dim, again.model, again.bundle, len(again)) == (DIM, "m", "b", 10)
         assert again.search(vectors[:1], top=99)[0][0].entry == index.entries()[0]
-        assert again.stamps() == {f"/photos/{i}.jpg": Stamp(size=i, modified_ns=i * 10**9) for i in range(10)}
+        assert again.stamps() == {f"/photos/{i}.jpg": FileStat(size=i, modified_ns=i * 10**9) for i in range(10)}
     assert (index.digest_of("/photos/4.jpg"), index.digest_of("/nowhere.jpg")) == ("d4", None)
     assert (index.has_vector("d4"), index.has_vector("d10")) == (True, False)
     assert index.verify() == []
@@ -135,16 +135,16 @@ def test_pages_that_follow_each_other_are_one_large_request(
     monkeypatch.setattr("diptych.index.exact.has_fast_int8", lambda: coded)
     monkeypatch.setattr("diptych.index.exact._FEW", 0)
     queries = _add_many_alike(index)
-    for chosen in (None, parse_filter("width >= 1010")):
-        num = len(index.entries(chosen))
-        whole = index.search(queries, top=num, chosen=chosen)
+    for selected in (None, parse_filter("width >= 1010")):
+        num = len(index.entries(selected))
+        whole = index.search(queries, top=num, selected=selected)
         assert [len({hit.entry.key for hit in answer}) for answer in whole] == [num] * 6
         assert all(
             [hit.score for hit in answer] == sorted((hit.score for hit in answer), reverse=True) for answer in whole
         )
         for size in (20, 64):
             for start in range(0, num, size):
-                page = index.search(queries, top=start + size, chosen=chosen)
+                page = index.search(queries, top=start + size, selected=selected)
                 assert [answer[start:] for answer in page] == [answer[start : start + size] for answer in whole]
 
 
@@ -193,7 +193,7 @@ def test_what_is_removed_is_not_found_and_goes_when_compacted(index: Index, plac
 
 
 def test_pictures_that_cannot_be_read_are_known_until_they_change(index: Index) -> None:
-    stamp = Stamp(size=5, modified_ns=7)
+    stamp = FileStat(size=5, modified_ns=7)
     add(index, [], {}, broken=[("/photos/bad.jpg", stamp, "is not a picture")])
     assert index.stamps()["/photos/bad.jpg"] == stamp
     assert index.broken() == {"/photos/bad.jpg": "is not a picture"}
@@ -279,7 +279,7 @@ def test_readers_see_whole_changes(index: Index, place: str) -> None:
         found = index.search(unit(1), top=999)[0]
         assert len({hit.entry.key for hit in found}) == len(found)
         seen |= {len(found), len(index)}
-        assert len(index.search(unit(1), top=999, chosen=parse_filter("size >= 100"))[0]) % 4 == 0
+        assert len(index.search(unit(1), top=999, selected=parse_filter("size >= 100"))[0]) % 4 == 0
         assert sum(len(group.pictures) for group in index.duplicates(-1)) % 4 == 2
     thread.join()
     assert {num % 4 for num in seen} == {2}
@@ -297,7 +297,7 @@ def test_places_that_hold_no_index(place: str) -> None:
 
 
 def test_names_sidecars_and_targets_are_kept(index: Index, place: str) -> None:
-    sidecar = Stamp(size=3, modified_ns=2**60)
+    sidecar = FileStat(size=3, modified_ns=2**60)
     add(index, [entry(20, digest="d4", sidecar=sidecar, target="/elsewhere/20.jpg")], {})
     index.rename_model(("new", "m"))
     with open_index(place) as again:

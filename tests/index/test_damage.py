@@ -12,7 +12,7 @@ import pytest
 from diptych.core.errors import DiptychError, DiptychWarning, IndexingError
 from diptych.index import build_signs, checksums
 from diptych.index.create_local import create_local_index
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.local import LocalIndex
 from diptych.index.tables import HASHED
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     made,
                     entries,
                     {f"d{n}": unit(NUM)[n] for n in numbers},
-                    broken=[(f"/bad/{start}", Stamp(size=1, modified_ns=2), "why")],
+                    broken=[(f"/bad/{start}", FileStat(size=1, modified_ns=2), "why")],
                 )
             patch.setattr(build_signs, "MIN_SPEEDUP", 0)
             build(made, "signs")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.filters import parse_filter
 from diptych.index.protocol import Index
 from tests.index.pictures import add, entry, unit
@@ -28,7 +28,7 @@ from tests.index.pictures import add, entry, unit
 def test_filters_apply_before_ranking(index: Index, text: str, numbers: list[int]) -> None:
     expected = {f"/photos/{number}.jpg" for number in numbers}
     assert {found.key for found in index.entries(parse_filter(text))} == expected
-    found = index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]
+    found = index.search(unit(10)[:1], top=10, selected=parse_filter(text))[0]
     assert {hit.entry.key for hit in found} == expected
 
 
@@ -67,7 +67,7 @@ def test_a_caption_matches_if_any_of_its_lines_does(index: Index, text: str, num
     add(index, [entry(number, captions=lines) for number, lines in enumerate(captions)], {})
     expected = [f"/photos/{number}.jpg" for number in numbers]
     assert [found.key for found in index.entries(parse_filter(text))] == expected
-    found = index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]
+    found = index.search(unit(10)[:1], top=10, selected=parse_filter(text))[0]
     assert sorted(hit.entry.key for hit in found) == expected
 
 
@@ -103,7 +103,7 @@ def test_a_date_is_the_whole_day(index: Index, text: str, numbers: list[int]) ->
     midnight = 1706659200  # 2024-01-31 00:00:00 in UTC.
     modified = [midnight - 1, midnight, midnight + 86399, *[midnight + 86400] * 4]
     entries = [
-        entry(number, taken=time, stamp=Stamp(size=1, modified_ns=second * 10**9 + 5))
+        entry(number, taken=time, stamp=FileStat(size=1, modified_ns=second * 10**9 + 5))
         for number, (time, second) in enumerate(zip([*taken, "2024-02-01", None], modified, strict=True))
     ]
     index.remove([f"/photos/{number}.jpg" for number in range(10)])
@@ -146,4 +146,4 @@ def _bushy(levels: int) -> str:
 )
 def test_the_deepest_and_longest_filters_work(index: Index, text: str) -> None:
     assert {found.key for found in index.entries(parse_filter(text))} == {"/photos/8.jpg", "/photos/9.jpg"}
-    assert len(index.search(unit(10)[:1], top=10, chosen=parse_filter(text))[0]) == 2
+    assert len(index.search(unit(10)[:1], top=10, selected=parse_filter(text))[0]) == 2

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from diptych.core.errors import DiptychWarning, IndexingError
 from diptych.core.files import sha256_of
 from diptych.index import build_signs
-from diptych.index.approximate import About, Approximate, FileId, Kind
+from diptych.index.approximate import AnnInfo, AnnKind, Approximate, FileId
 from diptych.index.create_local import create_local_index
 from diptych.index.exact import nearest
 from diptych.index.filters import parse_filter
@@ -49,7 +49,7 @@ def _digests(index: LocalIndex, vectors: NDArray[np.float32]) -> list[str]:
 
 
 @pytest.mark.parametrize("ann", [None, "signs"])
-def test_an_index_that_is_made_again_is_searched(tmp_path: Path, ann: Kind | None) -> None:
+def test_an_index_that_is_made_again_is_searched(tmp_path: Path, ann: AnnKind | None) -> None:
     """Also where the structures of the two have the same name, number of vectors and recall."""
     old, new = unit(NUM), unit(NUM, seed=5)
     with _make(tmp_path / "index", old) as made:
@@ -127,7 +127,7 @@ def test_threads_share_an_index(index: LocalIndex) -> None:
         for _ in range(60):
             found = index.search(unit(1), top=999)[0]
             seen |= {len(found), len(index.entries()), len(index)}
-            seen.add(2 + len(index.search(unit(1), top=999, chosen=parse_filter("width >= 1000 or size >= 100"))[0]))
+            seen.add(2 + len(index.search(unit(1), top=999, selected=parse_filter("width >= 1000 or size >= 100"))[0]))
         return seen
 
     with ThreadPoolExecutor(5) as pool:
@@ -214,16 +214,16 @@ def test_too_few_hits_are_completed(built: LocalIndex) -> None:
 def test_pages_go_on_behind_the_hits_that_the_bits_find(built: LocalIndex) -> None:
     about = build(built, "signs")
     assert about is not None
-    nearly = Approximate(FileId.of(built.folder / "nearly-1"), replace(about, effort=120))
+    ann = Approximate(FileId.of(built.folder / "nearly-1"), replace(about, effort=120))
     vectors, queries = built._vectors(), unit(8, seed=7)
     exact = nearest(vectors, queries, top=NUM)[0]
-    whole = nearly.search(vectors, queries, top=300)
+    whole = ann.search(vectors, queries, top=300)
     assert (whole[0] != exact[:, :300]).any()
     for top in (1, 20, 100, 101, 120, 299):
-        rows, scores = nearly.search(vectors, queries, top=top)
+        rows, scores = ann.search(vectors, queries, top=top)
         np.testing.assert_array_equal(rows, whole[0][:, :top])
         np.testing.assert_array_equal(scores, whole[1][:, :top])
-    every = nearly.search(vectors, queries, top=NUM)
+    every = ann.search(vectors, queries, top=NUM)
     np.testing.assert_array_equal(np.sort(every[0]), np.sort(exact))  # What the bits missed comes later.
 
 
@@ -276,7 +276,7 @@ def test_earlier_versions_read_the_description(built: LocalIndex) -> None:
     assert about is not None
     rows = about.rows()
     assert set(json.loads(rows["nearly"])) == {"kind", "num", "effort", "recall"}  # They read no others.
-    assert About.from_rows(rows) == about == built.built()
+    assert AnnInfo.from_rows(rows) == about == built.built()
 
 
 @pytest.fixture

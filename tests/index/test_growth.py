@@ -12,7 +12,7 @@ import pytest
 
 from diptych.core.errors import IndexingError
 from diptych.index import local_search
-from diptych.index.entry import Found, Stamp
+from diptych.index.entry import FileStat, SearchHit
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
@@ -44,7 +44,7 @@ def _counts(index: LocalIndex) -> dict[str, int]:
 
 def test_counts_follow_every_change(folder: LocalIndex) -> None:
     assert _counts(folder) == {"entries": 10, "broken": 0, "unused": 0, "lost": 0}
-    add(folder, [entry(20, digest="d4")], {}, broken=[("/photos/bad.jpg", Stamp(size=1, modified_ns=1), "odd")])
+    add(folder, [entry(20, digest="d4")], {}, broken=[("/photos/bad.jpg", FileStat(size=1, modified_ns=1), "odd")])
     assert _counts(folder) == {"entries": 11, "broken": 1, "unused": 0, "lost": 0}
     assert folder.remove(["/photos/4.jpg", "/photos/5.jpg", "/nowhere.jpg"]) == 2
     assert _counts(folder) == {"entries": 10 - 1, "broken": 1, "unused": 1, "lost": 0}
@@ -107,7 +107,7 @@ def _rows_read(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_of_a_folder_only_its_pictures_are_read(index: Index) -> None:
     add(index, [entry(30, key="/photos-2/a.jpg", target="/elsewhere")], {"d30": unit(1, seed=9)[0]})
-    add(index, [], {}, broken=[("/photos/bad.jpg", Stamp(size=1, modified_ns=1), "odd")])
+    add(index, [], {}, broken=[("/photos/bad.jpg", FileStat(size=1, modified_ns=1), "odd")])
     stamps, everywhere = index.stamps(["/photos"]), index.stamps()
     assert {*everywhere} - {*stamps} == {"/photos-2/a.jpg"}
     assert index.stamps(["/photos/"]) == stamps
@@ -135,18 +135,18 @@ def test_entries_come_in_portions(index: Index, tmp_path: Path) -> None:
 def test_a_page_is_a_part_of_a_larger_request(index: Index, where: str | None) -> None:
     add(index, [entry(20, digest="d4", width=900), entry(21, digest="d4", width=5)], {})  # One vector, three pictures.
     index.remove(["/photos/6.jpg"])  # A vector without a picture.
-    chosen = None if where is None else parse_filter(where)
+    selected = None if where is None else parse_filter(where)
     queries = unit(3, seed=5)
-    whole = index.search(queries, top=99, chosen=chosen)
+    whole = index.search(queries, top=99, selected=selected)
     for skip in range(13):
         for top in (skip, skip + 1, skip + 4, 99):
-            pages = index.search(queries, top=top, skip=skip, chosen=chosen)
+            pages = index.search(queries, top=top, skip=skip, selected=selected)
             assert pages == [found[skip:top] for found in whole], (skip, top)
-    assert index.search(queries, top=2, skip=5, chosen=chosen) == [[], [], []]
+    assert index.search(queries, top=2, skip=5, selected=selected) == [[], [], []]
 
 
-def _brute_force(index: LocalIndex, queries: Any, top: int, chosen: Filter | None) -> list[list[str]]:
-    passing, scores = index.entries(chosen), dict[str, Any]()
+def _brute_force(index: LocalIndex, queries: Any, top: int, selected: Filter | None) -> list[list[str]]:
+    passing, scores = index.entries(selected), dict[str, Any]()
     vectors = index.vectors([e.digest for e in passing])
     for e in passing:
         scores[e.key] = queries @ vectors[e.digest]
@@ -156,7 +156,7 @@ def _brute_force(index: LocalIndex, queries: Any, top: int, chosen: Filter | Non
     return answers
 
 
-def _keys(answers: list[list[Found]]) -> list[list[str]]:
+def _keys(answers: list[list[SearchHit]]) -> list[list[str]]:
     return [[found.entry.key for found in answer] for answer in answers]
 
 
@@ -174,15 +174,15 @@ def test_filters_are_applied_to_the_nearest_or_to_all(tmp_path: Path, monkeypatc
             ("width > 5000", True),
             ("caption = '7'", True),
         ]:
-            chosen, rows = parse_filter(where), list[int]()
+            selected, rows = parse_filter(where), list[int]()
             with monkeypatch.context() as context:
                 rows = _rows_read(index, context)
-                found = index.search(queries, top=5, chosen=chosen)
-            assert _keys(found) == _brute_force(index, queries, 5, chosen), where
+                found = index.search(queries, top=5, selected=selected)
+            assert _keys(found) == _brute_force(index, queries, 5, selected), where
             assert max(rows) < 300, "no statement reads a large part of the index"
             passing = index._passing
             assert passing is not None
-            assert (chosen in passing.places) == is_listed, where
+            assert (selected in passing.places) == is_listed, where
 
 
 def test_a_filter_that_the_nearest_do_not_pass_is_applied_to_all(
@@ -197,19 +197,21 @@ def test_a_filter_that_the_nearest_do_not_pass_is_applied_to_all(
     with create_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as index:
         assert isinstance(index, LocalIndex)
         add(index, entries, {e.digest: vector for e, vector in zip(entries, vectors, strict=True)})
-        chosen = parse_filter("width >= 1000")
-        assert _keys(index.search(query, top=5, chosen=chosen)) == [[f"/photos/{row}.jpg" for row in order[1000:1005]]]
+        selected = parse_filter("width >= 1000")
+        assert _keys(index.search(query, top=5, selected=selected)) == [
+            [f"/photos/{row}.jpg" for row in order[1000:1005]]
+        ]
 
 
 def test_filters_see_later_changes(folder: LocalIndex) -> None:
-    chosen, query = parse_filter("width > 400"), unit(1, seed=4)
-    before = _keys(folder.search(query, top=99, chosen=chosen))
+    selected, query = parse_filter("width > 400"), unit(1, seed=4)
+    before = _keys(folder.search(query, top=99, selected=selected))
     assert len(before[0]) == 5
     with open_index(folder.folder) as other:  # Another connection, and then the same.
         add(other, [entry(40, width=1000)], {"d40": unit(1, seed=8)[0]})
-    assert len(folder.search(query, top=99, chosen=chosen)[0]) == 6
+    assert len(folder.search(query, top=99, selected=selected)[0]) == 6
     folder.remove(["/photos/9.jpg"])
-    assert len(folder.search(query, top=99, chosen=chosen)[0]) == 5
+    assert len(folder.search(query, top=99, selected=selected)[0]) == 5
 
 
 def test_only_a_page_is_made_into_entries(folder: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:

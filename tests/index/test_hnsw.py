@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diptych.cli.main import main
 from diptych.core.errors import ConfigError, DiptychWarning
 from diptych.index.address import parse_address
-from diptych.index.entry import Found
+from diptych.index.entry import SearchHit
 from diptych.index.filters import parse_filter
 from diptych.index.hnsw import Hnsw, choose_ef_search
 from diptych.index.open_index import create_index, open_index
@@ -64,7 +64,7 @@ def index(database: str) -> Iterator[Index]:
         yield made
 
 
-def _keys(hits: list[Found]) -> list[str]:
+def _keys(hits: list[SearchHit]) -> list[str]:
     return [hit.entry.key for hit in hits]
 
 
@@ -127,10 +127,10 @@ def test_a_filter_finds_as_many_as_the_exact_search(large: Index, where: str) ->
     query = unit(1, seed=4)
     passes = {entry.key for entry in large.entries(parse_filter(where))}
     expected = [key for key in _brute_force(query[0]) if key in passes]
-    hits = large.search(query, top=50, chosen=parse_filter(where))[0]
+    hits = large.search(query, top=50, selected=parse_filter(where))[0]
     assert len(hits) == min(50, len(expected))
     assert len({*_keys(hits)} & {*expected[:50]}) >= 0.9 * len(hits)
-    assert large.search(query, top=7, chosen=parse_filter(where))[0] == hits[:7]
+    assert large.search(query, top=7, selected=parse_filter(where))[0] == hits[:7]
 
 
 def test_far_pictures_are_found_exactly(large: Index) -> None:
@@ -138,7 +138,7 @@ def test_far_pictures_are_found_exactly(large: Index) -> None:
     query = np.eye(1, DIM, dtype=np.float32)
     passes = {entry.key for entry in large.entries(parse_filter("height = 900"))}
     assert 2700 < len(passes) < 3300
-    hits = large.search(query, top=60, chosen=parse_filter("height = 900"))[0]
+    hits = large.search(query, top=60, selected=parse_filter("height = 900"))[0]
     assert _keys(hits) == [key for key in _brute_force(query[0]) if key in passes][:60]
 
 

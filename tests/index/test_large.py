@@ -13,7 +13,7 @@ from diptych.core.errors import ConfigError, IndexingError
 from diptych.index import build_signs, exact
 from diptych.index.address import is_address
 from diptych.index.create_local import create_local_index
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
@@ -55,8 +55,8 @@ def test_codes_follow_the_vectors(large: LocalIndex, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(exact, "_by_codes", counting)
     assert _keys(large.search(unit(5, seed=1), top=7)) == plain
     assert used == [MANY]
-    chosen = parse_filter("width < 300")
-    some = _keys(large.search(unit(5, seed=1), top=7, chosen=chosen))
+    selected = parse_filter("width < 300")
+    some = _keys(large.search(unit(5, seed=1), top=7, selected=selected))
     large.remove([f"/photos/{number}.jpg" for number in range(300, MANY)])
     compact(large)
     assert _keys(large.search(unit(5, seed=1), top=7)) == some
@@ -106,7 +106,7 @@ def test_nearly_the_nearest(large: LocalIndex) -> None:
         assert _keys(reader.search(unit(40, seed=1), top=5)) == plain
         _add(large, range(MANY, MANY + 5), unit(MANY + 5))  # Those that came later are found, too.
         assert _keys(reader.search(unit(MANY + 5)[MANY:], top=1)) == [[f"/photos/{MANY + i}.jpg"] for i in range(5)]
-        exactly = reader.search(unit(3, seed=2), top=5, chosen=parse_filter("width < 50"))
+        exactly = reader.search(unit(3, seed=2), top=5, selected=parse_filter("width < 50"))
         assert all(hit.entry.width is not None and hit.entry.width < 50 for answer in exactly for hit in answer)
         assert len(reader.search(unit(1), top=MANY + 5)[0]) == MANY + 5
     assert build(large, None) is None
@@ -154,7 +154,7 @@ def test_whatever_was_built_all_that_was_asked_for_is_found(place: str) -> None:
         else:
             build(index, "signs")
         assert len(index.search(unit(1), top=100)[0]) == 100
-        assert len(index.search(unit(1), top=100, chosen=parse_filter("width < 60"))[0]) == 60
+        assert len(index.search(unit(1), top=100, selected=parse_filter("width < 60"))[0]) == 60
         build(index, None)
         assert _keys(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
 
@@ -166,7 +166,7 @@ def test_parts_are_joined(place: str, tmp_path: Path) -> None:
         parts = [create_index(tmp_path / f"part-{i}", dim=DIM, model="m", bundle="b") for i in range(2)]
         _add(parts[0], range(5, 20), vectors)
         _add(parts[1], range(20, 30), vectors)
-        broken = ("/photos/bad.jpg", Stamp(size=1, modified_ns=2), "is not a picture")
+        broken = ("/photos/bad.jpg", FileStat(size=1, modified_ns=2), "is not a picture")
         add(parts[1], [entry(40, digest="d3")], {"d3": unit(10)[3]}, broken=[broken])
         for _ in range(2):  # Again, nothing changes.
             assert merge(whole, parts) == 26

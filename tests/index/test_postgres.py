@@ -19,7 +19,7 @@ from diptych.index.address import parse_address
 from diptych.index.create_local import create_local_index
 from diptych.index.create_postgres import create_postgres_index
 from diptych.index.dialects import SQLITE, to_sql
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.filters import NUMBERS, Comparison, Field, Filter, Joined, Not, Sign
 from diptych.index.open_index import create_index, index_exists, open_index
 from diptych.index.postgres import PostgresIndex
@@ -94,7 +94,7 @@ def twins(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
             number,
             key=f"/{name}",
             digest=f"d{number % 15}",
-            stamp=Stamp(size=number // 2, modified_ns=(number - 3) * 700_000_000),
+            stamp=FileStat(size=number // 2, modified_ns=(number - 3) * 700_000_000),
             width=None if number % 3 else number,
             height=None,
             taken=[None, "2024-01-03 10:00:00", "2024-01-03", "1999-7-1"][number % 4],
@@ -141,9 +141,9 @@ def test_a_comparison_lets_the_same_through(twins: tuple[Index, Index], field: F
 
 
 @given(_FILTERS)
-def test_a_filter_lets_the_same_through(twins: tuple[Index, Index], chosen: Filter) -> None:
+def test_a_filter_lets_the_same_through(twins: tuple[Index, Index], selected: Filter) -> None:
     local, remote = twins
-    assert local.entries(chosen) == remote.entries(chosen), to_sql(chosen, SQLITE)
+    assert local.entries(selected) == remote.entries(selected), to_sql(selected, SQLITE)
 
 
 def test_the_answers_are_those_of_a_folder(twins: tuple[Index, Index]) -> None:

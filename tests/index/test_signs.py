@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.cli.main import main
 from diptych.index import build_signs, exact, signs
-from diptych.index.approximate import About, Approximate, FileId
+from diptych.index.approximate import AnnInfo, Approximate, FileId
 from diptych.index.create_local import create_local_index
 from diptych.index.exact import encode, nearest
 from diptych.index.local import LocalIndex
@@ -43,7 +43,7 @@ def gap() -> _Pair:
     return pictures[:NUM], texts[NUM:]
 
 
-def _opened(path: Path, about: About) -> Approximate:
+def _opened(path: Path, about: AnnInfo) -> Approximate:
     return Approximate(FileId.of(path), about)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DiptychWarning
 from diptych.index.create_local import create_local_index
-from diptych.index.entry import Found
+from diptych.index.entry import SearchHit
 from diptych.index.exact import scores_of
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
@@ -39,7 +39,7 @@ class _Check:
         self.vectors = np.stack([vector_of(number) for number in _NUMBERS])
 
     def __call__(
-        self, query: NDArray[np.float32], hits: list[Found], *, top: int, at_least: int, is_exact: bool
+        self, query: NDArray[np.float32], hits: list[SearchHit], *, top: int, at_least: int, is_exact: bool
     ) -> None:
         """Whether hits are those of a state, of the pictures from a number on."""
         numbers = [hit.entry.stamp.size for hit in hits]
@@ -97,8 +97,8 @@ def test_every_answer_is_that_of_a_committed_state(tmp_path: Path) -> None:
                 for query, hits in zip(queries, reader.search(queries, top=top), strict=True):
                     check(query, hits, top=top, at_least=0, is_exact=False)
                 least = draw.randrange(len(_NUMBERS))
-                chosen = parse_filter(f"width >= {least}")
-                (some,) = reader.search(queries[:1], top=top, chosen=chosen)
+                selected = parse_filter(f"width >= {least}")
+                (some,) = reader.search(queries[:1], top=top, selected=selected)
                 check(queries[0], some, top=top, at_least=least, is_exact=True)
                 if len([*_states(log)]) > num_seen + 12 and draw.random() < 0.2:
                     number = draw.randrange(WRITERS)

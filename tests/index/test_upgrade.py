@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from diptych.index.address import is_address, parse_address
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.exact import encode
 from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
@@ -116,7 +116,7 @@ def _check_answers(index: Index) -> None:
     assert index.entries(parse_filter("caption like '%caption 4%'"))[0].captions == ("caption 4",)
     assert [answer[0].entry.digest for answer in index.search(unit(_NUM), top=1)] == [f"d{i}" for i in range(_NUM)]
     assert [found.width for found in index.with_digest("d3")] == [300]
-    assert index.stamps()["/photos/bad.jpg"] == Stamp(size=5, modified_ns=7)
+    assert index.stamps()["/photos/bad.jpg"] == FileStat(size=5, modified_ns=7)
     assert index.verify() == []
 
 
@@ -156,7 +156,7 @@ def test_the_first_change_upgrades_it(old: str, change: str) -> None:
             for opened in (index, reader, again):
                 _check_answers(opened)
                 assert opened.remarks() == []
-        unknown = {f"/photos/{i}.jpg": Stamp(size=-1, modified_ns=0) for i in range(0, _NUM, 2)}
+        unknown = {f"/photos/{i}.jpg": FileStat(size=-1, modified_ns=0) for i in range(0, _NUM, 2)}
         assert index.sidecars() == unknown
 
 
@@ -210,7 +210,7 @@ def second(place: str) -> str:
     """The place of an index of format 2."""
     with create_index(place, dim=DIM, model="m", bundle="b") as index:
         add_ten(index)
-        add(index, [entry(20, digest="d3", sidecar=Stamp(size=1, modified_ns=2), target="/t.jpg")], {})
+        add(index, [entry(20, digest="d3", sidecar=FileStat(size=1, modified_ns=2), target="/t.jpg")], {})
     _downgrade(place)
     return place
 
@@ -219,7 +219,7 @@ def _check_second(index: Index) -> None:
     assert index.verify() == []
     assert [answer[0].entry.digest for answer in index.search(unit(10), top=1)] == [f"d{i}" for i in range(10)]
     assert (index.sidecars(), index.targets()) == (
-        {"/photos/20.jpg": Stamp(size=1, modified_ns=2)},
+        {"/photos/20.jpg": FileStat(size=1, modified_ns=2)},
         {"/photos/20.jpg": "/t.jpg"},
     )
     assert {found.phash for found in index.entries()} == {None}
@@ -275,5 +275,7 @@ def old_schema(database: str) -> str:
 def test_two_connections_upgrade_it_once(old_schema: str) -> None:
     with open_index(old_schema) as one, open_index(old_schema) as other:
         for index, number in ((one, 20), (other, 21)):
-            add(index, [entry(number, sidecar=Stamp(size=1, modified_ns=2))], {f"d{number}": unit(1, seed=number)[0]})
-        assert one.sidecars()["/photos/21.jpg"] == Stamp(size=1, modified_ns=2)
+            add(
+                index, [entry(number, sidecar=FileStat(size=1, modified_ns=2))], {f"d{number}": unit(1, seed=number)[0]}
+            )
+        assert one.sidecars()["/photos/21.jpg"] == FileStat(size=1, modified_ns=2)

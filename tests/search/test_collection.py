@@ -21,7 +21,7 @@ from diptych.cli.main import main
 from diptych.core.errors import ConfigError, ImageError, IndexingError
 from diptych.index import build_signs
 from diptych.index.address import is_address
-from diptych.index.entry import Stamp
+from diptych.index.entry import FileStat
 from diptych.index.open_index import index_exists, open_index
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
@@ -132,7 +132,7 @@ def test_when_a_picture_was_taken_is_a_time_or_nothing(written: str, taken: str 
     exif, file = Image.Exif(), io.BytesIO()
     exif.get_ifd(0x8769)[0x9003] = written
     Image.new("RGB", (4, 4)).save(file, format="JPEG", exif=exif)
-    scanned = ScannedFile(key="a.jpg", stamp=Stamp(size=1, modified_ns=1))
+    scanned = ScannedFile(key="a.jpg", stamp=FileStat(size=1, modified_ns=1))
     assert describe_picture(scanned, file.getvalue(), ()).taken == taken
 
 

@@ -93,7 +93,7 @@ def test_more_groups_than_the_first_hits_have(index: Index) -> None:
 
 def test_a_filter_comes_before_the_groups(index: Index) -> None:
     query = unit(1, seed=10)[0]
-    found = search_groups(index, query, top=50, chosen=parse_filter("width = 9"))
+    found = search_groups(index, query, top=50, selected=parse_filter("width = 9"))
     assert {hit.entry.width for one in found for hit in (one.hit, *one.similar)} == {9}
 
 

@@ -27,7 +27,7 @@ from diptych.core.program import command
 from diptych.core.progress import bar
 
 if TYPE_CHECKING:
-    from diptych.index.entry import Stamp
+    from diptych.index.entry import FileStat
     from diptych.index.protocol import Index
     from diptych.search.collection import Share, Update
 
@@ -120,10 +120,10 @@ def add(
 
 def _is_outgrown(opened: "Index") -> bool:
     """Whether so many vectors were added after `build` that the exact scan of these takes much of a search."""
-    from diptych.index.approximate import About
+    from diptych.index.approximate import AnnInfo
 
     about = opened.built()
-    return isinstance(about, About) and opened.size()["vectors"] > 1.25 * about.num
+    return isinstance(about, AnnInfo) and opened.size()["vectors"] > 1.25 * about.num
 
 
 def _confirm_prune(num_gone: int, num_entries: int) -> bool:
@@ -279,9 +279,9 @@ def remove(
 
     if not paths and where is None:
         raise ConfigError("name what to remove: paths, or --where")
-    chosen = None if where is None else parse_filter(where)
+    selected = None if where is None else parse_filter(where)
     with open_index(index) as opened, opened.writing():
-        keys = keys_below(opened, paths, chosen) if paths else opened.keys(chosen)
+        keys = keys_below(opened, paths, selected) if paths else opened.keys(selected)
         say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
         had_bits = opened.built() is not None
         if not opened.compact(least_share=COMPACT_SHARE):
@@ -358,7 +358,7 @@ def _share(index: str) -> "Share | None":
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return None
-    known: dict[str, Stamp] = {}
+    known: dict[str, FileStat] = {}
     if index_exists(index):
         with open_index(index) as opened:
             lost = opened.lost()

@@ -62,7 +62,7 @@ def search(
         raise ConfigError(f"--top is {top}; it must be at least 1")
     threshold = _threshold(group_similar=group_similar, similar_cosine=similar_cosine)
     asked = _query(query, image or [], minus or [])
-    chosen = None if where is None else parse_filter(where)
+    selected = None if where is None else parse_filter(where)
     with open_index(index) as opened:
         clip = loading.load_for(index, bundle)
         check_model(opened, clip)
@@ -70,9 +70,9 @@ def search(
         vector = clip.encode_queries([asked])
         laps.end("embed the query")
         if threshold is None:
-            groups = [HitGroup(hit=hit, similar=()) for hit in opened.search(vector, top=top, chosen=chosen)[0]]
+            groups = [HitGroup(hit=hit, similar=()) for hit in opened.search(vector, top=top, selected=selected)[0]]
         else:
-            groups = search_groups(opened, vector[0], top=top, threshold=threshold, chosen=chosen)
+            groups = search_groups(opened, vector[0], top=top, threshold=threshold, selected=selected)
         laps.end("search")
     if as_json:
         print_json([vars(one.hit) | ({"similar": one.similar} if group_similar else {}) for one in groups])

@@ -1,6 +1,6 @@
 """Nearly the nearest among millions, in three passes: sign bits (`signs.py`), eight-bit codes of what these leave, then floats.
 
-How many vectors the first pass leaves is chosen when the bits are built: so many that the search finds `_ENOUGH` of the 10
+How many vectors the first pass leaves is selected when the bits are built: so many that the search finds `_ENOUGH` of the 10
 nearest vectors, of pictures and of texts alike. Hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
 used for hits after the first 100, and for queries with too few hits.
 Shapes: N vectors, E embedding, Q queries, K found, R rows.
@@ -18,12 +18,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_attribute
 from diptych.core.lists import chunks
 from diptych.core.program import command
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
 from diptych.index.signs import Signs, in_threads, smallest
 
-Kind: TypeAlias = Literal["signs", "hnsw"]
+AnnKind: TypeAlias = Literal["signs", "hnsw"]
 """Sign bits, for an index in a folder, or a graph of pgvector, for one in PostgreSQL."""
 
 TOP = 10
@@ -40,11 +41,11 @@ _READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class About:
+class AnnInfo:
     """What was built, and how well it finds."""
 
     kind: str
-    """A `Kind`, or one of an earlier version, which is not used any more."""
+    """A `AnnKind`, or one of an earlier version, which is not used any more."""
     num: int
     """Of the first so many vectors; those after them are scanned."""
     effort: int
@@ -69,7 +70,7 @@ class About:
         return {"nearly": json.dumps(known), **more}
 
     @classmethod
-    def from_rows(cls, rows: Mapping[str, str]) -> "About | None":
+    def from_rows(cls, rows: Mapping[str, str]) -> "AnnInfo | None":
         """The inverse of `rows`; None if nothing was built.
 
         Raises:
@@ -122,7 +123,7 @@ class FileId(NamedTuple):
 class Approximate:
     """Sign bits, opened for search."""
 
-    def __init__(self, file: FileId, about: About) -> None:
+    def __init__(self, file: FileId, about: AnnInfo) -> None:
         """Map the file into memory.
 
         Raises:
@@ -240,3 +241,7 @@ def _continued(
         for side, head in ((rows, first), (scores, first_scores)):
             side[query] = np.concatenate([head[query], side[query][others]])[: side.shape[1]]
     return rows, scores
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name, {"About": "AnnInfo", "Kind": "AnnKind"})

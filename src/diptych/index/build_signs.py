@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from diptych.core.errors import ConfigError
 from diptych.core.files import atomic_write
-from diptych.index.approximate import SCORED, TOP, About, Approximate, FileId
+from diptych.index.approximate import SCORED, TOP, AnnInfo, Approximate, FileId
 from diptych.index.exact import Codes, Vectors, nearest, scores_of
 from diptych.index.signs import write
 
@@ -31,7 +31,7 @@ _TIMED = 5
 
 def build(
     vectors: Vectors, path: Path, *, codes: Codes | None = None, queries: Float32[ndarray, "Q E"] | None = None
-) -> About:
+) -> AnnInfo:
     """Write the sign bits of vectors, and measure how well and how fast they find.
 
     Args:
@@ -52,7 +52,7 @@ def build(
     with atomic_write(path) as tmp:
         write(vectors, tmp)
         file = FileId.of(tmp)
-        about = About(kind="signs", num=num, effort=min(num, SCORED), recall=0.0, bytes=file.bytes)
+        about = AnnInfo(kind="signs", num=num, effort=min(num, SCORED), recall=0.0, bytes=file.bytes)
         everything = np.concatenate(kinds)
         rows, scores = nearest(vectors, everything, top=min(TOP, num), codes=codes)
         of_kind = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
@@ -78,7 +78,7 @@ def build(
     )
 
 
-def rewrite(vectors: Vectors, path: Path, about: About) -> About:
+def rewrite(vectors: Vectors, path: Path, about: AnnInfo) -> AnnInfo:
     """Write the same bits again, whose file was damaged. They find as well as before.
 
     Raises:

@@ -12,11 +12,11 @@ from diptych.index.local import LocalIndex
 from diptych.index.local_store import LOCK
 from diptych.index.row_counts import keep_counts
 from diptych.index.tables import BLOCKS, DATABASE, FORMAT, SCHEMA, holds_local_index, set_about
-from diptych.index.vector_file import Kind, VectorFile
+from diptych.index.vector_file import VectorDtype, VectorFile
 
 
 def create_local_index(
-    folder: Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
+    folder: Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> LocalIndex:
     """An empty index in a folder that is empty, or not there.
 

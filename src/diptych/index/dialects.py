@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.index.filters import NUMBERS, Comparison, Filter, Joined, Not
 
 
@@ -70,7 +71,8 @@ class Condition:
     values: tuple[Any, ...]
 
 
-def to_sql(chosen: Filter, dialect: Dialect) -> Condition:
+@renamed_parameter("chosen", "selected")
+def to_sql(selected: Filter, dialect: Dialect) -> Condition:
     """A filter as a condition.
 
     Deep parts come first, and `not` before `not` is dropped, because SQLite's parser stops where about 100 words wait for their
@@ -79,68 +81,69 @@ def to_sql(chosen: Filter, dialect: Dialect) -> Condition:
     >>> to_sql(Not(Comparison("path", "like", "%.png")), SQLITE)
     Condition(sql='NOT (key LIKE ?)', values=('%.png',))
     """
-    match chosen:
+    match selected:
         case Comparison():
-            return _compare(chosen, dialect)
+            return _compare(selected, dialect)
         case Not():
-            if isinstance(chosen.inner, Not):
-                return to_sql(chosen.inner.inner, dialect)
-            inner = to_sql(chosen.inner, dialect)
+            if isinstance(selected.inner, Not):
+                return to_sql(selected.inner.inner, dialect)
+            inner = to_sql(selected.inner, dialect)
             return Condition(
-                f"NOT {inner.sql}" if isinstance(chosen.inner, Joined) else f"NOT ({inner.sql})", inner.values
+                f"NOT {inner.sql}" if isinstance(selected.inner, Joined) else f"NOT ({inner.sql})", inner.values
             )
         case Joined():
-            parts = [to_sql(part, dialect) for part in sorted(chosen.parts, key=_depth, reverse=True)]
-            word = {"and": " AND ", "or": " OR "}[chosen.word]
+            parts = [to_sql(part, dialect) for part in sorted(selected.parts, key=_depth, reverse=True)]
+            word = {"and": " AND ", "or": " OR "}[selected.word]
             values = tuple(value for part in parts for value in part.values)
             return Condition(f"({word.join(part.sql for part in parts)})", values)
 
 
-def where(chosen: Filter | None, dialect: Dialect) -> Condition:
+@renamed_parameter("chosen", "selected")
+def where(selected: Filter | None, dialect: Dialect) -> Condition:
     """The clause of a statement; empty without a filter."""
-    if chosen is None:
+    if selected is None:
         return Condition("", ())
-    condition = to_sql(chosen, dialect)
+    condition = to_sql(selected, dialect)
     return Condition(f" WHERE ({condition.sql})", condition.values)
 
 
-def _depth(chosen: Filter) -> int:
-    match chosen:
+def _depth(selected: Filter) -> int:
+    match selected:
         case Comparison():
             return 0
         case Not():
-            return 1 + _depth(chosen.inner)
+            return 1 + _depth(selected.inner)
         case Joined():
-            return 1 + max(map(_depth, chosen.parts))
+            return 1 + max(map(_depth, selected.parts))
 
 
-def _compare(chosen: Comparison, dialect: Dialect) -> Condition:
+def _compare(selected: Comparison, dialect: Dialect) -> Condition:
     """The SQL of a comparison. A comparison with `caption` is true if it is true for any line."""
-    condition = _compare_one(chosen, dialect)
-    if chosen.field != "caption":
+    condition = _compare_one(selected, dialect)
+    if selected.field != "caption":
         return condition
     exists = f"EXISTS (SELECT 1 FROM {dialect.lines} WHERE {condition.sql})"
-    text = _contained_text(chosen)
+    text = _contained_text(selected)
     if dialect.has_text is None or not text:
         return Condition(exists, condition.values)
     return Condition(f"({dialect.has_text} AND {exists})", (f"%{text}%", *condition.values))
 
 
-def _contained_text(chosen: Comparison) -> str:
+def _contained_text(selected: Comparison) -> str:
     """The longest text that the JSON of captions contains if the comparison is true; empty if none is known.
 
     >>> _contained_text(Comparison("caption", "like", 'a "dog" on%the beach'))
     'the beach'
     """
-    if chosen.comparison not in {"like", "="}:
+    if selected.comparison not in {"like", "="}:
         return ""
-    parts = _PATTERN_OR_ESCAPED.split(str(chosen.value))
+    parts = _PATTERN_OR_ESCAPED.split(str(selected.value))
     return max(parts, key=len)[:_LONGEST_TEXT]
 
 
-def _compare_one(chosen: Comparison, dialect: Dialect) -> Condition:
-    field = dialect.fields[chosen.field]
-    if chosen.comparison == "like":
-        text = f"CAST({field} AS TEXT)" if chosen.field in NUMBERS else field
-        return Condition(dialect.like.format(text=text), (str(chosen.value),))
-    return Condition(f"{field} {chosen.comparison} {dialect.mark}", (chosen.value,))
+def _compare_one(selected: Comparison, dialect: Dialect) -> Condition:
+    field = dialect.fields[selected.field]
+    if selected.comparison == "like":
+        text = f"CAST({field} AS TEXT)" if selected.field in NUMBERS else field
+        return Condition(dialect.like.format(text=text), (str(selected.value),))
+    return Condition(f"{field} {selected.comparison} {dialect.mark}", (selected.value,))

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
+
+from diptych.core.deprecated import renamed_attribute
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
+class FileStat:
     """What tells, without reading a file, that it has not changed."""
 
     size: int
@@ -23,15 +26,15 @@ class Entry:
     """Where it lies: the absolute path."""
     digest: str
     """Of its content: pictures of one digest share a vector."""
-    stamp: Stamp
+    stamp: FileStat
     width: int | None = None
     """Pixels, upright."""
     height: int | None = None
     taken: str | None = None
     """When, by the camera: `2024-05-01 12:00:00`."""
     captions: tuple[str, ...] = ()
-    sidecar: Stamp | None = None
-    """Stamp of the text file next to the picture that the captions were read from; None if there was none."""
+    sidecar: FileStat | None = None
+    """FileStat of the text file next to the picture that the captions were read from; None if there was none."""
     target: str | None = None
     """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
     phash: int | None = None
@@ -70,9 +73,13 @@ def common_folder(first: str | None, last: str | None) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchHit:
     """An entry that answers a query."""
 
     entry: Entry
     score: float
     """Its cosine with the query, within [-1, 1]."""
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name, {"Found": "SearchHit", "Stamp": "FileStat"})

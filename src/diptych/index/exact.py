@@ -143,13 +143,13 @@ def _multiply(queries: Float32[ndarray, "Q E"], chunk: Vectors) -> Float32[ndarr
 
 
 def _by_codes(codes: Codes, queries: Float32[ndarray, "Q E"], among: Int64[ndarray, " M"] | None) -> Iterator[_Tile]:
-    asked = encode(queries)
-    left = torch.from_numpy(asked.integers)
+    encoded = encode(queries)
+    query_integers = torch.from_numpy(encoded.integers)
     for places, integers in _chunks(codes.integers, among, max(_SMALLEST_TILE, _TILE // len(queries))):
         scale, error = codes.scale[places], float(np.fmax.reduce(codes.error[places]))
-        products = torch._int_mm(left, torch.from_numpy(integers).T) * torch.from_numpy(scale)
-        products *= torch.from_numpy(asked.scale)[:, None]
-        yield places, products.numpy(), (asked.error * (1 + error) + error + _ROUNDING).astype(np.float32)
+        products = torch._int_mm(query_integers, torch.from_numpy(integers).T) * torch.from_numpy(scale)
+        products *= torch.from_numpy(encoded.scale)[:, None]
+        yield places, products.numpy(), (encoded.error * (1 + error) + error + _ROUNDING).astype(np.float32)
 
 
 class _Candidates:

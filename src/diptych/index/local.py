@@ -12,7 +12,7 @@ from diptych.core.files import flush, sha256_of
 from diptych.core.lists import check_list
 from diptych.index import approximate, build_signs
 from diptych.index.checksums import Block, missing_rows
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 from diptych.index.exact import Vectors
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_search import LocalSearch
@@ -43,7 +43,7 @@ class LocalIndex(LocalSearch):
         entries: Sequence[Entry],
         vectors: Mapping[str, Float32[ndarray, " E"]],
         *,
-        broken: Sequence[tuple[str, Stamp, str]] = (),
+        broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
         """Take up or replace entries: vectors first, then in one transaction what counts them."""
@@ -108,7 +108,7 @@ class LocalIndex(LocalSearch):
                 database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
                 set_about(database, file=str(number), codes=str(number), **approximate.NOT_BUILT)
-        self._nearly_path(old.codes_number).unlink(missing_ok=True)
+        self._ann_path(old.codes_number).unlink(missing_ok=True)
         old.unlink()
 
     def repair(self) -> None:
@@ -129,31 +129,33 @@ class LocalIndex(LocalSearch):
         self._count_again()
         if len(kept) < num or missing_rows(blocks, num):
             self._write_anew(kept)
-        elif self._faults_of_nearly() or self._file().faults_of_codes(num, blocks):
-            about = self._about_nearly()
+        elif self._ann_faults() or self._file().faults_of_codes(num, blocks):
+            about = self._ann_info()
             self._build(lambda vectors, _, path: None if about is None else build_signs.rewrite(vectors, path, about))
         self._set_about(damaged=None)
 
     def build(
-        self, kind: approximate.Kind | None, queries: Float32[ndarray, "Q E"] | None = None
-    ) -> approximate.About | None:
+        self, kind: approximate.AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None
+    ) -> approximate.AnnInfo | None:
         """Make the codes anew, and sign bits, or drop these."""
         if kind == "hnsw":
             raise ConfigError(f"{self.folder}: hnsw is for an index in PostgreSQL; in a folder, use signs")
 
-        def make(vectors: Vectors, file: VectorFile, path: Path) -> approximate.About | None:
+        def make(vectors: Vectors, file: VectorFile, path: Path) -> approximate.AnnInfo | None:
             codes = file.codes(len(vectors))
             return None if kind is None else build_signs.build(vectors, path, codes=codes, queries=queries)
 
         return self._build(make)
 
-    def _build(self, make: Callable[[Vectors, VectorFile, Path], approximate.About | None]) -> approximate.About | None:
+    def _build(
+        self, make: Callable[[Vectors, VectorFile, Path], approximate.AnnInfo | None]
+    ) -> approximate.AnnInfo | None:
         """Make the codes anew, and what `make` makes, under new names until they are counted."""
         self._check_writing("build")
         self._upgrade()
         num, old = self._num_vectors(), self._file()
         new = self._file(codes=old.codes_number + 1)
-        path = self._nearly_path(new.codes_number)
+        path = self._ann_path(new.codes_number)
         with self._disk():
             blocks = new.make_codes(num, self._blocks())
             try:
@@ -167,12 +169,12 @@ class LocalIndex(LocalSearch):
                 insert(database, "blocks", blocks)
                 set_about(database, codes=str(new.codes_number), **{**approximate.NOT_BUILT, **built})
         old.unlink_codes()
-        self._nearly_path(old.codes_number).unlink(missing_ok=True)
+        self._ann_path(old.codes_number).unlink(missing_ok=True)
         return about
 
-    def built(self) -> approximate.About | None:
+    def built(self) -> approximate.AnnInfo | None:
         """What `build` made; None for a structure of an earlier version, which searches do not use."""
-        about = self._about_nearly()
+        about = self._ann_info()
         return about if about is not None and about.kind == "signs" else None
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.core.errors import DiptychWarning
 from diptych.index.approximate import DEPTH, Approximate, FileId
 from diptych.index.connection import Connection
 from diptych.index.dialects import SQLITE, Condition, where
-from diptych.index.entry import Entry, Found
+from diptych.index.entry import Entry, SearchHit
 from diptych.index.exact import Vectors, nearest
 from diptych.index.filters import Filter
 from diptych.index.local_store import LocalStore
@@ -57,68 +58,69 @@ class LocalSearch(LocalStore):
         """
         super().__init__(folder)
         self._passing: _Passing | None = None
-        self._nearly: Approximate | None = None
+        self._ann: Approximate | None = None
         self._unusable: tuple[Path, str] | None = None
         """Approximate structure that could not be opened in the last search, and the reason."""
 
+    @renamed_parameter("chosen", "selected")
     def search(
-        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
-    ) -> list[list[Found]]:
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
+    ) -> list[list[SearchHit]]:
         """The entries nearest to each query, compared with all that the filter lets through."""
-        with self._alone:
-            found = self._of_one_moment(lambda: self._search(queries, top, skip, chosen))
+        with self._lock:
+            found = self._of_one_moment(lambda: self._search(queries, top, skip, selected))
             unusable, self._unusable = self._unusable, None
         # No warning if another process has just replaced the structure.
-        if unusable is not None and unusable[0] == self._nearly_path(self._file().codes_number):
+        if unusable is not None and unusable[0] == self._ann_path(self._file().codes_number):
             warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
         return found
 
     def _search(
-        self, queries: Float32[ndarray, "Q E"], top: int, skip: int, chosen: Filter | None
-    ) -> list[list[Found]]:
-        condition, vectors, answers = where(chosen, SQLITE), self._vectors(), dict[int, list[Found]]()
-        among, asked = self._start(chosen, condition, top, len(vectors))
+        self, queries: Float32[ndarray, "Q E"], top: int, skip: int, selected: Filter | None
+    ) -> list[list[SearchHit]]:
+        condition, vectors, answers = where(selected, SQLITE), self._vectors(), dict[int, list[SearchHit]]()
+        among, num_requested = self._start(selected, condition, top, len(vectors))
         left = list(range(len(queries)))
         while left:
             num = len(vectors) if among is None else len(among)
-            asked = min(asked, num)
-            rows, scores = self._nearest(vectors, queries[left], asked, among, is_exact=chosen is not None)
-            is_all = asked == num
+            num_requested = min(num_requested, num)
+            rows, scores = self._nearest(vectors, queries[left], num_requested, among, is_exact=selected is not None)
+            is_all = num_requested == num
             pages = self._pages(rows, scores, condition, top=top, skip=skip, is_all=is_all)
             answers |= {number: page for number, page in zip(left, pages, strict=True) if page is not None}
             # Some of the nearest may be vectors that no entry has any more, or that the filter does not let through.
             left = [number for number, page in zip(left, pages, strict=True) if page is None]
             # Sign bits give the first `DEPTH` at once, and the exact scan the others.
-            asked = DEPTH if asked < DEPTH < 4 * asked else 4 * asked
-            if left and among is None and chosen is not None:
-                among, asked = self._places(chosen, condition), top
+            num_requested = DEPTH if num_requested < DEPTH < 4 * num_requested else 4 * num_requested
+            if left and among is None and selected is not None:
+                among, num_requested = self._places(selected, condition), top
         return [answers[number] for number in range(len(queries))]
 
     def _start(
-        self, chosen: Filter | None, condition: Condition, top: int, num: int
+        self, selected: Filter | None, condition: Condition, top: int, num: int
     ) -> tuple[Int64[ndarray, " M"] | None, int]:
         """The vectors to compare first, None for all, and how many of the nearest are asked for."""
-        if chosen is None:
+        if selected is None:
             return None, top
-        if num > _SMALL and chosen not in self._passing_now().places:
+        if num > _SMALL and selected not in self._passing_now().places:
             sample = np.random.default_rng(0).choice(num, _SAMPLE, replace=False)
             share = (self._num_entries_at(sample, condition) > 0).mean()
-            asked = ceil(1.5 * top / max(share, 1e-9)) + 32
-            if share >= _LEAST_SHARE and asked <= num // 8:
-                return None, asked
-        return self._places(chosen, condition), top
+            num_requested = ceil(1.5 * top / max(share, 1e-9)) + 32
+            if share >= _LEAST_SHARE and num_requested <= num // 8:
+                return None, num_requested
+        return self._places(selected, condition), top
 
-    def _places(self, chosen: Filter, condition: Condition) -> Int64[ndarray, " M"]:
+    def _places(self, selected: Filter, condition: Condition) -> Int64[ndarray, " M"]:
         """The vectors of the entries that a filter lets through, ascending."""
         known = self._passing_now().places
-        if chosen not in known:
+        if selected not in known:
             sql = f"SELECT place FROM entries CROSS JOIN vectors USING (digest){condition.sql}"
             rows = self._all(sql, condition.values)
-            known[chosen] = np.unique(np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows)))
-        known.move_to_end(chosen)
+            known[selected] = np.unique(np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows)))
+        known.move_to_end(selected)
         while len(known) > _KEPT_FILTERS:
             known.popitem(last=False)
-        return known[chosen]
+        return known[selected]
 
     def _passing_now(self) -> _Passing:
         """What is known of filters, emptied after each change of the database."""
@@ -137,7 +139,7 @@ class LocalSearch(LocalStore):
         top: int,
         skip: int,
         is_all: bool,
-    ) -> list[list[Found] | None]:
+    ) -> list[list[SearchHit] | None]:
         """The entries of each query from `skip` up to `top`; None if its places are not all and have too few entries."""
         wanted = list[tuple[Int64[ndarray, "_"], Float32[ndarray, "_"], int] | None]()
         for places, cosines, nums in zip(rows, scores, self._nums_at(rows, condition), strict=True):
@@ -149,13 +151,13 @@ class LocalSearch(LocalStore):
             num_before = int(ends[shown.start - 1]) if shown.start else 0
             wanted.append((places[shown], cosines[shown], num_before))
         entries = self._entries_at([page[0] for page in wanted if page is not None], condition)
-        pages = list[list[Found] | None]()
+        pages = list[list[SearchHit] | None]()
         for page in wanted:
             if page is None:
                 pages.append(None)
                 continue
             pairs = zip(page[0].tolist(), page[1].tolist(), strict=True)
-            found = [Found(entry=entry, score=score) for place, score in pairs for entry in entries.get(place, ())]
+            found = [SearchHit(entry=entry, score=score) for place, score in pairs for entry in entries.get(place, ())]
             pages.append(found[max(0, skip - page[2]) : max(0, top - page[2])])
         return pages
 
@@ -192,9 +194,9 @@ class LocalSearch(LocalStore):
         entries: dict[int, list[Entry]] = {}
         known = np.unique(np.concatenate(places)) if places else np.empty(0, dtype=np.int64)
         for start in range(0, len(known), _PLACES_AT_A_TIME):
-            asked = json.dumps(known[start : start + _PLACES_AT_A_TIME].tolist())
+            requested = json.dumps(known[start : start + _PLACES_AT_A_TIME].tolist())
             sql = f"SELECT place, {self._columns()} FROM {_HITS}{condition.sql} ORDER BY key"
-            for place, *row in self._all(sql, (asked, *condition.values)):
+            for place, *row in self._all(sql, (requested, *condition.values)):
                 entries.setdefault(place, []).append(to_entry(row))
         return entries
 
@@ -209,25 +211,25 @@ class LocalSearch(LocalStore):
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
         """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
         codes = self._file().codes(len(vectors))
-        nearly = None if is_exact else self._opened_nearly(len(vectors))
-        if nearly is None:
+        ann = None if is_exact else self._open_ann(len(vectors))
+        if ann is None:
             return nearest(vectors, queries, top=top, among=among, codes=codes)
-        return nearly.search(vectors, queries, top=top, codes=codes)
+        return ann.search(vectors, queries, top=top, codes=codes)
 
-    def _opened_nearly(self, num: int) -> Approximate | None:
+    def _open_ann(self, num: int) -> Approximate | None:
         """The approximate structure of an index with `num` vectors; None if there is none, or it cannot be used."""
-        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
+        about, path = self._ann_info(), self._ann_path(self._file().codes_number)
         if about is None:
-            self._nearly = None
+            self._ann = None
             return None
         try:
             file = FileId.of(path)
-            if self._nearly is None or (self._nearly.about, self._nearly.file) != (about, file):
-                self._nearly = None  # Free the old one first.
-                self._nearly = Approximate(file, about)
+            if self._ann is None or (self._ann.about, self._ann.file) != (about, file):
+                self._ann = None  # Free the old one first.
+                self._ann = Approximate(file, about)
             if about.num > num:
                 raise OSError(f"{path.name} has {about.num:,} vectors, and the index {num:,}")
         except OSError as error:
             self._unusable = path, str(error)
             return None
-        return self._nearly
+        return self._ann

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 from diptych.core.errors import IndexingError
 from diptych.core.files import clear_tmp, file_lock, sha256_of
 from diptych.core.program import command
-from diptych.index.approximate import NOT_BUILT, About
+from diptych.index.approximate import NOT_BUILT, AnnInfo
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.connection import Connection, connect
 from diptych.index.dialects import SQLITE, Condition, where
@@ -34,7 +34,7 @@ from diptych.index.row_counts import COUNTED, drop_counts, has_counts, keep_coun
 from diptych.index.stored import StoredIndex
 from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
 from diptych.index.upgrade import upgrade
-from diptych.index.vector_file import AGAIN, NEXT_ADD, Kind, VectorFile
+from diptych.index.vector_file import AGAIN, NEXT_ADD, VectorDtype, VectorFile
 
 LOCK = "lock"
 """Name of the lock file in the index's folder."""
@@ -57,7 +57,7 @@ class LocalStore(StoredIndex):
         Raises:
             IndexingError: there is no index, or it is damaged.
         """
-        self.folder, self.place, self._alone = folder, str(folder), RLock()
+        self.folder, self.place, self._lock = folder, str(folder), RLock()
         self._writer: int | None = None
         """Id of the thread that may write."""
         self._is_in_moment = False
@@ -144,7 +144,7 @@ class LocalStore(StoredIndex):
 
     def _drop_unknown_structure(self) -> None:
         """Drop what `build` of an earlier version made, if this version does not use it."""
-        about = self._about_nearly()
+        about = self._ann_info()
         if about is not None and about.kind != "signs":
             self._set_about(**NOT_BUILT)
 
@@ -153,7 +153,7 @@ class LocalStore(StoredIndex):
         about, file = self._about(), self._file()
         counted = {path.name for path in file.paths()}
         if "nearly" in about:
-            counted.add(self._nearly_path(file.codes_number).name)
+            counted.add(self._ann_path(file.codes_number).name)
         return [path for path in sorted(self.folder.iterdir()) if _NUMBERED(path.name) and path.name not in counted]
 
     def _remove_leftovers(self) -> None:
@@ -189,7 +189,7 @@ class LocalStore(StoredIndex):
 
     def _faults_of_files(self) -> list[str]:
         faults = self._file().faults(self._num_vectors(), None if self._is_old() else self._blocks())
-        faults += self._faults_of_nearly()
+        faults += self._ann_faults()
         if wrong_counts(self._opened.database):
             return [*faults, f"{DATABASE} has wrong counts of its rows; {NEXT_ADD} counts again"]
         num_lost = self._count("lost")
@@ -199,14 +199,14 @@ class LocalStore(StoredIndex):
 
     def _may_be_damaged(self) -> bool:
         """Whether `verify` found damage of files, or a file is missing or too short; it reads no file."""
-        num, file, about = self._num_vectors(), self._file(), self._about_nearly()
-        path = self._nearly_path(file.codes_number)
-        is_nearly_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
-        is_whole = file.is_whole(num) and is_nearly_whole and self._one(_NUM_CHECKED) == num
+        num, file, about = self._num_vectors(), self._file(), self._ann_info()
+        path = self._ann_path(file.codes_number)
+        is_ann_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
+        is_whole = file.is_whole(num) and is_ann_whole and self._one(_NUM_CHECKED) == num
         return not is_whole or self._has_noted_damage()
 
-    def _faults_of_nearly(self) -> list[str]:
-        about, path = self._about_nearly(), self._nearly_path(self._file().codes_number)
+    def _ann_faults(self) -> list[str]:
+        about, path = self._ann_info(), self._ann_path(self._file().codes_number)
         if about is None:
             return []
         is_whole = path.is_file() and self._about().get("nearly_sha256", "") in {"", sha256_of(path)}
@@ -236,7 +236,7 @@ class LocalStore(StoredIndex):
     def _of_one_moment(self, read: Callable[[], _Read]) -> _Read:
         """What is read, of one whole change; again where meanwhile the vectors were written anew and their file has gone."""
         while True:
-            with self._alone:
+            with self._lock:
                 self._follow()
                 self._is_in_moment, file = True, None
                 try:
@@ -263,7 +263,7 @@ class LocalStore(StoredIndex):
         """The files that count, or those of another number."""
         about = self._about()
         try:
-            kind = cast(Kind, about.get("kind", "float32"))
+            kind = cast(VectorDtype, about.get("kind", "float32"))
             if number is None:
                 number, counted = int(about["file"]), int(about.get("codes", about["file"]))
                 codes = counted if codes is None else codes
@@ -279,7 +279,7 @@ class LocalStore(StoredIndex):
     def _upgrade(self) -> None:
         if self._current_format() == FORMAT and self._keeps_counts():
             return
-        with self._disk(), self._alone:
+        with self._disk(), self._lock:
             try:
                 self._follow()
                 if self._current_format() != FORMAT:
@@ -289,7 +289,7 @@ class LocalStore(StoredIndex):
         self._count_again(only_if_missing=True)
 
     def _count_again(self, *, only_if_missing: bool = False) -> None:
-        with self._disk(), self._alone, self._opened.database as database:
+        with self._disk(), self._lock, self._opened.database as database:
             database.execute("BEGIN IMMEDIATE")
             if not (only_if_missing and has_counts(database)):
                 drop_counts(database)
@@ -306,19 +306,19 @@ class LocalStore(StoredIndex):
             return int(self._one("SELECT num FROM counts WHERE name = ?", (name,)))
         return int(self._one(COUNTED[name]))
 
-    def _where(self, chosen: Filter | None) -> Condition:
-        return where(chosen, SQLITE)
+    def _where(self, selected: Filter | None) -> Condition:
+        return where(selected, SQLITE)
 
     def _damaged(self) -> IndexingError:
         return IndexingError(f"{self.folder}: is damaged; for details, run: {command('index', 'verify', self.folder)}")
 
-    def _about_nearly(self) -> About | None:
+    def _ann_info(self) -> AnnInfo | None:
         try:
-            return About.from_rows(self._about())
+            return AnnInfo.from_rows(self._about())
         except ValueError:
             raise self._damaged() from None
 
-    def _nearly_path(self, number: int) -> Path:
+    def _ann_path(self, number: int) -> Path:
         return self.folder / f"nearly-{number}"
 
     def _num_vectors(self) -> int:
@@ -326,7 +326,7 @@ class LocalStore(StoredIndex):
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            with self._alone:  # Another thread may be in the middle of a change.
+            with self._lock:  # Another thread may be in the middle of a change.
                 self._follow()
                 return self._opened.database.execute(sql, values).fetchall()
         except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes damaged names as they are.
@@ -340,7 +340,7 @@ class LocalStore(StoredIndex):
     def _changing(self) -> Iterator[sqlite3.Connection]:
         """One transaction, definitions of tables included."""
         self._upgrade()
-        with self._disk(), self._alone:
+        with self._disk(), self._lock:
             self._follow()
             with self._opened.database as database:
                 database.execute("BEGIN IMMEDIATE")

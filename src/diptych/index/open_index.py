@@ -10,7 +10,7 @@ from diptych.index.create_local import create_local_index
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
 from diptych.index.tables import holds_local_index
-from diptych.index.vector_file import Kind
+from diptych.index.vector_file import VectorDtype
 
 
 def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
@@ -34,7 +34,7 @@ def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
 
 
 def create_index(
-    place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
+    place: str | Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> Index:
     """An empty index.
 
@@ -62,7 +62,7 @@ def create_index(
 
 
 def open_or_create_index(
-    place: str | Path, *, dim: int, model: str, bundle: str, kind: Kind = "float32", aliases: Sequence[str] = ()
+    place: str | Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> Index:
     """Open an index, or create an empty one. Of several processes, one creates the index and the others open it.
 

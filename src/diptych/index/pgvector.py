@@ -105,5 +105,5 @@ def _prepare(connection: psycopg.Connection, address: Address) -> None:
 
 def one_line(error: Exception) -> str:
     """What went wrong, without the statement in which it did."""
-    told = (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)
-    return " ".join(told.split())[:300]
+    message = (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)
+    return " ".join(message.split())[:300]

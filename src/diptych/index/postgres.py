@@ -8,12 +8,13 @@ import psycopg
 from jaxtyping import Float32
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
 from diptych.index import postgres_hnsw
-from diptych.index.approximate import Kind
+from diptych.index.approximate import AnnKind
 from diptych.index.dialects import POSTGRESQL, where
-from diptych.index.entry import Entry, Found, Stamp
+from diptych.index.entry import Entry, FileStat, SearchHit
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.hnsw import Hnsw
@@ -45,7 +46,7 @@ class PostgresIndex(PostgresStore):
         entries: Sequence[Entry],
         vectors: Mapping[str, Float32[ndarray, " E"]],
         *,
-        broken: Sequence[tuple[str, Stamp, str]] = (),
+        broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
         """Take up or replace entries, in one transaction."""
@@ -97,11 +98,12 @@ class PostgresIndex(PostgresStore):
             )
             return cursor.rowcount
 
+    @renamed_parameter("chosen", "selected")
     def search(
-        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
-    ) -> list[list[Found]]:
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
+    ) -> list[list[SearchHit]]:
         """The entries nearest to each query, compared with all that the filter lets through, or found by `build("hnsw")`."""
-        request = Request(columns=self._columns(), condition=where(chosen, POSTGRESQL), top=top, skip=skip)
+        request = Request(columns=self._columns(), condition=where(selected, POSTGRESQL), top=top, skip=skip)
 
         def read(connection: Connection) -> list[list[Row]]:
             with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
@@ -112,7 +114,7 @@ class PostgresIndex(PostgresStore):
                 return [approximate(connection, query, request, ef_search=hnsw.ef_search) for query in queries]
 
         answers = self._read(read)
-        return [[Found(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
+        return [[SearchHit(entry=to_entry(row), score=score) for score, *row in answer] for answer in answers]
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
         """Store perceptual hashes by digest."""
@@ -155,7 +157,7 @@ class PostgresIndex(PostgresStore):
                 raise IndexingError(f"{self.place}: has no vector of {digest}")
         return found
 
-    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> Hnsw | None:
+    def build(self, kind: AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None) -> Hnsw | None:
         """Build pgvector's HNSW index for "hnsw", or drop it for None.
 
         For None, digests of earlier versions are also moved into the rows of their vectors, where the exact search reads them

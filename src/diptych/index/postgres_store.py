@@ -74,7 +74,7 @@ class PostgresStore(StoredIndex):
             timeout_s = None
         self._connections = Connections(partial(connect, parsed, timeout_s=timeout_s), timeout_s=timeout_s)
         self._writer: Connection | None = None
-        self._alone = RLock()  # For the writer's connection.
+        self._lock = RLock()  # For the writer's connection.
         try:
             about = self._about()
         except IndexingError:
@@ -114,12 +114,12 @@ class PostgresStore(StoredIndex):
                 time.sleep(_LOOK_AGAIN_S)
             self._writer = connection
             try:
-                with self._alone, self._reading():
+                with self._lock, self._reading():
                     self._check_model(connection)
                     self._upgrade()
                 yield
             finally:
-                with self._alone:
+                with self._lock:
                     self._writer = None
                     self._unlock(connection)
 
@@ -201,8 +201,8 @@ class PostgresStore(StoredIndex):
     def _count(self, name: str) -> int:
         return int(self._one(COUNTED[name]))
 
-    def _where(self, chosen: Filter | None) -> Condition:
-        return where(chosen, POSTGRESQL)
+    def _where(self, selected: Filter | None) -> Condition:
+        return where(selected, POSTGRESQL)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(sql.encode(), values).fetchall())
@@ -244,7 +244,7 @@ class PostgresStore(StoredIndex):
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
         """One transaction, preceded by an upgrade from an earlier format. It takes the lock unless this object holds it."""
-        with self._alone:
+        with self._lock:
             if self._writer is not None:
                 self._upgrade()
                 with self._transaction(self._writer) as cursor:

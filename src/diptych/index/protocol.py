@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.index.approximate import About, Kind
-from diptych.index.entry import Entry, Found, Stamp
+from diptych.index.approximate import AnnInfo, AnnKind
+from diptych.index.entry import Entry, FileStat, SearchHit
 from diptych.index.filters import Filter
 from diptych.index.groups import DuplicateGroup
 from diptych.index.hnsw import Hnsw
@@ -59,10 +59,10 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def stamps(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+    def stamps(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
         """Of every entry and every picture that could not be read, by key; of all, or of those in some folders."""
 
-    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
         """Stamps of the text files that captions were read from, by key of the entry; size -1 if the stamp is not known."""
 
     def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
@@ -96,10 +96,10 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def entries(self, chosen: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
+    def entries(self, selected: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
         """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
 
-    def keys(self, chosen: Filter | None = None) -> list[str]:
+    def keys(self, selected: Filter | None = None) -> list[str]:
         """Keys of all entries, or of those that a filter lets through, in order."""
 
     def keys_at(self, place: str) -> list[str]:
@@ -116,7 +116,7 @@ class Index(Protocol):
         entries: Sequence[Entry],
         vectors: Mapping[str, Float32[ndarray, " E"]],
         *,
-        broken: Sequence[tuple[str, Stamp, str]] = (),
+        broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
         """Add or replace entries, either all or none. In a folder, call it only within `writing`.
@@ -164,8 +164,8 @@ class Index(Protocol):
         """
 
     def search(
-        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, chosen: Filter | None = None
-    ) -> list[list[Found]]:
+        self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
+    ) -> list[list[SearchHit]]:
         """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
 
         The order is total: equal scores are sorted by the order in which the vectors were added, entries of one vector by key.
@@ -175,7 +175,7 @@ class Index(Protocol):
             queries: unit vectors.
             top: so many entries.
             skip: leave out so many of the first ones. Only the others are read from the tables.
-            chosen: which entries are asked at all.
+            selected: which entries are asked at all.
         """
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
@@ -200,7 +200,7 @@ class Index(Protocol):
             IndexingError: one has none.
         """
 
-    def build(self, kind: Kind | None, queries: Float32[ndarray, "Q E"] | None = None) -> About | Hnsw | None:
+    def build(self, kind: AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None) -> AnnInfo | Hnsw | None:
         """Build what finds nearly the nearest among millions; for None, drop it and search exactly.
 
         In a folder, call it only within `writing`.
@@ -214,7 +214,7 @@ class Index(Protocol):
             IndexingError: it could not be written.
         """
 
-    def built(self) -> About | Hnsw | None:
+    def built(self) -> AnnInfo | Hnsw | None:
         """What `build` made, if it is still there. As a text, it is one line for people."""
 
     def verify(self) -> list[str]:

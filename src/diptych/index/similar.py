@@ -100,9 +100,9 @@ def join_similar(
         return
     draw, distance = np.random.default_rng(0), sqrt(max(0.0, 2 - 2 * threshold + 2 * ROUNDING))
     vectors = _centered(unit, contents, draw)
-    chosen, min_length = _representatives(vectors.lengths, draw)
+    selected, min_length = _representatives(vectors.lengths, draw)
     for part in chunks(len(contents), _CHUNK):  # This joins components of a large share of the contents.
-        joiner.all_pairs(contents[chosen], contents[part])
+        joiner.all_pairs(contents[selected], contents[part])
     roots = components.find(contents)
     outside = np.count_nonzero(roots != np.bincount(roots).argmax())
     plan = plan_tables(vectors, min_length=min_length, distance=distance, draw=draw)

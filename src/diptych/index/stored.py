@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.core.errors import BusyError, IndexingError
 from diptych.index.dialects import Condition
-from diptych.index.entry import Entry, Stamp, common_folder, merged_left_out
+from diptych.index.entry import Entry, FileStat, common_folder, merged_left_out
 from diptych.index.filters import Filter
 from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, to_entry, total_left_out
 
@@ -29,7 +30,7 @@ class StoredIndex(ABC):
         """The rows of a query."""
 
     @abstractmethod
-    def _where(self, chosen: Filter | None) -> Condition:
+    def _where(self, selected: Filter | None) -> Condition:
         """A filter in the words of the database."""
 
     @abstractmethod
@@ -72,21 +73,21 @@ class StoredIndex(ABC):
     def __len__(self) -> int:
         return self._count("entries")
 
-    def stamps(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+    def stamps(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
         """Of every entry and every picture that could not be read, by key; of all, or of those in some folders."""
         rows = [
             row
             for table in ("entries", "broken")
             for row in self._below(f"SELECT key, size, modified_ns FROM {table}", below)
         ]
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in rows}
+        return {key: FileStat(size=size, modified_ns=modified) for key, size, modified in rows}
 
-    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, Stamp]:
+    def sidecars(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
         """Stamps of the text files that captions were read from, by key of the entry."""
         if self._is_old():
             return {}
         sql = "SELECT key, sidecar_size, sidecar_ns FROM entries WHERE sidecar_size IS NOT NULL"
-        return {key: Stamp(size=size, modified_ns=modified) for key, size, modified in self._below(sql, below)}
+        return {key: FileStat(size=size, modified_ns=modified) for key, size, modified in self._below(sql, below)}
 
     def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
         """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
@@ -120,9 +121,10 @@ class StoredIndex(ABC):
         """Whether the content was embedded before."""
         return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._mark}", (digest,)))
 
-    def keys(self, chosen: Filter | None = None) -> list[str]:
+    @renamed_parameter("chosen", "selected")
+    def keys(self, selected: Filter | None = None) -> list[str]:
         """Keys of all entries, or of those that a filter lets through, in order."""
-        condition = self._where(chosen)
+        condition = self._where(selected)
         return [key for (key,) in self._all(f"SELECT key FROM entries{condition.sql} ORDER BY key", condition.values)]
 
     def keys_at(self, place: str) -> list[str]:
@@ -137,9 +139,10 @@ class StoredIndex(ABC):
         sql = f"SELECT {self._columns()} FROM entries WHERE phash IS NULL ORDER BY key"
         return [to_entry(row) for row in self._all(sql)]
 
-    def entries(self, chosen: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
+    @renamed_parameter("chosen", "selected")
+    def entries(self, selected: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
         """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
-        condition = self._where(chosen)
+        condition = self._where(selected)
         both = f"{condition.sql} AND" if condition.sql else " WHERE"
         sql = f"SELECT {self._columns()} FROM entries{both} key > {self._mark} ORDER BY key"
         if limit is not None:

@@ -17,7 +17,7 @@ from numpy import ndarray
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 from diptych.index.row_counts import drop_counts, keep_counts
 
 FORMAT = 3
@@ -188,12 +188,12 @@ def to_entry(row: Sequence[Any]) -> Entry:
     return Entry(
         key=key,
         digest=digest,
-        stamp=Stamp(size=size, modified_ns=modified_ns),
+        stamp=FileStat(size=size, modified_ns=modified_ns),
         width=width,
         height=height,
         taken=taken,
         captions=texts,
-        sidecar=None if sidecar_size is None else Stamp(size=sidecar_size, modified_ns=sidecar_ns),
+        sidecar=None if sidecar_size is None else FileStat(size=sidecar_size, modified_ns=sidecar_ns),
         target=target,
         phash=None if phash is None else to_unsigned(phash),
     )

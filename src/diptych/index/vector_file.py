@@ -9,17 +9,18 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_attribute
 from diptych.core.files import atomic_write
 from diptych.index.checksums import Block, block_ranges, hash_block, missing_rows, named_rows
 from diptych.index.exact import Codes, Vectors, encode
 
-Kind: TypeAlias = Literal["float32", "float16"]
+VectorDtype: TypeAlias = Literal["float32", "float16"]
 """What the file keeps of a number."""
 
 NEXT_ADD = "the next index add"
@@ -41,7 +42,7 @@ class VectorFile:
         codes: the number of the files of codes, if `make_codes` made them; otherwise that of the vectors.
     """
 
-    def __init__(self, folder: Path, number: int, dim: int, kind: Kind, *, codes: int | None = None) -> None:
+    def __init__(self, folder: Path, number: int, dim: int, kind: VectorDtype, *, codes: int | None = None) -> None:
         self.dim, self.kind = dim, np.dtype(kind).newbyteorder("<")
         self.path = folder / f"vectors-{number}.{_SUFFIX[kind]}"
         self.codes_number = number if codes is None else codes
@@ -285,3 +286,7 @@ def _write(path: Path, place: int, array: ndarray) -> None:
         file.write(array.tobytes())
         file.flush()
         os.fsync(file.fileno())
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name, {"Kind": "VectorDtype"})

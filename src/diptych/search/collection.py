@@ -15,10 +15,10 @@ from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
 from diptych.images.formats import LeftOut
 from diptych.images.pool import DecodePool
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 from diptych.index.open_index import open_index, open_or_create_index
 from diptych.index.protocol import Index
-from diptych.index.vector_file import Kind
+from diptych.index.vector_file import VectorDtype
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest_of, read_captions, read_picture, scan
@@ -71,7 +71,7 @@ class Update:
     """(path, reason) of captions that could not be read; their pictures are in the index without them."""
 
 
-def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Kind = "float32") -> Index:
+def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: VectorDtype = "float32") -> Index:
     """The index at a folder or an address; a new one for the bundle, if there is none, which keeps numbers of a kind.
 
     Of several processes that create it at once, one does, and the others open what it created.
@@ -117,10 +117,10 @@ class Share:
 
     rank: int
     size: int
-    known: Mapping[str, Stamp]
+    known: Mapping[str, FileStat]
     """What the index has that all shares will be merged into."""
 
-    def has(self, key: str, stamp: Stamp) -> bool:
+    def has(self, key: str, stamp: FileStat) -> bool:
         """Whether a file is this one's."""
         return crc32(key.encode()) % self.size == self.rank and self.known.get(key) != stamp
 
@@ -267,7 +267,7 @@ class _Updater:
     def _take_up(self, batch: list[ScannedFile]) -> None:
         """Read, embed what is new, and commit."""
         entries: list[Entry] = []
-        broken: list[tuple[str, Stamp, str]] = []
+        broken: list[tuple[str, FileStat, str]] = []
         contents: dict[str, bytes] = {}
         for file in batch:
             try:

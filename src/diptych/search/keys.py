@@ -4,11 +4,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 
 
-def keys_below(index: Index, paths: Sequence[str | Path], chosen: Filter | None = None) -> list[str]:
+@renamed_parameter("chosen", "selected")
+def keys_below(index: Index, paths: Sequence[str | Path], selected: Filter | None = None) -> list[str]:
     """The keys that equal one of the paths or lie below one of them, in order; of the entries that a filter lets through.
 
     A key is the path of an indexed folder, without symbolic links, followed by names in the folder, some of which may be links.
@@ -18,7 +20,7 @@ def keys_below(index: Index, paths: Sequence[str | Path], chosen: Filter | None 
     for path in paths:
         places = (index.keys_at(place) for place in _spellings(path))
         found.update(next((keys for keys in places if keys), ()))
-    return sorted(found if chosen is None else found.intersection(index.keys(chosen)))
+    return sorted(found if selected is None else found.intersection(index.keys(selected)))
 
 
 def _spellings(path: str | Path) -> list[str]:

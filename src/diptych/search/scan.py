@@ -21,7 +21,7 @@ from diptych.core.paths import path_kind
 from diptych.images.decode import IMAGE_SUFFIXES
 from diptych.images.formats import LeftOutCounter
 from diptych.images.opener import open_image, upright_size
-from diptych.index.entry import Entry, Stamp
+from diptych.index.entry import Entry, FileStat
 
 _TAKEN = ExifTags.Base.DateTimeOriginal
 _MAX_SIDECAR_BYTES = 2**20
@@ -35,7 +35,7 @@ class Sidecar:
 
     path: str
     """Its path with all symbolic links resolved."""
-    stamp: Stamp
+    stamp: FileStat
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class ScannedFile:
 
     key: str
     """The absolute path under which it was found."""
-    stamp: Stamp
+    stamp: FileStat
     target: str | None = None
     """Its path with all symbolic links resolved, if that is not `key`."""
     sidecar: Sidecar | None = None
@@ -188,7 +188,7 @@ class _Scanner:
         elif not self._is_inside(target):
             self._omissions.links += 1
 
-    def _picture(self, item: os.DirEntry[str], folder: str) -> tuple[str, Stamp, str | None] | None:
+    def _picture(self, item: os.DirEntry[str], folder: str) -> tuple[str, FileStat, str | None] | None:
         try:
             path = self._resolved(item, folder)
             if path is None:
@@ -247,10 +247,10 @@ def _leads_to_folder(item: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stamp(item: os.DirEntry[str]) -> Stamp:
+def _stamp(item: os.DirEntry[str]) -> FileStat:
     """Size and time of the last change. A time beyond 64 bits (after 2262) is clipped."""
     status = item.stat()
-    return Stamp(size=status.st_size, modified_ns=min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1))
+    return FileStat(size=status.st_size, modified_ns=min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1))
 
 
 def read_picture(file: ScannedFile) -> bytes:

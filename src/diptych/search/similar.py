@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_parameter
 from diptych.core.errors import ConfigError, IndexingError
-from diptych.index.entry import Found
+from diptych.index.entry import SearchHit
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 
@@ -26,18 +27,19 @@ _ROUNDING = 1e-6
 class HitGroup:
     """A hit, and the hits that are folded into it."""
 
-    hit: Found
-    similar: tuple[Found, ...]
+    hit: SearchHit
+    similar: tuple[SearchHit, ...]
     """Near-equal pictures with a lower or equal score, the best first."""
 
 
+@renamed_parameter("chosen", "selected")
 def search_groups(
     index: Index,
     query: Float32[ndarray, " E"],
     *,
     top: int,
     threshold: float = SIMILAR_COSINE,
-    chosen: Filter | None = None,
+    selected: Filter | None = None,
 ) -> list[HitGroup]:
     """The nearest entries, each with the near-equal pictures that are folded into it; the nearest first.
 
@@ -49,7 +51,7 @@ def search_groups(
         query: a unit vector.
         top: maximum number of groups.
         threshold: minimum cosine of near-equal pictures, within (0, 1].
-        chosen: filter that selects the entries to search.
+        selected: filter that selects the entries to search.
 
     Raises:
         ConfigError: `threshold` is not within (0, 1].
@@ -58,7 +60,7 @@ def search_groups(
     check_threshold(threshold)
     window = _WINDOW
     while True:
-        found, vectors = _hits_with_vectors(index, query, window, chosen)
+        found, vectors = _hits_with_vectors(index, query, window, selected)
         groups = _grouped(found, fold(vectors, threshold))
         if len(groups) >= top or len(found) < window:
             return groups[:top]
@@ -93,22 +95,22 @@ def fold(vectors: Float32[ndarray, "N E"], threshold: float) -> Int64[ndarray, "
 
 
 def _hits_with_vectors(
-    index: Index, query: Float32[ndarray, " E"], num: int, chosen: Filter | None
-) -> tuple[list[Found], Float32[ndarray, "N E"]]:
-    (found,) = index.search(query[None], top=num, chosen=chosen)
+    index: Index, query: Float32[ndarray, " E"], num: int, selected: Filter | None
+) -> tuple[list[SearchHit], Float32[ndarray, "N E"]]:
+    (found,) = index.search(query[None], top=num, selected=selected)
     digests = list(dict.fromkeys(hit.entry.digest for hit in found))
     try:
         vectors = index.vectors(digests)
     except IndexingError:  # A picture was removed between the two reads. If the index is damaged, this fails again.
-        (found,) = index.search(query[None], top=num, chosen=chosen)
+        (found,) = index.search(query[None], top=num, selected=selected)
         vectors = index.vectors(list(dict.fromkeys(hit.entry.digest for hit in found)))
     if not found:
         return found, np.empty((0, index.dim), dtype=np.float32)
     return found, np.stack([vectors[hit.entry.digest] for hit in found])
 
 
-def _grouped(found: Sequence[Found], into: Int64[ndarray, " N"]) -> list[HitGroup]:
-    members: dict[int, list[Found]] = {}
+def _grouped(found: Sequence[SearchHit], into: Int64[ndarray, " N"]) -> list[HitGroup]:
+    members: dict[int, list[SearchHit]] = {}
     for hit, row in zip(found, into.tolist(), strict=True):
         members.setdefault(row, []).append(hit)
     return [HitGroup(hit=first, similar=tuple(rest)) for first, *rest in members.values()]

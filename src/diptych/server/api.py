@@ -16,7 +16,8 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError
 from diptych.core.version import VERSION
 from diptych.images.formats import remedy
-from diptych.index.entry import Entry, Found
+from diptych.index.entry import Entry
+from diptych.index.entry import SearchHit as IndexHit
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
 from diptych.inference.classify import (
@@ -86,7 +87,7 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
     parse = partial(engine.in_thread, "bodies")
 
-    async def described(request: Request) -> Callable[[Found | Entry], Hit]:
+    async def described(request: Request) -> Callable[[IndexHit | Entry], Hit]:
         folder = await engine.of_index(lambda index: index.common_folder())
         return partial(hit, folder=folder, is_absolute=has_absolute_paths and not _PROXY_HEADERS & {*request.headers})
 
@@ -161,7 +162,7 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
     return router
 
 
-def hit(found: Found | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
+def hit(found: IndexHit | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
     """The description of a picture in a response.
 
     Args:
@@ -169,7 +170,7 @@ def hit(found: Found | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
         folder: a folder that contains the picture, to which `path` is relative; None for no path.
         is_absolute: whether to include the absolute path.
     """
-    entry, score = (found.entry, found.score) if isinstance(found, Found) else (found, None)
+    entry, score = (found.entry, found.score) if isinstance(found, IndexHit) else (found, None)
     return Hit(
         id=entry.digest,
         name=basename(entry.key),  # noqa: PTH119  (ten in each answer, and a Path costs ten times as much)
@@ -273,16 +274,16 @@ def _filter(where: str | None) -> Filter | None:
 async def _groups(engine: Engine, asked: SearchRequest) -> list[HitGroup]:
     """The hits of the page and one more; near-equal ones folded on request."""
     engine.held_index()
-    chosen = _filter(asked.where)
+    selected = _filter(asked.where)
     last = asked.offset + asked.limit
     if last > engine.limits.results:
         raise Problem(422, f"offset + limit is {last}; at most {engine.limits.results}: narrow it with where")
     vector = await _sum_of(engine, asked.all_terms)
     if asked.group_similar is False:
-        hits = await engine.search(vector, top=last + 1, skip=asked.offset, chosen=chosen)
+        hits = await engine.search(vector, top=last + 1, skip=asked.offset, selected=selected)
         return [HitGroup(hit=one, similar=()) for one in hits]
     threshold = SIMILAR_COSINE if asked.group_similar is True else asked.group_similar
-    grouped = partial(search_groups, query=vector, top=last + 1, threshold=threshold, chosen=chosen)
+    grouped = partial(search_groups, query=vector, top=last + 1, threshold=threshold, selected=selected)
     return (await engine.of_index(grouped))[asked.offset :]
 
 

@@ -14,7 +14,7 @@ from numpy import ndarray
 from diptych.bundle.folder import Bundle
 from diptych.core.errors import ImageError
 from diptych.images.pool import DecodePool
-from diptych.index.entry import Entry, Found
+from diptych.index.entry import Entry, SearchHit
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 from diptych.inference.embedder import Embedder
@@ -45,7 +45,7 @@ class _Asked:
     vector: Float32[ndarray, " E"]
     top: int
     skip: int
-    chosen: Filter | None
+    selected: Filter | None
 
 
 class Engine:
@@ -163,12 +163,12 @@ class Engine:
         return _checked(await asyncio.gather(*jobs, return_exceptions=True))
 
     async def search(
-        self, vector: Float32[ndarray, " E"], *, top: int, skip: int = 0, chosen: Filter | None
-    ) -> list[Found]:
+        self, vector: Float32[ndarray, " E"], *, top: int, skip: int = 0, selected: Filter | None
+    ) -> list[SearchHit]:
         """The nearest of the index, without the first `skip` ones."""
         self.held_index()
-        (found,) = await self._await(self.searches, [_Asked(vector, top, skip, chosen)])
-        answer: list[Found] = found
+        (found,) = await self._await(self.searches, [_Asked(vector, top, skip, selected)])
+        answer: list[SearchHit] = found
         return answer
 
     async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
@@ -223,16 +223,16 @@ class Engine:
     def _embed_images(self, pixels: list[UInt8[ndarray, "3 H W"]]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_pixels(pixels))
 
-    def _search(self, asked: list[_Asked]) -> list[list[Found] | Exception]:
+    def _search(self, asked: list[_Asked]) -> list[list[SearchHit] | Exception]:
         """Searches that want the same page under the same filter go through the index together, and fail together."""
-        index, found = self.held_index(), dict[int, list[Found] | Exception]()
+        index, found = self.held_index(), dict[int, list[SearchHit] | Exception]()
         groups: dict[tuple[int, int, Filter | None], list[int]] = defaultdict(list)
         for number, one in enumerate(asked):
-            groups[one.top, one.skip, one.chosen].append(number)
-        for (top, skip, chosen), numbers in groups.items():
+            groups[one.top, one.skip, one.selected].append(number)
+        for (top, skip, selected), numbers in groups.items():
             vectors = np.stack([asked[number].vector for number in numbers])
             try:
-                found |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, chosen=chosen), strict=True))
+                found |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, selected=selected), strict=True))
             except Exception as error:
                 found |= dict.fromkeys(numbers, error)
         return [found[number] for number in range(len(asked))]

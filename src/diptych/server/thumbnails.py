@@ -36,7 +36,7 @@ class ShownPictures:
     def __init__(self, decode_pool: DecodePool) -> None:
         self._decode_pool = decode_pool
         self._kept: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._bytes, self._alone = 0, Lock()
+        self._bytes, self._lock = 0, Lock()
 
     def get(self, entries: Sequence[Entry], width_px: int | None) -> tuple[bytes, str]:
         """Content and media type of a picture: within a square of so many pixels, or as it is for None.
@@ -50,7 +50,7 @@ class ShownPictures:
         """
         digest = entries[0].digest
         if width_px is not None:
-            with self._alone:
+            with self._lock:
                 content = self._kept.get((digest, width_px))
                 if content is not None:
                     self._kept.move_to_end((digest, width_px))
@@ -80,7 +80,7 @@ class ShownPictures:
             raise Problem(422, "the picture cannot be shown") from None
 
     def _keep(self, key: tuple[str, int], content: bytes) -> None:
-        with self._alone:
+        with self._lock:
             if key not in self._kept:
                 self._kept[key] = content
                 self._bytes += len(content)
