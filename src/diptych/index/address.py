@@ -1,4 +1,4 @@
-"""Where an index in PostgreSQL lies: `postgresql://ann@db.example/pictures?index=photos`."""
+"""Addresses of indexes in PostgreSQL, such as `postgresql://ann@db.example/pictures?index=photos`."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,31 +15,31 @@ _LIKE_ADDRESS = re.compile(
     r".*://|\s*[\w+.-]{2,}:/.*@|\s*['\"]?(?:jdbc:)?postgres(?:ql)?(?:\+\w+)?:|.*\b(?:password|passwd|pwd)\s*=",
     re.IGNORECASE | re.DOTALL,
 )
-"""Matches other kinds of addresses, paths that were made from an address, and keywords of libpq."""
+"""Matches addresses of other kinds, paths made from an address, and libpq connection keywords."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """An index among those of a database."""
+    """The address of one of the indexes of a database."""
 
     database: str = field(repr=False)
-    """What a driver connects to; it may hold a password."""
+    """The address that the database driver connects to. It may contain a password."""
     schema: str
-    """The index's name, in which its tables lie."""
+    """The name of the index, which is also the schema of its tables."""
     shown: str
-    """For people: without a password."""
+    """The address without a password, for messages."""
 
 
 def is_address(place: Any) -> bool:
-    """Whether it names a database, not a folder."""
+    """Whether a value is the address of a database rather than a folder."""
     return isinstance(place, str) and is_postgres_address(place)
 
 
 def folder_of(place: str | Path) -> Path:
-    """The folder of an index, from a text that is not the address of a database.
+    """The folder of an index as a path.
 
     Raises:
-        ConfigError: the text looks like an address. The name of the folder would show the password.
+        ConfigError: the text looks like an address. As the name of a folder, it could show a password.
     """
     if _LIKE_ADDRESS.match(str(place)):
         raise ConfigError(
@@ -50,10 +50,10 @@ def folder_of(place: str | Path) -> Path:
 
 
 def parse_address(text: str) -> Address:
-    """The database, and the index that the parameter `index` names in it.
+    """The parts of an address: the database, and the index that the parameter `index` names (default: `diptych`).
 
     Raises:
-        ConfigError: the name is none, or the password is not written as an address needs it.
+        ConfigError: the name of the index is invalid, or the password is not written as an address requires.
 
     >>> parse_address("postgresql://ann:secret@host/pictures?index=photos&sslmode=require")
     Address(schema='photos', shown='postgresql://ann@host/pictures?index=photos&sslmode=require')
@@ -67,7 +67,7 @@ def parse_address(text: str) -> Address:
     name = names[-1] if names else _DEFAULT
     if len(names) > 1 or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{shown}: index={'&index='.join(names)} is no name of an index; small letters, digits and _, no digit first, "
-            "at most 63, not pg_ first"
+            f"{shown}: index={'&index='.join(names)} is no name of an index; use at most 63 lowercase letters, digits and _, "
+            "without a digit or pg_ at the start"
         )
     return Address(database=f"{path}?{rest}" if rest else path, schema=name, shown=shown)

@@ -1,9 +1,10 @@
-"""Nearly the nearest among millions, in three passes: sign bits (`signs.py`), eight-bit codes of what these leave, then floats.
+"""Approximate nearest-neighbor (ANN) search among millions of vectors, in three passes.
 
-How many vectors the first pass leaves is selected when the bits are built: so many that the search finds `_ENOUGH` of the 10
-nearest vectors, of pictures and of texts alike. Hits are ranked by the scores of the exact scan (`exact.py`). The exact scan is
-used for hits after the first 100, and for queries with too few hits.
-Shapes: N vectors, E embedding, Q queries, K found, R rows.
+The first pass compares sign bits (`signs.py`), the second pass compares eight-bit codes of the vectors that remain, and the
+third pass compares floats. The number of vectors that the first pass leaves is fixed when the bits are built: it is large
+enough to find 99.5 % of the 10 nearest vectors, for picture queries and for text queries. Hits are ranked by the scores of the
+exact scan (`exact.py`). The exact scan is used for hits after the first 100, and for queries with too few hits.
+Shapes: N vectors, E embedding, Q queries, K found, R rows, C rows of a chunk, P pairs of a query and a row, F first hits.
 """
 
 import json
@@ -25,41 +26,41 @@ from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
 from diptych.index.signs import Signs, in_threads, smallest
 
 AnnKind: TypeAlias = Literal["signs", "hnsw"]
-"""Sign bits, for an index in a folder, or a graph of pgvector, for one in PostgreSQL."""
+"""Sign bits for an index in a folder, or pgvector's HNSW graph for an index in PostgreSQL."""
 
 TOP = 10
 """Number of hits for which the recall is measured."""
 DEPTH = 100
-"""Number of hits that come from the bits; the exact scan finds the others."""
+"""Maximum number of hits that are found with the bits. The exact scan finds further hits."""
 SCORED = 4 * DEPTH
-"""Number of vectors per query that are left for the third pass. The errors of codes are far smaller than the spread of their
-products."""
+"""Number of vectors per query that the third pass compares. It is enough because the errors of codes are far smaller than the
+spread of their products."""
 _ROWS = 4096
-"""Codes that are converted to floats at a time, so that they fit in the cache."""
+"""Number of codes that are converted to floats at a time, so that they fit in the cache."""
 _READERS = 16
-"""Threads that read codes: more than cores, since on a cold disk they wait for it."""
+"""Number of threads that read codes. There are more than cores because the threads wait for the disk if it is not cached."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnInfo:
-    """What was built, and how well it finds."""
+    """Description of an ANN structure: what was built, its recall, and its speed."""
 
     kind: str
-    """A `AnnKind`, or one of an earlier version, which is not used any more."""
+    """An `AnnKind`, or the name of a structure of an earlier version, which is no longer used."""
     num: int
-    """Of the first so many vectors; those after them are scanned."""
+    """Number of vectors in the structure. Vectors that were added later are compared exactly."""
     effort: int
-    """Vectors that the first pass leaves for the others."""
+    """Number of vectors per query that the first pass leaves for the second pass."""
     recall: float
-    """Share of the nearest `top` vectors that are found, of pictures or of texts, whichever is less."""
+    """Share of the `top` nearest vectors that are found, within [0, 1]: the lower value of picture queries and text queries."""
     top: int = TOP
     """Number of hits for which the recall was measured."""
     bytes: int | None = None
-    """Size of the file; None if an earlier version wrote it."""
+    """Size of the file in bytes; None if an earlier version wrote it."""
     search_ms: float | None = None
-    """Time of a search for one query, when it was built."""
+    """Time of an approximate search for one query in milliseconds, measured when the structure was built."""
     exact_ms: float | None = None
-    """Time of the exact scan for one query, at that time."""
+    """Time of an exact scan for one query in milliseconds, measured at the same time."""
 
     def rows(self) -> dict[str, str]:
         """The description as rows of the table `about`. Earlier versions read only the first row."""
@@ -71,7 +72,7 @@ class AnnInfo:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> "AnnInfo | None":
-        """The inverse of `rows`; None if nothing was built.
+        """The description that `rows` wrote; None if nothing was built.
 
         Raises:
             ValueError: the rows are damaged.
@@ -80,7 +81,7 @@ class AnnInfo:
             return None
         try:
             more: dict[str, Any] = {
-                name: kind(rows[f"nearly_{name}"]) for name, kind in _MORE.items() if f"nearly_{name}" in rows
+                name: convert(rows[f"nearly_{name}"]) for name, convert in _MORE.items() if f"nearly_{name}" in rows
             }
             return cls(**json.loads(rows["nearly"]), **more)
         except TypeError as error:
@@ -95,13 +96,13 @@ class AnnInfo:
 
 
 _MORE = {"top": int, "bytes": int, "search_ms": float, "exact_ms": float}
-"""Properties with rows of their own."""
+"""Properties with rows of their own, and their types."""
 NOT_BUILT = dict.fromkeys(["nearly", "nearly_sha256", *(f"nearly_{name}" for name in _MORE)])
-"""Rows of the table `about` of an index without such a structure."""
+"""The rows of the table `about` for an index without an ANN structure."""
 
 
 class FileId(NamedTuple):
-    """Identifies a file, even if another one has the same name and description."""
+    """Identifies the content of a file, even if another file later has the same path."""
 
     path: Path
     device: int
@@ -111,23 +112,23 @@ class FileId(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> "FileId":
-        """The id of the file that now has this path.
+        """The id of the file that has this path now.
 
         Raises:
             OSError: no such file exists.
         """
-        found = path.stat()
-        return cls(path, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+        stat = path.stat()
+        return cls(path, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
 
 
 class Approximate:
-    """Sign bits, opened for search."""
+    """Approximate search with a file of sign bits."""
 
     def __init__(self, file: FileId, about: AnnInfo) -> None:
         """Map the file into memory.
 
         Raises:
-            OSError: an earlier version built it, or the file is damaged or does not match the description.
+            OSError: an earlier version built the structure, or the file is damaged or does not match the description.
         """
         self.about, self.file = about, file
         if about.kind != "signs":
@@ -142,17 +143,17 @@ class Approximate:
     def search(
         self, vectors: Vectors, queries: Float32[ndarray, "Q E"], *, top: int, codes: Codes | None = None
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Rows and inner products in the order of `nearest`: falling inner products, equal ones by row.
+        """Rows and inner products of the hits, sorted by decreasing inner product; equal ones are sorted by row.
 
-        Vectors that were added after the bits were built are compared exactly. What the passes leave does not depend on `top`.
-        Therefore a smaller request returns the first hits of a larger one. If `top` is larger than `DEPTH`, the further hits
-        are those of the exact scan that the passes did not find, in order.
+        Vectors that were added after the bits were built are compared exactly. The candidates do not depend on `top`, so a
+        smaller request returns the first hits of a larger one. If `top` is larger than `DEPTH`, the further hits are those of
+        the exact scan that were not found before, in the same order.
 
         Args:
-            vectors: all vectors; the bits are of the first ones.
+            vectors: all vectors. The bits describe the first ones.
             queries: unit vectors.
             top: number of hits per query, at most the number of vectors.
-            codes: codes of the vectors.
+            codes: eight-bit codes of the vectors; without them, the second pass compares the vectors.
         """
         if top == 0 or not len(queries):
             return nearest(vectors, queries, top=top, codes=codes)
@@ -181,7 +182,7 @@ class Approximate:
     def _candidates(
         self, vectors: Vectors, queries: Float32[ndarray, "Q E"], codes: Codes | None
     ) -> tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]:
-        """The query and the row of each pair that two passes leave."""
+        """The query and the row of each pair that remains after the first two passes."""
         left, kept = [], self._signs.nearest(queries, self.about.effort)
         compared, scale = (vectors, None) if codes is None else (codes.integers, codes.scale)
         with _random_reads(compared), _random_reads(scale):
@@ -190,14 +191,14 @@ class Approximate:
         return np.repeat(np.arange(len(queries)), [len(rows) for rows in left]), np.concatenate([*left, np.arange(0)])
 
     def ranks(self, queries: Float32[ndarray, "Q E"], rows: Int64[ndarray, "Q K"]) -> Int64[ndarray, "Q K"]:
-        """The smallest effort that finds each row."""
+        """For each row, the smallest `effort` with which the first pass finds it."""
         return self._signs.ranks(queries, rows)
 
 
 def _products(
     compared: ndarray, scale: Float32[ndarray, " N"] | None, query: Float32[ndarray, " E"], rows: Int64[ndarray, " R"]
 ) -> Float32[ndarray, " R"]:
-    """Products of a query with some codes, or with some vectors if there is no scale. Those that are not a number are -inf."""
+    """Inner products of a query with codes, or with vectors if `scale` is None. NaN is replaced by -inf."""
 
     def of_part(part: Int64[ndarray, " C"]) -> Float32[ndarray, " C"]:
         parts = chunks(len(part), _ROWS)
@@ -211,10 +212,7 @@ def _products(
 
 @contextmanager
 def _random_reads(array: ndarray | None) -> Iterator[None]:
-    """Keep the system from reading more than the pages that are needed, if the array is a file that is mapped into memory.
-
-    By default, Linux reads 128 KiB around each page.
-    """
+    """Disable read-ahead for an array that is mapped from a file. By default, Linux reads 128 KiB around each page."""
     file: object = array
     while isinstance(file, ndarray):
         file = file.base
@@ -234,7 +232,7 @@ def _continued(
     rows: Int64[ndarray, "Q K"],
     scores: Float32[ndarray, "Q K"],
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """The first hits, and after them the others of a larger answer."""
+    """The hits of a larger answer (`rows`, `scores`), reordered so that `first` comes first."""
     num = first.shape[1]
     for query in np.flatnonzero((first != rows[:, :num]).any(axis=1)):
         others = ~np.isin(rows[query], first[query])

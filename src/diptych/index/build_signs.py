@@ -1,6 +1,6 @@
-"""Building sign bits: how many vectors the first pass must leave, and whether the search is then faster than the exact scan.
+"""Build sign bits: choose the number of vectors that the first pass leaves, and check that the search is faster than a scan.
 
-Shapes: N vectors, E embedding, Q queries, K found.
+Shapes: E embedding, Q queries, K found.
 """
 
 from collections.abc import Callable
@@ -21,27 +21,28 @@ from diptych.index.exact import Codes, Vectors, nearest, scores_of
 from diptych.index.signs import write
 
 MIN_SPEEDUP = 1.0
-"""Sign bits are refused if a search takes more than the time of the exact scan, divided by this."""
+"""Sign bits are rejected unless the search is at least this many times as fast as the exact scan."""
 _PICTURES = 100
-"""Number of queries halfway between two pictures."""
+"""Number of picture queries for the measurement."""
 _ENOUGH = 0.995
-"""Recall that is looked for. The recall of other queries is a little lower: it must be at least 99 %."""
+"""Target recall for the measured queries. It leaves a margin: the recall of other queries must be at least 99 %."""
 _TIMED = 5
+"""Approximate number of queries that are timed."""
 
 
 def build(
     vectors: Vectors, path: Path, *, codes: Codes | None = None, queries: Float32[ndarray, "Q E"] | None = None
 ) -> AnnInfo:
-    """Write the sign bits of vectors, and measure how well and how fast they find.
+    """Write the sign bits of vectors, and measure the recall and the time of a search.
 
     Args:
-        vectors: read block by block.
-        path: the file to write. It is there only if the bits are worth it.
+        vectors: unit vectors, which are read block by block.
+        path: the file to write. It is not written if the exact scan is faster.
         codes: codes of the vectors, for the exact scan and the second pass.
-        queries: unit vectors of texts. Their recall is measured as well as that of pictures.
+        queries: unit vectors of texts. The recall is measured on them in addition to picture queries.
 
     Raises:
-        ConfigError: there is nothing to build from, or the exact scan is faster.
+        ConfigError: there are no vectors, or the exact scan is faster.
         OSError: the file cannot be written.
     """
     num = len(vectors)
@@ -53,19 +54,19 @@ def build(
         write(vectors, tmp)
         file = FileId.of(tmp)
         about = AnnInfo(kind="signs", num=num, effort=min(num, SCORED), recall=0.0, bytes=file.bytes)
-        everything = np.concatenate(kinds)
-        rows, scores = nearest(vectors, everything, top=min(TOP, num), codes=codes)
+        all_queries = np.concatenate(kinds)
+        rows, scores = nearest(vectors, all_queries, top=min(TOP, num), codes=codes)
         of_kind = np.repeat(np.arange(len(kinds)), [len(kind) for kind in kinds])
-        ranks = Approximate(file, about).ranks(everything, rows)
+        ranks = Approximate(file, about).ranks(all_queries, rows)
         effort = min(num, max(SCORED, *(_effort(ranks[of_kind == kind]) for kind in range(len(kinds)))))
         while True:
             opened = Approximate(file, replace(about, effort=effort))
-            found = opened.search(vectors, everything, top=min(TOP, num), codes=codes)[0]
-            recall = min(_recall(vectors, everything, found, scores, of_kind == kind) for kind in range(len(kinds)))
+            found = opened.search(vectors, all_queries, top=min(TOP, num), codes=codes)[0]
+            recall = min(_recall(vectors, all_queries, found, scores, of_kind == kind) for kind in range(len(kinds)))
             if recall >= _ENOUGH or effort == num:
                 break
             effort = min(num, 2 * effort)
-        timed = everything[:: max(1, len(everything) // _TIMED)]
+        timed = all_queries[:: max(1, len(all_queries) // _TIMED)]
         search_s = _time(lambda one: opened.search(vectors, one, top=TOP, codes=codes), timed)
         exact_s = _time(lambda one: nearest(vectors, one, top=TOP, codes=codes), timed)
         if search_s * MIN_SPEEDUP > exact_s:
@@ -79,7 +80,7 @@ def build(
 
 
 def rewrite(vectors: Vectors, path: Path, about: AnnInfo) -> AnnInfo:
-    """Write the same bits again, whose file was damaged. They find as well as before.
+    """Write the bits of a damaged file again, with the same content. Returns the description with the new file size.
 
     Raises:
         OSError: the file cannot be written.
@@ -90,7 +91,7 @@ def rewrite(vectors: Vectors, path: Path, about: AnnInfo) -> AnnInfo:
 
 
 def _between(vectors: Vectors) -> Float32[ndarray, "Q E"]:
-    """Queries halfway between two vectors."""
+    """Unit vectors halfway between two random vectors, as picture queries."""
     rows = np.random.default_rng(0).integers(len(vectors), size=(2, _PICTURES))
     between = np.asarray(vectors[rows[0]], dtype=np.float32) + vectors[rows[1]]
     between /= np.maximum(np.linalg.norm(between, axis=1, keepdims=True), 1e-6)
@@ -98,7 +99,7 @@ def _between(vectors: Vectors) -> Float32[ndarray, "Q E"]:
 
 
 def _effort(ranks: Int64[ndarray, "Q K"]) -> int:
-    """The least effort that finds enough of the nearest."""
+    """The smallest effort that finds `_ENOUGH` of the nearest vectors."""
     ordered = np.sort(ranks, axis=None)
     return int(ordered[max(0, ceil(_ENOUGH * len(ordered)) - 1)])
 
@@ -110,17 +111,17 @@ def _recall(
     scores: Float32[ndarray, "Q K"],
     which: ndarray,
 ) -> float:
-    """Share of the nearest of some queries that are found; another vector with the score of the last one counts, too."""
+    """Recall of the queries that `which` selects. Any vector whose score is at least that of the last expected hit counts."""
     query, column = np.nonzero((found >= 0) & which[:, None])
     is_near = scores_of(vectors, queries, query, found[query, column]) >= scores[query, -1]
     return float(is_near.sum() / (np.count_nonzero(which) * found.shape[1]))
 
 
 def _time(search: Callable[[Float32[ndarray, "Q E"]], object], queries: Float32[ndarray, "Q E"]) -> float:
-    """Seconds of a search for one query; the median."""
-    taken = []
+    """Median time of a search for one query, in seconds."""
+    seconds = []
     for number in range(len(queries)):
-        began = perf_counter()
+        start = perf_counter()
         search(queries[number : number + 1])
-        taken.append(perf_counter() - began)
-    return median(taken)
+        seconds.append(perf_counter() - start)
+    return median(seconds)

@@ -1,7 +1,7 @@
-"""Checksums of an index on disk: of its files by blocks of rows, and of the rows of its database.
+"""Checksums of an index on disk: of blocks of rows in its files, and of the rows in its database.
 
-The blocks of an addition are stored in the transaction that counts its vectors, and never change: an addition reads nothing
-that was there before, and damage is not hashed again as if it were right. Shapes: N vectors, E embedding.
+The blocks of an addition are stored in the same transaction as its vectors and never change. An addition therefore does not
+read older vectors, and never computes a valid checksum for damaged ones. Shapes: N vectors, E embedding.
 """
 
 import sqlite3
@@ -14,27 +14,27 @@ from numpy import ndarray
 from diptych.index.tables import COLUMNS_2, DATABASE, HASHED
 
 _BLOCK_BYTES = 1 << 20
-"""Size of the vectors of a block, at most."""
+"""Maximum size of the vectors of a block."""
 
 
 class Block(NamedTuple):
-    """The checksums of some rows; a row of the table `blocks`."""
+    """Checksums of `num` rows from row `first` on; a row of the table `blocks`."""
 
     first: int
     num: int
     vectors: str
     integers: str | None
-    """Of the codes' integers; None if the rows have no codes."""
+    """Checksum of the integers of the codes; None if the rows have no codes."""
     scales: str | None
 
 
 def hash_block(rows: ndarray) -> str:
-    """A checksum of an array's bytes, 32 hexadecimal digits."""
+    """The checksum of the bytes of an array, as 32 hexadecimal digits."""
     return blake2b(rows.tobytes(), digest_size=16).hexdigest()
 
 
 def block_ranges(first: int, num: int, row_bytes: int) -> list[tuple[int, int]]:
-    """Split the rows from `first` on into (first, number) of blocks of at most 1 MiB.
+    """The (first row, number of rows) of each block of at most 1 MiB, for `num` rows from row `first` on.
 
     >>> block_ranges(10, 5, 2**19)
     [(10, 2), (12, 2), (14, 1)]
@@ -44,7 +44,7 @@ def block_ranges(first: int, num: int, row_bytes: int) -> list[tuple[int, int]]:
 
 
 def named_rows(blocks: Iterable[Block]) -> str:
-    """The rows of blocks, in their order, with neighbors joined.
+    """Text that lists the rows of blocks. Adjacent blocks are joined.
 
     >>> named_rows([Block(0, 5, "", "", ""), Block(5, 5, "", "", ""), Block(20, 1, "", "", "")])
     'rows 0 to 9 and 20 to 20'
@@ -59,7 +59,7 @@ def named_rows(blocks: Iterable[Block]) -> str:
 
 
 def missing_rows(blocks: Sequence[Block], num: int) -> bool:
-    """Whether the blocks, sorted by their first row, leave some of the first `num` rows without a checksum."""
+    """Whether the blocks, which are sorted by their first row, do not cover exactly the first `num` rows."""
     end = 0
     for block in blocks:
         if block.first != end:
@@ -69,7 +69,12 @@ def missing_rows(blocks: Sequence[Block], num: int) -> bool:
 
 
 def damaged_tables(database: sqlite3.Connection, *, form: int) -> list[str]:
-    """Tables that have rows whose values differ from those that were written, as messages; empty if none has."""
+    """A message for each table whose rows have changed since they were written or cannot be read.
+
+    Args:
+        database: must have the SQL function `hash_row`.
+        form: format of the index, 2 or 3.
+    """
     faults = []
     hashed = HASHED | {"entries": COLUMNS_2} if form == 2 else HASHED
     for table, columns in hashed.items():

@@ -1,4 +1,4 @@
-"""Connections to `index.db`: for reading and writing, or read-only if its folder cannot be written.
+"""Connections to `index.db`, which are read-only if its folder cannot be written.
 
 To read a database in WAL mode, SQLite must write files next to it, unless another process has it open. If that is not
 possible, the database is opened as `immutable`, without locks. If its log (`-wal`) has changes, both files are copied to a
@@ -18,39 +18,41 @@ from diptych.index.tables import hash_row
 
 _TRIES = 20
 """Maximum number of attempts to open a database that changes at the same time."""
-_Stamp: TypeAlias = tuple[int, ...]
+_FileVersion: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A connection, and the file to which it is connected."""
+    """An open database and the file that it was opened from."""
 
     path: Path
     database: sqlite3.Connection
-    stamp: _Stamp
+    version: _FileVersion
+    """Identifies the file, and its content if the connection is frozen."""
     is_frozen: bool = False
-    """Whether the connection shows the file as it was when it was opened."""
+    """Whether the connection does not see changes made after it was opened."""
     copy: "tempfile.TemporaryDirectory[str] | None" = None
+    """The folder of the copied files; None if the original file is open."""
 
     def is_current(self) -> bool:
         """Whether the path still leads to the opened file and, for a frozen connection, the file is unchanged."""
         try:
-            return _stamp(self.path, is_frozen=self.is_frozen) == self.stamp
+            return _file_version(self.path, is_frozen=self.is_frozen) == self.version
         except OSError:
             return False
 
     def close(self) -> None:
-        """Close the connection, and remove its copy of the files."""
+        """Close the connection, and remove the copied files."""
         self.database.close()
         if self.copy is not None:
             self.copy.cleanup()
 
 
 def connect(path: Path) -> Connection:
-    """Open a crash-safe database that can be read during a write; read-only if it cannot be written.
+    """Open a database in WAL mode, which is crash-safe and can be read during a write; read-only if it cannot be written.
 
     Raises:
-        IndexingError: it cannot be read.
+        IndexingError: the database cannot be read.
     """
     try:
         for _ in range(_TRIES):
@@ -64,9 +66,9 @@ def connect(path: Path) -> Connection:
 
 
 def _connect(path: Path) -> Connection:
-    stamp = _stamp(path)
+    version = _file_version(path)
     try:
-        return Connection(path, _open(f"{path.absolute().as_uri()}?mode=rw"), stamp)
+        return Connection(path, _open(f"{path.absolute().as_uri()}?mode=rw"), version)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}:
             raise
@@ -77,13 +79,13 @@ def _connect(path: Path) -> Connection:
 
 
 def _connect_read_only(path: Path) -> Connection:
-    address, stamp = path.absolute().as_uri(), _stamp(path)
+    address, version = path.absolute().as_uri(), _file_version(path)
     try:  # This works, and shows changes, while another process has the database open.
-        return Connection(path, _open(f"{address}?mode=ro"), stamp)
+        return Connection(path, _open(f"{address}?mode=ro"), version)
     except sqlite3.OperationalError:
-        stamp = _stamp(path, is_frozen=True)
+        version = _file_version(path, is_frozen=True)
     if not _log_size(path):
-        return Connection(path, _open(f"{address}?immutable=1"), stamp, is_frozen=True)
+        return Connection(path, _open(f"{address}?immutable=1"), version, is_frozen=True)
     copy = tempfile.TemporaryDirectory(prefix="diptych-index-")
     try:
         for name in (path.name, _log(path).name):
@@ -92,7 +94,7 @@ def _connect_read_only(path: Path) -> Connection:
     except BaseException:
         copy.cleanup()
         raise
-    return Connection(path, copied, stamp, is_frozen=True, copy=copy)
+    return Connection(path, copied, version, is_frozen=True, copy=copy)
 
 
 def _open(address: str) -> sqlite3.Connection:
@@ -112,15 +114,15 @@ def _open(address: str) -> sqlite3.Connection:
     return database
 
 
-def _stamp(path: Path, *, is_frozen: bool = False) -> _Stamp:
-    """Device and inode; for a frozen connection also values that change with the database and its log."""
-    found = path.stat()
-    stamp = (found.st_dev, found.st_ino)
+def _file_version(path: Path, *, is_frozen: bool = False) -> _FileVersion:
+    """Device and inode; for a frozen connection also sizes and times, which change with the database and its log."""
+    stat = path.stat()
+    identity = (stat.st_dev, stat.st_ino)
     if not is_frozen:
-        return stamp
+        return identity
     log = _log(path).stat() if _log_size(path) else None
-    changes = (found.st_size, found.st_mtime_ns)
-    return (*stamp, *changes, *(() if log is None else (log.st_ino, log.st_size, log.st_mtime_ns)))
+    changes = (stat.st_size, stat.st_mtime_ns)
+    return (*identity, *changes, *(() if log is None else (log.st_ino, log.st_size, log.st_mtime_ns)))
 
 
 def _log(path: Path) -> Path:

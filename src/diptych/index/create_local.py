@@ -1,4 +1,4 @@
-"""Creation of an index in a folder, by one process at a time."""
+"""Create an index in a folder. A lock makes sure that only one process does so."""
 
 import json
 import sqlite3
@@ -18,11 +18,19 @@ from diptych.index.vector_file import VectorDtype, VectorFile
 def create_local_index(
     folder: Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> LocalIndex:
-    """An empty index in a folder that is empty, or not there.
+    """Create an empty index in a folder that is empty or does not exist.
+
+    Args:
+        folder: the folder to create.
+        dim: embedding dimension.
+        model: identity of the model that computes the vectors.
+        bundle: path of the bundle of the model.
+        kind: number format of the stored vectors.
+        aliases: other names of the same model.
 
     Raises:
-        IndexingError: the folder holds an index, which another process may just have made, or something else; or it cannot
-            be written.
+        IndexingError: the folder contains an index, which another process may just have created, or other files; or it
+            cannot be written.
         BusyError: another process has been creating the index for ten seconds.
     """
     file = VectorFile(folder, 0, dim, kind)
@@ -30,7 +38,7 @@ def create_local_index(
     known = {"aliases": json.dumps(list(aliases))} if aliases else {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_empty(folder, file)  # Before a lock file is written into it.
+        _check_empty(folder, file)  # Check before the lock file is written into the folder.
         with file_lock(folder / LOCK, wait_s=10):
             _check_empty(folder, file)
             file.create()
@@ -39,14 +47,16 @@ def create_local_index(
                 keep_counts(database)
                 set_about(database, **{name: str(value) for name, value in about.items()}, **known)
                 database.commit()
-                database.execute("PRAGMA journal_mode = WAL")  # Those who open it at once need not agree on it.
+                database.execute(
+                    "PRAGMA journal_mode = WAL"
+                )  # Processes that open it at the same time need not switch.
     except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
         raise IndexingError(f"{folder}: cannot be written ({error})") from None
     return LocalIndex(folder)
 
 
 def _check_empty(folder: Path, file: VectorFile) -> None:
-    """Refuse a folder that holds an index, or files other than those that a killed process left while it created one."""
+    """Raise IndexingError if the folder contains an index, or files that are not left from an interrupted creation."""
     left_over = {LOCK, f"{LOCK}.holder", file.path.name, "codes-0.i8", "codes-0.f32"}
     if holds_local_index(folder):
         raise IndexingError(f"{folder}: holds an index already")
@@ -55,5 +65,5 @@ def _check_empty(folder: Path, file: VectorFile) -> None:
 
 
 def _is_tmp(path: Path) -> bool:
-    """Whether it is a temporary file, or SQLite's log of one."""
+    """Whether a path is a temporary file or the SQLite log of one."""
     return any(is_tmp(path.with_name(path.name.removesuffix(suffix))) for suffix in ("", "-wal", "-shm", "-journal"))

@@ -1,4 +1,4 @@
-"""Creation of an index in PostgreSQL."""
+"""Create an index in PostgreSQL."""
 
 import json
 import time
@@ -33,15 +33,15 @@ CREATE TABLE broken (
 """
 _CREATE_S, _LOOK_AGAIN_S = 10.0, 0.1
 _INLINE_DIM = 1900
-"""A row of so many numbers fits into a page, where a search reads it seven times as fast as from beside the table."""
+"""Vectors of up to this dimension fit into a page of the table, and searches read them seven times faster than from TOAST."""
 
 
 def holds_postgres_index(address: str) -> bool:
-    """Whether there is one to open.
+    """Whether an index exists at an address.
 
     Raises:
         IndexingError: the server cannot be reached.
-        ConfigError: the address is none.
+        ConfigError: the address is invalid.
     """
     parsed = parse_address(address)
     with _connected(parsed) as cursor:
@@ -51,20 +51,27 @@ def holds_postgres_index(address: str) -> bool:
 def create_postgres_index(
     address: str, *, dim: int, model: str, bundle: str, aliases: Sequence[str] = ()
 ) -> PostgresIndex:
-    """An empty index in a schema that is empty, or not there.
+    """Create an empty index in a schema that is empty or does not exist.
+
+    Args:
+        address: the address of the index.
+        dim: embedding dimension.
+        model: identity of the model that computes the vectors.
+        bundle: path of the bundle of the model.
+        aliases: other names of the same model.
 
     Raises:
-        IndexingError: an index exists, which another process may just have created, or another table exists; the database
-            cannot store every text; or it cannot be written.
+        IndexingError: the schema contains an index, which another process may just have created, or another table; the
+            encoding of the database is not UTF-8; or the database cannot be written.
         BusyError: another process has been creating it for ten seconds.
-        ConfigError: the address is none.
+        ConfigError: the address is invalid.
     """
     parsed = parse_address(address)
     with _connected(parsed) as cursor, cursor.connection.transaction():
         encoding = cursor.connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise IndexingError(
-                f"{parsed.shown}: its database is in {encoding}, which holds not every name; it must be UTF8"
+                f"{parsed.shown}: its database has the encoding {encoding}, which cannot store every name; it must be UTF8"
             )
         _lock_to_create(cursor, parsed)
         if _tables(cursor, parsed.schema):
@@ -106,7 +113,7 @@ def _connected(address: Address) -> Iterator[psycopg.Cursor[Any]]:
 
 
 def _tables(cursor: psycopg.Cursor[Any], schema: str, *, named: str = "%") -> int:
-    """How many tables and the like a schema has."""
+    """Number of tables, views and similar objects of a schema whose names match a LIKE pattern."""
     sql = """
         SELECT FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid
         WHERE nspname = %s AND relname LIKE %s AND relkind IN ('r', 'p', 'v', 'm', 'f')

@@ -1,4 +1,4 @@
-"""Dates and times in filters."""
+"""Parse dates and times in filters."""
 
 import re
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _END_OF_TIME = "9999-12-31 24:00:00"
 
 @dataclass(frozen=True)
 class Period:
-    """A span of time, from `first` to before `after`. Both are texts that sort by time, such as `2024-01-31`."""
+    """A half-open span of time. Both ends are texts that sort by time, such as `2024-01-31`."""
 
     first: str
-    """Start of the period."""
+    """Start of the period, inclusive."""
     after: str
     """End of the period, exclusive."""
 
@@ -38,7 +38,7 @@ def parse_period(text: str, field: DateField) -> Period:
     """
     match = _DATE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{field} is a date, {text!r} is none; write 2024-01-31, or '2024-01-31 10:00:00'")
+        raise ValueError(f"{field} is a date, {text!r} is not; write 2024-01-31, or '2024-01-31 10:00:00'")
     *numbers, zone = match.groups()
     if zone and field == "taken":
         raise ValueError(f"taken has no time zone, it is the camera's local time; leave out {zone!r}")
@@ -50,7 +50,7 @@ def parse_period(text: str, field: DateField) -> Period:
             offset = datetime.fromisoformat(f"2000-01-01T00:00:00{zone.upper()}").utcoffset()
             first = (first.replace(tzinfo=UTC) - (offset or timedelta())).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{field} is a date, {text!r} is none ({error})") from None
+        raise ValueError(f"{field} is a date, {text!r} is not ({error})") from None
     return Period(_written(first), _after(first, len(given)))
 
 
@@ -73,6 +73,6 @@ def _after(first: datetime, num_parts: int) -> str:
 
 
 def _written(moment: datetime) -> str:
-    """The text that the databases compare. Midnight is written as the date alone, which sorts before all times of that day."""
+    """The text that the databases compare. Midnight becomes the date alone, which sorts before all times of that day."""
     text = moment.isoformat(" ", "seconds")
     return text.removesuffix(" 00:00:00")

@@ -1,4 +1,4 @@
-"""A filter as SQL: SQLite's and PostgreSQL's, which let the same entries through."""
+"""Translate filters to the SQL of SQLite and of PostgreSQL. Both select the same entries."""
 
 import re
 from collections.abc import Mapping
@@ -11,28 +11,29 @@ from diptych.index.filters import NUMBERS, Comparison, Filter, Joined, Not
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How a database writes what filters are made of."""
+    """How a database writes the parts of a filter."""
 
-    mark: str
-    """Stands for a value."""
+    placeholder: str
+    """Placeholder of a value in a statement."""
     like: str
-    """Compares a text with a pattern: without regard to the case of a to z, no sign but % and _ being special."""
+    """Compares a text with a pattern. The case of a to z is ignored, and only % and _ are wildcards."""
     fields: Mapping[str, str]
-    """Field to SQL expression. Times are texts such as `2024-05-01 12:00:00`, which sort by time. `caption` is one line."""
+    """SQL expression by field. Times are texts such as `2024-05-01 12:00:00`, which sort by time. `caption` is one line."""
     lines: str
-    """The rows of a picture's caption lines."""
+    """Table expression whose rows are the caption lines of a picture."""
     has_text: str | None = None
-    """True if the captions may contain a text: cheaper than reading their lines. None where reading the lines is as cheap."""
+    """Condition that is true if the captions may contain a text. It is cheaper than reading their lines; None if it is not."""
 
 
 _PATTERN_OR_ESCAPED = re.compile(r'[%_"\\\x00-\x1f]')
-"""Characters that stand for others in a pattern, or that JSON writes in another way."""
+"""Wildcards of a pattern, and characters that JSON escapes."""
 _LONGEST_TEXT = 1000
-"""SQLite refuses patterns of more than 50,000 bytes."""
-_PLAIN_JSON = r"replace(replace(replace(captions, '\\', {mark}), '\u0000', ''), {mark}, '\\')"
-"""The captions' JSON without NUL, which PostgreSQL's texts cannot contain. `{mark}` is a character that JSON never contains."""
+"""Maximum length of the text in `has_text`. SQLite rejects patterns of more than 50,000 bytes."""
+_PLAIN_JSON = r"replace(replace(replace(captions, '\\', {quoted}), '\u0000', ''), {quoted}, '\\')"
+"""The JSON of the captions without NUL, which PostgreSQL does not allow in texts. `{quoted}` is a character that JSON never
+contains."""
 SQLITE = Dialect(
-    mark="?",
+    placeholder="?",
     like="{text} LIKE ?",
     fields={
         "path": "key",
@@ -43,11 +44,11 @@ SQLITE = Dialect(
         "height": "height",
         "caption": "line.value",
     },
-    lines=f"json_each({_PLAIN_JSON.format(mark='char(1)')}) AS line",
+    lines=f"json_each({_PLAIN_JSON.format(quoted='char(1)')}) AS line",
     has_text=r"(captions LIKE ? OR instr(captions, '\u0000'))",
 )
 POSTGRESQL = Dialect(
-    mark="%s",
+    placeholder="%s",
     like="{text} ILIKE %s ESCAPE ''",  # With COLLATE "C", only a to z have a case.
     fields={
         "path": 'key COLLATE "C"',
@@ -59,13 +60,13 @@ POSTGRESQL = Dialect(
         "height": "height",
         "caption": 'line.value COLLATE "C"',
     },
-    lines=f"jsonb_array_elements_text({_PLAIN_JSON.format(mark='chr(1)')}::jsonb) AS line(value)",
+    lines=f"jsonb_array_elements_text({_PLAIN_JSON.format(quoted='chr(1)')}::jsonb) AS line(value)",
 )
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A part of a statement, and the values of its marks, so that no text of a user is ever part of it."""
+    """A part of a statement, and the values of its placeholders. The statement never contains text from a user."""
 
     sql: str
     values: tuple[Any, ...]
@@ -73,10 +74,10 @@ class Condition:
 
 @renamed_parameter("chosen", "selected")
 def to_sql(selected: Filter, dialect: Dialect) -> Condition:
-    """A filter as a condition.
+    """The SQL condition of a filter.
 
-    Deep parts come first, and `not` before `not` is dropped, because SQLite's parser stops where about 100 words wait for their
-    end: `a AND (b OR (` leaves three words waiting per level, `((` one.
+    Deep parts come first, and double negations are dropped, because SQLite's parser has a stack of about 100 tokens. The form
+    `a AND (b OR (` takes three of them per level, and `((` takes one.
 
     >>> to_sql(Not(Comparison("path", "like", "%.png")), SQLITE)
     Condition(sql='NOT (key LIKE ?)', values=('%.png',))
@@ -100,7 +101,7 @@ def to_sql(selected: Filter, dialect: Dialect) -> Condition:
 
 @renamed_parameter("chosen", "selected")
 def where(selected: Filter | None, dialect: Dialect) -> Condition:
-    """The clause of a statement; empty without a filter."""
+    """The WHERE clause of a filter, with a leading space; empty if `selected` is None."""
     if selected is None:
         return Condition("", ())
     condition = to_sql(selected, dialect)
@@ -130,7 +131,7 @@ def _compare(selected: Comparison, dialect: Dialect) -> Condition:
 
 
 def _contained_text(selected: Comparison) -> str:
-    """The longest text that the JSON of captions contains if the comparison is true; empty if none is known.
+    """The longest text that the JSON of the captions must contain for the comparison to be true; empty if none is known.
 
     >>> _contained_text(Comparison("caption", "like", 'a "dog" on%the beach'))
     'the beach'
@@ -146,4 +147,4 @@ def _compare_one(selected: Comparison, dialect: Dialect) -> Condition:
     if selected.comparison == "like":
         text = f"CAST({field} AS TEXT)" if selected.field in NUMBERS else field
         return Condition(dialect.like.format(text=text), (str(selected.value),))
-    return Condition(f"{field} {selected.comparison} {dialect.mark}", (selected.value,))
+    return Condition(f"{field} {selected.comparison} {dialect.placeholder}", (selected.value,))

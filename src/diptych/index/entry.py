@@ -1,4 +1,4 @@
-"""What an index knows of a picture beside its vector."""
+"""The metadata of pictures in an index."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,41 +10,47 @@ from diptych.core.deprecated import renamed_attribute
 
 @dataclass(frozen=True, kw_only=True)
 class FileStat:
-    """What tells, without reading a file, that it has not changed."""
+    """Size and modification time of a file. If both are equal to the stored ones, the file is regarded as unchanged."""
 
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified_ns: int
-    """Time of the last change, in nanoseconds since 1970."""
+    """Modification time, in nanoseconds since 1970."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One picture."""
+    """The metadata of one picture."""
 
     key: str
-    """Where it lies: the absolute path."""
+    """Absolute path of the picture."""
     digest: str
-    """Of its content: pictures of one digest share a vector."""
+    """Hash of the content of the file. Pictures with the same digest share a vector."""
     stamp: FileStat
+    """Size and modification time of the file."""
     width: int | None = None
-    """Pixels, upright."""
+    """Width in pixels, after rotation to the upright orientation; None if unknown."""
     height: int | None = None
+    """Height in pixels, likewise."""
     taken: str | None = None
-    """When, by the camera: `2024-05-01 12:00:00`."""
+    """Local time of the exposure according to the camera, such as `2024-05-01 12:00:00`; None if unknown."""
     captions: tuple[str, ...] = ()
+    """Caption lines."""
     sidecar: FileStat | None = None
-    """FileStat of the text file next to the picture that the captions were read from; None if there was none."""
+    """Size and modification time of the text file that the captions were read from; None if there was none."""
     target: str | None = None
-    """The path with all symbolic links resolved, if that is not `key`; None for a picture that no link leads to."""
+    """Path with all symbolic links resolved; None if that is `key`."""
     phash: int | None = None
-    """The perceptual hash of the picture (`images/fingerprints.py`), 64 bits; None if it was not computed."""
+    """Perceptual hash of the picture, 64 bits (`images/fingerprints.py`); None if it was not computed."""
 
 
 def merged_left_out(
     stored: Mapping[str, Mapping[str, int]], new: Mapping[str, Mapping[str, int]]
 ) -> dict[str, dict[str, int]]:
-    """Counts of files by folder and suffix, with those of newly scanned folders. No file is counted twice.
+    """Counts of files by folder and suffix, updated with the counts of newly scanned folders.
+
+    A new count of a folder replaces the stored counts of the folder and its subfolders. A new count of a subfolder of a stored
+    folder is dropped, so that no file is counted twice.
 
     >>> merged_left_out({"/a/b": {".heic": 2}, "/c": {".cr2": 1}}, {"/a": {".heic": 3}, "/c": {}})
     {'/a': {'.heic': 3}}
@@ -61,7 +67,7 @@ def merged_left_out(
 
 
 def common_folder(first: str | None, last: str | None) -> str | None:
-    """The nearest folder that contains all keys, from the first and the last key in order; None without keys or for the root.
+    """The deepest folder that contains all keys, given the first and the last of the sorted keys; None without keys or for `/`.
 
     >>> common_folder("/photos/2023/a.jpg", "/photos/2024/b.jpg"), common_folder("/a.jpg", "/b/c.jpg")
     ('/photos', None)
@@ -69,16 +75,16 @@ def common_folder(first: str | None, last: str | None) -> str | None:
     if first is None or last is None:
         return None
     pairs = zip(first.split("/")[:-1], last.split("/")[:-1], strict=False)
-    return "/".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or None
+    return "/".join(part for part, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)) or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchHit:
-    """An entry that answers a query."""
+    """An entry that a search found."""
 
     entry: Entry
     score: float
-    """Its cosine with the query, within [-1, 1]."""
+    """Cosine of its vector and the query, within [-1, 1]."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,14 @@
-"""Exact nearest neighbors: fast products select candidates, and scores that are the same in every request rank them.
+"""Exact nearest neighbors: fast products select candidates, and reproducible scores rank them.
 
-Candidates come from a float32 matrix product, or from the product of eight-bit codes. Both have an error of at most `slack`: a
-vector whose product is more than twice that below the K-th best cannot be among the K nearest, nor tie with the last of them.
-A code is a vector's scale and integers of it. What rounding leaves of a vector v and a query q bounds how far the product of
-their codes can be from theirs: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'| (Cauchy and Schwarz).
+Candidates come from a float32 matrix product, or from a product of eight-bit codes. Both have an error of at most `slack`. A
+vector whose product is more than 2 * `slack` below the K-th best cannot be among the K nearest, nor tie with the last of them.
+A code consists of a scale and integers. With q' and v' the decoded codes of a query q and a vector v, the error of the product
+is bounded by the Cauchy-Schwarz inequality: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'|.
 
-The score of each candidate is computed alone, in float64 and in one order of summation, and rounded to float32. It therefore
-does not depend on the other queries and vectors of a request, and equal vectors have equal scores. Candidates are ranked by
-falling score, and equal scores by row.
-Shapes: N vectors, E embedding, Q queries, K found, P pairs of a query and a vector, C vectors of a tile.
+The score of each candidate is computed separately, in float64 and in a fixed order of summation, and rounded to float32. It
+therefore does not depend on the other queries and vectors of a request, and equal vectors have equal scores. Candidates are
+sorted by decreasing score, and equal scores by row.
+Shapes: N vectors, E embedding, Q queries, K found, M rows of a subset, P pairs of a query and a vector, C vectors of a tile.
 """
 
 from collections.abc import Iterator
@@ -24,46 +24,48 @@ from diptych.core.device import has_fast_int8
 
 _CHUNK = 65_536
 _TILE = 2**21
-"""Number of products per tile; those of codes fit in the cache."""
+"""Number of products per tile. Products of codes fit in the cache."""
 _PAIRS = 2**20
 """Number of candidates that are collected before they are scored, unless `top` needs more. Equal vectors are all candidates."""
 _SCORED_NUMBERS = 2**18
 """Number of values that are converted to float64 at a time, so that they fit in the cache."""
 _SMALLEST_TILE = 1024
-"""Vectors at a time, at least."""
+"""Minimum number of vectors per tile."""
 _QUERIES = 256
+"""Number of queries that are compared at a time."""
 _MOST_LEFT = 0.02
-"""Share of the pairs of a query and a vector that codes may leave, beside the nearest. If vectors differ by little more than
-the errors of their codes, codes leave most of them, and the plain products are faster."""
+"""Maximum share of pairs of a query and a vector that may be candidates according to the codes, in addition to 4 K pairs per
+query. If vectors differ by little more than the errors of their codes, most pairs are candidates, and the float32 products are
+faster."""
 _CONVERTED = 16_384
-"""Vectors of float16 that are converted at a time. Fewer would stay in the cache, but the threads of PyTorch and of NumPy's
-matrix product would take turns so often that they hinder each other."""
+"""Number of float16 vectors that are converted at a time. Fewer would stay in the cache, but would alternate so often between
+the threads of PyTorch and of NumPy's matrix product that these slow each other down."""
 _FEW = 10_000
-"""So many vectors are compared sooner than they are coded."""
+"""Minimum number of vectors for which codes are used. The float32 product of fewer vectors is faster."""
 _LARGEST = 127
 _LOWEST = np.finfo(np.float32).min
 _ROUNDING = 1e-5
 """Upper bound of the rounding error of float32 in a sum of codes."""
 
 Vectors: TypeAlias = Float[ndarray, "N E"]
-"""Of float32, or of float16 as a file may keep them."""
+"""Unit vectors in float32, or in float16 as stored in a file."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Vectors in eight bits."""
+    """Vectors quantized to eight bits: `integers * scale` approximates them."""
 
     integers: Int8[ndarray, "N E"]
     scale: Float32[ndarray, " N"]
     error: Float32[ndarray, " N"]
-    """Length of what rounding took from each."""
+    """Length of the difference between each vector and its approximation."""
 
     def __len__(self) -> int:
         return len(self.scale)
 
 
 def encode(vectors: Vectors) -> Codes:
-    """The codes of vectors.
+    """The eight-bit codes of vectors.
 
     >>> encode(np.array([[1, 0.5]], dtype=np.float32)).integers
     array([[127,  64]], dtype=int8)
@@ -83,16 +85,16 @@ def nearest(
     among: Int64[ndarray, " M"] | None = None,
     codes: Codes | None = None,
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """Rows and inner products of the nearest vectors, sorted by falling inner product, equal ones by row.
+    """Rows and inner products of the nearest vectors, sorted by decreasing inner product; equal ones are sorted by row.
 
-    K is `top` or the number of vectors. Damaged vectors, whose product is not a number, are not found: the missing rows are -1.
+    K is the smaller one of `top` and the number of vectors. Vectors whose product is NaN are not found; missing rows are -1.
 
     Args:
-        vectors: read chunk by chunk, so that memory does not grow with their number.
-        queries: of unit length.
-        top: so many of each query.
-        among: only these rows.
-        codes: of the vectors, if there are any and this CPU is fast with them.
+        vectors: unit vectors. They are read chunk by chunk, so that memory does not grow with their number.
+        queries: unit vectors.
+        top: maximum number of hits per query.
+        among: rows to search; None for all rows.
+        codes: eight-bit codes of the vectors. They are used only if the CPU has fast int8 instructions.
 
     >>> nearest(np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[1]], top=1)[0]
     array([[1]])
@@ -116,7 +118,7 @@ def nearest(
 
 
 _Tile: TypeAlias = tuple[Int64[ndarray, " C"], Float32[ndarray, "Q C"], Float32[ndarray, " Q"]]
-"""Rows of some vectors, their approximate products with each query, and the maximum error of these."""
+"""Rows of the vectors, their approximate products with each query, and the maximum error of the products of each query."""
 
 
 def _by_products(
@@ -135,10 +137,12 @@ def _multiply(queries: Float32[ndarray, "Q E"], chunk: Vectors) -> Float32[ndarr
     products = np.empty((len(queries), len(chunk)), dtype=np.float32)
     buffer = np.empty((min(_CONVERTED, len(chunk)), chunk.shape[1]), dtype=np.float32)
     for start in range(0, len(chunk), _CONVERTED):
-        some = chunk[start : start + _CONVERTED]
-        converted = buffer[: len(some)]
-        torch.from_numpy(converted).copy_(torch.from_numpy(np.array(some)))  # A copy, since files are mapped read-only.
-        products[:, start : start + len(some)] = queries @ converted.T
+        part = chunk[start : start + _CONVERTED]
+        converted = buffer[: len(part)]
+        torch.from_numpy(converted).copy_(
+            torch.from_numpy(np.array(part))
+        )  # A copy, because files are mapped read-only.
+        products[:, start : start + len(part)] = queries @ converted.T
     return products
 
 
@@ -153,7 +157,7 @@ def _by_codes(codes: Codes, queries: Float32[ndarray, "Q E"], among: Int64[ndarr
 
 
 class _Candidates:
-    """The vectors that can be among the K nearest of each query, from tiles of approximate products."""
+    """Collects the vectors that can be among the K nearest of each query, from tiles of approximate products."""
 
     def __init__(self, vectors: Vectors, queries: Float32[ndarray, "Q E"], top: int) -> None:
         self._vectors, self._queries, self._top = vectors, queries, top
@@ -256,16 +260,16 @@ class _Candidates:
 def scores_of(
     vectors: Vectors, queries: Float32[ndarray, "Q E"], query: Int64[ndarray, " P"], row: Int64[ndarray, " P"]
 ) -> Float32[ndarray, " P"]:
-    """The inner product of each pair, which depends only on its two vectors."""
+    """The inner product of each pair, in float32. It depends only on the two vectors of the pair."""
     score = np.empty(len(row), dtype=np.float32)
     order = np.argsort(query, kind="stable")
     ends = np.searchsorted(query[order], np.arange(len(queries)), side="right")
     size = max(1, _SCORED_NUMBERS // queries.shape[1])
-    for of_query, one in zip(np.split(order, ends[:-1]), queries.astype(np.float64), strict=True):
-        for start in range(0, len(of_query), size):
-            part = of_query[start : start + size]
+    for pairs, one_query in zip(np.split(order, ends[:-1]), queries.astype(np.float64), strict=True):
+        for start in range(0, len(pairs), size):
+            part = pairs[start : start + size]
             # Convert first: the buffers of einsum would split the sums of long vectors.
-            score[part] = np.einsum("pe,e->p", np.asarray(vectors[row[part]], dtype=np.float64), one)
+            score[part] = np.einsum("pe,e->p", np.asarray(vectors[row[part]], dtype=np.float64), one_query)
     return score
 
 
@@ -277,7 +281,7 @@ def rank(
     num_queries: int,
     top: int,
 ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-    """The best pairs of each query by (-score, row). Rows are -1 if there are fewer pairs or a score is not a number.
+    """Rows and scores of the best pairs of each query, sorted by (-score, row). Missing rows are -1; NaN scores are dropped.
 
     >>> rank(np.array([0, 0, 0]), np.array([8, 3, 5]), np.float32([1, 1, 2]), num_queries=1, top=2)[0]
     array([[5, 3]])
@@ -285,17 +289,17 @@ def rank(
     query, row, score = (side[~np.isnan(score)] for side in (query, row, score))
     order = np.lexsort((row, -score, query))
     query, row, score = query[order], row[order], score[order]
-    place = np.arange(len(query)) - np.searchsorted(query, np.arange(num_queries))[query]
-    kept = place < top
+    position = np.arange(len(query)) - np.searchsorted(query, np.arange(num_queries))[query]
+    kept = position < top
     rows, scores = np.full((num_queries, top), -1), np.full((num_queries, top), -np.inf, dtype=np.float32)
-    rows[query[kept], place[kept]], scores[query[kept], place[kept]] = row[kept], score[kept]
+    rows[query[kept], position[kept]], scores[query[kept], position[kept]] = row[kept], score[kept]
     return rows, scores
 
 
 def _chunks(
     rows: ndarray, among: Int64[ndarray, " M"] | None, size: int
 ) -> Iterator[tuple[Int64[ndarray, " C"], ndarray]]:
-    """Chunks of rows, with their row numbers."""
+    """The row numbers and the values of each chunk of an array, or of the rows `among` of it."""
     num = len(rows) if among is None else len(among)
     for start in range(0, num, size):
         end = min(start + size, num)

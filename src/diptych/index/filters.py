@@ -1,8 +1,8 @@
-"""What a search is narrowed to: `taken > 2024-01-01 and width >= 800 and not caption like '%dog%'`.
+"""Parse filters of a search, such as `taken > 2024-01-01 and width >= 800 and not caption like '%dog%'`.
 
-A condition is a field, a comparison and a value; `and`, `or`, `not` and brackets join them. It is read into a tree that knows
-no database; `dialects.py` writes it for one. A date stands for the whole day (`dates.py`). A comparison with `caption` holds
-if it holds for any line.
+A condition consists of a field, an operator and a value. Conditions are combined with `and`, `or`, `not` and parentheses. The
+parser returns a tree that does not depend on the database; `dialects.py` translates it to SQL. A date stands for the whole day
+(`dates.py`). A comparison with `caption` is true if it is true for any caption line.
 """
 
 import math
@@ -22,33 +22,33 @@ _DATES = frozenset(get_args(DateField))
 _FIELDS, _SIGNS = get_args(Field), get_args(Sign)
 _TOKEN = re.compile(r"\s*(?:(<=|>=|!=|==|=|<|>|\(|\))|'((?:[^']|'')*)'|\"([^\"]*)\"|([^\s()<>=!'\"]+))")
 MAX_LEVELS = 32
-"""Of brackets and `not` within each other."""
+"""Maximum nesting depth of parentheses and `not`."""
 MAX_CONDITIONS = 256
-"""Comparisons in one filter."""
-_NO_TEXT = re.compile("[\x00\ud800-\udfff]")
-"""Bytes on the command line that are no UTF-8 come as halves of a pair; no database takes them."""
+"""Maximum number of comparisons in a filter."""
+_INVALID_CHARACTER = re.compile("[\x00\ud800-\udfff]")
+"""NUL and surrogates, which databases cannot store. Python decodes invalid UTF-8 on the command line to surrogates."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A field beside a value."""
+    """Comparison of a field with a value."""
 
     field: Field
     comparison: Sign
     value: str | float
-    """A number for a number, unless the comparison is `like`."""
+    """A number for numeric fields, unless the comparison is `like`."""
 
 
 @dataclass(frozen=True)
 class Not:
-    """What the inner one keeps back; nothing is let through of which it cannot be told."""
+    """Negation of a filter. An entry whose field has no value matches neither the filter nor its negation."""
 
     inner: "Filter"
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Two or more filters of which all, or any, must let through."""
+    """Two or more filters of which all (`and`) or at least one (`or`) must match."""
 
     word: Literal["and", "or"]
     parts: tuple["Filter", ...]
@@ -60,102 +60,102 @@ Filter: TypeAlias = Comparison | Not | Joined
 class _Token(NamedTuple):
     text: str
     is_quoted: bool
-    place: int
+    position: int
 
 
 def parse_filter(text: str) -> Filter:
-    """A condition as a tree.
+    """The tree of a filter.
 
-    At most 32 levels of brackets and `not`, and 256 conditions: databases have such limits, too.
+    A filter has at most 32 levels of parentheses and `not`, and at most 256 conditions, because databases have similar limits.
 
     Raises:
-        ConfigError: it cannot be read, or is too deep or long; the message says where.
+        ConfigError: the filter has a syntax error, or is too deep or too long. The message gives the position.
 
     >>> parse_filter("size > 1000 and not path like '%.png'").parts[1]
     Not(inner=Comparison(field='path', comparison='like', value='%.png'))
     """
     parser = _Parser(text)
-    found = parser.either()
-    if parser.now is not None:
+    parsed = parser.parse_or()
+    if parser.current is not None:
         raise parser.error("and, or, or the end")
-    return found
+    return parsed
 
 
 class _Parser:
-    """One word ahead, one method a level of binding."""
+    """Recursive descent parser with one token of lookahead and one method per level of precedence."""
 
     def __init__(self, text: str) -> None:
         self.text, self._tokens, self._next = text, list(_tokens(text)), 0
         self._level = self._num_conditions = 0
 
     @property
-    def now(self) -> _Token | None:
-        """The word that is read next; None at the end."""
+    def current(self) -> _Token | None:
+        """The next token; None at the end."""
         return self._tokens[self._next] if self._next < len(self._tokens) else None
 
-    def either(self) -> Filter:
-        """Conditions joined by `or`."""
-        parts = [self._both()]
-        while self._takes("or"):
-            parts.append(self._both())
+    def parse_or(self) -> Filter:
+        """Parse conditions joined by `or`."""
+        parts = [self._parse_and()]
+        while self._accept("or"):
+            parts.append(self._parse_and())
         return _joined("or", parts)
 
-    def _both(self) -> Filter:
-        parts = [self._one()]
-        while self._takes("and"):
-            parts.append(self._one())
+    def _parse_and(self) -> Filter:
+        parts = [self._parse_not()]
+        while self._accept("and"):
+            parts.append(self._parse_not())
         return _joined("and", parts)
 
-    def _one(self) -> Filter:
-        place = None if self.now is None else self.now.place
-        if self._takes("not"):
-            with self._deeper(place):
-                return Not(self._one())
-        if self._takes("("):
-            with self._deeper(place):
-                inner = self.either()
-            if not self._takes(")"):
+    def _parse_not(self) -> Filter:
+        position = None if self.current is None else self.current.position
+        if self._accept("not"):
+            with self._nested(position):
+                return Not(self._parse_not())
+        if self._accept("("):
+            with self._nested(position):
+                inner = self.parse_or()
+            if not self._accept(")"):
                 raise self.error(")")
             return inner
         return self._comparison()
 
     @contextmanager
-    def _deeper(self, place: int | None) -> Iterator[None]:
+    def _nested(self, position: int | None) -> Iterator[None]:
         if self._level == MAX_LEVELS:
             raise ConfigError(
-                f"--where at {(place or 0) + 1}: more than {MAX_LEVELS} levels of brackets and not; simplify the filter"
+                f"--where at {(position or 0) + 1}: more than {MAX_LEVELS} levels of brackets and not; simplify the filter"
             )
         self._level += 1
         yield
         self._level -= 1
 
     def _comparison(self) -> Filter:
-        name = self._word("a field")
+        name = self._expect_word("a field")
         self._num_conditions += 1
         if self._num_conditions > MAX_CONDITIONS:
             raise ConfigError(
-                f"--where at {name.place + 1}: more than {MAX_CONDITIONS} conditions; split the filter, or use like"
+                f"--where at {name.position + 1}: more than {MAX_CONDITIONS} conditions; split the filter, or use like"
             )
         if name.is_quoted or name.text not in _FIELDS:
-            raise ConfigError(f"--where at {name.place + 1}: {unknown_name('field', name.text, _FIELDS)}")
-        sign = self._word("a comparison")
+            raise ConfigError(f"--where at {name.position + 1}: {unknown_name('field', name.text, _FIELDS)}")
+        sign = self._expect_word("a comparison")
         comparison = "=" if sign.text == "==" else sign.text.lower()
         if sign.is_quoted or comparison not in _SIGNS:
             raise ConfigError(
-                f"--where at {sign.place + 1}: {sign.text!r} is no comparison; known: {', '.join(_SIGNS)}"
+                f"--where at {sign.position + 1}: {sign.text!r} is not a comparison; known: {', '.join(_SIGNS)}"
             )
-        value = self._word("a value")
+        value = self._expect_word("a value")
         if name.text in _DATES and comparison != "like":
-            return self._dated(cast("DateField", name.text), comparison, value)
-        given = value.text if comparison == "like" else self._value(name.text, value)
-        return Comparison(cast("Field", name.text), cast("Sign", comparison), given)
+            return self._date_comparison(cast("DateField", name.text), comparison, value)
+        operand = value.text if comparison == "like" else self._value(name.text, value)
+        return Comparison(cast("Field", name.text), cast("Sign", comparison), operand)
 
-    def _dated(self, field: DateField, comparison: str, value: _Token) -> Filter:
-        """A comparison with a day, minute or other period, as comparisons with the start and the end of the period."""
+    def _date_comparison(self, field: DateField, comparison: str, value: _Token) -> Filter:
+        """A comparison with a period, such as a day, as comparisons with its start and its end."""
         try:
             period = parse_period(value.text, field)
         except ValueError as error:
-            raise ConfigError(f"--where at {value.place + 1}: {error}") from None
+            raise ConfigError(f"--where at {value.position + 1}: {error}") from None
         is_before, is_after = Comparison(field, "<", period.first), Comparison(field, ">=", period.after)
         starts, ends = Comparison(field, ">=", period.first), Comparison(field, "<", period.after)
         either: dict[str, Filter] = {"<": is_before, "<=": ends, ">": is_after, ">=": starts}
@@ -170,45 +170,45 @@ class _Parser:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ConfigError(f"--where at {value.place + 1}: {name} is a number, {value.text!r} is none")
+            raise ConfigError(f"--where at {value.position + 1}: {name} is a number, {value.text!r} is not")
         return number
 
-    def _takes(self, word: str) -> bool:
-        if self.now is None or self.now.is_quoted or self.now.text.lower() != word:
+    def _accept(self, word: str) -> bool:
+        if self.current is None or self.current.is_quoted or self.current.text.lower() != word:
             return False
         self._next += 1
         return True
 
-    def _word(self, what: str) -> _Token:
-        if self.now is None or (not self.now.is_quoted and self.now.text in {"(", ")"}):
+    def _expect_word(self, what: str) -> _Token:
+        if self.current is None or (not self.current.is_quoted and self.current.text in {"(", ")"}):
             raise self.error(what)
         self._next += 1
         return self._tokens[self._next - 1]
 
     def error(self, expected: str) -> ConfigError:
-        """Something else stands here."""
-        place = len(self.text) if self.now is None else self.now.place
-        found = "the end" if self.now is None else repr(self.now.text)
-        return ConfigError(f"--where at {place + 1}: expected {expected}, found {found}, in {self.text!r}")
+        """The error that the current token is not the expected one."""
+        position = len(self.text) if self.current is None else self.current.position
+        found = "the end" if self.current is None else repr(self.current.text)
+        return ConfigError(f"--where at {position + 1}: expected {expected}, found {found}, in {self.text!r}")
 
 
 def _tokens(text: str) -> list[_Token]:
-    found, place = [], 0
-    odd = _NO_TEXT.search(text)
-    if odd is not None:
-        raise ConfigError(f"--where at {odd.start() + 1}: {odd[0]!r} is no text")
+    tokens, position = [], 0
+    invalid = _INVALID_CHARACTER.search(text)
+    if invalid is not None:
+        raise ConfigError(f"--where at {invalid.start() + 1}: {invalid[0]!r} is not a valid character")
     text = text.rstrip()
-    while place < len(text):
-        match = _TOKEN.match(text, place)
+    while position < len(text):
+        match = _TOKEN.match(text, position)
         if match is None:
-            rest = text[place:].lstrip()
+            rest = text[position:].lstrip()
             raise ConfigError(f"--where at {len(text) - len(rest) + 1}: cannot be read from {rest[:20]!r} on")
         sign, single, double, word = match.groups()
         quoted = single.replace("''", "'") if single is not None else double
-        start = place + len(match[0]) - len(match[0].lstrip())
-        found.append(_Token(quoted if quoted is not None else sign or word, quoted is not None, start))
-        place = match.end()
-    return found
+        start = position + len(match[0]) - len(match[0].lstrip())
+        tokens.append(_Token(quoted if quoted is not None else sign or word, quoted is not None, start))
+        position = match.end()
+    return tokens
 
 
 def _joined(word: Literal["and", "or"], parts: Sequence[Filter]) -> Filter:

@@ -49,7 +49,7 @@ _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)
 class LocalStore(StoredIndex):
     """The base of `LocalIndex`: operations on the files, without additions and searches."""
 
-    _mark = SQLITE.mark
+    _placeholder = SQLITE.placeholder
 
     def __init__(self, folder: Path) -> None:
         """Open what is there.

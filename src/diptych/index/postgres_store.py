@@ -55,7 +55,7 @@ _DIGESTS_OUTSIDE = """
 class PostgresStore(StoredIndex):
     """The base of `PostgresIndex`: connections, locks and checks, without additions and searches."""
 
-    _mark = POSTGRESQL.mark
+    _placeholder = POSTGRESQL.placeholder
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
         """Open an existing index.

@@ -22,7 +22,7 @@ class StoredIndex(ABC):
 
     models: tuple[str, ...]
     _format: int
-    _mark: str
+    _placeholder: str
     """Stands for a value in a statement."""
 
     @abstractmethod
@@ -109,17 +109,17 @@ class StoredIndex(ABC):
 
     def digest_of(self, key: str) -> str | None:
         """The content of an entry; None if there is no such entry."""
-        rows = self._all(f"SELECT digest FROM entries WHERE key = {self._mark}", (key,))
+        rows = self._all(f"SELECT digest FROM entries WHERE key = {self._placeholder}", (key,))
         return str(rows[0][0]) if rows else None
 
     def with_digest(self, digest: str) -> list[Entry]:
         """The entries of a content, by key."""
-        sql = f"SELECT {self._columns()} FROM entries WHERE digest = {self._mark} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries WHERE digest = {self._placeholder} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, (digest,))]
 
     def has_vector(self, digest: str) -> bool:
         """Whether the content was embedded before."""
-        return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._mark}", (digest,)))
+        return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._placeholder}", (digest,)))
 
     @renamed_parameter("chosen", "selected")
     def keys(self, selected: Filter | None = None) -> list[str]:
@@ -129,7 +129,7 @@ class StoredIndex(ABC):
 
     def keys_at(self, place: str) -> list[str]:
         """The keys of an entry and of the entries in a folder, by the path of both, in order."""
-        rows = self._all(f"SELECT key FROM entries WHERE key = {self._mark}", (place,))
+        rows = self._all(f"SELECT key FROM entries WHERE key = {self._placeholder}", (place,))
         return [key for (key,) in (*rows, *sorted(self._below("SELECT key FROM entries", [place])))]
 
     def without_phash(self) -> list[Entry]:
@@ -144,7 +144,7 @@ class StoredIndex(ABC):
         """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
         condition = self._where(selected)
         both = f"{condition.sql} AND" if condition.sql else " WHERE"
-        sql = f"SELECT {self._columns()} FROM entries{both} key > {self._mark} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries{both} key > {self._placeholder} ORDER BY key"
         if limit is not None:
             sql += f" LIMIT {limit:d}"
         return [to_entry(row) for row in self._all(sql, (*condition.values, after))]
@@ -157,7 +157,9 @@ class StoredIndex(ABC):
         rows = []
         for folder in folders:
             prefix = folder.rstrip("/")  # "0" is the character after "/".
-            rows += self._all(f"{sql} {word} key > {self._mark} AND key < {self._mark}", (f"{prefix}/", f"{prefix}0"))
+            rows += self._all(
+                f"{sql} {word} key > {self._placeholder} AND key < {self._placeholder}", (f"{prefix}/", f"{prefix}0")
+            )
         return rows
 
     def lost(self) -> set[str]:
