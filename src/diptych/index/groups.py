@@ -1,4 +1,7 @@
-"""Groups of pictures that are the same, or similar according to the model. Shapes: N contents, E embedding."""
+"""Find duplicate groups: pictures that are the same, or similar according to the model.
+
+A content is a distinct file content; several files may have it. Shapes: N contents, V vectors, E embedding, P pairs, G ranges.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,31 +18,33 @@ from diptych.index.similar import EXACT_UP_TO, CosineJoiner, join_similar
 from diptych.index.unit_vectors import UnitVectors
 
 SAME_COSINE = 0.9
-"""Minimum cosine of copies of one picture. Near perceptual hashes are not enough: those of plain pictures agree by chance."""
+"""Minimum cosine of copies of a picture. Similar perceptual hashes are not enough: those of plain pictures agree by chance."""
 _CHUNK = 2048
+"""Number of contents that are compared at a time."""
 _PAIRS = 2**18
-"""Pairs of contents that are listed at a time."""
+"""Number of pairs of contents that are listed at a time."""
 _LARGE = 2**12
-"""Contents of two hashes with at least this number of pairs are compared as a block."""
+"""If the contents of two hashes have at least this number of pairs, they are compared as a block."""
 
 DuplicateKind = Literal["identical files", "same picture", "similar according to this model"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Duplicate:
-    """A picture of a group."""
+    """A picture in a duplicate group."""
 
     key: str
+    """Path of the picture."""
     cosine: float
-    """Cosine with the first picture of the group."""
+    """Cosine of its vector and that of the first picture of the group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicateGroup:
-    """Pictures that belong together.
+    """A group of duplicate pictures.
 
-    A group of a looser kind includes one member of each group of a stricter kind: a "same picture" group has one of several
-    identical files, and a group of similar pictures has one copy of each picture.
+    A group of a looser kind contains one member of each group of a stricter kind. A "same picture" group contains one of
+    several identical files, and a group of similar pictures contains one copy of each picture.
     """
 
     kind: DuplicateKind
@@ -58,17 +63,17 @@ def duplicate_groups(
     """Groups of identical files, then of the same picture, then of similar pictures.
 
     Groups of identical files and of the same picture are exact. Groups of similar pictures are exact up to `exact_up_to`
-    contents. Above, each pair exactly at the threshold is found with a probability of at least 99.9 %, and more similar pairs
-    with a higher one. The same vectors always have the same groups. The memory in addition to the vectors is about 1,000 bytes
-    per content, and does not depend on the number of pairs.
+    contents. With more contents, each pair exactly at the threshold is found with a probability of at least 99.9 %, and more
+    similar pairs with a higher probability. The result is deterministic. The function needs about 1,000 bytes of memory per
+    content in addition to the vectors, regardless of the number of pairs.
 
     Args:
         keys: for each content, the files with this content.
-        hashes: for each content, the perceptual hash (`images/fingerprints.py`); None if it is unknown.
-        vectors: the vector of each content, which can be mapped into memory.
-        threshold: pictures with at least this cosine are similar; neighbors of neighbors are in one group.
-        rows: the row of the vector of each content; without it, content i has row i.
-        exact_up_to: the maximum number of contents of which all pairs are compared.
+        hashes: for each content, the 64-bit perceptual hash (`images/fingerprints.py`); None if it is unknown.
+        vectors: vectors of the contents; they can be mapped into memory.
+        threshold: minimum cosine of similar pictures. Groups are connected components: neighbors of neighbors are included.
+        rows: for each content, the row of its vector; if None, content i has row i.
+        exact_up_to: maximum number of contents for which all pairs are compared.
 
     >>> eye = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
     >>> groups = duplicate_groups([["a"], ["b", "c"], ["d"], ["e"]], [7, 1, 7, None], eye, 1.0)
@@ -85,16 +90,16 @@ def duplicate_groups(
     join_similar(unit, similar, threshold, exact_up_to=exact_up_to)
     groups = [_group("identical files", files, np.ones(len(files))) for files in keys if len(files) > 1]
 
-    def named(kind: DuplicateKind, contents: list[int]) -> DuplicateGroup:
+    def to_group(kind: DuplicateKind, contents: list[int]) -> DuplicateGroup:
         (reference,) = unit[np.array(contents[:1])]
         cosines = [unit[np.array(contents[part])] @ reference for part in chunks(len(contents), _CHUNK)]
         return _group(kind, [keys[content][0] for content in contents], np.concatenate(cosines))
 
-    groups += [named("same picture", contents) for contents in same.groups()]
+    groups += [to_group("same picture", contents) for contents in same.groups()]
     for contents in similar.groups():
         distinct = [content for content in contents if first[content] == content]
         if len(distinct) > 1:
-            groups.append(named("similar according to this model", distinct))
+            groups.append(to_group("similar according to this model", distinct))
     return groups
 
 
@@ -113,7 +118,7 @@ def _join_same(unit: UnitVectors, hashes: Sequence[int | None], components: Comp
     bits = np.array([value for value, is_known in zip(hashes, known, strict=True) if is_known], dtype=np.uint64)
     contents, bits = contents[np.argsort(bits, kind="stable")], np.sort(bits)
     distinct, starts, counts = np.unique(bits, return_index=True, return_counts=True)
-    joiner.pairs(np.repeat(contents[starts], counts), contents)  # Joins all copies of a placeholder.
+    joiner.pairs(np.repeat(contents[starts], counts), contents)  # Equal hashes: compare only with the first content.
     joiner.flush()
     order, blocks = bucket_blocks(bits, components.first()[contents])
     for rows, columns in blocks:
@@ -137,12 +142,12 @@ def _member_pairs(
     other_starts: Int64[ndarray, " G"],
     other_counts: Int64[ndarray, " G"],
 ) -> Iterator[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]]:
-    """All pairs of a member of a range and a member of the other range, for G pairs of ranges of positions."""
+    """For G pairs of ranges of positions, all pairs of a member of the first and a member of the second range, in batches."""
     sizes = counts * other_counts
     totals = np.cumsum(sizes)
     limits = np.arange(_PAIRS, (totals[-1] if len(totals) else 0) + _PAIRS, _PAIRS)
     for part in np.split(np.arange(len(sizes)), np.searchsorted(totals, limits)):
         pair = np.repeat(part, sizes[part])
         number = np.arange(len(pair)) - np.repeat(np.cumsum(sizes[part]) - sizes[part], sizes[part])
-        place, other_place = np.divmod(number, other_counts[pair])
-        yield starts[pair] + place, other_starts[pair] + other_place
+        offset, other_offset = np.divmod(number, other_counts[pair])
+        yield starts[pair] + offset, other_starts[pair] + other_offset

@@ -1,4 +1,4 @@
-"""What is known of an HNSW index in PostgreSQL: how it is searched, and the recall that was measured."""
+"""Description of an HNSW index in PostgreSQL: search parameters and measured recall."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,63 +7,66 @@ from dataclasses import asdict, dataclass, fields, replace
 RECALL_TOP = 10
 """Number of hits for which the recall is measured."""
 ENOUGH = 0.98
-"""The recall that `ef_search` is raised for."""
+"""Target recall. `ef_search` is increased until it is reached."""
 MAX_SCAN_TUPLES = 20_000
-"""Vectors that a scan reads before it stops, at most; pgvector's default."""
+"""Maximum number of vectors that a scan reads before it stops; the default of pgvector."""
 _FIRST_EF, _LAST_EF = 128, 1000
-"""Fewer candidates are not enough for the first 100 hits; pgvector allows no more."""
+"""Range of `ef_search`: the first 100 hits need at least 100 candidates, and pgvector allows at most 1,000."""
 _GROWN = 2
-"""The recall is out of date when the index has more than this many times the vectors."""
+"""The measured recall is outdated when the number of vectors has grown by more than this factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hnsw:
-    """A graph on the vectors in half precision, and what was measured after it was built."""
+    """An HNSW graph of the vectors in half precision, and the measurements made after it was built."""
 
     num: int
-    """Vectors of the index at that time. Later ones are in the graph, too."""
+    """Number of vectors when the graph was built. Vectors that are added later enter the graph, too."""
     ef_search: int
-    """Candidates that a walk through the graph keeps. Their exact cosines rank them."""
+    """Number of candidates per query. They are ranked by their exact cosines."""
     recall: float
-    """Share of the 10 nearest pictures that are found, for pictures of the index."""
+    """Share of the 10 nearest pictures that are found, within [0, 1]; measured with pictures of the index as queries."""
     num_pictures: int
+    """Number of picture queries."""
     text_recall: float | None = None
-    """The same for texts; None if there were none."""
+    """The same for text queries; None if there were none."""
     num_texts: int = 0
+    """Number of text queries."""
     exact_ms: float
-    """Time of an exact search, as a median."""
+    """Median time of an exact search in milliseconds."""
     approximate_ms: float
+    """Median time of an approximate search in milliseconds."""
     num_now: int | None = None
-    """Vectors of the index now; not stored."""
+    """Current number of vectors in the index; not stored."""
 
     @property
     def lowest_recall(self) -> float:
-        """The lower one of both recalls."""
+        """The lower one of `recall` and `text_recall`."""
         return self.recall if self.text_recall is None else min(self.recall, self.text_recall)
 
     @property
     def max_scan_tuples(self) -> int:
-        """Vectors that a scan with a filter reads before it stops: about so many that it takes as long as an exact search."""
+        """Number of vectors that a scan with a filter reads before it stops; it then takes about as long as an exact search."""
         return min(MAX_SCAN_TUPLES, int(self.ef_search * self.exact_ms / self.approximate_ms))
 
     def to_row(self) -> str:
-        """The value of the row `hnsw` in the table `about`."""
+        """The value of the row `hnsw` in the table `about`, as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_about(cls, about: Mapping[str, str]) -> "Hnsw | None":
-        """The inverse of `to_row`, from the rows of the table `about`; None if nothing was built."""
+        """The description that `to_row` wrote, from the rows of the table `about`; None if nothing was built."""
         if "hnsw" not in about:
             return None
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in json.loads(about["hnsw"]).items() if name in known})
 
     def at(self, num: int) -> "Hnsw":
-        """The same, with the number of vectors now."""
+        """A copy with the current number of vectors."""
         return replace(self, num_now=num)
 
     def __str__(self) -> str:
-        """One line for people, with a remark if the index has more than doubled since the measurement.
+        """A one-line summary, with a remark if the index has more than doubled since the measurement.
 
         >>> hnsw = Hnsw(num=50_000, ef_search=128, recall=0.9871, num_pictures=100, exact_ms=90, approximate_ms=4)
         >>> str(hnsw)
@@ -72,21 +75,22 @@ class Hnsw:
         'measured with 50,000 vectors, now 120,000: build it again'
         """
         texts = "" if self.text_recall is None else f" and {self.text_recall:.3f} on {self.num_texts} texts"
-        said = (
+        summary = (
             f"HNSW on halfvec, ef_search {self.ef_search}, recall at {RECALL_TOP} {self.recall:.3f} on "
             f"{self.num_pictures} pictures{texts}, {self.approximate_ms:.1f} ms per query instead of {self.exact_ms:.1f}"
         )
         if self.num_now is not None and self.num_now > _GROWN * self.num:
-            said += f"; measured with {self.num:,} vectors, now {self.num_now:,}: build it again"
-        return said
+            summary += f"; measured with {self.num:,} vectors, now {self.num_now:,}: build it again"
+        return summary
 
 
 def choose_ef_search(measure: Callable[[int], Hnsw]) -> Hnsw:
-    """The first measurement with a recall of 0.98, or the last one.
+    """The first measurement with a recall of at least 0.98, or the last one.
+
+    `ef_search` is doubled up to 1,000, the maximum of pgvector, unless the exact search is faster already.
 
     Args:
-        measure: the recall and the times with a value of `ef_search`. The value is doubled up to 1,000, the greatest that
-            pgvector allows, unless the exact search is faster already.
+        measure: measures the recall and the times for a value of `ef_search`.
     """
     ef_search = _FIRST_EF
     while True:

@@ -1,4 +1,4 @@
-"""An index in a folder (`local_store.py` describes its files): what is added to it and found in it."""
+"""An index in a folder: additions, removals, repairs and duplicates. `local_store.py` describes its files."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ class LocalIndex(LocalSearch):
         broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
-        """Take up or replace entries: vectors first, then in one transaction what counts them."""
+        """Add or replace entries (`Index.add`). Vectors are written before the transaction that refers to them."""
         self._check_writing("add")
         for digest, vector in vectors.items():
             if vector.shape != (self.dim,):
@@ -66,19 +66,22 @@ class LocalIndex(LocalSearch):
                 insert(database, "blocks", blocks)
                 forget(database, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
                 insert(database, "entries", [to_row(entry) for entry in entries])
-                insert(database, "broken", [(key, at.size, at.modified_ns, reason) for key, at, reason in broken])
+                insert(database, "broken", [(key, stat.size, stat.modified_ns, reason) for key, stat, reason in broken])
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Drop entries; how many there were. Their vectors stay in the file until it is written anew (`compact`)."""
+        """Remove entries, and return their number. Their vectors stay in the file until `compact` rewrites it."""
         check_list(keys, "keys")
         with self._changing() as database:
             return forget(database, list(keys))
 
     def compact(self, *, least_share: float = 0.0) -> int:
-        """Write the vectors anew without those that no entry has; how many these were.
+        """Rewrite the file of vectors without those that no entry has, and return the number of removed vectors.
+
+        Args:
+            least_share: do nothing unless more than this share of all vectors has no entry.
 
         Raises:
-            IndexingError: the vectors are damaged (their checksums would be made anew, too), or it could not be written.
+            IndexingError: the vectors are damaged (they would get new checksums), or the index could not be written.
         """
         self._check_writing("compact")
         self._upgrade()
@@ -89,15 +92,15 @@ class LocalIndex(LocalSearch):
             damaged = self._file().damaged_vectors(num, self._blocks())
         if damaged is not None:
             raise IndexingError(f"{self.folder}: {damaged}; {AGAIN}")
-        self._write_anew(self._places_of("WHERE digest IN (SELECT digest FROM entries)"))
+        self._rewrite(self._places_of("WHERE digest IN (SELECT digest FROM entries)"))
         return num_unused
 
     def _places_of(self, condition: str = "") -> Int64[ndarray, " N"]:
         rows = self._all(f"SELECT place FROM vectors {condition} ORDER BY place")
         return np.fromiter((place for (place,) in rows), dtype=np.int64, count=len(rows))
 
-    def _write_anew(self, kept: Int64[ndarray, " N"]) -> None:
-        """Write the vectors at the given places, in ascending order, to a new file, and drop the result of `build`."""
+    def _rewrite(self, kept: Int64[ndarray, " N"]) -> None:
+        """Write the vectors at the given places, which are sorted, to a new file, and delete the result of `build`."""
         old = self._file()
         number = max(int(self._about()["file"]), old.codes_number) + 1
         with self._disk():
@@ -112,10 +115,10 @@ class LocalIndex(LocalSearch):
         old.unlink()
 
     def repair(self) -> None:
-        """Drop damaged vectors, and rebuild damaged codes and structures. `lost` lists the entries to add again.
+        """Remove damaged vectors, and rebuild damaged codes and structures. `lost` lists the entries to add again.
 
-        Checksums are compared only if `verify` found damage, or if a file is missing or too short: an addition to a million
-        pictures would read gigabytes.
+        Checksums are compared only if `verify` found damage, or if a file is missing or too short. Otherwise an addition to a
+        million pictures would read gigabytes.
         """
         self._check_writing("repair")
         is_known = self._current_format() == FORMAT
@@ -128,7 +131,7 @@ class LocalIndex(LocalSearch):
             kept = np.intersect1d(self._places_of(), intact, assume_unique=True)
         self._count_again()
         if len(kept) < num or missing_rows(blocks, num):
-            self._write_anew(kept)
+            self._rewrite(kept)
         elif self._ann_faults() or self._file().faults_of_codes(num, blocks):
             about = self._ann_info()
             self._build(lambda vectors, _, path: None if about is None else build_signs.rewrite(vectors, path, about))
@@ -137,7 +140,7 @@ class LocalIndex(LocalSearch):
     def build(
         self, kind: approximate.AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None
     ) -> approximate.AnnInfo | None:
-        """Make the codes anew, and sign bits, or drop these."""
+        """Rebuild the codes, and build sign bits (`Index.build`), or delete these if `kind` is None."""
         if kind == "hnsw":
             raise ConfigError(f"{self.folder}: hnsw is for an index in PostgreSQL; in a folder, use signs")
 
@@ -150,7 +153,7 @@ class LocalIndex(LocalSearch):
     def _build(
         self, make: Callable[[Vectors, VectorFile, Path], approximate.AnnInfo | None]
     ) -> approximate.AnnInfo | None:
-        """Make the codes anew, and what `make` makes, under new names until they are counted."""
+        """Rebuild the codes, and write the structure that `make` returns, to files with new names. Then switch to these."""
         self._check_writing("build")
         self._upgrade()
         num, old = self._num_vectors(), self._file()
@@ -163,17 +166,17 @@ class LocalIndex(LocalSearch):
             except ConfigError:
                 new.unlink_codes()
                 raise
-            built = {} if about is None else {**about.rows(), "nearly_sha256": sha256_of(path)}
+            rows = {} if about is None else {**about.rows(), "nearly_sha256": sha256_of(path)}
             with self._changing() as database:
                 database.execute("DELETE FROM blocks")
                 insert(database, "blocks", blocks)
-                set_about(database, codes=str(new.codes_number), **{**approximate.NOT_BUILT, **built})
+                set_about(database, codes=str(new.codes_number), **{**approximate.NOT_BUILT, **rows})
         old.unlink_codes()
         self._ann_path(old.codes_number).unlink(missing_ok=True)
         return about
 
     def built(self) -> approximate.AnnInfo | None:
-        """What `build` made; None for a structure of an earlier version, which searches do not use."""
+        """The description of what `build` built; None for a structure of an earlier version, which searches do not use."""
         about = self._ann_info()
         return about if about is not None and about.kind == "signs" else None
 
@@ -183,7 +186,7 @@ class LocalIndex(LocalSearch):
             set_phash(database, phashes)
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
-        """Groups of equal pictures, and of pictures whose vectors have at least the cosine `threshold`."""
+        """Groups of equal and of similar pictures (`Index.duplicates`)."""
         keys, hashes = dict[int, list[str]](), dict[int, int | None]()
 
         def read() -> Vectors:
@@ -197,12 +200,12 @@ class LocalIndex(LocalSearch):
                 hashes[place] = other if phash is None else to_unsigned(phash)
             return self._vectors()
 
-        vectors = self._of_one_moment(read)
+        vectors = self._read_snapshot(read)
         known = [hashes[place] for place in keys]
         return duplicate_groups(list(keys.values()), known, vectors, threshold, rows=np.array(list(keys), np.int64))
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
-        """Of some contents."""
+        """The vectors of some contents, by digest (`Index.vectors`)."""
         check_list(digests, "digests")
 
         def read() -> dict[str, Float32[ndarray, " E"]]:
@@ -214,4 +217,4 @@ class LocalIndex(LocalSearch):
                 found[digest] = np.array(vectors[rows[0][0]], dtype=np.float32)
             return found
 
-        return self._of_one_moment(read)
+        return self._read_snapshot(read)

@@ -1,8 +1,9 @@
-"""Searches of an index in a folder: which vectors a filter lets through, and the entries of one page of hits.
+"""Search an index in a folder: apply filters, and read the entries of a page of hits.
 
-A filter is applied in one of two ways, with the same answer. If it passes many entries, the nearest vectors of the whole index
-are computed and their entries are checked, as many as the page needs. If it passes few, all entries are checked first, and the
-query is compared with their vectors alone. Shapes: E embedding, Q queries, K found, M vectors that pass.
+A filter is applied in one of two ways, with the same result. If it selects many entries, the nearest vectors of the whole index
+are computed, and the filter is applied to the entries of as many of them as the page needs. If it selects few entries, it is
+applied to all entries first, and the query is compared only with the vectors of the selected ones.
+Shapes: E embedding, Q queries, K found, M vectors that a filter selects, P places.
 """
 
 import json
@@ -28,49 +29,51 @@ from diptych.index.local_store import LocalStore
 from diptych.index.tables import to_entry
 
 _SAMPLE = 256
-"""Vectors whose entries are checked to estimate how many a filter passes."""
+"""Number of vectors on whose entries a filter is tried, to estimate the share that it selects."""
 _LEAST_SHARE = 0.02
-"""A filter that passes less of the sample is applied to all entries first."""
+"""A filter that selects a smaller share of the sample is applied to all entries first."""
 _SMALL = 10_000
-"""So many vectors or fewer are never sampled: a filter is applied to all their entries in milliseconds."""
+"""With at most this number of vectors, a filter is always applied to all entries first, which takes milliseconds."""
 _KEPT_FILTERS = 8
+"""Number of filters whose selected vectors are cached."""
 _PLACES_AT_A_TIME = 50_000
+"""Maximum number of places in a statement."""
 _HITS = "(SELECT value AS place FROM json_each(?)) CROSS JOIN vectors USING (place) CROSS JOIN entries USING (digest)"
-"""Look-ups by place, whatever the planner estimates: with a plain join it may read all vectors."""
+"""Tables for lookups by place. CROSS JOIN fixes the order of the tables; with a plain join, SQLite may read all vectors."""
 
 
 @dataclass
 class _Passing:
-    """Vectors that recent filters let through, of one state of the database."""
+    """Cache of the vectors that recent filters selected, valid for one state of the database."""
 
     state: tuple[Connection, int, int]
     places: "OrderedDict[Filter, Int64[ndarray, ' M']]" = field(default_factory=OrderedDict)
 
 
 class LocalSearch(LocalStore):
-    """The base of `LocalIndex` that searches."""
+    """Base of `LocalIndex` with the search methods."""
 
     def __init__(self, folder: Path) -> None:
-        """Open what is there.
+        """Open an existing index.
 
         Raises:
-            IndexingError: there is no index, or it is damaged.
+            IndexingError: the index does not exist, or it is damaged.
         """
         super().__init__(folder)
         self._passing: _Passing | None = None
         self._ann: Approximate | None = None
         self._unusable: tuple[Path, str] | None = None
-        """Approximate structure that could not be opened in the last search, and the reason."""
+        """Path of the ANN structure that could not be opened in the last search, and the reason."""
 
     @renamed_parameter("chosen", "selected")
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
     ) -> list[list[SearchHit]]:
-        """The entries nearest to each query, compared with all that the filter lets through."""
+        """The entries nearest to each query (`Index.search`). A search with a filter is exact."""
         with self._lock:
-            found = self._of_one_moment(lambda: self._search(queries, top, skip, selected))
+            found = self._read_snapshot(lambda: self._search(queries, top, skip, selected))
             unusable, self._unusable = self._unusable, None
-        # No warning if another process has just replaced the structure.
+        # Do not warn if another process has just replaced the structure.
         if unusable is not None and unusable[0] == self._ann_path(self._file().codes_number):
             warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
         return found
@@ -88,9 +91,9 @@ class LocalSearch(LocalStore):
             is_all = num_requested == num
             pages = self._pages(rows, scores, condition, top=top, skip=skip, is_all=is_all)
             answers |= {number: page for number, page in zip(left, pages, strict=True) if page is not None}
-            # Some of the nearest may be vectors that no entry has any more, or that the filter does not let through.
+            # Some of the nearest vectors may have no entry, or none that the filter selects. Request more for these queries.
             left = [number for number, page in zip(left, pages, strict=True) if page is None]
-            # Sign bits give the first `DEPTH` at once, and the exact scan the others.
+            # Sign bits give up to `DEPTH` hits at the same cost.
             num_requested = DEPTH if num_requested < DEPTH < 4 * num_requested else 4 * num_requested
             if left and among is None and selected is not None:
                 among, num_requested = self._places(selected, condition), top
@@ -99,10 +102,10 @@ class LocalSearch(LocalStore):
     def _start(
         self, selected: Filter | None, condition: Condition, top: int, num: int
     ) -> tuple[Int64[ndarray, " M"] | None, int]:
-        """The vectors to compare first, None for all, and how many of the nearest are asked for."""
+        """The places of the vectors to compare first (None for all), and the number of nearest vectors to request."""
         if selected is None:
             return None, top
-        if num > _SMALL and selected not in self._passing_now().places:
+        if num > _SMALL and selected not in self._current_passing().places:
             sample = np.random.default_rng(0).choice(num, _SAMPLE, replace=False)
             share = (self._num_entries_at(sample, condition) > 0).mean()
             num_requested = ceil(1.5 * top / max(share, 1e-9)) + 32
@@ -111,8 +114,8 @@ class LocalSearch(LocalStore):
         return self._places(selected, condition), top
 
     def _places(self, selected: Filter, condition: Condition) -> Int64[ndarray, " M"]:
-        """The vectors of the entries that a filter lets through, ascending."""
-        known = self._passing_now().places
+        """The sorted places of the vectors whose entries a filter selects."""
+        known = self._current_passing().places
         if selected not in known:
             sql = f"SELECT place FROM entries CROSS JOIN vectors USING (digest){condition.sql}"
             rows = self._all(sql, condition.values)
@@ -122,9 +125,9 @@ class LocalSearch(LocalStore):
             known.popitem(last=False)
         return known[selected]
 
-    def _passing_now(self) -> _Passing:
-        """What is known of filters, emptied after each change of the database."""
-        version = int(self._one("PRAGMA data_version"))  # Of changes by other connections.
+    def _current_passing(self) -> _Passing:
+        """The cache of filter results, which is cleared after each change of the database."""
+        version = int(self._one("PRAGMA data_version"))  # Counts the changes by other connections.
         state = self._opened, version, self._opened.database.total_changes
         if self._passing is None or self._passing.state != state:
             self._passing = _Passing(state)
@@ -140,19 +143,19 @@ class LocalSearch(LocalStore):
         skip: int,
         is_all: bool,
     ) -> list[list[SearchHit] | None]:
-        """The entries of each query from `skip` up to `top`; None if its places are not all and have too few entries."""
-        wanted = list[tuple[Int64[ndarray, "_"], Float32[ndarray, "_"], int] | None]()
+        """The hits of each query from `skip` up to `top`; None if `rows` have too few entries and are not all vectors."""
+        page_rows = list[tuple[Int64[ndarray, "_"], Float32[ndarray, "_"], int] | None]()
         for places, cosines, nums in zip(rows, scores, self._nums_at(rows, condition), strict=True):
             ends = np.cumsum(nums)
             if not is_all and nums.sum() < top:
-                wanted.append(None)
+                page_rows.append(None)
                 continue
             shown = slice(int(np.searchsorted(ends, skip, "right")), int(np.searchsorted(ends, top)) + 1)
             num_before = int(ends[shown.start - 1]) if shown.start else 0
-            wanted.append((places[shown], cosines[shown], num_before))
-        entries = self._entries_at([page[0] for page in wanted if page is not None], condition)
+            page_rows.append((places[shown], cosines[shown], num_before))
+        entries = self._entries_at([page[0] for page in page_rows if page is not None], condition)
         pages = list[list[SearchHit] | None]()
-        for page in wanted:
+        for page in page_rows:
             if page is None:
                 pages.append(None)
                 continue
@@ -162,7 +165,7 @@ class LocalSearch(LocalStore):
         return pages
 
     def _nums_at(self, rows: Int64[ndarray, "Q K"], condition: Condition) -> Int64[ndarray, "Q K"]:
-        """How many entries that the filter lets through each place has."""
+        """The number of entries that have each vector and that the filter selects."""
         is_found = rows >= 0
         if not condition.sql and self._has_one_entry_each():
             return is_found.astype(np.int64)
@@ -172,7 +175,7 @@ class LocalSearch(LocalStore):
         return nums
 
     def _has_one_entry_each(self) -> bool:
-        """Whether each vector is known to have exactly one entry; without kept counts, the rows would have to be counted."""
+        """Whether each vector is known to have exactly one entry. False if the database has no counts: counting is slow."""
         if not self._keeps_counts():
             return False
         num = self._num_vectors()
@@ -190,7 +193,7 @@ class LocalSearch(LocalStore):
         return nums
 
     def _entries_at(self, places: list[Int64[ndarray, "_"]], condition: Condition) -> dict[int, list[Entry]]:
-        """By place of a vector, the entries that have it and that the filter lets through, by key."""
+        """By place of a vector, the entries that have it and that the filter selects, sorted by key."""
         entries: dict[int, list[Entry]] = {}
         known = np.unique(np.concatenate(places)) if places else np.empty(0, dtype=np.int64)
         for start in range(0, len(known), _PLACES_AT_A_TIME):
@@ -209,7 +212,7 @@ class LocalSearch(LocalStore):
         *,
         is_exact: bool,
     ) -> tuple[Int64[ndarray, "Q K"], Float32[ndarray, "Q K"]]:
-        """Of all or some; nearly, where that was built: of the vectors that came later exactly."""
+        """The nearest of all vectors or of `among`; approximately, if an ANN structure exists and `is_exact` is False."""
         codes = self._file().codes(len(vectors))
         ann = None if is_exact else self._open_ann(len(vectors))
         if ann is None:
@@ -217,7 +220,7 @@ class LocalSearch(LocalStore):
         return ann.search(vectors, queries, top=top, codes=codes)
 
     def _open_ann(self, num: int) -> Approximate | None:
-        """The approximate structure of an index with `num` vectors; None if there is none, or it cannot be used."""
+        """The ANN structure of an index with `num` vectors; None if there is none, or it cannot be used."""
         about, path = self._ann_info(), self._ann_path(self._file().codes_number)
         if about is None:
             self._ann = None

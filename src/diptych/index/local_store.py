@@ -1,16 +1,16 @@
 """The files of an index in a folder: opening, locking, transactions and checks.
 
-    index.db       entries, digests, pictures that could not be read, what made the vectors
-    vectors-0.f32  vectors one after another, with their codes (`vector_file.py`)
-    nearly-0       what `build` makes of millions (`signs.py`)
-    lock           held by whoever writes; beside it a note who that is
+    index.db       entries, digests, pictures that could not be read, the model of the vectors
+    vectors-0.f32  vectors, next to files with their codes (`vector_file.py`)
+    nearly-0       the ANN structure that `build` writes (`signs.py`)
+    lock           lock file of the writer, next to a note with the name of the writing process
 
-New vectors are appended and flushed before the transaction that counts them: after a crash at any moment the database knows
-no vector that is not there, and what lies beyond those that it knows is overwritten. Readers see the last whole transaction.
-Rewritten files have a new number, which the same transaction stores; the next writer removes files with other numbers. If the
+New vectors are appended and flushed before the transaction that refers to them. After a crash, the database therefore refers
+only to complete vectors, and the next addition overwrites what follows them. The same transaction stores the checksums of the
+new vectors (`checksums.py`). Readers see the last committed transaction.
+Rewritten files have a new number, which is stored in a transaction; the next writer removes files with other numbers. If the
 database is replaced by another file, for example because the folder was deleted and the index was created again, an open index
-opens the new file.
-The same transaction stores the checksums of what was appended (`checksums.py`), which `verify` compares.
+switches to the new file.
 """
 
 import re
@@ -37,32 +37,32 @@ from diptych.index.upgrade import upgrade
 from diptych.index.vector_file import AGAIN, NEXT_ADD, VectorDtype, VectorFile
 
 LOCK = "lock"
-"""Name of the lock file in the index's folder."""
+"""Name of the lock file in the folder of an index."""
 _Read = TypeVar("_Read")
 _NUM_CHECKED = """
     SELECT CASE WHEN coalesce(sum(num), 0) = coalesce(max(first + num), 0) THEN coalesce(sum(num), 0) ELSE -1 END FROM blocks
 """
-"""How many vectors have checksums; -1 if the blocks leave some out."""
+"""Number of vectors with checksums; -1 if the blocks have gaps."""
 _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)").fullmatch
 
 
 class LocalStore(StoredIndex):
-    """The base of `LocalIndex`: operations on the files, without additions and searches."""
+    """Base of `LocalIndex` with the operations on the files, without additions and searches."""
 
     _placeholder = SQLITE.placeholder
 
     def __init__(self, folder: Path) -> None:
-        """Open what is there.
+        """Open an existing index.
 
         Raises:
-            IndexingError: there is no index, or it is damaged.
+            IndexingError: the index does not exist, or it is damaged.
         """
         self.folder, self.place, self._lock = folder, str(folder), RLock()
         self._writer: int | None = None
         """Id of the thread that may write."""
-        self._is_in_moment = False
+        self._is_in_snapshot = False
         self._counting: Connection | None = None
-        """The connection whose database is known to keep counts."""
+        """The connection whose database is known to have counts."""
         self._opened = self._connect()
         try:
             self._describe(self._about())
@@ -97,7 +97,7 @@ class LocalStore(StoredIndex):
         Raises:
             IndexingError: the file is missing, it has vectors of another model, or this process is writing the old file.
         """
-        if self._is_in_moment or self._opened.is_current():
+        if self._is_in_snapshot or self._opened.is_current():
             return
         if self._writer is not None:
             raise IndexingError(f"{self.folder}: was deleted or replaced while it was written; add the pictures again")
@@ -117,15 +117,15 @@ class LocalStore(StoredIndex):
         before.close()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the database."""
         self._opened.close()
 
     @contextmanager
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
-        """Alone among all who write, by a lock on a file."""
-        with ExitStack() as held:
+        """Hold the writer's lock, which is a lock on a file (`Index.writing`)."""
+        with ExitStack() as stack:
             with self._disk():
-                held.enter_context(file_lock(self.folder / LOCK, wait_s=wait_s))
+                stack.enter_context(file_lock(self.folder / LOCK, wait_s=wait_s))
             self._upgrade()
             self._drop_unknown_structure()
             self._remove_leftovers()
@@ -136,25 +136,25 @@ class LocalStore(StoredIndex):
                 self._writer = None
 
     def _check_writing(self, what: str) -> None:
-        """Refuse changes of files by a thread that does not hold the lock: two writers would overwrite each other's files."""
+        """Raise IndexingError if this thread does not hold the lock. Two writers would overwrite each other's files."""
         if self._writer != get_ident():
             raise IndexingError(
                 f"{self.folder}: {what} must be called within `with index.writing():`, by the same thread"
             )
 
     def _drop_unknown_structure(self) -> None:
-        """Drop what `build` of an earlier version made, if this version does not use it."""
+        """Delete an ANN structure of an earlier version that this version does not use."""
         about = self._ann_info()
         if about is not None and about.kind != "signs":
             self._set_about(**NOT_BUILT)
 
     def _leftovers(self) -> list[Path]:
-        """Files that interrupted changes left, and that the database does not refer to."""
+        """Files of interrupted changes, which the database does not refer to."""
         about, file = self._about(), self._file()
-        counted = {path.name for path in file.paths()}
+        referenced = {path.name for path in file.paths()}
         if "nearly" in about:
-            counted.add(self._ann_path(file.codes_number).name)
-        return [path for path in sorted(self.folder.iterdir()) if _NUMBERED(path.name) and path.name not in counted]
+            referenced.add(self._ann_path(file.codes_number).name)
+        return [path for path in sorted(self.folder.iterdir()) if _NUMBERED(path.name) and path.name not in referenced]
 
     def _remove_leftovers(self) -> None:
         with self._disk():
@@ -163,21 +163,21 @@ class LocalStore(StoredIndex):
                 path.unlink(missing_ok=True)
 
     def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; nothing where all is well.
+        """Faults, and what to do about them (`Index.verify`).
 
-        Damage of files is noted in the index, unless it cannot be written, so that `repair` looks for it.
+        Damage of files is recorded in the index, unless it cannot be written, so that `repair` compares the checksums.
         """
-        faults = self._of_one_moment(self._faults_of_database)
-        if faults:  # What it says of the files may be wrong.
+        faults = self._read_snapshot(self._faults_of_database)
+        if faults:  # A damaged database may describe the files incorrectly.
             return faults
         while True:
             paths = self._file().paths()
-            faults = self._of_one_moment(self._faults_of_files)
+            faults = self._read_snapshot(self._faults_of_files)
             # Files that another process has just replaced are missing without being damaged.
             if not faults or self._file().paths() == paths:
                 break
         if faults:
-            self._note_damage()
+            self._record_damage()
         return faults
 
     def _faults_of_database(self) -> list[str]:
@@ -198,12 +198,12 @@ class LocalStore(StoredIndex):
         return faults
 
     def _may_be_damaged(self) -> bool:
-        """Whether `verify` found damage of files, or a file is missing or too short; it reads no file."""
+        """Whether `verify` recorded damage of files, or a file is missing or too short. The content of files is not read."""
         num, file, about = self._num_vectors(), self._file(), self._ann_info()
         path = self._ann_path(file.codes_number)
         is_ann_whole = about is None or (path.is_file() and about.bytes in {None, path.stat().st_size})
         is_whole = file.is_whole(num) and is_ann_whole and self._one(_NUM_CHECKED) == num
-        return not is_whole or self._has_noted_damage()
+        return not is_whole or self._has_recorded_damage()
 
     def _ann_faults(self) -> list[str]:
         about, path = self._ann_info(), self._ann_path(self._file().codes_number)
@@ -215,7 +215,7 @@ class LocalStore(StoredIndex):
         return [f"{path.name} is missing or damaged; {NEXT_ADD} rebuilds it"]
 
     def remarks(self) -> list[str]:
-        """What is unusual about it and yet no fault."""
+        """Unusual facts that are not faults (`Index.remarks`)."""
         old = "it is of format 1, which has no checksums: not all damage is found; the next addition adds them"
         left = [
             f"{path.name} is left from a change that was interrupted or is under way; the next addition removes it"
@@ -224,7 +224,7 @@ class LocalStore(StoredIndex):
         return [*([old] if self._is_old() else []), *self._file().remarks(self._num_vectors()), *left]
 
     def size(self) -> dict[str, int]:
-        """What is counted, and bytes on the disk."""
+        """Numbers of entries and vectors, and bytes on the disk (`Index.size`)."""
         return {
             "entries": len(self),
             "vectors": self._num_vectors(),
@@ -233,12 +233,12 @@ class LocalStore(StoredIndex):
             "bytes": sum(map(_num_bytes, self.folder.iterdir())),
         }
 
-    def _of_one_moment(self, read: Callable[[], _Read]) -> _Read:
-        """What is read, of one whole change; again where meanwhile the vectors were written anew and their file has gone."""
+    def _read_snapshot(self, read: Callable[[], _Read]) -> _Read:
+        """The result of `read` for a consistent state. It runs again if another process replaced the files meanwhile."""
         while True:
             with self._lock:
                 self._follow()
-                self._is_in_moment, file = True, None
+                self._is_in_snapshot, file = True, None
                 try:
                     self._all("BEGIN")
                     file = self._file().path
@@ -251,7 +251,7 @@ class LocalStore(StoredIndex):
                         raise error if isinstance(error, IndexingError) else self._damaged() from None
                 finally:
                     self._opened.database.rollback()
-                    self._is_in_moment = False
+                    self._is_in_snapshot = False
 
     def _vectors(self) -> Vectors:
         try:
@@ -260,13 +260,13 @@ class LocalStore(StoredIndex):
             raise self._damaged() from None
 
     def _file(self, number: int | None = None, *, codes: int | None = None) -> VectorFile:
-        """The files that count, or those of another number."""
+        """The current files of vectors and codes, or those with other numbers."""
         about = self._about()
         try:
             kind = cast(VectorDtype, about.get("kind", "float32"))
             if number is None:
-                number, counted = int(about["file"]), int(about.get("codes", about["file"]))
-                codes = counted if codes is None else codes
+                number, current = int(about["file"]), int(about.get("codes", about["file"]))
+                codes = current if codes is None else codes
             return VectorFile(self.folder, number, self.dim, kind, codes=codes)
         except (KeyError, ValueError, TypeError):
             raise self._damaged() from None
@@ -296,7 +296,7 @@ class LocalStore(StoredIndex):
                 keep_counts(database)
 
     def _keeps_counts(self) -> bool:
-        """Whether the database keeps counts; those of earlier versions do not until the first change."""
+        """Whether the database has counts. Databases of earlier versions get them with the first change."""
         if self._counting is not self._opened and self._all("SELECT 1 FROM sqlite_master WHERE name = 'counts'"):
             self._counting = self._opened
         return self._counting is self._opened
@@ -326,10 +326,10 @@ class LocalStore(StoredIndex):
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            with self._lock:  # Another thread may be in the middle of a change.
+            with self._lock:  # Another thread may be in a transaction.
                 self._follow()
                 return self._opened.database.execute(sql, values).fetchall()
-        except (sqlite3.Error, UnicodeError) as error:  # SQLite quotes damaged names as they are.
+        except (sqlite3.Error, UnicodeError) as error:  # Error messages of SQLite contain damaged names.
             raise IndexingError(f"{self.folder}: cannot be read ({error})") from None
 
     def _set_about(self, **values: str | None) -> None:
@@ -338,7 +338,7 @@ class LocalStore(StoredIndex):
 
     @contextmanager
     def _changing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, definitions of tables included."""
+        """A transaction, which may also change table definitions."""
         self._upgrade()
         with self._disk(), self._lock:
             self._follow()
@@ -357,7 +357,7 @@ class LocalStore(StoredIndex):
 
 
 def _num_bytes(path: Path) -> int:
-    """The size of a file; 0 for one that another process has just removed."""
+    """The size of a file in bytes; 0 if another process has just removed it."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Several indexes into one."""
+"""Merge indexes."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,18 @@ _BATCH = 4096
 
 
 def merge(target: Index, parts: Iterable[Index], *, track: Track = silently) -> int:
-    """Take up what other indexes hold; an entry that is there already is replaced. How many were taken up.
+    """Add the entries of other indexes to an index, and return their number. Existing entries with the same keys are replaced.
 
-    Each batch is a change of its own: stopped at any moment, the same call again goes on.
+    Each batch is committed separately. After an interruption, call the function again with the same arguments.
+
+    Args:
+        target: the index to add to.
+        parts: the indexes to read.
+        track: reports progress.
 
     Raises:
-        BusyError: another process writes.
-        IndexingError: a part has another model's vectors, or the target cannot be written.
+        BusyError: another process is writing to the target.
+        IndexingError: a part has vectors of another model, or the target cannot be written.
     """
     num = 0
     with target.writing():

@@ -1,4 +1,4 @@
-"""An index by its place: a folder, or an address of PostgreSQL."""
+"""Open and create indexes in a folder or in PostgreSQL."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from diptych.index.vector_file import VectorDtype
 
 
 def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
-    """What is there.
+    """Open an existing index.
 
     Args:
         place: a folder, or `postgresql://USER@HOST/DATABASE?index=NAME`, where NAME is `diptych` if it is left out.
@@ -22,7 +22,7 @@ def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
             limit. Reads of a folder have no limit.
 
     Raises:
-        IndexingError: there is no index, it is damaged, or its server cannot be reached.
+        IndexingError: the index does not exist, it is damaged, or its server cannot be reached.
         ConfigError: the address is invalid, or an extra is missing.
     """
     if not is_address(place):
@@ -36,19 +36,19 @@ def open_index(place: str | Path, *, timeout_s: float | None = None) -> Index:
 def create_index(
     place: str | Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> Index:
-    """An empty index.
+    """Create an empty index.
 
     Args:
-        place: what it becomes; nothing, or empty.
-        dim: numbers of a vector.
-        model: tells the model that makes the vectors from any other.
-        bundle: where the model lies, for people and commands.
-        kind: what a folder keeps of each number; a database keeps float32.
+        place: a folder, or the address of a database (`open_index`). It must be empty or not exist.
+        dim: embedding dimension.
+        model: identity of the model that computes the vectors.
+        bundle: path of the bundle of the model, which is shown in messages and used by commands.
+        kind: number format of the stored vectors. A database supports only float32.
         aliases: other names of the same model.
 
     Raises:
-        IndexingError: something is there, or it cannot be written.
-        BusyError: another process has been creating it for ten seconds.
+        IndexingError: an index or something else exists at this place, or it cannot be written.
+        BusyError: another process has been creating the index for ten seconds.
         ConfigError: the address is invalid, or an extra is missing.
     """
     if not is_address(place):
@@ -64,13 +64,13 @@ def create_index(
 def open_or_create_index(
     place: str | Path, *, dim: int, model: str, bundle: str, kind: VectorDtype = "float32", aliases: Sequence[str] = ()
 ) -> Index:
-    """Open an index, or create an empty one. Of several processes, one creates the index and the others open it.
+    """Open an index, or create an empty one. If several processes call this, one creates the index and the others open it.
 
     The arguments are those of `create_index`. An existing index may have been created with other arguments.
 
     Raises:
         IndexingError: something else exists at this place, the server cannot be reached, or the index cannot be written.
-        BusyError: another process has been creating it for ten seconds.
+        BusyError: another process has been creating the index for ten seconds.
         ConfigError: the address is invalid, or an extra is missing.
     """
     if not index_exists(place):
@@ -83,7 +83,7 @@ def open_or_create_index(
 
 
 def index_exists(place: str | Path) -> bool:
-    """Whether there is one to open.
+    """Whether an index exists at a place: a folder, or the address of a database.
 
     Raises:
         IndexingError: the server cannot be reached.
@@ -98,7 +98,7 @@ def index_exists(place: str | Path) -> bool:
 
 
 def shown_place(place: str | Path) -> str:
-    """For people: without a password."""
+    """The place of an index for messages, without a password."""
     return shown_address(place) if isinstance(place, str) and is_address(place) else str(place)
 
 

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that takes and gives vectors as they are, bit for bit. Shapes: E embedding."""
+"""Connections to PostgreSQL that transfer vectors in binary form, without rounding. Shapes: E embedding."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from diptych.index.address import Address
 from diptych.index.postgres_pool import answering_within
 
 _CONNECT_S, _SILENT_S = 10, 30
-"""Limit for opening a connection, and seconds of silence after which each side checks that the other is still reachable."""
+"""Time limit for opening a connection, and idle time after which each side checks whether the other is still reachable."""
 _KEEPALIVES = {
     "keepalives_idle": _SILENT_S,
     "keepalives_interval": 10,
@@ -28,7 +28,7 @@ _KEEPALIVES = {
 
 
 class _VectorDumper(Dumper):
-    """A vector as pgvector's `vector_recv` reads it: the length, two bytes of nothing, the numbers."""
+    """Writes a vector in the format of pgvector's `vector_recv`: the length, two unused bytes, and the numbers."""
 
     format = Format.BINARY
 
@@ -37,7 +37,7 @@ class _VectorDumper(Dumper):
 
 
 class _VectorLoader(Loader):
-    """The reverse."""
+    """Reads a vector in the format of pgvector's `vector_send`."""
 
     format = Format.BINARY
 
@@ -46,19 +46,20 @@ class _VectorLoader(Loader):
 
 
 def connect(address: Address, *, timeout_s: float | None = None) -> psycopg.Connection:
-    """To a database; names without a schema are the index's, and each statement is committed unless a block joins several.
+    """Connect to the database of an index, in autocommit mode. The search path is the schema of the index.
 
     Args:
-        address: of the database.
-        timeout_s: the server cancels a statement that takes longer; None for the database's own setting.
+        address: the address of the index.
+        timeout_s: time limit for a statement, in seconds, after which the server cancels it. None for the setting of the
+            database.
 
     Raises:
-        ConfigError: the address is none.
-        IndexingError: it cannot be reached, or has no vectors.
+        ConfigError: the address is invalid.
+        IndexingError: the database cannot be reached or read, or does not have pgvector.
     """
     try:
         given = conninfo_to_dict(address.database)
-    except (psycopg.Error, UnicodeError):  # What it says may hold the password.
+    except (psycopg.Error, UnicodeError):  # The message of the error may contain the password.
         raise ConfigError(f"{address.shown}: is no address; write postgresql://USER@HOST/DATABASE?index=NAME") from None
     own = {"application_name": f"diptych process {os.getpid()} on {socket.gethostname()}", "client_encoding": "utf8"}
     limit_s = _CONNECT_S if timeout_s is None else min(_CONNECT_S, max(2, math.ceil(timeout_s)))
@@ -90,20 +91,20 @@ def _prepare(connection: psycopg.Connection, address: Address) -> None:
     ).fetchone()
     if home is None:
         raise IndexingError(
-            f"{address.shown}: its database has no pgvector; someone who may should run in it: CREATE EXTENSION vector"
+            f"{address.shown}: its database has no pgvector; an administrator can add it with: CREATE EXTENSION vector"
         )
     connection.execute("SELECT set_config('search_path', %s, false)", (f'"{address.schema}", "{home[0]}"',))
-    # A writer whose machine was switched off would otherwise hold its lock for two hours.
+    # Without this, a writer whose machine was switched off would hold its lock for two hours.
     connection.execute("SELECT set_config('tcp_keepalives_idle', %s, false)", (str(_SILENT_S),))
     info = TypeInfo.fetch(connection, "vector")
     assert info is not None
     info.register(connection)
-    dumper = type("_Dumper", (_VectorDumper,), {"oid": info.oid})  # The number differs from database to database.
+    dumper = type("_Dumper", (_VectorDumper,), {"oid": info.oid})  # The oid differs between databases.
     connection.adapters.register_dumper(np.ndarray, dumper)
     connection.adapters.register_loader(info.oid, _VectorLoader)
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, without the statement in which it did."""
+    """The message of an error on one line of at most 300 characters, without the SQL statement."""
     message = (isinstance(error, psycopg.Error) and error.diag.message_primary) or str(error)
     return " ".join(message.split())[:300]

@@ -1,4 +1,4 @@
-"""An index in PostgreSQL: additions and searches. `postgres_store.py` describes its tables."""
+"""An index in PostgreSQL: additions, searches and duplicates. `postgres_store.py` describes its tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,6 +30,7 @@ from diptych.index.tables import (
 )
 
 _FETCH = 4096
+"""Number of rows that are fetched at a time."""
 
 
 class PostgresIndex(PostgresStore):
@@ -49,7 +50,7 @@ class PostgresIndex(PostgresStore):
         broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
-        """Take up or replace entries, in one transaction."""
+        """Add or replace entries (`Index.add`), in one transaction."""
         for digest, vector in vectors.items():
             if vector.shape != (self.dim,):
                 raise IndexingError(
@@ -57,25 +58,27 @@ class PostgresIndex(PostgresStore):
                 )
         with self._changing() as cursor:
             digests = {entry.digest for entry in entries} - set(vectors)
-            held = cursor.execute("SELECT digest FROM vectors WHERE digest = ANY(%s)", (list(digests),)).fetchall()
-            lacking = digests - {digest for (digest,) in held}
+            stored = cursor.execute("SELECT digest FROM vectors WHERE digest = ANY(%s)", (list(digests),)).fetchall()
+            missing = digests - {digest for (digest,) in stored}
             for entry in entries:
-                if entry.digest in lacking:
+                if entry.digest in missing:
                     raise IndexingError(f"{entry.key}: has no vector")
             with cursor.copy("COPY vectors (digest, embedding) FROM STDIN WITH (FORMAT BINARY)") as copy:
                 copy.set_types(["text", "vector"])
                 for row in vectors.items():
                     copy.write_row(row)
-            _forget(cursor, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
-            marks = ", ".join(["%s"] * (COLUMNS.count(",") + 1))
-            cursor.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES ({marks})".encode(), map(to_row, entries))
-            # A name has no NUL, and captions are kept as JSON; a reason may quote anything.
+            _delete_keys(cursor, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
+            placeholders = ", ".join(["%s"] * (COLUMNS.count(",") + 1))
+            cursor.executemany(
+                f"INSERT INTO entries ({COLUMNS}) VALUES ({placeholders})".encode(), map(to_row, entries)
+            )
+            # PostgreSQL texts cannot contain NUL. Paths have none, and captions are stored as JSON; reasons may have some.
             rows = [(key, stamp.size, stamp.modified_ns, reason.replace("\0", "")) for key, stamp, reason in broken]
             cursor.executemany("INSERT INTO broken VALUES (%s, %s, %s, %s)", rows)
 
     def repair(self) -> None:
-        """Drop vectors that do not have unit length, if `verify` found some. `lost` lists the entries to add again."""
-        if not self._has_noted_damage():
+        """Remove vectors that do not have unit length, if `verify` found some. `lost` lists the entries to add again."""
+        if not self._has_recorded_damage():
             return
         with self._changing() as cursor:
             cursor.execute(
@@ -85,13 +88,13 @@ class PostgresIndex(PostgresStore):
         self._set_about(damaged=None)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Drop entries; how many there were. Their vectors stay until `compact`."""
+        """Remove entries, and return their number. Their vectors stay until `compact`."""
         check_list(keys, "keys")
         with self._changing() as cursor:
-            return _forget(cursor, list(keys))
+            return _delete_keys(cursor, list(keys))
 
     def compact(self, *, least_share: float = 0.0) -> int:
-        """Drop the vectors that no entry has; how many these were. A database drops them at any share."""
+        """Remove the vectors that no entry has, and return their number. `least_share` has no effect in a database."""
         with self._changing() as cursor:
             cursor.execute(
                 "DELETE FROM vectors WHERE NOT EXISTS (SELECT FROM entries WHERE entries.digest = vectors.digest)"
@@ -102,11 +105,11 @@ class PostgresIndex(PostgresStore):
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
     ) -> list[list[SearchHit]]:
-        """The entries nearest to each query, compared with all that the filter lets through, or found by `build("hnsw")`."""
+        """The entries nearest to each query (`Index.search`), found exactly or with the HNSW index."""
         request = Request(columns=self._columns(), condition=where(selected, POSTGRESQL), top=top, skip=skip)
 
         def read(connection: Connection) -> list[list[Row]]:
-            with connection.transaction():  # Reading `about` prevents others from dropping the tables until this ends.
+            with connection.transaction():  # Reading `about` locks it, so that nobody drops the tables meanwhile.
                 hnsw = Hnsw.from_about(self._check_model(connection))
                 if hnsw is None or top <= skip or not passes_often(connection, request.condition, hnsw):
                     return [exact(connection, query, request) for query in queries]
@@ -123,7 +126,7 @@ class PostgresIndex(PostgresStore):
             cursor.executemany("UPDATE entries SET phash = %s WHERE digest = %s", rows)
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
-        """Groups of equal pictures, and of pictures whose vectors have at least the cosine `threshold`."""
+        """Groups of equal and of similar pictures (`Index.duplicates`)."""
         column = "NULL::bigint" if self._current_format() < 3 else "max(phash)"
         sql = f"""
             SELECT array_agg(key ORDER BY key), vectors.digest, {column}, embedding FROM entries JOIN vectors USING (digest)
@@ -143,7 +146,7 @@ class PostgresIndex(PostgresStore):
         return duplicate_groups([keys for keys, *_ in rows], hashes, vectors, threshold)
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
-        """Of some contents."""
+        """The vectors of some contents, by digest (`Index.vectors`)."""
         check_list(digests, "digests")
         sql = "SELECT digest, embedding FROM vectors WHERE digest = ANY(%s)"
 
@@ -158,10 +161,11 @@ class PostgresIndex(PostgresStore):
         return found
 
     def build(self, kind: AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None) -> Hnsw | None:
-        """Build pgvector's HNSW index for "hnsw", or drop it for None.
+        """Build pgvector's HNSW index if `kind` is "hnsw"; drop it if `kind` is None.
 
-        For None, digests of earlier versions are also moved into the rows of their vectors, where the exact search reads them
-        faster. Search is exact until the index is built, and stays exact if it is refused.
+        If `kind` is None, digests that earlier versions stored outside the rows of their vectors are also moved into these
+        rows, where the exact search reads them faster. Searches are exact until the HNSW index is built, and stay exact if it
+        is rejected.
         """
         if kind not in {None, "hnsw"}:
             raise ConfigError(f"{self.place}: a database has no {kind}; use --approximate, which builds HNSW")
@@ -180,7 +184,7 @@ class PostgresIndex(PostgresStore):
         return built
 
     def built(self) -> Hnsw | None:
-        """What `build` made, with the measured recall."""
+        """The description of the HNSW index with its measured recall; None if there is none."""
         hnsw = Hnsw.from_about(self._about())
         return None if hnsw is None else hnsw.at(int(self._one("SELECT count(*) FROM vectors")))
 
@@ -192,7 +196,7 @@ def _set_hnsw(cursor: "psycopg.Cursor[Any]", hnsw: Hnsw | None) -> None:
 
 
 def _keep_digests_inline(cursor: "psycopg.Cursor[Any]") -> None:
-    """Rewrite the table if it may hold digests outside its rows. Each of them costs the exact search another look-up."""
+    """Rewrite the table `vectors` if it may store digests outside its rows, each of which costs the exact search a lookup."""
     sql = "SELECT attstorage <> 'p' FROM pg_attribute WHERE attrelid = 'vectors'::regclass AND attname = 'digest'"
     if cursor.execute(sql).fetchone() == (True,):
         cursor.execute(
@@ -203,7 +207,7 @@ def _keep_digests_inline(cursor: "psycopg.Cursor[Any]") -> None:
         )
 
 
-def _forget(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:
-    """Drop what is known of these pictures; how many entries there were."""
+def _delete_keys(cursor: "psycopg.Cursor[Any]", keys: list[str]) -> int:
+    """Remove the entries and the unreadable pictures with these keys, and return the number of entries."""
     cursor.execute("DELETE FROM broken WHERE key = ANY(%s)", (keys,))
     return cursor.execute("DELETE FROM entries WHERE key = ANY(%s)", (keys,)).rowcount

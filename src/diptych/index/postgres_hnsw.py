@@ -1,4 +1,4 @@
-"""Building of pgvector's HNSW index, and the choice of `ef_search`. Shapes: E embedding, Q queries."""
+"""Build pgvector's HNSW index, and choose `ef_search`. Shapes: E embedding, Q queries."""
 
 import time
 import warnings
@@ -19,13 +19,16 @@ from diptych.index.postgres_search import TOP, Request, Row, approximate, exact,
 
 _NAME = "vectors_hnsw"
 _OLDEST = (0, 8, 3)
-"""Version of pgvector. In earlier ones, vacuuming can corrupt an HNSW index; before 0.8.2, a parallel build can overflow."""
+"""Minimum version of pgvector. In earlier versions, vacuuming can corrupt an HNSW index; before 0.8.2, a parallel build can
+overflow."""
 _MAX_DIM = 4000
+"""Maximum dimension of an HNSW index on halfvec."""
 _SAMPLES = 100
+"""Maximum number of picture queries and of text queries."""
 
 
 class _Sample(NamedTuple):
-    """A query of the measurement, and the answer of the exact search."""
+    """A query of the recall measurement, and the result of the exact search."""
 
     query: Float32[ndarray, " E"]
     request: Request
@@ -34,10 +37,10 @@ class _Sample(NamedTuple):
 
 
 def check(connection: Connection, place: str, *, dim: int) -> None:
-    """Refuse what pgvector cannot build.
+    """Check that pgvector can build an HNSW index.
 
     Raises:
-        ConfigError: pgvector is too old, the vectors are too long, or there are none.
+        ConfigError: pgvector is too old, the dimension is too large, or the index is empty.
     """
     row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
     version = "" if row is None else str(row[0])
@@ -53,12 +56,12 @@ def check(connection: Connection, place: str, *, dim: int) -> None:
 
 
 def drop(connection: Connection, schema: str) -> None:
-    """Drop the HNSW index of a schema, if there is one."""
+    """Drop the HNSW index of a schema if it exists."""
     connection.execute(f'DROP INDEX IF EXISTS "{schema}".{_NAME}'.encode())
 
 
 def is_usable(connection: Connection, schema: str) -> bool:
-    """Whether a schema has an HNSW index that is complete."""
+    """Whether a schema has a complete HNSW index."""
     sql = "SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid"
     return connection.execute(sql, (f'"{schema}".{_NAME}',)).rowcount == 1
 
@@ -66,17 +69,17 @@ def is_usable(connection: Connection, schema: str) -> bool:
 def build(
     connection: Connection, place: str, *, dim: int, columns: str, queries: Float32[ndarray, "Q E"] | None
 ) -> Hnsw:
-    """Build the HNSW index, and raise `ef_search` until it finds 98 % of the 10 nearest. Call it within a transaction.
+    """Build the HNSW index, and increase `ef_search` until the recall at 10 is at least 0.98. Call it within a transaction.
 
     Args:
-        connection: to a database with no HNSW index.
-        place: the index, for messages.
-        dim: numbers of a vector.
+        connection: connection to a database without an HNSW index.
+        place: address of the index, for messages.
+        dim: embedding dimension.
         columns: columns of an entry.
-        queries: unit vectors of texts; the recall is measured on at most 100 of them, and on 100 pictures.
+        queries: unit vectors of texts. The recall is measured on at most 100 of them, and on at most 100 pictures.
 
     Raises:
-        ConfigError: the exact search is faster; roll the transaction back.
+        ConfigError: the exact search is faster. Roll the transaction back.
     """
     with _warning_of_memory(connection, place):
         connection.execute(
@@ -116,14 +119,14 @@ def build(
 def _warning_of_memory(connection: Connection, place: str) -> Iterator[None]:
     notices = list[str]()
 
-    def note(notice: psycopg.errors.Diagnostic) -> None:
+    def collect(notice: psycopg.errors.Diagnostic) -> None:
         notices.append(notice.message_primary or "")
 
-    connection.add_notice_handler(note)
+    connection.add_notice_handler(collect)
     try:
         yield
     finally:
-        connection.remove_notice_handler(note)
+        connection.remove_notice_handler(collect)
     if any("maintenance_work_mem" in notice for notice in notices):
         warnings.warn(
             f"{place}: the graph did not fit into maintenance_work_mem, so building took longer; "
@@ -134,7 +137,7 @@ def _warning_of_memory(connection: Connection, place: str) -> Iterator[None]:
 
 
 def _pictures(connection: Connection, columns: str) -> list[_Sample]:
-    """Vectors of entries as queries, each of which leaves itself and its copies out."""
+    """Vectors of random entries as queries. The results of each query exclude the picture itself and its copies."""
     sql = """
         SELECT digest, embedding FROM vectors
         WHERE digest IN (SELECT digest FROM entries TABLESAMPLE BERNOULLI (%s) REPEATABLE (0)) ORDER BY digest LIMIT %s
@@ -158,7 +161,7 @@ def _sample(connection: Connection, query: Float32[ndarray, " E"], request: Requ
 
 
 def _measure(connection: Connection, samples: Sequence[_Sample], ef_search: int) -> tuple[float, list[float]]:
-    """The recall, and the time of each query in milliseconds."""
+    """The recall, and the time of each query in milliseconds, with a value of `ef_search`."""
     set_effort(connection, ef_search, MAX_SCAN_TUPLES)
     num_found, num_needed, times_ms = 0, 0, list[float]()
     for query, request, rows, _ in samples:
@@ -166,6 +169,6 @@ def _measure(connection: Connection, samples: Sequence[_Sample], ef_search: int)
         found = approximate(connection, query, request, ef_search=ef_search)
         times_ms.append(1000 * (time.perf_counter() - start))
         num_needed += len(rows)
-        # Any of several entries with the score of the last one will do.
+        # Any entry whose score is at least that of the last expected one counts.
         num_found += sum(row[0] >= rows[-1][0] for row in found)
     return (num_found / num_needed if num_needed else 1.0), times_ms

@@ -21,7 +21,8 @@ Connection = psycopg.Connection[Any]
 _MAX_IDLE = 8
 """Maximum number of unused connections that stay open."""
 _GRACE_S = 1.0
-"""The server cancels a statement at the time limit. If there is no response after these seconds, the client disconnects."""
+"""The server cancels a statement at the time limit. If it does not respond within this additional time, the client
+disconnects."""
 
 
 class Connections:
@@ -47,12 +48,12 @@ class Connections:
         """
         with suppress(LostConnectionError):
             return self._run(job)
-        self._close_idle()  # They were probably lost, too.
+        self._close_idle()  # The idle connections were probably lost, too.
         return self._run(job)
 
     def _run(self, job: Callable[[Connection], T]) -> T:
         limit_s = None if self._timeout_s is None else self._timeout_s + _GRACE_S
-        with self.lent() as connection, answering_within(connection, limit_s):
+        with self.lend() as connection, answering_within(connection, limit_s):
             try:
                 return job(connection)
             except psycopg.Error as error:
@@ -62,14 +63,18 @@ class Connections:
                 raise LostConnectionError(str(error)) from error
 
     @contextmanager
-    def lent(self, *, for_writing: bool = False) -> Iterator[Connection]:
-        """A connection that only this block uses.
+    def lend(self, *, for_writing: bool = False) -> Iterator[Connection]:
+        """Lend a connection that only this block uses.
 
         Args:
             for_writing: check first that the connection works, because a write is not repeated.
+
+        Raises:
+            psycopg.Error: the pool is closed.
+            IndexingError: the server cannot be reached.
         """
         connection = self._take()
-        if for_writing and not _answers(connection):
+        if for_writing and not _is_alive(connection):
             connection.close()
             self._close_idle()
             connection = self._take()
@@ -120,22 +125,22 @@ def answering_within(connection: Connection, limit_s: float | None) -> Iterator[
     if limit_s is None:
         yield
         return
-    watch = _Watch(connection)
-    timer = threading.Timer(limit_s, watch.end_connection)
+    closer = _ConnectionCloser(connection)
+    timer = threading.Timer(limit_s, closer.end_connection)
     timer.daemon = True
     timer.start()
     try:
         yield
     except psycopg.Error:
-        if watch.has_ended:
+        if closer.has_ended:
             raise TimeoutError(f"no answer within {limit_s:g} s") from None
         raise
     finally:
         timer.cancel()
-        watch.stop()
+        closer.stop()
 
 
-class _Watch:
+class _ConnectionCloser:
     """Closes a connection from another thread, unless it is no longer in use."""
 
     def __init__(self, connection: Connection) -> None:
@@ -154,7 +159,7 @@ class _Watch:
             self._is_over = True
 
 
-def _answers(connection: Connection) -> bool:
+def _is_alive(connection: Connection) -> bool:
     try:
         connection.execute("")
     except psycopg.Error:

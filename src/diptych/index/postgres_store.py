@@ -1,14 +1,16 @@
-"""An index in PostgreSQL with pgvector: opening, locking, transactions and checks. It is a schema of a database.
+"""An index in PostgreSQL with pgvector: opening, locking, transactions and checks.
 
-    about     the model of the vectors
-    vectors   by digest; `place` numbers them in the order of addition
+An index is a schema with these tables:
+
+    about     properties of the index, such as the model of the vectors
+    vectors   vectors by digest; `place` numbers them in the order of addition
     entries   metadata of each picture
     broken    pictures that could not be read
 
-Threads may share an index: each operation has its own connection (`postgres_pool.py`). A read whose connection is lost runs
-once more on a new one. A change is one transaction and is never repeated. The writer's connection holds a lock, and all changes
-of the writer use this connection. If the connection is lost, so is the lock, and the next change fails. The server checks its
-pages itself, if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
+Threads may share an index: each operation has its own connection (`postgres_pool.py`). If the connection of a read is lost, the
+read runs once more on a new one. A change is one transaction and is never repeated. The writer's connection holds a lock, and
+all changes of the writer use this connection. If the connection is lost, the lock is released, and the next change fails. The
+server checks its pages itself if its cluster has checksums (`initdb --data-checksums`, the default since PostgreSQL 18).
 """
 
 import time
@@ -39,7 +41,7 @@ T = TypeVar("T")
 
 _LOOK_AGAIN_S = 0.1
 _LONGEST_S = 2_000_000.0
-"""The server stores milliseconds in 32 bits; a longer limit means no limit."""
+"""The server stores time limits as 32-bit milliseconds. Longer limits are treated as no limit."""
 
 
 _DIGESTS_OUTSIDE = """
@@ -49,11 +51,11 @@ _DIGESTS_OUTSIDE = """
         WHERE attrelid = oid AND (attname, attstorage) IN (('digest', 'x'), ('embedding', 'p'))
     )
 """
-"""A row if digests lie outside the rows of their vectors, as in large indexes of earlier versions."""
+"""Returns a row if digests are stored outside the rows of their vectors, as in large indexes of earlier versions."""
 
 
 class PostgresStore(StoredIndex):
-    """The base of `PostgresIndex`: connections, locks and checks, without additions and searches."""
+    """Base of `PostgresIndex` with connections, locks and checks, without additions and searches."""
 
     _placeholder = POSTGRESQL.placeholder
 
@@ -74,7 +76,7 @@ class PostgresStore(StoredIndex):
             timeout_s = None
         self._connections = Connections(partial(connect, parsed, timeout_s=timeout_s), timeout_s=timeout_s)
         self._writer: Connection | None = None
-        self._lock = RLock()  # For the writer's connection.
+        self._lock = RLock()  # Protects the writer's connection.
         try:
             about = self._about()
         except IndexingError:
@@ -103,14 +105,16 @@ class PostgresStore(StoredIndex):
 
     @contextmanager
     def writing(self, *, wait_s: float = 10.0) -> Iterator[None]:
-        """Hold the writer's lock, which belongs to a connection. Changes by other threads on this object use it, too."""
+        """Hold the writer's lock (`Index.writing`). It belongs to a connection, which changes by other threads use, too."""
         give_up_at = time.monotonic() + wait_s
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with self._reading():
-                connection = held.enter_context(self._connections.lent(for_writing=True))
+                connection = stack.enter_context(self._connections.lend(for_writing=True))
             while not self._try_lock(connection):
                 if time.monotonic() > give_up_at:
-                    raise BusyError(f"{self.place}: is being written by {self._holder()}; try again when it is done")
+                    raise BusyError(
+                        f"{self.place}: is being written by {self._writer_name()}; try again when it is done"
+                    )
                 time.sleep(_LOOK_AGAIN_S)
             self._writer = connection
             try:
@@ -141,7 +145,7 @@ class PostgresStore(StoredIndex):
                 connection.close()
 
     def _check_model(self, connection: Connection) -> dict[str, str]:
-        """The rows of the table `about`. An index of another model is refused: their vectors cannot be compared."""
+        """The rows of the table `about`. Raises IndexingError if another model's index has replaced this one."""
         about = dict(connection.execute("SELECT name, value FROM about").fetchall())
         if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
             raise IndexingError(
@@ -150,7 +154,8 @@ class PostgresStore(StoredIndex):
             )
         return about
 
-    def _holder(self) -> str:
+    def _writer_name(self) -> str:
+        """The name of the process that holds the lock."""
         sql = """
             SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
             WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()
@@ -160,11 +165,11 @@ class PostgresStore(StoredIndex):
         return rows[0][0].removeprefix("diptych ") if rows and rows[0][0] else "another process"
 
     def verify(self) -> list[str]:
-        """Faults, and what to do about them. The server checks the vectors."""
+        """Faults, and what to do about them (`Index.verify`). The server checks the vectors."""
         faults = []
-        odd = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
-        if odd:
-            faults.append(f"{odd} vectors do not have {self.dim} numbers; {AGAIN}")
+        num = int(self._one("SELECT count(*) FROM vectors WHERE vector_dims(embedding) <> %s", (self.dim,)))
+        if num:
+            faults.append(f"{num} vectors do not have {self.dim} numbers; {AGAIN}")
         num, first = self._all(
             "SELECT count(*), min(place) FROM vectors WHERE NOT abs(vector_norm(embedding) - 1) < 1e-3"
         )[0]
@@ -174,14 +179,14 @@ class PostgresStore(StoredIndex):
         if lost:
             faults.append(f"{len(lost)} entries have no vector; {AGAIN}")
         if faults:
-            self._note_damage()
+            self._record_damage()
         if "hnsw" in self._about() and not self._read(partial(is_usable, schema=self._schema)):
             again = command("index", "build", self.place, "--approximate")
             faults.append(f"the HNSW index is missing, which makes searches slow; build it again: {again}")
         return faults
 
     def remarks(self) -> list[str]:
-        """What is unusual: digests outside the rows of their vectors. An interrupted addition leaves nothing in a database."""
+        """A remark if digests are stored outside the rows of their vectors (`Index.remarks`)."""
         if not self._all(_DIGESTS_OUTSIDE):
             return []
         once = command("index", "build", self.place)
@@ -243,7 +248,7 @@ class PostgresStore(StoredIndex):
 
     @contextmanager
     def _changing(self) -> Iterator["psycopg.Cursor[Any]"]:
-        """One transaction, preceded by an upgrade from an earlier format. It takes the lock unless this object holds it."""
+        """A transaction, preceded by an upgrade from an earlier format. It takes the lock unless this object holds it."""
         with self._lock:
             if self._writer is not None:
                 self._upgrade()

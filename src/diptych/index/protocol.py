@@ -1,4 +1,4 @@
-"""What an index promises, wherever it lies. Shapes: E embedding, Q queries."""
+"""The interface of an index in a folder or in PostgreSQL. Shapes: E embedding, Q queries."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,100 +16,117 @@ from diptych.index.hnsw import Hnsw
 
 @runtime_checkable
 class Index(Protocol):
-    """One index, open for reading; `writing` opens it for changes. Every method raises IndexingError where it cannot be read.
+    """An open index. It can be read at any time, and changed within `writing`.
 
-    Vectors belong to contents: entries point to them by digest. Readers see the last whole change.
+    A vector belongs to a content: entries refer to it by digest, and files with the same content share it. Readers see the last
+    committed change. Every method raises IndexingError if the index cannot be read.
     """
 
     place: str
-    """The folder or the address, as people are told."""
+    """The folder or the address, for messages."""
     dim: int
-    """Numbers of a vector."""
+    """Embedding dimension."""
     models: tuple[str, ...]
-    """Names of the model that made the vectors, the current one first; older versions of Diptych named it otherwise."""
+    """Names of the model that computed the vectors. The current name comes first; older versions of Diptych used others."""
     bundle: str
-    """Where that model lies, or lay."""
+    """Path of the bundle of that model when the index was created."""
 
     @property
     def model(self) -> str:
-        """Tells the model that made the vectors from any other: the first of `models`."""
+        """Identity of the model that computed the vectors: the first of `models`."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close files and connections."""
 
     def __enter__(self) -> "Index": ...
 
     def __exit__(self, *_: object) -> None: ...
 
     def __len__(self) -> int:
-        """Entries."""
+        """Number of entries."""
 
     def writing(self, *, wait_s: float = 10.0) -> AbstractContextManager[None]:
-        """Alone among all who write; readers go on.
+        """Context in which this process is the only writer. Others can still read.
+
+        Args:
+            wait_s: time limit for waiting for another writer, in seconds.
 
         Raises:
-            BusyError: another process writes, and still does after so many seconds; its name is told.
-            IndexingError: it cannot be written.
+            BusyError: another process is still writing after the time limit. The message names the process.
+            IndexingError: the index cannot be written.
         """
 
     def rename_model(self, models: Sequence[str]) -> None:
         """Store the names of the same model, the current one first.
 
         Raises:
-            IndexingError: it could not be written.
+            IndexingError: the index could not be written.
         """
 
     def stamps(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
-        """Of every entry and every picture that could not be read, by key; of all, or of those in some folders."""
+        """File size and modification time of entries and unreadable pictures, by key.
+
+        Args:
+            below: folders. Only pictures in them and their subfolders are returned; None for all pictures.
+        """
 
     def sidecars(self, below: Sequence[str] | None = None) -> dict[str, FileStat]:
-        """Stamps of the text files that captions were read from, by key of the entry; size -1 if the stamp is not known."""
+        """Size and modification time of the text files that captions were read from, by key of the entry.
+
+        The size is -1 if it is unknown. For `below`, see `stamps`.
+        """
 
     def targets(self, below: Sequence[str] | None = None) -> dict[str, str]:
-        """Resolved paths of the pictures that a symbolic link leads to, by key of the entry."""
+        """Paths with all symbolic links resolved, by key, of the entries for which they differ from the key (see `stamps`)."""
 
     def some_captions(self, num: int) -> list[str]:
-        """The first captions of so many entries at most, drawn as by chance; fewer where few entries have one."""
+        """The first captions of at most `num` entries, which are an arbitrary but fixed sample of those with captions."""
 
     def digest_of(self, key: str) -> str | None:
-        """The content of an entry; None if there is no such entry."""
+        """The digest of the content of an entry; None if the entry does not exist."""
 
     def with_digest(self, digest: str) -> list[Entry]:
-        """The entries of a content, by key."""
+        """The entries with a content, sorted by key."""
 
     def has_vector(self, digest: str) -> bool:
-        """Whether the content was embedded before."""
+        """Whether the index has the vector of a content."""
 
     def broken(self, below: Sequence[str] | None = None) -> dict[str, str]:
-        """Pictures that could not be read, with the reason; all, or those in some folders."""
+        """The reasons why pictures could not be read, by key (see `stamps`)."""
 
     def num_broken(self) -> int:
-        """How many pictures could not be read."""
+        """Number of pictures that could not be read."""
 
     def left_out(self) -> dict[str, int]:
-        """How many pictures of unsupported formats the indexed folders have, by suffix."""
+        """Number of pictures of unsupported formats in the indexed folders, by suffix."""
 
     def set_left_out(self, counts: Mapping[str, Mapping[str, int]]) -> None:
-        """Store how many pictures of unsupported formats some folders have, by folder and suffix.
+        """Store the number of pictures of unsupported formats in scanned folders, by folder and suffix.
 
         Raises:
-            IndexingError: it could not be written.
+            IndexingError: the index could not be written.
         """
 
     def entries(self, selected: Filter | None = None, *, after: str = "", limit: int | None = None) -> list[Entry]:
-        """The entries that a filter lets through, by key; at most `limit` of those with a key greater than `after`."""
+        """The entries that a filter selects, sorted by key.
+
+        Args:
+            selected: the filter; None for all entries.
+            after: return only entries with a greater key.
+            limit: maximum number of entries; None for no limit.
+        """
 
     def keys(self, selected: Filter | None = None) -> list[str]:
-        """Keys of all entries, or of those that a filter lets through, in order."""
+        """The sorted keys of the entries that a filter selects; of all entries if it is None."""
 
     def keys_at(self, place: str) -> list[str]:
-        """The keys of an entry and of the entries in a folder, by the path of both, in order."""
+        """The key of the entry with a path, if it exists, and the sorted keys of the entries in the folder with that path."""
 
     def without_phash(self) -> list[Entry]:
-        """The entries without a perceptual hash, by key."""
+        """The entries without a perceptual hash, sorted by key."""
 
     def common_folder(self) -> str | None:
-        """The nearest folder that contains all pictures; None if that is the root of the file system, or without pictures."""
+        """The deepest folder that contains all pictures; None if it is the root of the file system, or if there are none."""
 
     def add(
         self,
@@ -119,23 +136,23 @@ class Index(Protocol):
         broken: Sequence[tuple[str, FileStat, str]] = (),
         gone: Sequence[str] = (),
     ) -> None:
-        """Add or replace entries, either all or none. In a folder, call it only within `writing`.
+        """Add or replace entries, in one transaction. For an index in a folder, call it only within `writing`.
 
         Args:
-            entries: what is known of each picture.
-            vectors: unit vectors by digest, of those digests that have none yet.
-            broken: (key, stamp, reason) of pictures that could not be read.
-            gone: keys to drop, such as the old places of pictures that were moved.
+            entries: the entries. An entry with the same key is replaced.
+            vectors: unit vectors by digest, for the contents whose vectors are not in the index.
+            broken: (key, size and modification time, reason) of pictures that could not be read.
+            gone: keys of entries to remove, such as the old paths of pictures that were moved.
 
         Raises:
-            IndexingError: a vector is missing or has the wrong length, the index could not be written, or another thread or
-                process may be writing.
+            IndexingError: a vector is missing or has the wrong dimension, the index could not be written, or the method was
+                called outside `writing`.
         """
 
     def repair(self) -> None:
         """Repair the damage that `verify` finds; call it within `writing`.
 
-        Damaged vectors are dropped, and `lost` lists their entries, which must be added again. Damaged codes and structures
+        Damaged vectors are removed, and `lost` lists their entries, which must be added again. Damaged codes and ANN structures
         are rebuilt.
 
         Raises:
@@ -146,85 +163,85 @@ class Index(Protocol):
         """Keys of entries without a vector. Searches do not find them until they are added again with a vector."""
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Drop entries; how many there were. Their vectors stay until `compact`.
+        """Remove entries, and return their number. Their vectors stay until `compact`.
 
         Raises:
-            IndexingError: it could not be written.
+            IndexingError: the index could not be written.
         """
 
     def compact(self, *, least_share: float = 0.0) -> int:
-        """Drop vectors without an entry, and return their number. In a folder, call it only within `writing`.
+        """Remove vectors without an entry, and return their number. For an index in a folder, call it only within `writing`.
 
         Args:
-            least_share: do nothing unless more than this share of all vectors has no entry. In a folder, all vectors are
-                written anew.
+            least_share: in a folder, do nothing unless more than this share of all vectors has no entry, because the whole
+                file of vectors is rewritten.
 
         Raises:
-            IndexingError: it could not be written.
+            IndexingError: the index could not be written.
         """
 
     def search(
         self, queries: Float32[ndarray, "Q E"], *, top: int, skip: int = 0, selected: Filter | None = None
     ) -> list[list[SearchHit]]:
-        """The entries nearest to each query, the nearest first; of pictures of one content all, by key.
+        """The entries nearest to each query, sorted by decreasing score.
 
-        The order is total: equal scores are sorted by the order in which the vectors were added, entries of one vector by key.
-        The scores do not depend on the request. Therefore a smaller request returns the first hits of a larger one.
+        The order is total: equal scores are sorted by the order in which the vectors were added, and entries of one vector by
+        key. Scores do not depend on the request, so a smaller request returns the first hits of a larger one.
 
         Args:
             queries: unit vectors.
-            top: so many entries.
-            skip: leave out so many of the first ones. Only the others are read from the tables.
-            selected: which entries are asked at all.
+            top: maximum number of hits per query, including those that are skipped.
+            skip: number of first hits to leave out. Their metadata is not read.
+            selected: filter of the entries to search; None for all entries.
         """
 
     def set_phashes(self, phashes: Mapping[str, int]) -> None:
-        """Store perceptual hashes by digest. Entries of earlier versions have none.
+        """Store perceptual hashes by digest, for entries that were added without.
 
         Raises:
             IndexingError: the index could not be written.
         """
 
     def duplicates(self, threshold: float, *, phashes: Mapping[str, int] | None = None) -> list[DuplicateGroup]:
-        """Groups of identical files, of the same picture by its perceptual hash, and of similar vectors.
+        """Groups of identical files, of the same picture, and of similar pictures (`groups.duplicate_groups`).
 
         Args:
-            threshold: vectors with at least this cosine are similar.
+            threshold: minimum cosine of similar pictures.
             phashes: perceptual hashes by digest, for contents that have none in the index.
         """
 
     def vectors(self, digests: Sequence[str]) -> dict[str, Float32[ndarray, " E"]]:
-        """Of some contents.
+        """The vectors of contents, by digest.
 
         Raises:
-            IndexingError: one has none.
+            IndexingError: a content has no vector.
         """
 
     def build(self, kind: AnnKind | None, queries: Float32[ndarray, "Q E"] | None = None) -> AnnInfo | Hnsw | None:
-        """Build what finds nearly the nearest among millions; for None, drop it and search exactly.
+        """Build a structure for approximate nearest-neighbor (ANN) search, or delete it, and return its description.
 
-        In a folder, call it only within `writing`.
+        For an index in a folder, call it only within `writing`.
 
         Args:
-            kind: "hnsw" in PostgreSQL, "signs" in a folder.
+            kind: "hnsw" in PostgreSQL, "signs" in a folder; None to delete the structure and search exactly.
             queries: unit vectors of texts, on which the recall is measured in addition to pictures of the index.
 
         Raises:
-            ConfigError: the index is empty, it has no such kind, or the exact search is faster.
-            IndexingError: it could not be written.
+            ConfigError: the index is empty, it does not support this kind, or the exact search is faster.
+            IndexingError: the index could not be written.
         """
 
     def built(self) -> AnnInfo | Hnsw | None:
-        """What `build` made, if it is still there. As a text, it is one line for people."""
+        """The description of the ANN structure, whose `str` is a one-line summary; None if there is none."""
 
     def verify(self) -> list[str]:
-        """What is wrong with it, and what to do; nothing where all is well.
+        """Messages about faults of the index and what to do about them; empty if there are none.
 
         In a folder, every block of the files and every row of the tables is compared with its checksum.
         """
 
     def remarks(self) -> list[str]:
-        """What is unusual about it and yet no fault, such as an addition that was interrupted."""
+        """Messages about unusual facts that are not faults, such as an interrupted addition."""
 
     def size(self) -> dict[str, int]:
-        """Entries, vectors, vectors that no entry has any more (`unused`), `unreadable` pictures, bytes on the disk."""
+        """Numbers of `entries`, `vectors`, `unused` vectors (without an entry), `unreadable` pictures, and `bytes` on the disk."""

@@ -1,6 +1,6 @@
-"""Numbers of rows that SQLite keeps up to date by triggers: counting a million rows at each search takes longer than it.
+"""Counts of rows that SQLite triggers keep up to date, because counting a million rows takes longer than a search.
 
-The triggers are part of the database, so earlier versions, which ignore the table `counts`, keep it up to date, too.
+The triggers are part of the database. Earlier versions, which do not read the table `counts`, therefore keep it up to date, too.
 """
 
 import sqlite3
@@ -15,7 +15,7 @@ COUNTED = {
         "SELECT count(*) FROM entries WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.digest = entries.digest)"
     ),
 }
-"""By name, the statement that counts: entries, unreadable pictures, vectors without entries, and entries without a vector."""
+"""SQL by name of a count: entries, unreadable pictures, vectors without an entry, and entries without a vector."""
 _HAS_VECTOR = "EXISTS (SELECT 1 FROM vectors WHERE digest = {row}.digest)"
 _HAS_OTHER = "EXISTS (SELECT 1 FROM entries WHERE digest = {row}.digest AND key <> {row}.key)"
 _HAS_ENTRY = "EXISTS (SELECT 1 FROM entries WHERE digest = {row}.digest)"
@@ -28,11 +28,11 @@ _TRIGGERS = {
     "broken_added": ("INSERT ON broken", "new", {"broken": "+ 1"}),
     "broken_removed": ("DELETE ON broken", "old", {"broken": "- 1"}),
 }
-"""By name of a trigger: the event, the row it sees, and by name of a count, what is added to it."""
+"""By name of a trigger: the event, the name of the changed row, and by name of a count, the number that is added to it."""
 
 
 def has_counts(database: sqlite3.Connection) -> bool:
-    """Whether the database keeps counts; databases of earlier versions do not until the first change."""
+    """Whether the database has counts. Databases of earlier versions get them with the first change."""
     return bool(database.execute("SELECT 1 FROM sqlite_master WHERE name = 'counts'").fetchall())
 
 
@@ -46,14 +46,14 @@ def keep_counts(database: sqlite3.Connection) -> None:
 
 
 def drop_counts(database: sqlite3.Connection) -> None:
-    """Stop counting, before a change of most rows."""
+    """Remove the counts and the triggers, for example before a change of most rows."""
     for name in _TRIGGERS:
         database.execute(f"DROP TRIGGER IF EXISTS {name}")
     database.execute("DROP TABLE IF EXISTS counts")
 
 
 def wrong_counts(database: sqlite3.Connection) -> bool:
-    """Whether a count differs from the number of rows, or a trigger from the one that was created."""
+    """Whether a count is not the number of rows, or a trigger is not the one that `keep_counts` creates."""
     if not has_counts(database):
         return False
     kept = dict(database.execute("SELECT name, num FROM counts").fetchall())

@@ -9,8 +9,8 @@ The distance d of two unit vectors with cosine c is sqrt(2 - 2c), and it is not 
 shortest vector after centering and appending, cos(a) >= 1 - d^2 / (2 r^2). This bounds the probability p of an equal bit from
 below, and L tables find a pair with probability of at least 1 - (1 - p^K)^L.
 
-Members of a bucket are compared by a sketch, a random projection to 64 dimensions that rejects distant pairs. The probability
-that it rejects a pair at the distance d is at most `_SKETCH_MISS`. The caller verifies the remaining pairs.
+The members of a bucket are compared by a sketch, a random projection to 64 dimensions that rejects distant pairs. It rejects
+a pair at the distance d with a probability of at most `_SKETCH_MISS`. The caller verifies the remaining pairs.
 Shapes: N vectors, E embedding, L tables, K bits, S dimensions of the sketch, R rows and C columns of a block.
 """
 
@@ -27,35 +27,43 @@ from diptych.core.lists import chunks
 from diptych.index.unit_vectors import UnitVectors
 
 MISS = 1e-3
-"""Probability that a pair exactly at the threshold is not found. More similar pairs are found with higher probability."""
+"""Maximum probability that a pair exactly at the threshold is not found. More similar pairs are missed less often."""
 _SKETCH_MISS = 1e-4
+"""Maximum probability that the sketch rejects a pair exactly at the threshold."""
 _SKETCH = 64
+"""Number of dimensions of the sketch."""
 _ROUNDING = 1e-5
-"""Rounding error of a squared distance in the sketch."""
+"""Upper bound of the rounding error of a squared distance in the sketch."""
 _CHUNK = 8192
+"""Number of vectors that are projected at a time."""
 _BITS_PER_PASS = 512
-"""Bits that are computed per pass over the vectors. It bounds the memory for keys."""
+"""Maximum number of bits that are computed per pass over the vectors. It bounds the memory for keys."""
 _SAMPLE, _OTHERS = 128, 8192
-"""The distances between so many vectors and so many others are measured."""
+"""Numbers of vectors between which distances are measured to plan the tables."""
 _BINS = 1024
+"""Number of bins of the histogram of angles."""
 _MIN_BITS, _MAX_BITS = 4, 60
+"""Range of the number of bits of a key."""
 _OFFSETS = (0.0, 0.25, 0.5, 1.0)
-"""Values of the offset that are tried, as multiples of the median length of a centered vector."""
+"""Candidates for the offset, as multiples of the median length of a centered vector."""
 _ROW_COST = 20_000
 _BLOCK_ROWS = 96
 _PAIR_COST = 120
-"""Costs of a row in a table and of a pair in a bucket, in multiply-add operations of a large matrix product."""
+"""Cost model of a table. `_ROW_COST` per row and `_PAIR_COST` per compared pair are in multiply-add operations of a large matrix
+product; each row is compared with `_BLOCK_ROWS` others in addition to half of its bucket."""
 
 
 @dataclass(frozen=True)
 class CenteredVectors:
-    """The vectors that are compared, and their mean."""
+    """The vectors to compare, minus their mean."""
 
     unit: UnitVectors
     contents: Int64[ndarray, " N"]
+    """The contents to compare, as positions in `unit`."""
     mean: Float32[ndarray, " E"]
+    """Mean of the unit vectors."""
     lengths: Float32[ndarray, " N"]
-    """The distance of each vector from the mean."""
+    """Distance of each vector from the mean."""
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -68,30 +76,33 @@ class CenteredVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class TablePlan:
-    """Which tables find pairs at a distance with probability of at least 1 - `MISS`."""
+    """Parameters of tables that find pairs at a distance with a probability of at least 1 - `MISS`."""
 
     bits: int
+    """Number of bits of a key."""
     tables: int
+    """Number of tables."""
     offset: float
+    """Constant that is appended to each centered vector."""
     cost: float
     """Estimated number of multiply-add operations per vector."""
 
 
 def plan_tables(
-    vectors: CenteredVectors, *, min_length: float, distance: float, draw: np.random.Generator
+    vectors: CenteredVectors, *, min_length: float, distance: float, rng: np.random.Generator
 ) -> TablePlan | None:
-    """The tables with the least estimated cost, for the distances of a sample of pairs. None if no tables find such pairs.
+    """The tables with the lowest cost, estimated from the distances of sampled pairs. None if no tables find such pairs.
 
     Args:
-        vectors: the vectors that are compared.
-        min_length: the probability holds for pairs of vectors that are at least this long after centering.
-        distance: the maximum distance of similar vectors.
-        draw: for the sample.
+        vectors: the vectors to compare.
+        min_length: minimum length of centered vectors for which pairs are found with the probability 1 - `MISS`.
+        distance: maximum distance of similar vectors.
+        rng: draws the sample.
     """
-    some, others = (draw.choice(len(vectors), min(num, len(vectors)), replace=False) for num in (_SAMPLE, _OTHERS))
-    products = vectors[some] @ vectors[others].T
-    ours, theirs = vectors.lengths[some, None], vectors.lengths[None, others]
-    is_far = ours**2 + theirs**2 - 2 * products > distance**2  # Similar pairs are joined, and compared no more.
+    sample, others = (rng.choice(len(vectors), min(num, len(vectors)), replace=False) for num in (_SAMPLE, _OTHERS))
+    products = vectors[sample] @ vectors[others].T
+    lengths, other_lengths = vectors.lengths[sample, None], vectors.lengths[None, others]
+    is_far = lengths**2 + other_lengths**2 - 2 * products > distance**2  # Similar pairs are compared once.
     plans = []
     for factor in _OFFSETS:
         offset = factor * float(np.median(vectors.lengths))
@@ -99,7 +110,7 @@ def plan_tables(
         if distance >= 2 * shortest:
             continue
         equal_bit = 1 - acos(1 - distance**2 / (2 * shortest**2)) / pi
-        cosines = (products + offset**2) / np.sqrt((ours**2 + offset**2) * (theirs**2 + offset**2))
+        cosines = (products + offset**2) / np.sqrt((lengths**2 + offset**2) * (other_lengths**2 + offset**2))
         angles = np.arccos(np.clip(cosines[is_far], -1, 1))
         counts, edges = np.histogram(1 - angles / pi, bins=_BINS, range=(0, 1))
         for bits in range(_MIN_BITS, _MAX_BITS + 1):
@@ -109,7 +120,15 @@ def plan_tables(
 
 
 def _plan(dim: int, bits: int, equal_bit: float, offset: float, in_bucket: float) -> TablePlan:
-    """With the number of tables that find a pair, whose bits are equal with the given probability."""
+    """A plan with enough tables to find pairs whose bits are equal with the probability `equal_bit`.
+
+    Args:
+        dim: embedding dimension.
+        bits: number of bits of a key.
+        equal_bit: probability that a bit is equal for two vectors at the maximum distance.
+        offset: constant that is appended to each centered vector.
+        in_bucket: mean number of dissimilar vectors in a bucket.
+    """
     tables = ceil(log(MISS - _SKETCH_MISS) / log1p(-(equal_bit**bits))) if equal_bit**bits > 1e-12 else 10**9
     compared = min(1.0, in_bucket) * (_BLOCK_ROWS + in_bucket / 2)
     return TablePlan(
@@ -123,17 +142,17 @@ def candidates(
     plan: TablePlan,
     *,
     distance: float,
-    draw: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Iterator[tuple[Bool[ndarray, "R C"], Int64[ndarray, " R"], Int64[ndarray, " C"]]]:
-    """Blocks of pairs that may be at most the distance apart, with the contents of the rows and columns.
+    """Yield blocks of pairs whose distance may be at most `distance`, with the contents of the rows and of the columns.
 
-    Pairs that are in one component when a table begins are left out in part.
+    Pairs whose contents are already in the same component may be left out.
     """
-    contents, sketch = vectors.contents, _Sketch(vectors, distance, draw)
+    contents, sketch = vectors.contents, _Sketch(vectors, distance, rng)
     tables_per_pass = max(1, _BITS_PER_PASS // plan.bits)
     for start in range(0, plan.tables, tables_per_pass):
         num = min(tables_per_pass, plan.tables - start)
-        for keys in _keys(vectors, plan, num, draw):
+        for keys in _keys(vectors, plan, num, rng):
             order, blocks = bucket_blocks(keys, components.first()[contents])
             sketch.sort(order)
             for rows, columns in blocks:
@@ -144,10 +163,10 @@ def candidates(
 
 
 class _Sketch:
-    """A random projection of the vectors. It estimates distances from few numbers."""
+    """A random projection of the vectors to `_SKETCH` dimensions, which estimates distances."""
 
-    def __init__(self, vectors: CenteredVectors, distance: float, draw: np.random.Generator) -> None:
-        matrix = draw.standard_normal((vectors.unit.dim, _SKETCH), dtype=np.float32) / np.float32(sqrt(_SKETCH))
+    def __init__(self, vectors: CenteredVectors, distance: float, rng: np.random.Generator) -> None:
+        matrix = rng.standard_normal((vectors.unit.dim, _SKETCH), dtype=np.float32) / np.float32(sqrt(_SKETCH))
         self._values = np.empty((len(vectors), _SKETCH), dtype=np.float32)
         for part in chunks(len(vectors), _CHUNK):
             self._values[part] = vectors[part] @ matrix
@@ -156,15 +175,15 @@ class _Sketch:
         self._limit = np.float32((distance**2 * _chi_square_quantile() + _ROUNDING) / 2)
 
     def sort(self, order: Int64[ndarray, " M"]) -> None:
-        """Set the vectors that the positions of `near` refer to."""
+        """Arrange the vectors in an order. The slices of `near` refer to it."""
         np.take(self._values, order, axis=0, out=self._sorted[: len(order)], mode="clip")
         self._sorted_half = self._half[order]
 
     def near(self, rows: slice, columns: slice) -> Bool[ndarray, "R C"]:
-        """Whether |a - b|^2 / 2 = |a|^2 / 2 + |b|^2 / 2 - a.b is below the limit."""
+        """Whether each pair of a row and a column may be similar: |a - b|^2 / 2 = |a|^2 / 2 + |b|^2 / 2 - a.b is below a limit."""
         num = columns.stop - columns.start
         tiles = self._sorted[columns.start : columns.stop + -num % _SKETCH].reshape(-1, _SKETCH, _SKETCH)
-        # Products of 64 x 64 x 64 are too small for the threads of BLAS, which would wait for each other.
+        # Products of 64 x 64 x 64 are small enough that BLAS does not use threads, which would wait for each other.
         products = (tiles @ self._sorted[rows].T).reshape(-1, rows.stop - rows.start)[:num]
         products -= self._sorted_half[columns, None]
         near: Bool[ndarray, "C R"] = products >= self._sorted_half[rows] - self._limit
@@ -172,18 +191,18 @@ class _Sketch:
 
 
 def _chi_square_quantile() -> float:
-    """The quantile of chi-square with `_SKETCH` degrees of freedom, divided by these, that `_SKETCH_MISS` exceeds.
+    """The 1 - `_SKETCH_MISS` quantile of chi-square with `_SKETCH` degrees of freedom, divided by the degrees of freedom.
 
-    By Wilson and Hilferty (1931), whose error is far below the 1 % that is added.
+    It uses the approximation by Wilson and Hilferty (1931), whose error is far below the 1 % that is added.
     """
     normal_quantile, variance = 3.719, 2 / (9 * _SKETCH)
     return 1.01 * (1 - variance + normal_quantile * sqrt(variance)) ** 3
 
 
-def _keys(vectors: CenteredVectors, plan: TablePlan, num: int, draw: np.random.Generator) -> UInt64[ndarray, "L N"]:
-    """The keys of some tables."""
-    matrix = draw.standard_normal((vectors.unit.dim, num * plan.bits), dtype=np.float32)
-    offset = np.float32(plan.offset) * draw.standard_normal(num * plan.bits, dtype=np.float32)
+def _keys(vectors: CenteredVectors, plan: TablePlan, num: int, rng: np.random.Generator) -> UInt64[ndarray, "L N"]:
+    """The keys of `num` tables."""
+    matrix = rng.standard_normal((vectors.unit.dim, num * plan.bits), dtype=np.float32)
+    offset = np.float32(plan.offset) * rng.standard_normal(num * plan.bits, dtype=np.float32)
     keys = np.empty((num, len(vectors)), dtype=np.uint64)
     padded = np.zeros((_CHUNK, num, 64), dtype=np.bool)
     for part in chunks(len(vectors), _CHUNK):

@@ -169,13 +169,13 @@ class StoredIndex(ABC):
         sql = "SELECT key FROM entries WHERE NOT EXISTS (SELECT 1 FROM vectors WHERE vectors.digest = entries.digest)"
         return {key for (key,) in self._all(sql)}
 
-    def _note_damage(self) -> None:
+    def _record_damage(self) -> None:
         """Store that `verify` found damage for `repair`, unless the index cannot be written or has an earlier format."""
         if self._current_format() == FORMAT:
             with suppress(IndexingError, BusyError):
                 self._set_about(damaged="1")
 
-    def _has_noted_damage(self) -> bool:
+    def _has_recorded_damage(self) -> bool:
         return "damaged" in self._about()
 
     def left_out(self) -> dict[str, int]:
