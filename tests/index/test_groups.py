@@ -96,7 +96,7 @@ def _plan(vectors: _Vectors, distance: float) -> tuple[CenteredVectors, TablePla
     mean = unit[:].mean(axis=0)
     centered = CenteredVectors(unit, np.arange(len(vectors)), mean, np.linalg.norm(unit[:] - mean, axis=1))
     shortest, draw = float(centered.lengths.min()), np.random.default_rng(0)
-    plan = plan_tables(centered, min_length=shortest, distance=distance, draw=draw)
+    plan = plan_tables(centered, min_length=shortest, distance=distance, rng=draw)
     assert plan is not None
     return centered, plan
 
@@ -112,7 +112,7 @@ def test_tables_find_999_of_1000_pairs_at_the_threshold(common: float) -> None:
     distance = (2 - 2 * 0.98) ** 0.5 + 1e-6
     centered, plan = _plan(vectors, distance)
     is_found, num_candidates = np.zeros(5000, dtype=np.bool), 0
-    blocks = candidates(centered, Components(10000), plan, distance=distance, draw=np.random.default_rng(1))
+    blocks = candidates(centered, Components(10000), plan, distance=distance, rng=np.random.default_rng(1))
     for near, rows, columns in blocks:
         inner, across_columns = np.nonzero(near)
         num_candidates += len(inner)

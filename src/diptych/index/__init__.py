@@ -1,1 +1,1 @@
-"""Vectors with keys and metadata, in a folder or in PostgreSQL, and search among them. It knows no model."""
+"""Store vectors with keys and metadata in a folder or in PostgreSQL, and search them. This package does not use a model."""

@@ -18,7 +18,7 @@ from diptych.index.groups import DuplicateGroup, duplicate_groups
 from diptych.index.local_search import LocalSearch
 from diptych.index.tables import (
     FORMAT,
-    forget,
+    delete_keys,
     insert,
     keep_vectors,
     set_about,
@@ -64,7 +64,7 @@ class LocalIndex(LocalSearch):
             with self._changing() as database:
                 insert(database, "vectors", [(digest, place) for place, digest in enumerate(vectors, start=first)])
                 insert(database, "blocks", blocks)
-                forget(database, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
+                delete_keys(database, [*gone, *(entry.key for entry in entries), *(key for key, _, _ in broken)])
                 insert(database, "entries", [to_row(entry) for entry in entries])
                 insert(database, "broken", [(key, stat.size, stat.modified_ns, reason) for key, stat, reason in broken])
 
@@ -72,7 +72,7 @@ class LocalIndex(LocalSearch):
         """Remove entries, and return their number. Their vectors stay in the file until `compact` rewrites it."""
         check_list(keys, "keys")
         with self._changing() as database:
-            return forget(database, list(keys))
+            return delete_keys(database, list(keys))
 
     def compact(self, *, least_share: float = 0.0) -> int:
         """Rewrite the file of vectors without those that no entry has, and return the number of removed vectors.

@@ -54,7 +54,7 @@ def create_index(
     if not is_address(place):
         return create_local_index(folder_of(place), dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
     if kind != "float32":
-        raise ConfigError(f"an index in PostgreSQL keeps float32, not {kind}")
+        raise ConfigError(f"an index in PostgreSQL stores float32, not {kind}")
     _need_psycopg()
     from diptych.index.create_postgres import create_postgres_index  # noqa: PLC0415  (an extra)
 

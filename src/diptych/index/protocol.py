@@ -244,4 +244,4 @@ class Index(Protocol):
         """Messages about unusual facts that are not faults, such as an interrupted addition."""
 
     def size(self) -> dict[str, int]:
-        """Numbers of `entries`, `vectors`, `unused` vectors (without an entry), `unreadable` pictures, and `bytes` on the disk."""
+        """Numbers of `entries`, `vectors`, `unused` vectors (without entry), `unreadable` pictures, and `bytes` on the disk."""

@@ -1,6 +1,6 @@
 """Counts of rows that SQLite triggers keep up to date, because counting a million rows takes longer than a search.
 
-The triggers are part of the database. Earlier versions, which do not read the table `counts`, therefore keep it up to date, too.
+The triggers are part of the database. Earlier versions, which do not read the table `counts`, therefore update it as well.
 """
 
 import sqlite3

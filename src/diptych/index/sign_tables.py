@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from numpy import ndarray
 
 from diptych.core.components import Components, bucket_blocks
+from diptych.core.deprecated import renamed_parameter
 from diptych.core.lists import chunks
 from diptych.index.unit_vectors import UnitVectors
 
@@ -49,8 +50,8 @@ _OFFSETS = (0.0, 0.25, 0.5, 1.0)
 _ROW_COST = 20_000
 _BLOCK_ROWS = 96
 _PAIR_COST = 120
-"""Cost model of a table. `_ROW_COST` per row and `_PAIR_COST` per compared pair are in multiply-add operations of a large matrix
-product; each row is compared with `_BLOCK_ROWS` others in addition to half of its bucket."""
+"""Cost model of a table. `_ROW_COST` per row and `_PAIR_COST` per compared pair are in multiply-add operations of a large
+matrix product; each row is compared with `_BLOCK_ROWS` others in addition to half of its bucket."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class TablePlan:
     """Estimated number of multiply-add operations per vector."""
 
 
+@renamed_parameter("draw", "rng")
 def plan_tables(
     vectors: CenteredVectors, *, min_length: float, distance: float, rng: np.random.Generator
 ) -> TablePlan | None:
@@ -136,6 +138,7 @@ def _plan(dim: int, bits: int, equal_bit: float, offset: float, in_bucket: float
     )
 
 
+@renamed_parameter("draw", "rng")
 def candidates(
     vectors: CenteredVectors,
     components: Components,
@@ -180,7 +183,7 @@ class _Sketch:
         self._sorted_half = self._half[order]
 
     def near(self, rows: slice, columns: slice) -> Bool[ndarray, "R C"]:
-        """Whether each pair of a row and a column may be similar: |a - b|^2 / 2 = |a|^2 / 2 + |b|^2 / 2 - a.b is below a limit."""
+        """Whether |a - b|^2 / 2 = |a|^2 / 2 + |b|^2 / 2 - a.b is below the limit, for each row a and column b."""
         num = columns.stop - columns.start
         tiles = self._sorted[columns.start : columns.stop + -num % _SKETCH].reshape(-1, _SKETCH, _SKETCH)
         # Products of 64 x 64 x 64 are small enough that BLAS does not use threads, which would wait for each other.

@@ -1,16 +1,17 @@
-"""Sign bits of vectors: a first pass over millions that reads 64 bytes of a vector of 512 numbers and needs NumPy alone.
+"""Sign bits of vectors, for a fast first pass over millions: 64 bytes per vector of dimension 512, compared with NumPy.
 
-A bit is the sign of a coordinate of v - m, turned by a random rotation; m is the mean. The products of a query with the vectors
-are estimated from the bits: W is the linear map that reconstructs vectors from their bits with the least squared error, so the
-weights of the bits for a query q are W q. They are rounded to -3, -1, 1 or 3 times half their deviation. A weight is then two
-bits, and the estimate is (but for constants) -(h + 2 H), where h and H are Hamming distances between the bits of the vector and
-the lower and upper bits of the weights (Gao and Long 2024, "RaBitQ", have weights of four bits, and no W). Without W, the bits
-miss most of what text queries find: texts and pictures have different means, and W removes the directions in which the vectors
-do not differ.
+Each bit is the sign of a coordinate of v - m after a random rotation, where m is the mean. The inner product of a query with a
+vector is estimated from the bits: W is the linear map that reconstructs vectors from their bits with the least squared error,
+so the weights of the bits for a query q are W q. They are rounded to -3, -1, 1 or 3 times half their standard deviation. A
+weight is then two bits, and up to constants the estimate is -(h + 2 H), where h and H are the Hamming distances between the
+bits of the vector and the lower and upper bits of the weights. RaBitQ (Gao and Long 2024) has weights of four bits and no W.
+Without W, the bits miss most of the nearest vectors of text queries: texts and pictures have different means, and W removes the
+directions in which the vectors do not differ.
 
-The file has a head (`_Head`), then W, then blocks of `_BLOCK` vectors. A block holds the first 64 bits of all its vectors, then
-the next 64, so that one NumPy operation counts the bits of many vectors.
-Shapes: N vectors, E embedding, B bits (E, rounded up to whole words), S sampled, Q queries, R found.
+The file has a header (`_Header`), then W, then blocks of `_BLOCK` vectors. A block contains the first 64 bits of all its
+vectors, then the next 64 bits and so on, so that one NumPy operation counts the bits of many vectors.
+Shapes: N vectors, E embedding, B bits (E, rounded up to whole words), W words, P planes, D distances, C vectors of a block,
+Q queries, K rows per query, R found.
 """
 
 import os
@@ -27,27 +28,32 @@ from diptych.index.exact import Vectors
 
 _MAGIC: Final = b"diptych signs 1\n"
 _BLOCK = 8192
-"""Vectors of a block, whose words and counts fit in a core's cache."""
+"""Number of vectors per block. The words and counts of a block fit in the cache of a core."""
 _PLANES: Final = 2
+"""Number of bits per weight of a query."""
 _SAMPLE = 32_768
-"""Vectors that the mean and W are computed from, at most."""
+"""Maximum number of vectors from which the mean and W are computed."""
 _RIDGE = 1e-3
+"""Regularization of the least-squares problem for W, relative to the number of sampled vectors."""
 _QUERIES = 16
-"""Queries that share a pass. Each has candidates in memory."""
+"""Number of queries per pass over the file. Each query has candidates in memory."""
 _Part = TypeVar("_Part")
 _Result = TypeVar("_Result")
 
 
-class _Head(NamedTuple):
-    """The first numbers of a file, after the magic bytes."""
+class _Header(NamedTuple):
+    """The header of a file, after the magic bytes."""
 
     num: int
+    """Number of vectors."""
     dim: int
+    """Embedding dimension."""
     block: int
+    """Number of vectors per block."""
 
 
 def write(vectors: Vectors, path: Path) -> None:
-    """Write the sign bits of vectors, block by block.
+    """Write the sign bits of vectors to a file, block by block.
 
     Raises:
         OSError: the file cannot be written.
@@ -56,11 +62,13 @@ def write(vectors: Vectors, path: Path) -> None:
     rotation, mean, decoder = _fit(vectors)
     limits = rotation @ mean
     with path.open("wb") as file:
-        file.write(_MAGIC + np.array(_Head(num, dim, _BLOCK), dtype="<i8").tobytes() + decoder.astype("<f4").tobytes())
+        file.write(
+            _MAGIC + np.array(_Header(num, dim, _BLOCK), dtype="<i8").tobytes() + decoder.astype("<f4").tobytes()
+        )
         for start in range(0, num, _BLOCK):
             is_set = np.zeros((_BLOCK, len(rotation)), dtype=bool)
-            some = np.asarray(vectors[start : start + _BLOCK], dtype=np.float32)
-            is_set[: len(some)] = some @ rotation.T > limits
+            part = np.asarray(vectors[start : start + _BLOCK], dtype=np.float32)
+            is_set[: len(part)] = part @ rotation.T > limits
             words = np.packbits(is_set, axis=1, bitorder="little").view("<u8")
             file.write(np.ascontiguousarray(words.T).tobytes())
         file.flush()
@@ -68,7 +76,7 @@ def write(vectors: Vectors, path: Path) -> None:
 
 
 def _fit(vectors: Vectors) -> tuple[Float32[ndarray, "B E"], Float32[ndarray, " E"], Float32[ndarray, "B E"]]:
-    """A rotation, the mean, and the map from bits to vectors, from a sample."""
+    """A random rotation, and the mean and W of a sample of the vectors."""
     num, dim = vectors.shape
     num_bits, rng = -(-dim // 64) * 64, np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((num_bits, dim)))[0].astype(np.float32)
@@ -91,24 +99,24 @@ class Signs:
         """Map the file.
 
         Raises:
-            OSError: it is missing, damaged or not such a file.
+            OSError: the file does not exist, is damaged, or is not a file of sign bits.
         """
-        start = len(_MAGIC) + 8 * len(_Head._fields)
+        start = len(_MAGIC) + 8 * len(_Header._fields)
         with path.open("rb") as file:
             magic, numbers = file.read(len(_MAGIC)), file.read(start - len(_MAGIC))
         if magic != _MAGIC or len(numbers) < start - len(_MAGIC):
-            raise OSError(f"{path.name} is no file of sign bits, or damaged")
+            raise OSError(f"{path.name} is damaged or not a file of sign bits")
         self.num, self.dim, self._block = np.frombuffer(numbers, dtype="<i8").tolist()
         words = -(-self.dim // 64)
         shape = (-(-self.num // max(self._block, 1)), words, self._block)
         blocks_start = start + 64 * words * self.dim * 4
         if min(self.num, self.dim, self._block) < 1 or path.stat().st_size != blocks_start + 8 * int(np.prod(shape)):
-            raise OSError(f"{path.name} is damaged: it has another size than its head says")
+            raise OSError(f"{path.name} is damaged: its size does not match its header")
         self._decoder = np.fromfile(path, dtype="<f4", count=64 * words * self.dim, offset=start).reshape(-1, self.dim)
         self._blocks = np.memmap(path, dtype="<u8", mode="r", offset=blocks_start, shape=shape)
 
     def nearest(self, queries: Float32[ndarray, "Q E"], num: int) -> list[Int64[ndarray, " R"]]:
-        """The rows that may be nearest to each query, by estimated product, in ascending order; of equals the first ones."""
+        """For each query, the sorted rows of the `num` largest estimated products; of equal products, the first rows."""
         found: list[Int64[ndarray, " R"]] = []
         for start in range(0, len(queries), _QUERIES):
             planes = self._planes(queries[start : start + _QUERIES])
@@ -124,7 +132,7 @@ class Signs:
         return found
 
     def ranks(self, queries: Float32[ndarray, "Q E"], rows: Int64[ndarray, "Q K"]) -> Int64[ndarray, "Q K"]:
-        """How many vectors `nearest` must find at most until it finds each row. A row of -1 has rank 0."""
+        """For each row, an upper bound of the smallest `num` for which `nearest` finds it. A row of -1 has rank 0."""
         ranks = np.zeros_like(rows)
         for start in range(0, len(queries), _QUERIES):
             some = slice(start, start + _QUERIES)
@@ -150,7 +158,7 @@ class Signs:
         return ranks
 
     def _planes(self, queries: Float32[ndarray, "Q E"]) -> UInt64[ndarray, "Q P W"]:
-        """The lower and the upper bit of each weight, packed as the bits of the vectors are."""
+        """The lower and the upper bit of each weight, packed like the bits of the vectors."""
         weights = queries @ self._decoder.T
         limit = weights.std(axis=1, keepdims=True)
         codes = (weights > -limit).astype(np.uint8) + (weights > 0) + (weights > limit)
@@ -158,7 +166,7 @@ class Signs:
         return np.packbits(planes, axis=2, bitorder="little").view("<u8")
 
     def _parts(self) -> list[range]:
-        """The blocks of each thread."""
+        """Ranges of blocks, one for each thread."""
         num_blocks = len(self._blocks)
         size = max(1, -(-num_blocks // num_cores()))
         return [range(first, min(first + size, num_blocks)) for first in range(0, num_blocks, size)]
@@ -166,7 +174,7 @@ class Signs:
     def _distances(
         self, planes: UInt64[ndarray, "Q P W"], part: range
     ) -> Iterator[tuple[int, int, UInt16[ndarray, " C"]]]:
-        """Query, first row and distances, block by block. The array is used again for the next."""
+        """Yield query, first row and distances of each block. The array of distances is reused."""
         words = np.empty(self._blocks.shape[1:], dtype=np.uint64)
         counts, sums = words.astype(np.uint8), np.empty((_PLANES, self._block), dtype=np.uint16)
         for number in part:
@@ -183,40 +191,40 @@ class Signs:
 
 
 class _Smallest:
-    """The rows of the smallest distances; of equal ones the first."""
+    """Collects the rows with the smallest distances; of equal distances, the first rows."""
 
     def __init__(self, num: int) -> None:
         self._num, self._limit = num, np.uint16(np.iinfo(np.uint16).max)
         self._rows: list[Int64[ndarray, " C"]] = []
         self._distances: list[UInt16[ndarray, " C"]] = []
-        self._num_held = 0
+        self._num_collected = 0
 
     def offer(self, distances: UInt16[ndarray, " C"], first: int) -> None:
-        """Keep what may be among the smallest; the rows come in ascending order."""
+        """Add the distances of consecutive rows from `first` on. Calls must be in ascending order of rows."""
         columns = np.flatnonzero(distances < self._limit)
         self._rows.append(columns + first)
         self._distances.append(distances[columns])
-        self._num_held += len(columns)
-        if self._num_held > 2 * (self._num + _BLOCK):
+        self._num_collected += len(columns)
+        if self._num_collected > 2 * (self._num + _BLOCK):
             self._shrink()
 
     def _shrink(self) -> None:
         rows, distances = np.concatenate(self._rows), np.concatenate(self._distances)
         kept = smallest(distances, self._num)
-        self._rows, self._distances, self._num_held = [rows[kept]], [distances[kept]], len(kept)
+        self._rows, self._distances, self._num_collected = [rows[kept]], [distances[kept]], len(kept)
         if len(kept) == self._num:  # Later rows with the same distance come after these.
             self._limit = self._distances[0].max()
 
     @classmethod
     def joined(cls, parts: Sequence["_Smallest"], num: int) -> Int64[ndarray, " R"]:
-        """The rows of all parts, which follow one another."""
+        """The rows with the `num` smallest distances of consecutive parts."""
         rows = np.concatenate([rows for part in parts for rows in part._rows])
         distances = np.concatenate([distances for part in parts for distances in part._distances])
         return rows[smallest(distances, num)]
 
 
 def smallest(values: ndarray, num: int) -> Int64[ndarray, " R"]:
-    """Positions of the smallest values, in ascending order; of equal values the first ones.
+    """Sorted positions of the `num` smallest values; of equal values, the first ones.
 
     >>> smallest(np.array([5, 3, 9, 3, 3]), 2)
     array([1, 3])
@@ -230,12 +238,12 @@ def smallest(values: ndarray, num: int) -> Int64[ndarray, " R"]:
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(action: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    """The results for all parts, a thread each: NumPy's loops run beside each other."""
+    """The results of an action for all parts, each in its own thread. NumPy releases the GIL in its loops."""
     if len(parts) < 2:
         return [action(part) for part in parts]
     with ThreadPoolExecutor(len(parts)) as pool:

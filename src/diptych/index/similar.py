@@ -17,7 +17,7 @@ from diptych.index.unit_vectors import UnitVectors
 EXACT_UP_TO = 20_000
 """Maximum number of vectors for which all pairs are compared."""
 ROUNDING = 1e-6
-"""Upper bound of the rounding error of a cosine of float32 vectors. The cosine of a vector with itself may be this much below 1."""
+"""Upper bound of the rounding error of a cosine of float32 vectors. That of a vector with itself may be this much below 1."""
 _CHUNK = 2048
 """Number of vectors that are compared at a time."""
 _PAIRS = 2**16
@@ -142,7 +142,7 @@ def _centered(unit: UnitVectors, contents: Int64[ndarray, " N"], rng: np.random.
 def _representatives(lengths: Float32[ndarray, " N"], rng: np.random.Generator) -> tuple[Int64[ndarray, " R"], float]:
     """Positions of random contents and of those closest to the mean, and the minimum distance of all others from the mean.
 
-    Tables find pairs of vectors close to the mean with a lower probability, so the representatives are compared with all others.
+    Tables find pairs of vectors close to the mean with a lower probability. These contents are therefore compared with all.
     """
     order = np.argsort(lengths)
     closest, others = order[:_REPRESENTATIVES], order[_REPRESENTATIVES:]

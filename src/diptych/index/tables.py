@@ -1,6 +1,6 @@
-"""The tables of an index in SQLite (format 3), and entries as rows of any database.
+"""The tables of an index in SQLite (format 3), and conversion of entries to rows of any database.
 
-Each row has a hash of its values (`row_hash`): `PRAGMA integrity_check` examines the structure of a database, not its values.
+Each row has a hash of its values (`row_hash`), because `PRAGMA integrity_check` checks only the structure of a database.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from jaxtyping import Int64
 from numpy import ndarray
 
+from diptych.core.deprecated import renamed_attribute
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
@@ -21,8 +22,8 @@ from diptych.index.entry import Entry, FileStat
 from diptych.index.row_counts import drop_counts, keep_counts
 
 FORMAT = 3
-"""Written into new indexes. Format 2, which has no perceptual hashes, and format 1, which has no row hashes and sidecar stamps
-either, are read and upgraded (`upgrade.py`)."""
+"""Format of new indexes. Earlier formats are read and upgraded (`upgrade.py`): format 2 has no perceptual hashes, and format 1
+also has no row hashes and no file stats of caption files."""
 DATABASE = "index.db"
 SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL, row_hash INTEGER) WITHOUT ROWID;
@@ -53,16 +54,16 @@ HASHED = {
     "broken": "key, size, modified_ns, reason",
     "blocks": "first, num, vectors, integers, scales",
 }
-"""By table, the columns that `row_hash` covers, which are all others."""
+"""By table, the columns that `row_hash` covers: all other columns."""
 
 
 def holds_local_index(folder: Path) -> bool:
-    """Whether there is one to open."""
+    """Whether a folder contains an index."""
     return path_kind(folder / DATABASE) == "file"
 
 
 def hash_row(*values: Any) -> int:
-    """A 64-bit hash of a row's values, as SQLite stores integers.
+    """A 64-bit hash of the values of a row, as a signed integer.
 
     >>> hash_row("a.jpg", 3, None) == hash_row("a.jpg", "3", None)
     False
@@ -72,15 +73,15 @@ def hash_row(*values: Any) -> int:
 
 
 def insert(database: sqlite3.Connection, table: str, rows: Iterable[Sequence[Any]]) -> None:
-    """Insert rows (`HASHED` names the columns) with their hashes."""
+    """Insert rows with their hashes. `HASHED` lists the columns."""
     columns = HASHED[table]
-    marks = ", ".join("?" * (columns.count(",") + 2))
-    sql = f"INSERT INTO {table} ({columns}, row_hash) VALUES ({marks})"
+    placeholders = ", ".join("?" * (columns.count(",") + 2))
+    sql = f"INSERT INTO {table} ({columns}, row_hash) VALUES ({placeholders})"
     database.executemany(sql, [(*row, hash_row(*row)) for row in rows])
 
 
 def total_left_out(stored: str | None) -> dict[str, int]:
-    """The counts of all folders by suffix, from the row `left_out` of the table `about`: JSON by folder and suffix.
+    """The total counts by suffix, from the row `left_out` of the table `about`, which is JSON by folder and suffix.
 
     >>> total_left_out('{"/a": {".heic": 2}, "/b": {".cr2": 1, ".heic": 1}}')
     {'.cr2': 1, '.heic': 3}
@@ -92,7 +93,7 @@ def total_left_out(stored: str | None) -> dict[str, int]:
 
 
 def set_about(database: sqlite3.Connection, **values: str | None) -> None:
-    """Replace rows of the table `about`; None removes one."""
+    """Replace rows of the table `about`. The value None removes a row."""
     database.executemany("DELETE FROM about WHERE name = ?", [(name,) for name in values])
     insert(database, "about", [(name, value) for name, value in values.items() if value is not None])
 
@@ -107,25 +108,25 @@ def set_phash(database: sqlite3.Connection, phashes: Mapping[str, int]) -> None:
 
 
 def known_models(about: Mapping[str, str]) -> tuple[str, ...]:
-    """The names of the model, the current one first, from the rows of the table `about`."""
+    """The names of the model from the rows of the table `about`. The current name comes first."""
     return (about["model"], *map(str, json.loads(about.get("aliases", "[]"))))
 
 
-def forget(database: sqlite3.Connection, keys: Sequence[str]) -> int:
-    """Drop what is known of these pictures; how many entries there were."""
+def delete_keys(database: sqlite3.Connection, keys: Sequence[str]) -> int:
+    """Remove the entries and the unreadable pictures with these keys, and return the number of entries."""
     rows = [(key,) for key in keys]
     database.executemany("DELETE FROM broken WHERE key = ?", rows)
     return database.executemany("DELETE FROM entries WHERE key = ?", rows).rowcount
 
 
 def keep_vectors(database: sqlite3.Connection, kept: Int64[ndarray, " N"]) -> None:
-    """Drop the vectors whose places, in ascending order, are not given, and number the others from 0 on."""
+    """Remove all vectors except those at the given places, which are sorted, and renumber these from 0 on."""
     drop_counts(database)
     database.execute("CREATE TEMP TABLE kept (place INTEGER PRIMARY KEY, after INTEGER)")
     database.executemany("INSERT INTO kept VALUES (?, ?)", zip(kept.tolist(), range(len(kept)), strict=True))
     database.execute("CREATE TEMP TABLE moved AS SELECT digest, after FROM kept JOIN vectors USING (place)")
     database.execute("DELETE FROM vectors")
-    database.execute(  # In the order of the table, so that each row goes behind the last one.
+    database.execute(  # In the order of the table, so that rows are appended.
         f"INSERT INTO vectors ({HASHED['vectors']}, row_hash) "
         "SELECT digest, after, hash_row(digest, after) FROM moved ORDER BY digest"
     )
@@ -135,7 +136,7 @@ def keep_vectors(database: sqlite3.Connection, kept: Int64[ndarray, " N"]) -> No
 
 
 def to_row(entry: Entry) -> tuple[Any, ...]:
-    """The values of `COLUMNS`."""
+    """The values of `COLUMNS` of an entry."""
     captions = json.dumps(entry.captions, ensure_ascii=False)
     stamp, sidecar = entry.stamp, entry.sidecar
     sidecar_values = (None, None) if sidecar is None else (sidecar.size, sidecar.modified_ns)
@@ -155,7 +156,7 @@ def to_row(entry: Entry) -> tuple[Any, ...]:
 
 
 def to_signed(phash: int) -> int:
-    """64 bits as databases store integers.
+    """An unsigned 64-bit integer as a signed one, which databases store.
 
     >>> to_signed(2**64 - 1), to_signed(5)
     (-1, 5)
@@ -173,7 +174,7 @@ def to_unsigned(stored: int) -> int:
 
 
 def to_entry(row: Sequence[Any]) -> Entry:
-    """From the values of `COLUMNS`.
+    """The entry from the values of `COLUMNS`.
 
     Raises:
         IndexingError: the captions are damaged.
@@ -197,3 +198,7 @@ def to_entry(row: Sequence[Any]) -> Entry:
         target=target,
         phash=None if phash is None else to_unsigned(phash),
     )
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name, {"forget": "delete_keys"})

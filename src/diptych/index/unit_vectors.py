@@ -1,4 +1,4 @@
-"""Vectors of unit length, computed from the vectors of an index where they are needed. Shapes: N vectors, E embedding."""
+"""Vectors of an index, normalized on access. Shapes: V vectors, N contents, M selected contents, E embedding."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -11,11 +11,11 @@ _SHORTEST = np.float32(1e-12)
 
 
 class UnitVectors:
-    """The vectors of contents with unit length, in float32. Vectors of length 0 stay 0.
+    """The vectors of contents, normalized to unit length in float32. Vectors of length 0 stay 0.
 
     Args:
-        vectors: a file that is mapped into memory, or an array. No copy is made.
-        rows: the row of each content; without it, content i has row i.
+        vectors: an array, which can be mapped from a file. It is not copied.
+        rows: for each content, the row of its vector; if None, content i has row i.
     """
 
     def __init__(self, vectors: Float[ndarray, "V E"], rows: Int64[ndarray, " N"] | None = None) -> None:
@@ -34,11 +34,11 @@ class UnitVectors:
         return unit
 
     def is_valid(self) -> Bool[ndarray, " N"]:
-        """Whether the numbers of each vector are finite."""
+        """Whether all numbers of each vector are finite."""
         return np.isfinite(self._norms)
 
     def is_zero(self) -> Bool[ndarray, " N"]:
-        """Whether each vector has the length 0: its cosine with every vector is 0."""
+        """Whether each vector has length 0, so that its cosine with every vector is 0."""
         return self._norms <= _SHORTEST
 
     def _read(self, contents: slice | Int64[ndarray, " M"]) -> Float32[ndarray, "M E"]:

@@ -1,6 +1,6 @@
-"""Upgrade an index on disk from an earlier format. Nothing is embedded again, and damaged rows do not get a valid hash.
+"""Upgrade an index on disk from an earlier format. No picture is embedded again, and damaged rows do not get a valid hash.
 
-Format 1 gets row hashes, checksums and stamps of sidecars. Formats 1 and 2 get the column of perceptual hashes.
+Format 1 gets row hashes, checksums and file stats of caption files. Formats 1 and 2 get a column of perceptual hashes.
 """
 
 import sqlite3
@@ -9,19 +9,19 @@ from diptych.index.tables import BLOCKS, COLUMNS, COLUMNS_2, FORMAT, HASHED, ins
 from diptych.index.vector_file import VectorFile
 
 UNKNOWN_SIZE = -1
-"""Size in the sidecar stamp of an entry whose captions were read by format 1: the next addition reads them again."""
+"""Stored size of a caption file if format 1 read the captions. The next addition reads them again."""
 NEW_COLUMNS = {2: ("sidecar_size BIGINT", "sidecar_ns BIGINT", "target TEXT"), 3: ("phash BIGINT",)}
 """New columns of the table `entries`, by the format that added them."""
 MARK_CAPTIONS = f"UPDATE entries SET sidecar_size = {UNKNOWN_SIZE}, sidecar_ns = 0 WHERE captions <> '[]'"
 
 
 def upgrade(database: sqlite3.Connection, file: VectorFile) -> None:
-    """Upgrade an index in one transaction; does nothing if another process has done it meanwhile.
+    """Upgrade an index in one transaction. Does nothing if another process has already upgraded it.
 
     Raises:
-        sqlite3.Error: the database cannot be written; it is as it was.
+        sqlite3.Error: the database cannot be written. It is unchanged.
         OSError: a file cannot be read.
-        ValueError: the file of vectors is shorter than the database says.
+        ValueError: the file of vectors is too short.
     """
     with database:
         database.execute("BEGIN IMMEDIATE")

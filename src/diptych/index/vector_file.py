@@ -1,8 +1,8 @@
-"""A file of vectors that only grows, and beside it their codes, which are made from them and can be made again.
+"""An append-only file of vectors, and files with their eight-bit codes, which can be rebuilt from the vectors.
 
-vectors-0.f32  vectors of float32, or .f16 of float16; the number counts how often the file was written anew
-codes-0.i8     eight-bit integers of each (`exact.py`)
-codes-0.f32    scale and error of each
+vectors-0.f32  vectors in float32, or .f16 in float16; the number is incremented when the file is rewritten
+codes-0.i8     integers of the codes (`exact.py`)
+codes-0.f32    scale and error of the codes
 """
 
 import os
@@ -21,25 +21,26 @@ from diptych.index.checksums import Block, block_ranges, hash_block, missing_row
 from diptych.index.exact import Codes, Vectors, encode
 
 VectorDtype: TypeAlias = Literal["float32", "float16"]
-"""What the file keeps of a number."""
+"""Number format of the vectors in the file."""
 
 NEXT_ADD = "the next index add"
-"""What repairs an index, in the messages of `verify`."""
+"""The command that repairs an index, for messages of `verify`."""
 AGAIN = f"{NEXT_ADD} embeds the pictures again"
-"""Advice in messages about lost vectors."""
+"""Advice for messages about lost vectors."""
 _SUFFIX = {"float32": "f32", "float16": "f16"}
 _CHUNK = 65_536
+"""Number of vectors that are read at a time."""
 
 
 class VectorFile:
-    """The files of one number. Whoever opens it knows how many vectors count.
+    """A file of vectors and the files of their codes. The caller knows how many of the vectors are valid.
 
     Args:
-        folder: where the files are.
-        number: the number of the file of vectors.
-        dim: numbers of a vector.
-        kind: what the file keeps of a number.
-        codes: the number of the files of codes, if `make_codes` made them; otherwise that of the vectors.
+        folder: the folder of the files.
+        number: number in the name of the file of vectors.
+        dim: embedding dimension.
+        kind: number format of the vectors.
+        codes: number in the names of the files of codes; by default that of the vectors.
     """
 
     def __init__(self, folder: Path, number: int, dim: int, kind: VectorDtype, *, codes: int | None = None) -> None:
@@ -53,19 +54,19 @@ class VectorFile:
         return self.path, self._integers, self._scales
 
     def create(self) -> None:
-        """Empty files.
+        """Create empty files.
 
         Raises:
-            OSError: they cannot be written.
+            OSError: the files cannot be written.
         """
         for path in self.paths():
             path.write_bytes(b"")
 
     def append(self, vectors: Vectors, first: int) -> list[Block]:
-        """Write vectors behind the first so many, over whatever lies there, and flush them; their checksums.
+        """Write vectors from row `first` on, flush them, and return their checksums. Later rows are removed.
 
         Raises:
-            OSError: the disk is full, or the files may not be written.
+            OSError: the disk is full, or the files cannot be written.
         """
         kept = np.ascontiguousarray(vectors, dtype=self.kind)
         _write(self.path, first * self.dim * self.kind.itemsize, kept)
@@ -77,16 +78,16 @@ class VectorFile:
         return self._hash(kept, codes, first, first)
 
     def blocks(self, num: int) -> list[Block]:
-        """Checksums of the first so many as they are now, for an index that has none yet.
+        """Checksums of the first `num` vectors as they are now, for an index without checksums.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it is shorter.
+            OSError: the file does not exist.
+            ValueError: the file is too short.
         """
         return self._hash(self.read(num), self._raw_codes(num), 0, 0) if num else []
 
     def _hash(self, vectors: ndarray, codes: tuple[ndarray, ndarray] | None, first: int, offset: int) -> list[Block]:
-        """Blocks of rows from `first` on; `offset` is the number of the arrays' own first row."""
+        """Checksums of the rows from `first` on. `offset` is the number of the first row of the arrays."""
         blocks = []
         for start, num in block_ranges(first, len(vectors), self.dim * self.kind.itemsize):
             rows = slice(start - offset, start - offset + num)
@@ -95,42 +96,42 @@ class VectorFile:
         return blocks
 
     def read(self, num: int) -> Vectors:
-        """The first so many, mapped into memory.
+        """The first `num` vectors, mapped into memory.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it is shorter.
+            OSError: the file does not exist.
+            ValueError: the file is too short.
         """
         if num == 0:
             return np.empty((0, self.dim), dtype=np.float32)
         return np.memmap(self.path, dtype=self.kind, mode="r", shape=(num, self.dim))
 
     def codes(self, num: int) -> Codes | None:
-        """Of the first so many; None if some are lacking, or have just gone."""
+        """The codes of the first `num` vectors, mapped into memory; None if some are missing."""
         raw = self._raw_codes(num)
         if raw is None:
             return None
         integers, scales = raw
-        return Codes(integers, scales[:, 0], scales[:, 1])  # Read where they are needed.
+        return Codes(integers, scales[:, 0], scales[:, 1])  # Views, which are read on access.
 
     def _raw_codes(self, num: int) -> tuple[ndarray, ndarray] | None:
         if num == 0 or self._num_codes() < num:
             return None
-        try:  # PyTorch wants integers that are writable.
+        try:  # PyTorch warns about arrays that are not writable, so the mode is copy-on-write.
             integers = np.memmap(self._integers, dtype=np.int8, mode="c", shape=(num, self.dim))
             return integers, np.memmap(self._scales, dtype="<f4", mode="r", shape=(num, 2))
         except (OSError, ValueError):
             return None
 
     def make_codes(self, num: int, blocks: Sequence[Block]) -> list[Block]:
-        """Write the codes of the first so many anew; the blocks with the checksums of the new codes.
+        """Rewrite the codes of the first `num` vectors, and return the blocks with the checksums of the new codes.
 
         Raises:
-            OSError: they cannot be written.
-            ValueError: the vectors are not there.
+            OSError: the files cannot be written.
+            ValueError: the file of vectors is too short.
         """
         vectors = self.read(num)
-        with ExitStack() as stack:  # Readers have the old ones mapped.
+        with ExitStack() as stack:  # Readers may have the old files mapped.
             integers, scales = (stack.enter_context(atomic_write(path)) for path in (self._integers, self._scales))
             for start in range(0, num, _CHUNK):
                 new = _as_written(encode(vectors[start : start + _CHUNK]))
@@ -146,7 +147,7 @@ class VectorFile:
         ]
 
     def copy(self, places: Int64[ndarray, " M"], target: "VectorFile") -> list[Block]:
-        """Write the vectors at the given places, in ascending order, to another file. Returns their checksums."""
+        """Write the vectors at the given places, which are sorted, to another file. Returns their checksums."""
         vectors, blocks = self.read(int(places[-1]) + 1 if len(places) else 0), list[Block]()
         target.create()
         for start in range(0, len(places), _CHUNK):
@@ -154,7 +155,7 @@ class VectorFile:
         return blocks
 
     def intact(self, blocks: Sequence[Block]) -> Bool[ndarray, " N"]:
-        """Which rows have the right checksum and unit length.
+        """Whether each row has the right checksum and unit length.
 
         Raises:
             OSError: the file cannot be read.
@@ -169,22 +170,22 @@ class VectorFile:
         return intact
 
     def damaged_vectors(self, num: int, blocks: Sequence[Block]) -> str | None:
-        """Which rows of the file of vectors are not those that were written; None if all are.
+        """A message that lists the rows with wrong checksums in the file of vectors; None if there are none.
 
         Raises:
-            OSError: there is no such file.
-            ValueError: it is shorter than the blocks.
+            OSError: the file does not exist.
+            ValueError: the file is too short.
         """
         vectors = self.read(num)
         damaged = [b for b in blocks if hash_block(vectors[b.first : b.first + b.num]) != b.vectors]
         return f"{self.path.name} is damaged in {named_rows(damaged)}" if damaged else None
 
     def is_whole(self, num: int) -> bool:
-        """Whether the files are long enough for the first so many; their content is not read."""
+        """Whether the files are long enough for `num` vectors. Their content is not read."""
         return self._num_bytes() >= num * self.dim * self.kind.itemsize and self._num_codes() >= num
 
     def remarks(self, num: int) -> list[str]:
-        """What is unusual about the first so many and yet no fault."""
+        """A remark if the file has more than `num` vectors, which is not a fault."""
         extra = self._num_bytes() - num * self.dim * self.kind.itemsize
         if extra <= 0:
             return []
@@ -194,15 +195,15 @@ class VectorFile:
         ]
 
     def faults(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
-        """What is wrong with the first so many, and what to do.
+        """Messages about faults of the first `num` vectors and what to do about them; empty if there are none.
 
         Args:
-            num: so many vectors count.
-            blocks: their checksums, by their first row; None for an index that has none yet.
+            num: number of valid vectors.
+            blocks: their checksums, sorted by first row; None for an index without checksums.
         """
-        needed, held = num * self.dim * self.kind.itemsize, self._num_bytes()
-        if held < needed:
-            return [f"{self.path.name} has {held:,} bytes of {needed:,}; {AGAIN}"]
+        needed, present = num * self.dim * self.kind.itemsize, self._num_bytes()
+        if present < needed:
+            return [f"{self.path.name} has {present:,} bytes of {needed:,}; {AGAIN}"]
         if blocks is not None:
             if missing_rows(blocks, num):
                 return [f"the checksums do not belong to these vectors; {AGAIN}"]
@@ -223,7 +224,7 @@ class VectorFile:
         return None
 
     def faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
-        """Compare codes with their checksums; without checksums, with the codes of the vectors."""
+        """Messages about damaged codes, which are compared with `blocks`, or with the codes of the vectors if it is None."""
         if num == 0:
             return []
         again = f"{NEXT_ADD} rebuilds them"
@@ -240,12 +241,12 @@ class VectorFile:
         return faults
 
     def unlink(self) -> None:
-        """Remove the files; who has them open reads on."""
+        """Remove the files. Processes that have opened them can still read."""
         self.path.unlink(missing_ok=True)
         self.unlink_codes()
 
     def unlink_codes(self) -> None:
-        """Remove the codes alone."""
+        """Remove only the codes."""
         for path in (self._integers, self._scales):
             path.unlink(missing_ok=True)
 
@@ -264,12 +265,12 @@ def _are_unit(vectors: Vectors) -> Bool[ndarray, " N"]:
 
 
 def _as_written(codes: Codes) -> tuple[ndarray, ndarray]:
-    """Integers and scales as the files hold them."""
+    """Integers and scales as they are stored in the files."""
     return codes.integers, np.stack([codes.scale, codes.error], axis=1).astype("<f4")
 
 
 def _are_codes(vectors: Vectors, codes: tuple[ndarray, ndarray]) -> bool:
-    """Whether codes are those of vectors; the errors may differ by rounding, from machine to machine."""
+    """Whether codes belong to vectors. The errors may differ by rounding between machines."""
     for start in range(0, len(vectors), _CHUNK):
         integers, scales = _as_written(encode(vectors[start : start + _CHUNK]))
         kept = codes[1][start : start + _CHUNK]
@@ -279,9 +280,9 @@ def _are_codes(vectors: Vectors, codes: tuple[ndarray, ndarray]) -> bool:
     return True
 
 
-def _write(path: Path, place: int, array: ndarray) -> None:
+def _write(path: Path, offset: int, array: ndarray) -> None:
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         file.truncate()
         file.write(array.tobytes())
         file.flush()

@@ -1,1 +1,1 @@
-"""An index in step with folders, and answers to queries with a bundle."""
+"""Keep an index in sync with folders of pictures, group similar hits, and find duplicates."""

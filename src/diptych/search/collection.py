@@ -1,4 +1,4 @@
-"""An index kept in step with folders: what is new is embedded, what moved is recognised, what is as it was is not read."""
+"""Keep an index in sync with folders: embed new pictures, recognize moved ones, and skip unchanged ones."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,62 +24,70 @@ from diptych.inference.loaded import LoadedBundle
 from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest_of, read_captions, read_picture, scan
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
-"""A batch is committed at once: so much is done again after a crash."""
+"""Maximum size of a batch, which is committed in one transaction and repeated after a crash."""
 COMPACT_SHARE = 0.25
-"""Vectors of removed pictures are dropped from the files when they are more than this share of all: that writes all anew."""
+"""Vectors of removed pictures are deleted when they exceed this share of all vectors, because this rewrites the whole file."""
 _UNREAD = "cannot be read ("
-"""Start of the reason if a file could not be read. Earlier versions stored such reasons in the index."""
+"""Prefix of the reason if a file could not be read. Earlier versions stored such reasons in the index."""
 _WAIT_S = 30.0
-"""Seconds to wait for another process that writes; short additions that were started together take turns."""
+"""Time limit for waiting for another writer, in seconds. Short additions that were started together take turns."""
 
 
 @dataclass(kw_only=True)
 class Update:
-    """What became of each file."""
+    """Report of an update: numbers of files by what happened to them, and the files that were left out."""
 
     unchanged: int = 0
+    """Pictures that are in the index already, with the same content and captions."""
     added: int = 0
+    """New pictures."""
     changed: int = 0
+    """Files of the index with a new content."""
     moved: int = 0
-    """Found elsewhere with the content that they had; not embedded again."""
+    """Files that were moved or renamed; not embedded again."""
     copies: int = 0
-    """New files whose content was there already; not embedded again."""
+    """New files whose content is in the index already; not embedded again."""
     recaptioned: int = 0
-    """Pictures as before whose captions have changed; not embedded again."""
+    """Unchanged pictures with changed captions; not embedded again."""
     repaired: int = 0
     """Unchanged pictures whose vectors were missing or damaged; embedded again."""
     lost: int = 0
-    """Pictures of other folders whose vectors are missing; searches do not find them until their folders are added."""
+    """Pictures of other folders without a vector. Searches do not find them until their folders are added again."""
     vanished: int = 0
-    """Gone from the folders."""
+    """Entries whose files no longer exist."""
     dropped: int = 0
-    """Of those, taken out of the index."""
+    """Vanished entries that were removed from the index."""
     is_prune_refused: bool = False
-    """Whether nothing was dropped because it would have been more than half of the index."""
+    """Whether nothing was removed because it would have been more than half of the index."""
     links: int = 0
-    """Symbolic links that lead out of the folders and were not followed."""
+    """Symbolic links to places outside the folders, which were not followed."""
     hidden: int = 0
     """Hidden pictures and folders, and those of other programs; left out."""
     excluded: int = 0
     """Pictures and folders that match a pattern of `exclude`; left out."""
     left_out: list[LeftOut] = field(default_factory=list)
-    """Pictures of unsupported formats by suffix, with what to do about them."""
+    """Pictures of unsupported formats by suffix, with advice."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason) of pictures and subfolders. A picture that cannot be decoded is not read again until it changes.
-    Everything else is tried again by the next update."""
+    """(path, reason) of pictures and subfolders. A picture that cannot be decoded is not read again until it changes. The next
+    update tries the others again."""
     unread_captions: list[tuple[str, str]] = field(default_factory=list)
-    """(path, reason) of captions that could not be read; their pictures are in the index without them."""
+    """(path, reason) of caption files that could not be read. The index contains their pictures without captions."""
 
 
 def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: VectorDtype = "float32") -> Index:
-    """The index at a folder or an address; a new one for the bundle, if there is none, which keeps numbers of a kind.
+    """Open the index at a folder or an address. If it does not exist, create it for the model of a bundle.
 
-    Of several processes that create it at once, one does, and the others open what it created.
+    If several processes call this, one creates the index and the others open it.
+
+    Args:
+        place: a folder, or the address of a database (`open_index`).
+        clip: the model of the index; None opens an existing index without checking its model.
+        kind: number format of the vectors of a new index.
 
     Raises:
-        IndexingError: there is none and no bundle is given, or it has another model's vectors.
-        ConfigError: the address is none, or an extra is missing.
-        BusyError: another process has been creating it for ten seconds.
+        IndexingError: the index does not exist and `clip` is None, or it has vectors of another model.
+        ConfigError: the address is invalid, or an extra is missing.
+        BusyError: another process has been creating the index for ten seconds.
     """
     if clip is None:
         return open_index(place)
@@ -92,10 +100,10 @@ def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Vector
 
 
 def check_model(index: Index, clip: LoadedBundle) -> None:
-    """Refuse another model's vectors. The index may have any name of the model, such as one that an earlier version gave it.
+    """Check that the vectors of an index come from a model. The index may store any of its names, including earlier ones.
 
     Raises:
-        IndexingError: the index was made with another model.
+        IndexingError: the vectors come from another model. The index is closed.
     """
     if index.model not in _names_of(clip):
         index.close()
@@ -106,27 +114,29 @@ def check_model(index: Index, clip: LoadedBundle) -> None:
 
 
 def _names_of(clip: LoadedBundle) -> tuple[str, ...]:
-    """All names of a model, the current one first."""
+    """All names of a model. The current name comes first."""
     names: tuple[str, ...] = getattr(clip, "identities", (clip.identity,))
     return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one of several processes takes up: the files whose path's hash falls to it, and that nobody has yet."""
+    """The share of the files that one of several processes adds, selected by a hash of the path."""
 
     rank: int
+    """Number of the process, within [0, size)."""
     size: int
+    """Number of processes."""
     known: Mapping[str, FileStat]
-    """What the index has that all shares will be merged into."""
+    """Files of the index into which all shares will be merged, by key. Unchanged ones are in no share."""
 
     def has(self, key: str, stamp: FileStat) -> bool:
-        """Whether a file is this one's."""
+        """Whether a file belongs to this share."""
         return crc32(key.encode()) % self.size == self.rank and self.known.get(key) != stamp
 
 
 def _refuse(num_gone: int, num_entries: int) -> bool:
-    """The default of `confirm`: do not drop more than half of an index."""
+    """The default of `confirm`: do not remove more than half of an index."""
     return False
 
 
@@ -142,33 +152,33 @@ def update(
     share: Share | None = None,
     track: Track = silently,
 ) -> Update:
-    """Bring an index in step with folders. Stopped at any moment, it loses no more than the batch under way.
+    """Update an index with the pictures of folders and their subfolders. An interruption loses at most the current batch.
 
-    An index of an earlier format is upgraded, damage is repaired (`Index.repair`), and the model's current name is stored.
+    An index of an earlier format is upgraded, damage is repaired (`Index.repair`), and the current name of the model is stored.
 
     Args:
-        index: what is brought in step.
-        clip: the model of its vectors.
-        folders: where to look, subfolders included.
-        prune: drop entries of these folders whose file has gone.
-        confirm: called with the number of entries to drop and the number of entries if more than half of the index would be
-            dropped, for example because a disk is not mounted. Nothing is dropped unless it returns True.
+        index: the index to update.
+        clip: the model of the vectors.
+        folders: the folders to scan.
+        prune: remove entries of these folders whose files no longer exist.
+        confirm: called with the number of entries to remove and the number of all entries if more than half of the index would
+            be removed, for example because a disk is not mounted. Nothing is removed unless it returns True.
         follow_links: follow symbolic links that lead out of the folders (`scan`).
         exclude: patterns of files and folders to leave out (`scan`). Entries that match one count as deleted files.
-        share: take up these files alone.
-        track: told how far it is.
+        share: add only the files of this share.
+        track: reports progress.
 
     Raises:
-        BusyError: another process writes, and still does after 30 seconds.
+        BusyError: another process is still writing after 30 seconds.
         IndexingError: a folder cannot be read, or the disk is full.
     """
     check_list(folders, "folders")
     phashes = dict[str, int]()
 
-    def note(content: bytes, phash: int) -> None:
+    def store_phash(content: bytes, phash: int) -> None:
         phashes[digest_of(content)] = phash
 
-    with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=note) as pool:
+    with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=store_phash) as pool:
         index.repair()
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
         names = _names_of(clip)
@@ -179,11 +189,11 @@ def update(
         files = scan(folders, follow_links=follow_links, exclude=exclude, omissions=omissions)
         updater = _Updater(index, embedder, files, share, phashes, roots=[str(folder.resolve()) for folder in folders])
         updater.find_gone(folders, omissions)
-        return updater.go(prune=prune, confirm=confirm, track=track)
+        return updater.update(prune=prune, confirm=confirm, track=track)
 
 
 class _Updater:
-    """One pass over the folders."""
+    """One update of an index."""
 
     def __init__(
         self,
@@ -205,7 +215,7 @@ class _Updater:
                     self.found[file.key] = file
             elif share is None or share.rank == 0:
                 self.report.unreadable.append((_shown(file.key), "has a name that is not UTF-8"))
-        # An addition costs what its folders hold, not what the index holds.
+        # Read only the entries of these folders, so that the cost does not depend on the size of the index.
         self.known, self.sidecars, self.targets = index.stamps(roots), index.sidecars(roots), index.targets(roots)
         self.unread = {key for key, reason in index.broken(roots).items() if reason.startswith(_UNREAD)}
         self.lost = index.lost()
@@ -213,34 +223,34 @@ class _Updater:
         self.gone_of_digest: dict[str | None, list[str]] = {}
 
     def find_gone(self, folders: Sequence[Path], omissions: Omissions) -> None:
-        """Which entries have no file any more, and what the scan left out."""
+        """Find the entries whose files no longer exist, and add to the report what the scan left out."""
         self.report.links, self.report.hidden = omissions.links, omissions.hidden
         self.report.excluded, self.report.left_out = omissions.excluded, omissions.formats.left_out()
         self._left_out = omissions.formats.counts
         self.report.unreadable += [(_shown(path), reason) for path, reason in omissions.unreadable]
         self.report.unread_captions += [(_shown(path), reason) for path, reason in omissions.unread_captions]
-        if self.share is not None:  # Who sees a share of the files does not know which have gone.
+        if self.share is not None:  # A share of the files does not show which entries have no file.
             return
         roots = tuple(f"{folder.resolve()}/" for folder in folders)
-        there = {*self.found, *(path for path, _ in omissions.unreadable)}
+        existing = {*self.found, *(path for path, _ in omissions.unreadable)}
         unread = tuple(f"{path}/" for path in omissions.unread_folders)
         self.gone = {
-            key for key in self.known if key.startswith(roots) and key not in there and not key.startswith(unread)
+            key for key in self.known if key.startswith(roots) and key not in existing and not key.startswith(unread)
         }
         for key in sorted(self.gone):
             self.gone_of_digest.setdefault(self.index.digest_of(key), []).append(key)
 
-    def go(self, *, prune: bool, confirm: Callable[[int, int], bool], track: Track) -> Update:
-        """Batch by batch, then captions that have changed, then what has gone."""
+    def update(self, *, prune: bool, confirm: Callable[[int, int], bool], track: Track) -> Update:
+        """Add new and changed pictures, then update changed captions, then remove vanished entries, and return the report."""
         files = self.found.values()
         new = [file for file in files if not self._is_known(file)]
         self.report.unchanged = len(files) - len(new)
         with track("pictures", len(new)) as advance:
             for batch in _batches(new):
-                self._take_up(batch)
+                self._add_batch(batch)
                 for _ in batch:
                     advance()
-        self._read_captions_again()
+        self._update_captions()
         if self.share is None:
             self.index.set_left_out(self._left_out)
         self.report.vanished = len(self.gone)
@@ -250,7 +260,7 @@ class _Updater:
         return self.report
 
     def _prune(self, confirm: Callable[[int, int], bool]) -> None:
-        """Drop entries of deleted files; more than half of all entries only after confirmation."""
+        """Remove entries of deleted files. Removing more than half of all entries needs confirmation."""
         num_gone = sum(len(keys) for digest, keys in self.gone_of_digest.items() if digest is not None)
         num = len(self.index)
         if 2 * num_gone > num and not confirm(num_gone, num):
@@ -264,15 +274,15 @@ class _Updater:
             return False
         return self.known.get(file.key) == file.stamp and self.targets.get(file.key) == file.target
 
-    def _take_up(self, batch: list[ScannedFile]) -> None:
-        """Read, embed what is new, and commit."""
+    def _add_batch(self, batch: list[ScannedFile]) -> None:
+        """Read a batch of files, embed new contents, and commit."""
         entries: list[Entry] = []
         broken: list[tuple[str, FileStat, str]] = []
         contents: dict[str, bytes] = {}
         for file in batch:
             try:
                 content = read_picture(file)
-            except OSError as error:  # The file is tried again next time, so the index is not changed.
+            except OSError as error:  # The next update tries again, so the index is not changed.
                 self.report.unreadable.append((file.key, f"{_UNREAD}{error.strerror})"))
                 continue
             entry = describe_picture(file, content, self._captions(file))
@@ -281,14 +291,14 @@ class _Updater:
                 contents[entry.digest] = content
         vectors, reasons = self._embed(contents)
         broken += [(entry.key, entry.stamp, reasons[entry.digest]) for entry in entries if entry.digest in reasons]
-        whole = [replace(entry, phash=self._phash(entry.digest)) for entry in entries if entry.digest not in reasons]
-        moved_from = self._count(whole, vectors)
-        self.index.add(whole, vectors, broken=broken, gone=moved_from)
+        decoded = [replace(entry, phash=self._phash(entry.digest)) for entry in entries if entry.digest not in reasons]
+        moved_from = self._count(decoded, vectors)
+        self.index.add(decoded, vectors, broken=broken, gone=moved_from)
         self.gone.difference_update(moved_from)
         self.report.unreadable += [(key, reason) for key, _, reason in broken]
 
     def _phash(self, digest: str) -> int | None:
-        """The perceptual hash of a content, from this pass or from the index."""
+        """The perceptual hash of a content, from this update or from the index."""
         if digest in self.phashes:
             return self.phashes[digest]
         known = (entry.phash for entry in self.index.with_digest(digest))
@@ -302,8 +312,8 @@ class _Updater:
             self.report.unread_captions.append((file.sidecar.path, f"cannot be read ({error.strerror})"))
             return ()
 
-    def _read_captions_again(self) -> None:
-        """Of pictures that are as before, whose sidecar came, changed or went."""
+    def _update_captions(self) -> None:
+        """Update the captions of unchanged pictures whose caption file was added, changed or deleted."""
         stale = [file for file in self.found.values() if self._is_known(file) and self._is_stale(file)]
         for batch in _batches(stale):
             entries = list[Entry]()
@@ -327,24 +337,29 @@ class _Updater:
         return next((entry for entry in entries if entry.key == key), None)
 
     def _embed(self, contents: dict[str, bytes]) -> tuple[dict[str, Float32[ndarray, " E"]], dict[str, str]]:
-        """Vectors by digest, and of pictures that cannot be decoded the reason."""
+        """Vectors by digest, and by digest of pictures that cannot be decoded, the reason."""
         digests, reasons = list(contents), dict[str, str]()
 
-        def note(position: int, error: ImageError) -> None:
+        def store_reason(position: int, error: ImageError) -> None:
             reasons[digests[position]] = str(error).partition(": ")[2]
 
-        emb = self.embedder.encode_images(list(contents.values()), on_error=note)
+        emb = self.embedder.encode_images(list(contents.values()), on_error=store_reason)
         vectors = {digest: emb[row] for row, digest in enumerate(digests) if digest not in reasons}
         if not all(np.isfinite(vector).all() for vector in vectors.values()):
-            raise IndexingError("the model gives vectors that are not numbers; is the bundle whole?")
+            raise IndexingError("the model computes vectors that are not numbers; is the bundle damaged?")
         return vectors, reasons
 
     def _count(self, entries: Sequence[Entry], new: Iterable[str]) -> list[str]:
-        """Tell what each file is; the places from which pictures were moved."""
+        """Count what happened to each entry, and return the old keys of moved pictures.
+
+        Args:
+            entries: entries to add.
+            new: digests of contents that were embedded.
+        """
         left, report = set(new), self.report
         moved_from: list[str] = []
         for entry in entries:
-            if self.index.digest_of(entry.key) == entry.digest:  # Written anew, with what it had.
+            if self.index.digest_of(entry.key) == entry.digest:  # The file was rewritten with the same content.
                 report.repaired += entry.key in self.lost
                 report.unchanged += entry.key not in self.lost
             elif entry.key in self.known and entry.key not in self.unread:
@@ -366,7 +381,7 @@ def _shown(path: str) -> str:
 
 
 def _is_text(key: str) -> bool:
-    """Whether a database takes it; bytes of a name that are no UTF-8 are read as halves of a pair."""
+    """Whether a database can store a path. Python decodes bytes of file names that are not UTF-8 to surrogates."""
     try:
         key.encode()
     except UnicodeEncodeError:

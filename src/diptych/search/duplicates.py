@@ -1,4 +1,4 @@
-"""Find duplicates among indexed pictures, and compute missing perceptual hashes."""
+"""Find duplicates among the pictures of an index, and compute missing perceptual hashes."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,19 +12,20 @@ from diptych.index.protocol import Index
 from diptych.search.scan import ScannedFile, digest_of, read_picture
 
 _BATCH = 256
+"""Number of contents whose hashes are stored at a time."""
 
 
 def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = silently) -> list[DuplicateGroup]:
     """Groups of identical files, of copies of the same picture, and of pictures that are similar according to the model.
 
-    Copies are found by perceptual hashes. Missing hashes of an index of an earlier version are computed from the files, and
-    stored if the index can be written. If the file of a picture is gone or has changed, only its content and vector are
-    compared.
+    Copies are found by perceptual hashes. Hashes that are missing in an index of an earlier version are computed from the
+    files, and stored if the index can be written. If the file of a picture was deleted or changed, only its digest and vector
+    are compared.
 
     Args:
         index: the index to search.
-        threshold: pictures with at least this cosine are similar.
-        track: receives the number of computed hashes.
+        threshold: minimum cosine of similar pictures.
+        track: reports the number of computed hashes.
 
     Raises:
         IndexingError: the index cannot be read.
@@ -58,7 +59,7 @@ def _store(index: Index, phashes: dict[str, int]) -> bool:
 
 
 def _phash(pool: DecodePool, entries: list[Entry]) -> int | None:
-    """The hash of a content, from its first unchanged file."""
+    """The perceptual hash of a content, from its first unchanged file; None if there is none, or it cannot be decoded."""
     for entry in entries:
         try:
             content = read_picture(ScannedFile(key=entry.key, stamp=entry.stamp, target=entry.target))

@@ -1,4 +1,4 @@
-"""Find the keys of an index for paths that a user wrote."""
+"""Find the keys of an index for paths given by a user."""
 
 import os
 from collections.abc import Sequence
@@ -11,10 +11,15 @@ from diptych.index.protocol import Index
 
 @renamed_parameter("chosen", "selected")
 def keys_below(index: Index, paths: Sequence[str | Path], selected: Filter | None = None) -> list[str]:
-    """The keys that equal one of the paths or lie below one of them, in order; of the entries that a filter lets through.
+    """The sorted keys of the pictures and folders with the given paths.
 
-    A key is the path of an indexed folder, without symbolic links, followed by names in the folder, some of which may be links.
-    A path may reach it through other links. A link selects its own entries if it has any, otherwise those of its target.
+    A key is the resolved path of an indexed folder, followed by names in the folder, some of which may be symbolic links. A
+    given path may use other links. A link selects its own entries if there are any, and otherwise those of its target.
+
+    Args:
+        index: the index to search.
+        paths: paths of pictures or folders. A folder selects all pictures below it.
+        selected: filter that the entries must match; None for all entries.
     """
     found = set[str]()
     for path in paths:
@@ -24,6 +29,6 @@ def keys_below(index: Index, paths: Sequence[str | Path], selected: Filter | Non
 
 
 def _spellings(path: str | Path) -> list[str]:
-    """Variants of the absolute path, in which links are resolved in the first 1, 2, ... and finally all of its parts."""
+    """Variants of the absolute path, with symbolic links resolved in its first part, its first two parts, ..., all parts."""
     parts = Path(os.path.abspath(path)).parts  # noqa: PTH100  (`resolve` would follow links)
     return [os.path.join(os.path.realpath(Path(*parts[:num])), *parts[num:]) for num in range(1, len(parts) + 1)]  # noqa: PTH118

@@ -1,4 +1,4 @@
-"""Texts that a search may be asked for, to measure how well it finds."""
+"""Sample text queries, on which the recall of approximate search is measured."""
 
 from diptych.index.protocol import Index
 
@@ -12,12 +12,12 @@ _TEMPLATES = ("a photo of a {}", "a {}", "two of them: {}", "a blurry black and 
 
 
 def sample_texts(index: Index, num: int = _NUM) -> list[str]:
-    """Captions of some entries; general texts if there are none.
+    """Captions of some entries; generic texts if the index has no captions.
 
     Args:
-        index: whose captions are used.
-        num: at most so many texts.
+        index: the index with the captions.
+        num: maximum number of texts.
     """
     captions = index.some_captions(num)
-    general = [template.format(noun) for template in _TEMPLATES for noun in " ".join(_NOUNS.split()).split(", ")]
-    return captions or general[:num]
+    generic = [template.format(noun) for template in _TEMPLATES for noun in " ".join(_NOUNS.split()).split(", ")]
+    return captions or generic[:num]

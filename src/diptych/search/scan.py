@@ -1,4 +1,4 @@
-"""The pictures of folders, and what is known of one before it is embedded."""
+"""Scan folders for pictures, and read their metadata."""
 
 import errno
 import os
@@ -31,11 +31,12 @@ _CLOCK = re.compile("(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sidecar:
-    """A text file with captions next to a picture: `a.txt` for `a.jpg`."""
+    """A text file with the captions of a picture next to it: `a.txt` for `a.jpg`."""
 
     path: str
     """Its path with all symbolic links resolved."""
     stamp: FileStat
+    """Its size and modification time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +46,15 @@ class ScannedFile:
     key: str
     """The absolute path under which it was found."""
     stamp: FileStat
+    """Its size and modification time."""
     target: str | None = None
     """Its path with all symbolic links resolved, if that is not `key`."""
     sidecar: Sidecar | None = None
+    """The text file with its captions; None if there is none."""
 
     @property
     def path(self) -> str:
-        """The path to read it from, in which no symbolic link is left."""
+        """The path without symbolic links, from which the file is read."""
         return self.target or self.key
 
 
@@ -82,12 +85,14 @@ def scan(
     exclude: Sequence[str] = (),
     omissions: Omissions | None = None,
 ) -> Iterator[ScannedFile]:
-    """Every picture in folders and their subfolders, by name; hidden files and those of other programs are left out.
+    """Yield the pictures in folders and their subfolders, sorted by name in each folder.
+
+    Hidden files and folders and those of other programs (`core/foreign.py`) are left out.
 
     Args:
         folders: the folders to scan.
         follow_links: whether to follow symbolic links to folders, and links to files outside the scanned folder. Each folder is
-            scanned once, so that links cannot form a cycle. By default only links to files inside the folder are followed.
+            scanned once, so links cannot cause a loop. By default, only links to files inside the folder are followed.
         exclude: patterns of names (`*.thumb.jpg`, `@eaDir`) or, with a slash, of paths below the folder (`2019/*/raw`). Files
             and folders that match one are left out. `*` matches any characters, also slashes, and `?` one.
         omissions: filled with what was left out.
@@ -103,11 +108,11 @@ def scan(
 
 
 class _Scanner:
-    """One pass over a folder: its own subfolders first, then the folders that links lead to."""
+    """Scans a folder: first its own subfolders, then the folders that symbolic links refer to."""
 
     def __init__(self, root: str, follow_links: bool, exclude: Sequence[str], omissions: Omissions) -> None:
         self._root, self._follow_links, self._omissions = root, follow_links, omissions
-        omissions.formats.counts[root].clear()  # It counts as scanned, even if nothing is left out.
+        omissions.formats.counts[root].clear()  # The folder counts as scanned, even if nothing is left out.
         self._linked = [(root, root)]
         self._scanned = set[str]()
         self._excluded_names = [pattern for pattern in exclude if "/" not in pattern]
@@ -115,7 +120,7 @@ class _Scanner:
 
     def scan(self) -> Iterator[ScannedFile]:
         """Scan the folder, then each linked folder that was not scanned before."""
-        for path, real in self._linked:  # It grows meanwhile.
+        for path, real in self._linked:  # The list grows during the iteration.
             yield from self._folder(path, real)
 
     def _folder(self, path: str, real: str) -> Iterator[ScannedFile]:
@@ -123,15 +128,15 @@ class _Scanner:
         if real in self._scanned:
             return
         self._scanned.add(real)
-        inside = self._listed(path)
-        texts = {item.name: item for item in inside if item.name.endswith(".txt")}
+        items = self._list_folder(path)
+        texts = {item.name: item for item in items if item.name.endswith(".txt")}
         sidecars: dict[str, Sidecar | None] = {}
-        for item in inside:
+        for item in items:
             if self._is_left_out(item):
                 continue
             if _is_folder(item):
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
-            elif _leads_to_folder(item):
+            elif _is_link_to_folder(item):
                 self._link_to_folder(item)
             else:
                 name, suffix = os.path.splitext(item.name)  # noqa: PTH122
@@ -147,7 +152,7 @@ class _Scanner:
                 key, stamp, target = picture
                 yield ScannedFile(key=key, stamp=stamp, target=target, sidecar=sidecars.get(text))
 
-    def _listed(self, path: str) -> list[os.DirEntry[str]]:
+    def _list_folder(self, path: str) -> list[os.DirEntry[str]]:
         """The items of a folder, sorted by name; empty for a subfolder that cannot be read, which is recorded."""
         try:
             with os.scandir(path) as found:
@@ -165,12 +170,12 @@ class _Scanner:
             return []
 
     def _is_left_out(self, item: os.DirEntry[str]) -> bool:
-        """Whether a file or folder is foreign or excluded. Foreign and excluded pictures and folders are counted."""
+        """Whether a file or folder is hidden, of another program, or excluded. Such pictures and folders are counted."""
         is_hidden = is_foreign(item.name)
         if not (is_hidden or self._is_excluded(item)):
             return False
         suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122
-        if suffix in IMAGE_SUFFIXES or _is_folder(item) or _leads_to_folder(item):
+        if suffix in IMAGE_SUFFIXES or _is_folder(item) or _is_link_to_folder(item):
             self._omissions.hidden += is_hidden
             self._omissions.excluded += not is_hidden
         return True
@@ -193,7 +198,7 @@ class _Scanner:
             path = self._resolved(item, folder)
             if path is None:
                 return None
-            stamp = _stamp(item)
+            stamp = _file_stat(item)
             if not item.is_file():
                 raise OSError(errno.EINVAL, "is not a regular file")
             return item.path, stamp, None if path == item.path else path
@@ -207,8 +212,8 @@ class _Scanner:
         try:
             if item.is_file():
                 path = self._resolved(item, folder)
-                return None if path is None else Sidecar(path=path, stamp=_stamp(item))
-            if item.is_dir() or item.is_symlink():  # Links to no file are left out, as those of pictures are.
+                return None if path is None else Sidecar(path=path, stamp=_file_stat(item))
+            if item.is_dir() or item.is_symlink():  # Broken links are left out, like those of pictures.
                 return None
             reason = "is not a regular file"
         except FileNotFoundError:  # Removed since the folder was listed.
@@ -219,7 +224,7 @@ class _Scanner:
         return None
 
     def _resolved(self, item: os.DirEntry[str], folder: str) -> str | None:
-        """The path of a file with all links resolved; None, and counted, for a link that is not followed."""
+        """The path of a file with all links resolved. None for a link that is not followed, which is counted."""
         if not item.is_symlink():
             return os.path.join(folder, item.name)  # noqa: PTH118  (a hundred thousand)
         target = os.path.realpath(item.path)
@@ -233,22 +238,22 @@ class _Scanner:
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Whether it is a folder and not a link to one. Some file systems need a lookup for this, which may fail."""
+    """Whether an item is a folder and not a link to one. Some file systems need a lookup for this, which may fail."""
     try:
         return item.is_dir(follow_symlinks=False)
     except OSError:  # `_picture` reports the error.
         return False
 
 
-def _leads_to_folder(item: os.DirEntry[str]) -> bool:
+def _is_link_to_folder(item: os.DirEntry[str]) -> bool:
     try:
         return item.is_symlink() and item.is_dir()
-    except OSError:  # A link to itself, for one.
+    except OSError:  # For example, a link to itself.
         return False
 
 
-def _stamp(item: os.DirEntry[str]) -> FileStat:
-    """Size and time of the last change. A time beyond 64 bits (after 2262) is clipped."""
+def _file_stat(item: os.DirEntry[str]) -> FileStat:
+    """Size and modification time of a file. Times that exceed 64 bits (after the year 2262) are clipped."""
     status = item.stat()
     return FileStat(size=status.st_size, modified_ns=min(max(status.st_mtime_ns, -(2**63)), 2**63 - 1))
 
@@ -257,7 +262,7 @@ def read_picture(file: ScannedFile) -> bytes:
     """The content of a picture's file.
 
     Raises:
-        OSError: it cannot be read, is no regular file, is too large, or grew since the scan; `strerror` gives the reason.
+        OSError: the file cannot be read, is not a regular file, is too large, or grew since the scan. `strerror` is the reason.
     """
     if file.stamp.size > MAX_IMAGE_BYTES:
         raise OSError(errno.EFBIG, f"has more than {MAX_IMAGE_BYTES:,} bytes", file.path)
@@ -270,10 +275,12 @@ def read_picture(file: ScannedFile) -> bytes:
 
 
 def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
-    """The nonempty lines of a sidecar in UTF-8, UTF-16 with a byte order mark, or otherwise Windows-1252.
+    """The caption lines of a sidecar without empty ones; () if `sidecar` is None.
+
+    The encoding is UTF-8, UTF-16 with a byte order mark, or otherwise Windows-1252.
 
     Raises:
-        OSError: it cannot be read, is not a regular file, or has more than 1 MiB; `strerror` gives the reason.
+        OSError: the file cannot be read, is not a regular file, or has more than 1 MiB. `strerror` is the reason.
     """
     if sidecar is None:
         return ()
@@ -283,12 +290,12 @@ def read_captions(sidecar: Sidecar | None) -> tuple[str, ...]:
 
 
 def digest_of(content: bytes) -> str:
-    """Of a file's content."""
+    """The digest of the content of a file, 32 hexadecimal digits."""
     return blake2b(content, digest_size=16).hexdigest()
 
 
 def describe_picture(file: ScannedFile, content: bytes, captions: tuple[str, ...]) -> Entry:
-    """The entry of a picture: size as it is looked at and when it was taken, from its header, and its captions."""
+    """The entry of a picture. The upright size and the time of exposure come from the header of the file."""
     width, height, taken = _from_header(content)
     return Entry(
         key=file.key,
@@ -308,20 +315,20 @@ def _from_header(content: bytes) -> tuple[int | None, int | None, str | None]:
         with open_image(content) as picture:
             width, height = upright_size(picture)
             taken = _taken(picture)
-    except Exception:  # Headers are anybody's; whether the picture can be read shows when it is embedded.
+    except Exception:  # Headers may be arbitrary; decoding reports whether the picture is readable.
         return None, None, None
-    return width, height, _as_time(taken)
+    return width, height, _parse_exif_time(taken)
 
 
 def _taken(picture: Image.Image) -> object:
     try:
         return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(_TAKEN)
-    except Exception:  # Metadata is not the picture.
+    except Exception:  # Damaged metadata does not prevent decoding.
         return None
 
 
-def _as_time(taken: object) -> str | None:
-    """`2024-05-01 12:00:00` for `2024:05:01 12:00:00`, as cameras write it; the date alone without a valid time of day."""
+def _parse_exif_time(taken: object) -> str | None:
+    """`2024-05-01 12:00:00` for the EXIF time `2024:05:01 12:00:00`; only the date if the time of day is invalid."""
     text = str(taken).strip("\x00 ") if taken is not None else ""
     date, _, clock = text.partition("\x00")[0].partition(" ")
     try:

@@ -1,4 +1,4 @@
-"""Search in which near-equal pictures are folded into the best hit. Shapes: N hits, E embedding."""
+"""Search with grouping of near-equal pictures. Shapes: N hits, E embedding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +14,24 @@ from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 
 SIMILAR_COSINE = 0.95
-"""Default minimum cosine of near-equal pictures. The right value depends on the model: a model that was trained for a short
-time gives higher cosines to all pairs."""
+"""Default minimum cosine of near-equal pictures. The best value depends on the model: after a short training, all pairs have
+higher cosines."""
 _WINDOW = 1000
-"""Number of hits that are grouped. It does not depend on `top`, so the groups of a page are the same in a larger request."""
+"""Number of hits that are grouped. It does not depend on `top`, so a larger request starts with the same groups."""
 _BLOCK = 256
+"""Number of vectors that are compared at a time."""
 _ROUNDING = 1e-6
 """Upper bound of the rounding error of float32 in the cosine of two equal vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HitGroup:
-    """A hit, and the hits that are folded into it."""
+    """A hit, and the near-equal hits that are folded into it."""
 
     hit: SearchHit
+    """The best hit of the group."""
     similar: tuple[SearchHit, ...]
-    """Near-equal pictures with a lower or equal score, the best first."""
+    """Near-equal pictures, sorted by decreasing score."""
 
 
 @renamed_parameter("chosen", "selected")
@@ -41,17 +43,17 @@ def search_groups(
     threshold: float = SIMILAR_COSINE,
     selected: Filter | None = None,
 ) -> list[HitGroup]:
-    """The nearest entries, each with the near-equal pictures that are folded into it; the nearest first.
+    """The entries nearest to a query, grouped with near-equal pictures and sorted by decreasing score.
 
-    The best 1,000 hits are grouped, and more only if these have fewer than `top` groups. A hit is folded into the best unfolded
-    hit whose vector has at least the cosine `threshold` with its own.
+    The best 1,000 hits are grouped, and more if these have fewer than `top` groups. A hit is folded into the best hit that is
+    not folded itself and whose vector has at least the cosine `threshold` with its own.
 
     Args:
         index: the index to search.
         query: a unit vector.
         top: maximum number of groups.
         threshold: minimum cosine of near-equal pictures, within (0, 1].
-        selected: filter that selects the entries to search.
+        selected: filter of the entries to search; None for all entries.
 
     Raises:
         ConfigError: `threshold` is not within (0, 1].
@@ -68,17 +70,21 @@ def search_groups(
 
 
 def check_threshold(threshold: float) -> None:
-    """Check the minimum cosine of near-equal pictures.
+    """Validate the minimum cosine of near-equal pictures.
 
     Raises:
-        ConfigError: it is not within (0, 1].
+        ConfigError: `threshold` is not within (0, 1].
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"the cosine of near-equal pictures is {threshold}; it must lie within (0, 1]")
 
 
 def fold(vectors: Float32[ndarray, "N E"], threshold: float) -> Int64[ndarray, " N"]:
-    """For each vector, the row into which it is folded: the first near row that is not folded into another one, or its own.
+    """For each vector, the row into which it is folded: the first near row that is not folded itself, or its own row.
+
+    Args:
+        vectors: unit vectors, sorted by decreasing score.
+        threshold: minimum cosine of near rows.
 
     >>> fold(np.array([[1, 0], [0, 1], [1, 0]], dtype=np.float32), 0.95)
     array([0, 1, 0])
