@@ -93,7 +93,7 @@ def test_half_the_size(tmp_path: Path, large: LocalIndex) -> None:
     with open_index(tmp_path / "half") as again:
         assert len(again) == MANY - 1
         assert again.verify() == []
-    with pytest.raises(ConfigError, match="keeps float32, not float16"):
+    with pytest.raises(ConfigError, match="stores float32, not float16"):
         create_index("postgresql://ann@db/x", dim=DIM, model="m", bundle="b", kind="float16")
 
 

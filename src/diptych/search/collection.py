@@ -77,10 +77,8 @@ class Update:
 def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: VectorDtype = "float32") -> Index:
     """Open the index at a folder or an address. If it does not exist, create it for the model of a bundle.
 
-    If several processes call this, one creates the index and the others open it.
-
     Args:
-        place: a folder, or the address of a database (`open_index`).
+        place: a folder, or the address of a database (`open_index`). Several processes may create it at the same time.
         clip: the model of the index; None opens an existing index without checking its model.
         kind: number format of the vectors of a new index.
 
@@ -350,12 +348,7 @@ class _Updater:
         return vectors, reasons
 
     def _count(self, entries: Sequence[Entry], new: Iterable[str]) -> list[str]:
-        """Count what happened to each entry, and return the old keys of moved pictures.
-
-        Args:
-            entries: entries to add.
-            new: digests of contents that were embedded.
-        """
+        """Count what happened to each entry, and return the old keys of moved pictures; `new` are the embedded digests."""
         left, report = set(new), self.report
         moved_from: list[str] = []
         for entry in entries:
