@@ -255,14 +255,14 @@ def test_a_picture_without_access_is_no_gone_one(
     clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _update(place, clip, photos)
-    stamp = scan._stamp
+    stamp = scan._file_stat
 
     def refused(item: os.DirEntry[str]) -> object:
         if item.name == "b.png":
             raise PermissionError(13, "Permission denied")
         return stamp(item)
 
-    monkeypatch.setattr(scan, "_stamp", refused)
+    monkeypatch.setattr(scan, "_file_stat", refused)
     report = _update(place, clip, photos, prune=True)
     assert report == Update(unchanged=5, unreadable=[(str(photos / "b.png"), "cannot be read (Permission denied)")])
 

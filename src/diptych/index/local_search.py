@@ -75,7 +75,8 @@ class LocalSearch(LocalStore):
             unusable, self._unusable = self._unusable, None
         # Do not warn if another process has just replaced the structure.
         if unusable is not None and unusable[0] == self._ann_path(self._file().codes_number):
-            warnings.warn(f"{self.place}: is searched exactly; {unusable[1]}", DiptychWarning, stacklevel=2)
+            message = f"{self.place}: is searched exactly; {unusable[1]}"
+            warnings.warn(message, DiptychWarning, stacklevel=3)  # Skip the decorator, too.
         return found
 
     def _search(
