@@ -290,7 +290,7 @@ def test_what_a_database_must_be(database: str) -> None:
         raw.execute("CREATE EXTENSION vector")
     for place, says in {
         f"{server}/{plain}": "its database has no pgvector; .*: CREATE EXTENSION vector$",
-        f"{server}/{latin}": "its database is in LATIN1",
+        f"{server}/{latin}": "its database has the encoding LATIN1",
         f"{database}?index=other": "the schema other is not empty and holds no index",
         f"{server}/nowhere": 'cannot be reached .*database "nowhere" does not exist',
         "postgresql://ann:secret@127.0.0.1:1/x": r"^postgresql://ann@127.0.0.1:1/x: cannot be reached \([^\n]+\)$",
