@@ -53,7 +53,7 @@ def main() -> None:
         place = Path(folder) / "bundle"
         save_bundle(bundle, place)
         integer = load(place, device="cpu", precision="int8", progress=False)
-        agreement = integer.agreement(photos[:BATCH])
+        min_cosine = integer.min_cosine_to_fp32(photos[:BATCH])
         image, ceiling = _image_times(clip, integer, open_clip, photos[:BATCH])
         whole, alone = _folder_times(place, photos)
 
@@ -73,7 +73,7 @@ def main() -> None:
         f"`vit-b-32`, batches of {BATCH}; samples a second, medians of {ROUNDS} rounds; ratios are medians over rounds.",
         table(["what", "peer", "Diptych", "peer", "ratio"], rows),
         f"The image tower runs at {share:.0%} of a large float32 product on this machine ({ceiling / 1e9:.0f} GFLOP/s). The "
-        f"smallest cosine of int8 with float32 over {BATCH} photos: {agreement:.5f}. The folder has {NUM_PHOTOS} photos of "
+        f"smallest cosine of int8 with float32 over {BATCH} photos: {min_cosine:.5f}. The folder has {NUM_PHOTOS} photos of "
         f"{PHOTO_PX[0]} x {PHOTO_PX[1]}; of "
         "the command's seconds those of a run over one picture are taken off.",
     )

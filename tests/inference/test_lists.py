@@ -40,7 +40,7 @@ CALLS: dict[str, tuple[str, Callable[[Any, Path], object]]] = {
     "encode_texts": ("texts is one str", lambda c, _: c.encode_texts("a dog")),
     "encode_texts, lists": ("text 1 is not a string but list: ['dog']", lambda c, _: c.encode_texts(["a", ["dog"]])),
     "rank_images, texts": (
-        "text must be one text or query, and is a list: ['a dog']",
+        "text must be a single text or query; it is a list: ['a dog']",
         lambda c, p: c.rank_images(["a dog"], p),
     ),
     "encode_queries": ("queries is one str", lambda c, _: c.encode_queries("a dog")),

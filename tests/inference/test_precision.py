@@ -37,7 +37,7 @@ def test_int8_agrees_with_float32(tiny_bundle: Path, clip: LoadedBundle) -> None
     source = open_source("shapes:40")
     images = [source[i].image for i in range(24)]
     integer = load(tiny_bundle, device="cpu", precision="int8")
-    assert 0.999 < integer.agreement(images) < 1
+    assert 0.999 < integer.min_cosine_to_fp32(images) < 1
     assert integer.identity == clip.identity
     assert any(isinstance(module, Int8Linear) for module in integer.bundle.model.image_tower.modules())
     texts = ["a red circle", "a large blue square on white"]
@@ -51,7 +51,7 @@ def test_sixteen_bits_agree_with_float32(
     source = open_source("shapes:40")
     images = [source[i].image for i in range(8)]
     half = load(tiny_bundle, device="cpu", precision="bf16")
-    assert 0.99 < half.agreement(images) < 1
+    assert 0.99 < half.min_cosine_to_fp32(images) < 1
     assert half.encode_images(images).dtype == np.float32
     assert half.identity == clip.identity
 
@@ -75,5 +75,5 @@ def test_int8_of_a_resnet_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_place_has_no_agreement(clip: LoadedBundle) -> None:
-    with pytest.raises(ConfigError, match="without a place"):
-        LoadedBundle(clip.bundle).agreement([])
+    with pytest.raises(ConfigError, match="has no path"):
+        LoadedBundle(clip.bundle).min_cosine_to_fp32([])

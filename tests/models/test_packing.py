@@ -115,15 +115,15 @@ def test_packing_is_a_permutation_that_comes_back(lengths: list[int], is_padded:
     rows = [[(row, i) for i in range(length)] for row, length in enumerate(lengths)]
     every = [token for row in rows for token in row]
     given_order = [(row, i) for row in range(len(lengths)) for i in range(width)] if is_padded else every
-    tokens = [given_order[place] for place in packing.place.tolist()]
+    tokens = [given_order[place] for place in packing.gather_idx.tolist()]
     assert sorted(tokens) == sorted(every)
     assert [i for _, i in tokens] == packing.position.tolist()
     assert [bucket.length for bucket in packing.layout.buckets] == sorted(set(lengths))
     assert sum(bucket.num * bucket.length for bucket in packing.layout.buckets) == len(tokens)
     for row, length in enumerate(lengths):
-        rank = int(packing.rank[row])
-        assert tokens[int(packing.first[rank])] == (row, 0)
-        assert tokens[int(packing.last[rank])] == (row, length - 1)
+        rank = int(packing.inverse_perm[row])
+        assert tokens[int(packing.start_idx[rank])] == (row, 0)
+        assert tokens[int(packing.end_idx[rank])] == (row, length - 1)
 
 
 def test_texts_of_one_length_are_one_bucket() -> None:
@@ -132,7 +132,7 @@ def test_texts_of_one_length_are_one_bucket() -> None:
 
 @pytest.mark.parametrize("lengths", [[3, 9], [0, 2]])
 def test_lengths_beyond_their_row_are_refused(lengths: list[int]) -> None:
-    with pytest.raises(DataError, match="do not lie in rows of 5"):
+    with pytest.raises(DataError, match="do not fit in rows of 5"):
         _model(TEXT).encode_text(torch.full((2, 5), 7), torch.tensor(lengths))
 
 

@@ -60,7 +60,7 @@ def test_many_prompts_are_encoded_by_trees(clip: LoadedBundle, monkeypatch: pyte
         return trees[-1]
 
     monkeypatch.setattr(embedder, "prefix_tree", noted)
-    monkeypatch.setattr(embedder, "_NODES", 20)
+    monkeypatch.setattr(embedder, "_NODES_PER_BATCH", 20)
     shared = clip.encode_texts(prompts)
     assert len(trees) > 1
     monkeypatch.setattr(TextTransformer, "supports_prefix_sharing", False)
@@ -83,7 +83,7 @@ def test_gradients_through_a_tree_are_those_of_the_texts(monkeypatch: pytest.Mon
     grads = []
     for supports_prefix_sharing in (True, False):
         monkeypatch.setattr(TextTransformer, "supports_prefix_sharing", supports_prefix_sharing)
-        monkeypatch.setattr(tree_module, "_WORTH_SHARING", 1.0)
+        monkeypatch.setattr(tree_module, "_MAX_NODE_SHARE", 1.0)
         tower.zero_grad()
         (tower(torch.from_numpy(ids), torch.from_numpy(lengths)) * weights).sum().backward()
         grads.append(

@@ -52,7 +52,7 @@ def test_results_and_gradients_are_those_of_keys_and_values() -> None:
 def test_the_watcher_is_told_weights_through_which_a_gradient_flows() -> None:
     attention, query, x = _given()
     told: list[Tensor] = []
-    attention.watcher = told.append
+    attention.hook = told.append
     out = attention.pooled(query, x, LAYOUT)
     assert [tuple(weights.shape) for weights in told] == [(3, 4, 1, 2), (1, 4, 1, 4), (2, 4, 1, 7)]
     assert all(torch.allclose(weights.sum(dim=3), weights.new_ones(1)) for weights in told)
@@ -82,7 +82,7 @@ def test_what_took_the_place_of_a_map_is_asked_itself() -> None:
 def test_the_watcher_is_told_the_same_weights_beside_an_adapted_map() -> None:
     attention, asking, x = _given()
     told: list[Tensor] = []
-    attention.watcher = told.append
+    attention.hook = told.append
     attention.pooled(asking, x, LAYOUT)
     attention.value = _Adapted(attention.value)  # type: ignore[assignment]
     attention.pooled(asking, x, LAYOUT)

@@ -139,7 +139,7 @@ def test_another_resolution_keeps_the_weights(image: ImageConfig, new_px: int | 
 
 
 def test_another_resolution_that_does_not_go_with_the_patches() -> None:
-    with pytest.raises(ConfigError, match="no multiple of patch_px 8"):
+    with pytest.raises(ConfigError, match="not a multiple of patch_px 8"):
         at_resolution(_model(), 30)
 
 

@@ -243,7 +243,7 @@ def test_captions_that_lose_their_tail_are_told(tiny_run: TrainConfig, tmp_path:
     watcher = AttentionHook()
     short = override(tiny_run, {"model.text.context_length": "4", "schedule.steps": "2"})
     with pytest.warns(
-        DiptychWarning, match=r"texts longer than 4 tokens, which lost their tail: \d+"
+        DiptychWarning, match=r"texts longer than 4 tokens were truncated: \d+"
     ):  # Those of the validation.
         train(short, tmp_path / "run", observers=[watcher])
     assert any("captions were longer than 4 tokens and lost their tail" in message for message in watcher.messages)

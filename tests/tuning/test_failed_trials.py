@@ -59,7 +59,7 @@ def test_settings_that_do_not_go_together_fail_alone(tmp_path: Path) -> None:
         assert isinstance(heads, int)
         fails = width % heads != 0
         assert (row.state == "failed") == fails
-        assert row.reason == (f"model.text: width {width} is no multiple of heads {heads}" if fails else None)
+        assert row.reason == (f"model.text: width {width} is not a multiple of heads {heads}" if fails else None)
     assert {row.state for row in found} >= {"failed", "done"}
 
 

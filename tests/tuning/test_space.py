@@ -60,7 +60,7 @@ def test_a_choice_that_goes_with_nothing_is_told_and_left_out() -> None:
     width = Dimension(name="model.text.width", fields=("model.text.width",), choices=(512, 500, 768))
     space = reduced(Space(BASE, (width,)), told.append)
     assert space.dimensions[0].choices == (512, 768)
-    assert told == ["model.text.width 500 is not tried: model.text: width 500 is no multiple of heads 8"]
+    assert told == ["model.text.width 500 is not tried: model.text: width 500 is not a multiple of heads 8"]
 
 
 def test_batches_larger_than_the_data_are_left_out() -> None:

@@ -75,7 +75,7 @@ class Loading:
             if len(compared) == _COMPARED:
                 break
         if compared:
-            least = clip.agreement(compared)
+            least = clip.min_cosine_to_fp32(compared)
             say(f"{self.precision}: cosine with fp32 {least:.5f} or more, over {len(compared)} of the pictures")
 
 

@@ -1,1 +1,1 @@
-"""What makes models and steps faster on a CPU. Nothing here is needed for the right result."""
+"""Optimizations for CPUs. They change speed and memory use, not results."""

@@ -1,7 +1,7 @@
-"""Two halves of a batch at the same time, each on half of the cores of a CPU.
+"""Parallel computation of the two halves of a batch, each on half of the cores of a CPU.
 
-Threads that share a matrix product wait for each other some thousand times per step; two halves wait twice. A step of
-the small model of `benchmarks/train_step.py` takes 8 % less time, one of ViT-B/32 4 % (`docs/log.md`, decision 0024).
+The threads of a matrix product synchronize about a thousand times per training step; two halves synchronize twice. A step of
+the small model of `benchmarks/train_step.py` takes 8 % less time, a step of ViT-B/32 4 % less (`docs/log.md`, decision 0024).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,53 +16,57 @@ from diptych.models.clip import CLIP
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
-_NUM = 2
-"""Threads. A sum of two does not depend on their order, so a gradient does not depend on which half is done first."""
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
+_NUM_PARTS = 2
+"""Number of parts and threads. The sum of two gradients does not depend on their order."""
+_Input = TypeVar("_Input")
+_Output = TypeVar("_Output")
 
 
 class ParallelHalves:
-    """Two threads with half of the caller's cores each; a `PartRunner` of a training step."""
+    """Two threads, each with half of the caller's cores. Implements the `PartRunner` protocol of a training step."""
 
-    num = _NUM
+    num = _NUM_PARTS
+    """Number of parts that run in parallel."""
 
     def __init__(self) -> None:
         whole = torch.get_num_threads()
-        ready = Barrier(_NUM)
-        self._threads = ThreadPoolExecutor(_NUM, "half", initializer=_take, initargs=(whole // _NUM, ready))
-        self.map(lambda _: None, range(_NUM))
+        ready = Barrier(_NUM_PARTS)
+        self._threads = ThreadPoolExecutor(
+            _NUM_PARTS, "half", initializer=_set_num_threads, initargs=(whole // _NUM_PARTS, ready)
+        )
+        self.map(lambda _: None, range(_NUM_PARTS))
         torch.set_num_threads(whole)
 
-    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
-        """The results of `work` for each part, in order.
+    def map(self, work: Callable[[_Input], _Output], parts: Sequence[_Input]) -> list[_Output]:
+        """Apply `work` to each part in parallel and return the results in order.
 
         Raises:
-            Exception: the first that `work` raised, when all are done.
+            Exception: `work` failed. The error of the first failed part is raised after all parts have finished.
         """
-        running = [self._threads.submit(work, one) for one in given]
-        for one in running:
-            one.exception()
-        return [one.result() for one in running]
+        futures = [self._threads.submit(work, part) for part in parts]
+        for future in futures:
+            future.exception()  # Waits without raising.
+        return [future.result() for future in futures]
 
 
-def _take(share: int, ready: Barrier) -> None:
-    torch.get_num_threads()  # Until it was asked, a thread would take the number that another one sets later.
+def _set_num_threads(share: int, ready: Barrier) -> None:
+    torch.get_num_threads()  # Without this call, a later `set_num_threads` of another thread would override the number.
     torch.set_num_threads(share)
     ready.wait()
 
 
 def can_halve(model: CLIP) -> bool:
-    """Whether two halves of a batch give the gradients of the whole batch.
+    """Whether `ParallelHalves` can be used: the gradients of two halves of a batch add up to those of the whole batch.
 
-    This holds on a CPU for transformers without dropout. Batch norms need the whole batch, and two threads would draw from one
-    generator in no fixed order. A tower that is compiled or uses gradient checkpointing is not halved, either.
+    This is the case on a CPU with an even number of threads, for vision and text transformers without dropout. Batch norms
+    depend on the whole batch. With dropout, two threads would use one random generator in an undefined order. Towers that are
+    compiled or use gradient checkpointing are excluded, too.
     """
     num = torch.get_num_threads()
     return (
         model.log_logit_scale.device.type == "cpu"
-        and num >= _NUM
-        and num % _NUM == 0
+        and num >= _NUM_PARTS
+        and num % _NUM_PARTS == 0
         and not any(isinstance(part, nn.Dropout) and part.p > 0 for part in model.modules())
         and all(_is_plain(tower) for tower in (model.image_tower, model.text_tower))
     )
@@ -72,5 +76,5 @@ def _is_plain(tower: nn.Module) -> bool:
     if not isinstance(tower, VisionTransformer | TextTransformer):
         return False
     is_compiled = tower._compiled_call_impl is not None
-    draws = bool(getattr(tower.config, "patch_dropout", 0))
-    return not (is_compiled or draws or tower.transformer.gradient_checkpointing)
+    has_patch_dropout = bool(getattr(tower.config, "patch_dropout", 0))
+    return not (is_compiled or has_patch_dropout or tower.transformer.gradient_checkpointing)

@@ -1,22 +1,23 @@
-"""What a long computation on a CPU asks of the C library's memory."""
+"""Settings of glibc's memory allocator for long computations on a CPU."""
 
 import ctypes
 import mmap
 import platform
 from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # As in malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # From malloc.h.
 _MAX_GROWTH = 1.1
+"""Memory is returned when it exceeds the first measurement by this factor."""
 _MIN_ROUNDS = 8
-"""From one time that memory is given back to the next: after each round it would cost 5 % of a training's time."""
+"""Minimum number of rounds between two returns. Returning memory after every round would make training 5 % slower."""
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what it frees, for its next allocation.
+    """Configure the allocator to reuse freed memory instead of returning it to the system. Does nothing without glibc.
 
-    glibc gives blocks above 32 MB back to the system at once. A training step frees and asks for the same blocks again and
-    again, and the system hands them out page by page, each zeroed. All threads share one heap, as what one frees another asks
-    for. Elsewhere than on Linux with glibc nothing is done.
+    By default, glibc returns freed blocks of more than 32 MB immediately. A training step allocates the same blocks again and
+    again, and the system would provide them page by page, each filled with zeros. All threads share one heap, because memory
+    that one thread frees is allocated by another.
     """
     if _has_glibc():
         libc = ctypes.CDLL(None)
@@ -26,38 +27,38 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the system what the process keeps and does not use, where something else than before is to come."""
+    """Return unused memory to the system, for example before a different computation. Does nothing without glibc."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Growth:
-    """Looks at what a process holds, round after round of a loop that allocates alike, and gives back what grows.
+    """Limits the growth of memory through fragmentation in a loop whose rounds allocate about the same sizes.
 
-    Where sizes vary a little from round to round, what is freed falls into pieces that the next round cannot use. The first
-    round after memory was given back is the measure for those that follow; its page faults are the price, paid in one round of
-    eight at most.
+    If sizes vary slightly between rounds, freed memory is split into pieces that the next round cannot use. `look` returns
+    unused memory to the system when the resident memory exceeds that of the first round by 10 %, at most every eight rounds.
+    The next round is slower because of page faults, and becomes the new first round.
     """
 
     def __init__(self) -> None:
-        self._measure: int | None = None
+        self._baseline: int | None = None
         self._rounds = 0
 
     def look(self) -> None:
-        """To be called at the end of a round."""
+        """Measure the memory and return some if it has grown. Call this at the end of each round."""
         if not _has_glibc():
             return
-        held = held_bytes()
+        resident = held_bytes()
         self._rounds += 1
-        if self._measure is None:
-            self._measure = held
-        elif held > _MAX_GROWTH * self._measure and self._rounds >= _MIN_ROUNDS:
+        if self._baseline is None:
+            self._baseline = resident
+        elif resident > _MAX_GROWTH * self._baseline and self._rounds >= _MIN_ROUNDS:
             return_freed_memory()
-            self._measure, self._rounds = None, 0
+            self._baseline, self._rounds = None, 0
 
 
 def held_bytes() -> int:
-    """Of the system's memory, by this process, on Linux."""
+    """Resident memory of this process in bytes. Linux only."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * mmap.PAGESIZE
 

@@ -1,1 +1,1 @@
-"""Using a model: embeddings, and the four things they are for."""
+"""Inference with a trained model: embeddings, similarity, zero-shot classification and ranking."""

@@ -1,4 +1,4 @@
-"""Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: I images, C classes, N prompts, E embedding."""
+"""Zero-shot classification (Radford et al. 2021, sec. 3.1). Shapes: I images, C classes, N texts, E embedding."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,31 +18,35 @@ from diptych.inference.inputs import Images, OnError, encode_all
 from diptych.inference.similarity import softmax
 
 DEFAULT_TEMPLATES = ("a photo of a {}",)
+"""Templates of the prompts; `{}` is replaced by the name of a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One class for one image."""
+    """Score of one class for one image."""
 
     name: str
+    """Name of the class."""
     probability: float
-    """Softmax over the classes at the model's temperature."""
+    """Softmax over the classes at the model's temperature, within [0, 1]."""
     cosine: float
-    """Cosine of the image and the class's embedding."""
+    """Cosine similarity of the image and the class embedding, within [-1, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """One image's classes, the likeliest first."""
+    """Classes of one image."""
 
     image: str
+    """Name of the image."""
     scores: tuple[ClassScore, ...]
+    """Scores of all classes, most probable first."""
     threshold: float | None = None
-    """Cosine below which the image is taken for none of the classes; None where none was asked for."""
+    """Minimum cosine similarity of the best class, or None."""
 
     @property
     def best(self) -> ClassScore | None:
-        """The likeliest class; None if even that one is below the threshold."""
+        """The most probable class; None if its cosine similarity is below the threshold."""
         first = self.scores[0]
         return None if self.threshold is not None and first.cosine < self.threshold else first
 
@@ -57,22 +61,25 @@ def classify(
     on_error: OnError | None = None,
     track: Track = silently,
 ) -> list[Classification]:
-    """Each image's classes, ranked.
+    """Classify images by the similarity to the names of classes.
 
     Args:
-        embedder: the model.
-        images: what is classified: a folder, or images.
-        classes: names of the classes, each once.
-        templates: texts with `{}` for the name; a class's embedding is the mean over them.
-        threshold: cosine below which the answer is none of the classes; `auto` takes the one that the bundle was calibrated to
-            when its run was validated. Within [-1, 1].
-        on_error: told of images that cannot be read, which are then left out.
-        track: told how far it is.
+        embedder: the encoder.
+        images: a folder, or an iterable of images.
+        classes: distinct names of the classes.
+        templates: prompts with `{}` for the name. The embedding of a class is the mean over the prompts.
+        threshold: cosine similarity, within [-1, 1], below which `Classification.best` is None. "auto" uses the threshold that
+            validation of the training run stored in the bundle (`calibrated_threshold`).
+        on_error: called with (name, error) for each image that cannot be read; the image is then skipped.
+        track: reports progress.
+
+    Returns:
+        One classification per image.
 
     Raises:
-        ConfigError: the classes are empty or repeat, a template lacks `{}`, the threshold is no cosine, or the bundle was not
-            calibrated.
-        ImageError: an image cannot be read, and there is no `on_error`.
+        ConfigError: there is no class, a class is repeated, a template has no `{}`, the threshold is outside [-1, 1], or it is
+            "auto" and the bundle has no calibrated threshold.
+        ImageError: an image cannot be read and `on_error` is None, or no image can be read.
     """
     check_distinct(classes)
     if threshold == "auto":
@@ -98,59 +105,72 @@ def ranked_classes(
     logit_scale: float,
     threshold: float | None,
 ) -> list[Classification]:
-    """Each image's classes, ranked, from the cosines of images and classes; `names` are the images'."""
+    """Classifications from the cosine similarities of images and classes.
+
+    Args:
+        cosine: cosine similarities.
+        classes: names of the classes (columns).
+        names: names of the images (rows).
+        logit_scale: factor of the similarities before the softmax.
+        threshold: minimum cosine similarity of the best class, or None.
+    """
     probability = softmax(cosine * np.float32(logit_scale))
     results = []
     for row, name in enumerate(names):
-        ranked = np.argsort(-cosine[row], kind="stable")
+        order = np.argsort(-cosine[row], kind="stable")
         scores = tuple(
             ClassScore(name=classes[i], probability=float(probability[row, i]), cosine=float(cosine[row, i]))
-            for i in ranked
+            for i in order
         )
         results.append(Classification(image=name, scores=scores, threshold=threshold))
     return results
 
 
 def calibrated_threshold(metrics: Mapping[str, Any]) -> float:
-    """The cosine that tells matching pairs of the validation data from others, as a bundle keeps it.
+    """The cosine similarity that best separates matching from other pairs of the validation data, read from a bundle's metrics.
 
     Raises:
-        ConfigError: the bundle has none.
+        ConfigError: the metrics contain no threshold.
     """
     try:
         return float(metrics["retrieval"]["pairs"]["threshold"])
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            "the bundle keeps no validation scores to calibrate a threshold by; give it as a number, or measure the bundle: "
+            "the bundle has no validation scores to calibrate a threshold; pass a number, or evaluate the bundle: "
             + command("evaluate", "retrieval", "BUNDLE", "--data", "DATA", "--out", "FOLDER")
         ) from None
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Whatever makes unit embeddings of texts."""
+    """Protocol of objects that compute embeddings of texts."""
 
     def encode_texts(self, texts: Sequence[str], /) -> Float32[ndarray, "N E"]:
-        """One row a text."""
+        """Embeddings of unit length, one row per text."""
         ...
 
 
 def class_embeddings(
     embedder: TextEncoder, classes: Sequence[str], templates: Sequence[str]
 ) -> Float32[ndarray, "C E"]:
-    """One unit embedding a class: the mean of its prompts' unit embeddings, renormalised (Radford et al. 2021, sec. 3.1.4).
+    """Class embeddings of unit length: the normalized mean of the embeddings of each class's prompts.
+
+    This is the prompt ensembling of Radford et al. 2021, sec. 3.1.4.
 
     Raises:
-        ConfigError: the classes are empty, or a template lacks `{}`.
+        ConfigError: there is no class, a class has an empty name, or a template has no `{}`.
     """
     return class_means(embedder.encode_texts(class_prompts(classes, templates)), len(classes))
 
 
 def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """All prompts of the first class, then all of the second, and so on.
+    """Prompts of all classes: first all prompts of the first class, then of the second, and so on.
 
     Raises:
-        ConfigError: the classes are empty, or a template lacks `{}`.
+        ConfigError: there is no class, a class has an empty name, or a template has no `{}`.
+
+    >>> class_prompts(["cat", "dog"], ["a {}", "the {}"])
+    ['a cat', 'the cat', 'a dog', 'the dog']
     """
     check_classes(classes)
     check_templates(templates)
@@ -158,17 +178,21 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]
 
 
 def class_means(emb: Float32[ndarray, "N E"], num_classes: int) -> Float32[ndarray, "C E"]:
-    """One unit embedding a class from those of its prompts, in the order of `class_prompts`."""
-    mean = emb.reshape(num_classes, -1, emb.shape[1]).mean(axis=1)
+    """Class embeddings of unit length from the embeddings of their prompts, in the order of `class_prompts`.
+
+    >>> class_means(np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32), 2).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    mean = emb.reshape(num_classes, -1, emb.shape[1]).mean(axis=1)  # C E
     return (mean / np.linalg.norm(mean, axis=1, keepdims=True)).astype(np.float32)
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Refuse a list of classes that is empty or holds an empty name.
+    """Check that there is at least one class and no empty name.
 
     Raises:
-        ConfigError: which of these it is.
-        DiptychError: the argument is a single string.
+        ConfigError: there is no class, or a name is empty.
+        DiptychError: `classes` is a single string.
     """
     check_list(classes, "classes")
     if len(classes) == 0:
@@ -178,11 +202,11 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def check_distinct(classes: Sequence[str]) -> None:
-    """Refuse a list of classes that repeats one.
+    """Check that no class is repeated.
 
     Raises:
-        ConfigError: which of them.
-        DiptychError: the argument is a single string.
+        ConfigError: a class is repeated; the message lists up to five.
+        DiptychError: `classes` is a single string.
     """
     check_list(classes, "classes")
     repeated = sorted(name for name, times in Counter(classes).items() if times > 1)
@@ -191,15 +215,15 @@ def check_distinct(classes: Sequence[str]) -> None:
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Refuse templates without a place for the class.
+    """Check that there is at least one template and that each contains `{}`.
 
     Raises:
-        ConfigError: there is none, or one lacks `{}`.
-        DiptychError: the argument is a single string.
+        ConfigError: there is no template, or a template has no `{}`.
+        DiptychError: `templates` is a single string.
     """
     check_list(templates, "templates")
     if not templates:
-        raise ConfigError("no template given; the plain one is '{}'")
+        raise ConfigError("no template given; the simplest one is '{}'")
     for template in templates:
         if "{}" not in template:
             raise ConfigError(f"template {template!r} has no {{}} for the class name, as in 'a photo of a {{}}'")

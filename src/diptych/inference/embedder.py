@@ -1,4 +1,4 @@
-"""The one way from pictures and texts to embeddings. Shapes: N inputs, E embedding."""
+"""Encoding of images and texts with a bundle. Shapes: N inputs, B texts of a batch, H W pixels, E embedding."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,14 +31,18 @@ from diptych.tokenizers.protocol import Encoded, check_texts
 T = TypeVar("T")
 
 _MAX_URL_BYTES = 256 * 2**20
+"""Maximum size of an image that is read from a URL."""
 _THREADS = 2
-"""Threads that decode while a batch is encoded."""
-_NODES = 4096
-"""New nodes of a tree, about: enough to fill the products, few enough for its activations to stay in the cache."""
+"""Number of threads that decode images while a batch is encoded."""
+_NODES_PER_BATCH = 4096
+"""Approximate number of nodes of a prefix tree: large enough for efficient matmuls, small enough to fit in the cache."""
 
 
 class Embedder:
-    """Encodes with a bundle's model, tokenizer and image transform. Pictures are decoded while others are encoded."""
+    """Encodes images and texts with the model, tokenizer and image transform of a bundle.
+
+    Images are decoded in threads while others are encoded.
+    """
 
     def __init__(
         self,
@@ -48,14 +52,14 @@ class Embedder:
         urls: bool = False,
         decode_pool: DecodePool | None = None,
     ) -> None:
-        """Make an embedder of a bundle.
+        """Create an embedder for a bundle.
 
         Args:
-            bundle: the model.
-            batch_size: images or texts that are encoded at once.
+            bundle: the model with its tokenizer and image transform.
+            batch_size: number of images or texts per batch.
             urls: whether an image may be a URL.
-            decode_pool: decodes encoded pictures and files within its limits of time and memory; None decodes them in this
-                process, which is meant for pictures that you trust.
+            decode_pool: decodes image files in separate processes with limits of time and memory. If None, images are decoded
+                in this process, which is only safe for images that you trust.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -67,24 +71,24 @@ class Embedder:
         self.urls = urls
         self.decode_pool = decode_pool
         self.device = next(bundle.model.parameters()).device
-        before_computing(self.device)  # Loading has already used torch: threads on a CPU, a context on a GPU.
-        self._has_reported_cut = False
-        self.on_cut: Callable[[int], object] = self._report_cut
-        """Told how many texts were too long and lost their tail; by default a warning says so, once."""
+        before_computing(self.device)  # Loading has already started PyTorch's CPU threads or a CUDA context.
+        self._has_warned = False
+        self.on_cut: Callable[[int], object] = self._warn_once
+        """Called with the number of texts that were truncated to the context length. The default emits a warning once."""
 
     @property
     def dim(self) -> int:
-        """Numbers of an embedding."""
+        """Dimension of the embeddings."""
         return self.bundle.config.embed_dim
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """What the bundle knows of itself."""
+        """Metrics that are stored in the bundle."""
         return self.bundle.metrics
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by before a softmax."""
+        """Factor of the cosine similarities before a softmax."""
         return float(self.bundle.model.logit_scale.item())
 
     def encode_images(
@@ -94,15 +98,17 @@ class Embedder:
         on_error: Callable[[int, ImageError], None] | None = None,
         advance: Callable[[], object] = lambda: None,
     ) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the images, in order; memory is bounded however many there are.
+        """Embeddings of unit length, one row per image.
+
+        Images are read in batches, so that an iterator of any length needs little memory.
 
         Args:
-            images: paths, bytes, PIL images or uint8 arrays; URLs, if the embedder may read them.
-            on_error: called with (position, error) for an image that cannot be read, whose row is then NaN.
-            advance: called once for each image.
+            images: paths, bytes, PIL images or uint8 arrays; also URLs if the embedder was created with `urls`.
+            on_error: called with (index, error) for each image that cannot be read; its row is then NaN.
+            advance: called once per image.
 
         Raises:
-            ImageError: an image cannot be read and there is no `on_error`.
+            ImageError: an image cannot be read and `on_error` is None.
             DiptychError: `images` is a single image.
         """
         check_list(images, "images")
@@ -111,15 +117,15 @@ class Embedder:
             rows.append(self._encode_pixels(pixels))
             for _ in pixels:
                 advance()
-        return np.concatenate(rows) if rows else self._nothing()
+        return np.concatenate(rows) if rows else self._empty()
 
     def pixels(self, image: ImageInput) -> UInt8[ndarray, "3 H W"]:
-        """The model's input for one image, not yet normalized.
+        """The transformed image as uint8 pixels, the input of `encode_pixels`.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        fetched = self._fetched(image)
+        fetched = self._fetch(image)
         if self.decode_pool is None or not isinstance(fetched, str | Path | bytes):
             return self._evaluation_pixels(decode(fetched))
         image_px, config = self.bundle.config.image.image_px, self.bundle.config.pixels
@@ -135,10 +141,15 @@ class Embedder:
     def encode_texts(
         self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
     ) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the texts, in order; `advance` is called once for each.
+        """Embeddings of unit length, one row per text.
 
-        Of equal texts one is computed. Texts of like length share a batch, which then has few runs (`models/packing.py`). Where
-        many begin alike, as prompts do, each beginning is computed once (`models/prefix_tree.py`).
+        Repeated texts are encoded once. Texts are sorted by length, so that a batch has few different lengths
+        (`models/packing.py`). If common prefixes make up enough of the tokens, as in prompts for many classes, each prefix is
+        encoded once (`models/prefix_tree.py`).
+
+        Args:
+            texts: the texts. Longer texts than the context length are truncated (see `on_cut`).
+            advance: called once per text.
 
         Raises:
             DiptychError: `texts` is a single string, or one of its items is not a string.
@@ -164,26 +175,25 @@ class Embedder:
         return out
 
     def _encode_encoded(self, encoded: Encoded) -> Iterator[tuple[Int64[ndarray, " B"], Tensor]]:
-        """Batch by batch: which texts, and their embeddings."""
+        """Yield the row indices and the embeddings of each batch."""
         model, ids, lengths = self.bundle.model, encoded.ids, encoded.lengths
         sharing = plan_sharing(ids, lengths) if model.text_tower.supports_prefix_sharing else None
         if sharing is not None:
             order, new = sharing
-            for rows in np.split(order, np.flatnonzero(np.diff(new.cumsum() // _NODES)) + 1):
+            for rows in np.split(order, np.flatnonzero(np.diff(new.cumsum() // _NODES_PER_BATCH)) + 1):
                 yield rows, model.encode_text_tree(prefix_tree(ids[rows], lengths[rows], self.device))
             return
         by_length = np.argsort(lengths, kind="stable")
         for start in range(0, len(ids), self.batch_size):
             rows = by_length[start : start + self.batch_size]
-            kept = torch.from_numpy(ids[rows])[:, : int(lengths[rows].max())]
-            yield rows, model.encode_text(kept.to(self.device), torch.from_numpy(lengths[rows]))
+            trimmed = torch.from_numpy(ids[rows])[:, : int(lengths[rows].max())]
+            yield rows, model.encode_text(trimmed.to(self.device), torch.from_numpy(lengths[rows]))
 
-    def _report_cut(self, num_cut: int) -> None:
-        """Once for each embedder: which of them it is changes nothing in what to do."""
-        if not self._has_reported_cut:
-            self._has_reported_cut = True
+    def _warn_once(self, num_cut: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             length = self.bundle.tokenizer.context_length
-            text = f"texts longer than {length} tokens, which lost their tail: {num_cut}"
+            text = f"texts longer than {length} tokens were truncated: {num_cut}"
             warnings.warn(text, DiptychWarning, stacklevel=3)
 
     def _pixel_batches(
@@ -202,16 +212,16 @@ class Embedder:
             yield batch
 
     def _read(self, images: Iterable[ImageInput]) -> Iterator[list[UInt8[ndarray, "3 H W"] | ImageError]]:
-        """Batches of pixels, with an error in place of an image that cannot be read."""
+        """Yield batches of pixels, with an error in place of each image that cannot be read."""
         # The caller may reuse, change or close a PIL image or an array afterwards. It is therefore copied in this thread,
         # before the next item is requested. The number of copies that wait for a thread is bounded.
         slots = Semaphore(2 * _THREADS)
 
-        def owned() -> Iterator[ImageInput | ImageError]:
+        def copied() -> Iterator[ImageInput | ImageError]:
             for image in images:
                 if isinstance(image, Image.Image | np.ndarray):
                     slots.acquire()
-                    yield _copied(image)
+                    yield _copy_image(image)
                 else:
                     yield image
 
@@ -222,7 +232,7 @@ class Embedder:
             return item if isinstance(item, ImageError) else self._evaluation_pixels(item)
 
         with ThreadPoolExecutor(_THREADS) as pool:
-            yield from _read_ahead(pool, read, owned(), self.batch_size)
+            yield from _read_ahead(pool, read, copied(), self.batch_size)
 
     def _pixels_or_error(self, image: ImageInput) -> UInt8[ndarray, "3 H W"] | ImageError:
         try:
@@ -230,8 +240,8 @@ class Embedder:
         except ImageError as error:
             return error
 
-    def _fetched(self, image: ImageInput) -> ImageInput:
-        """What a URL leads to, where URLs are read."""
+    def _fetch(self, image: ImageInput) -> ImageInput:
+        """Download the image if it is a URL and URLs are enabled; otherwise return it unchanged."""
         if not (self.urls and isinstance(image, str) and is_remote(image)):
             return image
         try:
@@ -240,37 +250,37 @@ class Embedder:
             raise ImageError(str(error)) from None
 
     def encode_pixels(self, pixels: Sequence[UInt8[ndarray, "3 H W"]]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of a batch that `pixels` has prepared, in order."""
-        return self._encode_pixels(list(pixels)) if pixels else self._nothing()
+        """Embeddings of unit length of a batch of images that were transformed by `pixels`, one row per image."""
+        return self._encode_pixels(list(pixels)) if pixels else self._empty()
 
     def _encode_pixels(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> Float32[ndarray, "N E"]:
         before_computing(self.device)
         out = np.full((len(batch), self.bundle.config.embed_dim), np.nan, dtype=np.float32)
-        good = [row for row, pixels in enumerate(batch) if pixels is not None]
-        if good:
+        readable = [row for row, pixels in enumerate(batch) if pixels is not None]
+        if readable:
             stacked = torch.from_numpy(np.stack([pixels for pixels in batch if pixels is not None])).to(self.device)
             with torch.inference_mode():
                 emb = self.bundle.model.encode_image(normalize(stacked, self.bundle.config.pixels))
-            out[good] = emb.float().cpu().numpy()
+            out[readable] = emb.float().cpu().numpy()
         return out
 
-    def _nothing(self) -> Float32[ndarray, "N E"]:
+    def _empty(self) -> Float32[ndarray, "N E"]:
         return np.empty((0, self.dim), dtype=np.float32)
 
 
 def check_not_empty(items: Sequence[object], what: str) -> None:
-    """Refuse an empty list, and a single value in place of a list.
+    """Check that `items` is a list with at least one item; `what` is the singular noun for the message.
 
     Raises:
-        DiptychError: the list is empty, or the value is not a list.
+        DiptychError: `items` is empty or a single value.
     """
     check_list(items, f"{what}s")
     if len(items) == 0:
         raise DiptychError(f"no {what} given; at least one is needed")
 
 
-def _copied(image: Image.Image | ndarray) -> Image.Image | ImageError:
-    """The upright picture in RGB, or the error if it cannot be decoded."""
+def _copy_image(image: Image.Image | ndarray) -> Image.Image | ImageError:
+    """A copy of the image in RGB and upright, or the error if it cannot be decoded."""
     try:
         return decode(image)
     except ImageError as error:
@@ -283,7 +293,7 @@ def _read_ahead(
     items: Iterable[ImageInput | ImageError],
     size: int,
 ) -> Iterator[list[T]]:
-    """Chunks of results, the next one always under way while the last one is used."""
+    """Yield lists of `size` results of `read`. The next list is computed in `pool` while the caller uses the current one."""
     source = iter(items)
     ahead = [pool.submit(read, item) for item in islice(source, size)]
     while ahead:

@@ -1,4 +1,4 @@
-"""What the four uses ask of a model, be it here or on a server. Shapes: N inputs, E embedding."""
+"""The interface between tasks and models, which are local or on a server. Shapes: N inputs, E embedding."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -12,21 +12,21 @@ from diptych.core.sample import ImageInput
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Makes unit embeddings: `Embedder` of a bundle that was loaded, `Client` of one behind an address."""
+    """Protocol of objects that compute embeddings: `Embedder` for a loaded bundle, `diptych.Client` for a server."""
 
     @property
     def dim(self) -> int:
-        """Numbers of an embedding."""
+        """Dimension of the embeddings."""
         ...
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by before a softmax."""
+        """Factor of the cosine similarities before a softmax."""
         ...
 
     @property
     def metrics(self) -> Mapping[str, Any]:
-        """What the bundle knows of itself."""
+        """Metrics that are stored in the bundle."""
         ...
 
     def encode_images(
@@ -36,9 +36,18 @@ class Encoder(Protocol):
         on_error: Callable[[int, ImageError], None] | None = None,
         advance: Callable[[], object] = ...,
     ) -> Float32[ndarray, "N E"]:
-        """One row an image, NaN for those that `on_error` is told of; `advance` is called once for each."""
+        """Embeddings of unit length, one row per image.
+
+        Args:
+            images: the images.
+            on_error: called with (index, error) for each image that cannot be read; its row is then NaN.
+            advance: called once per image.
+
+        Raises:
+            ImageError: an image cannot be read and `on_error` is None.
+        """
         ...
 
     def encode_texts(self, texts: Sequence[str], *, advance: Callable[[], object] = ...) -> Float32[ndarray, "N E"]:
-        """One row a text; `advance` is called once for each."""
+        """Embeddings of unit length, one row per text; `advance` is called once per text."""
         ...

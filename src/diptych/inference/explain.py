@@ -1,4 +1,7 @@
-"""Which parts of a picture speak for a text. Shapes: X texts, E embedding, T tokens, R C rows and columns of a map."""
+"""Heat maps of the image regions that increase the similarity to a text.
+
+Shapes: X texts, E embedding, A query tokens, T tokens, H W pixels, R C rows and columns of a map.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -24,50 +27,55 @@ from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.vision_transformer import VisionTransformer
 
 _COLD, _HOT = (0.05, 0.15, 0.6), (1.0, 0.25, 0.0)
+"""RGB colors of heat 0 and heat 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A picture as the model sees it, and what in it speaks for each text."""
+    """Heat maps of some texts over an image."""
 
     picture: UInt8[ndarray, "H W 3"]
+    """The image after the model's image transform."""
     texts: tuple[str, ...]
+    """The texts."""
     cosine: Float32[ndarray, " X"]
+    """Cosine similarity of the image and each text, within [-1, 1]."""
     heat: Float32[ndarray, "X H W"]
-    """Within [0, 1], for each text by itself: where it is 1 the picture speaks for it most."""
+    """One heat map per text, scaled to [0, 1]. Regions with values near 1 increase the similarity most."""
 
     def sheet(self, *, tile_px: int = 224) -> Image.Image:
-        """The picture, and beside it a copy for each text under its heat."""
+        """A contact sheet with the image and, for each text, a copy with its heat map. Tiles are `tile_px` pixels wide."""
         tiles = [(Image.fromarray(self.picture), "as the model sees it")]
         for text, cosine, heat in zip(self.texts, self.cosine, self.heat, strict=True):
-            tiles.append((Image.fromarray(_under(self.picture, heat)), f"{text} ({cosine:.3f})"))
+            tiles.append((Image.fromarray(_overlay(self.picture, heat)), f"{text} ({cosine:.3f})"))
         large = [(tile.resize((tile_px, tile_px), Image.Resampling.BICUBIC), caption) for tile, caption in tiles]
         return contact_sheet([SheetRow("What speaks for it", large)], tile_px=tile_px, columns=4, caption_lines=2)
 
 
 def explain(embedder: Embedder, image: ImageInput, texts: Sequence[str]) -> Explanation:
-    """The heat of each text over a picture.
+    """Compute heat maps of the image regions that increase the similarity to each text.
 
-    Of a vision transformer it is the gradient-weighted attention, followed through its layers (Chefer et al. 2021, "Generic
-    attention-model explainability", sec. 3.2); of a ResNet the gradient-weighted activation of the last stage (Grad-CAM,
-    Selvaraju et al. 2017). The image tower computes in float32, whatever the precision of the model.
+    For a vision transformer, the heat is the gradient-weighted attention, propagated through the layers (Chefer et al. 2021,
+    "Generic attention-model explainability", sec. 3.2). For a ResNet or a convolutional network, it is the gradient-weighted
+    activation of the last stage (Grad-CAM, Selvaraju et al. 2017). With several texts, the score of a text is its cosine
+    similarity minus the mean of the others. The image tower computes in float32 for every precision of the model.
 
-    Several threads can call this with one embedder, also while other threads encode with it.
+    The function is thread-safe: several threads can share an embedder.
 
     Args:
-        embedder: the model.
-        image: the picture, of which the model sees the middle.
-        texts: each explained by itself.
+        embedder: the loaded model.
+        image: the image. The heat maps cover the part of it that the model's image transform keeps.
+        texts: the texts, one heat map each.
 
     Raises:
-        ImageError: the picture cannot be read.
+        ImageError: the image cannot be read.
         DiptychError: there is no text.
     """
     return explain_pixels(embedder, embedder.pixels(image), texts)
 
 
 def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: Sequence[str]) -> Explanation:
-    """The heat of each text over a picture that is given as the model's input (`Embedder.pixels`).
+    """Like `explain`, for an image that was transformed by `Embedder.pixels`.
 
     Raises:
         DiptychError: there is no text.
@@ -75,13 +83,13 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     check_not_empty(texts, "text")
     config = embedder.bundle.config
     text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
-    model = _own_float32(embedder.bundle.model)
+    model = _copy_in_float32(embedder.bundle.model)
     tower = model.image_tower
-    follow = _follow_attention if isinstance(tower, VisionTransformer) else _follow_activation
+    compute_maps = _attention_maps if isinstance(tower, VisionTransformer) else _grad_cam_maps
     with torch.enable_grad():
         batch = normalize(torch.from_numpy(pixels[None]).to(embedder.device), config.pixels)
-        batch.requires_grad_()  # The parameters of a frozen model require no gradient.
-        cosine, maps = follow(tower, lambda: model.encode_image(batch)[0], text_emb)
+        batch.requires_grad_()  # Gradients must flow even if all parameters are frozen.
+        cosine, maps = compute_maps(tower, lambda: model.encode_image(batch)[0], text_emb)
     heat = functional.interpolate(maps[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False)[:, 0]
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
     heat = heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
@@ -93,11 +101,11 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     )
 
 
-def _own_float32(model: CLIP) -> CLIP:
-    """A model with a separate image tower. Float32 weights are shared; weights of another precision are converted.
+def _copy_in_float32(model: CLIP) -> CLIP:
+    """A copy of the model with a separate image tower. It shares float32 weights and converts all others.
 
-    An explanation records activations with hooks on modules. Separate modules keep other threads' computations out of the
-    record, and undisturbed.
+    An explanation records activations with hooks on modules. With separate modules, the hooks do not record or disturb the
+    computations of other threads.
     """
     tower = model.image_tower
     memo: dict[int, nn.Module | Tensor] = {id(model.text_tower): model.text_tower}
@@ -111,72 +119,77 @@ def _own_float32(model: CLIP) -> CLIP:
     return copy.deepcopy(model, memo)
 
 
-def _follow_attention(
+def _attention_maps(
     tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
 ) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
+    """Cosine similarities, and maps by gradient-weighted attention."""
     assert isinstance(tower, VisionTransformer)
-    seen = _record_attention(tower)
+    weights = _record_attention(tower)
     cosine = text_emb @ embed()
     maps = []
     for score in _contrasts(cosine):
-        grads = torch.autograd.grad(score, seen, retain_graph=True)
-        maps.append(_relevance([_kept(weight, grad) for weight, grad in zip(seen, grads, strict=True)], tower))
+        grads = torch.autograd.grad(score, weights, retain_graph=True)
+        layers = [_positive_attention(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
+        maps.append(_relevance(layers, tower))
     return cosine, torch.stack(maps)
 
 
 def _contrasts(cosine: Float[Tensor, " X"]) -> Float[Tensor, " X"]:
-    """How much better each text fits than the others do; of a single text, how well it fits."""
+    """The cosine of each text minus the mean of the others; unchanged for a single text."""
     if len(cosine) == 1:
         return cosine
     return cosine - (cosine.sum() - cosine) / (len(cosine) - 1)
 
 
-def _kept(weight: Float[Tensor, "1 heads A T"], grad: Float[Tensor, "1 heads A T"]) -> Float[Tensor, "A T"]:
-    """Attention that speaks for the score, over all heads."""
+def _positive_attention(
+    weight: Float[Tensor, "1 heads A T"], grad: Float[Tensor, "1 heads A T"]
+) -> Float[Tensor, "A T"]:
+    """The positive part of attention times gradient, averaged over the heads (Chefer et al. 2021)."""
     return (weight * grad).clamp_min(0).mean(dim=1)[0].detach()
 
 
 def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> Float[Tensor, "R C"]:
-    """What each patch adds to what is pooled, through all layers and around them."""
+    """The relevance of each patch for the pooled vector, through attention and residual connections of all layers."""
     num = layers[0].shape[1]
-    told = torch.eye(num, device=layers[0].device)
+    relevance = torch.eye(num, device=layers[0].device)  # T T
     for attention in layers:
         if attention.shape[0] == num:
-            told = told + attention @ told
-        else:  # One query: the class token's in the last block, which keeps what it was, or the pooling's own.
-            told = attention @ told + (told[:1] if tower.config.pooling == "cls" else 0)
+            relevance = relevance + attention @ relevance
+        else:  # One query: the class token in the last block, with a residual connection, or the query of `AttentionPool`.
+            relevance = attention @ relevance + (relevance[:1] if tower.config.pooling == "cls" else 0)  # 1 T
     extra = tower.config.num_extra_tokens
-    pooled = told.mean(dim=0) if told.shape[0] == num else told[0]
+    pooled = relevance.mean(dim=0) if relevance.shape[0] == num else relevance[0]
     return pooled[extra:].view(*tower.config.grid)
 
 
 def _record_attention(tower: nn.Module) -> list[Tensor]:
     """A list to which the attention weights of every layer are appended, in order, during the forward pass."""
-    seen: list[Tensor] = []
+    weights: list[Tensor] = []
     for module in tower.modules():
         if isinstance(module, Attention):
-            module.watcher = seen.append
-    return seen
+            module.hook = weights.append
+    return weights
 
 
-def _follow_activation(
+def _grad_cam_maps(
     tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
 ) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
+    """Cosine similarities, and maps by Grad-CAM."""
     assert isinstance(tower, ModifiedResNet | ConvNet)
-    seen: list[Tensor] = []
-    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    activations: list[Tensor] = []
+    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: activations.append(output))
     cosine = text_emb @ embed()
     maps = []
     for score in _contrasts(cosine):
-        (grad,) = torch.autograd.grad(score, seen, retain_graph=True)
-        maps.append((seen[0] * grad.mean(dim=(2, 3), keepdim=True)).sum(dim=1).clamp_min(0)[0].detach())
+        (grad,) = torch.autograd.grad(score, activations, retain_graph=True)
+        maps.append((activations[0] * grad.mean(dim=(2, 3), keepdim=True)).sum(dim=1).clamp_min(0)[0].detach())
     return cosine, torch.stack(maps)
 
 
-def _under(picture: UInt8[ndarray, "H W 3"], heat: Float32[ndarray, "H W"]) -> UInt8[ndarray, "H W 3"]:
-    """The picture in grey, where it is cold dim and blue, where it is hot bright and red."""
-    grey = picture.mean(axis=2, keepdims=True) / 255
+def _overlay(picture: UInt8[ndarray, "H W 3"], heat: Float32[ndarray, "H W"]) -> UInt8[ndarray, "H W 3"]:
+    """The image in gray, blended with dim blue where the heat is low and with bright red where it is high."""
+    gray = picture.mean(axis=2, keepdims=True) / 255
     share = heat[:, :, None]
-    colour = np.array(_COLD) * (1 - share) + np.array(_HOT) * share
-    mixed = grey * (0.35 + 0.25 * share) + colour * (0.25 + 0.3 * share)
+    color = np.array(_COLD) * (1 - share) + np.array(_HOT) * share
+    mixed = gray * (0.35 + 0.25 * share) + color * (0.25 + 0.3 * share)
     return (255 * np.clip(mixed, 0, 1)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""A bundle ready for use: what `diptych.load` returns. Shapes: N inputs, Q queries, E embedding."""
+"""Loading of bundles for inference (`diptych.load`). Shapes: N inputs, Q queries, E embedding."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -13,6 +13,7 @@ from numpy import ndarray
 from diptych.bundle.folder import Bundle
 from diptych.bundle.identity import sampled_identity
 from diptych.bundle.open_bundle import open_bundle
+from diptych.core.deprecation import renamed_attribute
 from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
@@ -20,21 +21,20 @@ from diptych.core.sample import ImageInput
 from diptych.images.transforms import Pixels
 from diptych.inference.embedder import Embedder
 from diptych.inference.query import Query, query_embeddings
-from diptych.inference.uses import FourUses
+from diptych.inference.uses import ClipTasks
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation
 from diptych.models.int8 import to_int8
 from diptych.models.vision_transformer import VisionTransformer
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
-"""What a model computes in."""
+"""Data type in which a model computes."""
 
 
-class LoadedBundle(FourUses):
-    """A trained model and the four things it is for.
+class LoadedBundle(ClipTasks):
+    """A trained model with methods for embeddings, similarity, classification and ranking. `diptych.load` returns it.
 
-    Images are paths, bytes, PIL images or uint8 arrays, given one by one, or a folder of them. Work of more than two seconds
-    shows a bar on a terminal.
+    Images are paths, bytes, PIL images or uint8 arrays in any iterable, or the path of a folder.
     """
 
     def __init__(
@@ -55,47 +55,51 @@ class LoadedBundle(FourUses):
 
     @property
     def encoder(self) -> Embedder:
-        """What makes the embeddings."""
+        """The encoder that computes the embeddings; the same as `embedder`."""
         return self.embedder
 
     @property
     def track(self) -> Track:
-        """Who is told how far the work is."""
+        """Reports progress (`diptych.core.progress`)."""
         return self._track
 
     @property
     def identity(self) -> str:
-        """What tells the model from any other, whatever precision it computes in (`bundle.identity.model_identity`)."""
+        """Hash of config, weights and tokenizer, independent of the precision (`bundle.identity.model_identity`)."""
         return self.identities[0]
 
     @cached_property
     def identities(self) -> tuple[str, ...]:
-        """The identity, then the one that an earlier Diptych gave the same model and that its indexes hold."""
+        """The identity, then the identity of the same model in indexes of earlier versions."""
         return self._identities or identities_of(self.bundle)
 
     def encode_images(self, images: Iterable[ImageInput]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the images."""
+        """Embeddings of unit length, one row per image; see `Embedder.encode_images`."""
         return self.embedder.encode_images(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the texts."""
+        """Embeddings of unit length, one row per text; see `Embedder.encode_texts`."""
         return self.embedder.encode_texts(texts)
 
     def encode_queries(self, queries: Sequence[str | Query]) -> Float32[ndarray, "Q E"]:
-        """Unit embeddings of queries, each a text or a weighted sum (`diptych.parse_query`)."""
+        """Embeddings of unit length, one row per query. A query is a text or a weighted sum (`diptych.parse_query`)."""
         return query_embeddings(self.embedder, queries)
 
-    def agreement(self, images: Sequence[ImageInput]) -> float:
-        """The smallest cosine between an image's embedding here and in float32: what a lower precision costs.
+    def min_cosine_to_fp32(self, images: Sequence[ImageInput]) -> float:
+        """The minimum over the images of the cosine similarity between their embeddings in this precision and in float32.
+
+        The bundle is loaded again in float32 for the comparison.
 
         Raises:
-            ConfigError: the bundle has no place from which it could be loaded anew.
+            ConfigError: the bundle was not loaded from a path.
         """
         if self.path is None:
-            raise ConfigError("a bundle without a place cannot be compared with itself in float32")
+            raise ConfigError("the bundle has no path, so it cannot be loaded again in float32")
         full = load(self.path, device=self.embedder.device.type, batch_size=self.embedder.batch_size)
         cosines = np.einsum("ne,ne->n", self.encode_images(images), full.encode_images(images))
         return float(cosines.min())
+
+    agreement = renamed_attribute("agreement", "min_cosine_to_fp32")
 
 
 def load(
@@ -110,44 +114,48 @@ def load(
     preset: str | None = None,
     image_px: Pixels | None = None,
 ) -> LoadedBundle:
-    """A model, ready for use.
+    """Load a model for inference.
 
     Args:
-        path: a bundle folder; or what `diptych import` reads: a model folder of open_clip's or Hugging Face's, a file of
-            weights in OpenAI's naming, `hf:` and a hub id.
-        device: `cpu`, `cuda`, `mps`, or `auto` for the fastest that is there.
-        precision: what it computes in: `fp32`; `bf16` or `fp16` where the device has them; `int8` on CPUs with instructions for
-            it, whose cost `LoadedBundle.agreement` tells.
-        batch_size: images or texts that are encoded at once.
-        urls: whether an image may be a URL (http, s3, whatever fsspec knows). Off, for who names images may not be who pays.
-        progress: whether work of more than two seconds shows a bar, on a terminal.
-        activation: what a bare file of weights was trained with, if it does not say.
-        preset: the architecture of a bare file of weights, where its tensors do not tell.
-        image_px: pictures of another size than the model's; position embeddings are resized.
+        path: a bundle folder, or anything that `diptych import` reads: a model folder of open_clip or Hugging Face, a file with
+            weights in OpenAI's format, or `hf:` and a hub id.
+        device: "cpu", "cuda", "mps", or "auto" for the fastest device that is available.
+        precision: data type of the computation: "fp32"; "bf16" or "fp16" on devices that support it; "int8" on CPUs with
+            instructions for it. `LoadedBundle.min_cosine_to_fp32` measures the loss of accuracy.
+        batch_size: number of images or texts per batch.
+        urls: whether an image may be a URL (http, s3 and other protocols of fsspec). False by default, because the URLs may
+            come from somebody else and reading them can have costs.
+        progress: whether operations of more than two seconds show a progress bar, if standard error is a terminal.
+        activation: activation of the model, for a weights file that does not contain it.
+        preset: architecture of the model, for a weights file whose tensors do not determine it.
+        image_px: image size in pixels, if different from the model's. The position embeddings are resized.
+
+    Returns:
+        The loaded model.
 
     Raises:
-        BundleError: nothing of the kind is there, it is damaged, or it has something that Diptych has not.
-        ConfigError: the machine has no such device or precision, or an argument does not go with the model.
+        BundleError: there is no model at `path`, it is damaged, or it has features that Diptych does not support.
+        ConfigError: the machine does not support the device or precision, or an argument does not match the model.
     """
-    chosen = choose_device(device)
-    _check_precision(precision, chosen)
+    selected = choose_device(device)
+    _check_precision(precision, selected)
     bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
     identities = None
     if precision != "fp32":
-        identities = identities_of(bundle)  # Of the weights as they are.
+        identities = identities_of(bundle)  # Before the weights are converted.
         _convert(bundle.model, precision)
-    bundle.model.to(chosen)
+    bundle.model.to(selected)
     track = bar if progress else silently
     return LoadedBundle(bundle, path=Path(path), batch_size=batch_size, urls=urls, track=track, identities=identities)
 
 
 def identities_of(bundle: Bundle) -> tuple[str, ...]:
-    """The identity of a bundle's model, then its older names."""
+    """The identity of the bundle's model, then its identity in indexes of earlier versions."""
     return bundle.identity, sampled_identity(bundle.model)
 
 
 def _check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse what the device would compute more slowly than float32, or not at all."""
+    """Raise a ConfigError if the device does not support the precision or is slower with it than in float32."""
     lacking = None
     if device.type == "cpu":
         lacking = {
@@ -160,7 +168,7 @@ def _check_precision(precision: Precision, device: torch.device) -> None:
     elif precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         lacking = "this GPU has no bf16; it has fp16"
     if lacking:
-        raise ConfigError(f"{lacking}; without, fp32 is faster")
+        raise ConfigError(f"{lacking}; fp32 is faster on this device")
 
 
 def _convert(model: CLIP, precision: Precision) -> None:

@@ -1,6 +1,6 @@
-"""What is looked for: texts and pictures with weights, as `"beach" + 0.5*photo.jpg - "people"`.
+"""Queries: weighted sums of texts and images, such as `"beach" + 0.5*photo.jpg - "people"`.
 
-Shapes: Q queries, E embedding.
+Shapes: Q queries, N terms, E embedding.
 """
 
 import re
@@ -31,13 +31,17 @@ _SIGN = re.compile(r"\s*([+-])\s+")
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One thing that is looked for, or to be avoided."""
+    """A text or an image with a weight.
+
+    Raises:
+        ConfigError: the weight is outside [-100, 100].
+    """
 
     kind: Literal["text", "image"]
     value: ImageInput
-    """The text, or the picture."""
+    """The text, or the image."""
     weight: float = 1.0
-    """Negative to avoid the term; within [-100, 100]."""
+    """Weight within [-100, 100]; negative to search for results that are dissimilar to the term."""
 
     def __post_init__(self) -> None:
         if not abs(self.weight) <= MAX_WEIGHT:
@@ -49,12 +53,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Query:
-    """The weighted sum of some terms."""
+    """A weighted sum of terms.
+
+    >>> str(Query((Term(kind="text", value="a dog"), Term(kind="text", value="snow", weight=-0.5))))
+    'a dog - 0.5*snow'
+    """
 
     terms: tuple[Term, ...]
 
     def __str__(self) -> str:
-        """As it is written, signs and weights where they say something."""
+        """The query in the syntax of `parse_query`, without quotation marks. A weight of 1 is omitted."""
         shown = [
             f"{'-' if term.weight < 0 else '+'} {'' if abs(term.weight) == 1 else f'{abs(term.weight):g}*'}"
             f"{describe(term.value)}"
@@ -64,9 +72,10 @@ class Query:
 
 
 def parse_query(text: str) -> Query:
-    """Terms between ` + ` and ` - `, each with a weight in front if it has one.
+    """Parse a query: terms separated by ` + ` or ` - `, each with an optional weight and `*` in front.
 
-    What is quoted is a text; what is not is a picture, if there is such a file, it ends as one or is a URL; otherwise a text.
+    A quoted term is a text. An unquoted term is an image if it is an existing file, has the suffix of an image file or is a
+    URL; otherwise it is a text.
 
     Raises:
         ConfigError: a term is empty, a quotation mark is unmatched, or a weight is above 100.
@@ -76,39 +85,42 @@ def parse_query(text: str) -> Query:
     """
     rest = text.strip()
     lead = re.match(r"-\s+", rest)
-    sign, place, terms = (-1.0, lead.end(), []) if lead else (1.0, 0, list[Term]())
+    sign, position, terms = (-1.0, lead.end(), []) if lead else (1.0, 0, list[Term]())
     while True:
-        match = _TERM.match(rest, place)
-        if match is None or rest.count('"', place, match.end()) not in {0, 2}:
-            raise ConfigError(f"the query cannot be read from {rest[place : place + 20]!r} on, in {text!r}")
+        match = _TERM.match(rest, position)
+        if match is None or rest.count('"', position, match.end()) not in {0, 2}:
+            raise ConfigError(f"the query {text!r} cannot be parsed at {rest[position : position + 20]!r}")
         value = match["quoted"] if match["quoted"] is not None else match["bare"]
         weight = sign * float(match["weight"] or 1)
         terms.append(_term(value.strip(), weight, is_quoted=match["quoted"] is not None))
         following = _SIGN.match(rest, match.end())
         if following is None:
             return Query(tuple(terms))
-        sign, place = (1.0 if following[1] == "+" else -1.0), following.end()
+        sign, position = (1.0 if following[1] == "+" else -1.0), following.end()
 
 
 def _term(value: str, weight: float, *, is_quoted: bool) -> Term:
     if not value:
         raise ConfigError("the text to search for is empty")
-    looks_so = Path(value).suffix.lower() in IMAGE_SUFFIXES or is_remote(value)
-    is_picture = not is_quoted and (looks_so or path_kind(value) == "file")
-    return Term(kind="image" if is_picture else "text", value=value, weight=weight)
+    is_image_name = Path(value).suffix.lower() in IMAGE_SUFFIXES or is_remote(value)
+    is_image = not is_quoted and (is_image_name or path_kind(value) == "file")
+    return Term(kind="image" if is_image else "text", value=value, weight=weight)
 
 
 def query_embeddings(
     embedder: Encoder, queries: Sequence[str | Query], *, advance: Callable[[], object] = lambda: None
 ) -> Float32[ndarray, "Q E"]:
-    """Of each query the weighted sum of its terms' unit embeddings, of unit length; a string is one text as it stands.
+    """Embeddings of unit length, one row per query: the normalized weighted sum of the embeddings of its terms.
 
-    `advance` is called once for each text.
+    Args:
+        embedder: the encoder.
+        queries: queries; a string is a single text and is not parsed.
+        advance: called once per text.
 
     Raises:
         ConfigError: a query has no term, or its terms cancel out.
         DiptychError: `queries` is a single query.
-        ImageError: a picture cannot be read.
+        ImageError: an image cannot be read.
     """
     check_list(queries, "queries")
     terms = [
@@ -117,12 +129,12 @@ def query_embeddings(
         for term in (query.terms if isinstance(query, Query) else (Term(kind="text", value=query),))
     ]
     texts = [(row, term) for row, term in terms if term.kind == "text"]
-    pictures = [(row, term) for row, term in terms if term.kind == "image"]
+    images = [(row, term) for row, term in terms if term.kind == "image"]
     total = np.zeros((len(queries), embedder.dim), dtype=np.float32)
     if texts:
-        _sum_up(total, texts, embedder.encode_texts([str(term.value) for _, term in texts], advance=advance))
-    if pictures:
-        _sum_up(total, pictures, embedder.encode_images([term.value for _, term in pictures]))
+        _add_terms(total, texts, embedder.encode_texts([str(term.value) for _, term in texts], advance=advance))
+    if images:
+        _add_terms(total, images, embedder.encode_images([term.value for _, term in images]))
     for query in queries:
         if isinstance(query, Query) and not query.terms:
             raise ConfigError("nothing to search for")
@@ -130,20 +142,27 @@ def query_embeddings(
 
 
 def unit_sums(total: Float32[ndarray, "Q E"], names: Sequence[object]) -> Float32[ndarray, "Q E"]:
-    """Sums of terms, brought to unit length; `names` say in an error which it is.
+    """Normalize sums of terms to unit length.
+
+    Args:
+        total: one sum per query.
+        names: one name per query, for error messages.
 
     Raises:
         ConfigError: the terms of a query cancel out, or their sum is not finite.
+
+    >>> unit_sums(np.array([[0, 2]], dtype=np.float32), ["a query"]).tolist()
+    [[0.0, 1.0]]
     """
     lengths = np.linalg.norm(total, axis=1, keepdims=True)
     for name, length in zip(names, lengths[:, 0], strict=True):
         if not np.isfinite(length):
             raise ConfigError(f"the sum of the query's terms is not a finite vector: {name}")
         if not length > 1e-6:
-            raise ConfigError(f"the terms of the query cancel out; nothing is left to search for: {name}")
+            raise ConfigError(f"the terms of the query cancel out; their sum is close to zero: {name}")
     return total / lengths
 
 
-def _sum_up(total: Float32[ndarray, "Q E"], terms: Sequence[tuple[int, Term]], emb: Float32[ndarray, "N E"]) -> None:
+def _add_terms(total: Float32[ndarray, "Q E"], terms: Sequence[tuple[int, Term]], emb: Float32[ndarray, "N E"]) -> None:
     for (row, term), vector in zip(terms, emb, strict=True):
         total[row] += np.float32(term.weight) * vector

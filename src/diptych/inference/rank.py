@@ -1,10 +1,12 @@
-"""Images for a text, texts for an image, most similar first."""
+"""Ranking of images for a text, and of texts for an image, by cosine similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diptych.core.deprecation import renamed_names
 from diptych.core.errors import DiptychError
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
@@ -16,46 +18,51 @@ from diptych.inference.query import Query, Term, query_embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """One result."""
+class RankedItem:
+    """One image or text of a ranking."""
 
     item: str
     """The image's path, or the text."""
     score: float
-    """Its cosine with the query, within [-1, 1]."""
+    """Cosine similarity with the query, within [-1, 1]."""
     position: int
-    """Where it stood in the list that was ranked."""
+    """Its index in the input."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """A query's results, the most similar first."""
+    """The ranking for one query."""
 
     query: str
-    results: tuple[Ranked, ...]
+    """The text, or the query as a string."""
+    results: tuple[RankedItem, ...]
+    """The results, most similar first."""
     skipped: tuple[tuple[str, str], ...] = ()
-    """(image, reason) of those that could not be read."""
+    """(image, reason) for each image that could not be read."""
     left_out: tuple[LeftOut, ...] = ()
-    """Pictures of unsupported formats in the folder, by suffix."""
+    """Images of unsupported formats in the folder, by suffix."""
 
 
 def rank_images(
     embedder: Encoder, text: str | Query, images: Images, *, top: int | None = None, track: Track = silently
 ) -> Ranking:
-    """The images that fit a text best.
+    """Rank images by their similarity to a text.
 
     Args:
-        embedder: the model.
-        text: what is looked for: a text, or a query of several texts and pictures.
-        images: a folder, or images. Those that cannot be read are left out and told.
-        top: how many to return; None returns all.
-        track: told how far it is.
+        embedder: the encoder.
+        text: a text, or a query of several texts and images.
+        images: a folder, or an iterable of images. Images that cannot be read are listed in `Ranking.skipped`.
+        top: number of results; None returns all.
+        track: reports progress.
+
+    Returns:
+        The images, most similar first.
 
     Raises:
-        DiptychError: the text is empty or none, there are no images, or none can be read.
+        DiptychError: `text` is empty or not a text, there are no images, or no image can be read.
     """
     if not isinstance(text, str | Query):
-        raise DiptychError(f"text must be one text or query, and is a {type(text).__name__}: {text!r:.60}")
+        raise DiptychError(f"text must be a single text or query; it is a {type(text).__name__}: {text!r:.60}")
     return rank_images_for_texts(embedder, [text], images, top=top, track=track)[0]
 
 
@@ -67,7 +74,7 @@ def rank_images_for_texts(
     top: int | None = None,
     track: Track = silently,
 ) -> list[Ranking]:
-    """One ranking a text; the images are encoded once."""
+    """One ranking per text; see `rank_images`. The images are encoded once."""
     check_not_empty(texts, "text")
     if not all(isinstance(text, Query) or text.strip() for text in texts):
         raise DiptychError("the text to search for is empty")
@@ -77,7 +84,7 @@ def rank_images_for_texts(
     return [
         Ranking(
             query=str(text),
-            results=_ranked(cosine[row], encoded.names, encoded.positions, top),
+            results=_rank(cosine[row], encoded.names, encoded.positions, top),
             skipped=tuple(skipped),
             left_out=encoded.left_out,
         )
@@ -93,14 +100,17 @@ def rank_texts(
     top: int | None = None,
     track: Track = silently,
 ) -> Ranking:
-    """The texts that fit an image best.
+    """Rank texts by their similarity to an image.
 
     Args:
-        embedder: the model.
-        image: an image, or a query of several texts and pictures.
-        texts: what is ranked.
-        top: how many to return; None returns all.
-        track: told how far it is.
+        embedder: the encoder.
+        image: an image, or a query of several texts and images.
+        texts: the texts.
+        top: number of results; None returns all.
+        track: reports progress.
+
+    Returns:
+        The texts, most similar first.
 
     Raises:
         DiptychError: there are no texts.
@@ -108,19 +118,23 @@ def rank_texts(
     """
     check_not_empty(texts, "text")
     query = image if isinstance(image, Query) else Query((Term(kind="image", value=image),))
-    asked = query_embeddings(embedder, [query])[0]
+    query_emb = query_embeddings(embedder, [query])[0]
     with track("texts", len(texts)) as advance:
-        cosine = embedder.encode_texts(texts, advance=advance) @ asked
-    return Ranking(query=str(query), results=_ranked(cosine, texts, range(len(texts)), top))
+        cosine = embedder.encode_texts(texts, advance=advance) @ query_emb
+    return Ranking(query=str(query), results=_rank(cosine, texts, range(len(texts)), top))
 
 
-def _ranked(
+def _rank(
     scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
     names: Sequence[str],
     positions: Sequence[int],
     top: int | None,
-) -> tuple[Ranked, ...]:
+) -> tuple[RankedItem, ...]:
     if top is not None and top < 1:
         raise DiptychError(f"top is {top}; it must be at least 1")
     order = np.argsort(-scores, kind="stable")[:top]
-    return tuple(Ranked(item=names[i], score=float(scores[i]), position=positions[i]) for i in order)
+    return tuple(RankedItem(item=names[i], score=float(scores[i]), position=positions[i]) for i in order)
+
+
+if not TYPE_CHECKING:
+    __getattr__ = renamed_names(__name__, {"Ranked": "RankedItem"})

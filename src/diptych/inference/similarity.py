@@ -1,4 +1,4 @@
-"""How alike each image and each text are. Shapes: I images, X texts."""
+"""Similarity of all pairs of an image and a text. Shapes: I images, X texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,22 +19,24 @@ from diptych.inference.query import Query, query_embeddings
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Every image against every text."""
+    """Similarity of all pairs of an image and a text."""
 
     images: tuple[str, ...]
+    """Names of the images (rows)."""
     texts: tuple[str, ...]
+    """The texts (columns)."""
     cosine: Float32[ndarray, "I X"]
-    """Cosines of the embeddings, within [-1, 1]."""
+    """Cosine similarities of the embeddings, within [-1, 1]."""
     probability: Float32[ndarray, "I X"]
-    """Softmax over the texts at the model's temperature: each row adds up to 1."""
+    """Softmax over the texts at the model's temperature; each row sums to 1."""
 
     def plot(self, path: str | Path) -> None:
-        """Draw the cosines as a matrix into a PNG, PDF or SVG.
+        """Save the matrix of cosine similarities as a PNG, PDF or SVG image.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: the file cannot be written.
         """
-        from matplotlib.figure import Figure  # noqa: PLC0415  (loading it takes longer than most uses of this)
+        from matplotlib.figure import Figure  # noqa: PLC0415  (slow to import, and only this method uses it)
 
         num_images, num_texts = self.cosine.shape
         figure = Figure(figsize=(3.5 + 0.55 * num_texts, 2.5 + 0.32 * num_images), layout="constrained", dpi=150)
@@ -65,18 +67,18 @@ def similarity(
     on_error: OnError | None = None,
     track: Track = silently,
 ) -> Similarity:
-    """Cosines and probabilities of the texts for each image.
+    """Cosine similarities and probabilities of all pairs of an image and a text.
 
     Args:
-        embedder: the model.
-        images: a folder, or images.
-        texts: texts, or queries of several.
-        on_error: told of images that cannot be read, which are then left out.
-        track: told how far it is.
+        embedder: the encoder.
+        images: a folder, or an iterable of images.
+        texts: texts, or queries of several texts and images.
+        on_error: called with (name, error) for each image that cannot be read; the image is then skipped.
+        track: reports progress.
 
     Raises:
         DiptychError: there are no images or no texts.
-        ImageError: an image cannot be read, and there is no `on_error`.
+        ImageError: an image cannot be read and `on_error` is None, or no image can be read.
     """
     check_not_empty(texts, "text")
     encoded = encode_all(embedder, images, on_error=on_error, track=track)
@@ -90,7 +92,7 @@ def similarity(
 
 
 def softmax(logits: Float32[ndarray, "I X"]) -> Float32[ndarray, "I X"]:
-    """Probabilities along the last axis.
+    """Softmax over the last axis.
 
     >>> softmax(np.zeros((1, 2), dtype=np.float32)).tolist()
     [[0.5, 0.5]]

@@ -1,1 +1,1 @@
-"""Losses: pure functions of embeddings."""
+"""Contrastive, sigmoid and distillation losses as pure functions of embeddings."""

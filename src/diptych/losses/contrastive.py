@@ -18,18 +18,26 @@ def clip_loss(
     *,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Mean of the image-to-text and text-to-image cross-entropies (Radford et al. 2021, fig. 3), with several positives a row.
+    """Mean of the image-to-text and text-to-image cross-entropies (Radford et al. 2021, fig. 3).
 
-    Without `groups` the positives lie on the diagonal. With them, rows of one group are positives of each other, and a row's
-    target is spread evenly over its positives (the outer sum of Khosla et al. 2020, eq. 2); groups of one member give the
-    paper's loss. Both embeddings are of unit length. `label_smoothing` is the share of each target, within [0, 1), that is
-    spread over the whole batch (Szegedy et al. 2016). `tiled_clip_loss` gives the same without the matrix of logits.
+    `tiled_clip_loss` returns the same value without storing the matrix of logits.
+
+    Args:
+        image_emb: image embeddings of unit length.
+        text_emb: text embeddings of unit length; row i belongs to image i.
+        logit_scale: factor of the cosine similarities.
+        groups: positive group of each row. Rows of one group are positives of each other, and the target of a row is uniform
+            over its positives (the outer sum of Khosla et al. 2020, eq. 2). If None, row i is the only positive of row i.
+        label_smoothing: share of each target that is spread over the whole batch, within [0, 1) (Szegedy et al. 2016).
+
+    Returns:
+        The scalar loss.
 
     >>> emb = torch.eye(4)
     >>> bool(clip_loss(emb, emb, torch.tensor(100.0)) < 1e-6)
     True
     """
-    logits = logit_scale * image_emb @ text_emb.T
+    logits = logit_scale * image_emb @ text_emb.T  # B B
     cross_entropy = partial(functional.cross_entropy, label_smoothing=label_smoothing)
     target = torch.arange(len(logits), device=logits.device)
     if groups is not None:
@@ -46,10 +54,25 @@ def batch_accuracy(
     max_rows: int = 1024,
     across_ranks: bool = False,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Share of images whose most similar text of the batch is a positive, and share of texts whose image is; both in [0, 1].
+    """Top-1 accuracy within the batch, image to text and text to image.
 
-    Measured on the first `max_rows` images and texts, each against the whole batch, so that memory is linear in the batch.
-    With `across_ranks` the batch is the joint one of all ranks, of each of which the first rows are measured.
+    The accuracy is measured on the first `max_rows` images and texts, each compared with the whole batch, so that memory is
+    linear in the batch size.
+
+    Args:
+        image_emb: image embeddings of unit length.
+        text_emb: text embeddings of unit length.
+        groups: positive group of each row.
+        max_rows: maximum number of measured rows per rank.
+        across_ranks: whether the batch is the joint batch of all ranks of the default process group.
+
+    Returns:
+        The share of images whose most similar text is a positive, and the share of texts whose most similar image is a
+        positive; both within [0, 1].
+
+    >>> emb = torch.eye(4)
+    >>> [share.item() for share in batch_accuracy(emb, emb.roll(1, dims=0), torch.tensor([0, 0, 1, 1]))]
+    [0.5, 0.5]
     """
     ranks = all_ranks() if across_ranks else ALONE
     images, texts, own = image_emb[:max_rows], text_emb[:max_rows], groups[:max_rows]

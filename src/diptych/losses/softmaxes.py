@@ -1,8 +1,8 @@
-"""The softmaxes over rows and over columns of a matrix of logits that is never held.
+"""Softmax over the rows and over the columns of a matrix of logits that is not stored.
 
-The matrix is computed tile by tile, and again backward. What is kept between the two passes is one number a row and one a
-column. Of several ranks each has its own rows of the matrix, and all columns. Shapes: N images of this rank, M texts of all
-ranks, E embedding, R rows and C columns of a tile.
+The matrix is computed tile by tile in the forward pass and again in the backward pass. Only normalizers are stored in between:
+two numbers per row and two per column. Each rank has its own rows of the matrix and all columns. Shapes: N images of this
+rank, M texts of all ranks, E embedding, R rows and C columns of a tile.
 """
 
 from collections.abc import Sequence
@@ -16,26 +16,26 @@ from diptych.core.distributed import Ranks
 from diptych.losses.tiles import Tile, tiles, tiling
 
 _MAX_SPREAD = 60.0
-"""exp(-60) of the largest term is nothing to a sum in float32, and exp(60) is still far from its limit."""
+"""Maximum difference of a logit and its shift: exp(-60) is negligible in a float32 sum, and exp(60) does not overflow."""
 
 
 class RunningSum(NamedTuple):
-    """Sums of exponentials, each in units of exp(its own shift) (Milakov & Gimelshein 2018)."""
+    """Running sums of exponentials, `total * exp(shift)` (Milakov & Gimelshein 2018)."""
 
     shift: Float[Tensor, " N"]
     total: Float[Tensor, " N"]
 
     @classmethod
     def zeros(cls, emb: Float[Tensor, "N E"]) -> "RunningSum":
-        """Empty ones, one for each row."""
+        """One empty sum per row of `emb`."""
         return cls(emb.new_full((len(emb),), -torch.inf), emb.new_zeros(len(emb)))
 
     def part(self, which: slice) -> "RunningSum":
-        """Some of them, in the same memory."""
+        """A view of some of the sums, which shares their memory."""
         return RunningSum(self.shift[which], self.total[which])
 
     def add(self, shift: Float[Tensor, " N"], total: Float[Tensor, " N"]) -> None:
-        """Add sums in units of exp(shift), in place."""
+        """Add `total * exp(shift)` in place."""
         larger = torch.maximum(self.shift, shift)
         self.total.mul_((self.shift - larger).exp_()).add_(total * (shift - larger).exp_())
         self.shift.copy_(larger)
@@ -56,22 +56,22 @@ class Softmaxes(NamedTuple):
     rows: RunningSum
     columns: RunningSum
     bound: Float[Tensor, ""] | None
-    """The shift of all sums, where there is one that serves all."""
+    """The shift of all sums, if a single shift is possible; otherwise None."""
 
     @classmethod
     def of(
         cls, image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""], *, ranks: Ranks
     ) -> "Softmaxes":
-        """Those of this rank's images and the texts of all ranks; columns are summed over the images of all ranks."""
-        how = tiling(image.device)
-        # One read for the whole matrix saves more than it stalls a device, but not where there is one tile.
-        reads = how.is_host or not how.is_one_tile(len(image), len(text))
-        bound = _bound(image, text, scale, ranks, reads=reads)
+        """Softmaxes of this rank's images and the texts of all ranks. Column sums include the images of all ranks."""
+        tile_shape = tiling(image.device)
+        # With several tiles, a shared shift saves more time than the host loses by reading the bound from a GPU.
+        reads_bound = tile_shape.is_host or not tile_shape.is_one_tile(len(image), len(text))
+        bound = _bound(image, text, scale, ranks, reads_bound=reads_bound)
         rows, columns = RunningSum.zeros(image), RunningSum.zeros(text)
         for tile in tiles(image, text, scale):
-            shift = _shared_shift(tile.logits) if bound is None and how.is_host else bound
+            shift = _shared_shift(tile.logits) if bound is None and tile_shape.is_host else bound
             row_sum, column_sum = rows.part(tile.rows), columns.part(tile.columns)
-            if shift is not None:  # One exponential serves both directions.
+            if shift is not None:  # Rows and columns share one exponential.
                 terms = tile.logits.sub_(shift).exp_()
                 row_sum.add(shift.expand(len(terms)), terms.sum(dim=1))
                 column_sum.add(shift.expand(terms.shape[1]), terms.sum(dim=0))
@@ -83,15 +83,15 @@ class Softmaxes(NamedTuple):
 
     @classmethod
     def from_saved(cls, sums: Sequence[Tensor], bound: Tensor | None) -> "Softmaxes":
-        """Those whose `to_save` this was."""
+        """Restore the softmaxes from the result of `to_save`."""
         return cls(RunningSum(*sums[:2]), RunningSum(*sums[2:]), bound)
 
     def to_save(self) -> list[Tensor | None]:
-        """Four sums and the bound, to be kept for the backward pass."""
+        """Shift and total of the rows and of the columns, and the bound, to save for the backward pass."""
         return [*self.rows, *self.columns, self.bound]
 
     def on(self, tile: Tile) -> Float[Tensor, "R C"]:
-        """P + Q on a tile, in place of its logits."""
+        """P + Q of a tile. It overwrites the tile's logits and its spare memory."""
         row, column = self.rows.part(tile.rows), self.columns.part(tile.columns)
         if self.bound is not None:
             torch.add(1 / row.total[:, None], 1 / column.total[None, :], out=tile.spare)
@@ -101,23 +101,29 @@ class Softmaxes(NamedTuple):
 
 
 def _bound(
-    image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""], ranks: Ranks, *, reads: bool
+    image: Float[Tensor, "N E"],
+    text: Float[Tensor, "M E"],
+    scale: Float[Tensor, ""],
+    ranks: Ranks,
+    *,
+    reads_bound: bool,
 ) -> Tensor | None:
-    """A number that no logit exceeds, where all logits are so close to it that it may stand for every maximum.
+    """An upper bound of all logits that is close enough to all of them to serve as the shift of every sum; None otherwise.
 
-    None where the host does not read it. The exchange does not depend on that: ranks on other cards may have other tiles.
+    Returns None, too, if `reads_bound` is False. The ranks exchange the norm even then, because ranks on different GPUs may
+    have different tile sizes.
     """
-    if not reads and ranks.size == 1:
+    if not reads_bound and ranks.size == 1:
         return None
-    longest = ranks.max(image.norm(dim=1).max())
-    if not reads:
+    max_norm = ranks.max(image.norm(dim=1).max())
+    if not reads_bound:
         return None
-    bound = scale.abs() * longest * text.norm(dim=1).max()
+    bound = scale.abs() * max_norm * text.norm(dim=1).max()
     return bound if bool(2 * bound <= _MAX_SPREAD) else None
 
 
 def _shared_shift(logits: Float[Tensor, "R C"]) -> Tensor | None:
-    """The largest logit, where every row and every column has one that is close enough to it."""
+    """The largest logit, if the maximum of each row and column is close enough to it; otherwise None."""
     row_max, column_max = logits.amax(dim=1), logits.amax(dim=0)
     largest = row_max.max()
     return largest if bool(torch.minimum(row_max.min(), column_max.min()) > largest - _MAX_SPREAD) else None

@@ -1,4 +1,4 @@
-"""The matrix of logits, computed tile by tile and never held. Shapes: N images, M texts, E embedding, R rows and C columns."""
+"""Tile-by-tile computation of the matrix of logits. Shapes: N images, M texts, E embedding, R rows and C columns of a tile."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -9,26 +9,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 TILE_ROWS, TILE_COLUMNS = 512, 1024
-"""On a CPU. 2 MB of float32: a tile stays in a core's cache between the passes over it."""
+"""Tile size on a CPU: 2 MB of float32, so that a tile stays in the cache of a core."""
 HOST_DEVICES = frozenset({"cpu", "meta"})
-"""Devices whose results the host reads without waiting for a queue of kernels."""
+"""Device types whose values the host can read without waiting for queued kernels."""
 _MAX_SIDE = 8192
-"""256 MB of float32. On an H200 larger tiles save 5 % of the loss of 65,536 pairs, and take three times its memory."""
-_OTHER_MEMORY = 8 * 2**30
-"""Bytes that a device is taken to have where PyTorch does not tell."""
+"""Maximum tile size on other devices: 256 MB of float32. For 65,536 pairs on an H200, larger tiles make the loss 5 % faster
+and need three times its memory."""
+_DEFAULT_MEMORY_BYTES = 8 * 2**30
+"""Assumed memory of a device whose memory PyTorch does not report."""
 
 
 class Tiling(NamedTuple):
-    """How a device computes the matrix of logits."""
+    """Tile size of a device."""
 
     rows: int
+    """Maximum number of rows of a tile."""
     columns: int
-    """Of a tile."""
+    """Maximum number of columns of a tile."""
     is_host: bool
-    """Whether the host reads a number at once. Elsewhere a read stalls the device until its queue is empty."""
+    """Whether the host can read a value immediately. On a GPU, a read waits until the queue of kernels is empty."""
 
     def is_one_tile(self, num_rows: int, num_columns: int) -> bool:
-        """Whether a tile holds the whole matrix.
+        """Whether a matrix of this size fits into one tile.
 
         >>> tiling(torch.device("cpu")).is_one_tile(512, 1024), tiling(torch.device("cpu")).is_one_tile(513, 1024)
         (True, False)
@@ -37,7 +39,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(device: torch.device) -> Tiling:
-    """The tiles of a device: on a CPU small ones, for its caches; elsewhere large ones, since each pays a dozen launches."""
+    """The tile size of a device: small on a CPU to fit its cache, large on a GPU because each tile needs a dozen launches."""
     if device.type in HOST_DEVICES:
         return Tiling(TILE_ROWS, TILE_COLUMNS, is_host=True)
     side = _side(device)
@@ -46,40 +48,41 @@ def tiling(device: torch.device) -> Tiling:
 
 @cache
 def _side(device: torch.device) -> int:
-    """A power of two, so that a tile takes at most 1/128 of the device's memory.
+    """The largest power of two for which a tile takes at most 1/128 of the device's memory, up to `_MAX_SIDE`.
 
-    Of all its memory, not of what is free: other tiles give sums in another order, and two runs on one card must not differ.
+    The total memory is used instead of the free memory, because the tile size determines the order of sums: two runs on the
+    same kind of device must give equal results.
     """
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _OTHER_MEMORY
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _DEFAULT_MEMORY_BYTES
     largest = (memory // (128 * 4)) ** 0.5
     return min(_MAX_SIDE, 1 << (int(largest).bit_length() - 1))
 
 
 class Tile(NamedTuple):
-    """A rectangle of the matrix of logits."""
+    """A rectangular part of the matrix of logits."""
 
     rows: slice
     columns: slice
     logits: Float[Tensor, "R C"]
-    """In memory that the next tile uses again."""
+    """The logits. The next tile reuses this memory."""
     spare: Float[Tensor, "R C"]
-    """As much memory again, for whoever needs it; what is in it is undefined."""
+    """Scratch memory of the same shape, with undefined content."""
 
     def take_off_pairs(self, weights: Float[Tensor, " N"], first_partner: int = 0) -> None:
-        """Subtract the weight of each row's own partner, where it lies in this tile; row 0 has column `first_partner`."""
-        first = max(self.rows.start, self.columns.start - first_partner)
-        last = min(self.rows.stop, self.columns.stop - first_partner)
-        if first < last:
-            first_column = first + first_partner - self.columns.start
-            pairs = self.logits[first - self.rows.start : last - self.rows.start, first_column:]
-            pairs.diagonal().sub_(weights[first:last])
+        """Subtract `weights[i]` from the logit in row i and column `first_partner + i` of the matrix, if it is in the tile."""
+        start = max(self.rows.start, self.columns.start - first_partner)
+        stop = min(self.rows.stop, self.columns.stop - first_partner)
+        if start < stop:
+            first_column = start + first_partner - self.columns.start
+            pairs = self.logits[start - self.rows.start : stop - self.rows.start, first_column:]
+            pairs.diagonal().sub_(weights[start:stop])
 
 
 def tiles(image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[Tensor, ""]) -> Iterator[Tile]:
-    """The matrix `scale * image @ text.T`, one tile after another."""
+    """Yield the tiles of the matrix `scale * image @ text.T`, row by row. All tiles share their memory."""
     max_rows, max_columns, _ = tiling(image.device)
     num = min(max_rows, len(image)) * min(max_columns, len(text))
-    memory, spare = (image.new_empty(num) for _ in range(2))
+    logits_memory, spare_memory = (image.new_empty(num) for _ in range(2))
     for first_row in range(0, len(image), max_rows):
         rows = slice(first_row, min(first_row + max_rows, len(image)))
         scaled = scale * image[rows]
@@ -87,5 +90,5 @@ def tiles(image: Float[Tensor, "N E"], text: Float[Tensor, "M E"], scale: Float[
             columns = slice(first_column, min(first_column + max_columns, len(text)))
             part = text[columns]
             shape = (len(scaled), len(part))
-            logits, beside = (m[: shape[0] * shape[1]].view(shape) for m in (memory, spare))
-            yield Tile(rows, columns, torch.mm(scaled, part.T, out=logits), beside)
+            logits, spare = (m[: shape[0] * shape[1]].view(shape) for m in (logits_memory, spare_memory))
+            yield Tile(rows, columns, torch.mm(scaled, part.T, out=logits), spare)

@@ -1,1 +1,1 @@
-"""The two towers and what joins them: single-device modules, shapes in their signatures."""
+"""CLIP models: the image towers, the text tower and the module that joins them."""

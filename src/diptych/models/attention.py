@@ -1,18 +1,18 @@
 """One entry point for attention over packed sequences; which kernel computes it depends on the device.
 
-The tokens of all sequences of a batch lie one after another in one tensor, without padding. `SequenceLayout` says where each
-sequence begins. The kernel follows from the layout and the device:
+The tokens of all sequences of a batch are concatenated in one tensor, without padding. `SequenceLayout` describes where each
+sequence begins. The layout and the device determine the kernel:
 
 =================================  ====================================================================
-sequences of one length            one call of `scaled_dot_product_attention`
-several lengths, CPU               one call per length: no product is computed for padding
+all sequences of one length        one call of `scaled_dot_product_attention`
+several lengths, CPU               one call per length, so that nothing is computed for padding
 several lengths, CUDA, fp16/bf16   `varlen_attn`: one call, no padding
 several lengths, any other         one call on sequences padded to the longest
 =================================  ====================================================================
 
 On a GPU, one call per length is slow: cuDNN builds a new plan for each new pair (number of texts, length).
 
-Shapes: N tokens of all sequences, S sequences, L tokens of the longest, H heads of D numbers.
+Shapes: N tokens of all sequences, S sequences, L tokens of the longest sequence, H heads, D head width.
 """
 
 import inspect
@@ -28,11 +28,11 @@ from torch.nn import functional
 
 _MAX_VARLEN_WIDTH = 256
 BUCKETED_DEVICES = frozenset({"cpu"})
-"""Devices on which one call per length is the fastest."""
+"""Device types on which one call per length is fastest."""
 
 
 class LengthBucket(NamedTuple):
-    """Neighboring sequences of one length."""
+    """Consecutive sequences of the same length."""
 
     num: int
     length: int
@@ -40,7 +40,7 @@ class LengthBucket(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """How N tokens are split into S sequences, the shortest first.
+    """How N tokens are split into S sequences, sorted by length in ascending order.
 
     >>> layout = SequenceLayout((LengthBucket(num=2, length=3), LengthBucket(num=1, length=5)))
     >>> layout.num_sequences, layout.num_tokens, layout.max_length
@@ -49,17 +49,17 @@ class SequenceLayout:
 
     buckets: tuple[LengthBucket, ...]
     cu_seq: Int32[Tensor, " ends"] | None = None
-    """On devices without buckets: the first token of each sequence, and N as the last entry."""
+    """Cumulative sequence lengths: the start of each sequence, then N. None where attention uses the buckets."""
     slots: Int64[Tensor, " N"] | None = None
-    """On devices without buckets: the place of each token in the padded grid of S * L."""
+    """The position of each token in the flattened padded grid (S * L). None where attention uses the buckets."""
     limit: int | None = None
-    """A length that no batch exceeds. A kernel gets it in place of L, so that compiled code serves batches of any lengths."""
+    """Maximum length over all batches. Kernels receive it instead of L, so that compiled code works for all batches."""
 
     @classmethod
     def of(
         cls, buckets: tuple[LengthBucket, ...], device: torch.device, *, limit: int | None = None
     ) -> "SequenceLayout":
-        """The layout of these buckets, with the indices that attention on this device needs."""
+        """The layout of `buckets`, with the indices that attention on `device` needs."""
         layout = cls(buckets)
         if layout.is_uniform or device.type in BUCKETED_DEVICES:
             return layout
@@ -79,17 +79,17 @@ class SequenceLayout:
 
     @property
     def num_sequences(self) -> int:
-        """S."""
+        """S, the number of sequences."""
         return sum(bucket.num for bucket in self.buckets)
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """N, the number of tokens."""
         return sum(bucket.num * bucket.length for bucket in self.buckets)
 
     @property
     def max_length(self) -> int:
-        """L; 0 without a sequence."""
+        """L, the length of the longest sequence; 0 if there is no sequence."""
         return self.buckets[-1].length if self.buckets else 0
 
 
@@ -101,16 +101,16 @@ def attend(
     *,
     is_causal: bool,
 ) -> Float[Tensor, "N H D"]:
-    """Multi-head attention within each sequence: softmax(q · k / sqrt(D)) v.
+    """Multi-head attention within each sequence: softmax(q · k / sqrt(D)) v (Vaswani et al. 2017, sec. 3.2).
 
     Args:
-        query, key, value: one row per token, the sequences in the order of the layout.
-        layout: the sequences.
-        is_causal: each token attends to itself and the tokens before it; otherwise to its whole sequence.
+        query, key, value: one row per token; the sequences are in the order of `layout`.
+        layout: how the tokens are split into sequences.
+        is_causal: whether a token attends only to itself and earlier tokens of its sequence, instead of the whole sequence.
 
     >>> x = torch.randn(5, 1, 8)
     >>> out = attend(x, x, x, SequenceLayout((LengthBucket(1, 2), LengthBucket(1, 3))), is_causal=True)
-    >>> torch.allclose(out[0], x[0]), torch.allclose(out[2], x[2])  # The first token of a sequence sees only itself.
+    >>> torch.allclose(out[0], x[0]), torch.allclose(out[2], x[2])  # A first token attends only to itself.
     (True, True)
     """
     if layout.cu_seq is None:
@@ -120,7 +120,7 @@ def attend(
         return _varlen(query, key, value, layout, cu_query=layout.cu_seq, max_query=longest, is_causal=is_causal)
     assert layout.slots is not None
     q, k, v = (_pad(side, layout).transpose(1, 2) for side in (query, key, value))  # S H L D
-    # A causal token never sees the padding, which follows all tokens of its sequence.
+    # The causal mask already excludes the padding, which follows all tokens of a sequence.
     mask = None if is_causal else _is_token(layout)
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     return out.transpose(1, 2).flatten(0, 1)[layout.slots]
@@ -129,7 +129,12 @@ def attend(
 def attend_once(
     query: Float[Tensor, "S H D"], key: Float[Tensor, "N H D"], value: Float[Tensor, "N H D"], layout: SequenceLayout
 ) -> Float[Tensor, "S H D"]:
-    """Attention with one query per sequence, which attends to its whole sequence. The arguments are those of `attend`.
+    """Attention with one query per sequence, which attends to the whole sequence.
+
+    Args:
+        query: one row per sequence, in the order of `layout`.
+        key, value: one row per token.
+        layout: how the tokens are split into sequences.
 
     >>> x = torch.ones(5, 1, 8)
     >>> attend_once(x[:2], x, x, SequenceLayout((LengthBucket(1, 2), LengthBucket(1, 3)))).shape
@@ -152,7 +157,7 @@ def attend_once(
 
 
 def split_buckets(x: Tensor, layout: SequenceLayout) -> list[Tensor]:
-    """The tokens (N, ...) of each bucket: (sequences, tokens, ...)."""
+    """Split tokens (N, ...) into one tensor (num, length, ...) per bucket."""
     buckets = layout.buckets
     parts = [x] if len(buckets) == 1 else x.split([bucket.num * bucket.length for bucket in buckets])
     return [part.unflatten(0, (bucket.num, bucket.length)) for part, bucket in zip(parts, buckets, strict=True)]
@@ -161,7 +166,7 @@ def split_buckets(x: Tensor, layout: SequenceLayout) -> list[Tensor]:
 def _by_bucket(query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
     parts = []
     for qkv in zip(*(split_buckets(side, layout) for side in (query, key, value)), strict=True):
-        q, k, v = (side.transpose(1, 2) for side in qkv)  # S H L D
+        q, k, v = (side.transpose(1, 2) for side in qkv)  # num H length D
         out = functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat([query[:0], *parts])
@@ -193,15 +198,15 @@ def _varlen(
 
 @cache
 def _varlen_kernel() -> tuple[Callable[..., Any], dict[str, Any]]:
-    """PyTorch's function, and its argument for causal attention, which was renamed after 2.10."""
-    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  (loads for 1.7 s, and only GPUs need it)
+    """PyTorch's `varlen_attn` and its keyword arguments for causal attention, which were renamed after PyTorch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415  (takes 1.7 s to import, and only GPUs use it)
 
     is_renamed = "window_size" in inspect.signature(varlen_attn).parameters
     return varlen_attn, {"window_size": (-1, 0)} if is_renamed else {"is_causal": True}
 
 
 def _has_varlen(query: Tensor) -> bool:
-    """Whether PyTorch's `varlen_attn` computes this."""
+    """Whether `varlen_attn` supports this device, dtype and head width."""
     return (
         query.device.type == "cuda"
         and query.dtype in {torch.float16, torch.bfloat16}
@@ -212,14 +217,14 @@ def _has_varlen(query: Tensor) -> bool:
 
 
 def _pad(x: Float[Tensor, "N H D"], layout: SequenceLayout) -> Float[Tensor, "S L H D"]:
-    """The tokens in rows as long as the longest sequence, with zeros behind."""
+    """Pad each sequence with zeros to the length of the longest one."""
     num, length = layout.num_sequences, layout.max_length
     assert layout.slots is not None
     return x.new_zeros(num * length, *x.shape[1:]).index_copy(0, layout.slots, x).unflatten(0, (num, length))
 
 
 def _is_token(layout: SequenceLayout) -> Tensor:
-    """A mask (S, 1, 1, L) that is False on padding."""
+    """A boolean mask (S, 1, 1, L) that is False at padding."""
     assert layout.cu_seq is not None
-    place = torch.arange(layout.max_length, device=layout.cu_seq.device)
-    return (place < layout.cu_seq.diff()[:, None])[:, None, None]
+    position = torch.arange(layout.max_length, device=layout.cu_seq.device)
+    return (position < layout.cu_seq.diff()[:, None])[:, None, None]

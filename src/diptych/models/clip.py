@@ -1,7 +1,7 @@
-"""CLIP: an image tower and a text tower, hinged at one embedding space (Radford et al. 2021, fig. 3).
+"""CLIP: an image tower and a text tower with a joint embedding space (Radford et al. 2021, fig. 3).
 
-Shapes: B images, U texts, T tokens of the longest text, N tokens of all texts, H W pixels, E embedding. A text that several
-images of a training batch share is there once.
+Shapes: B images, U texts, T tokens of the longest text, N tokens of all texts, H W pixels, E embedding. U can be smaller than
+B: a text that several images of a training batch share is encoded once.
 """
 
 import math
@@ -23,23 +23,24 @@ from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
 MAX_LOGIT_SCALE = 100.0
+"""Upper limit of the logit scale (Radford et al. 2021, sec. 2.5)."""
 
 
 class CLIPOutput(NamedTuple):
-    """All that a loss needs."""
+    """The inputs of a loss."""
 
     image_emb: Float[Tensor, "B E"]
     """Of unit length."""
     text_emb: Float[Tensor, "U E"]
     """Of unit length."""
     logit_scale: Float[Tensor, ""]
-    """What cosines are multiplied by: the inverse temperature."""
+    """Factor of the cosine similarities: the inverse temperature."""
     logit_bias: Float[Tensor, ""] | None
-    """What is added then; None for a model without."""
+    """Added to the scaled cosine similarities; None if the model has no bias."""
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leaves initial weights undrawn: before it draws some for tensors without memory, PyTorch loads its compiler, a second."""
+class _SkipInit(TorchFunctionMode):
+    """Skips random initialization. On the `meta` device, PyTorch would import its compiler for it, which takes a second."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -52,7 +53,17 @@ class _Undrawn(TorchFunctionMode):
 
 
 class CLIP(nn.Module):
-    """Two towers and a learned temperature. Knows no device, no precision and no other rank."""
+    """Two towers, a learned temperature and an optional logit bias. A plain single-device module.
+
+    >>> from diptych.models.config import TextConfig
+    >>> image = ViTConfig(image_px=32, patch_px=16, width=32, layers=1, heads=2)
+    >>> text = TextConfig(vocab_size=100, width=32, layers=1, heads=2)
+    >>> model = CLIP(CLIPConfig(embed_dim=16, image=image, text=text))
+    >>> model.encode_image(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 16])
+    >>> model.encode_text(torch.tensor([[1, 5, 2, 0], [1, 7, 8, 2]]), torch.tensor([3, 4])).shape
+    torch.Size([2, 16])
+    """
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -65,10 +76,10 @@ class CLIP(nn.Module):
 
     @classmethod
     def from_weights(cls, config: CLIPConfig, weights: Mapping[str, Tensor]) -> "CLIP":
-        """The model with these very tensors, in evaluation mode; no random weights are drawn first.
+        """A model in evaluation mode whose parameters are the tensors of `weights`, without a copy.
 
         Raises:
-            RuntimeError: names or shapes are not those of the config.
+            RuntimeError: the names or shapes of `weights` do not match the config.
         """
         model = cls.without_memory(config)
         model.load_state_dict(weights, assign=True)
@@ -76,20 +87,20 @@ class CLIP(nn.Module):
 
     @classmethod
     def without_memory(cls, config: CLIPConfig) -> "CLIP":
-        """The model on PyTorch's `meta` device: names and shapes without numbers."""
-        with torch.device("meta"), _Undrawn():
+        """A model on PyTorch's `meta` device, which has names and shapes but no data."""
+        with torch.device("meta"), _SkipInit():
             return cls(config)
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
-        """What cosines are multiplied by: the inverse temperature."""
+        """Factor of the cosine similarities: the inverse temperature."""
         return self.log_logit_scale.exp()
 
     def encode_image(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Unit embeddings of normalised pixels, in float32 whatever the weights are.
+        """Embeddings of unit length of normalized pixels, in float32 for weights of any dtype.
 
         Raises:
-            ConfigError: the pixels are of a size that the model does not read.
+            ConfigError: the model does not support this image size.
         """
         if not reads(self.config.image, *pixels.shape[-2:]):
             raise ConfigError(
@@ -100,11 +111,16 @@ class CLIP(nn.Module):
     def encode_text(
         self, ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " U"]
     ) -> Float[Tensor, "U E"]:
-        """Unit embeddings of texts, padded after their `lengths` or one after another without padding; in float32."""
+        """Embeddings of unit length of texts, in float32 for weights of any dtype.
+
+        Args:
+            ids: token ids, one padded row per text; or all texts concatenated without padding.
+            lengths: number of tokens of each text, including start and end token. They are read on the CPU and can stay there.
+        """
         return functional.normalize(self.text_tower(ids, lengths).float(), dim=-1)
 
     def encode_text_tree(self, tree: PrefixTree) -> Float[Tensor, "U E"]:
-        """The same of texts whose beginnings are shared; the text tower must be causal and read its last token."""
+        """Embeddings of unit length of the texts of a prefix tree. `text_tower.supports_prefix_sharing` must be True."""
         return functional.normalize(self.text_tower.along_tree(tree).float(), dim=-1)
 
     def forward(
@@ -113,29 +129,31 @@ class CLIP(nn.Module):
         ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"],
         lengths: Int64[Tensor, " U"],
     ) -> CLIPOutput:
-        """Both embeddings, the logit scale and the logit bias."""
+        """Embeddings of images and texts, the logit scale and the logit bias."""
         return CLIPOutput(self.encode_image(pixels), self.encode_text(ids, lengths), self.logit_scale, self.logit_bias)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Keep the logit scale within [1, 100]; called after each step (Radford et al. 2021, sec. 2.5)."""
+        """Clamp the logit scale to [1, 100]. Call this after each optimizer step (Radford et al. 2021, sec. 2.5)."""
         self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
 
     def set_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Whether blocks forget their activations and compute them again backward: less memory, a third more time.
+        """Enable or disable recomputation of activations in the backward pass: less memory, a third more time.
 
         Raises:
-            ConfigError: the image tower has batch norms, which would count every batch twice.
+            ConfigError: the image tower has batch norms, whose running statistics would include every batch twice.
         """
         if enabled and isinstance(self.config.image, STAGED):
-            raise ConfigError("gradient checkpointing needs transformers; model.image is convolutions with batch norms")
+            raise ConfigError(
+                "gradient checkpointing needs transformers; model.image uses convolutions with batch norms"
+            )
         self.text_tower.transformer.gradient_checkpointing = enabled
         if isinstance(self.image_tower, VisionTransformer):
             self.image_tower.transformer.gradient_checkpointing = enabled
 
     @torch.no_grad()
     def convert(self, dtype: torch.dtype) -> "CLIP":
-        """Give the weights another precision, in place; norms, temperature and bias stay float32."""
+        """Convert the weights to `dtype` in place and return the model. Norms, temperature and logit bias stay float32."""
         for module in self.modules():
             if module is self or isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
                 continue
@@ -145,7 +163,7 @@ class CLIP(nn.Module):
 
 
 def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet | ConvNet:
-    """The image tower that a config describes, with random weights."""
+    """Build the image tower of this config, with random weights."""
     match config:
         case ViTConfig():
             return VisionTransformer(config, embed_dim)

@@ -1,4 +1,4 @@
-"""What a CLIP is made of: one frozen dataclass a tower, and one that joins them."""
+"""Architecture of a CLIP model: one config per kind of tower, and `CLIPConfig` for the whole model."""
 
 import math
 from typing import Annotated, Literal, TypeAlias
@@ -12,23 +12,22 @@ from diptych.tokenizers.clip_bpe import VOCAB_SIZE as CLIP_VOCAB_SIZE
 from diptych.tokenizers.load_tokenizer import TokenizerKind
 
 Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
-"""`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights were trained with; `gelu_tanh` is SigLIP's."""
-
+"""`quick_gelu` is x * sigmoid(1.702 x), which OpenAI's weights need; `gelu_tanh` is the tanh approximation that SigLIP uses."""
 
 MAX_LAYERS = 256
-"""Most blocks of a tower, or of a stage. The largest published CLIP, EVA-CLIP-18B, has 48 of width 5120."""
+"""Maximum number of blocks of a tower or a stage. The largest published CLIP, EVA-CLIP-18B, has 48 blocks of width 5120."""
 MAX_STAGES = 16
-"""Most stages of a convolutional network."""
+"""Maximum number of stages of a convolutional network."""
 MAX_WIDTH = 32_768
-"""Largest width, number of channels and embedding."""
+"""Maximum width, number of channels and embedding dimension."""
 MAX_MLP_RATIO = 64
-"""Largest hidden width of an MLP over the width."""
+"""Maximum ratio of an MLP's hidden width to the width."""
 MAX_VOCAB_SIZE = 2**24
-"""Most entries of a vocabulary."""
+"""Maximum vocabulary size."""
 MAX_CONTEXT_LENGTH = 2**16
-"""Most tokens of a text."""
+"""Maximum context length in tokens."""
 MAX_IMAGE_PX = 4096
-"""Largest side of an image."""
+"""Maximum height and width of an image in pixels."""
 
 
 def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_ratio: float) -> None:
@@ -41,7 +40,7 @@ def _check_transformer(where: str, width: int, layers: int, heads: int, mlp_rati
             f"{where}.mlp_ratio is {mlp_ratio}; it must be above 0 and at most {MAX_MLP_RATIO}, and the hidden width at least 1"
         )
     if width % heads:
-        raise ConfigError(f"{where}: width {width} is no multiple of heads {heads}")
+        raise ConfigError(f"{where}: width {width} is not a multiple of heads {heads}")
 
 
 def _check_at_most(name: str, value: int, largest: int) -> None:
@@ -59,7 +58,7 @@ def _check_share(name: str, value: float) -> None:
 
 
 def _write_squares_as_one_number(config: object, *names: str) -> None:
-    """(224, 224) is 224, so that two configs of one model are equal."""
+    """Replace (224, 224) by 224, so that two configs of one model are equal."""
     for name in names:
         height, width = height_width(getattr(config, name))
         if height == width:
@@ -68,55 +67,55 @@ def _write_squares_as_one_number(config: object, *names: str) -> None:
 
 @settings
 class ViTConfig:
-    """A vision transformer (Dosovitskiy et al. 2021, with CLIP's extra layer norm before the first block)."""
+    """A vision transformer (Dosovitskiy et al. 2021), with CLIP's additional layer norm before the first block."""
 
     kind: Literal["vit"] = "vit"
-    """Tells the image towers apart in a file."""
+    """Distinguishes the kinds of image towers in a config file."""
     image_px: Pixels = 224
-    """Side of the input in pixels, or height and width."""
+    """Input size in pixels: the side of a square, or height and width."""
     patch_px: Pixels = 32
-    """Side of a patch in pixels, or height and width; divides `image_px`."""
+    """Patch size in pixels: the side of a square, or height and width; divides `image_px`."""
     stem: Literal["patch", "conv"] = "patch"
-    """How patches become tokens: one linear map each, as in the paper, or strided 3x3 convolutions, which learn faster from
-    little data (Xiao et al. 2021)."""
+    """Patch embedding: one linear layer as in the paper, or strided 3x3 convolutions, which learn faster from small datasets
+    (Xiao et al. 2021)."""
     width: int = 768
-    """Numbers a token, a multiple of `heads`."""
+    """Width of a token; a multiple of `heads`."""
     layers: int = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 12
-    """Attention heads a block."""
+    """Attention heads per block."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over `width`."""
+    """Ratio of the MLPs' hidden width to `width`."""
     activation: Activation = "gelu"
-    """Non-linearity of the MLPs."""
+    """Activation function of the MLPs."""
     pooling: Literal["cls", "mean", "attention"] = "cls"
-    """What stands for the picture: the class token, the mean over the patches, or a learned query that asks all tokens
-    (SigLIP's head, Zhai et al. 2022)."""
+    """How tokens are pooled: class token, mean over the patches, or attention with one learned query (SigLIP; Zhai et al.
+    2022)."""
     layout: Literal["clip", "siglip"] = "clip"
-    """`siglip` has no class token, no norm before the first block, a bias on patches, no projection, and 1e-6 in its norms."""
+    """`siglip` has no class token, no norm before the first block, a bias in the patch embedding, no projection, and an
+    epsilon of 1e-6 in its norms."""
     patch_dropout: float = 0.0
-    """Share of the patches that each training step leaves out (FLIP, Li et al. 2023), within [0, 1)."""
+    """Share of the patches that are dropped in training (FLIP, Li et al. 2023), within [0, 1)."""
     dropout: float = 0.0
-    """Share of what attention and MLP add to a token that a training step drops (Vaswani et al. 2017, sec. 5.4), within
-    [0, 1)."""
+    """Dropout probability after attention and MLP (Vaswani et al. 2017, sec. 5.4), within [0, 1)."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.image", self.width, self.layers, self.heads, self.mlp_ratio)
         _check_image_px(self.image_px)
         _write_squares_as_one_number(self, "image_px", "patch_px")
         height, width = height_width(self.patch_px)
-        if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._leaves_a_rest():
-            raise ConfigError(f"model.image.image_px is {self.image_px}, no multiple of patch_px {self.patch_px}")
+        if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._has_remainder():
+            raise ConfigError(f"model.image.image_px is {self.image_px}, not a multiple of patch_px {self.patch_px}")
         if self.stem == "conv" and (height != width or height & (height - 1)):
             raise ConfigError(
-                f"model.image.patch_px is {self.patch_px}; a convolutional stem halves, so it needs a power of 2"
+                f"model.image.patch_px is {self.patch_px}; a convolutional stem halves the size, so it needs a power of 2"
             )
         _check_share("model.image.patch_dropout", self.patch_dropout)
         _check_share("model.image.dropout", self.dropout)
         if self.layout == "siglip" and self.pooling == "cls":
-            raise ConfigError("model.image.pooling is 'cls', but SigLIP's layout has no class token; take 'attention'")
+            raise ConfigError("model.image.pooling is 'cls', but SigLIP's layout has no class token; use 'attention'")
 
-    def _leaves_a_rest(self) -> bool:
+    def _has_remainder(self) -> bool:
         sides = zip(height_width(self.image_px), height_width(self.patch_px), strict=True)
         return any(image % patch for image, patch in sides)
 
@@ -128,24 +127,24 @@ class ViTConfig:
 
     @property
     def num_extra_tokens(self) -> int:
-        """Tokens before the patches: the class token, if there is one."""
+        """Number of tokens before the patches: 1 with a class token, else 0."""
         return 1 if self.layout == "clip" else 0
 
 
 @settings
 class ResNetConfig:
-    """CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4): RN50 has layers (3, 4, 6, 3), width 64, heads 32."""
+    """CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4). The defaults are those of RN50."""
 
     kind: Literal["resnet"] = "resnet"
-    """Tells the image towers apart in a file."""
+    """Distinguishes the kinds of image towers in a config file."""
     image_px: Pixels = 224
-    """Side of the input in pixels, or height and width; a multiple of 32."""
+    """Input size in pixels: the side of a square, or height and width; a multiple of 32."""
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
-    """Bottleneck blocks of the four stages."""
+    """Number of bottleneck blocks of each of the four stages."""
     width: int = 64
     """Channels after the stem; the last stage has 32 times as many."""
     heads: int = 32
-    """Heads of the attention pooling; divides 32 times `width`."""
+    """Attention heads of the attention pooling; divides 32 times `width`."""
 
     def __post_init__(self) -> None:
         _write_squares_as_one_number(self, "image_px")
@@ -157,37 +156,37 @@ class ResNetConfig:
         _check_at_most("model.image.layers", max(self.layers), MAX_LAYERS)
         _check_image_px(self.image_px)
         if (32 * self.width) % self.heads:
-            raise ConfigError(f"model.image: 32 times width {self.width} is no multiple of heads {self.heads}")
+            raise ConfigError(f"model.image: 32 times width {self.width} is not a multiple of heads {self.heads}")
         if any(side < 32 or side % 32 for side in height_width(self.image_px)):
-            raise ConfigError(f"model.image.image_px is {self.image_px}; a ResNet halves five times: a multiple of 32")
+            raise ConfigError(f"model.image.image_px is {self.image_px}; a ResNet needs a multiple of 32")
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last stage's map."""
+        """Rows and columns of the last stage's feature map."""
         height, width = height_width(self.image_px)
         return (height // 32, width // 32)
 
 
 @settings
 class ConvNetConfig:
-    """A small residual network of plain 3x3 convolutions (He et al. 2016), which learns faster from little data."""
+    """A small residual network of 3x3 convolutions (He et al. 2016), which learns faster from small datasets."""
 
     kind: Literal["convnet"] = "convnet"
-    """Tells the image towers apart in a file."""
+    """Distinguishes the kinds of image towers in a config file."""
     image_px: Pixels = 112
-    """Side of the input in pixels, or height and width; a multiple of all strides together."""
+    """Input size in pixels: the side of a square, or height and width; a multiple of `stride`."""
     stem_stride: Literal[1, 2, 4] = 4
-    """Pixels of a side that the stem makes one place: 4 for photos, 1 or 2 for pictures of 32 pixels."""
+    """Downsampling factor of the stem: 4 for photos, 1 or 2 for images of 32 pixels."""
     widths: tuple[int, ...] = (64, 128, 256)
-    """Channels of each stage; every stage but the first halves the map."""
+    """Channels of each stage. All stages except the first halve the size of the feature map."""
     layers: tuple[int, ...] = (1, 1, 1)
-    """Blocks of each stage."""
+    """Number of blocks of each stage."""
 
     def __post_init__(self) -> None:
         _write_squares_as_one_number(self, "image_px")
         if not self.widths or len(self.widths) != len(self.layers):
             raise ConfigError(
-                f"model.image: widths {self.widths} and layers {self.layers} must name as many stages, at least one"
+                f"model.image: widths {self.widths} and layers {self.layers} must have the same number of stages, at least one"
             )
         _check_at_most("the number of stages in model.image.widths", len(self.widths), MAX_STAGES)
         _check_at_most("model.image.widths", max(self.widths), MAX_WIDTH)
@@ -199,17 +198,17 @@ class ConvNetConfig:
             )
         if any(side < self.stride or side % self.stride for side in height_width(self.image_px)):
             raise ConfigError(
-                f"model.image.image_px is {self.image_px}; this network makes {self.stride} pixels one place: a multiple of it"
+                f"model.image.image_px is {self.image_px}; this network needs a multiple of its stride {self.stride}"
             )
 
     @property
     def stride(self) -> int:
-        """Pixels of a side that a place of the last map stands for."""
+        """Ratio of the input size to the size of the last feature map."""
         return self.stem_stride << (len(self.widths) - 1)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last stage's map."""
+        """Rows and columns of the last stage's feature map."""
         height, width = height_width(self.image_px)
         return (height // self.stride, width // self.stride)
 
@@ -218,51 +217,60 @@ ImageConfig: TypeAlias = Annotated[ViTConfig | ResNetConfig | ConvNetConfig, Fie
 
 
 def reads(image: ImageConfig, height: int, width: int) -> bool:
-    """Whether a tower takes pixels of this size: its own, or, where it has no position embeddings, any its strides divide."""
+    """Whether a tower accepts images of this size in pixels.
+
+    A tower with position embeddings accepts only its own size, a `ConvNetConfig` any multiple of its stride.
+
+    >>> reads(ViTConfig(), 224, 224), reads(ViTConfig(), 256, 256), reads(ConvNetConfig(), 64, 96)
+    (True, False, True)
+    """
     if isinstance(image, ConvNetConfig):
         return min(height, width) >= image.stride and height % image.stride == width % image.stride == 0
     return (height, width) == height_width(image.image_px)
 
 
 STAGED = (ResNetConfig, ConvNetConfig)
-"""Image towers of stages of convolutions with batch norms, not of transformer blocks."""
+"""Image towers that consist of stages of convolutions with batch norms instead of transformer blocks."""
 
 
 @settings
 class TextConfig:
-    """A text transformer and its tokenizer; causal with the end mark for the text, as in Radford et al. 2021, sec. 2.4."""
+    """A text transformer and its tokenizer. The defaults (causal, end token pooled) follow Radford et al. 2021."""
 
     tokenizer: TokenizerKind = "learned-bpe"
-    """`clip-bpe` is CLIP's own; `learned-bpe` and `character` are made from the run's captions; `hashing` needs neither."""
+    """`clip-bpe` is CLIP's tokenizer; `learned-bpe` and `character` are built from the captions of the run; `hashing` has no
+    vocabulary."""
     vocab_size: int = 8192
-    """The most entries the tokenizer may have; of a trained model, the entries it has."""
+    """Maximum vocabulary size for training; for a trained model, the actual size."""
     context_length: int = 77
-    """The most tokens of a text, both marks included."""
+    """Maximum number of tokens of a text, including start and end token."""
     width: int = 512
-    """Numbers a token, a multiple of `heads`."""
+    """Width of a token; a multiple of `heads`."""
     layers: int = 12
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     heads: int = 8
-    """Attention heads a block."""
+    """Attention heads per block."""
     mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP over `width`."""
+    """Ratio of the MLPs' hidden width to `width`."""
     activation: Activation = "gelu"
-    """Non-linearity of the MLPs."""
+    """Activation function of the MLPs."""
     is_causal: bool = True
-    """Whether a token sees only those before it, as in GPT; if not, all see all, as in BERT (Devlin et al. 2019)."""
+    """Whether a token attends only to earlier tokens, as in GPT; otherwise to all, as in BERT (Devlin et al. 2019)."""
     pooling: Literal["eot", "cls", "mean"] = "eot"
-    """What stands for the text: its end mark, its start mark (which must see the rest: `is_causal` false), or the mean."""
+    """How tokens are pooled: end token, start token (needs `is_causal` false), or the mean over all tokens."""
     layout: Literal["clip", "siglip"] = "clip"
-    """`siglip` fills every text up to the context and attends to the filling, has a bias on its projection, and 1e-6 in its
-    norms. Its `eot` is the last place of the context."""
+    """`siglip` pads every text to the context length and attends to the padding; it has a bias in the projection and an
+    epsilon of 1e-6 in its norms. Its `eot` is the last position of the context."""
     dropout: float = 0.0
-    """Share of what attention and MLP add to a token that a training step drops, within [0, 1)."""
+    """Dropout probability after attention and MLP, within [0, 1)."""
 
     def __post_init__(self) -> None:
         _check_transformer("model.text", self.width, self.layers, self.heads, self.mlp_ratio)
         _check_share("model.text.dropout", self.dropout)
         if self.context_length < 3:
-            raise ConfigError(f"model.text.context_length is {self.context_length}; two marks and a token need 3")
+            raise ConfigError(
+                f"model.text.context_length is {self.context_length}; a start token, an end token and one more need 3"
+            )
         _check_at_most("model.text.context_length", self.context_length, MAX_CONTEXT_LENGTH)
         if self.vocab_size < 1:
             raise ConfigError(f"model.text.vocab_size is {self.vocab_size}; it must be at least 1")
@@ -270,25 +278,27 @@ class TextConfig:
         if self.tokenizer == "clip-bpe" and self.vocab_size != CLIP_VOCAB_SIZE:
             raise ConfigError(f"model.text.vocab_size is {self.vocab_size}; clip-bpe has {CLIP_VOCAB_SIZE} entries")
         if self.is_causal and self.pooling == "cls":
-            raise ConfigError("model.text.pooling is 'cls', but a causal start mark sees nothing; set is_causal false")
+            raise ConfigError(
+                "model.text.pooling is 'cls', but a causal start token attends only to itself; set is_causal to false"
+            )
 
 
 @settings
 class CLIPConfig:
-    """Two towers and the space that joins them."""
+    """Architecture of a CLIP model: two towers and their joint embedding space."""
 
     embed_dim: int = 512
-    """Numbers an embedding."""
+    """Dimension of the embeddings."""
     image: ImageConfig = ViTConfig()
     """The image tower."""
     text: TextConfig = TextConfig()
     """The text tower."""
     pixels: PixelConfig = PixelConfig()
-    """How pictures become its input."""
+    """How images are transformed into the input of the image tower."""
     init_temperature: float = 0.07
-    """Temperature at the start; it is learned, and never below 0.01 (logit scale 100)."""
+    """Initial temperature, within [0.01, 1]. It is learned and never falls below 0.01 (logit scale 100)."""
     init_logit_bias: float | None = None
-    """Added to the logits at the start, and learned, where the loss wants it (SigLIP: -10); None for a model without."""
+    """Initial logit bias, which is learned (SigLIP: -10); None for a model without a bias."""
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1:
@@ -300,6 +310,6 @@ class CLIPConfig:
             raise ConfigError(f"model.init_temperature is {self.init_temperature}; it must lie within [0.01, 1]")
         if isinstance(self.image, ViTConfig) and self.image.layout == "siglip" and self.embed_dim != self.image.width:
             raise ConfigError(
-                f"model.embed_dim is {self.embed_dim}; SigLIP's image tower has no projection, so it must be its width "
+                f"model.embed_dim is {self.embed_dim}; SigLIP's image tower has no projection, so it must equal its width "
                 f"{self.image.width}"
             )

@@ -1,6 +1,6 @@
-"""The image tower as a small convolutional network, for little data and small machines.
+"""The image tower as a small residual network, for small datasets and small machines.
 
-Shapes: B batch, C channels, H W pixels or places, E embedding.
+Shapes: B batch, C channels, H W height and width in pixels or of a feature map, E embedding.
 """
 
 import torch
@@ -15,7 +15,7 @@ from diptych.models.modified_resnet import BatchNorm
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut (He et al. 2016), which halves by an average pooling (He et al. 2019)."""
+    """Residual block of two 3x3 convolutions (He et al. 2016). Its shortcut downsamples by average pooling (He et al. 2019)."""
 
     def __init__(self, channels: int, width: int, *, stride: int) -> None:
         super().__init__()
@@ -28,19 +28,20 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride), nn.Conv2d(channels, width, 1, bias=False), BatchNorm(width)
             )
-        nn.init.zeros_(self.norm_2.weight)  # A block begins as its shortcut (Goyal et al. 2017, sec. 5.1).
+        nn.init.zeros_(self.norm_2.weight)  # Each block starts as its shortcut (Goyal et al. 2017, sec. 5.1).
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """The next block's map."""
+        """The feature map after this block."""
         inner = self.norm_2(self.conv_2(functional.relu(self.norm_1(self.conv_1(x)))))
         return functional.relu(inner + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class ConvNet(nn.Module):
-    """A stem that halves, stages of basic blocks, the mean over the map, layer norm, projection.
+    """Strided stem, stages of basic blocks, mean over the feature map, layer norm, projection.
 
-    Most of its products are 3x3 convolutions of many channels on a small map, at which a CPU is at its best. It has no position
-    embeddings and takes pictures of any size that its strides divide, so that it can learn on small ones first.
+    Most of the computation is in 3x3 convolutions with many channels on small feature maps, which are efficient on a CPU. The
+    network has no position embeddings and accepts images of any size that is a multiple of its total stride, so training can
+    start with small images.
     """
 
     def __init__(self, config: ConvNetConfig, embed_dim: int) -> None:
@@ -66,7 +67,7 @@ class ConvNet(nn.Module):
         nn.init.normal_(self.projection.weight, std=last**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Embeddings of normalised pixels, not yet of unit length; channels lie innermost in memory throughout."""
+        """Embeddings of normalized pixels, not scaled to unit length. Tensors use the channels-last memory format."""
         x = self.stem(pixels.to(self.projection.weight.dtype, memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)

@@ -1,8 +1,8 @@
-"""Where in a model a weight lies: in which tower, and how deep.
+"""Tower and depth of a model's parameters.
 
-Depth 0 is what comes before the first layer: stem, class token, positions and embeddings of tokens. A layer is a transformer's
-block, or a stage of a ResNet or a convolutional network; the first has depth 1. What follows the last layer, pooling, norm and
-projection, lies one deeper still. The temperature and the logit bias lie in neither tower.
+A layer is a transformer block, or a stage of a ResNet or a convolutional network. Layer i (from 0) has depth i + 1. Depth 0 is
+everything before the first layer: stem, class token, position and token embeddings. Pooling, norm and projection follow the
+last layer; their depth is the number of layers plus 1. The temperature and the logit bias belong to neither tower.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -23,7 +23,7 @@ _PARTS: dict[str, Literal["before", "layers", "after"]] = {
     "transformer": "layers",
     "norm_post": "after",
     "projection": "after",
-    # ResNets and convolutional networks; the attention pooling is also a vision transformer's.
+    # ResNets and convolutional networks. Vision transformers have `pool`, too.
     "conv_1": "before",
     "norm_1": "before",
     "conv_2": "before",
@@ -33,31 +33,35 @@ _PARTS: dict[str, Literal["before", "layers", "after"]] = {
     "stages": "layers",
     "pool": "after",
 }
-"""What a tower's attributes are to it."""
+"""Whether each attribute of a tower comes before, in or after its layers."""
 
 
 class LayerLocation(NamedTuple):
-    """Where a weight lies."""
+    """Tower and depth of a parameter."""
 
     tower: Tower
     depth: int
     """0 before the first layer, i + 1 in layer i, `num_layers` + 1 after the last."""
     num_layers: int
-    """Of the tower."""
+    """Number of layers of the tower."""
 
     @property
     def is_in_layer(self) -> bool:
-        """Whether it belongs to a block or a stage, not to what comes before or after them."""
+        """Whether the parameter belongs to a block or a stage."""
         return 1 <= self.depth <= self.num_layers
 
     @property
     def from_output(self) -> int:
-        """Layers between it and the tower's output: 0 for what follows the last layer, 1 for the last layer."""
+        """Distance to the tower's output in layers: 0 after the last layer, 1 in the last layer."""
         return self.num_layers + 1 - self.depth
 
 
 def locate_parameter(name: str, config: CLIPConfig) -> LayerLocation | None:
-    """Where the model of this config has a parameter, a buffer or a module with weights of its own; None in neither tower.
+    """The location of a parameter, a buffer or a module that has parameters; None if it belongs to neither tower.
+
+    Args:
+        name: its name in the model, as in `CLIP.state_dict`.
+        config: the config of the model.
 
     >>> locate_parameter("text_tower.transformer.blocks.3.mlp.0.weight", CLIPConfig())
     LayerLocation(tower='text', depth=4, num_layers=12)
@@ -82,7 +86,7 @@ def locate_parameter(name: str, config: CLIPConfig) -> LayerLocation | None:
 
 
 def num_layers_of(tower: Tower, config: CLIPConfig) -> int:
-    """Blocks of a transformer; stages of a ResNet or a convolutional network.
+    """The number of layers of a tower: blocks of a transformer, or stages of a ResNet or a convolutional network.
 
     >>> from diptych.models.config import ResNetConfig
     >>> num_layers_of("image", CLIPConfig(image=ResNetConfig()))

@@ -1,6 +1,6 @@
-"""Linear maps in eight-bit integers, for CPUs that multiply these several times faster than floats.
+"""Int8 linear layers, for CPUs that multiply 8-bit integers several times faster than floats.
 
-Shapes: N tokens, I numbers in, O numbers out.
+Shapes: N tokens, I inputs, O outputs.
 """
 
 import torch
@@ -11,14 +11,14 @@ from diptych.models.clip import CLIP
 from diptych.models.layers import Block
 from diptych.models.linear import Linear
 
-_LARGEST = 127
+_MAX_INT8 = 127
 
 
 class Int8Linear(nn.Module):
-    """A linear map whose weights are integers scaled by output channel, and whose input is rounded by token as it comes.
+    """A linear layer with int8 weights (one scale per output channel) and dynamic int8 inputs (one scale per token).
 
-    A scale for each token keeps the few that have large numbers from taking the others' precision (Dettmers et al. 2022,
-    "LLM.int8()", sec. 3.1).
+    With a scale per token, a few tokens with large values do not reduce the precision of the others (Dettmers et al. 2022,
+    "LLM.int8()", sec. 3.1). The layer has no parameters and cannot be trained.
     """
 
     weight: Tensor
@@ -34,8 +34,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
-        """What the linear map gives, but for rounding."""
-        tokens = x.flatten(0, -2)
+        """The output of the linear layer, up to quantization error."""
+        tokens = x.flatten(0, -2)  # N I
         scale = _scale(tokens)
         sums = torch._int_mm((tokens / scale).round_().to(torch.int8), self.weight)
         out = sums.float().mul_(scale).mul_(self.scale)
@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
         return out.unflatten(0, x.shape[:-1])
 
     def to_linear(self) -> Linear:
-        """The layer in float32 with the rounded weights. It is differentiable."""
+        """A differentiable float32 layer with the dequantized weights."""
         num_out, num_in = len(self.scale), len(self.weight)
         linear = Linear(num_in, num_out, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter((self.weight.float() * self.scale).T.contiguous())
@@ -54,7 +54,10 @@ class Int8Linear(nn.Module):
 
 
 def to_int8(model: CLIP) -> CLIP:
-    """Give the blocks of both towers linear maps in integers, in place; the model can no longer be trained or saved."""
+    """Quantize the linear layers in the blocks of both towers in place, and return the model.
+
+    The model can no longer be trained or saved.
+    """
     for module in list(model.modules()):
         if isinstance(module, Block):
             _replace(module)
@@ -70,5 +73,5 @@ def _replace(module: nn.Module) -> None:
 
 
 def _scale(rows: Float[Tensor, "N I"]) -> Float[Tensor, "N 1"]:
-    """What makes each row's largest number 127."""
-    return rows.abs().amax(dim=1, keepdim=True).div_(_LARGEST).clamp_min_(torch.finfo(torch.float32).tiny)
+    """The scale of each row: its largest absolute value divided by 127."""
+    return rows.abs().amax(dim=1, keepdim=True).div_(_MAX_INT8).clamp_min_(torch.finfo(torch.float32).tiny)

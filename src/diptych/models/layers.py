@@ -1,9 +1,9 @@
-"""The pre-norm transformer that both towers stand on (Radford et al. 2021, sec. 2.4; GPT-2's layout).
+"""The pre-norm transformer of both towers (Radford et al. 2021, sec. 2.4; the layout of GPT-2).
 
-All sequences of a batch lie one after another in one tensor of tokens, without padding; a `SequenceLayout` says where each
-begins. Images have one length; texts have several, the shortest first (see `packing.py`).
+All sequences of a batch are concatenated in one tensor of tokens, without padding; a `SequenceLayout` describes where each
+begins. All images have the same length; texts are sorted by length (see `packing.py`).
 
-Shapes: N tokens of all sequences, S sequences, W width.
+Shapes: N tokens of all sequences, S sequences, W width, A query tokens, H heads, D head width.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,29 +16,30 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from diptych.core.deprecation import renamed_attribute
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
 from diptych.models.single_query import AttentionHook, single_query_attention
 
 AncestorIds: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
-"""By length: for each token that asks, the tokens that it asks, itself the last."""
+"""One tensor (queries, length) per path length: for each query token the tokens that it attends to, itself last."""
 
 
 class LayerNorm(nn.LayerNorm):
-    """Computes in its own precision and gives back the input's: its weights stay fp32 in a half-precision model."""
+    """Layer norm that computes in the dtype of its weights, which stay float32 in a half-precision model."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The same shape."""
+        """Normalized input, in the dtype of `x`."""
         normed = functional.layer_norm(x.to(self.weight.dtype), self.normalized_shape, self.weight, self.bias, self.eps)
         return normed.to(x.dtype)
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI's weights were trained with."""
+    """x * sigmoid(1.702 x), the approximation of GELU with which OpenAI trained its weights."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The same shape."""
+        """The activation, element by element."""
         return x * torch.sigmoid(1.702 * x)
 
 
@@ -50,19 +51,23 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 
 
 def hidden_width(width: int, ratio: float) -> int:
-    """Of an MLP. Rounding must not make 2047 of 768 * (2048 / 768)."""
+    """Hidden width of an MLP of this width and expansion ratio.
+
+    >>> hidden_width(768, 2048 / 768)  # Without the small addend, rounding would give 2047.
+    2048
+    """
     return int(width * ratio + 1e-6)
 
 
 class MLP(nn.Sequential):
-    """Two linear maps around the non-linearity."""
+    """Two linear layers with an activation in between."""
 
     def __init__(self, width: int, *, ratio: float, activation: Activation) -> None:
         hidden = hidden_width(width, ratio)
         super().__init__(Linear(width, hidden), _ACTIVATIONS[activation](), Linear(hidden, width))
 
     def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"]:
-        """The same shape."""
+        """Each token transformed on its own."""
         first, activation, second = self
         out: Tensor = (
             second(first(x), gelu=activation.approximate)
@@ -73,77 +78,80 @@ class MLP(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Multi-head attention within each sequence. Query, key and value are linear maps of their own, as adapters need them."""
+    """Multi-head attention within each sequence.
+
+    Query, key and value have separate linear layers, so that adapters can replace each of them.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.head_width = heads, width // heads
-        self.watcher: AttentionHook | None = None
-        """Told the weights by which tokens are mixed (sequences, heads, asking, asked), where somebody wants to see them."""
+        self.hook: AttentionHook | None = None
+        """If set, called with the attention weights (sequences, heads, queries, keys). A causal `forward` does not call it."""
         self.query = Linear(width, width)
         self.key = Linear(width, width)
         self.value = Linear(width, width)
         self.out = Linear(width, width)
 
+    watcher = renamed_attribute("watcher", "hook")
+
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
-        """Each token attends to its sequence or, if causal, to itself and the tokens before it."""
-        query, key, value = (self._heads(side(x)) for side in (self.query, self.key, self.value))
-        if self.watcher is None or is_causal:
+        """Self-attention. If causal, a token attends only to itself and earlier tokens of its sequence."""
+        query, key, value = (self._split_heads(side(x)) for side in (self.query, self.key, self.value))  # N H D
+        if self.hook is None or is_causal:
             attended = attend(query, key, value, layout, is_causal=is_causal)
         else:
-            attended = self._watched(query, key, value, layout)
+            attended = self._attend_with_hook(query, key, value, layout)
         merged: Tensor = self.out(attended.flatten(1))
         return merged
 
     def pooled(
-        self, asking: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
+        self, query_token: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
     ) -> Float[Tensor, "S W"]:
-        """Attention with one query per sequence, which attends to all its tokens; see `single_query.py`."""
-        query = self.query(asking)
-        if layout.cu_seq is None or self.watcher is not None:
+        """Attention with one query per sequence, which attends to the whole sequence; see `single_query.py`."""
+        query = self.query(query_token)
+        if layout.cu_seq is None or self.hook is not None:
             tokens = split_buckets(x, layout)
-            attended = single_query_attention(
-                query, tokens, self.key, self.value, heads=self.heads, watcher=self.watcher
-            )
+            attended = single_query_attention(query, tokens, self.key, self.value, heads=self.heads, hook=self.hook)
         else:
-            key, value = self._heads(self.key(x)), self._heads(self.value(x))
-            attended = attend_once(self._heads(query), key, value, layout).flatten(1)
+            key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
+            attended = attend_once(self._split_heads(query), key, value, layout).flatten(1)
         merged: Tensor = self.out(attended)
         return merged
 
     def along_paths(
-        self, asking: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: AncestorIds
+        self, query_token: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: AncestorIds
     ) -> Float[Tensor, "A W"]:
-        """Each query asks the tokens of its path; see `prefix_tree.py`."""
-        query, key, value = self.query(asking), self.key(x), self.value(x)
-        heard = []
+        """Attention in which each query token attends to the tokens of its path; see `prefix_tree.py`."""
+        query, key, value = self.query(query_token), self.key(x), self.value(x)
+        outputs = []
         for part, path in zip(query.split([len(path) for path in paths]), paths, strict=True):
             keys, values = (
                 side[path.flatten()].view(*path.shape, self.heads, self.head_width).transpose(1, 2)
                 for side in (key, value)
-            )
-            asks = part.view(len(path), self.heads, 1, self.head_width)
-            heard.append(functional.scaled_dot_product_attention(asks, keys, values).flatten(1))
-        merged: Tensor = self.out(torch.cat(heard))
+            )  # queries H length D
+            queries = part.view(len(path), self.heads, 1, self.head_width)
+            outputs.append(functional.scaled_dot_product_attention(queries, keys, values).flatten(1))
+        merged: Tensor = self.out(torch.cat(outputs))
         return merged
 
-    def _watched(self, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
-        """Attention written out, so that `watcher` sees its weights."""
-        assert self.watcher is not None
+    def _attend_with_hook(self, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
+        """Attention that computes its weights explicitly and passes them to `hook`."""
+        assert self.hook is not None
         out = []
         for qkv in zip(*(split_buckets(side, layout) for side in (query, key, value)), strict=True):
-            q, k, v = (side.transpose(1, 2) for side in qkv)
+            q, k, v = (side.transpose(1, 2) for side in qkv)  # num H length D
             weights = (q @ k.transpose(2, 3) * self.head_width**-0.5).softmax(dim=3)
-            self.watcher(weights)
+            self.hook(weights)
             out.append((weights @ v).transpose(1, 2).flatten(0, 1))
         return torch.cat([query[:0], *out])
 
-    def _heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
+    def _split_heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
         return x.unflatten(1, (self.heads, self.head_width))
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); in training each addend with dropout."""
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both residual branches."""
 
     def __init__(
         self,
@@ -163,37 +171,37 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
-        """The next layer's tokens."""
+        """The tokens after this block."""
         return self._add_and_mlp(x, self.attention(self.norm_1(x), layout, is_causal=is_causal))
 
     def pooled(
-        self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"]
+        self, x: Float[Tensor, "N W"], layout: SequenceLayout, token_idx: Int64[Tensor, " S"]
     ) -> Float[Tensor, "S W"]:
-        """The next layer's token at one place a sequence, exactly as `forward` gives it, and nothing for the others.
+        """One token per sequence after this block, equal to `forward(...)[token_idx]`; the other tokens are not computed.
 
-        After the last block only the pooled token is read, so nothing else needs its query, projection or MLP. In a causal
-        tower the place must be the sequence's last, which sees everything.
+        Only the pooled token is used after the last block, so the other tokens need no query, output projection or MLP. In a
+        causal tower, `token_idx` must select the last token of each sequence, because the selected token attends to all.
         """
         normed = self.norm_1(x)
-        return self._add_and_mlp(x[chosen], self.attention.pooled(normed[chosen], normed, layout))
+        return self._add_and_mlp(x[token_idx], self.attention.pooled(normed[token_idx], normed, layout))
 
     def along_paths(
         self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: AncestorIds
     ) -> Float[Tensor, "A W"]:
-        """The next layer's token of some nodes, each of which sees the tokens of its path."""
+        """The tokens of `nodes` after this block, where each node attends to the tokens of its path; see `prefix_tree.py`."""
         normed, is_all = self.norm_1(x), len(nodes) == len(x)
         tokens = x if is_all else x[nodes]
         return self._add_and_mlp(tokens, self.attention.along_paths(normed if is_all else normed[nodes], normed, paths))
 
-    def _add_and_mlp(self, x: Float[Tensor, "A W"], heard: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
-        """Tokens with what they heard, and what the MLP makes of it."""
-        x = x + self.dropout(heard)
+    def _add_and_mlp(self, x: Float[Tensor, "A W"], attended: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
+        """Add the attention output, then the output of the MLP."""
+        x = x + self.dropout(attended)
         out: Tensor = x + self.dropout(self.mlp(self.norm_2(x)))
         return out
 
 
 class Transformer(nn.Module):
-    """A stack of blocks. Initialised as OpenAI's text tower (deviations fall with width and depth)."""
+    """A stack of blocks, initialized like OpenAI's text tower: standard deviations decrease with width and depth."""
 
     def __init__(
         self,
@@ -222,13 +230,13 @@ class Transformer(nn.Module):
         return self._run_blocks(self.blocks, x, layout, is_causal=is_causal)
 
     def pooled(
-        self, x: Float[Tensor, "N W"], layout: SequenceLayout, chosen: Int64[Tensor, " S"], *, is_causal: bool
+        self, x: Float[Tensor, "N W"], layout: SequenceLayout, token_idx: Int64[Tensor, " S"], *, is_causal: bool
     ) -> Float[Tensor, "S W"]:
-        """The token at one place a sequence after the last block; see `Block.pooled`."""
+        """One token per sequence after the last block; see `Block.pooled`."""
         *body, last = self.blocks
         x = self._run_blocks(body, x, layout, is_causal=is_causal)
         assert isinstance(last, Block)
-        return last.pooled(x, layout, chosen)
+        return last.pooled(x, layout, token_idx)
 
     def _run_blocks(self, blocks: Iterable[nn.Module], x: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
         for block in blocks:
@@ -240,14 +248,14 @@ class Transformer(nn.Module):
 
 
 def normal(*shape: int, std: float) -> nn.Parameter:
-    """A parameter drawn from a normal distribution."""
+    """A parameter drawn from a normal distribution with mean 0."""
     parameter = nn.Parameter(torch.empty(*shape))
     nn.init.normal_(parameter, std=std)
     return parameter
 
 
 def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
-    """Normal weights, biases of zero."""
+    """Draw the weights from normal distributions and set the biases to 0; `out_std` is for the output projection."""
     for linear in (attention.query, attention.key, attention.value):
         nn.init.normal_(linear.weight, std=std)
         nn.init.zeros_(linear.bias)
@@ -256,7 +264,7 @@ def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
 
 
 def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
-    """Normal weights, biases of zero."""
+    """Draw the weights from normal distributions and set the biases to 0; `out_std` is for the second layer."""
     first, _, second = layers
     assert isinstance(first, Linear)
     assert isinstance(second, Linear)

@@ -1,4 +1,4 @@
-"""Linear maps by the faster of PyTorch's two libraries of matrix products. Shapes: N tokens, I numbers in, O numbers out."""
+"""A linear layer that uses the faster of PyTorch's CPU libraries for matmuls. Shapes: N tokens, I inputs, O outputs."""
 
 from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,63 +12,65 @@ from torch.nn import functional
 from diptych.core.device import cpu_vendor
 
 GELU: TypeAlias = Literal["none", "tanh"]
-"""Its approximation."""
-_MANY = 512
-"""Tokens a core from which on oneDNN earns back the 0.6 ms in which it compiles for their number."""
+"""The approximation of GELU, as in `torch.nn.functional.gelu`."""
+_MIN_TOKENS_PER_CORE = 512
+"""With fewer tokens, oneDNN does not make up for the 0.6 ms that it takes to compile for each new number of tokens."""
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, with the same weights under the same names and, but for the order of sums, the same results.
+    """Drop-in `nn.Linear` that uses oneDNN for large fp32 matmuls on AMD CPUs; results differ only in summation order.
 
-    On a CPU PyTorch takes products of floats from MKL, which is written for Intel's processors; on AMD's, oneDNN is faster, by
-    a tenth over a whole step of ViT-B/32. The weights' gradient stays with MKL: of some sizes oneDNN is slow (`docs/log.md`).
+    By default PyTorch uses MKL for fp32 matmuls on a CPU, which is optimized for Intel processors. On AMD processors, oneDNN
+    makes a training step of ViT-B/32 10 % faster. The gradient of the weight is still computed by MKL, because oneDNN is slow
+    for some of its sizes (`docs/log.md`).
     """
 
     rows_vary = False
-    """Of packed texts: oneDNN would compile for a new number of tokens in every batch, and keep the last thousand."""
+    """Whether the number of tokens changes from batch to batch, as for packed texts. If so, oneDNN is not used: it would
+    compile for every new number of tokens."""
 
     def forward(self, x: Float[Tensor, "*N I"], *, gelu: GELU | None = None) -> Float[Tensor, "*N O"]:
-        """What PyTorch's gives, of x or of its GELU.
+        """The linear map of `x`, or of GELU(x) if `gelu` is given.
 
-        On a CPU GELU is computed again on the way back: it takes less time than its results take memory.
+        On a CPU, GELU is recomputed in the backward pass to save the memory of its output.
         """
         is_plain = _is_plain(x, self.weight)
         by_onednn = (
             is_plain
             and not self.rows_vary
-            and x.numel() >= _MANY * torch.get_num_threads() * x.shape[-1]
+            and x.numel() >= _MIN_TOKENS_PER_CORE * torch.get_num_threads() * x.shape[-1]
             and _is_onednn_faster()
         )
         if gelu is not None and not (is_plain and torch.is_grad_enabled()):
             x, gelu = functional.gelu(x, approximate=gelu), None
         if gelu is None and not by_onednn:
             return super().forward(x)
-        out: Tensor = _Product.apply(x.flatten(0, -2), self.weight, self.bias, _How(gelu, by_onednn))  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x.flatten(0, -2), self.weight, self.bias, _ProductOptions(gelu, by_onednn))  # type: ignore[no-untyped-call]
         return out.unflatten(0, x.shape[:-1])
 
 
-class _How(NamedTuple):
+class _ProductOptions(NamedTuple):
     gelu: GELU | None
     by_onednn: bool
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: _How) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: _ProductOptions) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = how
-        return _product(_activated(x, how.gelu), weight.t(), bias, by_onednn=how.by_onednn)
+        ctx.options = options
+        return _product(_activated(x, options.gelu), weight.t(), bias, by_onednn=options.by_onednn)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        (x, weight), how = ctx.saved_tensors, ctx.how
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        weight_grad = grad.t() @ _activated(x, how.gelu) if of_weight else None
-        x_grad = _product(grad, weight, by_onednn=how.by_onednn) if of_x else None
-        if x_grad is not None and how.gelu is not None:
-            torch.ops.aten.gelu_backward.grad_input(x_grad, x, approximate=how.gelu, grad_input=x_grad)
-        return x_grad, weight_grad, grad.sum(dim=0) if of_bias else None, None
+        (x, weight), options = ctx.saved_tensors, ctx.options
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        weight_grad = grad.t() @ _activated(x, options.gelu) if needs_weight else None
+        x_grad = _product(grad, weight, by_onednn=options.by_onednn) if needs_x else None
+        if x_grad is not None and options.gelu is not None:
+            torch.ops.aten.gelu_backward.grad_input(x_grad, x, approximate=options.gelu, grad_input=x_grad)
+        return x_grad, weight_grad, grad.sum(dim=0) if needs_bias else None, None
 
 
 def _activated(x: Tensor, gelu: GELU | None) -> Tensor:
@@ -85,7 +87,7 @@ def _product(
 
 
 def _is_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are floats on a CPU, and nothing casts or compiles what is done with them."""
+    """Whether both are float32 tensors on a CPU, outside of autocast and `torch.compile`."""
     return (
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32

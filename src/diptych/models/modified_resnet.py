@@ -1,7 +1,7 @@
-"""The image tower as CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4; its details are in OpenAI's `model.py`).
+"""The image tower as CLIP's ModifiedResNet (Radford et al. 2021, sec. 2.4; the details follow OpenAI's `model.py`).
 
-It differs from He et al. (2016) in three ways: three stem convolutions instead of one, an average pooling before every
-stride (Zhang 2019), and an attention pooling instead of the mean. Shapes: B batch, C channels, H W pixels, E embedding.
+It differs from He et al. (2016) in three ways: three stem convolutions instead of one, average pooling before every
+stride (Zhang 2019), and attention pooling instead of the mean. Shapes: B batch, C channels, H W pixels, E embedding.
 """
 
 import torch
@@ -15,20 +15,20 @@ from diptych.models.linear import Linear
 from diptych.models.single_query import single_query_attention
 
 EXPANSION = 4
-"""A bottleneck's output has so many times its inner channels."""
+"""Ratio of a bottleneck's output channels to its inner channels."""
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Computes in its own precision and gives back the input's: its weights stay fp32 in a half-precision model."""
+    """Batch norm that computes in the dtype of its weights, which stay float32 in a half-precision model."""
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """The same shape."""
+        """Normalized input, in the dtype of `x`."""
         normed: Tensor = super().forward(x.to(self.weight.dtype))
         return normed.to(x.dtype)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution around a shortcut. A stride is an average pooling, for anti-aliasing."""
+    """Residual block of a 1x1, a 3x3 and a 1x1 convolution. Average pooling replaces strides, for anti-aliasing."""
 
     def __init__(self, channels: int, inner: int, *, stride: int) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ class Bottleneck(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(channels, inner * EXPANSION, 1, bias=False), BatchNorm(inner * EXPANSION)
             )
-        nn.init.zeros_(self.norm_3.weight)  # A block begins as its shortcut (Goyal et al. 2017, sec. 5.1).
+        nn.init.zeros_(self.norm_3.weight)  # Each block starts as its shortcut (Goyal et al. 2017, sec. 5.1).
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H2 W2"]:
-        """The next block's map."""
+        """The feature map after this block."""
         inner = functional.relu(self.norm_1(self.conv_1(x)))
         inner = functional.relu(self.norm_2(self.conv_2(inner)))
         inner = self.norm_3(self.conv_3(_pooled(inner, self.stride)))
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
 
 
 class MapAttentionPool(nn.Module):
-    """The mean of the map asks all its places and itself; queries, keys and values are linear maps of their own."""
+    """Attention pooling: the mean of the feature map is the query; the mean and all positions are keys and values."""
 
     def __init__(self, grid: tuple[int, int], width: int, heads: int, embed_dim: int) -> None:
         super().__init__()
@@ -70,16 +70,16 @@ class MapAttentionPool(nn.Module):
             nn.init.normal_(linear.weight, std=width**-0.5)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B E"]:
-        """One vector a picture: only the mean's query is needed, so only it is computed."""
-        places = x.flatten(2).transpose(1, 2)
-        tokens = torch.cat([places.mean(dim=1, keepdim=True), places], dim=1) + self.position_emb
-        heard = single_query_attention(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
-        out: Tensor = self.out(heard)
+        """One vector per image. Only the query of the mean is computed."""
+        features = x.flatten(2).transpose(1, 2)  # B HW C
+        tokens = torch.cat([features.mean(dim=1, keepdim=True), features], dim=1) + self.position_emb  # B 1+HW C
+        attended = single_query_attention(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
+        out: Tensor = self.out(attended)
         return out
 
 
 class ModifiedResNet(nn.Module):
-    """Stem, four stages, attention pooling."""
+    """Stem, four stages of bottleneck blocks, attention pooling."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class ModifiedResNet(nn.Module):
         self.pool = MapAttentionPool(config.grid, channels, config.heads, embed_dim)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Embeddings of normalised pixels, not yet of unit length.
+        """Embeddings of normalized pixels, not scaled to unit length.
 
-        Channels lie innermost in memory throughout, as convolutions and norms on a CPU like it: a step takes two thirds.
+        Tensors use the channels-last memory format, which shortens a training step on a CPU by a third.
         """
         pixels = pixels.to(self.conv_1.weight.dtype, memory_format=torch.channels_last)
         x = functional.relu(self.norm_1(self.conv_1(pixels)))

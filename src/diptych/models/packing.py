@@ -1,9 +1,9 @@
-"""Texts side by side without padding, so that no product is ever computed for it.
+"""Packing of texts: their tokens are concatenated without padding, so that nothing is computed for padding.
 
-Sequences of different length would each need a call of their own; those of equal length share one. So the texts are packed
-by length, the shortest first, and their embeddings put back into the batch's order at the end.
+Texts are sorted by length, because sequences of one length share an attention call. After the last layer, `inverse_perm`
+restores the order of the batch.
 
-Shapes: B texts, T tokens of the longest, N tokens of all texts.
+Shapes: B texts, N tokens of all texts.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from diptych.core.deprecation import renamed_attribute
 from diptych.core.errors import DataError
 from diptych.models.attention import LengthBucket, SequenceLayout
 
@@ -21,56 +22,61 @@ class Packing:
     """How the tokens of a batch of texts are packed."""
 
     layout: SequenceLayout
-    """Texts of equal length side by side, the shortest first."""
-    place: Int64[Tensor, " N"]
-    """Of each packed token: its place in the batch as it was given."""
+    """The packed texts, sorted by length in ascending order."""
+    gather_idx: Int64[Tensor, " N"]
+    """The index of each packed token in the flattened input batch."""
     position: Int64[Tensor, " N"]
-    """Of each packed token: its position within its text."""
-    first: Int64[Tensor, " B"]
-    """Packed places of the start marks, in packed order."""
-    last: Int64[Tensor, " B"]
-    """Packed places of the end marks, in packed order."""
-    rank: Int64[Tensor, " B"]
-    """Of each text of the batch: which it is in packed order."""
+    """The position of each packed token within its text."""
+    start_idx: Int64[Tensor, " B"]
+    """The index among the packed tokens of each text's start token, in packed order."""
+    end_idx: Int64[Tensor, " B"]
+    """The index among the packed tokens of each text's end token, in packed order."""
+    inverse_perm: Int64[Tensor, " B"]
+    """The packed index of each text of the batch: `packed[inverse_perm]` is in batch order."""
+
+    place = renamed_attribute("place", "gather_idx")
+    first = renamed_attribute("first", "start_idx")
+    last = renamed_attribute("last", "end_idx")
+    rank = renamed_attribute("rank", "inverse_perm")
 
 
 def pack(
     lengths: Int64[Tensor, " B"], *, padded_to: int | None, device: torch.device, limit: int | None = None
 ) -> Packing:
-    """The packing of texts of these lengths.
+    """The packing of texts with the given lengths.
 
     Args:
-        lengths: tokens of each text, best kept on the CPU: the buckets must be known there.
-        padded_to: tokens a row of the batch, or None if its texts already lie one after another.
-        device: where the tokens are.
-        limit: a length that no text of any batch exceeds.
+        lengths: number of tokens of each text. They are read on the CPU and should already be there.
+        padded_to: row length of a padded batch, or None if the texts are already concatenated without padding.
+        device: the device of the tokens.
+        limit: maximum length over all batches (`SequenceLayout.limit`).
 
     Raises:
-        DataError: a length is below 1, or beyond its row.
+        DataError: a length is below 1, or above `padded_to`.
 
     >>> packing = pack(torch.tensor([3, 2]), padded_to=4, device=torch.device("cpu"))
-    >>> packing.layout.buckets, packing.place.tolist()
+    >>> packing.layout.buckets, packing.gather_idx.tolist()
     ((LengthBucket(num=1, length=2), LengthBucket(num=1, length=3)), [4, 5, 0, 1, 2])
     """
     lengths = lengths.cpu()
     if len(lengths) and (int(lengths.min()) < 1 or int(lengths.max()) > (padded_to or int(lengths.max()))):
-        raise DataError(f"texts of {lengths.min()} to {lengths.max()} tokens do not lie in rows of {padded_to}")
+        raise DataError(f"texts of {lengths.min()} to {lengths.max()} tokens do not fit in rows of {padded_to}")
     order = torch.argsort(lengths, stable=True)
     packed = lengths[order]
-    begin = torch.arange(len(lengths)) * padded_to if padded_to is not None else lengths.cumsum(0) - lengths
-    last = packed.cumsum(0) - 1
-    first = last - packed + 1
-    position = torch.arange(int(packed.sum())) - first.repeat_interleave(packed)
-    place = begin[order].repeat_interleave(packed) + position
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
+    offset = torch.arange(len(lengths)) * padded_to if padded_to is not None else lengths.cumsum(0) - lengths
+    end_idx = packed.cumsum(0) - 1
+    start_idx = end_idx - packed + 1
+    position = torch.arange(int(packed.sum())) - start_idx.repeat_interleave(packed)
+    gather_idx = offset[order].repeat_interleave(packed) + position
+    inverse_perm = torch.empty_like(order)
+    inverse_perm[order] = torch.arange(len(order))
     values, counts = torch.unique_consecutive(packed, return_counts=True)
     buckets = tuple(LengthBucket(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True))
     return Packing(
         layout=SequenceLayout.of(buckets, device, limit=limit),
-        place=place.to(device),
+        gather_idx=gather_idx.to(device),
         position=position.to(device),
-        first=first.to(device),
-        last=last.to(device),
-        rank=rank.to(device),
+        start_idx=start_idx.to(device),
+        end_idx=end_idx.to(device),
+        inverse_perm=inverse_perm.to(device),
     )

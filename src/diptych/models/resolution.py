@@ -1,4 +1,4 @@
-"""The same weights at another resolution."""
+"""Change of a model's image size."""
 
 from dataclasses import replace
 
@@ -12,12 +12,13 @@ from diptych.models.clip import CLIP
 
 
 def at_resolution(model: CLIP, image_px: Pixels) -> CLIP:
-    """A model for pictures of another size: the same weights, position embeddings resized.
+    """A copy of the model for another image size, with resized position embeddings.
 
-    Bicubic with anti-aliasing on the grid of patches (of places, for a ResNet), as open_clip's `resize_pos_embed`.
+    The embeddings are resized on the grid of patches (for a ResNet, of the last feature map) by bicubic interpolation with
+    anti-aliasing, as in open_clip's `resize_pos_embed`.
 
     Raises:
-        ConfigError: the size does not go with the patch size.
+        ConfigError: the image size is not a multiple of the patch size or stride.
     """
     image = replace(model.config.image, image_px=image_px)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -33,10 +34,14 @@ def at_resolution(model: CLIP, image_px: Pixels) -> CLIP:
 def resize_positions(
     position_emb: Float[Tensor, "T D"], *, before: tuple[int, int], after: tuple[int, int], num_extra: int
 ) -> Float[Tensor, "T2 D"]:
-    """Position embeddings of a grid of another size; those of the extra tokens in front stay as they are."""
+    """Position embeddings resized from the grid `before` to the grid `after`; the first `num_extra` rows are unchanged.
+
+    >>> resize_positions(torch.zeros(1 + 4, 8), before=(2, 2), after=(3, 4), num_extra=1).shape
+    torch.Size([13, 8])
+    """
     if before == after:
         return position_emb
     extra, grid = position_emb[:num_extra], position_emb[num_extra:]
-    as_image = grid.float().T.unflatten(1, before)[None]
+    as_image = grid.float().T.unflatten(1, before)[None]  # 1 D rows columns
     resized = functional.interpolate(as_image, size=after, mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([extra, resized[0].flatten(1).T.to(grid.dtype)])

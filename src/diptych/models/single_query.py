@@ -1,11 +1,11 @@
-"""Attention where one query asks all tokens of a sequence: neither keys nor values are made of the tokens.
+"""Attention with one query per sequence, computed without projecting every token to a key and a value.
 
-A score is q · (W_k x + b_k), which is (q W_k) · x + q · b_k; and the weights of a sequence sum to 1, so the mean of the values
-W_v x + b_v is W_v times the mean of x, plus b_v. Both maps are thus applied once a sequence in place of once a token: of the
-last block of a ViT-B/32, with 50 tokens a picture, what is left of their products is a fiftieth. But for the order of sums the
-result is the same.
+The score q · (W_k x + b_k) equals (q W_k) · x + q · b_k. The attention weights of a sequence sum to 1, so the weighted mean of
+the values W_v x + b_v equals W_v times the weighted mean of x, plus b_v. Both projections are therefore applied once per
+sequence instead of once per token. In the last block of a ViT-B/32, with 50 tokens per image, this leaves one fiftieth of
+their multiplications. The result differs only in summation order.
 
-Shapes: S sequences, L tokens of one, W numbers of a token, H heads of D numbers, K = H D.
+Shapes: S sequences, L tokens of a sequence, W token width, H heads, D head width, K = H * D.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diptych.models.linear import Linear
 
 AttentionHook = Callable[[Tensor], object]
+"""Called with the attention weights (sequences, heads, queries, keys) of each bucket."""
 
 
 def single_query_attention(
@@ -26,42 +27,50 @@ def single_query_attention(
     value: nn.Module,
     *,
     heads: int,
-    watcher: AttentionHook | None = None,
+    hook: AttentionHook | None = None,
 ) -> Float[Tensor, "S K"]:
-    """What each sequence's query hears, its heads side by side.
+    """Attention output of each sequence's query, with the heads concatenated.
 
-    Sequences of one length lie in one tensor (their number, L, W); `watcher` is told their weights (number, H, 1, L). Maps that
-    are no plain `Linear`, an adapter or one in integers, are asked for keys and values.
+    Args:
+        query: one projected query per sequence.
+        sequences: one tensor (num, L, W) for each group of sequences of the same length; their numbers add up to S.
+        key: projects tokens to keys. If `key` or `value` is not a plain `Linear` (for example an adapter or an int8 layer),
+            all keys and values are computed.
+        value: projects tokens to values.
+        heads: number of heads.
+        hook: called with the attention weights (num, H, 1, L) of each tensor of `sequences`.
     """
     queries = query.unflatten(1, (heads, -1))
-    numbers = [len(tokens) for tokens in sequences]
+    counts = [len(tokens) for tokens in sequences]
     if not (type(key) is Linear and type(value) is Linear):
-        parts = zip(sequences, queries.split(numbers), strict=True)
-        return torch.cat([query[:0], *(_by_keys(tokens, asks, key, value, watcher) for tokens, asks in parts)])
-    same_for_all = (queries * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)
-    folded = (queries.transpose(0, 1) @ key.weight.unflatten(0, (heads, -1))).transpose(0, 1)
+        parts = zip(sequences, queries.split(counts), strict=True)
+        return torch.cat([query[:0], *(_project_all_tokens(tokens, q, key, value, hook) for tokens, q in parts)])
+    bias_score = (queries * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)  # S H 1: q · b_k
+    folded = (queries.transpose(0, 1) @ key.weight.unflatten(0, (heads, -1))).transpose(0, 1)  # S H W: q W_k
     means = [folded[:0]]
-    for tokens, asks, same in zip(sequences, folded.split(numbers), same_for_all.split(numbers), strict=True):
-        weights = _weights(asks @ tokens.transpose(1, 2) + same, queries.shape[2], watcher)
-        means.append(weights @ tokens)
-    heard = torch.cat(means).transpose(0, 1) @ value.weight.unflatten(0, (heads, -1)).transpose(1, 2)
-    return heard.transpose(0, 1).flatten(1) + value.bias
+    for tokens, q, bias in zip(sequences, folded.split(counts), bias_score.split(counts), strict=True):
+        weights = _attention_weights(q @ tokens.transpose(1, 2) + bias, queries.shape[2], hook)  # num H L
+        means.append(weights @ tokens)  # num H W
+    out = torch.cat(means).transpose(0, 1) @ value.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # H S D
+    return out.transpose(0, 1).flatten(1) + value.bias
 
 
-def _by_keys(
+def _project_all_tokens(
     tokens: Float[Tensor, "S L W"],
-    asks: Float[Tensor, "S H D"],
+    query: Float[Tensor, "S H D"],
     key: nn.Module,
     value: nn.Module,
-    watcher: AttentionHook | None,
+    hook: AttentionHook | None,
 ) -> Float[Tensor, "S K"]:
-    keys, values = (side(tokens).unflatten(2, asks.shape[1:]) for side in (key, value))
-    weights = _weights(torch.einsum("shd,slhd->shl", asks, keys), asks.shape[2], watcher)
+    keys, values = (side(tokens).unflatten(2, query.shape[1:]) for side in (key, value))  # S L H D
+    weights = _attention_weights(torch.einsum("shd,slhd->shl", query, keys), query.shape[2], hook)
     return torch.einsum("shl,slhd->shd", weights, values).flatten(1)
 
 
-def _weights(scores: Float[Tensor, "S H L"], width: int, watcher: AttentionHook | None) -> Float[Tensor, "S H L"]:
-    weights = (scores * width**-0.5).softmax(dim=2)[:, :, None]
-    if watcher is not None:
-        watcher(weights)  # And so what it is told is what the result was made of: a gradient flows through it.
+def _attention_weights(
+    scores: Float[Tensor, "S H L"], head_width: int, hook: AttentionHook | None
+) -> Float[Tensor, "S H L"]:
+    weights = (scores * head_width**-0.5).softmax(dim=2)[:, :, None]  # S H 1 L
+    if hook is not None:
+        hook(weights)  # The result is computed from this tensor, so gradients with respect to it are defined.
     return weights[:, :, 0]

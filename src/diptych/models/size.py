@@ -1,4 +1,4 @@
-"""How large a model is: parameters, and multiply-adds for one image and one text."""
+"""Parameters of a model, and its multiply-adds for one image and one text."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,20 +13,21 @@ from diptych.models.config import STAGED, CLIPConfig, ImageConfig, TextConfig
 from diptych.models.text_transformer import TextTransformer
 
 _FEW, _MORE = 2, 3
-"""Layers that are counted: every layer between the first and the last costs what any other does."""
+"""Numbers of layers that are measured. Others are extrapolated, because all inner layers have the same cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """Counts, by tower."""
+    """Parameters and multiply-adds of each tower."""
 
     parameters: int
+    """Of both towers, the temperature and the logit bias."""
     image_parameters: int
     text_parameters: int
     image_multiply_adds: int
     """For one image."""
     text_multiply_adds: int
-    """For one text that fills the context."""
+    """For one text of `context_length` tokens."""
 
 
 class _Count(NamedTuple):
@@ -35,8 +36,11 @@ class _Count(NamedTuple):
 
 
 def model_size(config: CLIPConfig) -> ModelSize:
-    """Counted on towers without storage; takes no memory however large the model is."""
-    image, text = _count(_alike(config.image), config.embed_dim), _count(_alike(config.text), config.embed_dim)
+    """The size of the model of this config.
+
+    The towers are built on the `meta` device, so that counting needs no memory for weights.
+    """
+    image, text = (_count(_cache_key(tower), config.embed_dim) for tower in (config.image, config.text))
     return ModelSize(
         parameters=image.parameters + text.parameters + 1 + (config.init_logit_bias is not None),
         image_parameters=image.parameters,
@@ -46,8 +50,8 @@ def model_size(config: CLIPConfig) -> ModelSize:
     )
 
 
-def _alike(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
-    """Of towers that differ in their activation alone, one is counted."""
+def _cache_key(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
+    """The tower with a fixed activation, which does not change its size: towers that differ in it are counted once."""
     return tower if isinstance(tower, STAGED) else replace(tower, activation="gelu")
 
 
@@ -55,17 +59,17 @@ def _alike(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
 def _count(tower: ImageConfig | TextConfig, embed_dim: int) -> _Count:
     if not isinstance(tower, STAGED) and tower.layers > _MORE:
         few, more = (_count(replace(tower, layers=layers), embed_dim) for layers in (_FEW, _MORE))
-        further = tower.layers - _FEW
-        return _Count(*(a + further * (b - a) for a, b in zip(few, more, strict=True)))
-    given: tuple[torch.Tensor, ...]
+        num_other = tower.layers - _FEW
+        return _Count(*(a + num_other * (b - a) for a, b in zip(few, more, strict=True)))
+    inputs: tuple[torch.Tensor, ...]
     with torch.device("meta"):
         if isinstance(tower, TextConfig):
             module: torch.nn.Module = TextTransformer(tower, embed_dim)
             length = tower.context_length
-            given = (torch.empty(1, length, dtype=torch.int64), torch.tensor([length], device="cpu"))
+            inputs = (torch.empty(1, length, dtype=torch.int64), torch.tensor([length], device="cpu"))
         else:
             module = image_tower(tower, embed_dim)
-            given = (torch.empty(1, 3, *height_width(tower.image_px)),)
+            inputs = (torch.empty(1, 3, *height_width(tower.image_px)),)
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
-        module.eval().requires_grad_(False)(*given)
+        module.eval().requires_grad_(False)(*inputs)
     return _Count(sum(parameter.numel() for parameter in module.parameters()), flops.get_total_flops() // 2)

@@ -1,6 +1,6 @@
-"""The text tower: a transformer, causal or not.
+"""The text tower: a causal or bidirectional transformer.
 
-Shapes: B texts, T tokens of the longest, N tokens of all texts, E embedding.
+Shapes: B texts, T tokens of the longest text, N tokens of all texts, C context length, W width, E embedding.
 """
 
 import torch
@@ -16,10 +16,11 @@ from diptych.models.prefix_tree import PrefixTree, shared_tree
 
 
 class TextTransformer(nn.Module):
-    """Tokens and positions, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4).
+    """Token and position embeddings, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4).
 
-    Padding is dropped before the first product. Only SigLIP's layout attends to it, and so is filled up to the context. On a
-    CPU, texts that begin alike share what they have in common, where that is much (`prefix_tree.py`).
+    Padding is removed before the first block. SigLIP's layout is the exception: it attends to padding, so texts are padded to
+    the context length. On a CPU, common prefixes are encoded once when that saves more than 25 % of the tokens
+    (`prefix_tree.py`).
     """
 
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
@@ -51,11 +52,11 @@ class TextTransformer(nn.Module):
     def forward(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
     ) -> Float[Tensor, "B E"]:
-        """Embeddings of texts, not yet of unit length.
+        """Embeddings of texts, not normalized.
 
         Args:
-            ids: one text a row, padded after its length; or the texts one after another without padding.
-            lengths: tokens of each text, marks included. They are read on the CPU and may stay there.
+            ids: token ids, one padded row per text; or all texts concatenated without padding.
+            lengths: number of tokens of each text, including start and end token. They are read on the CPU and can stay there.
         """
         if self.config.layout == "siglip":
             ids, lengths = self._pad_to_context(ids, lengths)
@@ -66,21 +67,21 @@ class TextTransformer(nn.Module):
         padded_to = ids.shape[1] if ids.ndim == 2 else None
         packing = pack(lengths, padded_to=padded_to, device=ids.device, limit=self.config.context_length)
         positions = functional.embedding(packing.position, self.position_emb)
-        x = self.token_emb(ids.flatten()[packing.place]) + positions
+        x = self.token_emb(ids.flatten()[packing.gather_idx]) + positions  # N W
         out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
-        return out[packing.rank]
+        return out[packing.inverse_perm]
 
     @property
     def supports_prefix_sharing(self) -> bool:
-        """Whether texts that begin alike have anything in common in this tower."""
+        """Whether equal prefixes of two texts have equal activations in this tower."""
         config = self.config
         is_causal = config.is_causal and config.pooling == "eot" and config.layout != "siglip"
-        draws = self.training and config.dropout > 0  # Each text drops its own.
-        return is_causal and not draws and not self.transformer.gradient_checkpointing
+        has_dropout = self.training and config.dropout > 0  # Each text has its own dropout mask.
+        return is_causal and not has_dropout and not self.transformer.gradient_checkpointing
 
     def along_tree(self, tree: PrefixTree) -> Float[Tensor, "B E"]:
-        """The same for the texts of a tree, of which each beginning is computed once; the tower must be able to share."""
-        x = self.token_emb(tree.token) + functional.embedding(tree.depth, self.position_emb)
+        """Embeddings of the texts of a prefix tree, not normalized. `supports_prefix_sharing` must be True."""
+        x = self.token_emb(tree.token) + functional.embedding(tree.depth, self.position_emb)  # nodes W
         *body, last = self.transformer.blocks
         for block in body:
             assert isinstance(block, Block)
@@ -94,8 +95,8 @@ class TextTransformer(nn.Module):
         is_causal = self.config.is_causal
         if self.config.pooling == "mean":
             return mean_of_each(self.transformer(x, packing.layout, is_causal=is_causal), packing.layout)
-        chosen = packing.last if self.config.pooling == "eot" else packing.first
-        return self.transformer.pooled(x, packing.layout, chosen, is_causal=is_causal)
+        token_idx = packing.end_idx if self.config.pooling == "eot" else packing.start_idx
+        return self.transformer.pooled(x, packing.layout, token_idx, is_causal=is_causal)
 
     def _pad_to_context(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]

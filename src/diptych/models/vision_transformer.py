@@ -1,6 +1,6 @@
 """The image tower as a vision transformer.
 
-Shapes: B batch, H W pixels, N patches, D numbers a token, T tokens a picture, E embedding.
+Shapes: B batch, H W pixels, N patches, K patches kept by dropout, D width, T tokens of an image, E embedding.
 """
 
 from itertools import pairwise
@@ -17,7 +17,7 @@ from diptych.models.linear import Linear
 
 
 class PatchStem(nn.Module):
-    """Each patch by one linear map: a convolution with stride and kernel of the patch's size, as one matrix product."""
+    """Patch embedding by one linear layer. It equals a convolution whose kernel size and stride are the patch size."""
 
     def __init__(self, patch_px: Pixels, width: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class PatchStem(nn.Module):
         self.embed = Linear(3 * self.height * self.width, width, bias=bias)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """One token a patch, row by row; a patch is flattened as (channel, row, column)."""
+        """One token per patch, in row-major order. A patch is flattened in the order (channel, row, column)."""
         grid = pixels.unflatten(3, (-1, self.width)).unflatten(2, (-1, self.height))  # B 3 rows height columns width
         tokens: Tensor = self.embed(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
         return tokens
 
 
 class ConvStem(nn.Module):
-    """A 3x3 convolution of stride 2 for each halving down to a patch (Xiao et al. 2021, "Early convolutions")."""
+    """Patch embedding by 3x3 convolutions with stride 2 (Xiao et al. 2021, "Early convolutions")."""
 
     def __init__(self, patch_px: int, width: int) -> None:
         super().__init__()
@@ -44,13 +44,13 @@ class ConvStem(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
-        """One token a patch, row by row."""
+        """One token per patch, in row-major order."""
         tokens: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
         return tokens
 
 
 class AttentionPool(nn.Module):
-    """A learned query asks all tokens; an MLP follows (Zhai et al. 2022; SigLIP's head)."""
+    """Attention with one learned query over all tokens, then a residual MLP (Zhai et al. 2022; the head of SigLIP)."""
 
     def __init__(self, config: ViTConfig, *, norm_eps: float) -> None:
         super().__init__()
@@ -63,15 +63,19 @@ class AttentionPool(nn.Module):
         init_mlp(self.mlp, std=(2 * width) ** -0.5, out_std=(2 * width) ** -0.5)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """One vector a picture."""
-        asking = self.query.expand(len(x), -1)
-        heard = self.attention.pooled(asking, x.flatten(0, 1), SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),)))
-        out: Tensor = heard + self.mlp(self.norm(heard))
+        """One vector per image."""
+        query = self.query.expand(len(x), -1)  # B D
+        layout = SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),))
+        attended = self.attention.pooled(query, x.flatten(0, 1), layout)
+        out: Tensor = attended + self.mlp(self.norm(attended))
         return out
 
 
 class VisionTransformer(nn.Module):
-    """Stem, class token, positions, layer norm, blocks, pooling, layer norm, projection (Radford et al. 2021, sec. 2.4)."""
+    """Patch embedding, class token, position embeddings, layer norm, blocks, pooling, layer norm, projection.
+
+    The architecture is that of Radford et al. 2021, sec. 2.4, or SigLIP's if `config.layout` is "siglip".
+    """
 
     def __init__(self, config: ViTConfig, embed_dim: int) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class VisionTransformer(nn.Module):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
-        """Embeddings of normalised pixels, not yet of unit length."""
+        """Embeddings of normalized pixels, not scaled to unit length."""
         out: Tensor = self.projection(self._pooled(self.norm_pre(self._tokens(pixels))))
         return out
 
@@ -117,7 +121,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([class_token, x], dim=1)
 
     def _drop_patches(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:
-        """In training, a random choice of each picture's patches (FLIP, Li et al. 2023)."""
+        """In training, a random subset of the patches of each image (FLIP, Li et al. 2023)."""
         if not self.training or self.config.patch_dropout == 0:
             return patches
         batch, num, width = patches.shape
@@ -129,8 +133,8 @@ class VisionTransformer(nn.Module):
         batch, num = x.shape[:2]
         layout, flat = SequenceLayout((LengthBucket(batch, num),)), x.flatten(0, 1)
         if self.config.pooling == "cls":
-            first = torch.arange(0, batch * num, num, device=x.device)
-            return self.norm_post(self.transformer.pooled(flat, layout, first, is_causal=False))
+            class_idx = torch.arange(0, batch * num, num, device=x.device)
+            return self.norm_post(self.transformer.pooled(flat, layout, class_idx, is_causal=False))
         tokens = self.transformer(flat, layout, is_causal=False).unflatten(0, (batch, num))
         if self.pool is None:
             return self.norm_post(tokens[:, self.config.num_extra_tokens :].mean(dim=1))

@@ -21,7 +21,7 @@ from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe, file_content
 from diptych.inference.encoder import Encoder
 from diptych.inference.query import Query
-from diptych.inference.uses import FourUses
+from diptych.inference.uses import ClipTasks
 from diptych.server.keys import check_key
 
 Kind = Literal["texts", "images"]
@@ -60,7 +60,7 @@ class Hit:
     """Near-equal pictures that are folded into this hit; empty without `group_similar`."""
 
 
-class Client(FourUses):
+class Client(ClipTasks):
     """A client of a server that `diptych serve` started.
 
         clip = diptych.Client("http://127.0.0.1:8000")
