@@ -283,7 +283,7 @@ HUGGING_FACE = [
     ("config.json", ("text_config", "eos_token_id"), 5000, "text_config has eos_token_id 5000"),
     ("config.json", ("vision_config_dict",), {"hidden_act": "gelu"}, "but the model's input is 224x224"),
     ("vocab.json", ("dog</w>",), None, "holds another vocabulary"),
-    ("config.json", ("vision_config", "patch_size"), 7, "no multiple of patch_px 7"),
+    ("config.json", ("vision_config", "patch_size"), 7, "not a multiple of patch_px 7"),
     ("config.json", ("vision_config", "image_size"), 64, "the model's input is 64x64 px"),
     ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
     (
