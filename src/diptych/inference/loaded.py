@@ -13,7 +13,7 @@ from numpy import ndarray
 from diptych.bundle.folder import Bundle
 from diptych.bundle.identity import sampled_identity
 from diptych.bundle.open_bundle import open_bundle
-from diptych.core.deprecation import renamed_attribute
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
@@ -99,7 +99,7 @@ class LoadedBundle(ClipTasks):
         cosines = np.einsum("ne,ne->n", self.encode_images(images), full.encode_images(images))
         return float(cosines.min())
 
-    agreement = renamed_attribute("agreement", "min_cosine_to_fp32")
+    agreement = RenamedAttribute("min_cosine_to_fp32")
 
 
 def load(

@@ -6,6 +6,7 @@ begins. All images have the same length; texts are sorted by length (see `packin
 Shapes: N tokens of all sequences, S sequences, W width, A query tokens, H heads, D head width.
 """
 
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeAlias
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from diptych.core.deprecation import renamed_attribute
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
@@ -93,8 +93,6 @@ class Attention(nn.Module):
         self.value = Linear(width, width)
         self.out = Linear(width, width)
 
-    watcher = renamed_attribute("watcher", "hook")
-
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """Self-attention. If causal, a token attends only to itself and earlier tokens of its sequence."""
         query, key, value = (self._split_heads(side(x)) for side in (self.query, self.key, self.value))  # N H D
@@ -148,6 +146,17 @@ class Attention(nn.Module):
 
     def _split_heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
         return x.unflatten(1, (self.heads, self.head_width))
+
+    @property
+    def watcher(self) -> AttentionHook | None:
+        """Deprecated: use `hook`."""
+        warnings.warn("Attention.watcher is deprecated; use hook", DeprecationWarning, stacklevel=2)
+        return self.hook
+
+    @watcher.setter
+    def watcher(self, hook: AttentionHook | None) -> None:
+        warnings.warn("Attention.watcher is deprecated; use hook", DeprecationWarning, stacklevel=2)
+        self.hook = hook
 
 
 class Block(nn.Module):

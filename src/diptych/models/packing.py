@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from diptych.core.deprecation import renamed_attribute
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import DataError
 from diptych.models.attention import LengthBucket, SequenceLayout
 
@@ -34,10 +34,10 @@ class Packing:
     inverse_perm: Int64[Tensor, " B"]
     """The packed index of each text of the batch: `packed[inverse_perm]` is in batch order."""
 
-    place = renamed_attribute("place", "gather_idx")
-    first = renamed_attribute("first", "start_idx")
-    last = renamed_attribute("last", "end_idx")
-    rank = renamed_attribute("rank", "inverse_perm")
+    place = RenamedAttribute("gather_idx")
+    first = RenamedAttribute("start_idx")
+    last = RenamedAttribute("end_idx")
+    rank = RenamedAttribute("inverse_perm")
 
 
 def pack(
