@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from diptych.server.run import address, bound_socket, server_config
+from diptych.server.run import base_url, bind_socket, server_config
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Site:
 @contextmanager
 def served(app: ASGIApp) -> Iterator[Site]:
     """The application on a free port, until the end of the block."""
-    bound = bound_socket("127.0.0.1", 0)
+    bound = bind_socket("127.0.0.1", 0)
     server = uvicorn.Server(server_config(app, drain_s=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
@@ -73,7 +73,7 @@ def served(app: ASGIApp) -> Iterator[Site]:
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
     try:
-        yield Site(address(bound))
+        yield Site(base_url(bound))
     finally:
         server.should_exit = True
         thread.join(timeout=60)

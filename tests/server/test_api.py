@@ -18,7 +18,7 @@ from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle, Precision
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
-from diptych.server.thumbnails import heat_picture
+from diptych.server.thumbnails import render_heat_map
 from tests.server.site import Site, served
 
 TEXTS = ["a red circle", "two dogs", "a red circle"]
@@ -226,7 +226,7 @@ def test_heat_explains_the_picture_that_was_indexed(
         with served(create_app(clip, opened)) as own:
             heat = own.ask("GET", f"/v1/images/{entry.digest}/heat?text=red")
     assert heat.status == 200
-    assert heat.content == heat_picture(explain(clip.embedder, entry.key, ["red"]))
+    assert heat.content == render_heat_map(explain(clip.embedder, entry.key, ["red"]))
 
 
 def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from diptych.core.errors import DiptychError, RunError
 from diptych.server import appended, run_config
-from diptych.server.appended import Appended
+from diptych.server.appended import IncrementalReader
 from diptych.server.run_events import RunCurves
 from diptych.server.run_reader import RunReader
 from diptych.server.runs import create_runs_app, find_runs
@@ -81,7 +81,7 @@ def _change_in_place(path: Path) -> None:
 def test_what_is_read_after_a_change(tmp_path: Path, change: Callable[[Path], object], num_read: int) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(_log(range(1, 10)), "utf-8")
-    log = Appended(path, Recorder)
+    log = IncrementalReader(path, Recorder)
     first = log.read()
     before = list(first.lines)
     assert before == [(step, _event(step)) for step in range(1, 10)]
@@ -95,7 +95,7 @@ def test_what_is_read_after_a_change(tmp_path: Path, change: Callable[[Path], ob
 def test_a_line_that_is_written_in_parts_is_taken_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text("", "utf-8")
-    log, whole = Appended(path, Recorder), _log(range(1, 4))
+    log, whole = IncrementalReader(path, Recorder), _log(range(1, 4))
     for end in range(1, len(whole) + 1):
         path.write_text(whole[:end], "utf-8")
         assert len(log.read().lines) == whole[:end].count("}")
@@ -108,9 +108,11 @@ def test_blocks_end_with_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "events.jsonl"
     lines = ["x" * length for length in (1, 99, 100, 101, 150, 0, 3)]
     path.write_text("\n".join([*lines, ""]), "utf-8")
-    assert Appended(path, Recorder).read().lines == [(n, line) for n, line in enumerate(lines, start=1) if line]
+    assert IncrementalReader(path, Recorder).read().lines == [
+        (n, line) for n, line in enumerate(lines, start=1) if line
+    ]
     path.write_text("\n".join([*lines, "x" * 151, ""]), "utf-8")
-    log = Appended(path, Recorder)
+    log = IncrementalReader(path, Recorder)
     for _ in range(2):
         with pytest.raises(RunError, match=r"events\.jsonl: line 8 is longer than 150 bytes"):
             log.read()
@@ -167,28 +169,28 @@ def test_a_second_listing_reads_what_changed(runs: Path, opened: list[str]) -> N
 
 def test_curves_follow_the_log(runs: Path, opened: list[str]) -> None:
     reader, path = RunReader(), runs / "a" / "events.jsonl"
-    assert len(reader.whole("a", runs / "a")["curves"]["loss"]) == 9
+    assert len(reader.details("a", runs / "a")["curves"]["loss"]) == 9
     _append(_log(range(10, 12)) + '{"message": "saved"}\n')(path)
     opened.clear()
-    told = reader.whole("a", runs / "a")
+    told = reader.details("a", runs / "a")
     assert told["curves"]["loss"] == [(step, step / 2, 1 / step) for step in range(1, 12)]
     assert told["messages"] == ["saved"]
     assert opened == ["a/events.jsonl"] * 2  # Once for the summary, once for the curves.
     forget_after(path, 4)
-    assert reader.whole("a", runs / "a")["curves"]["loss"][-1] == (4, 2.0, 0.25)
+    assert reader.details("a", runs / "a")["curves"]["loss"][-1] == (4, 2.0, 0.25)
     path.unlink()
-    assert reader.whole("a", runs / "a")["unreadable"] == "No such file or directory"
+    assert reader.details("a", runs / "a")["unreadable"] == "No such file or directory"
     path.write_text(_log(range(1, 3)), "utf-8")
-    assert reader.whole("a", runs / "a")["step"] == 2
+    assert reader.details("a", runs / "a")["step"] == 2
 
 
 def test_curves_that_were_asked_for_long_ago_are_dropped(runs: Path, opened: list[str]) -> None:
     reader = RunReader(max_points=70)  # A run has 9 points of each of 3 figures, and 2 of its validation: 29.
     for name in "abc":
-        reader.whole(name, runs / name)
+        reader.details(name, runs / name)
     opened.clear()
     for name in "cba":
-        assert len(reader.whole(name, runs / name)["curves"]["loss"]) == 9
+        assert len(reader.details(name, runs / name)["curves"]["loss"]) == 9
     assert opened == ["a/events.jsonl"]
     shutil.rmtree(runs / "b")
     assert [run["name"] for run in reader.summaries(find_runs(runs))] == ["a", "c"]
@@ -201,7 +203,7 @@ def test_an_error_in_the_middle_of_a_log_is_listed_once_it_is_known(runs: Path) 
     reader = RunReader()
     assert reader.summaries(find_runs(runs))[0]["step"] == 4
     reason = "events.jsonl: line 1 holds a number of 71 bits"
-    assert reader.whole("a", runs / "a")["unreadable"] == reason
+    assert reader.details("a", runs / "a")["unreadable"] == reason
     assert reader.summaries(find_runs(runs))[0]["unreadable"] == reason
 
 
@@ -209,11 +211,14 @@ def test_an_error_in_the_middle_of_a_log_is_listed_once_it_is_known(runs: Path) 
     ("name", "content", "make"),
     [
         ("config.yaml", "a: [1", run_config.ConfigReader),
-        ("events.jsonl", f'{{"figure": {2**70}}}\n', lambda path: Appended(path, RunCurves)),
+        ("events.jsonl", f'{{"figure": {2**70}}}\n', lambda path: IncrementalReader(path, RunCurves)),
     ],
 )
 def test_an_error_that_is_raised_again_does_not_grow(
-    tmp_path: Path, name: str, content: str, make: Callable[[Path], run_config.ConfigReader | Appended[RunCurves]]
+    tmp_path: Path,
+    name: str,
+    content: str,
+    make: Callable[[Path], run_config.ConfigReader | IncrementalReader[RunCurves]],
 ) -> None:
     (tmp_path / name).write_text(content, "utf-8")
     reader, lengths = make(tmp_path / name), list[int]()
@@ -229,7 +234,7 @@ def test_threads_read_each_line_once(runs: Path) -> None:
 
     def ask() -> None:
         for _ in range(20):
-            told.append(len(reader.whole("a", runs / "a")["curves"]["loss"]))
+            told.append(len(reader.details("a", runs / "a")["curves"]["loss"]))
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
@@ -239,7 +244,7 @@ def test_threads_read_each_line_once(runs: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(told) == 60
-    assert [point[0] for point in reader.whole("a", runs / "a")["curves"]["loss"]] == list(range(1, 60))
+    assert [point[0] for point in reader.details("a", runs / "a")["curves"]["loss"]] == list(range(1, 60))
 
 
 def test_an_answer_that_the_browser_has_is_not_sent_again(runs: Path) -> None:

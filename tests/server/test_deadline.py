@@ -78,7 +78,7 @@ def test_everything_else_is_held_to_the_deadline(
     clip: LoadedBundle, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Heat map, thumbnail, an entry of the index and the parsing of a large body."""
-    from diptych.server import reading, shown
+    from diptych.server import parse_body, thumbnails
 
     held = threading.Event()
 
@@ -87,13 +87,13 @@ def test_everything_else_is_held_to_the_deadline(
         raise RuntimeError
 
     monkeypatch.setattr(engines, "explain_pixels", waits)
-    monkeypatch.setattr(reading, "_parse", waits)
+    monkeypatch.setattr(parse_body, "_parse", waits)
     key = next(iter(index.search(clip.encode_texts(["a"]), top=1)[0])).entry.digest
     try:
         with served(create_app(clip, index, limits=Limits(deadline_s=0.3))) as site:
             assert site.ask("GET", f"/v1/images/{key}/heat?text=a").status == 503
             assert site.ask("POST", "/v1/embed", {"texts": ["a" * 1000] * 300}).status == 503
-            monkeypatch.setattr(shown, "_read", waits)
+            monkeypatch.setattr(thumbnails, "_read", waits)
             assert site.ask("GET", f"/v1/images/{key}/thumb?px=160").status == 503
             monkeypatch.setattr(type(index), "with_digest", waits)
             assert site.ask("GET", f"/v1/images/{key}").status == 503
@@ -159,8 +159,8 @@ async def app(scope, receive, send):
     import asyncio
     await asyncio.get_running_loop().run_in_executor(stuck, time.sleep, 60)
 
-bound = run.bound_socket("127.0.0.1", 0)
-print(run.address(bound), flush=True)
+bound = run.bind_socket("127.0.0.1", 0)
+print(run.base_url(bound), flush=True)
 if "thread" in sys.argv:
     threading.Thread(target=time.sleep, args=(60,)).start()
 run.serve(app, bound, drain_s=1)

@@ -18,7 +18,7 @@ from diptych.server.keys import read_keys
 from diptych.server.limits import Limits
 from diptych.server.log import VisibleFormatter
 from diptych.server.metrics import Counts
-from diptych.server.run import known_hosts
+from diptych.server.run import allowed_hosts
 from tests.server.site import Site, served
 
 KEY, OTHER = "a-key-of-24-characters-a", "another-key-of-25-chars-b"
@@ -141,10 +141,10 @@ def test_the_own_page_is_let_in(clip: LoadedBundle, site: Site) -> None:
 
 
 def test_which_hosts_are_known() -> None:
-    assert "photos.example" in known_hosts("127.0.0.1", ["photos.example"])
-    assert known_hosts("127.0.0.1", [])
-    assert known_hosts("0.0.0.0", []) == ()
-    assert known_hosts("0.0.0.0", ["photos.example"])
+    assert "photos.example" in allowed_hosts("127.0.0.1", ["photos.example"])
+    assert allowed_hosts("127.0.0.1", [])
+    assert allowed_hosts("0.0.0.0", []) == ()
+    assert allowed_hosts("0.0.0.0", ["photos.example"])
 
 
 def test_keys_from_a_file(tmp_path: Path) -> None:

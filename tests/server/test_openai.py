@@ -10,7 +10,7 @@ from openai import AuthenticationError, NotFoundError, OpenAI, RateLimitError, U
 
 from diptych.inference.loaded import LoadedBundle
 from diptych.server import api, openai
-from diptych.server.api import written
+from diptych.server.api import encode_embeddings
 from diptych.server.app import create_app
 from diptych.server.limits import Limits
 from tests.server.site import Site, served
@@ -139,10 +139,10 @@ def test_answers_are_written_beside_the_event_loop(
 
     def seen(emb: Any, encoding: Any) -> list[Any]:
         threads.append(threading.current_thread().name)
-        return written(emb, encoding)
+        return encode_embeddings(emb, encoding)
 
     for module in (api, openai):
-        monkeypatch.setattr(module, "written", seen)
+        monkeypatch.setattr(module, "encode_embeddings", seen)
     site.post(PATH if "input" in body else "/v1/embed", body)
     assert threads
     assert all(name.startswith("bodies") for name in threads)

@@ -55,11 +55,11 @@ def serve(
     from diptych.server.app import create_app
     from diptych.server.keys import read_keys
     from diptych.server.limits import Limits
-    from diptych.server.run import bound_socket, is_loopback, known_hosts
+    from diptych.server.run import bind_socket, is_loopback, allowed_hosts
 
     limits = Limits(batch=batch, window_ms=window_ms, waiting=waiting, deadline_s=deadline, body_mb=body_mb)
     keys = read_keys(api_key_file)
-    with bound_socket(host, port) as listening, ExitStack() as held:
+    with bind_socket(host, port) as listening, ExitStack() as held:
         opened = None if index is None else held.enter_context(open_index(index, timeout_s=deadline))
         clip = loading.load(bundle)
         said = ""
@@ -71,7 +71,7 @@ def serve(
             opened,
             limits=limits,
             keys=keys,
-            hosts=known_hosts(host, allowed_host or []),
+            hosts=allowed_hosts(host, allowed_host or []),
             has_absolute_paths=is_loopback(host) and not keys and not allowed_host,
         )
         say(f"Serving {bundle}{said}")
@@ -88,21 +88,21 @@ def serve_runs(
 ) -> None:
     """Show run folders as a page: curves over each other, what their settings differ in, samples."""
     _need_extra()
-    from diptych.server.run import bound_socket, known_hosts
+    from diptych.server.run import bind_socket, allowed_hosts
     from diptych.server.runs import create_runs_app, find_runs
 
     found = find_runs(runs)
-    with bound_socket(host, port) as listening:
+    with bind_socket(host, port) as listening:
         say(f"{len(found)} runs of {runs}")
         _warn_if_public(host, [])
-        _until_signal(create_runs_app(runs, hosts=known_hosts(host, [])), listening)
+        _until_signal(create_runs_app(runs, hosts=allowed_hosts(host, [])), listening)
 
 
 def _until_signal(app: "ASGIApp", listening: "socket") -> None:
-    from diptych.server.run import address, exit_if_stuck
+    from diptych.server.run import base_url, exit_if_stuck
     from diptych.server.run import serve as run
 
-    say(f"Open {address(listening)}   (Ctrl-C ends it)")
+    say(f"Open {base_url(listening)}   (Ctrl-C ends it)")
     run(app, listening)
     say("Stopped; what was under way was answered")
     exit_if_stuck()

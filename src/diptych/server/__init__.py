@@ -1,1 +1,1 @@
-"""A bundle and an index behind HTTP: the API, the search page, and the page of runs."""
+"""HTTP server for a bundle and an index: the API, the search page, and the page that shows training runs."""

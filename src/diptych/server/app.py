@@ -1,4 +1,4 @@
-"""The application: routes, page, and the guard around them."""
+"""The ASGI application of the server: the API, the search page, and the guard around them."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ from diptych.inference.loaded import LoadedBundle
 from diptych.server import schemas
 from diptych.server.api import api
 from diptych.server.engine import Engine
-from diptych.server.errors import answer_problems
+from diptych.server.errors import add_error_handlers
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
 from diptych.server.openai import openai_api
@@ -36,17 +36,20 @@ def create_app(
     hosts: Sequence[str] = (),
     has_absolute_paths: bool = False,
 ) -> ASGIApp:
-    """What uvicorn, or any ASGI server, serves.
+    """The ASGI application of a server. Any ASGI server, such as uvicorn, can run it.
 
     Args:
         clip: the model.
-        index: the pictures that are searched; None for a server that embeds and classifies alone.
-        limits: what is taken from requests.
-        keys: each lets who has it in; none lets everybody in.
-        hosts: names by which the server may be asked for; none takes any. It keeps a page of another site from asking by a name
-            that it made to point here.
-        has_absolute_paths: whether hits have the absolute path of their file; only for a server that other machines cannot
-            reach.
+        index: the index to search; None for a server that only embeds and classifies.
+        limits: limits of requests and queues; the default limits if None.
+        keys: valid API keys; empty to allow requests without a key.
+        hosts: names of this server that the `Host` header may contain; empty to allow any name. The check prevents DNS
+            rebinding, in which another site makes its own host name point to this server.
+        has_absolute_paths: whether hits contain the absolute path of their file. Use it only if other machines cannot reach
+            the server.
+
+    Raises:
+        ConfigError: a key has a character that is not printable ASCII.
     """
     engine = Engine(clip, index, limits or Limits())
 
@@ -63,10 +66,10 @@ def create_app(
         version=VERSION,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # A redirect would name the host that the request names.
+        redirect_slashes=False,  # A redirect would repeat the host name of the request.
         lifespan=lifespan,
     )
-    answer_problems(app)
+    add_error_handlers(app)
     app.include_router(api(engine, has_absolute_paths=has_absolute_paths))
     app.include_router(openai_api(engine))
     app.include_router(_health(engine))
@@ -76,7 +79,12 @@ def create_app(
 
 
 def add_page(app: FastAPI, name: str) -> None:
-    """A page at `/`, with its files under `/page` and what all pages have under `/shared`."""
+    """Add a page to an application, at `/`. Its files are under `/page`, and the files of all pages are under `/shared`.
+
+    Args:
+        app: the application.
+        name: name of the page's folder in `static`.
+    """
     app.mount("/page", StaticFiles(directory=_STATIC / name))
     app.mount("/shared", StaticFiles(directory=_STATIC / "shared"))
 
@@ -86,37 +94,37 @@ def add_page(app: FastAPI, name: str) -> None:
 
 
 def _health(engine: Engine) -> APIRouter:
-    """For what watches over the server."""
+    """Routes for monitoring."""
     router = APIRouter()
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """It runs."""
+        """Report that the server is running."""
         return {"status": "ok"}
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Whether the server and its index respond in time."""
-        reason = await engine.why_not_ready()
+        """Report whether the server and its index respond in time."""
+        reason = await engine.unready_reason()
         if reason is not None:
             raise Problem(503, f"not ready: {reason}")
         return {"status": "ready"}
 
     @router.get("/metrics", response_class=Response)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Return the metrics of the server in Prometheus's text format."""
         return Response(engine.counts.text(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
 def _describe_bodies(app: FastAPI) -> None:
-    """Bodies are read by hand, so `/openapi.json` is told of them by hand."""
-    described = app.openapi
+    """Add the schemas of request bodies to `/openapi.json`. FastAPI does not know them, because `read_body` parses bodies."""
+    default_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = described()
+            schema = default_openapi()
             known = schema.setdefault("components", {}).setdefault("schemas", {})
             for model in (
                 schemas.EmbedRequest,
@@ -126,14 +134,14 @@ def _describe_bodies(app: FastAPI) -> None:
                 schemas.OpenAIRequest,
                 schemas.ProblemAnswer,
             ):
-                _add(known, model)
+                _add_schema(known, model)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _add(known: dict[str, Any], model: type[BaseModel]) -> None:
+def _add_schema(known: dict[str, Any], model: type[BaseModel]) -> None:
     own = model.model_json_schema(ref_template="#/components/schemas/{model}")
     known |= own.pop("$defs", {})
     known[model.__name__] = own

@@ -1,4 +1,4 @@
-"""Reads a file of lines that grows: at first all of it, later only what was appended."""
+"""Incremental reader of a text file that grows: after the first read, only appended lines are read."""
 
 import json
 import os
@@ -13,38 +13,41 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 2**20
 _BLOCK_BYTES = 2**20
 _TAIL_BYTES = 4096
-"""So many bytes before the offset must be as they were, or the file is read again from its start."""
+"""Number of bytes before the offset that are compared. If they have changed, the file is read again from its start."""
 
 
 @runtime_checkable
 class LineReader(Protocol):
-    """Takes the lines of a file in their order."""
+    """Receives the lines of a file in their order."""
 
     def add(self, block: bytes, *, first_line: int) -> None:
-        """Take whole lines, of which the first has the number `first_line`.
+        """Process complete lines.
+
+        Args:
+            block: one or more lines.
+            first_line: number of the first of them, counted from 1.
 
         Raises:
-            RunError: the lines hold what cannot be shown.
+            RunError: a line has invalid content.
         """
 
 
 R = TypeVar("R", bound=LineReader)
 
 
-class Appended(Generic[R]):
-    """Gives a reader the lines of one file, each once.
+class IncrementalReader(Generic[R]):
+    """Passes each line of a growing file to a reader once.
 
-    The file is read again from its start, by a new reader, if it is another file (device and inode), shorter than what was
-    read, changed at the same size, or if the bytes before the offset are no longer the same. A resumed run writes its log anew
-    without the events after its checkpoint, which is one of these cases. A change far before the offset that comes together
-    with new lines is not noticed.
+    The file is read again from its start, with a new reader, if it has been replaced (another device or inode), has become
+    shorter, has changed without growing, or if the bytes before the offset have changed. This happens, for example, when a
+    resumed run rewrites its log without the events after its checkpoint. A change far before the offset is not detected if
+    new lines are appended at the same time.
 
-    A last line that is half written is left for the next call. One without a line end that is a whole JSON object is taken:
-    no beginning of an object is an object.
+    An incomplete last line is left for the next call. A last line without a line end is read if it is a complete JSON object.
 
     Args:
         path: the file.
-        make: makes a reader that has read nothing.
+        make: returns a new reader.
     """
 
     def __init__(self, path: Path, make: Callable[[], R]) -> None:
@@ -58,10 +61,10 @@ class Appended(Generic[R]):
         self._status: os.stat_result | None = None
 
     def read(self) -> R:
-        """The reader, after all lines that the file has now. An unchanged file is not opened.
+        """The reader, after it has received all current lines of the file. An unchanged file is not opened.
 
         Raises:
-            RunError: the file or a line is too large, or the reader refused a line.
+            RunError: the file or a line is too large, or the reader raised the error for a line.
             OSError: the file cannot be read.
         """
         if not _is_same(self._status, self._path.stat()):
@@ -79,8 +82,8 @@ class Appended(Generic[R]):
                 raise RunError(f"{self._path.name}: has {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
             try:
                 if self._error is None:
-                    self._take_lines(file, status.st_size)
-            except RunError as error:  # More lines will not mend it; another file may.
+                    self._read_lines(file, status.st_size)
+            except RunError as error:  # It stays until the file is replaced: more lines cannot fix it.
                 self._error = error.with_traceback(None)
             except BaseException:
                 self._restart()
@@ -91,29 +94,29 @@ class Appended(Generic[R]):
         before = self._status
         if before is None or (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
             return False
-        if now.st_size <= before.st_size:  # Cut, or changed in place.
+        if now.st_size <= before.st_size:  # Truncated, or changed in place.
             return False
         file.seek(self._offset - len(self._tail))
         return file.read(len(self._tail)) == self._tail
 
-    def _take_lines(self, file: BinaryIO, size: int) -> None:
+    def _read_lines(self, file: BinaryIO, size: int) -> None:
         file.seek(self._offset)
-        left, pending = size - self._offset, b""
-        while left > 0 and (chunk := file.read(min(left, _BLOCK_BYTES))):
-            left -= len(chunk)
+        num_left, pending = size - self._offset, b""
+        while num_left > 0 and (chunk := file.read(min(num_left, _BLOCK_BYTES))):
+            num_left -= len(chunk)
             first_end, last_end = chunk.find(b"\n"), chunk.rfind(b"\n") + 1
             if len(pending) + (len(chunk) if first_end < 0 else first_end) > MAX_LINE_BYTES:
                 number = self._num_lines + 1
                 raise RunError(f"{self._path.name}: line {number} is longer than {MAX_LINE_BYTES} bytes")
             if last_end:
-                self._take(pending + chunk[:last_end])
+                self._add(pending + chunk[:last_end])
                 pending = chunk[last_end:]
             else:
                 pending += chunk
         if _is_object(pending):
-            self._take(pending)
+            self._add(pending)
 
-    def _take(self, block: bytes) -> None:
+    def _add(self, block: bytes) -> None:
         self._reader.add(block, first_line=self._num_lines + 1)
         self._offset += len(block)
         self._num_lines += block.count(b"\n")
@@ -131,5 +134,5 @@ def _is_object(line: bytes) -> bool:
         return line.rstrip().endswith(b"}") and isinstance(json.loads(line.decode("utf-8", "replace")), dict)
     except ValueError:
         return False
-    except RecursionError:  # The reader says so.
+    except RecursionError:  # The reader reports it.
         return True

@@ -1,4 +1,4 @@
-"""Requests that come together go through the model together."""
+"""Dynamic batching: requests that arrive at about the same time are processed as one batch."""
 
 import asyncio
 import math
@@ -17,12 +17,12 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class _Waiting(Generic[T, R]):
-    """One request's items, and the future of its results."""
+    """The items of one request, and the future of its results."""
 
     items: Sequence[T]
     done: "asyncio.Future[list[R | Exception]]"
     num_taken: int = 0
-    """Items that have left the queue."""
+    """Number of items that have left the queue."""
     results: list[R | Exception] = field(default_factory=list)
 
 
@@ -31,14 +31,22 @@ _Share = tuple[_Waiting[T, R], Sequence[T]]
 
 
 class Batcher(Generic[T, R]):
-    """A bounded queue before one function that is better called with many items than with one.
+    """A bounded queue in front of a function that is faster on batches than on single items.
 
-    The first request waits a moment for others; while a batch is computed, the next one gathers. A request's items are
-    taken in order and may be split over batches. A request that is canceled, or whose time is over, is answered at once:
-    it leaves the queue, and the result of a call that is already running is dropped.
+    The first request of a batch waits up to `window_s` for others. While a batch is computed, the next one collects requests.
+    The items of a request are processed in order and may be split over several batches. A request that is canceled or times
+    out leaves the queue at once; the result of a call that is already running is dropped.
 
-    The function returns one result or one exception for each item. If it raises on a batch of several requests, it is called
-    once more for each of them alone, so that only the request that causes the failure fails.
+    If the function raises on a batch of several requests, it is called again for each request separately, so that only the
+    request that causes the error fails.
+
+    Args:
+        run: the function. It takes a list of items and returns one result or one exception per item.
+        executor: where the function runs.
+        batch: maximum number of items per call.
+        waiting: maximum number of items in the queue.
+        window_s: time in seconds that the first request of a batch waits for others.
+        observe: called with the size of each batch.
     """
 
     def __init__(
@@ -52,29 +60,29 @@ class Batcher(Generic[T, R]):
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._run, self._executor = run, executor
-        self._batch, self._most, self._window_s = batch, waiting, window_s
+        self._batch, self._max_waiting, self._window_s = batch, waiting, window_s
         self._observe = observe
         self._queue: deque[_Waiting[T, R]] = deque()
         self._num = 0
         self._filled = asyncio.Event()
-        self._s_each = 0.0
+        self._s_per_item = 0.0
         self._worker: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Items that wait."""
+        """Number of items in the queue."""
         return self._num
 
     @property
     def is_running(self) -> bool:
-        """Whether batches are taken from the queue."""
+        """Whether the batcher processes its queue."""
         return self._worker is not None and not self._worker.done()
 
     def start(self) -> None:
-        """Begin to work, in the running event loop."""
+        """Start processing the queue in the running event loop."""
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """End; requests that still wait get 503."""
+        """Stop processing. Requests that are still in the queue fail with status 503."""
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
@@ -85,15 +93,22 @@ class Batcher(Generic[T, R]):
         self._num = 0
 
     def submit(self, items: Sequence[T], *, timeout_s: float = math.inf) -> Awaitable[list[R | Exception]]:
-        """One result for each item, in order: what the function returned, which may be an exception.
+        """Queue the items of a request.
+
+        Args:
+            items: the items.
+            timeout_s: maximum time in seconds until all results are there.
+
+        Returns:
+            An awaitable of one result per item, in order. A result may be an exception that the function returned.
 
         Raises:
-            Overloaded: too many items wait.
-            Problem: the time is over (503).
-            Exception: the function failed on this request's items.
+            Overloaded: too many items are in the queue.
+            Problem: the request timed out (503). Raised by the awaitable.
+            Exception: the function failed on the items of this request. Raised by the awaitable.
         """
-        if self._num + len(items) > self._most:
-            raise Overloaded(f"{self._num} wait", retry_after_s=self._num * self._s_each)
+        if self._num + len(items) > self._max_waiting:
+            raise Overloaded(f"{self._num} wait", retry_after_s=self._num * self._s_per_item)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[R | Exception]] = loop.create_future()
         if not items:
@@ -110,7 +125,7 @@ class Batcher(Generic[T, R]):
         return done
 
     def _leave(self, waiting: _Waiting[T, R]) -> None:
-        """A request is answered: what is left of it in the queue will not be computed."""
+        """Remove the remaining items of an answered request from the queue."""
         if waiting in self._queue:
             self._queue.remove(waiting)
             self._num -= len(waiting.items) - waiting.num_taken
@@ -134,10 +149,10 @@ class Batcher(Generic[T, R]):
                 _fail(shares[0][0], error)
                 return
             for share in shares:
-                await self._compute_alone(share)
-        self._s_each = (time.monotonic() - began) / num
+                await self._compute_single(share)
+        self._s_per_item = (time.monotonic() - began) / num
 
-    async def _compute_alone(self, share: _Share[T, R]) -> None:
+    async def _compute_single(self, share: _Share[T, R]) -> None:
         if share[0].done.done():
             return
         try:
@@ -146,7 +161,7 @@ class Batcher(Generic[T, R]):
             _fail(share[0], error)
 
     async def _call(self, shares: list[_Share[T, R]]) -> None:
-        """Run the function on one batch, and hand out its results."""
+        """Run the function on one batch, and distribute its results to the requests."""
         items = [item for _, some in shares for item in some]
         results = list(await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items))
         if len(results) != len(items):
@@ -159,13 +174,13 @@ class Batcher(Generic[T, R]):
                 waiting.done.set_result(waiting.results)
 
     def _take(self) -> list[_Share[T, R]]:
-        """The next items, from the requests that came first."""
+        """Take the items of the next batch from the queue, oldest requests first."""
         shares: list[_Share[T, R]] = []
         room = self._batch
         while self._queue and room:
             first = self._queue[0]
             some = first.items[first.num_taken : first.num_taken + room]
-            if not first.done.done():  # Else it leaves the queue in a moment.
+            if not first.done.done():  # Otherwise `_leave` is about to remove it.
                 shares.append((first, some))
                 room -= len(some)
             first.num_taken += len(some)

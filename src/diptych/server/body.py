@@ -1,4 +1,4 @@
-"""The body of a request as it arrives: bounded in size, in time, and together with all other bodies."""
+"""Receives request bodies with limits on their size, on the time they take, and on the size of all bodies together."""
 
 import asyncio
 from contextlib import suppress
@@ -10,109 +10,114 @@ from diptych.server.metrics import Counts
 from diptych.server.problems import Overloaded, Problem
 
 _SMALL = 2**18
-"""Bytes up to which a body may use the share of the budget that larger ones leave free."""
-_FREE = 4
-"""Larger bodies leave one part in so many of the budget free."""
+"""Size in bytes up to which a body may use the reserved part of the budget."""
+_RESERVED_PART = 4
+"""One part in this many of the budget is reserved for small bodies."""
 _LINGER_S = 10.0
-"""Seconds for which the rest of a too large request is received."""
+"""Maximum time in seconds for which the rest of a request that is too large is received."""
 
 
 class BodyBudget:
-    """Bytes of all bodies that have arrived and are not answered yet."""
+    """The memory budget for the bodies of all requests that have not been answered yet."""
 
     def __init__(self, limits: Limits, counts: Counts) -> None:
         self.limits, self._counts = limits, counts
-        self._held = 0
+        self._num_bytes = 0
 
-    def take(self, num: int, *, before: int) -> None:
-        """Count bytes of a body that holds some already.
+    def acquire(self, num: int, *, num_before: int) -> None:
+        """Add bytes of a body to the total.
+
+        Args:
+            num: number of new bytes.
+            num_before: number of bytes of the same body that were added before.
 
         Raises:
-            Overloaded: all requests together hold too many.
+            Overloaded: the bodies of all requests together would exceed the budget.
         """
-        most = self.limits.all_bodies_mb * 2**20
-        if before + num > _SMALL:
-            most -= most // _FREE
-        if self._held + num > most:
+        max_bytes = self.limits.all_bodies_mb * 2**20
+        if num_before + num > _SMALL:
+            max_bytes -= max_bytes // _RESERVED_PART
+        if self._num_bytes + num > max_bytes:
             raise Overloaded("too many large requests are under way")
         self._change(num)
 
-    def give_back(self, num: int) -> None:
-        """They are held no longer."""
+    def release(self, num: int) -> None:
+        """Subtract bytes from the total."""
         self._change(-num)
 
     def _change(self, num: int) -> None:
-        self._held += num
-        self._counts.bodies.set(self._held)
+        self._num_bytes += num
+        self._counts.bodies.set(self._num_bytes)
 
 
 class Body:
-    """Receives one request's body. Only bytes that have arrived count, not those that a header announces."""
+    """Receives the body of one request. The budget counts the received bytes, not the value of `Content-Length`."""
 
     def __init__(self, budget: BodyBudget, receive: Receive) -> None:
         self._budget, self._receive = budget, receive
-        self._held = 0
-        self._is_whole = False
-        self.is_awaited = False
-        """Whether the request waits for its client."""
+        self._num_bytes = 0
+        self._is_complete = False
+        self.is_waiting = False
+        """Whether `receive` is waiting for the client to send more."""
 
-    def expect(self, length: bytes) -> None:
-        """Refuse a body that is announced as too large.
+    def check_length(self, length: bytes) -> None:
+        """Check the value of a `Content-Length` header.
 
         Raises:
-            Problem: it is (413).
+            Problem: the body is too large (413).
         """
-        if length.isdigit() and (len(length) > 18 or int(length) > self._most):
+        if length.isdigit() and (len(length) > 18 or int(length) > self._max_bytes):
             raise self._too_large()
 
     async def receive(self) -> Message:
-        """The next part.
+        """Receive the next part of the body.
 
         Raises:
-            Problem: nothing came for too long (408), or the body is too large (413).
+            Problem: nothing arrived within `Limits.idle_s` (408), or the body is too large (413).
+            Overloaded: the bodies of all requests together exceed the budget.
         """
-        if self._is_whole:  # The next message is that the client has gone.
+        if self._is_complete:  # The next message says that the client has disconnected.
             return await self._receive()
-        self.is_awaited = True
+        self.is_waiting = True
         try:
             message = await asyncio.wait_for(self._receive(), self._budget.limits.idle_s)
         except TimeoutError:
             raise too_slow() from None
-        self.is_awaited = False
+        self.is_waiting = False
         num = len(message.get("body", b""))
-        self._is_whole = not message.get("more_body", False)
-        if self._held + num > self._most:
+        self._is_complete = not message.get("more_body", False)
+        if self._num_bytes + num > self._max_bytes:
             raise self._too_large()
-        self._budget.take(num, before=self._held)
-        self._held += num
+        self._budget.acquire(num, num_before=self._num_bytes)
+        self._num_bytes += num
         return message
 
-    async def drop_rest(self) -> None:
-        """Receive and discard the rest of the body, for at most `_LINGER_S`.
+    async def discard_rest(self) -> None:
+        """Receive and discard the rest of the body, for at most `_LINGER_S` seconds.
 
-        Many clients read the response only after they have sent the whole request. If the connection closes before, they miss
-        the response.
+        Many clients read the response only after they have sent the whole request. They miss it if the connection closes
+        earlier.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
-                while not self._is_whole:
-                    self._is_whole = not (await self._receive()).get("more_body", False)
+                while not self._is_complete:
+                    self._is_complete = not (await self._receive()).get("more_body", False)
 
     def release(self) -> None:
-        """The request is answered."""
-        self._budget.give_back(self._held)
-        self._held = 0
+        """Return the bytes of this body to the budget. Call this after the request is answered."""
+        self._budget.release(self._num_bytes)
+        self._num_bytes = 0
 
     @property
-    def _most(self) -> int:
+    def _max_bytes(self) -> int:
         return self._budget.limits.body_mb * 2**20
 
     def _too_large(self) -> Problem:
-        most = self._budget.limits.body_mb
-        detail = f"the body is larger than {most} MiB; send fewer inputs at once, or start the server with a larger --body-mb"
+        max_mb = self._budget.limits.body_mb
+        detail = f"the body is larger than {max_mb} MiB; send fewer inputs at once, or start the server with a larger --body-mb"
         return Problem(413, detail, headers={"Connection": "close"})
 
 
 def too_slow() -> Problem:
-    """The answer to a request whose body does not arrive in time."""
-    return Problem(408, "the body did not come in time", headers={"Connection": "close"})
+    """The response to a request whose body does not arrive in time (408)."""
+    return Problem(408, "the body did not arrive in time", headers={"Connection": "close"})

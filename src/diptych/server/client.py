@@ -1,4 +1,4 @@
-"""A server's model as if it were here: the same four functions, with the same answers. Shapes: N inputs, E embedding."""
+"""Client of a Diptych server, with the same methods and results as a local bundle. Shapes: N inputs, E embedding."""
 
 import base64
 import json
@@ -6,6 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -26,15 +27,15 @@ from diptych.server.keys import check_key
 
 Kind = Literal["texts", "images"]
 
-_MOST = {"texts": 256, "images": 16}
+_MAX_INPUTS: dict[Kind, int] = {"texts": 256, "images": 16}
 """Maximum number of inputs per request, if the server accepts as many."""
 _BODY_BYTES = 16 * 2**20
 """Maximum size of a request with several inputs, so that it arrives in time over a slow connection."""
-_FRAME_BYTES = 128
+_EMPTY_REQUEST_BYTES = 128
 """Size of a request without its inputs."""
-_CUT_BYTES = 2**18
+_LARGE_BYTES = 2**18
 """If the connection breaks during a request larger than this, the request is treated as too large."""
-_TRIES = 5
+_MAX_ATTEMPTS = 5
 
 
 class _TooLargeError(DiptychError):
@@ -42,88 +43,107 @@ class _TooLargeError(DiptychError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A picture of the server's index."""
+class SearchHit:
+    """An image of the server's index that a search returned."""
 
     id: str
+    """Digest of the content of the file."""
     name: str
+    """Name of the file, without its folder."""
     path: str | None
-    """Relative to the nearest folder that holds all pictures of the index; None if they share only the root."""
+    """Path relative to the deepest folder that contains all images of the index; None if that is the root folder."""
     absolute_path: str | None
-    """None unless the server listens on its own machine alone, without keys and without a proxy."""
+    """Absolute path on the server; None unless the server is reachable only from its own machine, without keys and proxy."""
     score: float
+    """Cosine similarity with the query, within [-1, 1]."""
     width: int | None
+    """Width in pixels, if known."""
     height: int | None
+    """Height in pixels, if known."""
     taken: str | None
+    """When the photo was taken, if known."""
     captions: tuple[str, ...]
-    similar: tuple["Hit", ...] = ()
-    """Near-equal pictures that are folded into this hit; empty without `group_similar`."""
+    similar: tuple["SearchHit", ...] = ()
+    """Near-duplicates that are grouped under this hit; empty without `group_similar`."""
 
 
-class Client(ClipTasks):
-    """A client of a server that `diptych serve` started.
+class Client(FourUses):
+    """A client of a server that was started by `diptych serve`.
 
         clip = diptych.Client("http://127.0.0.1:8000")
         clip.search("a dog on a beach", limit=5)
 
-    Files of pictures are sent unchanged, in requests that fit the server's limits. If the server is overloaded, a request is
-    repeated after the time that the server specifies.
+    Image files are sent unchanged, in requests that fit the limits of the server. If the server is overloaded, the client
+    repeats a request after the time that the server specifies.
 
-    Raises (every method):
-        DiptychError: the server cannot be reached, or refuses a request; the message is the server's.
+    Every method raises DiptychError if the server cannot be reached or refuses a request; the error contains the message of
+    the server.
+
+    Args:
+        url: address of the server; it begins with `http://` or `https://`.
+        api_key: key to send with each request, if the server needs one.
+        timeout_s: timeout of the connection, in seconds.
+
+    Raises:
+        ConfigError: `url` is not an address, or `api_key` has a character that is not printable ASCII.
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_s: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"{url}: is no address; it begins with http:// or https://")
+            raise ConfigError(f"{url}: is not a server address; it must begin with http:// or https://")
         self.url = url.rstrip("/")
         self._key, self._timeout_s = None if api_key is None else check_key(api_key, "api_key"), timeout_s
-        self._told: dict[str, Any] | None = None
-        self._most_bytes = _BODY_BYTES
+        self._info: dict[str, Any] | None = None
+        self._max_request_bytes = _BODY_BYTES
         """Maximum size of a request. It shrinks after refused requests: a proxy may accept less than the server."""
 
     @property
     def encoder(self) -> Encoder:
-        """Itself: the server makes the embeddings."""
+        """The client itself, because the server computes the embeddings."""
         return self
 
     @property
     def track(self) -> Track:
-        """No progress is reported."""
+        """A progress reporter that reports nothing."""
         return silently
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the server says of itself: model, numbers of an embedding, pictures in its index."""
-        if self._told is None:
-            self._told = self._ask("GET", "/v1/info")
-        return self._told
+        """The response of `/v1/info`: model, embedding dimension, limits, number of images in the index."""
+        if self._info is None:
+            self._info = self._request("GET", "/v1/info")
+        return self._info
 
     @property
     def logit_scale(self) -> float:
-        """What cosines are multiplied by before a softmax."""
+        """The factor by which cosine similarities are multiplied before a softmax."""
         return float(self.info["logit_scale"])
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """As much of the bundle's as the four functions read."""
+        """The metrics of the bundle that the server reports: the calibrated threshold, if there is one."""
         threshold = self.info["threshold"]
         return {} if threshold is None else {"retrieval": {"pairs": {"threshold": threshold}}}
 
     @property
     def dim(self) -> int:
-        """Numbers of an embedding."""
+        """Dimension of the embeddings."""
         return int(self.info["dim"])
 
     def encode_texts(
         self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None
     ) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the texts; `advance` is called once for each."""
+        """The L2-normalized embeddings of texts, in their order.
+
+        Args:
+            texts: the texts.
+            advance: called once for each text.
+        """
         check_list(texts, "texts")
         rows = []
-        for some in self._portions("texts", texts):
-            rows += self._embed("texts", some)
-            for _ in some:
+        for batch in self._batches("texts", texts):
+            rows += self._embed("texts", batch)
+            for _ in batch:
                 advance()
         return self._stacked(rows)
 
@@ -134,7 +154,16 @@ class Client(ClipTasks):
         on_error: Callable[[int, ImageError], None] | None = None,
         advance: Callable[[], object] = lambda: None,
     ) -> Float32[ndarray, "N E"]:
-        """Unit embeddings of the images; those that `on_error` is told of are NaN. Each is decoded here before it is sent."""
+        """The L2-normalized embeddings of images, in their order. Each image is decoded locally before it is sent.
+
+        Args:
+            images: the images.
+            on_error: called with the position and the error of each image that cannot be read. Its embedding is NaN.
+            advance: called once for each image.
+
+        Raises:
+            ImageError: an image cannot be read, and `on_error` is None.
+        """
         check_list(images, "images")
         positions: list[int] = []
         num = 0
@@ -144,7 +173,7 @@ class Client(ClipTasks):
             for position, image in enumerate(images):
                 num += 1
                 try:
-                    content = self._sent(image)
+                    content = self._base64(image)
                 except ImageError as error:
                     if on_error is None:
                         raise
@@ -154,7 +183,7 @@ class Client(ClipTasks):
                     yield content
                 advance()
 
-        rows = [row for some in self._portions("images", contents()) for row in self._embed("images", some)]
+        rows = [row for batch in self._batches("images", contents()) for row in self._embed("images", batch)]
         emb = np.full((num, self.dim), np.nan, dtype=np.float32)
         emb[positions] = self._stacked(rows)
         return emb
@@ -167,98 +196,113 @@ class Client(ClipTasks):
         limit: int = 20,
         offset: int = 0,
         group_similar: bool | float = False,
-    ) -> list[Hit]:
-        """Pictures of the server's index, the nearest first.
+    ) -> list[SearchHit]:
+        """Search the images of the server's index.
 
         Args:
             query: a text, or weighted terms.
-            where: a filter.
+            where: a filter, such as `width >= 800`.
             limit: maximum number of hits.
             offset: number of hits to skip.
-            group_similar: fold near-equal pictures into the best hit. True uses the server's default for the minimum cosine;
-                a number sets it.
+            group_similar: group near-duplicates under the best hit. True uses the server's default for the minimum cosine
+                similarity; a number sets it.
+
+        Returns:
+            The hits, in descending order of similarity.
+
+        Raises:
+            ImageError: an image of the query cannot be read.
         """
         terms: list[dict[str, Any]] = [{"text": query}]
         if isinstance(query, Query):
             terms = [
                 {"text": term.value, "weight": term.weight}
                 if term.kind == "text"
-                else {"image": self._sent(term.value), "weight": term.weight}
+                else {"image": self._base64(term.value), "weight": term.weight}
                 for term in query.terms
             ]
         body: dict[str, Any] = {"terms": terms, "limit": limit, "offset": offset, "where": where}
         if group_similar is not False:  # Servers of earlier versions do not know the field.
             body["group_similar"] = group_similar
-        return [_hit(one) for one in self._ask("POST", "/v1/search", body)["results"]]
+        return [_parse_hit(payload) for payload in self._request("POST", "/v1/search", body)["results"]]
 
     def _limit(self, name: str, default: int) -> int:
         """A limit of the server for one request. Servers of earlier versions do not report limits."""
         return int(self.info.get("limits", {}).get(name, default))
 
-    def _sent(self, image: ImageInput) -> str:
-        """A picture's file in base64; a PNG if there is no file.
+    def _base64(self, image: ImageInput) -> str:
+        """The file of an image in base64, or a PNG if the image is not a file.
 
         Raises:
-            ImageError: the picture cannot be decoded, or is larger than the server accepts.
+            ImageError: the image cannot be decoded, or is larger than the server accepts.
         """
         decode(image)
         content = base64.b64encode(file_content(image)).decode("ascii")
-        most = self._limit("body_bytes", sys.maxsize)
-        if _FRAME_BYTES + len(content) > most:
+        max_bytes = self._limit("body_bytes", sys.maxsize)
+        if _EMPTY_REQUEST_BYTES + len(content) > max_bytes:
             raise ImageError(
-                f"{describe(image)}: is too large for one request ({most / 2**20:g} MiB in base64); send a smaller copy, or "
-                "start the server with a larger --body-mb"
+                f"{describe(image)}: is too large for one request ({max_bytes / 2**20:g} MiB in base64); send a smaller copy, "
+                "or start the server with a larger --body-mb"
             )
         return content
 
-    def _portions(self, kind: Kind, items: Iterable[str]) -> Iterator[list[str]]:
-        """The items in portions that fit the server's limits on number and bytes."""
-        some: list[str] = []
-        num_bytes = _FRAME_BYTES
+    def _batches(self, kind: Kind, items: Iterable[str]) -> Iterator[list[str]]:
+        """The items in batches that fit the server's limits on number and bytes."""
+        batch: list[str] = []
+        num_bytes = _EMPTY_REQUEST_BYTES
         for item in items:
-            most = min(_BODY_BYTES, self._limit("body_bytes", _BODY_BYTES), self._most_bytes)
-            if some and (len(some) >= min(_MOST[kind], self._limit(kind, 1000)) or num_bytes + _size(item) > most):
-                yield some
-                some, num_bytes = [], _FRAME_BYTES
-            some.append(item)
+            max_bytes = min(_BODY_BYTES, self._limit("body_bytes", _BODY_BYTES), self._max_request_bytes)
+            max_inputs = min(_MAX_INPUTS[kind], self._limit(kind, 1000))
+            if batch and (len(batch) >= max_inputs or num_bytes + _size(item) > max_bytes):
+                yield batch
+                batch, num_bytes = [], _EMPTY_REQUEST_BYTES
+            batch.append(item)
             num_bytes += _size(item)
-        if some:
-            yield some
+        if batch:
+            yield batch
 
-    def _embed(self, kind: Kind, some: Sequence[str]) -> list[Float32[ndarray, " E"]]:
+    def _embed(self, kind: Kind, batch: Sequence[str]) -> list[Float32[ndarray, " E"]]:
         """One embedding per item. A request that is too large is split into two halves."""
         try:
-            rows = self._ask("POST", "/v1/embed", {kind: list(some), "encoding": "base64"})[kind]
+            rows = self._request("POST", "/v1/embed", {kind: list(batch), "encoding": "base64"})[kind]
         except _TooLargeError:
-            if len(some) == 1:
+            if len(batch) == 1:
                 raise
-            self._most_bytes = min(self._most_bytes, sum(map(_size, some)) // 2)
-            middle = len(some) // 2
-            return self._embed(kind, some[:middle]) + self._embed(kind, some[middle:])
+            self._max_request_bytes = min(self._max_request_bytes, sum(map(_size, batch)) // 2)
+            middle = len(batch) // 2
+            return self._embed(kind, batch[:middle]) + self._embed(kind, batch[middle:])
         return [np.frombuffer(base64.b64decode(row), dtype="<f4").astype(np.float32) for row in rows]
 
     def _stacked(self, rows: list[Float32[ndarray, " E"]]) -> Float32[ndarray, "N E"]:
         return np.stack(rows) if rows else np.empty((0, self.dim), dtype=np.float32)
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    def _request(self, method: str, path: str, body: Any = None) -> Any:
+        """The JSON response of the server. Requests that are answered with 429 or 503 are repeated.
+
+        Raises:
+            _TooLargeError: the request is too large for the server or a proxy.
+            DiptychError: the server cannot be reached, or refuses the request.
+        """
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | ({} if self._key is None else {"X-API-Key": self._key})
         request = urllib.request.Request(self.url + path, content, headers, method=method)
-        for attempt in range(_TRIES):
+        for attempt in range(_MAX_ATTEMPTS):
             try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
-                    return json.load(answer)
+                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                    return json.load(response)
             except urllib.error.HTTPError as error:
                 with error:
-                    told, wait = _detail(error), error.headers.get("Retry-After", "")
-                if error.code not in {429, 503} or attempt == _TRIES - 1:
+                    message, wait = _detail(error), error.headers.get("Retry-After", "")
+                if error.code not in {429, 503} or attempt == _MAX_ATTEMPTS - 1:
                     kind = _TooLargeError if error.code == 413 else DiptychError
-                    raise kind(f"{self.url}: {told}") from None
+                    raise kind(f"{self.url}: {message}") from None
                 time.sleep(float(wait) if wait.isdigit() else 1.0)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "reason", None) or error
-                # Servers and proxies that refuse a large request often close the connection before their response is read.
-                is_cut = isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _CUT_BYTES
+                # Servers and proxies often close the connection before the client reads that a large request was refused.
+                is_cut = (
+                    isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _LARGE_BYTES
+                )
                 kind = _TooLargeError if is_cut else DiptychError
                 raise kind(f"{self.url}: does not answer ({reason})") from None
         raise AssertionError  # The last attempt returned or raised.
@@ -269,11 +313,14 @@ def _size(item: str) -> int:
     return len(json.dumps(item)) + 2
 
 
-def _hit(told: dict[str, Any]) -> Hit:
+def _parse_hit(payload: dict[str, Any]) -> SearchHit:
     """Parse a hit. Unknown fields are ignored; fields that an earlier server does not send are None."""
-    known: dict[str, Any] = {one.name: told.get(one.name) for one in fields(Hit)}
-    known |= {"captions": tuple(told["captions"]), "similar": tuple(_hit(one) for one in told.get("similar", ()))}
-    return Hit(**known)
+    known: dict[str, Any] = {field.name: payload.get(field.name) for field in fields(SearchHit)}
+    known |= {
+        "captions": tuple(payload["captions"]),
+        "similar": tuple(_parse_hit(similar) for similar in payload.get("similar", ())),
+    }
+    return SearchHit(**known)
 
 
 def _detail(error: urllib.error.HTTPError) -> str:
@@ -281,3 +328,10 @@ def _detail(error: urllib.error.HTTPError) -> str:
         return str(json.load(error)["detail"])
     except (ValueError, KeyError, TypeError, OSError):
         return f"answered {error.code} {error.reason}"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Hit":
+        warnings.warn("Hit is deprecated; use SearchHit", DeprecationWarning, stacklevel=2)
+        return SearchHit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""A connection's HTTP, bounded before any request is complete: bytes of a header, and time until it is there.
+"""HTTP protocol with limits on the size of request headers and on the time until they are complete.
 
-uvicorn's option `h11_max_incomplete_event_size` has no effect on httptools, which it prefers: a header of 600 MiB occupied the
-event loop for minutes, because httptools appends every part of it to what came before.
+uvicorn's option `h11_max_incomplete_event_size` has no effect with httptools, the parser that uvicorn prefers. Without these
+limits, a header of 600 MiB blocked the event loop for minutes, because httptools copies the whole header for each new part.
 """
 
 import json
@@ -12,39 +12,40 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_BYTES = 32 * 1024
-"""Of request line and headers."""
+"""Maximum size of the request line and the headers together."""
 HEADER_S = 10.0
-"""Seconds from the first byte of a request, or from the connection, until its headers are complete."""
+"""Maximum time in seconds from the first byte of a request, or from the connection, until its headers are complete."""
 _PER_BODY_BYTE = 8
-"""Bytes that may come with each byte of a body: chunks have lengths, and line ends."""
+"""Bytes of overhead that are allowed for each byte of a body: each chunk has a length and line ends."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose header is too large (431) or does not come in time (408)."""
+    """Closes a connection if a header is too large (431) or does not arrive in time (408)."""
 
     _num_bytes = 0
-    """Of the current request, less those allowed for its body."""
-    _is_inside = False
-    """Between the end of the headers and the end of the body."""
+    """Bytes of the current request, without those allowed for its body."""
+    _is_in_body = False
+    """Whether the headers are complete and the body is not."""
     _field_bytes = 0
+    """Size of the URL and the headers of the current request that have been parsed so far."""
     _timer: TimerHandle | None = None
     _is_too_large = False
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for a header."""
+        """Start the timer for the headers of the first request."""
         super().connection_made(transport)
         self._arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the timer."""
         self._disarm()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, unless it is too much."""
+        """Parse the received bytes. Close the connection if the headers are too large."""
         if self.transport.is_closing():
             return
-        if not self._is_inside and self._timer is None:
+        if not self._is_in_body and self._timer is None:
             self._arm()
         self._num_bytes += len(data)
         super().data_received(data)
@@ -52,45 +53,45 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Reset the size of the headers at the start of a request."""
         super().on_message_begin()
         self._field_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """A part of the address."""
+        """Count the bytes of a part of the URL."""
         self._count(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer."""
+        """Count the bytes of a header or a trailer."""
         self._count(name + value)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The request can be answered."""
+        """Stop the timer; the application starts to answer."""
         self._disarm()
-        self._is_inside, self._num_bytes = True, 0
+        self._is_in_body, self._num_bytes = True, 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Subtract the bytes of a part of the body, and the overhead that it may have."""
         self._num_bytes = max(0, self._num_bytes - len(body) * (1 + _PER_BODY_BYTE))
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The whole request is there."""
+        """Reset the state at the end of a request."""
         self._disarm()
-        self._is_inside, self._num_bytes = False, 0
+        self._is_in_body, self._num_bytes = False, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """The rest of a body that nobody reads has as long as a header."""
+        """Start the timer if the client is still sending the body of a request that has been answered."""
         super().on_response_complete()
-        if self._is_inside:
+        if self._is_in_body:
             self._arm()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed, or is too large."""
+        """Refuse a request that cannot be parsed (400) or whose headers are too large (431)."""
         self._refuse(431 if self._is_too_large else 400)
 
     def _count(self, part: bytes) -> None:
@@ -101,16 +102,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _arm(self) -> None:
         self._disarm()
-        self._timer = self.loop.call_later(HEADER_S, self._give_up)
+        self._timer = self.loop.call_later(HEADER_S, self._on_timeout)
 
     def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
+    def _on_timeout(self) -> None:
         self._timer = None
-        if self._is_answering:  # The next request's header came in part while this one is being answered.
+        if self._is_answering:  # A part of the next request's headers arrived during this response.
             self._arm()
         elif not self.transport.is_closing():
             self._refuse(408)
@@ -120,8 +121,8 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int) -> None:
-        """Answer with a problem unless an answer has begun, and close."""
-        if not self._is_answering and not self._is_inside:
+        """Send a problem unless a response has begun, and close the connection."""
+        if not self._is_answering and not self._is_in_body:
             self.transport.write(_problem(status))
         self._disarm()
         self.transport.close()
@@ -129,8 +130,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def _problem(status: int) -> bytes:
     phrase = HTTPStatus(status).phrase
-    detail = {408: "the headers did not come in time", 431: f"the headers are larger than {HEADER_BYTES} bytes"}
+    detail = {408: "the headers did not arrive in time", 431: f"the headers are larger than {HEADER_BYTES} bytes"}
     body: dict[str, Any] = {"type": "about:blank", "title": phrase, "status": status}
-    content = json.dumps(body | {"detail": detail.get(status, "this is not HTTP")}).encode()
+    content = json.dumps(body | {"detail": detail.get(status, "the request is not valid HTTP")}).encode()
     head = f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(content)}\r\n"
     return head.encode() + b"Connection: close\r\n\r\n" + content

@@ -1,4 +1,4 @@
-"""Model and index behind queues: what all routes ask. Shapes: N inputs, E embedding."""
+"""Runs the model and the index for the routes, with a queue for each kind of work. Shapes: N inputs, E embedding."""
 
 import asyncio
 from collections import defaultdict
@@ -25,22 +25,22 @@ from diptych.server.limits import Limits
 from diptych.server.metrics import Counts
 from diptych.server.problems import Problem, too_late
 from diptych.server.readiness import IndexCheck
-from diptych.server.thumbnails import ShownPictures, heat_picture
+from diptych.server.thumbnails import PictureReader, render_heat_map
 from diptych.server.workers import Workers
 
 T = TypeVar("T")
 
 _DECODE_S = 10.0
-"""Seconds that one picture may take to decode, at most."""
+"""Maximum time in seconds to decode one image."""
 _CHECK_S = 5.0
-"""Maximum seconds that the index may take to respond to `/readyz`."""
+"""Maximum time in seconds that the index may take to respond to `/readyz`."""
 _DECODERS = 3
-"""Pictures that are decoded at the same time."""
+"""Number of images that are decoded at the same time."""
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One search."""
+class _SearchJob:
+    """One search: the `top` nearest entries among those that `selected` matches, without the first `skip`."""
 
     vector: Float32[ndarray, " E"]
     top: int
@@ -49,7 +49,13 @@ class _Asked:
 
 
 class Engine:
-    """Texts, pictures and searches each have a queue and a thread of their own, so that none waits behind another kind."""
+    """The model and the index of a server. Texts, images and searches have separate queues and threads.
+
+    Args:
+        clip: the model.
+        index: the index to search; None for a server without an index.
+        limits: limits of requests and queues.
+    """
 
     def __init__(self, clip: LoadedBundle, index: Index | None, limits: Limits) -> None:
         self.clip, self.index, self.limits, self.counts = clip, index, limits, Counts()
@@ -58,9 +64,9 @@ class Engine:
         self.embedder = Embedder(clip.bundle, batch_size=limits.batch, decode_pool=self._decode_pool)
         self.embedder.on_cut = self.counts.cut.inc
         nums = {"texts": 1, "images": 1, "index": 1, "decode": _DECODERS, "pictures": 2, "bodies": 2, "readiness": 1}
-        most = {"decode": limits.waiting_images}
+        max_waiting = {"decode": limits.waiting_images}
         self._threads = {
-            name: Workers(name, num=num, waiting=most.get(name, limits.waiting)) for name, num in nums.items()
+            name: Workers(name, num=num, waiting=max_waiting.get(name, limits.waiting)) for name, num in nums.items()
         }
         for name, workers in self._threads.items():
             self.counts.busy.labels(name).set_function(partial(getattr, workers, "busy_s"))
@@ -69,9 +75,9 @@ class Engine:
             "images", "images", self._embed_images, batch=max(1, limits.batch // 4), waiting=limits.waiting_images
         )
         self.searches = self._batcher("searches", "index", self._search)
-        # In the pictures' thread, so that the two do not compete for the same cores.
-        self.heats = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
-        self._shown = ShownPictures(self._decode_pool)
+        # Heat maps share the thread of the images, so that the two do not compete for the same cores.
+        self.heat_maps = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
+        self._pictures = PictureReader(self._decode_pool)
         self._index_check = None
         if index is not None:
             limit_s = min(limits.deadline_s, _CHECK_S)
@@ -100,10 +106,10 @@ class Engine:
 
     @property
     def _batchers(self) -> tuple[Batcher[Any, Any], ...]:
-        return self.texts, self.images, self.searches, self.heats
+        return self.texts, self.images, self.searches, self.heat_maps
 
-    async def why_not_ready(self) -> str | None:
-        """What keeps the server from answering requests in time; None if nothing does."""
+    async def unready_reason(self) -> str | None:
+        """The reason why the server cannot answer requests in time; None if it can."""
         if not self._is_started:
             return "the server is starting or going down"
         for name, workers in self._threads.items():
@@ -114,7 +120,7 @@ class Engine:
         return None if self._index_check is None else await self._index_check.fault()
 
     async def start(self) -> None:
-        """Take requests, after the model has embedded a first text: what is set up once, nobody waits for."""
+        """Start the queues and warm up the model, so that the first request does not wait for the setup."""
         for batcher in self._batchers:
             batcher.start()
         await asyncio.get_running_loop().run_in_executor(self._threads["decode"], self._decode_pool.start)
@@ -122,7 +128,7 @@ class Engine:
         self._is_started = True
 
     async def stop(self) -> None:
-        """Take no more. Calls that are running are abandoned: none is waited for."""
+        """Stop the queues and threads. It does not wait for calls that are still running."""
         self._is_started = False
         for batcher in self._batchers:
             await batcher.stop()
@@ -131,32 +137,39 @@ class Engine:
         self._decode_pool.close()
 
     async def embed_texts(self, texts: Sequence[str]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings, one row a text."""
+        """The L2-normalized embeddings of texts, in their order.
+
+        Raises:
+            Problem: there are too many texts, or one is too long (422), or the request timed out (503).
+            Overloaded: the queue is full (429).
+        """
         self._check_number("texts", len(texts), self.limits.max_texts)
         for text in texts:
             if len(text) > self.limits.text_chars:
-                most = self.limits.text_chars
+                max_chars = self.limits.text_chars
                 raise Problem(
                     422,
-                    f"a text has {len(text)} characters; the limit is {most}, and the model reads only the first words",
+                    f"a text has {len(text)} characters; the limit is {max_chars}, and the model reads only the first words",
                 )
         return _stacked(await self._await(self.texts, texts), self.clip.bundle)
 
     async def embed_images(self, images: Sequence[bytes]) -> Float32[ndarray, "N E"]:
-        """Unit embeddings, one row a picture.
+        """The L2-normalized embeddings of encoded images, in their order.
 
         Raises:
-            Problem: a picture cannot be read (422). The problem contains its position.
+            Problem: there are too many images, or one cannot be read (422; the problem contains its position), or the request
+                timed out (503).
+            Overloaded: a queue is full (429).
         """
         self._check_number("images", len(images), self.limits.max_images)
         rows = await self._await(self.images, await self._decoded(images))
         return _stacked(rows, self.clip.bundle)
 
     async def _decoded(self, images: Sequence[bytes]) -> list[UInt8[ndarray, "3 H W"]]:
-        """The model's input for each picture. Decoding comes before the queue, so that a slow picture delays no batch.
+        """The model's input for each image. Images are decoded before they enter the queue, so that a slow one delays no batch.
 
         Raises:
-            Problem: a picture cannot be read (422). The problem contains its position.
+            Problem: an image cannot be read (422). The problem contains its position.
         """
         loop = asyncio.get_running_loop()
         jobs = [loop.run_in_executor(self._threads["decode"], self.embedder.pixels, image) for image in images]
@@ -165,46 +178,73 @@ class Engine:
     async def search(
         self, vector: Float32[ndarray, " E"], *, top: int, skip: int = 0, selected: Filter | None
     ) -> list[SearchHit]:
-        """The nearest of the index, without the first `skip` ones."""
-        self.held_index()
-        (found,) = await self._await(self.searches, [_Asked(vector, top, skip, selected)])
-        answer: list[SearchHit] = found
-        return answer
+        """The nearest entries of the index, in descending order of similarity.
 
-    async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
-        """A PNG of the heat map of a text over an indexed picture, with the pixels that were indexed."""
-        content = await self.in_thread("pictures", partial(self._shown.original, entries))
-        (pixels,) = await self._decoded([content])
-        (png,) = await self._await(self.heats, [(pixels, text)])
-        drawn: bytes = png
-        return drawn
-
-    async def of_index(self, read: Callable[[Index], T]) -> T:
-        """What is read of the index, by the thread that reads it."""
-        index = self.held_index()
-        return await self.in_thread("index", partial(read, index))
-
-    async def picture(self, entries: Sequence[Entry], width_px: int | None) -> tuple[bytes, str]:
-        """A picture of the index, or a small one, and its media type."""
-        return await self.in_thread("pictures", partial(self._shown.get, entries, width_px))
-
-    async def in_thread(self, name: Literal["bodies", "index", "pictures"], call: Callable[[], T]) -> T:
-        """The result of a blocking call, from a thread of the kind that is named.
+        Args:
+            vector: the L2-normalized embedding of the query.
+            top: rank of the last entry to return.
+            skip: number of entries to skip at the beginning.
+            selected: filter that selects the entries to search; None for all.
 
         Raises:
-            Problem: it took longer than the deadline (503); its result is dropped.
+            Problem: the server has no index (404), or the request timed out (503).
+            Overloaded: the queue is full (429).
         """
-        coming = asyncio.get_running_loop().run_in_executor(self._threads[name], call)
+        self.require_index()
+        (found,) = await self._await(self.searches, [_SearchJob(vector, top, skip, selected)])
+        hits: list[SearchHit] = found
+        return hits
+
+    async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
+        """A PNG of an indexed image with a heat map that shows which parts match a text.
+
+        Args:
+            entries: files with the content of the image; they have the same digest.
+            text: the text.
+
+        Raises:
+            Problem: no file has the indexed content any more (410), or the request timed out (503).
+        """
+        content = await self.run_in_thread("pictures", partial(self._pictures.original, entries))
+        (pixels,) = await self._decoded([content])
+        (png,) = await self._await(self.heat_maps, [(pixels, text)])
+        encoded: bytes = png
+        return encoded
+
+    async def read_index(self, read: Callable[[Index], T]) -> T:
+        """The result of a function that reads the index. It runs in the thread of the index.
+
+        Raises:
+            Problem: the server has no index (404), or the call took longer than the deadline (503).
+        """
+        index = self.require_index()
+        return await self.run_in_thread("index", partial(read, index))
+
+    async def picture(self, entries: Sequence[Entry], width_px: int | None) -> tuple[bytes, str]:
+        """The content and the media type of an indexed image, or of its thumbnail. See `PictureReader.get`."""
+        return await self.run_in_thread("pictures", partial(self._pictures.get, entries, width_px))
+
+    async def run_in_thread(self, name: Literal["bodies", "index", "pictures"], call: Callable[[], T]) -> T:
+        """The result of a blocking call.
+
+        Args:
+            name: the threads that run the call.
+            call: the function to call.
+
+        Raises:
+            Problem: the call took longer than the deadline (503). Its result is dropped.
+        """
+        future = asyncio.get_running_loop().run_in_executor(self._threads[name], call)
         try:
-            return await asyncio.wait_for(coming, self.limits.deadline_s)
+            return await asyncio.wait_for(future, self.limits.deadline_s)
         except TimeoutError:
             raise too_late() from None
 
-    def held_index(self) -> Index:
+    def require_index(self) -> Index:
         """The index.
 
         Raises:
-            Problem: the server has none.
+            Problem: the server has no index (404).
         """
         if self.index is None:
             raise Problem(404, "this server has no index; start it with --index")
@@ -213,9 +253,9 @@ class Engine:
     async def _await(self, batcher: Batcher[Any, Any], items: Sequence[Any]) -> list[Any]:
         return _checked(await batcher.submit(items, timeout_s=self.limits.deadline_s))
 
-    def _check_number(self, what: str, number: int, most: int) -> None:
-        if number > most:
-            raise Problem(422, f"{number} {what} in one request; at most {most}: split them over several requests")
+    def _check_number(self, kind: str, num: int, max_num: int) -> None:
+        if num > max_num:
+            raise Problem(422, f"{num} {kind} in one request; at most {max_num}: split them over several requests")
 
     def _embed_texts(self, texts: list[str]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_texts(texts))
@@ -223,26 +263,30 @@ class Engine:
     def _embed_images(self, pixels: list[UInt8[ndarray, "3 H W"]]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_pixels(pixels))
 
-    def _search(self, asked: list[_Asked]) -> list[list[SearchHit] | Exception]:
-        """Searches that want the same page under the same filter go through the index together, and fail together."""
-        index, found = self.held_index(), dict[int, list[SearchHit] | Exception]()
+    def _search(self, jobs: list[_SearchJob]) -> list[list[SearchHit] | Exception]:
+        """The hits of each job. Jobs with the same `top`, `skip` and filter are searched together, and fail together."""
+        index, results = self.require_index(), dict[int, list[SearchHit] | Exception]()
         groups: dict[tuple[int, int, Filter | None], list[int]] = defaultdict(list)
-        for number, one in enumerate(asked):
-            groups[one.top, one.skip, one.selected].append(number)
+        for number, job in enumerate(jobs):
+            groups[job.top, job.skip, job.selected].append(number)
         for (top, skip, selected), numbers in groups.items():
-            vectors = np.stack([asked[number].vector for number in numbers])
+            vectors = np.stack([jobs[number].vector for number in numbers])
             try:
-                found |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, selected=selected), strict=True))
+                results |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, selected=selected), strict=True))
             except Exception as error:
-                found |= dict.fromkeys(numbers, error)
-        return [found[number] for number in range(len(asked))]
+                results |= dict.fromkeys(numbers, error)
+        return [results[number] for number in range(len(jobs))]
 
-    def _explain(self, asked: list[tuple[UInt8[ndarray, "3 H W"], str]]) -> list[bytes]:
-        return [heat_picture(explain_pixels(self.embedder, pixels, [text])) for pixels, text in asked]
+    def _explain(self, jobs: list[tuple[UInt8[ndarray, "3 H W"], str]]) -> list[bytes]:
+        return [render_heat_map(explain_pixels(self.embedder, pixels, [text])) for pixels, text in jobs]
 
 
 def _checked(results: Sequence[Any]) -> list[Any]:
-    """The results, if none of them is an exception. The problem of an unusable picture contains its position."""
+    """The results, if none of them is an exception. Otherwise the first exception is raised.
+
+    Raises:
+        Problem: an image cannot be read (422). The problem contains its position.
+    """
     for number, result in enumerate(results):
         if isinstance(result, ImageError):
             reason = str(result).partition(": ")[2] or str(result)

@@ -15,39 +15,39 @@ from diptych.server.fields import problem_of_fields
 from diptych.server.problems import LOG, Overloaded, Problem, problem_response
 
 
-def answer_problems(app: FastAPI) -> None:
-    """Register handlers that turn errors of routes into JSON problems."""
+def add_error_handlers(app: FastAPI) -> None:
+    """Register handlers that turn the exceptions of routes into JSON problems."""
 
-    def answered(request: Request, problem: Problem) -> JSONResponse:
+    def respond(request: Request, problem: Problem) -> JSONResponse:
         return problem_response(problem, request.url.path)
 
     @app.exception_handler(Problem)
-    async def _told(request: Request, error: Problem) -> JSONResponse:
-        return answered(request, error)
+    async def _problem(request: Request, error: Problem) -> JSONResponse:
+        return respond(request, error)
 
     @app.exception_handler(DiptychError)
-    async def _refused(request: Request, error: DiptychError) -> JSONResponse:
-        return answered(request, _of_library(error))
+    async def _library_error(request: Request, error: DiptychError) -> JSONResponse:
+        return respond(request, _problem_of_library_error(error))
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answered(request, problem_of_fields(error.errors()))
+    async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(request, problem_of_fields(error.errors()))
 
     @app.exception_handler(Exception)
-    async def _failed(request: Request, _error: Exception) -> JSONResponse:
+    async def _unexpected_error(request: Request, _error: Exception) -> JSONResponse:
         LOG.error("%s %s failed", visible(request.method), visible(request.url.path))  # The guard logs the traceback.
-        return answered(request, Problem(500, "the server failed on this request; its log has the details"))
+        return respond(request, Problem(500, "the server failed on this request; its log has the details"))
 
     @app.exception_handler(ClientDisconnect)
-    async def _gone(request: Request, _error: ClientDisconnect) -> JSONResponse:
-        return answered(request, Problem(400, "the body did not arrive"))  # The client is gone.
+    async def _disconnected(request: Request, _error: ClientDisconnect) -> JSONResponse:
+        return respond(request, Problem(400, "the body did not arrive"))  # No client receives it.
 
     @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        return answered(request, _of_framework(error, request, app.openapi()["paths"]))
+    async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+        return respond(request, _problem_of_http_error(error, request, app.openapi()["paths"]))
 
 
-def _of_library(error: DiptychError) -> Problem:
+def _problem_of_library_error(error: DiptychError) -> Problem:
     match error:
         case ImageError():
             return Problem(422, f"a picture cannot be used: {error}")
@@ -60,8 +60,8 @@ def _of_library(error: DiptychError) -> Problem:
             return Problem(422, str(error))
 
 
-def _of_framework(error: HTTPException, request: Request, paths: Iterable[str]) -> Problem:
-    """The problem for an unknown path or method. It names valid ones."""
+def _problem_of_http_error(error: HTTPException, request: Request, paths: Iterable[str]) -> Problem:
+    """The problem for an HTTP error of FastAPI, such as an unknown path or method. Its detail lists valid ones."""
     headers, detail = dict(error.headers or {}), str(error.detail)
     if error.status_code == 404:
         near = get_close_matches(request.url.path[:200], list(paths), n=1)

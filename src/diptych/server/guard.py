@@ -1,4 +1,4 @@
-"""What every request passes before a route sees it: host, site, key, limits of size and time. Headers that all answers have."""
+"""Middleware that checks host, site, key, size and time of every request, and adds security headers to every response."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from diptych.server.origin import check_host, check_site, header
 from diptych.server.problems import LOG, Problem, problem_response, too_late
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
-"""Asked by what watches over the server; they need no key."""
+"""Routes for health checks, which need no key."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
@@ -33,10 +33,17 @@ HEADERS = {
 
 
 class Guard:
-    """The outermost layer. Whatever goes wrong within is answered as a problem, without a word of how the server is built.
+    """ASGI middleware around the whole application.
 
-    A request that is not answered within the deadline gets 503, whatever it waits for. An answer that has begun has as
-    long again to be sent.
+    Every error becomes a JSON problem without details of the implementation. A request that is not answered within
+    `Limits.deadline_s` gets status 503. Once a response has begun, it has the same time again to be sent.
+
+    Args:
+        app: the application.
+        limits: limits of size and time.
+        counts: the metrics to update.
+        keys: valid API keys; empty to allow requests without a key.
+        hosts: names of this server that requests may use; empty to allow any name.
     """
 
     def __init__(
@@ -48,34 +55,34 @@ class Guard:
         self._budget = BodyBudget(limits, counts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began, body = time.perf_counter(), Body(self._budget, receive)
         is_head = scope["method"] == "HEAD"
-        if is_head:  # Handled as GET, without the content.
+        if is_head:  # HEAD is handled as GET, and the content is dropped.
             scope = {**scope, "method": "GET"}
-        answer = _Answer(send, body, has_content=not is_head)
+        response = _Response(send, body, has_content=not is_head)
         try:
-            await self._in_time(scope, body, answer)
+            await self._in_time(scope, body, response)
         except Problem as problem:
-            await self._refuse(problem, scope, receive, answer)
+            await self._refuse(problem, scope, receive, response)
         except Exception:
             LOG.exception("%s %s failed", visible(scope["method"]), visible(scope["path"]))
             failed = Problem(500, "the server failed on this request; its log has the details")
-            await self._refuse(failed, scope, receive, answer)
+            await self._refuse(failed, scope, receive, response)
         finally:
             body.release()
             route = getattr(scope.get("route"), "path", "other")
-            self._counts.requests.labels(route, str(answer.status)).inc()
+            self._counts.requests.labels(route, str(response.status)).inc()
             self._counts.seconds.labels(route).observe(time.perf_counter() - began)
 
-    async def _in_time(self, scope: Scope, body: Body, answer: "_Answer") -> None:
-        """The application's answer.
+    async def _in_time(self, scope: Scope, body: Body, response: "_Response") -> None:
+        """Run the application within the deadline.
 
         Raises:
-            Problem: it did not come within the deadline (503), because the body did not (408).
+            Problem: the client did not send its body within the deadline (408), or the response took too long (503).
         """
         deadline_s, clock = self._limits.deadline_s, asyncio.get_running_loop().time
         until = asyncio.timeout(deadline_s)
@@ -87,41 +94,45 @@ class Guard:
         try:
             async with until:
                 self._admit(scope)
-                body.expect(header(scope, b"content-length"))
-                answer.on_start = extend
-                await self._app(scope, body.receive, answer.send)
+                body.check_length(header(scope, b"content-length"))
+                response.on_start = extend
+                await self._app(scope, body.receive, response.send)
         except TimeoutError:
             if not until.expired():
                 raise
-            raise (too_slow() if body.is_awaited else too_late()) from None
+            raise (too_slow() if body.is_waiting else too_late()) from None
         finally:
-            answer.on_start = _nothing
+            response.on_start = _nothing
 
     def _admit(self, scope: Scope) -> None:
-        """Refuse a strange host, another site's page, and who has no key where one is needed."""
+        """Check host, site and key of a request.
+
+        Raises:
+            Problem: one of them is not allowed.
+        """
         check_host(scope, self._hosts)
         check_site(scope, self._hosts)
-        if self._keys and scope["path"] not in OPEN_ROUTES and not self._knows(_given_key(scope)):
+        if self._keys and scope["path"] not in OPEN_ROUTES and not self._is_valid(_api_key(scope)):
             detail = "a valid key is needed: send it as X-API-Key, or as a bearer token"
             raise Problem(401, detail, headers={"WWW-Authenticate": 'Basic realm="Diptych"'})
 
-    def _knows(self, given: bytes) -> bool:
-        """Every key is compared, and each in the same time."""
-        return any([hmac.compare_digest(given, key) for key in self._keys])  # noqa: C419  (a list does not stop early)
+    def _is_valid(self, api_key: bytes) -> bool:
+        """Whether a key is valid. All keys are compared in constant time, so that timing reveals nothing about them."""
+        return any([hmac.compare_digest(api_key, key) for key in self._keys])  # noqa: C419  (a list does not stop early)
 
-    async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, answer: "_Answer") -> None:
-        if not answer.status:
-            await problem_response(problem, scope["path"])(scope, receive, answer.send)
+    async def _refuse(self, problem: Problem, scope: Scope, receive: Receive, response: "_Response") -> None:
+        if not response.status:
+            await problem_response(problem, scope["path"])(scope, receive, response.send)
 
 
 def _nothing() -> None:
     pass
 
 
-class _Answer:
+class _Response:
     """Adds the headers of all responses and stores the status. A response to HEAD has no content.
 
-    After a request that is too large (413), the connection closes when the whole request has arrived.
+    After a request that is too large (413), the connection stays open until the rest of the request has arrived.
     """
 
     def __init__(self, send: Send, body: Body, *, has_content: bool) -> None:
@@ -132,26 +143,26 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.on_start()
-            have = {name.lower() for name, _ in message["headers"]}
-            more = [
+            existing = {name.lower() for name, _ in message["headers"]}
+            added = [
                 (name.lower().encode(), value.encode())
                 for name, value in {**HEADERS, "Cache-Control": "no-store"}.items()
-                if name.lower().encode() not in have
+                if name.lower().encode() not in existing
             ]
-            message = {**message, "headers": [*message["headers"], *more]}
+            message = {**message, "headers": [*message["headers"], *added]}
         elif not self._has_content:
             message = {**message, "body": b""}
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if is_last and self.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             await self._send({**message, "more_body": True})
             self._body.release()
-            await self._body.drop_rest()
+            await self._body.discard_rest()
             message = {"type": "http.response.body"}
         await self._send(message)
 
 
-def _given_key(scope: Scope) -> bytes:
-    """From `X-API-Key`, or as a bearer's token, or as the password that a browser asks for."""
+def _api_key(scope: Scope) -> bytes:
+    """The API key of a request: a bearer token, the password of basic authentication, or the value of `X-API-Key`."""
     plain = header(scope, b"x-api-key")
     scheme, _, value = header(scope, b"authorization").partition(b" ")
     match scheme.lower():

@@ -1,4 +1,4 @@
-"""What a server takes from a request, and from all of them together."""
+"""Limits of a server: per request, and for all requests together."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,39 @@ from diptych.core.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of the server, which refuses requests beyond them. They bound its memory."""
+    """Limits of the server. Requests beyond them are refused, which bounds the memory that the server uses.
+
+    >>> Limits(waiting=1000).max_texts
+    1000
+
+    Raises:
+        ConfigError: a limit is not positive, or `window_ms` is outside [0, 1000].
+    """
 
     batch: int = 64
-    """Texts, or pictures, that go through the model at once."""
+    """Maximum number of texts in a batch of the model. A batch of images has at most a quarter as many."""
     window_ms: float = 2.0
-    """How long the first of a batch waits for others."""
+    """Time in milliseconds that the first request of a batch waits for others, within [0, 1000]."""
     waiting: int = 4096
-    """Maximum number of waiting texts; a quarter as many pictures may wait. Further requests get 429."""
+    """Maximum number of texts in the queue; the queue for images holds a quarter as many. Further requests get status 429."""
     deadline_s: float = 30.0
-    """Seconds that a request may take, its body included; then it is answered with 503, whatever it waits for."""
+    """Maximum duration of a request in seconds, including the upload of its body. A request that takes longer gets 503."""
     idle_s: float = 5.0
-    """Seconds that the first or the next part of a body may be awaited."""
+    """Maximum time in seconds between two parts of a body, and before its first part."""
     body_mb: int = 32
-    """Of one request."""
+    """Maximum size of the body of one request, in MiB."""
     all_bodies_mb: int = 256
-    """Of all requests that are under way."""
+    """Maximum size of the bodies of all current requests together, in MiB."""
     texts: int = 2048
     """Maximum number of texts per request, as in OpenAI's API. LangChain sends 1,000."""
     text_chars: int = 4000
-    """Of one text."""
+    """Maximum number of characters per text."""
     images: int = 64
-    """Of one request."""
+    """Maximum number of images per request."""
     pixels: int = 50_000_000
-    """Of one picture."""
+    """Maximum number of pixels per image."""
     results: int = 10_000
-    """How far into its results a search may reach."""
+    """Maximum of `offset + limit` in a search."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -43,15 +50,15 @@ class Limits:
 
     @property
     def waiting_images(self) -> int:
-        """Maximum number of waiting pictures. Each takes at least 150 kB when decoded, much more than a text."""
+        """Maximum number of images in the queue. A decoded image takes at least 150 kB, much more than a text."""
         return max(1, self.waiting // 4)
 
     @property
     def max_texts(self) -> int:
-        """Maximum number of texts per request. A request with more texts than may wait could never be accepted."""
+        """Maximum number of texts per request. It is at most `waiting`, because a larger request would never fit the queue."""
         return min(self.texts, self.waiting)
 
     @property
     def max_images(self) -> int:
-        """Maximum number of pictures per request."""
+        """Maximum number of images per request."""
         return min(self.images, self.waiting_images)

@@ -1,4 +1,4 @@
-"""The server's log: one line per message, without control characters and secrets of addresses."""
+"""Logging of the server: one line per message, without control characters and without secrets in addresses."""
 
 import logging
 from typing import Any
@@ -8,19 +8,23 @@ from diptych.core.terminal import visible
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats a log record as one line and its traceback, without control characters and secrets of addresses."""
+    """Formats a log record as one line and its traceback, without control characters and without secrets in addresses."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (the base class names it)
-        """The line of the record."""
+        """The record as one line, without its traceback."""
         return visible(redacted(super().formatMessage(record)))
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, then the traceback, which may have been formatted by another formatter."""
+        """The record as one line, followed by its traceback."""
         return visible(redacted(super().format(record)), keep="\n")
 
 
 def log_config(*names: str) -> dict[str, Any]:
-    """For `logging.config.dictConfig`: loggers of these names, and those below them, write to standard error visibly."""
+    """A configuration for `logging.config.dictConfig` that logs to standard error with `VisibleFormatter`.
+
+    Args:
+        names: the loggers to configure. It also applies to the loggers below them.
+    """
     return {
         "version": 1,
         "disable_existing_loggers": False,

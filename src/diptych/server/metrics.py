@@ -1,4 +1,4 @@
-"""What `/metrics` tells Prometheus."""
+"""Prometheus metrics of a server, as returned by `/metrics`."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,37 +7,39 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Counts:
-    """One server's; two in one process do not mix."""
+    """The metrics of one server. Each instance has its own registry, so several servers can run in one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = Counter(
-            "diptych_requests", "Answers by route and status.", ["route", "status"], registry=self._registry
+            "diptych_requests", "Number of responses by route and status.", ["route", "status"], registry=self._registry
         )
         self.seconds = Histogram(
             "diptych_request_seconds",
-            "From a request to its answer.",
+            "Time from the start of a request to the end of its response, in seconds.",
             ["route"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self.batch = Histogram(
             "diptych_batch_size",
-            "Things that were computed at once.",
+            "Number of items per batch.",
             ["queue"],
             buckets=_SIZES,
             registry=self._registry,
         )
-        self.waiting = Gauge("diptych_waiting", "Things that wait for their batch.", ["queue"], registry=self._registry)
+        self.waiting = Gauge("diptych_waiting", "Number of items in the queue.", ["queue"], registry=self._registry)
         self.busy = Gauge(
             "diptych_busy_seconds",
-            "Since the longest current call of the threads began.",
+            "Duration of the longest current call of the threads, in seconds.",
             ["threads"],
             registry=self._registry,
         )
-        self.cut = Counter("diptych_texts_cut", "Texts that were too long for the model.", registry=self._registry)
-        self.bodies = Gauge("diptych_body_bytes", "Of the requests that are under way.", registry=self._registry)
+        self.cut = Counter(
+            "diptych_texts_cut", "Number of texts that were truncated to the context length.", registry=self._registry
+        )
+        self.bodies = Gauge("diptych_body_bytes", "Size of the bodies of current requests.", registry=self._registry)
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
+        """The current values in Prometheus's text format."""
         return generate_latest(self._registry)

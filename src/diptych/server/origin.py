@@ -1,4 +1,4 @@
-"""From where a request comes: the host that it names, and the site of the page that sends it."""
+"""Checks of the `Host` header and of the site whose page sent a request."""
 
 import re
 from collections.abc import Collection
@@ -11,24 +11,28 @@ from diptych.server.problems import Problem
 _HOST = re.compile(r"(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 _PORTS = {"http": 80, "https": 443}
 _APIS = ("/v1/", "/api/")
-"""Below these, even reading costs time or shows data, so that no page of another site may do it."""
+"""Paths under which even reads use the model or return data. Pages of other sites may not request them."""
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """The first value of a header; empty without one."""
-    found: bytes = next((value for key, value in scope["headers"] if key == name), b"")
-    return found
+    """The first value of a request header, or an empty string if the request does not have the header."""
+    first_value: bytes = next((value for key, value in scope["headers"] if key == name), b"")
+    return first_value
 
 
 def check_host(scope: Scope, hosts: Collection[str]) -> None:
-    """Refuse a host that cannot be read or is not among those allowed; none allows any.
+    """Check that the `Host` header is valid and that its host is allowed.
+
+    Args:
+        scope: the ASGI scope of the request.
+        hosts: the allowed host names, in lower case; empty to allow every host.
 
     Raises:
-        Problem: the host cannot be read (400), or is another's (421).
+        Problem: the header cannot be parsed (400), or the host is not allowed (421).
     """
     given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
     host = given[0] if given else ""
-    name = _place(f"//{host}")[0] if host else ""
+    name = _host_and_port(f"//{host}")[0] if host else ""
     if len(given) > 1 or name is None or (host and not _HOST.fullmatch(host)):
         raise Problem(400, "the Host header cannot be read", headers={"Connection": "close"})
     if hosts and name not in hosts:
@@ -39,12 +43,16 @@ def check_host(scope: Scope, hosts: Collection[str]) -> None:
 
 
 def check_site(scope: Scope, hosts: Collection[str]) -> None:
-    """Refuse what a page of another site makes a browser send, except to open the page here by a link.
+    """Check that a request does not come from a page of another site. Links to the pages of this server are allowed.
 
-    Programs send neither `Origin` nor `Sec-Fetch-Site`, and are not affected.
+    Only browsers send `Origin` and `Sec-Fetch-Site`, so requests from programs always pass.
+
+    Args:
+        scope: the ASGI scope of the request.
+        hosts: host names of this server, in lower case.
 
     Raises:
-        Problem: another site's page sends it (403).
+        Problem: a page of another site sent the request (403).
     """
     origin = header(scope, b"origin").decode("latin-1")
     site = header(scope, b"sec-fetch-site").decode("latin-1").strip().lower()
@@ -57,19 +65,23 @@ def check_site(scope: Scope, hosts: Collection[str]) -> None:
 
 
 def _is_own(origin: str, scope: Scope, hosts: Collection[str], *, is_same: bool) -> bool:
-    """Whether an origin is this server's; a proxy may have changed name or port, so the browser's word for it counts, too."""
+    """Whether an origin belongs to this server.
+
+    A proxy may change the host name or the port. For a request that the browser marks as same-origin (`is_same`), an equal
+    host name is therefore enough.
+    """
     if origin == "null":
         return is_same
     scheme = origin.partition("://")[0].lower()
-    own = _place(f"{scheme}://{header(scope, b'host').decode('latin-1')}")
-    asking = _place(origin)
-    if asking[0] is None:
+    own = _host_and_port(f"{scheme}://{header(scope, b'host').decode('latin-1')}")
+    sender = _host_and_port(origin)
+    if sender[0] is None:
         return False
-    return asking == own or (is_same and asking[0] in {own[0], *hosts})
+    return sender == own or (is_same and sender[0] in {own[0], *hosts})
 
 
-def _place(url: str) -> tuple[str | None, int | None]:
-    """Host name and port of an address; None for what cannot be read."""
+def _host_and_port(url: str) -> tuple[str | None, int | None]:
+    """Host name and port of a URL; (None, None) if the URL cannot be parsed."""
     try:
         parts = urlsplit(url)
         return parts.hostname, parts.port or _PORTS.get(parts.scheme)

@@ -1,4 +1,4 @@
-"""A request's body as what it should be: JSON, or a form with files."""
+"""Parses the body of a request: JSON, or a form with files."""
 
 import re
 from collections.abc import Awaitable, Callable
@@ -17,11 +17,11 @@ from diptych.server.schemas import Uploaded
 M = TypeVar("M", bound=BaseModel)
 
 _LONG = 2**18
-"""Bytes of JSON above which others are served while it is read."""
+"""Size in bytes above which JSON is parsed in a thread, so that it does not block the event loop."""
 
 
 MAX_DEPTH = 32
-"""Of a JSON body."""
+"""Maximum nesting depth of a JSON body."""
 _STRING = re.compile(rb'"[^"]*"')
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _OTHERS = bytes(set(range(256)) - set(b'[]{}"'))
@@ -31,11 +31,15 @@ InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
-    """What was sent, checked. A long body is parsed in a thread.
+    """Parse and validate the body of a request.
+
+    Args:
+        request: the request.
+        model: the expected type. If it has a field `images`, a form (`multipart/form-data`) is accepted, too.
+        in_thread: runs the parsing of a large body.
 
     Raises:
-        Problem: the body is not JSON or a form, or is compressed (415), does not match its type (400), or has a wrong field
-            (422).
+        Problem: the body is neither JSON nor a form, or is compressed (415), is malformed (400), or has an invalid field (422).
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -52,8 +56,9 @@ async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
             return parsed
         return _parse(model, body)
     except ValidationError as error:
-        told = [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_input=False, include_url=False)]
-        raise problem_of_fields(told, model.model_fields) from None
+        errors = error.errors(include_input=False, include_url=False)
+        located = [{**one, "loc": ("body", *one["loc"])} for one in errors]
+        raise problem_of_fields(located, model.model_fields) from None
 
 
 def _parse(model: type[M], body: bytes) -> M:
@@ -63,7 +68,7 @@ def _parse(model: type[M], body: bytes) -> M:
 
 
 def is_nested_deeper(body: bytes, depth: int) -> bool:
-    """Whether JSON has brackets within brackets to more than a depth. Takes a fraction of the time of parsing.
+    """Whether JSON is nested more than `depth` levels deep. This takes a fraction of the time of parsing.
 
     >>> is_nested_deeper(b'{"a": [[1], "[[["]}', 3), is_nested_deeper(b'{"a": [[1]]}', 2)
     (False, True)
@@ -78,23 +83,23 @@ def is_nested_deeper(body: bytes, depth: int) -> bool:
 
 
 async def _form(request: Request) -> dict[str, Any]:
-    """Fields that may be there several times are lists; files are pictures."""
-    found: dict[str, Any] = {}
+    """The fields of a form. Fields that may occur several times are lists; uploaded files are images."""
+    values: dict[str, Any] = {}
     try:
         async with request.form(max_files=1000, max_fields=2000) as form:
             for name, value in form.multi_items():
                 content = Uploaded(await value.read()) if isinstance(value, UploadFile) else value
                 if name in {"images", "texts", "classes", "templates"}:
-                    found.setdefault(name, []).append(content)
+                    values.setdefault(name, []).append(content)
                 else:
-                    found[name] = content
+                    values[name] = content
     except (MultiPartException, ValueError, KeyError) as error:
         raise Problem(400, f"the form cannot be read ({type(error).__name__})") from None
-    return found
+    return values
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """For the description of a route: its body as JSON, and where there are pictures as a form."""
+def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI description of a request body: JSON, and a form if the model has a field `images`."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     content: dict[str, Any] = {"application/json": {"schema": schema, "examples": _examples(model)}}
     if "images" in model.model_fields:

@@ -1,4 +1,4 @@
-"""Every answer that is no success is a JSON problem (RFC 9457), and none tells how the server is built."""
+"""Error responses as JSON problems (RFC 9457). They contain no details of the implementation."""
 
 import logging
 from http import HTTPStatus
@@ -34,20 +34,30 @@ class Problem(Exception):  # noqa: N818  (named as the standard names it)
 
 
 class Overloaded(Problem):
-    """So many wait that one more would only wait in vain."""
+    """The server has too many requests (429).
 
-    def __init__(self, what: str, *, retry_after_s: float = 1.0) -> None:
-        super().__init__(429, f"{what}; try again later", headers={"Retry-After": str(max(1, round(retry_after_s)))})
+    Args:
+        reason: what the server has too many of; the beginning of `detail`.
+        retry_after_s: seconds after which the client should try again, rounded to at least 1.
+    """
+
+    def __init__(self, reason: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(429, f"{reason}; try again later", headers={"Retry-After": str(max(1, round(retry_after_s)))})
 
 
 def too_late() -> Problem:
-    """The answer to a request that took longer than the deadline."""
+    """The response to a request that took longer than the deadline (503)."""
     detail = "the request took too long; send fewer inputs at once, or start the server with a longer --deadline"
     return Problem(503, detail, headers={"Retry-After": "1"})
 
 
 def problem_response(problem: Problem, path: str) -> JSONResponse:
-    """The response for a path. On the paths of OpenAI's API it also has `error`, from which clients read the message."""
+    """The JSON response for a problem. On the paths of OpenAI's API it also has `error`, from which clients read the message.
+
+    Args:
+        problem: the problem to report.
+        path: the path of the request.
+    """
     body: dict[str, Any] = {"type": "about:blank", "title": _title(problem.status), "status": problem.status}
     body |= {"detail": problem.detail, **problem.more}
     if path.startswith(OPENAI_PATHS):

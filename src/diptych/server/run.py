@@ -1,4 +1,4 @@
-"""A server process: it takes requests until a signal comes, answers those that are under way, and ends."""
+"""Runs a server process until it receives a signal, and shuts it down gracefully."""
 
 import os
 import signal
@@ -21,51 +21,62 @@ from diptych.server.workers import busy_threads
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DRAIN_S = 30
-"""Seconds that requests under way have to be answered after SIGTERM or SIGINT."""
+"""Time in seconds to complete current requests after SIGTERM or SIGINT."""
 EXIT_S = 5
-"""Seconds after that until the process ends, whatever it waits for."""
+"""Time in seconds after `DRAIN_S` until the process exits unconditionally."""
 
 
-def bound_socket(host: str, port: int) -> socket.socket:
-    """Listening there; port 0 takes a free one.
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A socket that is bound to an address.
+
+    Args:
+        host: host name or IP address.
+        port: port; 0 selects a free one.
 
     Raises:
-        ConfigError: the address is taken, or none of this machine's.
+        ConfigError: the address is in use, or does not belong to this machine.
     """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"{host}:{port}: cannot listen there; a port lies within 0 and 65535")
+        raise ConfigError(f"{host}:{port}: cannot listen there; a port must be from 0 to 65535")
     try:
-        family, kind, proto, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, proto, _, sockaddr = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, proto)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            bound.bind(place)
+            bound.bind(sockaddr)
         except OSError:
             bound.close()
             raise
     except (OSError, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
-            f"{host}:{port}: cannot listen there ({said}); choose another with --host and --port"
+            f"{host}:{port}: cannot listen there ({reason}); choose another with --host and --port"
         ) from None
     return bound
 
 
-def address(bound: socket.socket) -> str:
-    """As a browser opens it."""
+def base_url(bound: socket.socket) -> str:
+    """The URL of the server for a browser."""
     host, port = bound.getsockname()[:2]
     if host in {"0.0.0.0", "::"}:
         host = socket.gethostname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def known_hosts(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
-    """Names that the server answers for; none, which is any, where others than this machine reach it and no name is given."""
+def allowed_hosts(host: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Host names that requests may use; empty to allow any name.
+
+    Any name is allowed if other machines can reach the server and `allowed` is empty.
+
+    Args:
+        host: the address that the server listens on.
+        allowed: further names.
+    """
     return (*_LOOPBACK, host, *allowed) if allowed or is_loopback(host) else ()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Whether only this machine can reach an address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -73,7 +84,12 @@ def is_loopback(host: str) -> bool:
 
 
 def server_config(app: ASGIApp, *, drain_s: int = DRAIN_S) -> uvicorn.Config:
-    """How uvicorn serves an application; requests that are under way at the end have so many seconds."""
+    """The configuration of uvicorn for an application.
+
+    Args:
+        app: the application.
+        drain_s: time in seconds to complete current requests at shutdown.
+    """
     return uvicorn.Config(
         app,
         http=BoundedProtocol,
@@ -89,11 +105,18 @@ def server_config(app: ASGIApp, *, drain_s: int = DRAIN_S) -> uvicorn.Config:
 
 
 def serve(app: ASGIApp, bound: socket.socket, *, drain_s: int = DRAIN_S) -> None:
-    """Until SIGINT or SIGTERM: then no new request is taken, and those under way have `drain_s` seconds.
+    """Serve an application until SIGINT or SIGTERM. New requests are then refused, and current ones are completed.
 
-    The process ends `EXIT_S` seconds later at the latest, with exit code 0, even if a thread never returns.
+    The process exits with code 0 at most `drain_s + EXIT_S` seconds after the signal, even if a thread never returns.
+
+    Args:
+        app: the application.
+        bound: a bound socket. It is closed at the end.
+        drain_s: time in seconds to complete current requests.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # Uvicorn gives the signal on when it has ended.
+    before = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # Uvicorn raises the signal again after it has ended.
     try:
         _Server(server_config(app, drain_s=drain_s)).run(sockets=[bound])
     except KeyboardInterrupt:
@@ -104,13 +127,13 @@ def serve(app: ASGIApp, bound: socket.socket, *, drain_s: int = DRAIN_S) -> None
 
 
 def exit_if_stuck() -> None:
-    """End the process now if a worker thread is inside a call: the interpreter cannot end cleanly around it."""
+    """Exit at once if a worker thread is running a call, because the interpreter cannot shut down cleanly then."""
     if busy_threads():
         _exit()
 
 
 class _Server(uvicorn.Server):
-    """Ends the process some time after the first signal, whatever the process waits for."""
+    """Exits unconditionally some time after the first signal."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:

@@ -1,4 +1,4 @@
-"""The settings of a run for the page of runs. What is read is bounded, and settings that cannot be shown give the reason."""
+"""Reads the settings of a training run for the page that compares runs, with limits on their size."""
 
 import math
 from dataclasses import dataclass
@@ -19,41 +19,41 @@ _MAX_PATH = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What the page shows of a `config.yaml`."""
+    """The contents of a `config.yaml`."""
 
     recipe: str | None
     data: str | None
-    """The data source, without secrets."""
+    """Address of the data source, without secrets."""
     settings: dict[str, Any]
-    """All settings by dotted path, as the command line sets them."""
+    """All settings by dotted path, as in the options of `diptych train`."""
 
 
 class ConfigReader:
-    """Reads one `config.yaml` again only after it has changed: its device, inode, size or time of modification."""
+    """Reads a `config.yaml` and reads it again only if its device, inode, size or modification time has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp: tuple[int, int, int, int] | None = None
+        self._file_stat: tuple[int, int, int, int] | None = None
         self._config: RunConfig | None = None
         self._error: ConfigError | RunError | None = None
 
     def read(self) -> RunConfig:
-        """The settings as they are now.
+        """The current settings.
 
         Raises:
-            ConfigError: the file is not YAML, or beyond the bounds of `read_yaml`.
-            RunError: it holds no settings, more than 5,000, or a value that JSON cannot carry.
-            OSError: it cannot be read.
+            ConfigError: the file is not YAML, or exceeds the limits of `read_yaml`.
+            RunError: the file contains no settings, more than 5,000, or a value that JSON cannot represent.
+            OSError: the file cannot be read.
         """
         status = self._path.stat()
-        stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        if stamp != self._stamp:
-            self._stamp = self._config = self._error = None
+        file_stat = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        if file_stat != self._file_stat:
+            self._file_stat = self._config = self._error = None
             try:
                 self._config = _read(self._path, status.st_size)
             except (ConfigError, RunError) as error:
                 self._error = error.with_traceback(None)
-            self._stamp = stamp
+            self._file_stat = file_stat
         if self._config is None:
             assert self._error is not None
             raise self._error.with_traceback(None)  # Each raise adds to the traceback.
@@ -82,34 +82,38 @@ def _read(path: Path, size: int) -> RunConfig:
 
 
 def _flat(settings: Any) -> list[tuple[str, Any]]:
-    """By dotted path, as the command line sets them.
+    """All settings as pairs of dotted path and value.
 
     Raises:
-        RunError: there are too many, or they are nested too deeply.
+        RunError: there are too many settings, or they are nested too deeply.
     """
-    found: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, Any]] = []
     budget = [_MAX_SETTINGS]
 
-    def visit(value: Any, place: str, depth: int) -> None:
+    def visit(value: Any, path: str, depth: int) -> None:
         budget[0] -= 1
         if budget[0] < 0:
             raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
-        if depth > _MAX_DEPTH or len(place) > _MAX_PATH:
+        if depth > _MAX_DEPTH or len(path) > _MAX_PATH:
             raise RunError(f"{CONFIG}: is nested too deeply")
         if isinstance(value, dict) and (value or depth):
             for key, inner in value.items():
-                visit(inner, f"{place}.{printable_text(str(key))}" if place else printable_text(str(key)), depth + 1)
+                visit(inner, f"{path}.{printable_text(str(key))}" if path else printable_text(str(key)), depth + 1)
         elif isinstance(value, list):
-            found.append((place, [_plain(one, budget, depth + 1) for one in value]))
+            pairs.append((path, [_plain(one, budget, depth + 1) for one in value]))
         elif depth:
-            found.append((place, _plain(value, budget, depth)))
+            pairs.append((path, _plain(value, budget, depth)))
 
     visit(settings, "", 0)
-    return found
+    return pairs
 
 
 def _plain(value: Any, budget: list[int], depth: int) -> Any:
-    """A value as JSON can carry it."""
+    """A value that JSON can represent.
+
+    Raises:
+        RunError: the value is too large or nested too deeply.
+    """
     budget[0] -= 1
     if budget[0] < 0:
         raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")

@@ -1,6 +1,6 @@
-"""Run folders as a page: curves of several runs over each other, what their settings differ in, samples.
+"""Web page that compares training runs: curves, differences between their settings, and samples.
 
-Only what lies in the folder is shown, by the names that a listing of it gave: no part of a request becomes a path.
+Requests select runs by names from a listing of the folder. No part of a request becomes a path.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from diptych.core.errors import ConfigError
 from diptych.core.program import command
 from diptych.server.app import add_page
-from diptych.server.errors import answer_problems
+from diptych.server.errors import add_error_handlers
 from diptych.server.guard import Guard
 from diptych.server.limits import Limits
 from diptych.server.metrics import Counts
@@ -32,52 +32,60 @@ T = TypeVar("T")
 
 
 def find_runs(folder: Path) -> dict[str, Path]:
-    """Run folders by name: those in a folder and its subfolders, or the folder itself.
+    """The run folders in a folder and its subfolders, or the folder itself if it is a run.
+
+    Returns:
+        Paths by name. The name is the path relative to `folder`, or the name of the folder itself.
 
     Raises:
-        ConfigError: there is no such folder, or it has none.
+        ConfigError: the folder does not exist, or it contains no run.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
     if _is_run(folder):
         return {printable(folder.resolve().name): folder}
-    found = {}
-    for place, below, _ in os.walk(folder):
-        if _is_run(Path(place)):
-            found[printable(str(Path(place).relative_to(folder)))] = Path(place)
-            below.clear()  # Checkpoints and pictures hold no runs.
-        below[:] = sorted(name for name in below if not name.startswith("."))
-    if not found:
+    runs = {}
+    for parent, subfolders, _ in os.walk(folder):
+        if _is_run(Path(parent)):
+            runs[printable(str(Path(parent).relative_to(folder)))] = Path(parent)
+            subfolders.clear()  # The folders of a run contain no other runs.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    if not runs:
         raise ConfigError(f"{folder}: holds no run; {command('train')} makes one")
-    return found
+    return runs
 
 
 def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
-    """What uvicorn serves."""
+    """The ASGI application of the page that shows training runs.
+
+    Args:
+        folder: a folder of run folders, or a run folder.
+        hosts: names of this server that the `Host` header may contain; empty to allow any name.
+    """
     app = FastAPI(title="Diptych runs", docs_url=None, redoc_url=None, redirect_slashes=False)
-    answer_problems(app)
+    add_error_handlers(app)
     threads, reader = Workers("runs", num=2), RunReader()
 
     def all_runs() -> list[dict[str, Any]]:
         return reader.summaries(find_runs(folder))
 
     def one_run(name: str) -> dict[str, Any]:
-        return reader.whole(name, _named(folder, name))
+        return reader.details(name, _named(folder, name))
 
     @app.get("/api/runs")
     async def runs(request: Request) -> Response:
-        """All of them, as they are now; one that cannot be read has the reason as `unreadable`."""
-        return await _in_thread(threads, partial(_answer, request, all_runs))
+        """Return summaries of all runs. For a run that cannot be read, `unreadable` contains the reason."""
+        return await _run_in_thread(threads, partial(_respond, request, all_runs))
 
     @app.get("/api/run")
     async def run(request: Request, name: str) -> Response:
-        """Curves, messages and settings of one."""
-        return await _in_thread(threads, partial(_answer, request, partial(one_run, name)))
+        """Return the curves, messages and settings of one run."""
+        return await _run_in_thread(threads, partial(_respond, request, partial(one_run, name)))
 
     @app.get("/api/picture")
     async def picture(name: str, file: str) -> FileResponse:
-        """One that the run drew."""
-        path = await _in_thread(threads, partial(_named, folder, name))
+        """Return one of the images in a run folder."""
+        path = await _run_in_thread(threads, partial(_named, folder, name))
         if file not in PICTURES or not (path / file).is_file():
             raise Problem(404, "the run has no such picture")
         return FileResponse(path / file, headers={"Cache-Control": "no-cache"})
@@ -86,18 +94,18 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     return Guard(app, limits=Limits(), counts=Counts(), hosts=hosts)
 
 
-async def _in_thread(threads: Workers, call: Callable[[], T]) -> T:
+async def _run_in_thread(threads: Workers, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
-def _answer(request: Request, read: Callable[[], Any]) -> Response:
-    """What was read as JSON with an ETag; 304 without content if the client has it already."""
-    answer = JSONResponse(read(), headers={"Cache-Control": "no-cache"})
-    tag = f'"{hashlib.blake2b(answer.body, digest_size=16).hexdigest()}"'
-    answer.headers["ETag"] = tag
+def _respond(request: Request, read: Callable[[], Any]) -> Response:
+    """The result of `read` as JSON with an ETag, or status 304 if the client already has the same content."""
+    response = JSONResponse(read(), headers={"Cache-Control": "no-cache"})
+    tag = f'"{hashlib.blake2b(response.body, digest_size=16).hexdigest()}"'
+    response.headers["ETag"] = tag
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"Cache-Control": "no-cache", "ETag": tag})
-    return answer
+    return response
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What requests and answers hold, with examples that work; the address `/openapi.json` tells it to programs."""
+"""Schemas of requests and responses, with examples that work. They are part of `/openapi.json`."""
 
 import base64
 import binascii
@@ -24,7 +24,7 @@ PICTURE = (
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAHElEQVR42mP4TyJgGOQa7oiIYEWjGuirYYimJQCEXn7fy/UaRQAAAABJRU5ErkJg"
     "gg=="
 )
-"""A square of sixteen pixels, for the examples."""
+"""A PNG of 16 x 16 pixels in base64, for the examples."""
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 """Maps the URL-safe alphabet of base64 to the standard one."""
@@ -34,12 +34,12 @@ ID_PATTERN = "^[0-9a-f]{1,128}$"
 
 
 class Uploaded(bytes):
-    """The content of a picture as a form brought it."""
+    """The content of an image file that was uploaded in a form."""
 
 
 @dataclass(frozen=True)
 class NullIs:
-    """Replaces null by the default of a field. Many clients send null for a field that is not set."""
+    """Replaces null with the default of a field, because many clients send null for unset fields."""
 
     default: Any
 
@@ -67,7 +67,7 @@ def _no_token_ids(value: Any) -> Any:
     if isinstance(value, int | list):
         raise PydanticCustomError(
             "token_ids",
-            "token ids are not accepted, because they are another tokenizer's: send texts. "
+            "token ids are not accepted, because they belong to another tokenizer: send texts. "
             "With LangChain: OpenAIEmbeddings(..., check_embedding_ctx_length=False)",
         )
     return value
@@ -87,19 +87,19 @@ Picture = Annotated[
 Text = Annotated[str, Field(min_length=1, pattern=r"\S"), AfterValidator(_not_blank)]
 Pictures = Annotated[list[Picture], Field(fail_fast=True)]
 Texts = Annotated[list[Text], Field(fail_fast=True)]
-"""Checking ends at the first wrong item: 32 MiB hold millions of them, each with an error of its own."""
+"""Validation stops at the first invalid item: a body of 32 MiB can contain millions, each with its own error."""
 Encoding = Annotated[Literal["float", "base64"], NullIs("float")]
-Vector = Annotated[list[float], Field(description="Of unit length.")]
+Vector = Annotated[list[float], Field(description="A vector of length 1.")]
 
 
 class Model(BaseModel):
-    """Knows its fields and refuses others."""
+    """Base class of schemas that do not accept unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class EmbedRequest(Model):
-    """Texts, or pictures, or both."""
+    """Texts, images, or both."""
 
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"examples": [{"texts": ["a red square", "two dogs"]}, {"images": [PICTURE]}]}
@@ -107,7 +107,7 @@ class EmbedRequest(Model):
     texts: Annotated[Texts, NullIs([])] = []
     images: Annotated[Pictures, NullIs([])] = []
     encoding: Encoding = "float"
-    """`base64`: each embedding as the bytes of its float32 numbers, the lowest byte first."""
+    """`base64` returns each embedding as its little-endian float32 bytes in base64."""
 
     @model_validator(mode="after")
     def _something(self) -> "EmbedRequest":
@@ -117,7 +117,7 @@ class EmbedRequest(Model):
 
 
 class EmbedAnswer(Model):
-    """One embedding a text, one a picture, in their order."""
+    """One embedding per text and one per image, in their order."""
 
     model: str
     dim: int
@@ -126,7 +126,7 @@ class EmbedAnswer(Model):
 
 
 class SimilarityRequest(Model):
-    """Every picture beside every text."""
+    """The images and the texts to compare."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -137,14 +137,14 @@ class SimilarityRequest(Model):
 
 
 class SimilarityAnswer(Model):
-    """A row a picture, a column a text."""
+    """Matrices with one row per image and one column per text."""
 
     cosine: list[list[float]]
-    probability: list[list[float]] = Field(description="Softmax over the texts: each row adds up to 1.")
+    probability: list[list[float]] = Field(description="Softmax over the texts; each row sums to 1.")
 
 
 class ClassifyRequest(Model):
-    """Pictures, and the names of classes they may belong to."""
+    """Images, and the names of the classes to choose from."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -154,11 +154,11 @@ class ClassifyRequest(Model):
     classes: Texts = Field(min_length=1)
     templates: Annotated[Texts, Field(min_length=1), NullIs(["a photo of a {}"])] = ["a photo of a {}"]
     threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] | Literal["auto"] | None = None
-    """Cosine below which the answer is none of the classes; `auto` takes the one that the model was calibrated to."""
+    """Cosine below which the result is none of the classes; `auto` uses the calibrated threshold of the bundle."""
 
 
 class ClassScoreAnswer(Model):
-    """One class for one picture."""
+    """The score of one class for one image."""
 
     name: str
     probability: float
@@ -166,38 +166,38 @@ class ClassScoreAnswer(Model):
 
 
 class PictureClasses(Model):
-    """One picture's classes, the likeliest first."""
+    """The classes of one image, the most probable first."""
 
-    best: str | None = Field(description="The likeliest; null if even that one is below the threshold.")
+    best: str | None = Field(description="The most probable class; null if its cosine is below the threshold.")
     threshold: float | None
     scores: list[ClassScoreAnswer]
 
 
 class ClassifyAnswer(Model):
-    """In the order of the pictures."""
+    """One result per image, in their order."""
 
     images: list[PictureClasses]
 
 
 class SearchTerm(Model):
-    """One thing to look for: a text, a picture, or a picture of the index by its id."""
+    """One term of a query: a text, an image, or the id of an image in the index."""
 
     text: Text | None = None
     image: Picture | None = None
     id: str | None = Field(default=None, pattern=ID_PATTERN)
     weight: Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False), NullIs(1.0)] = Field(
-        default=1.0, description="Negative to avoid the term."
+        default=1.0, description="Factor of the term; a negative one finds images unlike the term."
     )
 
     @model_validator(mode="after")
     def _one(self) -> "SearchTerm":
         if sum(value is not None for value in (self.text, self.image, self.id)) != 1:
-            raise ValueError("a term has one of text, image and id")
+            raise ValueError("a term must have exactly one of text, image and id")
         return self
 
 
 class SearchRequest(Model):
-    """A text, or the weighted sum of some terms."""
+    """A search for a text, or for the weighted sum of several terms."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -213,13 +213,13 @@ class SearchRequest(Model):
     text: Text | None = None
     terms: Annotated[list[SearchTerm], Field(max_length=MAX_TERMS), NullIs([])] = []
     where: str | None = Field(default=None, max_length=2000)
-    """As in `taken > 2024-01-01 and width >= 800 and caption like '%dog%'`."""
+    """A filter, such as `taken > 2024-01-01 and width >= 800 and caption like '%dog%'`."""
     offset: Annotated[int, Field(ge=0), NullIs(0)] = 0
     limit: Annotated[int, Field(ge=1, le=200), NullIs(20)] = 20
     group_similar: Annotated[StrictBool | Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)], NullIs(False)] = (
         Field(
             default=False,
-            description="Fold near-equal pictures into the best hit. True means a minimum cosine of 0.95; a number sets the "
+            description="Group near-duplicates under the best hit. True means a minimum cosine of 0.95; a number sets the "
             "minimum. `offset` and `limit` then count groups.",
         )
     )
@@ -232,22 +232,22 @@ class SearchRequest(Model):
 
     @property
     def all_terms(self) -> list[SearchTerm]:
-        """The text among them."""
+        """All terms of the query; `text` is the first one, if it is set."""
         return [*([] if self.text is None else [SearchTerm(text=self.text)]), *self.terms]
 
 
 class Hit(Model):
-    """A picture of the index."""
+    """An image of the index."""
 
     id: str
-    name: str = Field(description="Of its file, without the folder.")
+    name: str = Field(description="Name of the file, without its folder.")
     path: str | None = Field(
-        description="Relative to the nearest folder that holds all pictures of the index; null if they share only the root."
+        description="Path relative to the deepest folder that contains all images of the index; null if that is the root."
     )
     absolute_path: str | None = Field(
-        description="Null unless the server listens on its own machine alone, without keys and without a proxy."
+        description="Absolute path; null unless the server is reachable only from its own machine, without keys and proxy."
     )
-    score: float | None = Field(description="Cosine with the query, within [-1, 1].")
+    score: float | None = Field(description="Cosine similarity with the query, within [-1, 1].")
     width: int | None
     height: int | None
     taken: str | None
@@ -258,12 +258,12 @@ class SearchHit(Hit):
     """A hit of a search."""
 
     similar: list[Hit] = Field(
-        description="Near-equal pictures that are folded into this hit; empty without `group_similar`."
+        description="Near-duplicates that are grouped under this hit; empty without `group_similar`."
     )
 
 
 class SearchAnswer(Model):
-    """A page of results, the nearest first."""
+    """One page of results, in descending order of similarity."""
 
     results: list[SearchHit]
     offset: int
@@ -280,36 +280,38 @@ class InfoLimits(Model):
 
 
 class LeftOutFormat(Model):
-    """Pictures in the indexed folders whose format is not supported."""
+    """A format of image files in the indexed folders that is not supported."""
 
     suffix: str
     num: int
-    remedy: str | None = Field(description="What to do; null if this server supports the format: index again.")
+    remedy: str | None = Field(description="What to do; null if the server supports the format now: index again.")
 
 
 class Info(Model):
-    """What answers here."""
+    """A description of the server: its model, its limits and its index."""
 
     version: str
     model: str
-    bundle: str | None = Field(description="Name of its folder.")
+    bundle: str | None = Field(description="Name of the bundle's folder.")
     dim: int
     image_px: int | list[int]
     device: str
     logit_scale: float
     threshold: float | None = Field(
-        description="Cosine that tells matching pairs from others, if the bundle knows one."
+        description="Calibrated cosine that separates matching pairs from others; null if the bundle has none."
     )
-    pictures: int | None = Field(description="In the index; null without one.")
+    pictures: int | None = Field(description="Number of images in the index; null without an index.")
     limits: InfoLimits
-    unreadable: int | None = Field(description="Files that `index add` could not read; null without an index.")
+    unreadable: int | None = Field(
+        description="Number of files that `index add` could not read; null without an index."
+    )
     left_out: list[LeftOutFormat] | None = Field(
-        description="Pictures that `index add` left out because of their format, by suffix; null without an index."
+        description="Files that `index add` skipped because of their format, by suffix; null without an index."
     )
 
 
 class OpenAIRequest(BaseModel):
-    """As OpenAI's clients send it."""
+    """An embedding request in the format of OpenAI's clients."""
 
     model_config = ConfigDict(
         extra="ignore", json_schema_extra={"examples": [{"input": ["a red square"], "model": "diptych"}]}
@@ -319,11 +321,11 @@ class OpenAIRequest(BaseModel):
     """Any name. The server has one model; `/v1/models` returns its name."""
     encoding_format: Encoding = "float"
     dimensions: int | None = Field(default=None, ge=1)
-    """The dimension of the model's embeddings, or null."""
+    """Must be the dimension of the model's embeddings, or null."""
 
 
 class OpenAIEmbedding(Model):
-    """One text's."""
+    """The embedding of one text."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -331,7 +333,7 @@ class OpenAIEmbedding(Model):
 
 
 class OpenAIUsage(Model):
-    """In tokens."""
+    """The number of tokens in the request."""
 
     prompt_tokens: int
     total_tokens: int
@@ -356,14 +358,14 @@ class OpenAIModel(Model):
 
 
 class OpenAIModels(Model):
-    """The models of this server: a list of one."""
+    """The models of this server: a list with one model."""
 
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
 
 
 class OpenAIError(BaseModel):
-    """The error in the format of OpenAI's clients."""
+    """An error in the format of OpenAI's clients."""
 
     message: str = Field(description="The same as `detail`.")
     type: str
@@ -372,18 +374,18 @@ class OpenAIError(BaseModel):
 
 
 class FieldError(BaseModel):
-    """What is wrong with one field."""
+    """The error of one field."""
 
     where: str
     what: str
 
 
 class ProblemAnswer(BaseModel):
-    """RFC 9457."""
+    """An error response as defined by RFC 9457."""
 
     type: str = "about:blank"
     title: str
     status: int
-    detail: str = Field(description="What is wrong, and what to do.")
-    errors: list[FieldError] | None = Field(default=None, description="The errors if fields of the request are wrong.")
+    detail: str = Field(description="What is wrong, and how to fix it.")
+    errors: list[FieldError] | None = Field(default=None, description="The errors of single fields, if there are any.")
     error: OpenAIError | None = Field(default=None, description="Present on the paths of OpenAI's API.")

@@ -1,7 +1,7 @@
-"""Threads for blocking work. They never delay the end of the process, and a call that does not return is visible.
+"""Executor with daemon threads for blocking calls.
 
 `concurrent.futures.ThreadPoolExecutor` joins its threads when the interpreter exits, so one call that never returns keeps the
-process alive. The threads here are daemons, and `busy_s` reports how long a call has been running.
+process alive. The threads of `Workers` are daemons, and `busy_s` reports how long a call has been running.
 """
 
 import threading
@@ -28,12 +28,12 @@ class WorkerThread(threading.Thread):
 
     @property
     def busy_s(self) -> float:
-        """Seconds since the current call began; 0 between calls."""
+        """Duration of the current call in seconds; 0 if the thread is idle."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
     def run(self) -> None:
-        """Run jobs until there are no more."""
+        """Run jobs until the executor shuts down."""
         while (job := self._take()) is not None:
             future, call = job
             if not future.set_running_or_notify_cancel():
@@ -41,20 +41,20 @@ class WorkerThread(threading.Thread):
             self._began = time.monotonic()
             _settle(future, call)
             self._began = None
-            del job, future, call  # An idle thread keeps no request in memory.
+            del job, future, call  # Otherwise an idle thread would keep the last request in memory.
 
 
 class Workers(Executor):
     """An executor with a few daemon threads and a bounded queue.
 
     Args:
-        name: of the threads and in messages.
+        name: name of the threads, also used in messages.
         num: number of threads.
-        waiting: jobs that may wait for a thread.
+        waiting: maximum number of jobs in the queue.
     """
 
     def __init__(self, name: str, *, num: int = 1, waiting: int = 1024) -> None:
-        self.name, self._num, self._most = name, num, waiting
+        self.name, self._num, self._max_waiting = name, num, waiting
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._is_over = False
@@ -62,20 +62,21 @@ class Workers(Executor):
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the longest current call has been running; 0 if all threads are idle."""
+        """Duration of the longest current call in seconds; 0 if all threads are idle."""
         return max((thread.busy_s for thread in self._threads), default=0.0)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Queue a call. A job that is canceled while it waits leaves the queue at once.
 
         Raises:
-            Overloaded: too many jobs wait.
+            Overloaded: too many jobs are in the queue.
+            RuntimeError: the executor has been shut down.
         """
         future: Future[T] = Future()
         with self._changed:
             if self._is_over:
                 raise RuntimeError(f"{self.name}: the threads have ended")
-            if len(self._jobs) >= self._most:
+            if len(self._jobs) >= self._max_waiting:
                 raise Overloaded(f"{len(self._jobs)} requests wait for {self.name}")
             if not self._threads:
                 self._threads = [WorkerThread(f"{self.name}-{number}", self._next) for number in range(self._num)]
@@ -87,7 +88,12 @@ class Workers(Executor):
         return future
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
-        """End the threads after their current call, without waiting for it."""
+        """Stop the threads after their current calls.
+
+        Args:
+            wait: whether to wait for the current calls.
+            cancel_futures: whether to cancel the jobs in the queue.
+        """
         with self._changed:
             self._is_over = True
             left = list(self._jobs) if cancel_futures else []
@@ -117,7 +123,7 @@ class Workers(Executor):
 
 
 def busy_threads() -> list[str]:
-    """Names of all worker threads of this process that are inside a call."""
+    """Names of all worker threads of this process that are running a call."""
     return [thread.name for thread in threading.enumerate() if isinstance(thread, WorkerThread) and thread.busy_s > 0]
 
 
@@ -126,7 +132,9 @@ def _settle(future: "Future[Any]", call: Callable[[], Any]) -> None:
         result = call()
     except Exception as error:
         future.set_exception(error)
-    except BaseException as error:  # Such as a panic of a Rust library: it must not end the thread or the event loop.
+    except (
+        BaseException
+    ) as error:  # Such as a panic of a Rust library, which must not end the thread or the event loop.
         failed = RuntimeError(f"{type(error).__name__}: {error}")
         failed.__cause__ = error
         future.set_exception(failed)
