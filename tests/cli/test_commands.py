@@ -282,23 +282,23 @@ def test_a_config_with_init_excludes_another_model(
 ) -> None:
     write_config(replace(tiny_run, init="somewhere"), tmp_path / "init.yaml")
     err = _fails(capsys, "train", "--config", str(tmp_path / "init.yaml"), "--preset", "small")
-    assert "--init brings its own model; it excludes --preset" in err
+    assert "--init determines the model; it excludes --preset" in err
 
 
 def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     bundle, out = str(tiny_bundle), str(tmp_path / "copy")
-    assert "is not a bundle to be replaced" in _fails(
+    assert "is not a bundle that can be replaced" in _fails(
         capsys, "import", bundle, "--out", str(tmp_path / "mine"), "--overwrite"
     )
-    assert "is not a bundle to be replaced" in _fails(capsys, "import", bundle, "--out", bundle, "--overwrite")
+    assert "is not a bundle that can be replaced" in _fails(capsys, "import", bundle, "--out", bundle, "--overwrite")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
     assert main(["import", bundle, "--out", out]) == 0
-    assert "is there already" in _fails_after(capsys, "import", bundle, "--out", out)
+    assert "already exists" in _fails_after(capsys, "import", bundle, "--out", out)
     assert main(["import", bundle, "--out", out, "--overwrite"]) == 0
     (tmp_path / "copy" / "weights.pt").write_text("keep")
-    for name, says in ((bundle, "holds weights.pt"), (f"{out}/weights.pt", "is not a bundle to be replaced")):
+    for name, says in ((bundle, "holds weights.pt"), (f"{out}/weights.pt", "is not a bundle that can be replaced")):
         assert says in _fails_after(capsys, "import", name, "--out", out, "--overwrite")
     assert (tmp_path / "copy" / "weights.pt").read_text() == "keep"
     assert "does not support" in _fails(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))

@@ -40,7 +40,7 @@ def hostile_table(tmp_path: Path) -> str:
 
 
 def test_each_way_to_print_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
-    output.say(HOSTILE)
+    output.print_line(HOSTILE)
     output.print_table(HOSTILE, [HOSTILE, "b"], [[HOSTILE, f"{HOSTILE}\n"]])
     output.print_facts(HOSTILE, {HOSTILE: HOSTILE})
     output.print_skipped([(HOSTILE, HOSTILE)])
@@ -86,7 +86,7 @@ def test_a_warning_of_any_library(
         return 0
 
     monkeypatch.setattr("diptych.cli.main.app", app)
-    monkeypatch.setattr("diptych.cli.main._shown_by_python", _show)
+    monkeypatch.setattr("diptych.cli.main._default_showwarning", _show)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(["recipes"]) == 0
@@ -103,7 +103,7 @@ def test_a_terminal_gets_no_command_from_an_error_that_nobody_catches() -> None:
     """The whole program, with a pseudo-terminal for its output."""
     program = (
         "import diptych.cli.main as m\n"
-        "def app(*w, **o): m.warn(X); from diptych.cli.output import say; say(X); raise ValueError(X)\n"
+        "def app(*w, **o): m.warn(X); from diptych.cli.output import print_line; print_line(X); raise ValueError(X)\n"
         f"X = {HOSTILE!r}; m.app = app; m.run()"
     )
     ours, theirs = pty.openpty()

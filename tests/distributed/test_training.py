@@ -155,7 +155,7 @@ def test_a_signal_ends_all_ranks_after_the_same_step(tmp_path: Path) -> None:
         said += line
     process.send_signal(signal.SIGTERM)
     said += process.communicate(timeout=60)[0]
-    assert "saved. Go on with: diptych train --resume" in said
+    assert "saved. Continue with: diptych train --resume" in said
 
 
 def test_a_batch_that_ranks_cannot_share() -> None:

@@ -200,7 +200,7 @@ def test_pruning_more_than_half_needs_a_yes(
         monkeypatch.setattr(sys, "stderr", terminal)
         assert main(arguments) == code
         assert len(_names(place)) == left
-    assert "--prune drops 6 of 6 pictures. Is every disk mounted? Drop them? [y/N]" in terminal.getvalue()
+    assert "--prune removes 6 of 6 pictures. Is every disk mounted? Remove them? [y/N]" in terminal.getvalue()
 
 
 def test_force_prunes_and_half_is_not_more_than_half(clip: LoadedBundle, photos: Path, place: Path) -> None:

@@ -350,7 +350,7 @@ def test_processes_take_shares_and_the_parts_are_joined(
     assert sum(map(len, held)) == 16
     assert all(held)
     assert main(["index", "merge", place, *parts]) == 0
-    assert "16 taken up; 16 pictures" in capsys.readouterr().out
+    assert "16 merged; 16 pictures" in capsys.readouterr().out
     assert _held(place) == set.union(*held)
     assert main(["index", "add", place, str(photos)]) == 0
     assert "16 as before" in capsys.readouterr().out
@@ -374,7 +374,7 @@ def test_processes_take_shares_and_the_parts_are_joined(
         "embed the query",
         "search",
         "show",
-        "in all",
+        "total",
     ]
     assert main(["index", "build", place]) == 0
     assert "is searched exactly" in capsys.readouterr().out

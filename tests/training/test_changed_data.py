@@ -176,7 +176,7 @@ def test_the_command_takes_the_option_with_resume_alone(stopped: tuple[TrainConf
 
     _, run = stopped
     _rewrite(run.parent / "set")
-    with pytest.raises(ConfigError, match="--accept-changed-data goes with --resume"):
+    with pytest.raises(ConfigError, match="--accept-changed-data needs --resume"):
         command("demo", accept_changed_data=True)
     with pytest.raises(RunError, match="captions differ"):
         command(resume=run)

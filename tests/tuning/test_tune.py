@@ -270,7 +270,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*words, "--trials", "2", "--repeats", "1", "--out", str(study), "--data", "shapes:100"]) == 0
     said = capsys.readouterr().out
     for expected in (
-        "mean average precision decides",
+        "metric: mean average precision",
         "trial   1",
         "3 trials",
         "warm-up 2: no learning rate",

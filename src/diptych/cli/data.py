@@ -1,11 +1,11 @@
-"""`diptych data ...`: look at data, and put it into another form."""
+"""`diptych data ...`: inspect and convert datasets."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import Json, json_text, print_json, print_skipped, say
+from diptych.cli.output import Json, json_text, print_json, print_line, print_skipped
 from diptych.cli.reports import print_audit
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.progress import bar
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from diptych.data.tools.audit import Audit
 
 _MAX_SHOWN = 1000
-"""Samples of a sheet: with more, one picture takes gigabytes."""
+"""Maximum number of samples of a contact sheet. A larger sheet would take gigabytes of memory."""
 
-Source = Annotated[str, Parameter(help="Pictures and captions, as kind:location, or a path alone.")]
+Source = Annotated[str, Parameter(help="Dataset of images and captions as kind:location, or only a path.")]
 
 
 def show(
     source: Source,
     /,
     *,
-    out: Annotated[Path, Parameter(help="Picture to write.")] = Path("sheet.png"),
-    num: Annotated[int, Parameter(name=["--num", "-n"], help="Samples to show.")] = 16,
-    recipe: Annotated[str, Parameter(help="Recipe whose cropping, size and tokenizer are used.")] = "flickr30k-small",
-    seed: Annotated[int, Parameter(help="Which samples, and which crops of them.")] = 0,
+    out: Annotated[Path, Parameter(help="Image file to write.")] = Path("sheet.png"),
+    num: Annotated[int, Parameter(name=["--num", "-n"], help="Number of samples.")] = 16,
+    recipe: Annotated[str, Parameter(help="Recipe whose preprocessing is applied.")] = "flickr30k-small",
+    seed: Annotated[int, Parameter(help="Random seed of the crops and captions.")] = 0,
 ) -> None:
-    """Draw what a model will see in training: cropped and resized pictures over the text of their tokens."""
+    """Draw a contact sheet of training samples after preprocessing, with the text of their tokens."""
     from diptych.cli.preview import training_preview
     from diptych.recipes.recipe import recipe as recipe_by_name
 
@@ -40,77 +40,77 @@ def show(
         sheet.save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"{out}: cannot be written ({error})") from None
-    say(f"Written: {out}")
+    print_line(f"Written: {out}")
 
 
 def audit(
     source: Source,
     /,
     *,
-    out: Annotated[Path | None, Parameter(help="Folder for audit.json and pictures.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for audit.json and images.")] = None,
     split_by: Annotated[
         Literal["source", "run"],
-        Parameter(
-            help="Whose splits are looked at: those that the source itself names, or those that a run would cut."
-        ),
+        Parameter(help="Splits to report: those that the dataset defines, or those that a run would make."),
     ] = "source",
-    val_fraction: Annotated[float, Parameter(help="With --split-by run, the share of val.")] = 0.05,
+    val_fraction: Annotated[float, Parameter(help="Fraction of validation samples with --split-by run.")] = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Say what is in the data before a run is: splits, sizes, broken and repeated pictures, captions."""
+    """Report on a dataset: splits, image sizes, unreadable and duplicate images, captions."""
     from diptych.data.open_source import open_source
     from diptych.data.sources.splits import Splits
-    from diptych.data.tools.audit import audit as look_at
+    from diptych.data.tools.audit import audit as audit_source
 
     opened = open_source(source)
     splits = Splits(opened, val_fraction=val_fraction).names if split_by == "run" else None
     with bar("Reading", len(opened)) as step:
-        found = look_at(opened, splits=splits, on_sample=step)
+        result = audit_source(opened, splits=splits, on_sample=step)
     if out is not None:
-        _write_audit(opened, found, out)
+        _write_audit(opened, result, out)
     if as_json:
-        print_json(_without_lists(found))
+        print_json(_without_lists(result))
         return
-    print_audit(source, found)
+    print_audit(source, result)
     if out is not None:
-        say(f"Written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+        print_line(f"Written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
 
 
-def _write_audit(opened: "SourceProtocol", found: "Audit", out: Path) -> None:
+def _write_audit(opened: "SourceProtocol", result: "Audit", out: Path) -> None:
     from diptych.core.files import write_text
     from diptych.data.tools.audit_pictures import draw_histograms, suspicious_sheet
 
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "audit.json", json_text(_without_lists(found)) + "\n")
-        sheet = suspicious_sheet(opened, found)
+        write_text(out / "audit.json", json_text(_without_lists(result)) + "\n")
+        sheet = suspicious_sheet(opened, result)
         if sheet is not None:
             sheet.save(out / "suspicious.png")
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
-    draw_histograms(found, out / "histograms.png")
+    draw_histograms(result, out / "histograms.png")
 
 
-def _without_lists(found: "Audit") -> dict[str, object]:
-    """Without the number of every caption and picture, which only the histograms need."""
+def _without_lists(result: "Audit") -> dict[str, object]:
+    """The fields of an audit without the values per caption and per image, which only the histograms need."""
     import dataclasses
 
     return {
-        field.name: getattr(found, field.name)
-        for field in dataclasses.fields(found)
+        field.name: getattr(result, field.name)
+        for field in dataclasses.fields(result)
         if field.name not in {"areas", "token_counts"}
     }
 
 
 def pack(
     source: Source,
-    out: Annotated[Path, Parameter(help="Folder to write into.")],
+    out: Annotated[Path, Parameter(help="Folder to write to.")],
     /,
     *,
-    image_px: Annotated[int, Parameter(help="Length of the short side; smaller pictures stay as they are.")] = 128,
-    per_shard: Annotated[int, Parameter(help="Samples a file.")] = 2048,
+    image_px: Annotated[
+        int, Parameter(help="Length of the shorter side in pixels. Smaller images are not resized.")
+    ] = 128,
+    per_shard: Annotated[int, Parameter(help="Number of samples per file.")] = 2048,
 ) -> None:
-    """Decode and shrink every picture once, so that training reads pixels. Broken off, it goes on when called again."""
+    """Decode and resize all images once, for faster training. Run it again to continue after an interruption."""
     from diptych.data.open_source import open_source
     from diptych.data.tools.pack import pack as write_pack
 
@@ -118,22 +118,23 @@ def pack(
     with bar("Packing", len(opened)) as step:
         packed = write_pack(opened, out, image_px=image_px, per_shard=per_shard, on_sample=step)
     print_skipped(packed.skipped)
-    kept = f", {packed.num_kept} of them from before" if packed.num_kept else ""
-    say(f"{packed.num_samples:,} samples, {packed.num_bytes / 1e6:,.0f} MB in {packed.num_shards} files{kept}: {out}")
-    say(f"Train on them:  --data 'packed:{out}'")
+    existing = f", {packed.num_kept} of them from an earlier call" if packed.num_kept else ""
+    size = f"{packed.num_bytes / 1e6:,.0f} MB in {packed.num_shards} files{existing}"
+    print_line(f"{packed.num_samples:,} samples, {size}: {out}")
+    print_line(f"Train on them:  --data 'packed:{out}'")
 
 
 def shards(
     source: Source,
-    out: Annotated[Path, Parameter(help="Folder to write the tars into.")],
+    out: Annotated[Path, Parameter(help="Folder to write the tar files to.")],
     /,
     *,
-    per_shard: Annotated[int, Parameter(help="Samples a tar.")] = 5000,
+    per_shard: Annotated[int, Parameter(help="Number of samples per tar file.")] = 5000,
     layout: Annotated[
-        Literal["webdataset", "clip-benchmark"], Parameter(help="Names and side files, as CLIP_benchmark expects them.")
+        Literal["webdataset", "clip-benchmark"], Parameter(help="Layout of file names and metadata files.")
     ] = "webdataset",
 ) -> None:
-    """Write WebDataset tars, for open_clip, webdataset, and Diptych itself."""
+    """Convert a dataset to WebDataset tar files, as used by open_clip, webdataset and Diptych."""
     from diptych.data.open_source import open_source
     from diptych.data.tools.write_shards import write_shards
 
@@ -142,10 +143,10 @@ def shards(
         written = write_shards(opened, out, per_shard=per_shard, layout=layout, on_sample=step)
     print_skipped(written.skipped)
     names = f"{written.paths[0].name} to {written.paths[-1].name}"
-    say(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}")
+    print_line(f"{written.num_samples:,} samples in {len(written.paths)} tars: {out}, {names}")
     last = written.paths[-1].stem
     if layout == "clip-benchmark":
-        say(f"Train on them:  --data 'shards:{out}'")
+        print_line(f"Train on them:  --data 'shards:{out}'")
         return
     pattern = f"{out}/{{00000..{last}}}.tar" if len(written.paths) > 1 else str(written.paths[0])
-    say(f"Train on them:  --data 'shards:{pattern}'")
+    print_line(f"Train on them:  --data 'shards:{pattern}'")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import print_table, say
+from diptych.cli.output import print_line, print_table
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
 from diptych.core.formatting import percent
@@ -31,26 +31,26 @@ _NUM_PICTURES = 120
 
 def demo(
     *,
-    out: Annotated[Path, Parameter(help="Run folder; an earlier demo in it is replaced.")] = Path("runs/demo"),
-    epochs: Annotated[float | None, Parameter(help="Passes over the drawings, if not the usual number.")] = None,
+    out: Annotated[Path, Parameter(help="Run folder. An earlier demo in it is replaced.")] = Path("runs/demo"),
+    epochs: Annotated[float | None, Parameter(help="Number of epochs. Default: that of the recipe.")] = None,
 ) -> int:
-    """Draw coloured shapes, train a tiny CLIP on them, measure it, and use it in all four ways."""
+    """Train a tiny CLIP on drawings of colored shapes, then evaluate and use it."""
     from diptych.core.settings import override
     from diptych.data.sources.shapes import NOVEL_CLASSES
     from diptych.inference.loaded import load
     from diptych.recipes.demo import demo as demo_recipe
 
     config = demo_recipe() if epochs is None else override(demo_recipe(), {"schedule.epochs": epochs})
-    say("Drawing 6 colours x 3 shapes. Three pairs stay out of training: " + ", ".join(NOVEL_CLASSES) + ".")
+    print_line("Drawing 6 colours x 3 shapes. Three pairs stay out of training: " + ", ".join(NOVEL_CLASSES) + ".")
     result = train_with_display(config, out, overwrite=_holds_demo(out))
     if result.interrupted:
-        say(f"Stopped and saved. Go on with: {command('train', '--resume', out)}")
+        print_line(f"Stopped and saved. Continue with: {command('train', '--resume', out)}")
         return 0
     assert result.bundle is not None
     assert result.retrieval is not None
     print_retrieval(result.retrieval)
     clip = load(result.bundle)
-    _measure(clip, config.data.source)
+    _evaluate(clip, config.data.source)
     pictures = _write_pictures(out / "pictures", config.data.source)
     _use(clip, pictures)
     _search_sheet(clip, config.data.source).save(out / "search.png")
@@ -60,7 +60,7 @@ def demo(
 
 
 def _holds_demo(run: Path) -> bool:
-    """Whether the folder holds an earlier demo, which this one may replace."""
+    """Whether a folder contains an earlier demo, which a new one may replace."""
     from diptych.core.errors import DiptychError
     from diptych.training.config import read_config
     from diptych.training.run_folder import CONFIG
@@ -71,7 +71,7 @@ def _holds_demo(run: Path) -> bool:
         return False
 
 
-def _measure(clip: "LoadedBundle", data: str) -> None:
+def _evaluate(clip: "LoadedBundle", data: str) -> None:
     from dataclasses import asdict
 
     from diptych.bundle.folder import add_metrics
@@ -80,21 +80,21 @@ def _measure(clip: "LoadedBundle", data: str) -> None:
     from diptych.evaluation.encoded import SourceEncoder
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
-    rows, kept = [], {}
-    for split, what in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs it never saw together")):
+    rows, metrics = [], {}
+    for split, description in (("val", "unseen pictures, 15 known pairs"), ("novel", "3 pairs held out of training")):
         source = take_split(open_source(data), split)
         encoder = SourceEncoder(clip.embedder)
         report = evaluate_zero_shot(encoder, source, split=split).report
-        rows.append([what, str(report.protocol["images"]), percent(report.top1)])
-        kept[f"zero_shot_{split}"] = asdict(report)
-    rows.append(["guessing among 18 names", "", percent(1 / 18)])
-    print_table("Zero-shot: which of 18 colour-shape pairs is it?", ["", "pictures", "right"], rows)
+        rows.append([description, str(report.protocol["images"]), percent(report.top1)])
+        metrics[f"zero_shot_{split}"] = asdict(report)
+    rows.append(["chance, 18 names", "", percent(1 / 18)])
+    print_table("Zero-shot classification into 18 color-shape pairs", ["", "pictures", "accuracy"], rows)
     if clip.path is not None:
-        add_metrics(clip.path, kept)
+        add_metrics(clip.path, metrics)
 
 
 def _write_pictures(folder: Path, data: str) -> list[Path]:
-    """Some validation pictures as files, for the commands that the demo ends with."""
+    """Write 120 validation images as files, for the commands that the demo suggests at its end."""
     folder.mkdir(exist_ok=True)
     return [_save(picture, folder / f"{key}.png") for key, picture in _pictures(data, _NUM_PICTURES)]
 
@@ -111,17 +111,17 @@ def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
     ]
     print_table(f"Similarity: {picture.name} and four texts", ["text", "cosine", "among these"], rows)
 
-    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-    answer = clip.classify(pictures[1:4], names, templates=ShapesSource.templates)
-    rows = [[Path(a.image).name, a.scores[0].name, percent(a.scores[0].probability)] for a in answer]
+    names = [f"{color} {shape}" for color in COLOURS for shape in SHAPES]
+    results = clip.classify(pictures[1:4], names, templates=ShapesSource.templates)
+    rows = [[Path(r.image).name, r.scores[0].name, percent(r.scores[0].probability)] for r in results]
     print_table("Classification among 18 names", ["picture", "class", "probability"], rows)
 
-    found = clip.rank_images("a large yellow triangle", pictures, top=3)
-    rows = [[Path(result.item).name, f"{result.score:.3f}"] for result in found.results]
-    print_table(f"Images for a text: {found.query}", ["picture", "cosine"], rows)
+    ranking = clip.rank_images("a large yellow triangle", pictures, top=3)
+    rows = [[Path(result.item).name, f"{result.score:.3f}"] for result in ranking.results]
+    print_table(f"Images for a text: {ranking.query}", ["picture", "cosine"], rows)
 
-    said = clip.rank_texts(pictures[4], [f"a {name}" for name in names], top=3)
-    rows = [[result.item, f"{result.score:.3f}"] for result in said.results]
+    ranking = clip.rank_texts(pictures[4], [f"a {name}" for name in names], top=3)
+    rows = [[result.item, f"{result.score:.3f}"] for result in ranking.results]
     print_table(f"Texts for an image: {pictures[4].name}", ["text", "cosine"], rows)
 
 
@@ -133,25 +133,25 @@ def _search_sheet(clip: "LoadedBundle", data: str) -> "Image":
     rankings = rank_images_for_texts(clip.embedder, QUERIES, pictures, top=5)
     rows = []
     for ranking in rankings:
-        never = "   (a pair it never saw in training)" if ranking.query == "a red square" else ""
-        found = [(pictures[result.position], f"{result.score:.2f}") for result in ranking.results]
-        rows.append(SheetRow(ranking.query + never, found))
+        suffix = "   (a pair held out of training)" if ranking.query == "a red square" else ""
+        tiles = [(pictures[result.position], f"{result.score:.2f}") for result in ranking.results]
+        rows.append(SheetRow(ranking.query + suffix, tiles))
     return contact_sheet(rows, tile_px=128)
 
 
-def _index(clip: "LoadedBundle", pictures: Path, place: Path) -> None:
-    """For the search page that the demo ends with; an earlier demo's has another model's vectors."""
+def _index(clip: "LoadedBundle", pictures: Path, folder: Path) -> None:
+    """Index a folder of images. An existing index is replaced, because it has the vectors of another model."""
     from diptych.index.open_index import index_exists
     from diptych.search.collection import open_or_create, update
 
-    if index_exists(place):
-        shutil.rmtree(place)
-    with open_or_create(place, clip) as index:
+    if index_exists(folder):
+        shutil.rmtree(folder)
+    with open_or_create(folder, clip) as index:
         update(index, clip, [pictures])
 
 
 def _pictures(data: str, limit: int | None) -> "list[tuple[str, Image]]":
-    """Keys and pictures of the validation split and, if there is no limit, of the novel one."""
+    """Keys and images of the validation split and, if there is no limit, of the split with held-out pairs."""
     from diptych.data.open_source import open_source
     from diptych.data.sources.splits import take_split
     from diptych.images.decode import decode
@@ -170,11 +170,11 @@ def _save(picture: "Image", path: Path) -> Path:
 
 
 def _print_next(out: Path, pictures: list[Path]) -> None:
-    say()
-    say(f"Curves: {out / 'curves.png'}")
-    say(f"Search: {out / 'search.png'}")
-    say()
-    say("Try next:", style="bold")
+    print_line()
+    print_line(f"Curves: {out / 'curves.png'}")
+    print_line(f"Search: {out / 'search.png'}")
+    print_line()
+    print_line("Try next:", style="bold")
     bundle = out / "bundle"
     for line in (
         command("rank-images", bundle, pictures[0].parent, "a small green circle", "--sheet", "found.png"),
@@ -183,7 +183,7 @@ def _print_next(out: Path, pictures: list[Path]) -> None:
         command("evaluate", "zero-shot", bundle, "--data", "shapes", "--split", "novel"),
         command("train", "--help"),
     ):
-        say("  " + line)
-    say()
-    say("Or look for yourself, on a page that searches while you type:", style="bold")
-    say("  " + command("serve", bundle, "--index", out / "index"))
+        print_line("  " + line)
+    print_line()
+    print_line("Or open a page that searches while you type:", style="bold")
+    print_line("  " + command("serve", bundle, "--index", out / "index"))

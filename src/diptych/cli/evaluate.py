@@ -1,4 +1,4 @@
-"""`diptych evaluate ...`."""
+"""`diptych evaluate ...`: evaluate a model on a dataset."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import BundlePath
-from diptych.cli.output import Json, print_json, print_table, say
+from diptych.cli.output import Json, print_json, print_line, print_table
 from diptych.cli.reports import print_report
 from diptych.cli.word_lists import read_classes
 from diptych.core.address import redacted
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from diptych.evaluation.report import Report
     from diptych.inference.loaded import LoadedBundle
 
-TrainSplit = Annotated[str, Parameter(help="Which split the classifier learns from.")]
+TrainSplit = Annotated[str, Parameter(help="Split that trains the classifier.")]
 Template = Annotated[
     list[str] | None,
     Parameter(
-        help="Prompt with {} for the class, several for an ensemble; or a file of them, or a set: imagenet-80, imagenet-7, "
-        "cifar-18. The data's own if not given.",
+        help="Prompt with {} for the class; a file of prompts; or imagenet-80, imagenet-7 or cifar-18. Repeat the option for "
+        "an ensemble. Default: the prompts of the dataset.",
         negative="",
     ),
 ]
@@ -35,24 +35,22 @@ Template = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What every evaluation is told: the samples, and where the figures go."""
+    """Options of all evaluations: the samples, and the output."""
 
-    data: Annotated[str, Parameter(help="What to measure on, as kind:location.")]
-    split: Annotated[str, Parameter(help="Which split of it; `all` takes everything.")] = "val"
-    max_samples: Annotated[int | None, Parameter(help="Measure on at most so many samples.")] = None
+    data: Annotated[str, Parameter(help="Dataset to evaluate on, as kind:location.")]
+    split: Annotated[str, Parameter(help="Split of the dataset; `all` uses all samples.")] = "val"
+    max_samples: Annotated[int | None, Parameter(help="Maximum number of samples.")] = None
     val_fraction: Annotated[
         float | None,
-        Parameter(help="Share cut off as val where the data has no such split; the bundle's own if not given."),
+        Parameter(help="Fraction of validation samples if the dataset has no val split. Default: as in training."),
     ] = None
     out: Annotated[
         Path | None,
         Parameter(
-            help="Folder for results.json, report.html and pictures; the figures go into the bundle's card, too."
+            help="Folder for results.json, report.html and images. The metrics are added to the bundle's model card, too."
         ),
     ] = None
-    no_cache: Annotated[
-        bool, Parameter(help="Encode anew what was encoded before.", negative="", show_default=False)
-    ] = False
+    no_cache: Annotated[bool, Parameter(help="Do not use cached embeddings.", negative="", show_default=False)] = False
     as_json: Json = False
 
 
@@ -62,10 +60,10 @@ def retrieval(
     *,
     on: Measurement,
     captions: Annotated[
-        Literal["all", "first"], Parameter(help="All of each image, or the first alone (one-caption protocol).")
+        Literal["all", "first"], Parameter(help="Captions per image to use: all, or only the first.")
     ] = "all",
 ) -> None:
-    """Find each image's texts and each text's image: R@1, R@5, R@10, ranks, mean average precision."""
+    """Evaluate retrieval in both directions: recall at 1, 5 and 10, ranks, mean average precision."""
     from diptych.bundle.folder import add_metrics, is_bundle
     from diptych.evaluation.rendering import tell_retrieval
     from diptych.evaluation.retrieval import evaluate_retrieval
@@ -73,9 +71,9 @@ def retrieval(
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
     result = evaluate_retrieval(_encoder(clip, on), source, split=on.split, captions=captions)
-    _tell(tell_retrieval(result), on, bundle)
+    _report(tell_retrieval(result), on, bundle)
     if on.out is not None and is_bundle(bundle) and "pairs" not in clip.bundle.metrics.get("retrieval", {}):
-        add_metrics(bundle, {"retrieval": asdict(result.report)})  # What `classify --threshold auto` goes by.
+        add_metrics(bundle, {"retrieval": asdict(result.report)})  # `classify --threshold auto` uses it.
 
 
 def zero_shot(
@@ -87,16 +85,16 @@ def zero_shot(
     classes: Annotated[
         list[str] | None,
         Parameter(
-            help="Names of the data's classes, in their order, or a file with one name per line.",
+            help="Class names in the order of the dataset, or a file with one name per line.",
             consume_multiple=True,
             negative="",
         ),
     ] = None,
     allow_empty_classes: Annotated[
-        bool, Parameter(help="Measure though some of --classes have no sample.", negative="", show_default=False)
+        bool, Parameter(help="Allow names in --classes that have no sample.", negative="", show_default=False)
     ] = False,
 ) -> None:
-    """Classify labelled images from nothing but their classes' names."""
+    """Evaluate zero-shot classification of labeled images."""
     from diptych.evaluation.rendering import tell_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
@@ -115,13 +113,13 @@ def zero_shot(
     if classes is not None and not on.as_json:
         pairs = zip(source.classes, classes, strict=True)
         print_table(
-            "Classes", ["the data's name", "number", "yours"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
+            "Classes", ["name in the data", "number", "given name"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
         )
-    _tell(tell_zero_shot(result), on, bundle)
+    _report(tell_zero_shot(result), on, bundle)
 
 
 def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "train") -> None:
-    """Train a linear classifier on the image embeddings of labelled data, and measure it."""
+    """Evaluate a linear classifier that is trained on the image embeddings (linear probe)."""
     from diptych.evaluation.probe import evaluate_probe
     from diptych.evaluation.rendering import tell_probe
 
@@ -129,7 +127,7 @@ def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "
     clip = _load(bundle)
     test, train = _samples(clip, on, on.split, train_split)
     report = evaluate_probe(_encoder(clip, on), train, test, split=on.split, train_split=train_split)
-    _tell(tell_probe(report), on, bundle)
+    _report(tell_probe(report), on, bundle)
 
 
 def knn(
@@ -138,10 +136,10 @@ def knn(
     *,
     on: Measurement,
     train_split: TrainSplit = "train",
-    neighbours: Annotated[int, Parameter(help="Nearest images that vote.")] = 20,
-    temperature: Annotated[float, Parameter(help="A vote weighs exp(cosine / temperature).")] = 0.07,
+    neighbours: Annotated[int, Parameter(help="Number of nearest neighbors.")] = 20,
+    temperature: Annotated[float, Parameter(help="The weight of a neighbor is exp(cosine / temperature).")] = 0.07,
 ) -> None:
-    """Classify labelled images by the votes of their nearest neighbours."""
+    """Evaluate classification by the nearest neighbors of each image."""
     from diptych.evaluation.probe import evaluate_knn
     from diptych.evaluation.rendering import tell_knn
 
@@ -157,22 +155,22 @@ def knn(
         neighbours=neighbours,
         temperature=temperature,
     )
-    _tell(tell_knn(report), on, bundle)
+    _report(tell_knn(report), on, bundle)
 
 
 def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = None) -> None:
-    """Measure under brightness, blur, noise, JPEG and rotation at five strengths."""
+    """Evaluate under changes of brightness, blur, noise, JPEG compression and rotation at five strengths."""
     from diptych.evaluation.rendering import tell_robustness
     from diptych.evaluation.robustness import evaluate_robustness
 
     clip = _load(bundle)
     (source,) = _samples(clip, on, on.split)
     result = evaluate_robustness(_encoder(clip, on), source, split=on.split, templates=_templates(template))
-    _tell(tell_robustness(result), on, bundle)
+    _report(tell_robustness(result), on, bundle)
 
 
 def compare(*bundles: BundlePath, on: Measurement, template: Template = None) -> None:
-    """Compare models on the same samples: zero-shot where the data has labels, else retrieval."""
+    """Compare models on the same samples: zero-shot if the dataset has labels, otherwise retrieval."""
     from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
     from diptych.evaluation.rendering import tell_comparison
     from diptych.evaluation.retrieval import evaluate_retrieval
@@ -186,12 +184,12 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
     names = _short_names(bundles)
     if source.classes:
         templates = _templates(template)
-        answers = [evaluate_zero_shot(encoder, source, split=on.split, templates=templates) for encoder in encoders]
-        comparison = compare_zero_shot(names, answers)
+        classified = [evaluate_zero_shot(encoder, source, split=on.split, templates=templates) for encoder in encoders]
+        comparison = compare_zero_shot(names, classified)
     else:
-        found = [evaluate_retrieval(encoder, source, split=on.split) for encoder in encoders]
-        comparison = compare_retrieval(names, found)
-    _tell(tell_comparison(comparison), on, None)
+        retrieved = [evaluate_retrieval(encoder, source, split=on.split) for encoder in encoders]
+        comparison = compare_retrieval(names, retrieved)
+    _report(tell_comparison(comparison), on, None)
 
 
 def _load(bundle: Path) -> "LoadedBundle":
@@ -208,18 +206,22 @@ def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
 
 
 def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":
-    """The samples of each split, as the bundle's training cut them; of the one to measure on, no more than were asked for."""
+    """The samples of each split, split as in the training of the bundle. `--max-samples` limits the first split only.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
     from diptych.data.open_source import open_source
     from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE, take_split
     from diptych.data.sources.subset import take_few
 
     fraction = float(clip.bundle.origin.get("val_fraction", 0.05)) if on.val_fraction is None else on.val_fraction
     if not 0 < fraction < 1:
-        raise ConfigError(f"--val-fraction is {fraction}; it is a share, between 0 and 1")
+        raise ConfigError(f"--val-fraction is {fraction}; it must be between 0 and 1")
     if on.max_samples is not None and on.max_samples < 1:
         raise ConfigError(f"--max-samples is {on.max_samples}; it must be at least 1")
     whole = open_source(on.data)
-    # A bundle keeps the rule that cut its training data, so that it is never measured on pictures it was trained on.
+    # A bundle stores the rule that split its training data, so that it is never evaluated on its training images.
     origin = clip.bundle.origin
     rule = int(origin.get("split_rule", FIRST_SPLIT_RULE if "train_split_hash" in origin else SPLIT_RULE))
     parts = [take_split(whole, split, val_fraction=fraction, rule=rule) for split in splits]
@@ -229,26 +231,26 @@ def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Sourc
 def _check_splits(on: Measurement, train_split: str) -> None:
     if on.split == train_split:
         raise ConfigError(
-            f"--split and --train-split are both {on.split}: a classifier is not measured on what it learned"
+            f"--split and --train-split are both {on.split}: a classifier must not be evaluated on its training data"
         )
 
 
-def _templates(given: list[str] | None) -> tuple[str, ...]:
-    """Those asked for; none, and the data's own are taken."""
+def _templates(names: list[str] | None) -> tuple[str, ...]:
+    """The prompt templates of the option `--template`; empty to use those of the dataset."""
     from diptych.data.sources.templates import resolve_templates
 
-    return resolve_templates(given) if given else ()
+    return resolve_templates(names) if names else ()
 
 
 def _short_names(bundles: Sequence[Path]) -> list[str]:
-    """As much of each path as tells it from the others."""
+    """The shortest ends of the paths, with the same number of parts, that are all different."""
     longest = max(len(path.parts) for path in bundles)
     depth = next((n for n in range(1, longest) if len({path.parts[-n:] for path in bundles}) == len(bundles)), longest)
     return [str(Path(*path.parts[-depth:])) for path in bundles]
 
 
-def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
-    """Print, and write what was asked for."""
+def _report(report: "Report", on: Measurement, bundle: Path | None) -> None:
+    """Print a report. With `--out`, write it to a folder and add its summary to the model card of the bundle."""
     from diptych.bundle.folder import add_evaluation, is_bundle
     from diptych.evaluation.report import PAGE, write_report
 
@@ -256,11 +258,11 @@ def _tell(report: "Report", on: Measurement, bundle: Path | None) -> None:
     if on.out is None:
         return
     data = redacted(on.data)
-    about = {"data": data, **({} if bundle is None else {"bundle": str(bundle)})}
-    write_report(replace(report, about=about), on.out)
-    written = f"Report: {on.out / PAGE}"
+    meta = {"data": data, **({} if bundle is None else {"bundle": str(bundle)})}
+    write_report(replace(report, about=meta), on.out)
+    message = f"Report: {on.out / PAGE}"
     if bundle is not None and is_bundle(bundle):
         add_evaluation(bundle, f"{report.title}, {data}", summary=report.summary, protocol=report.protocol)
-        written += f"; figures added to {bundle / 'README.md'}"
+        message += f"; metrics added to {bundle / 'README.md'}"
     if not on.as_json:
-        say(written)
+        print_line(message)

@@ -1,4 +1,4 @@
-"""`diptych index ...`."""
+"""`diptych index ...`: create and maintain a search index of images."""
 
 import os
 import shlex
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.loading import DEFAULT_LOADING, IndexPlace, Loading
+from diptych.cli.loading import DEFAULT_LOADING, IndexAddress, Loading
 from diptych.cli.output import (
     Json,
     confirm,
     print_facts,
     print_json,
     print_left_out,
+    print_line,
     print_skipped,
     print_table,
-    say,
     warn,
 )
 from diptych.cli.sheets import write_sheet
@@ -31,28 +31,32 @@ if TYPE_CHECKING:
     from diptych.index.protocol import Index
     from diptych.search.collection import Share, Update
 
-_SHOWN_GROUPS, _SHOWN = 40, 10
-"""Groups on a sheet, and pictures of each: more than that nobody looks through in one picture."""
+_MAX_GROUPS, _MAX_ITEMS = 40, 10
+"""Maximum number of groups on a contact sheet, and of images per group. Lists of warnings have the same length as a group."""
 
 
 def add(
-    index: IndexPlace,
+    index: IndexAddress,
     /,
-    *folders: Annotated[Path, Parameter(help="Pictures, subfolders included.")],
-    bundle: Annotated[Path | None, Parameter(help="Who embeds; needed for a new index, which remembers it.")] = None,
+    *folders: Annotated[Path, Parameter(help="Folders of images, including subfolders.")],
+    bundle: Annotated[
+        Path | None, Parameter(help="Bundle that embeds the images. Needed for a new index, which stores its path.")
+    ] = None,
     prune: Annotated[
-        bool, Parameter(help="Drop entries of these folders whose file has gone.", negative="", show_default=False)
+        bool, Parameter(help="Remove entries whose file in these folders is missing.", negative="", show_default=False)
     ] = False,
     force: Annotated[
         bool,
         Parameter(
-            help="Let --prune drop more than half of the index without confirmation.", negative="", show_default=False
+            help="Allow --prune to remove more than half of the index without confirmation.",
+            negative="",
+            show_default=False,
         ),
     ] = False,
     half: Annotated[
         bool,
         Parameter(
-            help="Let a new index keep float16 in place of float32, half the size.", negative="", show_default=False
+            help="Store the vectors of a new index as float16 instead of float32.", negative="", show_default=False
         ),
     ] = False,
     follow_links: Annotated[
@@ -64,17 +68,17 @@ def add(
     exclude: Annotated[
         list[str] | None,
         Parameter(
-            help="Leave out files and folders that match a pattern, such as '*.thumb.jpg' or '@eaDir'. Can be repeated.",
+            help="Skip files and folders that match a pattern, such as '*.thumb.jpg' or '@eaDir'. Can be repeated.",
             negative="",
         ),
     ] = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> int:
-    """Bring an index in step with folders: embed what is new or changed, recognise what moved.
+    """Add folders of images to an index, or update it: new and changed files are embedded, moved files are recognized.
 
-    Started by torchrun, each process adds its share of the files to its own index; `index merge` joins them. The exit
-    code is 2 if `--prune` would have dropped more than half of the index and was neither confirmed nor forced.
+    Under torchrun, each process adds a part of the files to its own index; `index merge` merges them. The exit code is 2 if
+    `--prune` would have removed more than half of the index and was neither confirmed nor forced.
     """
     from diptych.search.collection import open_or_create, update
     from diptych.search.scan import scan
@@ -82,7 +86,7 @@ def add(
     if not folders:
         raise ConfigError("name the folders to index")
     clip = loading.load_for(index, bundle)
-    whole, share = index, _share(index)
+    merged, share = index, _share(index)
     if share is not None:
         if prune:
             raise ConfigError("--prune is for one process, which sees all files; run it after index merge")
@@ -109,25 +113,27 @@ def add(
         return code
     _print_update(place, report, total)
     if is_outgrown:
-        say(f"More than a fifth of the vectors has no sign bits: {command('index', 'build', index, '--approximate')}")
-    loading.tell_agreement(
+        print_line(
+            f"More than a fifth of the vectors has no sign bits: {command('index', 'build', index, '--approximate')}"
+        )
+    loading.print_min_cosine(
         clip, [file.key for file in islice(scan(folders, follow_links=follow_links, exclude=exclude or ()), 64)]
     )
     if share is not None and share.rank == 0:
-        say(f"When all are done: {command('index', 'merge', whole)} {_parts_of(whole, share.size)}")
+        print_line(f"When all are done: {command('index', 'merge', merged)} {_parts_of(merged, share.size)}")
     return code
 
 
 def _is_outgrown(opened: "Index") -> bool:
-    """Whether so many vectors were added after `build` that the exact scan of these takes much of a search."""
+    """Whether more than a fifth of the vectors were added after `build`, so that scanning them slows down a search."""
     from diptych.index.approximate import AnnInfo
 
-    about = opened.built()
-    return isinstance(about, AnnInfo) and opened.size()["vectors"] > 1.25 * about.num
+    built = opened.built()
+    return isinstance(built, AnnInfo) and opened.size()["vectors"] > 1.25 * built.num
 
 
-def _confirm_prune(num_gone: int, num_entries: int) -> bool:
-    return confirm(f"--prune drops {num_gone:,} of {num_entries:,} pictures. Is every disk mounted? Drop them?")
+def _confirm_prune(num_missing: int, num_entries: int) -> bool:
+    return confirm(f"--prune removes {num_missing:,} of {num_entries:,} pictures. Is every disk mounted? Remove them?")
 
 
 def _print_update(place: str, report: "Update", total: int) -> None:
@@ -141,14 +147,14 @@ def _print_update(place: str, report: "Update", total: int) -> None:
         "as before": report.unchanged,
         "dropped": report.dropped,
     }
-    said = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
+    changes = ", ".join(f"{count:,} {name}" for name, count in parts.items() if count) or "nothing there"
     omitted = {
         "links that leave the folders and were not followed (--follow-links)": report.links,
         "hidden pictures and folders, and those of other programs": report.hidden,
         "excluded pictures and folders": report.excluded,
     }
-    left = "".join(f"; {what}: {count:,}" for what, count in omitted.items() if count)
-    say(f"{place}: {said}; {total:,} pictures{left}")
+    omissions = "".join(f"; {what}: {count:,}" for what, count in omitted.items() if count)
+    print_line(f"{place}: {changes}; {total:,} pictures{omissions}")
     print_left_out(report.left_out)
     if report.is_prune_refused:
         warn(
@@ -156,27 +162,27 @@ def _print_update(place: str, report: "Update", total: int) -> None:
             "if every disk is mounted, use --force"
         )
     elif report.vanished > report.dropped:
-        say(f"{report.vanished:,} files have gone since; --prune drops them")
+        print_line(f"{report.vanished:,} files have gone since; --prune drops them")
     if report.lost:
         warn(f"{report.lost:,} pictures have no vector and are not found; add their folders again")
     print_skipped([(key, f"{key}: {reason}") for key, reason in report.unreadable])
-    for path, reason in report.unread_captions[:_SHOWN]:
+    for path, reason in report.unread_captions[:_MAX_ITEMS]:
         warn(f"{path}: {reason}; its captions are left out")
-    if len(report.unread_captions) > _SHOWN:
-        warn(f"{len(report.unread_captions) - _SHOWN:,} more files of captions could not be read")
+    if len(report.unread_captions) > _MAX_ITEMS:
+        warn(f"{len(report.unread_captions) - _MAX_ITEMS:,} more files of captions could not be read")
 
 
 def merge(
-    index: IndexPlace,
+    index: IndexAddress,
     /,
-    *parts: Annotated[str, Parameter(help="Indexes with vectors of the same model; they stay as they are.")],
+    *parts: Annotated[str, Parameter(help="Indexes to merge, with vectors of the same model. They are not changed.")],
 ) -> None:
-    """Take up what other indexes hold, as those of several processes or machines."""
+    """Merge other indexes into an index, such as those of several processes or machines."""
     from diptych.index.merge import merge as merge_indexes
     from diptych.index.open_index import open_index, open_or_create_index
 
     if not parts:
-        raise ConfigError("name the indexes to take up")
+        raise ConfigError("name the indexes to merge")
     with ExitStack() as stack:
         opened = [stack.enter_context(open_index(part)) for part in parts]
         first = opened[0]
@@ -184,31 +190,32 @@ def merge(
             open_or_create_index(index, dim=first.dim, model=first.model, bundle=first.bundle, aliases=first.models[1:])
         )
         num = merge_indexes(target, opened, track=bar)
-        say(f"{target.place}: {num:,} taken up; {len(target):,} pictures")
+        print_line(f"{target.place}: {num:,} merged; {len(target):,} pictures")
 
 
 def build(
-    index: IndexPlace,
+    index: IndexAddress,
     /,
     *,
     approximate: Annotated[
         bool,
         Parameter(
-            help="Search nearly exactly, for millions: by sign bits in a folder, by pgvector's HNSW in PostgreSQL. Without it, "
-            "exactly again.",
+            help="Build an index for approximate search: sign bits in a folder, HNSW in PostgreSQL. Without the option, an "
+            "existing one is removed.",
             negative="",
             show_default=False,
         ),
     ] = False,
     bundle: Annotated[
         Path | None,
-        Parameter(help="Who embeds the texts that the recall is measured with; by default that of the index."),
+        Parameter(help="Bundle that embeds the texts for measuring the recall. Default: that of the index."),
     ] = None,
     loading: Loading = DEFAULT_LOADING,
 ) -> None:
-    """Make what helps to search an index; from its vectors, whenever you like.
+    """Prepare an index for approximate search, which is faster for millions of images, or for exact search.
 
-    The recall of `--approximate` is measured with pictures, and with captions of the index or, without captions, general texts.
+    The recall of approximate search is measured with images and captions of the index, or with general texts if the index has
+    no captions.
     """
     from diptych.index.address import is_address
     from diptych.index.hnsw import ENOUGH, Hnsw
@@ -220,19 +227,19 @@ def build(
     with open_index(index) as opened, opened.writing():
         if clip is None:
             opened.build(None)
-            say(f"{opened.place}: is searched exactly")
+            print_line(f"{opened.place}: is searched exactly")
             return
         check_model(opened, clip)
-        clip.embedder.on_cut = lambda _: None  # The ends of long captions matter little here.
+        clip.embedder.on_cut = lambda _: None  # No warning: truncated captions are good enough for measuring recall.
         queries = clip.encode_queries(sample_texts(opened))
-        about = opened.build("hnsw" if is_address(index) else "signs", queries=queries)
-        say(f"{opened.place}: {about}; the exact scan finds further hits")
-        if isinstance(about, Hnsw) and about.lowest_recall < ENOUGH:
+        built = opened.build("hnsw" if is_address(index) else "signs", queries=queries)
+        print_line(f"{opened.place}: {built}; the exact scan finds further hits")
+        if isinstance(built, Hnsw) and built.lowest_recall < ENOUGH:
             warn(f"the recall is below {ENOUGH}; {command('index', 'build', opened.place)} makes search exact again")
 
 
-def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
-    """Say what an index holds."""
+def stats(index: IndexAddress, /, *, as_json: Json = False) -> None:
+    """Print statistics of an index."""
     from diptych.index.open_index import open_index
 
     with open_index(index) as opened:
@@ -246,8 +253,8 @@ def stats(index: IndexPlace, /, *, as_json: Json = False) -> None:
     print_facts(place, {**counts, **facts})
 
 
-def verify(index: IndexPlace, /) -> int:
-    """Compare an index with its checksums; exit code 2 if it is damaged. An interrupted addition is no damage."""
+def verify(index: IndexAddress, /) -> int:
+    """Verify the checksums of an index. The exit code is 2 if it is damaged; an interrupted `index add` is no damage."""
     from diptych.index.open_index import open_index
     from diptych.index.vector_file import NEXT_ADD
 
@@ -255,23 +262,23 @@ def verify(index: IndexPlace, /) -> int:
         place, faults, remarks = opened.place, opened.verify(), opened.remarks()
         folder = opened.common_folder() if any(NEXT_ADD in fault for fault in faults) else None
     for remark in remarks:
-        say(f"{place}: {remark}")
+        print_line(f"{place}: {remark}")
     for fault in faults:
         warn(fault)
     if folder is not None:
-        say(f"Repair it: {command('index', 'add', place, folder)}")
+        print_line(f"Repair it: {command('index', 'add', place, folder)}")
     if not faults:
-        say(f"{place}: all is well")
+        print_line(f"{place}: all is well")
     return 2 if faults else 0
 
 
 def remove(
-    index: IndexPlace,
+    index: IndexAddress,
     /,
-    *paths: Annotated[Path, Parameter(help="Pictures, or folders with all that is in them.")],
-    where: Annotated[str | None, Parameter(help="Remove what a filter lets through, as in search.")] = None,
+    *paths: Annotated[Path, Parameter(help="Image files or folders to remove.")],
+    where: Annotated[str | None, Parameter(help="Remove only images that match a filter, as in search.")] = None,
 ) -> None:
-    """Take pictures out of an index; their files stay."""
+    """Remove images from an index. Their files are not deleted."""
     from diptych.index.filters import parse_filter
     from diptych.index.open_index import open_index
     from diptych.search.collection import COMPACT_SHARE
@@ -282,50 +289,52 @@ def remove(
     selected = None if where is None else parse_filter(where)
     with open_index(index) as opened, opened.writing():
         keys = keys_below(opened, paths, selected) if paths else opened.keys(selected)
-        say(f"{opened.remove(keys):,} removed, {len(opened):,} left")
+        print_line(f"{opened.remove(keys):,} removed, {len(opened):,} left")
         had_bits = opened.built() is not None
         if not opened.compact(least_share=COMPACT_SHARE):
             num = opened.size()["unused"]
             if num:
-                say(f"Their vectors stay in the files until: {command('index', 'compact', index)} ({num:,} are unused)")
+                print_line(
+                    f"Their vectors stay in the files until: {command('index', 'compact', index)} ({num:,} are unused)"
+                )
         _print_lost_bits(opened, had_bits=had_bits)
 
 
-def compact(index: IndexPlace, /) -> None:
-    """Drop the vectors of removed pictures. In a folder, all other vectors are written anew."""
+def compact(index: IndexAddress, /) -> None:
+    """Delete the vectors of removed images. In a folder, all other vectors are rewritten."""
     from diptych.index.open_index import open_index
 
     with open_index(index) as opened, opened.writing():
         had_bits = opened.built() is not None
-        say(f"{opened.place}: {opened.compact():,} vectors dropped, {opened.size()['vectors']:,} left")
+        print_line(f"{opened.place}: {opened.compact():,} vectors dropped, {opened.size()['vectors']:,} left")
         _print_lost_bits(opened, had_bits=had_bits)
 
 
 def _print_lost_bits(opened: "Index", *, had_bits: bool) -> None:
-    """Say that the sign bits went when the vectors were written anew."""
+    """Print that the sign bits were lost because the vectors were rewritten."""
     if had_bits and opened.built() is None:
-        again = command("index", "build", opened.place, "--approximate")
-        say(f"The vectors were written anew, without sign bits: {again}")
+        rebuild = command("index", "build", opened.place, "--approximate")
+        print_line(f"The vectors were rewritten, without sign bits. Build them again: {rebuild}")
 
 
 def duplicates(
-    index: IndexPlace,
+    index: IndexAddress,
     /,
     *,
-    threshold: Annotated[float, Parameter(help="Minimum cosine of similar pictures.")] = 0.98,
-    sheet: Annotated[Path | None, Parameter(help="Draw the groups into this PNG.")] = None,
+    threshold: Annotated[float, Parameter(help="Minimum cosine of similar images.")] = 0.98,
+    sheet: Annotated[Path | None, Parameter(help="Write a contact sheet of the groups to this image file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find identical files, copies of the same picture, and pictures that are similar according to the model.
+    """Find groups of identical files, copies of the same image, and images that the model embeds similarly.
 
-    The cosine is the one with the first picture of the group. Groups of a looser kind include only one picture of each group
-    of a stricter kind.
+    The printed cosine is that with the first image of the group. A group of copies contains only one image of each group
+    of identical files, and a group of similar images only one image of each group of copies.
     """
     from diptych.index.open_index import open_index
     from diptych.search.duplicates import find_duplicates
 
     if not 0 < threshold <= 1:
-        raise ConfigError(f"--threshold is {threshold}; a cosine above 0 and at most 1")
+        raise ConfigError(f"--threshold is {threshold}; it must be a cosine above 0 and at most 1")
     with open_index(index) as opened:
         groups = find_duplicates(opened, threshold=threshold, track=bar)
     if as_json:
@@ -335,23 +344,23 @@ def duplicates(
             rows = [[picture.key, f"{picture.cosine:.3f}"] for picture in group.pictures]
             print_table(f"Group {number + 1}: {group.kind}", ["path", "cosine"], rows)
         num = len({picture.key for group in groups for picture in group.pictures})
-        say(f"{len(groups):,} groups, {num:,} pictures")
+        print_line(f"{len(groups):,} groups, {num:,} pictures")
     if sheet is not None and groups:
-        shown = groups[:_SHOWN_GROUPS]
+        drawn = groups[:_MAX_GROUPS]
         tiles = [
             (
                 f"group {number + 1} of {len(groups):,}: {group.kind}, {len(group.pictures):,} pictures",
-                [(picture.key, f"{picture.cosine:.3f}") for picture in group.pictures[:_SHOWN]],
+                [(picture.key, f"{picture.cosine:.3f}") for picture in group.pictures[:_MAX_ITEMS]],
             )
-            for number, group in enumerate(shown)
+            for number, group in enumerate(drawn)
         ]
         write_sheet(sheet, tiles)
-        more = "" if len(shown) == len(groups) else f", the first {len(shown)} groups"
-        say(f"Sheet: {sheet}{more}")
+        suffix = "" if len(drawn) == len(groups) else f", the first {len(drawn)} groups"
+        print_line(f"Sheet: {sheet}{suffix}")
 
 
 def _share(index: str) -> "Share | None":
-    """Of a process that was launched together with others."""
+    """The part of the files that this process indexes under torchrun; None for a single process."""
     from diptych.index.open_index import index_exists, open_index
     from diptych.search.collection import Share
 
@@ -367,13 +376,13 @@ def _share(index: str) -> "Share | None":
 
 
 def _parts_of(index: str, size: int) -> str:
-    """A shell pattern for all parts. The `*` must stay outside the quotes."""
+    """A shell pattern that matches the indexes of all processes. The `*` must be outside the quotes."""
     before, after = _part_of(index, "*", size).rsplit("*", 1)
     return f"{shlex.quote(before)}*{after}"
 
 
 def _part_of(index: str, rank: int | str, size: int) -> str:
-    """Where one of several processes writes; of an address a folder beside, which is merged into it."""
+    """Folder of the index of one process. For an index in PostgreSQL it is a folder, too, which is merged into it later."""
     from diptych.index.address import is_address
 
     name = "index" if is_address(index) else index.rstrip("/")

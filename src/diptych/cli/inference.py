@@ -1,4 +1,4 @@
-"""`diptych similarity`, `explain`, `classify`, `rank-images` and `rank-texts`: what a bundle is for."""
+"""Commands that use a model: `diptych similarity`, `explain`, `classify`, `rank-images` and `rank-texts`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from diptych.cli.loading import DEFAULT_LOADING, BundlePath, Loading
-from diptych.cli.output import Json, print_json, print_left_out, print_skipped, print_table, say
+from diptych.cli.output import Json, print_json, print_left_out, print_line, print_skipped, print_table
 from diptych.cli.sheets import write_sheet
 from diptych.cli.word_lists import read_classes, warn_of_classes
 from diptych.core.encodings import read_lines
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
     from diptych.inference.classify import Classification
     from diptych.inference.similarity import Similarity
 
-Sheet = Annotated[Path | None, Parameter(help="Also draw the results into this picture.")]
+Sheet = Annotated[Path | None, Parameter(help="Write a contact sheet of the results to this image file.")]
 
 
 def similarity(
     bundle: BundlePath,
-    image: Annotated[str, Parameter(help="An image file, or a folder of them.")],
+    image: Annotated[str, Parameter(help="Image file, or a folder of them.")],
     /,
-    *texts: Annotated[str, Parameter(help="Texts to compare it with.")],
-    plot: Annotated[Path | None, Parameter(help="Draw the matrix of cosines into this PNG, PDF or SVG.")] = None,
+    *texts: Annotated[str, Parameter(help="Texts to compare the images with.")],
+    plot: Annotated[Path | None, Parameter(help="Plot the matrix of cosines to this PNG, PDF or SVG file.")] = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
     """Compare an image, or each image of a folder, with texts."""
-    given = _Images([image])
+    inputs = _Images([image])
     clip = loading.load(bundle)
-    result = clip.similarity(given.paths, texts, on_error=given.on_error)
+    result = clip.similarity(inputs.paths, texts, on_error=inputs.on_error)
     if plot is not None:
         result.plot(plot)
     if as_json:
         print_json(result)
         return
-    given.print_omissions()
+    inputs.print_omissions()
     _print_similarity(result)
-    loading.tell_agreement(clip, result.images)
+    loading.print_min_cosine(clip, result.images)
     if plot is not None:
-        say(f"Plot: {plot}")
+        print_line(f"Plot: {plot}")
 
 
 def _print_similarity(result: "Similarity") -> None:
@@ -68,21 +68,21 @@ def _print_similarity(result: "Similarity") -> None:
 
 def explain(
     bundle: BundlePath,
-    image: Annotated[Path, Parameter(help="An image file.")],
+    image: Annotated[Path, Parameter(help="Image file.")],
     /,
-    *texts: Annotated[str, Parameter(help="Texts, each explained by itself.")],
-    out: Annotated[Path, Parameter(help="PNG to draw.")] = Path("heat.png"),
+    *texts: Annotated[str, Parameter(help="Texts. Each gets its own heat map.")],
+    out: Annotated[Path, Parameter(help="Image file to write.")] = Path("heat.png"),
 ) -> None:
-    """Draw which parts of an image speak for each text."""
+    """Draw heat maps of the parts of an image that match each text."""
     from diptych.inference.explain import explain as explain_image
     from diptych.inference.loaded import load
 
-    found = explain_image(load(bundle).embedder, image, texts)
+    explanation = explain_image(load(bundle).embedder, image, texts)
     try:
-        found.sheet().save(out)
+        explanation.sheet().save(out)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-    say(f"Heat: {out}")
+    print_line(f"Heat: {out}")
 
 
 def classify(
@@ -91,23 +91,24 @@ def classify(
     *images: Annotated[str, Parameter(help="Image files, or one folder of them.")],
     classes: Annotated[
         list[str],
-        Parameter(help="Names of the classes, or a file of them.", consume_multiple=True, negative=""),
+        Parameter(help="Class names, or a file with one name per line.", consume_multiple=True, negative=""),
     ],
     template: Annotated[
-        list[str] | None, Parameter(help="Prompt with {} for the class; give several for an ensemble.", negative="")
+        list[str] | None,
+        Parameter(help="Prompt with {} for the class. Repeat the option for an ensemble of prompts.", negative=""),
     ] = None,
     threshold: Annotated[
         str | None,
         Parameter(
-            help="Cosine below which the answer is `none of these`; `auto` for the one the bundle was calibrated to."
+            help="Cosine below which the result is `none of these`. `auto` uses the calibrated threshold of the bundle."
         ),
     ] = None,
-    top: Annotated[int, Parameter(help="Classes to show for each image; JSON has all.")] = 5,
+    top: Annotated[int, Parameter(help="Number of classes to print per image. JSON contains all.")] = 5,
     sheet: Sheet = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Classify images from nothing but the names of the classes."""
+    """Classify images, given only the names of the classes (zero-shot)."""
     from diptych.inference.classify import DEFAULT_TEMPLATES
 
     if top < 1:
@@ -115,28 +116,28 @@ def classify(
     names = read_classes(classes)
     if threshold is None:
         warn_of_classes(classes, names)
-    given = _Images(images)
+    inputs = _Images(images)
     clip = loading.load(bundle)
     results = clip.classify(
-        given.paths,
+        inputs.paths,
         names,
         templates=template or DEFAULT_TEMPLATES,
         threshold=_threshold(threshold),
-        on_error=given.on_error,
+        on_error=inputs.on_error,
     )
     if sheet is not None:
-        write_sheet(sheet, [("What each shows", [(result.image, _answer(result)) for result in results])])
+        write_sheet(sheet, [("Classes", [(result.image, _best_class(result)) for result in results])])
     if as_json:
         print_json(results)
         return
-    given.print_omissions()
+    inputs.print_omissions()
     for result in results:
         rows = [[score.name, percent(score.probability), f"{score.cosine:.3f}"] for score in result.scores[:top]]
-        none = f": none of these (below {result.threshold:.3f})" if result.best is None else ""
-        print_table(f"{result.image}{none}", ["class", "probability", "cosine"], rows)
-    loading.tell_agreement(clip, [result.image for result in results])
+        suffix = f": none of these (below {result.threshold:.3f})" if result.best is None else ""
+        print_table(f"{result.image}{suffix}", ["class", "probability", "cosine"], rows)
+    loading.print_min_cosine(clip, [result.image for result in results])
     if sheet is not None:
-        say(f"Sheet: {sheet}")
+        print_line(f"Sheet: {sheet}")
 
 
 def _threshold(text: str | None) -> float | Literal["auto"] | None:
@@ -153,24 +154,22 @@ def _threshold(text: str | None) -> float | Literal["auto"] | None:
     return cosine
 
 
-def _answer(result: "Classification") -> str:
+def _best_class(result: "Classification") -> str:
     return "none of these" if result.best is None else f"{result.best.name}  {percent(result.best.probability)}"
 
 
 def rank_images(
     bundle: BundlePath,
-    folder: Annotated[Path, Parameter(help="Folder of images; its subfolders count.")],
-    query: Annotated[
-        str, Parameter(help='What to look for: a text; or terms, as in \'"beach" + 0.5*photo.jpg - "people"\'.')
-    ],
+    folder: Annotated[Path, Parameter(help="Folder of images, including subfolders.")],
+    query: Annotated[str, Parameter(help='Text, or weighted terms such as \'"beach" + 0.5*photo.jpg - "people"\'.')],
     /,
     *,
-    top: Annotated[int, Parameter(help="Results to show.")] = 5,
+    top: Annotated[int, Parameter(help="Number of results.")] = 5,
     sheet: Sheet = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Find the images of a folder that fit a query best."""
+    """Find the images in a folder that match a query best."""
     from diptych.inference.query import parse_query
 
     clip = loading.load(bundle)
@@ -186,64 +185,70 @@ def rank_images(
     print_table(
         ranking.query, ["image", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results]
     )
-    loading.tell_agreement(clip, [result.item for result in ranking.results])
+    loading.print_min_cosine(clip, [result.item for result in ranking.results])
     if sheet is not None:
-        say(f"Sheet: {sheet}")
+        print_line(f"Sheet: {sheet}")
 
 
 def rank_texts(
     bundle: BundlePath,
-    image: Annotated[str, Parameter(help="An image file; or terms, as in rank-images.")],
+    image: Annotated[str, Parameter(help="Image file, or weighted terms as in rank-images.")],
     /,
     *,
-    texts: Annotated[Path, Parameter(help="File with one text a line.")],
-    top: Annotated[int, Parameter(help="Results to show.")] = 5,
+    texts: Annotated[Path, Parameter(help="File with one text per line.")],
+    top: Annotated[int, Parameter(help="Number of results.")] = 5,
     sheet: Sheet = None,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:
-    """Find the texts of a file that fit an image best."""
+    """Find the texts in a file that match an image best."""
     from diptych.inference.query import Query, Term, parse_query
 
     query = parse_query(image) if path_kind(image) is None else Query((Term(kind="image", value=image),))
-    drawn = query.terms[0].value if [term.kind for term in query.terms] == ["image"] else None
-    if sheet is not None and drawn is None:
+    query_image = query.terms[0].value if [term.kind for term in query.terms] == ["image"] else None
+    if sheet is not None and query_image is None:
         raise ConfigError("--sheet needs a single image to draw; the query is a text or has several terms")
     ranking = loading.load(bundle).rank_texts(query, read_lines(texts, what="texts"), top=top)
-    if sheet is not None and drawn is not None:
+    if sheet is not None and query_image is not None:
         lines = "  |  ".join(f"{result.item} ({result.score:.2f})" for result in ranking.results)
-        write_sheet(sheet, [(ranking.query, [(str(drawn), lines)])], tile_px=448, caption_lines=len(ranking.results))
+        write_sheet(
+            sheet, [(ranking.query, [(str(query_image), lines)])], tile_px=448, caption_lines=len(ranking.results)
+        )
     if as_json:
         print_json(ranking)
         return
     print_table(ranking.query, ["text", "cosine"], [[result.item, f"{result.score:.3f}"] for result in ranking.results])
     if sheet is not None:
-        say(f"Sheet: {sheet}")
+        print_line(f"Sheet: {sheet}")
 
 
 class _Images:
-    """The images of a command, and what was left out if they are a folder."""
+    """The images of a command: the named files, or the images in the one named folder.
 
-    def __init__(self, given: Sequence[str]) -> None:
-        self.paths, self._is_folder = given, len(given) == 1 and path_kind(given[0]) == "folder"
+    Args:
+        names: image files, or one folder.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.paths, self._is_folder = names, len(names) == 1 and path_kind(names[0]) == "folder"
         self._skipped: list[tuple[str, str]] = []
         self._left_out: Sequence[LeftOut] = ()
         if self._is_folder:
             from diptych.images.listing import list_images
 
-            listing = list_images(Path(given[0]))
+            listing = list_images(Path(names[0]))
             self.paths, self._left_out = [str(path) for path in listing.paths], listing.left_out
             self._skipped += [(path, f"{path}: {reason}") for path, reason in listing.unreadable]
 
     @property
     def on_error(self) -> "Callable[[str, ImageError], None] | None":
-        """Records an image of a folder that cannot be read. An image that was named must be readable."""
-        return self._note if self._is_folder else None
+        """A callback that records unreadable images of a folder; None for named files, which must be readable."""
+        return self._add_skipped if self._is_folder else None
 
     def print_omissions(self) -> None:
-        """Print to standard error which pictures were skipped or left out."""
+        """Print to standard error which images were skipped because they are unreadable or of an unsupported format."""
         print_skipped(self._skipped)
         print_left_out(self._left_out)
 
-    def _note(self, name: str, error: "ImageError") -> None:
+    def _add_skipped(self, name: str, error: "ImageError") -> None:
         self._skipped.append((name, str(error)))

@@ -1,4 +1,4 @@
-"""How a command loads the bundle that it uses."""
+"""Options and functions with which commands load a bundle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,44 +7,57 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import say
+from diptych.cli.output import print_line
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder, or whatever `diptych import` reads.")]
+BundlePath = Annotated[Path, Parameter(help="Bundle folder, or any model that `diptych import` reads.")]
 
-IndexPlace = Annotated[
-    str, Parameter(help="Folder of the index, or its address: postgresql://USER@HOST/DATABASE?index=NAME.")
+IndexAddress = Annotated[
+    str, Parameter(help="Folder of the index, or its address as postgresql://USER@HOST/DATABASE?index=NAME.")
 ]
 
-_COMPARED = 16
+_NUM_COMPARED = 16
+"""Maximum number of images with which a lower precision is compared to fp32."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """What the commands that use a model are told."""
+    """Options of all commands that load a model."""
 
-    device: Annotated[str, Parameter(help="cpu, cuda, mps, or auto for the fastest there is.")] = "auto"
+    device: Annotated[str, Parameter(help="Device: cpu, cuda, mps, or auto for the fastest one available.")] = "auto"
     precision: Annotated[
         Literal["fp32", "bf16", "fp16", "int8"],
-        Parameter(help="What the model computes in; int8 is for CPUs, and its agreement with fp32 is printed."),
+        Parameter(help="Precision of the model; int8 is for CPUs. Below fp32, its cosine with fp32 is printed."),
     ] = "fp32"
-    urls: Annotated[
-        bool, Parameter(help="Read pictures from URLs, too (http, s3, ...).", negative="", show_default=False)
-    ] = False
+    urls: Annotated[bool, Parameter(help="Allow URLs of images (http, s3, ...).", negative="", show_default=False)] = (
+        False
+    )
 
     def load(self, bundle: Path) -> "LoadedBundle":
-        """The bundle as it is asked for."""
+        """Load a bundle with these options.
+
+        Raises:
+            DiptychError: the bundle cannot be loaded, or does not support the options.
+        """
         from diptych.inference.loaded import load
 
         return load(bundle, device=self.device, precision=self.precision, urls=self.urls)
 
     def load_for(self, index: str, bundle: Path | None) -> "LoadedBundle":
-        """The bundle that was named, or that the index remembers."""
+        """Load a bundle to use with an index.
+
+        Args:
+            index: folder or address of the index.
+            bundle: the bundle; if None, the one whose path the index stores.
+
+        Raises:
+            IndexingError: `bundle` is None, and there is no index yet, or its bundle no longer exists.
+        """
         from diptych.index.open_index import index_exists, open_index, shown_place
 
         if bundle is not None:
@@ -52,15 +65,20 @@ class Loading:
         if not index_exists(index):
             raise IndexingError(f"{shown_place(index)}: holds no index yet; a new one needs --bundle")
         with open_index(index) as opened:
-            place, remembered = opened.place, opened.bundle
-        if not remembered or path_kind(remembered) is None:
+            place, stored = opened.place, opened.bundle
+        if not stored or path_kind(stored) is None:
             raise IndexingError(
-                f"{place}: was made with {remembered or 'a bundle without a place'}, which is not there; name it with --bundle"
+                f"{place}: was made with {stored or 'a bundle without a path'}, which does not exist; name it with --bundle"
             )
-        return self.load(Path(remembered))
+        return self.load(Path(stored))
 
-    def tell_agreement(self, clip: "LoadedBundle", images: Sequence[str | Path]) -> None:
-        """Print what a lower precision costs on some of the pictures that can be read; nothing for fp32."""
+    def print_min_cosine(self, clip: "LoadedBundle", images: Sequence[str | Path]) -> None:
+        """Print the minimum cosine between embeddings at this precision and at fp32; nothing if this is fp32.
+
+        Args:
+            clip: the loaded bundle.
+            images: image files. The first 16 that can be read are compared.
+        """
         if self.precision == "fp32":
             return
         from diptych.core.errors import ImageError
@@ -72,11 +90,11 @@ class Loading:
                 compared.append(decode(image))
             except ImageError:
                 continue
-            if len(compared) == _COMPARED:
+            if len(compared) == _NUM_COMPARED:
                 break
         if compared:
-            least = clip.min_cosine_to_fp32(compared)
-            say(f"{self.precision}: cosine with fp32 {least:.5f} or more, over {len(compared)} of the pictures")
+            min_cosine = clip.min_cosine_to_fp32(compared)
+            print_line(f"{self.precision}: minimum cosine with fp32 {min_cosine:.5f} over {len(compared)} images")
 
 
 DEFAULT_LOADING = Loading()

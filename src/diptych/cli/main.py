@@ -1,4 +1,4 @@
-"""`diptych`: the commands, and what happens to errors."""
+"""The `diptych` program: its commands, and how it reports errors."""
 
 import math
 import os
@@ -30,7 +30,11 @@ from diptych.core.terminal import visible
 
 
 def _check_finite(_: object, value: Any) -> None:
-    """Refuse option values that are or contain NaN or infinity. Each option also checks its own range."""
+    """Reject option values that are or contain NaN or infinity.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
     values = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(one, float) and not math.isfinite(one) for one in values):
         raise ValueError("it must be a finite number")
@@ -38,16 +42,16 @@ def _check_finite(_: object, value: Any) -> None:
 
 app = App(
     name="diptych",
-    help=f"Train, evaluate, search with and ship CLIP models. Start with: {command('demo')}",
+    help=f"Train, evaluate, search with and serve CLIP models. Start with: {command('demo')}",
     version=diptych.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(validator=_check_finite),
 )
-evaluate_app = App(name="evaluate", help="Measure a bundle on data.")
-data_app = App(name="data", help="Look at data, and put it into another form.")
-index_app = App(name="index", help="Keep an index of pictures in step with folders.")
-runs_app = App(name="runs", help="Look at what was trained.")
+evaluate_app = App(name="evaluate", help="Evaluate a model on a dataset.")
+data_app = App(name="data", help="Inspect and convert datasets.")
+index_app = App(name="index", help="Create and maintain a search index of images.")
+runs_app = App(name="runs", help="Inspect training runs.")
 app.command(demo)
 app.command(train)
 app.command(tune)
@@ -87,39 +91,46 @@ app.command(presets)
 app.command(recipes)
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Ours on one line, others as Python shows them; both visibly and without secrets."""
+def _show_warning(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
+    """Print a warning without control characters and secrets: warnings of Diptych on one line, others in Python's format."""
     if issubclass(category, DiptychWarning):
         warn(str(message))
     else:
-        shown = visible(redacted(str(message)), keep="\n")
-        _shown_by_python(message if shown == str(message) else shown, category, *place, **more)
+        text = visible(redacted(str(message)), keep="\n")
+        _default_showwarning(message if text == str(message) else text, category, *location, **options)
 
 
-def _is_launched() -> bool:
-    """As `core/launch.py` has it, which needs PyTorch."""
+def _is_distributed() -> bool:
+    """Whether torchrun started this process together with others. `core/launch.py` is not used: it imports PyTorch."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _launched() -> AbstractContextManager[object]:
-    """Meet the processes that torchrun started together with this one, if it did."""
-    if not _is_launched():
+def _process_group() -> AbstractContextManager[object]:
+    """A context that joins the other processes of torchrun; it does nothing in a single process."""
+    if not _is_distributed():
         return nullcontext()
     from diptych.core.launch import joined_ranks
 
     return joined_ranks()
 
 
-_shown_by_python = warnings.showwarning
+_default_showwarning = warnings.showwarning
 
 
 def main(tokens: Sequence[str] | None = None) -> int:
-    """Run one command. Errors that a user can mend are one line on standard error and exit code 2."""
+    """Run one command.
+
+    Args:
+        tokens: the words of the command line; those of this process if None.
+
+    Returns:
+        The exit code. It is 2 after an error that the user can fix, which is printed as one line on standard error.
+    """
     words = list(sys.argv[1:] if tokens is None else tokens)
     warnings.showwarning = _show_warning
     escape_unencodable()
     try:
-        with _launched() if words[:1] == ["train"] else nullcontext():
+        with _process_group() if words[:1] == ["train"] else nullcontext():
             code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except (CycloptsError, DiptychError) as error:
@@ -132,15 +143,15 @@ def main(tokens: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     finally:
-        warnings.showwarning = _shown_by_python
+        warnings.showwarning = _default_showwarning
     return code if isinstance(code, int) else 0
 
 
 def run() -> NoReturn:
-    """The program: one command, and the end of the process."""
+    """Run the command of this process, then exit. This is the entry point of the `diptych` script."""
     sys.excepthook = print_traceback
     code = main()
-    if _is_launched():
+    if _is_distributed():
         from diptych.core.launch import leave
 
         leave(code)

@@ -1,10 +1,10 @@
-"""`diptych presets` and `diptych recipes`: what there is to choose from."""
+"""`diptych presets` and `diptych recipes`: list the available models and training recipes."""
 
 from diptych.cli.output import Json, errors, print_json, print_table
 
 
 def presets(*, as_json: Json = False) -> None:
-    """List the models with their parameters and multiply-adds."""
+    """List the model presets with their numbers of parameters and multiply-adds."""
     from diptych.images.transforms import size_name
     from diptych.models.size import model_size
     from diptych.presets import PRESETS
@@ -25,18 +25,18 @@ def presets(*, as_json: Json = False) -> None:
         ]
         for name, size in sizes.items()
     ]
-    print_table("Presets", ["name", "parameters", "an image", "a text", "picture", "context"], rows)
+    print_table("Presets", ["name", "parameters", "per image", "per text", "image", "context"], rows)
 
 
 def recipes(*, as_json: Json = False) -> None:
-    """List the recipes: complete runs for `diptych train`."""
+    """List the training recipes for `diptych train`."""
     from diptych.recipes.recipe import RECIPES
 
     first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in RECIPES.items()}
     if as_json:
         print_json(first_lines)
         return
-    print_table("Recipes", ["name", "what it does"], [[name, line] for name, line in first_lines.items()])
+    print_table("Recipes", ["name", "description"], [[name, line] for name, line in first_lines.items()])
 
 
 def _short(count: int) -> str:

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs. Control characters in it are made visible, also in a pipe."""
+"""Prints the output of commands as text, tables and JSON. Control characters are always escaped."""
 
 import io
 import json
@@ -21,31 +21,36 @@ if TYPE_CHECKING:
     from diptych.images.formats import LeftOut
 
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
-"""The option that every command with figures has."""
+"""The option `--json`."""
 
 _PIPED_WIDTH = 200
-"""Columns of a table that no terminal shows: wide enough that nothing is folded."""
+"""Width of tables in characters if the output is not a terminal, so that lines are not wrapped."""
 
 
 @lru_cache(maxsize=1)
 def console() -> "Console":
-    """Standard output."""
+    """The console for standard output."""
     return open_console(width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 @lru_cache(maxsize=1)
 def errors() -> "Console":
-    """Standard error: what is under way, on a terminal."""
+    """The console for standard error, where progress is shown."""
     return open_console(stderr=True)
 
 
 def print_json(value: Any) -> None:
-    """Print dataclasses, arrays and paths as JSON, and nothing else."""
+    """Print a value as JSON. It may contain dataclasses, arrays and paths."""
     sys.stdout.write(json_text(value, encoding=sys.stdout.encoding or "utf-8") + "\n")
 
 
 def json_text(value: Any, *, encoding: str = "utf-8") -> str:
-    """Dataclasses, arrays and paths as JSON, without control characters; in ASCII where the encoding lacks a letter."""
+    """A value as JSON, without control characters. It may contain dataclasses, arrays and paths.
+
+    Args:
+        value: the value.
+        encoding: encoding of the output. If it lacks a character, all non-ASCII characters are escaped.
+    """
     text = visible_json(json.dumps(plain(value), indent=2, ensure_ascii=False))
     try:
         text.encode(encoding)
@@ -55,23 +60,23 @@ def json_text(value: Any, *, encoding: str = "utf-8") -> str:
 
 
 def escape_unencodable() -> None:
-    """What standard output has no letter for is shown as an escape, as standard error does it."""
+    """Make standard output escape characters that its encoding lacks, as standard error does."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def say(text: str = "", *, style: str = "") -> None:
-    """One line on standard output. Brackets and colons in it are names of files, not colours or pictures.
+def print_line(text: str = "", *, style: str = "") -> None:
+    """Print one line on standard output. Rich's markup and emoji codes in the text are not interpreted.
 
     Args:
-        text: a newline in it is shown as an escape, like every other control character.
-        style: Rich's name of a style, such as `bold`.
+        text: the line. Control characters in it, such as newlines, are escaped.
+        style: name of a Rich style, such as `bold`.
     """
     console().print(visible(text), style=style or None, markup=False, emoji=False, soft_wrap=True)
 
 
 def confirm(question: str) -> bool:
-    """Ask for confirmation on a terminal; "y" and "yes" confirm. Returns False elsewhere, such as in a pipe."""
+    """Whether the user confirms a question with "y" or "yes". Always False if the program does not run on a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     sys.stderr.write(f"{visible(question)} [y/N] ")
@@ -80,7 +85,7 @@ def confirm(question: str) -> bool:
 
 
 def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column but the first is aligned to the right."""
+    """Print a table. All columns except the first are right-aligned."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -95,15 +100,15 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_facts(title: str, facts: Mapping[str, str]) -> None:
-    """Print names and what they are, in two columns; folded on a terminal, a line each elsewhere."""
+    """Print names and values in two columns. Long values are wrapped on a terminal only."""
     from textwrap import wrap
 
     from rich.text import Text
 
     _print_title(title)
-    shown = {visible(name): visible(fact) for name, fact in facts.items()}
-    indent = max(map(len, shown)) + 2
-    for name, fact in shown.items():
+    escaped = {visible(name): visible(fact) for name, fact in facts.items()}
+    indent = max(map(len, escaped)) + 2
+    for name, fact in escaped.items():
         lines = wrap(fact, max(20, console().width - indent)) if console().is_terminal else [fact]
         for i, line in enumerate(lines or [""]):
             start = Text((name if i == 0 else "").ljust(indent), style="dim")
@@ -111,30 +116,30 @@ def print_facts(title: str, facts: Mapping[str, str]) -> None:
 
 
 def _print_title(title: str) -> None:
-    say()
-    say(title, style="bold")
+    print_line()
+    print_line(title, style="bold")
 
 
 def print_skipped(skipped: Sequence[tuple[str, str]]) -> None:
-    """Say on standard error how many images could not be read, and name the first three."""
+    """Print to standard error how many images could not be read, and the reasons for the first three."""
     if skipped:
         first = "; ".join(reason for _, reason in skipped[:3])
         warn(f"{len(skipped)} images could not be read and were left out: {first}")
 
 
 def print_left_out(left_out: "Sequence[LeftOut]") -> None:
-    """Print to standard error which pictures have an unsupported format, and what to do: one line per suffix."""
+    """Print to standard error which image files have an unsupported format, and what to do: one line per suffix."""
     for left in left_out:
         warn(f"left out: {left}")
 
 
 def warn(text: str) -> None:
-    """One line on standard error, without the secrets of addresses in it."""
+    """Print one line on standard error, without secrets in addresses."""
     sys.stderr.write(f"diptych: {visible(' '.join(redacted(text).split()))}\n")
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
-    """A `sys.excepthook`: as Python shows an error that nobody catches, but visibly."""
+    """A `sys.excepthook` that prints tracebacks without control characters and without secrets in addresses."""
     from traceback import format_exception
 
     sys.stderr.write(visible(redacted("".join(format_exception(kind, error, trace))), keep="\n"))

@@ -1,4 +1,4 @@
-"""What a model will see in training, as a picture for people."""
+"""Contact sheets that show training samples after preprocessing."""
 
 from dataclasses import replace
 
@@ -14,28 +14,34 @@ from diptych.training.config import TrainConfig
 from diptych.training.setup import training_examples
 
 _MAX_CAPTIONS_FROM = 2000
-"""Samples that a tokenizer for the preview is made from: enough words, in seconds."""
+"""Maximum number of samples whose captions train the tokenizer of a preview, so that it takes seconds."""
 
 
 def training_preview(spec: str, config: TrainConfig, *, num: int, seed: int) -> Image.Image:
-    """A sheet of samples as the run would get them: cropped, flipped and resized, over the text of their tokens.
+    """A contact sheet of augmented training images, each with the decoded text of its tokens.
 
-    The captions went through the tokenizer and back, so that what it loses is missing here, too.
+    The captions are encoded and decoded by the tokenizer, so that the sheet shows what it loses.
+
+    Args:
+        spec: address of the data source.
+        config: the run whose preprocessing is applied.
+        num: maximum number of samples.
+        seed: selects the crops and captions.
 
     Raises:
-        DataError: the source cannot be read, or none of the samples can.
+        DataError: the source cannot be read, or a sample cannot be read.
     """
     source = open_source(spec)
     text = config.model.text
-    few = take_few(source, _MAX_CAPTIONS_FROM)
-    captions = (caption for i in range(len(few)) for caption in few.captions(i))
+    subset = take_few(source, _MAX_CAPTIONS_FROM)
+    captions = (caption for i in range(len(subset)) for caption in subset.captions(i))
     tokenizer = train_tokenizer(
         text.tokenizer, captions, vocab_size=text.vocab_size, context_length=text.context_length
     )
-    shown = take_few(source, num)
-    examples = training_examples(shown, replace(config, seed=seed))
+    samples = take_few(source, num)
+    examples = training_examples(samples, replace(config, seed=seed))
     pictures = []
-    for i in range(len(shown)):
+    for i in range(len(samples)):
         row = examples[0, i]
         if not isinstance(row, Example):
             raise row

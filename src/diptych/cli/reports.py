@@ -1,8 +1,8 @@
-"""Evaluation reports as tables."""
+"""Prints evaluation reports and data audits as tables."""
 
 from typing import TYPE_CHECKING
 
-from diptych.cli.output import print_facts, print_table, say
+from diptych.cli.output import print_facts, print_line, print_table
 from diptych.core.address import redacted
 from diptych.core.formatting import percent
 
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from diptych.evaluation.retrieval import RetrievalReport
     from diptych.evaluation.zero_shot import ZeroShotReport
 
-_SHOWN_OF_GROUP = 3
+_MAX_MEMBERS = 3
+"""Maximum number of members to print per group."""
 
 
 def print_retrieval(report: "RetrievalReport") -> None:
-    """Both directions, chance beside them, and the protocol."""
+    """Print the retrieval metrics in both directions, the chance level and the protocol."""
     from diptych.evaluation.tables import recall_table
 
     table, protocol = recall_table(report), report.protocol
@@ -28,7 +29,7 @@ def print_retrieval(report: "RetrievalReport") -> None:
 
 
 def print_zero_shot(report: "ZeroShotReport") -> None:
-    """Accuracies, the worst classes, and the protocol."""
+    """Print the accuracies, the three worst classes and the protocol."""
     from diptych.evaluation.tables import accuracy_table, worst_classes
 
     table, protocol = accuracy_table(report), report.protocol
@@ -39,32 +40,37 @@ def print_zero_shot(report: "ZeroShotReport") -> None:
 
 
 def print_report(report: "Report") -> None:
-    """Every table of a report, and the protocol."""
+    """Print all tables of a report, and the protocol."""
     for number, section in enumerate(report.sections):
         for table in section.tables:
             print_table(section.title if number else report.title, table.headings, table.rows)
         if section.tables and section.text and number == 0:
-            say(section.text, style="dim")
+            print_line(section.text, style="dim")
     _print_protocol(report.protocol)
 
 
 def _print_protocol(protocol: "Mapping[str, str | int]") -> None:
-    shown = {name: value for name, value in protocol.items() if name != "split"}
-    say("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()), style="dim")
+    values = {name: value for name, value in protocol.items() if name != "split"}
+    print_line("; ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items()), style="dim")
 
 
 def print_audit(source: str, audit: "Audit") -> None:
-    """Counts, what is wrong, and what a batch is like."""
+    """Print the counts of a data audit, its findings, and the expected false negatives per batch.
+
+    Args:
+        source: address of the data source.
+        audit: the audit.
+    """
     lengths = sorted(audit.token_counts)
-    a_sample = f"{audit.num_captions / audit.num_samples:.1f} a sample"
-    tokens = f"{lengths[len(lengths) // 2]} in the middle, {lengths[-1]} at most"
+    per_sample = f"{audit.num_captions / audit.num_samples:.1f} per sample"
+    tokens = f"median {lengths[len(lengths) // 2]}, maximum {lengths[-1]}"
     in_batches = [f"{pairs:g} pairs in a batch of {size:,}" for size, pairs in audit.false_negatives.items()]
     facts = {
         "samples": f"{audit.num_samples:,}",
         "splits": ", ".join(f"{name} {count:,}" for name, count in audit.splits.items()),
         "classes": f"{len(audit.labels):,}" if audit.labels else "none",
-        "captions": f"{audit.num_captions:,}, {a_sample}; {audit.num_empty:,} empty",
-        "tokens a caption": f"{tokens}; CLIP's context cuts {audit.num_cut:,}",
+        "captions": f"{audit.num_captions:,}, {per_sample}; {audit.num_empty:,} empty",
+        "tokens per caption": f"{tokens}; CLIP's context truncates {audit.num_cut:,}",
         "pictures": ", ".join(f"{name} {width}x{height}" for name, (width, height) in audit.sizes.items()),
         "files": ", ".join(f"{mode} {count:,}" for mode, count in list(audit.modes.items())[:6]) or "none",
         "unreadable": _some([f"{key} ({reason})" for key, reason in audit.unreadable]),
@@ -77,7 +83,7 @@ def print_audit(source: str, audit: "Audit") -> None:
     }
     print_facts(redacted(source), facts)
     for oddity in audit.oddities:
-        say(f"  {oddity}")
+        print_line(f"  {oddity}")
 
 
 def _some(items: list[str]) -> str:
@@ -85,10 +91,10 @@ def _some(items: list[str]) -> str:
 
 
 def _some_groups(groups: "Sequence[Sequence[str]]", sign: str) -> str:
-    """The number of groups and the size of the largest, with the first members of the first two."""
+    """The number of groups, the size of the largest, and the first members of the first two groups."""
     if not groups:
         return "none"
     largest = max(len(group) for group in groups)
     num = f"{len(groups):,} groups, the largest of {largest:,}" if len(groups) > 1 else f"1 group of {largest:,}"
-    shown = [sign.join([*group[:_SHOWN_OF_GROUP], *["..."][: len(group) > _SHOWN_OF_GROUP]]) for group in groups[:2]]
-    return f"{num}: {'; '.join(shown)}{'; ...' if len(groups) > 2 else ''}"
+    examples = [sign.join([*group[:_MAX_MEMBERS], *["..."][: len(group) > _MAX_MEMBERS]]) for group in groups[:2]]
+    return f"{num}: {'; '.join(examples)}{'; ...' if len(groups) > 2 else ''}"

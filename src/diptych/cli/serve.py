@@ -1,4 +1,4 @@
-"""`diptych serve`, `diptych runs serve`."""
+"""`diptych serve` and `diptych runs serve`."""
 
 import os
 from contextlib import ExitStack
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.loading import DEFAULT_LOADING, BundlePath, IndexPlace, Loading
-from diptych.cli.output import say, warn
+from diptych.cli.loading import DEFAULT_LOADING, BundlePath, IndexAddress, Loading
+from diptych.cli.output import print_line, warn
 from diptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,56 +16,58 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-Host = Annotated[str, Parameter(help="Address to listen at; 0.0.0.0 lets other machines in.")]
-Port = Annotated[int, Parameter(help="Port to listen at; 0 for a free one.")]
+Host = Annotated[str, Parameter(help="Address to listen on. Use 0.0.0.0 to allow other machines.")]
+Port = Annotated[int, Parameter(help="Port to listen on; 0 selects a free port.")]
 
 
 def serve(
     bundle: BundlePath,
     /,
     *,
-    index: Annotated[IndexPlace | None, Parameter(help="Pictures to search: a folder or an address.")] = None,
+    index: Annotated[IndexAddress | None, Parameter(help="Index to search: a folder or an address.")] = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key_file: Annotated[
-        Path | None, Parameter(help="Keys, one a line; without one of them only the health routes answer.")
+        Path | None, Parameter(help="File with one API key per line. Requests then need a key, except health checks.")
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, Parameter(help="Name by which a proxy asks for it; several may be given.", negative="")
+        list[str] | None, Parameter(help="Host name that a proxy uses for this server. Can be repeated.", negative="")
     ] = None,
-    batch: Annotated[int, Parameter(help="Texts that go through the model at once; a quarter as many pictures.")] = 64,
-    window_ms: Annotated[float, Parameter(help="Milliseconds that the first of a batch waits for others.")] = 2.0,
+    batch: Annotated[int, Parameter(help="Maximum number of texts in a batch; a quarter as many images.")] = 64,
+    window_ms: Annotated[float, Parameter(help="Time that a batch waits for more requests, in milliseconds.")] = 2.0,
     waiting: Annotated[
         int,
         Parameter(
-            help="Maximum number of waiting texts; a quarter as many pictures may wait. Further requests get 429."
+            help="Maximum number of texts in the queue; a quarter as many images. Further requests get status 429."
         ),
     ] = 4096,
-    deadline: Annotated[float, Parameter(help="Seconds that a request may take.")] = 30.0,
-    body_mb: Annotated[int, Parameter(help="MiB of a request's body.")] = 32,
+    deadline: Annotated[float, Parameter(help="Maximum duration of a request in seconds.")] = 30.0,
+    body_mb: Annotated[int, Parameter(help="Maximum size of a request's body in MiB.")] = 32,
     loading: Loading = DEFAULT_LOADING,
 ) -> None:
-    """Put a bundle, and the search page of an index, behind an address."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Threads of several models share the cores.
+    """Serve a model, and the search page of an index, over HTTP."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Spinning threads of one queue would slow the others down.
     if loading.urls:
-        raise ConfigError("a server reads no URLs: who names them would have it fetch what they cannot reach")
-    _need_extra()
+        raise ConfigError(
+            "a server reads no URLs: clients could make it fetch addresses that they cannot reach themselves"
+        )
+    _check_installed()
     from diptych.index.open_index import open_index
     from diptych.search.collection import check_model
     from diptych.server.app import create_app
     from diptych.server.keys import read_keys
     from diptych.server.limits import Limits
-    from diptych.server.run import bind_socket, is_loopback, allowed_hosts
+    from diptych.server.run import allowed_hosts, bind_socket, is_loopback
 
     limits = Limits(batch=batch, window_ms=window_ms, waiting=waiting, deadline_s=deadline, body_mb=body_mb)
     keys = read_keys(api_key_file)
     with bind_socket(host, port) as listening, ExitStack() as held:
         opened = None if index is None else held.enter_context(open_index(index, timeout_s=deadline))
         clip = loading.load(bundle)
-        said = ""
+        index_summary = ""
         if opened is not None:
             check_model(opened, clip)
-            said = f", {len(opened):,} pictures of {opened.place}"
+            index_summary = f", {len(opened):,} pictures of {opened.place}"
         app = create_app(
             clip,
             opened,
@@ -74,26 +76,26 @@ def serve(
             hosts=allowed_hosts(host, allowed_host or []),
             has_absolute_paths=is_loopback(host) and not keys and not allowed_host,
         )
-        say(f"Serving {bundle}{said}")
+        print_line(f"Serving {bundle}{index_summary}")
         _warn_if_public(host, keys)
         _until_signal(app, listening)
 
 
 def serve_runs(
-    runs: Annotated[Path, Parameter(help="Folder of run folders, or one of them.")] = Path("runs"),
+    runs: Annotated[Path, Parameter(help="Folder of run folders, or one run folder.")] = Path("runs"),
     /,
     *,
     host: Host = "127.0.0.1",
     port: Port = 8001,
 ) -> None:
-    """Show run folders as a page: curves over each other, what their settings differ in, samples."""
-    _need_extra()
-    from diptych.server.run import bind_socket, allowed_hosts
+    """Serve a web page that compares runs: curves, differences between their settings, and samples."""
+    _check_installed()
+    from diptych.server.run import allowed_hosts, bind_socket
     from diptych.server.runs import create_runs_app, find_runs
 
     found = find_runs(runs)
     with bind_socket(host, port) as listening:
-        say(f"{len(found)} runs of {runs}")
+        print_line(f"{len(found)} runs of {runs}")
         _warn_if_public(host, [])
         _until_signal(create_runs_app(runs, hosts=allowed_hosts(host, [])), listening)
 
@@ -102,9 +104,9 @@ def _until_signal(app: "ASGIApp", listening: "socket") -> None:
     from diptych.server.run import base_url, exit_if_stuck
     from diptych.server.run import serve as run
 
-    say(f"Open {base_url(listening)}   (Ctrl-C ends it)")
+    print_line(f"Open {base_url(listening)}   (Ctrl-C ends it)")
     run(app, listening)
-    say("Stopped; what was under way was answered")
+    print_line("Stopped; all current requests were completed")
     exit_if_stuck()
 
 
@@ -112,10 +114,12 @@ def _warn_if_public(host: str, keys: list[str]) -> None:
     from diptych.server.run import is_loopback
 
     if not is_loopback(host) and not keys:
-        warn(f"{host}: whoever reaches this machine can use it and see all pictures; --api-key-file asks for a key")
+        warn(
+            f"{host}: anyone who can reach this machine can use it and see all pictures; --api-key-file makes a key necessary"
+        )
 
 
-def _need_extra() -> None:
+def _check_installed() -> None:
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from diptych.cli.output import console, say, warn
+from diptych.cli.output import console, print_line, warn
 from diptych.cli.reports import print_retrieval, print_zero_shot
 from diptych.cli.run_settings import as_settings, base_config, is_data, length, resolve
 from diptych.core.errors import ConfigError
@@ -19,43 +19,43 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str | None, Parameter(help="Name of the recipe; or pictures and captions, for which one is chosen.")
+        str | None, Parameter(help="Name of a recipe, or a dataset, for which a recipe is selected.")
     ] = None,
     /,
     *,
     data: Annotated[
-        str | None, Parameter(help="Pictures and captions, as kind:location, such as flickr30k:DIR.")
+        str | None, Parameter(help="Dataset of images and captions as kind:location, such as flickr30k:DIR.")
     ] = None,
-    out: Annotated[Path | None, Parameter(help="Run folder; runs/RECIPE if not given.")] = None,
+    out: Annotated[Path | None, Parameter(help="Run folder. Default: runs/RECIPE.")] = None,
     preset: Annotated[
-        str | None, Parameter(help="Another model than the recipe's; `diptych presets` lists them.")
+        str | None, Parameter(help="Model to use instead of the recipe's. `diptych presets` lists all.")
     ] = None,
     init: Annotated[
-        str | None, Parameter(help="Weights to start from: a bundle, or whatever `diptych import` reads.")
+        str | None, Parameter(help="Initial weights: a bundle, or any model that `diptych import` reads.")
     ] = None,
-    minutes: Annotated[float | None, Parameter(help="End after so much time, annealed.")] = None,
-    epochs: Annotated[float | None, Parameter(help="End after so many passes over the data.")] = None,
-    steps: Annotated[int | None, Parameter(help="End after so many steps.")] = None,
-    max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
+    minutes: Annotated[float | None, Parameter(help="Training time in minutes.")] = None,
+    epochs: Annotated[float | None, Parameter(help="Number of epochs.")] = None,
+    steps: Annotated[int | None, Parameter(help="Number of steps.")] = None,
+    max_samples: Annotated[int | None, Parameter(help="Maximum number of training samples.")] = None,
     skip_missing: Annotated[
         bool,
-        Parameter(help="Leave out rows of a table whose image file is missing.", negative="", show_default=False),
+        Parameter(help="Skip rows of a table whose image file is missing.", negative="", show_default=False),
     ] = False,
-    batch_size: Annotated[int | None, Parameter(help="Pairs a step.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Number of pairs per step.")] = None,
     micro_batch: Annotated[
-        int | None, Parameter(help="Pairs that go through the towers at once; divides the batch.")
+        int | None, Parameter(help="Number of pairs per forward pass. It must divide the batch size.")
     ] = None,
     lr: Annotated[float | None, Parameter(help="Peak learning rate.")] = None,
-    precision: Annotated[str | None, Parameter(help="fp32, bf16 or fp16.")] = None,
-    checkpoint_steps: Annotated[int | None, Parameter(help="Save every so many steps, too.")] = None,
-    seed: Annotated[int | None, Parameter(help="Decides weights, order, augmentation and captions.")] = None,
-    device: Annotated[str | None, Parameter(help="cpu, cuda, mps or auto.")] = None,
-    config: Annotated[Path | None, Parameter(help="A config.yaml to run instead of a recipe.")] = None,
-    resume: Annotated[Path | None, Parameter(help="Go on with the run in this folder.")] = None,
+    precision: Annotated[str | None, Parameter(help="Precision: fp32, bf16 or fp16.")] = None,
+    checkpoint_steps: Annotated[int | None, Parameter(help="Also save a checkpoint every N steps.")] = None,
+    seed: Annotated[int | None, Parameter(help="Random seed of weights, order, crops and captions.")] = None,
+    device: Annotated[str | None, Parameter(help="Device: cpu, cuda, mps or auto.")] = None,
+    config: Annotated[Path | None, Parameter(help="Config file (config.yaml) to run instead of a recipe.")] = None,
+    resume: Annotated[Path | None, Parameter(help="Resume the run in this folder.")] = None,
     accept_changed_data: Annotated[
         bool,
         Parameter(
-            help="With --resume: continue although the data has changed since the checkpoint.",
+            help="With --resume: continue even if the data has changed since the checkpoint.",
             negative="",
             show_default=False,
         ),
@@ -63,24 +63,24 @@ def train(
     check: Annotated[
         bool,
         Parameter(
-            help="Only learn one batch by heart, which says whether anything can be learned.",
+            help="Only overfit one batch, to verify that the model can learn.",
             negative="",
             show_default=False,
         ),
     ] = False,
     overwrite: Annotated[
-        bool, Parameter(help="Replace the run that the folder holds.", negative="", show_default=False)
+        bool, Parameter(help="Replace an existing run in the run folder.", negative="", show_default=False)
     ] = False,
     changes: Annotated[
         list[str] | None,
         Parameter(
             name="--set",
             negative="",
-            help="Any setting by its path, such as optimizer.eps=1e-8; `--optimizer.eps 1e-8` works too.",
+            help="Change a setting by its path, such as optimizer.eps=1e-8. `--optimizer.eps 1e-8` works, too.",
         ),
     ] = None,
 ) -> int:
-    """Train a model: `diptych train DATA`, or from a recipe; `diptych recipes` lists them."""
+    """Train a model on a dataset, with a recipe. `diptych recipes` lists all recipes."""
     from diptych.training.config import read_run_config
     from diptych.training.run_folder import CONFIG, check_run_folder
 
@@ -103,13 +103,13 @@ def train(
     if resume is not None:
         others = (recipe, out, preset, minutes, epochs, steps, config, changes)
         if given or overwrite or check or any(value is not None for value in others):
-            raise ConfigError("--resume goes on with a run as it is; give it nothing but the run's folder")
+            raise ConfigError("--resume continues a run with its own settings; it excludes all other options")
         check_run_folder(resume, overwrite=False, resume=True)
         return run_and_report(
             read_run_config(resume / CONFIG), resume, resume=True, accept_changed_data=accept_changed_data
         )
     if accept_changed_data:
-        raise ConfigError("--accept-changed-data goes with --resume; a new run takes the data as it is")
+        raise ConfigError("--accept-changed-data needs --resume; a new run always uses the current data")
     base = base_config(recipe, config, data, changes={**given, **as_settings(changes or [])})
     given |= length({"minutes": minutes, "epochs": epochs, "steps": steps})
     resolved = resolve(base, preset, given, changes or [])
@@ -126,7 +126,18 @@ def run_and_report(
     resume: bool = False,
     accept_changed_data: bool = False,
 ) -> int:
-    """Train with the live display, then print what came out. Of ranks that train together, the first speaks for all."""
+    """Train with a progress display, then print the results. Under torchrun, only rank 0 prints.
+
+    Args:
+        config: the run.
+        run: the run folder.
+        overwrite: whether to replace an existing run in the folder.
+        resume: whether to continue the run in the folder.
+        accept_changed_data: whether to resume even if the data has changed.
+
+    Returns:
+        The exit code.
+    """
     from diptych.core.distributed import all_ranks
 
     if all_ranks().rank:
@@ -138,38 +149,38 @@ def run_and_report(
         config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data
     )
     if result.interrupted:
-        say(f"Stopped at step {result.steps}, saved. Go on with: {command('train', '--resume', run)}")
+        print_line(f"Stopped at step {result.steps}, saved. Continue with: {command('train', '--resume', run)}")
         return 0
     assert result.retrieval is not None
     if result.zero_shot is None:
         print_retrieval(result.retrieval)
     else:
         print_zero_shot(result.zero_shot)
-    say(f"Curves: {run / 'curves.png'}")
+    print_line(f"Curves: {run / 'curves.png'}")
     best = "" if result.best_step is None else f"; best: {run / 'bundle-best'} (step {result.best_step:,})"
-    say(f"Bundle: {result.bundle}{best}")
+    print_line(f"Bundle: {result.bundle}{best}")
     return 0
 
 
 def _check(config: "TrainConfig") -> int:
-    """Learn one batch by heart and say how it went."""
+    """Overfit one batch, and print whether the model memorizes it. Returns the exit code."""
     from diptych.cli.output import errors
     from diptych.training.overfit import self_check
 
-    with errors().status("Learning one batch by heart ...") as status:
+    with errors().status("Overfitting one batch ...") as status:
         result = self_check(
             config,
-            on_step=lambda step, loss: status.update(f"Learning one batch by heart: step {step}, loss {loss:.3f}"),
+            on_step=lambda step, loss: status.update(f"Overfitting one batch: step {step}, loss {loss:.3f}"),
         )
-    figures = (
-        f"{result.num_pairs} pairs by heart: loss {result.first_loss:.2f} -> {result.last_loss:.3f} in {result.steps} steps, "
+    metrics = (
+        f"Overfit {result.num_pairs} pairs: loss {result.first_loss:.2f} -> {result.last_loss:.3f} in {result.steps} steps, "
         f"{result.seconds:.0f} s"
     )
     if result.learned:
-        say(f"{figures}. The pipeline can learn: pictures, captions, tokenizer, towers and loss work together.")
+        print_line(f"{metrics}. The model can learn: images, captions, tokenizer, towers and loss work together.")
         return 0
-    say(f"{figures}. Below 0.05 it would have learned them.")
-    say(result.diagnosis or "")
+    print_line(f"{metrics}. The model memorizes the batch if the loss falls below 0.05.")
+    print_line(result.diagnosis or "")
     return 1
 
 
@@ -181,7 +192,7 @@ def train_with_display(
     resume: bool = False,
     accept_changed_data: bool = False,
 ) -> "RunResult":
-    """Train while a panel, or lines, tell how it goes; end with one line that sums it up."""
+    """Train with a progress display, then print a summary of speed and time. See `run_and_report` for the arguments."""
     from diptych.cli.train_display import Display
     from diptych.training.run import train as run_training
 
@@ -198,24 +209,24 @@ def train_with_display(
     finally:
         display.close()
     rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)
-    say(
+    print_line(
         f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s; waited for data {result.data_wait:.1%}"
     )
-    say(_where_time_went(result.seconds), style="dim")
+    print_line(_time_shares(result.seconds), style="dim")
     if result.stopped_early:
-        say("Ended early: validation no longer got better (validation.patience)")
+        print_line("Stopped early: the validation metric no longer improved (validation.patience)")
     if result.num_skipped:
         warn(f"{result.num_skipped} unreadable samples were replaced; they are listed in {run / 'skipped.jsonl'}")
     return result
 
 
-def _where_time_went(seconds: dict[str, float]) -> str:
+def _time_shares(seconds: dict[str, float]) -> str:
     total = sum(seconds.values()) or 1.0
     return "Time: " + ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
 
 
 def dotted_to_set(words: Sequence[str]) -> list[str]:
-    """`--optimizer.lr 1e-3` and `--optimizer.lr=1e-3` as `--set optimizer.lr=1e-3`. Words after `--` are file names.
+    """Replace options with dotted names by `--set`. Words after `--` are file names, and stay unchanged.
 
     >>> dotted_to_set(["train", "demo", "--optimizer.lr", "1e-3"])
     ['train', 'demo', '--set', 'optimizer.lr=1e-3']

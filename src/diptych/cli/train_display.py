@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a live panel on a terminal, a line now and then elsewhere."""
+"""Displays the progress of training: a live panel on a terminal, or a line every ten seconds elsewhere."""
 
 import math
 import time
@@ -20,7 +20,14 @@ _REFRESH_S = 0.25
 
 
 class Display:
-    """Shows loss beside the ln(N) of a model that knows nothing, accuracies, speed, waiting and time left."""
+    """Shows the loss and its chance level ln(N), the accuracies within the batch, the speed and the remaining time.
+
+    Args:
+        title: title of the panel.
+        batch_size: number of pairs per step, N.
+        metric: the validation metric to show.
+        console: where to print; standard output if None.
+    """
 
     def __init__(
         self, title: str, *, batch_size: int, metric: Metric = "recall", console: Console | None = None
@@ -38,7 +45,7 @@ class Display:
             self._live.start()
 
     def on_step(self, report: StepReport) -> None:
-        """Refresh the panel, or print a line if the last one is ten seconds old."""
+        """Refresh the panel, or print a line if the last one is at least ten seconds old."""
         now = time.monotonic()
         if now - self._shown_at < (_REFRESH_S if self._live else _PLAIN_LINE_S):
             return
@@ -49,17 +56,17 @@ class Display:
             self._console.print(self._line(report), soft_wrap=True, highlight=False)
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """Show it in the panel; elsewhere print it."""
+        """Show a validation in the panel, or print it as a line."""
         self._validation = (step, validation)
         if not self._live:
             self._console.print(f"step {step:>6}  {self._describe(validation)}", soft_wrap=True, highlight=False)
 
     def on_message(self, text: str) -> None:
-        """Print it above the panel."""
+        """Print a message above the panel."""
         self._console.print(visible(text, keep="\n"), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the panel away."""
+        """Remove the panel."""
         if self._live:
             self._live.stop()
 
@@ -68,10 +75,10 @@ class Display:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim")
         table.add_column()
-        knows_nothing = f"[dim](ln {self._batch_size} = {math.log(self._batch_size):.2f} knows nothing)[/]"
-        table.add_row("loss", f"[bold]{result.loss:.3f}[/]  {knows_nothing}")
+        chance = f"[dim](chance: ln {self._batch_size} = {math.log(self._batch_size):.2f})[/]"
+        table.add_row("loss", f"[bold]{result.loss:.3f}[/]  {chance}")
         table.add_row(
-            "right in batch", f"image to text {result.image_to_text:4.0%}   text to image {result.text_to_image:4.0%}"
+            "batch accuracy", f"image to text {result.image_to_text:4.0%}   text to image {result.text_to_image:4.0%}"
         )
         table.add_row("speed", f"{report.pairs_per_s:,.0f} pairs/s   waiting for data {report.data_wait:.1%}")
         if self._validation:
@@ -80,8 +87,8 @@ class Display:
         bar.add_column()
         bar.add_column(ratio=1)
         bar.add_column(justify="right")
-        where = f"step {report.step:,}, epoch {report.epoch:.1f}"
-        bar.add_row(where, ProgressBar(total=1.0, completed=report.progress), f"{_clock(report.seconds_left)} left")
+        position = f"step {report.step:,}, epoch {report.epoch:.1f}"
+        bar.add_row(position, ProgressBar(total=1.0, completed=report.progress), f"{_clock(report.seconds_left)} left")
         return Panel(Group(bar, Text(), table), title=self._title, title_align="left", border_style="dim", width=78)
 
     def _describe(self, validation: Validation) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import say
+from diptych.cli.output import print_line
 from diptych.cli.run_settings import as_settings, base_config, length, resolve
 from diptych.core.errors import ConfigError
 from diptych.core.program import command
@@ -19,55 +19,60 @@ def tune(
     /,
     *,
     data: Annotated[
-        str | None, Parameter(help="Pictures and captions, as kind:location, such as flickr30k:DIR.")
+        str | None, Parameter(help="Dataset of images and captions as kind:location, such as flickr30k:DIR.")
     ] = None,
-    out: Annotated[Path | None, Parameter(help="Folder of the study; runs/tune-RECIPE if not given.")] = None,
-    trials: Annotated[int, Parameter(help="Settings to try, the recipe's own among them.")] = 10,
-    minutes: Annotated[float | None, Parameter(help="Each trial's length in minutes.")] = None,
-    epochs: Annotated[float | None, Parameter(help="Each trial's length in passes over the data.")] = None,
-    steps: Annotated[int | None, Parameter(help="Each trial's length in steps.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder of the study. Default: runs/tune-RECIPE.")] = None,
+    trials: Annotated[int, Parameter(help="Number of trials, including one with the recipe's own settings.")] = 10,
+    minutes: Annotated[float | None, Parameter(help="Length of each trial in minutes.")] = None,
+    epochs: Annotated[float | None, Parameter(help="Length of each trial in epochs.")] = None,
+    steps: Annotated[int | None, Parameter(help="Length of each trial in steps.")] = None,
     priority: Annotated[
         Literal["high", "medium", "low"],
-        Parameter(help="How far down the list of what matters: rates and batch, then sizes and dropout, then shapes."),
+        Parameter(
+            help="Settings to tune: high for learning rates and batch size, medium adds sizes and dropout, low adds shapes."
+        ),
     ] = "high",
-    space: Annotated[Path | None, Parameter(help="YAML file of what to try, instead of --priority.")] = None,
+    space: Annotated[
+        Path | None, Parameter(help="YAML file with the search space, used instead of --priority.")
+    ] = None,
     metric: Annotated[
         str | None,
         Parameter(
-            help="recall, map, loss or zero_shot, on the validation split; the recipe's if not given, but map for recall: "
-            "models of short trials seldom find the right partner first."
+            help="Validation metric to optimize: recall, map, loss or zero_shot. Default: the recipe's metric, but map "
+            "instead of recall, which changes too little in short trials."
         ),
     ] = None,
     sampler: Annotated[
-        Literal["tpe", "random", "gp", "qmc"], Parameter(help="Who proposes: Optuna's sampler of this name.")
+        Literal["tpe", "random", "gp", "qmc"], Parameter(help="Optuna sampler that proposes the settings.")
     ] = "tpe",
     pruner: Annotated[
-        Literal["hyperband", "median", "none"], Parameter(help="Who ends hopeless trials early.")
+        Literal["hyperband", "median", "none"], Parameter(help="Optuna pruner that stops poor trials early.")
     ] = "hyperband",
-    repeats: Annotated[int, Parameter(help="Other seeds with which the best settings are trained again.")] = 2,
+    repeats: Annotated[int, Parameter(help="Number of further seeds to train the best settings with.")] = 2,
     storage: Annotated[
         str | None,
         Parameter(
-            help="postgresql://USER@HOST/DATABASE, which several machines share; SQLite in the folder if not given."
+            help="Database shared by several machines, as postgresql://USER@HOST/DATABASE. Default: SQLite in the folder."
         ),
     ] = None,
-    preset: Annotated[str | None, Parameter(help="Another model than the recipe's.")] = None,
-    max_samples: Annotated[int | None, Parameter(help="Train on at most so many samples.")] = None,
-    seed: Annotated[int | None, Parameter(help="Decides trials, and in each of them weights and order.")] = None,
-    config: Annotated[Path | None, Parameter(help="A config.yaml to tune instead of a recipe.")] = None,
-    show: Annotated[Path | None, Parameter(help="Only print how the study in this folder stands.")] = None,
+    preset: Annotated[str | None, Parameter(help="Model to use instead of the recipe's.")] = None,
+    max_samples: Annotated[int | None, Parameter(help="Maximum number of training samples.")] = None,
+    seed: Annotated[int | None, Parameter(help="Random seed of the trials, and of training within them.")] = None,
+    config: Annotated[Path | None, Parameter(help="Config file (config.yaml) to tune instead of a recipe.")] = None,
+    show: Annotated[Path | None, Parameter(help="Print the results of the study in this folder, and exit.")] = None,
     changes: Annotated[
         list[str] | None,
         Parameter(
             name="--set",
             negative="",
-            help="Any setting of all trials, such as precision=bf16; `--precision bf16` works too.",
+            help="Change a setting of all trials, such as precision=bf16. `--precision bf16` works, too.",
         ),
     ] = None,
 ) -> int:
-    """Find the settings for this data: many short trainings, the recipe's own settings the first. Needs diptych[tune].
+    """Tune the hyperparameters for a dataset with many short training runs. Needs diptych[tune].
 
-    The same command again goes on; on other machines with the same --storage it joins in.
+    The first trial has the settings of the recipe. Run the same command again to continue a study, or on other machines with
+    the same --storage to share it.
     """
     _check_installed()
     from diptych.cli.tune_display import TuneDisplay, print_study
@@ -91,24 +96,26 @@ def tune(
     if metric is None and base.validation.metric == "recall":
         base = resolve(base, None, {"validation.metric": "map"}, [])
     folder = _study_folder(out, base)
-    tried = prepare_space(base, read_dimensions(space) if space else default_dimensions(base, priority), say)
+    search_space = prepare_space(
+        base, read_dimensions(space) if space else default_dimensions(base, priority), print_line
+    )
     create_study_folder(folder, storage=storage)
-    display = TuneDisplay(tried, folder, trials=trials + repeats)
+    display = TuneDisplay(search_space, folder, trials=trials + repeats)
     try:
-        how = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
-        found = run_study(tried, folder, options=how, observer=display)
+        tune_options = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
+        rows = run_study(search_space, folder, options=tune_options, observer=display)
     except (InterruptedTrialError, KeyboardInterrupt, StudyLostError) as error:
         display.end()
-        write_results(folder, tried, display.rows)  # Of the trials that are known.
+        write_results(folder, search_space, display.rows)  # The trials up to the interruption.
         if isinstance(error, StudyLostError):
             raise
-        say("Stopped; the same command continues.")
+        print_line("Stopped. Run the same command to continue.")
         return 0
     finally:
         display.end()
-    write_results(folder, tried, found)
-    print_study(tried, found)
-    say(f"Results: {folder}; run the best settings: {command('train', '--config', folder / 'best_config.yaml')}")
+    write_results(folder, search_space, rows)
+    print_study(search_space, rows)
+    print_line(f"Results: {folder}; run the best settings: {command('train', '--config', folder / 'best_config.yaml')}")
     return 0
 
 

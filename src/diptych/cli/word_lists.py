@@ -1,4 +1,4 @@
-"""Lists of words on the command line: as separate words, or in a text file."""
+"""Reads lists of class names from the command line or from a text file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,9 @@ from diptych.core.paths import path_kind
 
 
 def read_classes(words: Sequence[str]) -> list[str]:
-    """The names of classes. A word that names a file is replaced by the lines of the file.
+    """The class names of an option. A word that names a file is replaced by the lines of the file.
 
-    A word names a file if the file exists and the word is the only one or ends in `.txt`.
+    A word names a file if the file exists, and the word either is the only one or ends in `.txt`.
 
     Raises:
         DataError: a file cannot be read.
@@ -24,7 +24,7 @@ def read_classes(words: Sequence[str]) -> list[str]:
 
 
 def warn_of_classes(words: Sequence[str], classes: Sequence[str]) -> None:
-    """Warn about a word with a comma, which was probably meant as several classes, and about a single class.
+    """Warn about a single class, and about a class with a comma, which was probably meant as several classes.
 
     Args:
         words: the values of `--classes`.
