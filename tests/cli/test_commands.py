@@ -86,7 +86,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         ("train demo --config x.yaml", "exclude each other"),
         ("train --config /nowhere.yaml", "/nowhere.yaml: cannot be read"),
         ("train --resume /nowhere", "/nowhere: holds no run to resume"),
-        ("train --resume /nowhere --lr 1", "nothing but the run's folder"),
+        ("train --resume /nowhere --lr 1", "it excludes all other options"),
         ("evaluate retrieval /nowhere --data shapes:9", "/nowhere: no such file or folder"),
         ("evaluate retrieval /nowhere", "--data"),
         ("similarity /nowhere x.png text", "/nowhere: no such file or folder"),
@@ -242,7 +242,7 @@ def test_every_use_draws(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, 
     assert "needs a single image" in _fails(capsys, *texts, "--sheet", str(drawn))
     if has_fast_int8():
         assert main(["classify", bundle, image, "--classes", "red", "blue", "--precision", "int8"]) == 0
-        assert "int8: cosine with fp32 0.99" in capsys.readouterr().out
+        assert "int8: minimum cosine with fp32 0.99" in capsys.readouterr().out
 
 
 def test_train_by_config_then_refused_then_overwritten(

@@ -128,7 +128,7 @@ def test_refusals_say_what_to_do(site: Site) -> None:
         (site.ask("DELETE", "/v1/info"), 405, "DELETE is not allowed at this path; allowed: GET, HEAD"),
         (site.ask("GET", "/v1/search"), 405, "allowed: POST"),
         (site.ask("PUT", "/page/main.js"), 405, "PUT is not allowed at this path; allowed: GET, HEAD"),
-        (site.ask("POST", "/v1/search", {"text": "a", "offset": 10_000}), 422, "narrow it with where"),
+        (site.ask("POST", "/v1/search", {"text": "a", "offset": 10_000}), 422, "use where to narrow the search"),
         (site.ask("POST", "/v1/embed", {"text": ["a"]}), 422, "unknown field 'text'; did you mean 'texts'?"),
         (site.ask("POST", "/v1/embed", {"texts": "a"}), 422, "body/texts: must be a valid array, even of one item"),
         (site.ask("POST", "/v1/embed", b'{"texts": ["a"'), 400, "EOF while parsing a list at line 1 column 14"),

@@ -37,7 +37,7 @@ def test_openais_client_works_unchanged(theirs: OpenAI, clip: LoadedBundle) -> N
 
 def test_the_reason_of_a_refusal_is_in_the_message(theirs: OpenAI) -> None:
     with pytest.raises(
-        UnprocessableEntityError, match="Error code: 422 - dimensions is 8; this model has 16"
+        UnprocessableEntityError, match="Error code: 422 - dimensions is 8; this model supports only 16"
     ) as refused:
         theirs.embeddings.create(model="any", input="a", dimensions=8)
     assert (refused.value.type, refused.value.code) == ("invalid_request_error", "unprocessable_entity")
