@@ -31,7 +31,7 @@ from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.tools.pack import pack
 from diptych.data.tools.write_shards import write_shards
-from diptych.images.augment import AugmentConfig, random_view, training_pixels
+from diptych.images.augment import AugmentConfig, random_crop_params, training_pixels
 from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig
 
@@ -97,7 +97,9 @@ def pictures(folder: Path, rounds: int) -> list[list[str]]:
 def crop(image: object, image_px: int) -> None:
     """Decode and augment an image as in training; `image` is an encoded file or pixels."""
     pixels = decode_array(image)  # type: ignore[arg-type]
-    view = random_view(pixels.shape[1], pixels.shape[0], AUGMENT, keyed_generator(0, "benchmark"), image_px=image_px)
+    view = random_crop_params(
+        pixels.shape[1], pixels.shape[0], AUGMENT, keyed_generator(0, "benchmark"), image_px=image_px
+    )
     training_pixels(pixels, view, image_px=image_px, config=PIXELS)
 
 

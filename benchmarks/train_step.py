@@ -141,8 +141,8 @@ def batch_of(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) ->
         ids=torch.from_numpy(encoded.ids)[:, : int(lengths.max())],
         lengths=lengths,
         text_of_row=text_of_row,
-        groups=text_of_row,
-        marks=text_of_row[:, None],
+        positive_groups=text_of_row,
+        positive_keys=text_of_row[:, None],
         keys=tuple(map(str, range(len(captions)))),
         captions=distinct,
     )
@@ -244,7 +244,7 @@ def _compare(bundle: Bundle, batch: Batch) -> None:
     """Exit with an error unless losses and gradients agree within 1e-5."""
     model, given = deepcopy(bundle.model).train(), given_to_peers(batch, bundle.config)
     out = model(normalize(batch.pixels, bundle.config.pixels), batch.ids, batch.lengths)
-    loss = clip_loss(out.image_emb, out.text_emb[batch.text_of_row], out.logit_scale, groups=batch.groups)
+    loss = clip_loss(out.image_emb, out.text_emb[batch.text_of_row], out.logit_scale, groups=batch.positive_groups)
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     sides = (

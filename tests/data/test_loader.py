@@ -48,7 +48,7 @@ def _assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
         assert torch.equal(a.pixels, b.pixels)
         assert torch.equal(a.ids, b.ids)
         assert torch.equal(a.lengths, b.lengths)
-        assert torch.equal(a.groups, b.groups)
+        assert torch.equal(a.positive_groups, b.positive_groups)
         assert (a.keys, a.captions, a.skipped, a.num_cut) == (b.keys, b.captions, b.skipped, b.num_cut)
 
 
@@ -92,7 +92,7 @@ def test_a_broken_image_is_replaced_always_by_the_same_and_reported(json_file: P
     _assert_same([batch], _batches(source, count=1))
     (twice,) = [key for key in batch.keys if batch.keys.count(key) == 2][:1]
     rows = [row for row, key in enumerate(batch.keys) if key == twice]
-    assert len(set(batch.groups[rows].tolist())) == 1  # A picture that stands twice is its own positive.
+    assert len(set(batch.positive_groups[rows].tolist())) == 1  # A picture that stands twice is its own positive.
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -123,7 +123,7 @@ class _Deadly(Subset):
 
 def test_when_a_worker_is_killed_others_go_on_with_the_same_batches(tmp_path: Path, json_file: Path) -> None:
     source = open_source(f"json:{json_file}")
-    with pytest.warns(DiptychWarning, match=r"a process that reads ahead was killed at step [01]; 2 new ones"):
+    with pytest.warns(DiptychWarning, match=r"a data worker was killed at step [01]; restarted 2 workers"):
         batches = _batches(_Deadly(source, tmp_path / "killed"), workers=2)
     assert not getattr(signal.getsignal(signal.SIGCHLD), "__module__", "").startswith("torch.")
     _assert_same(batches, _batches(source))
@@ -131,7 +131,9 @@ def test_when_a_worker_is_killed_others_go_on_with_the_same_batches(tmp_path: Pa
 
 def test_workers_that_die_again_and_again_are_an_error(json_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "_MAX_DEATHS", 1)
-    with pytest.raises(DataError, match=r"were killed 1 times, most likely for want of memory; .*--data\.workers 1"):
+    with pytest.raises(
+        DataError, match=r"were killed 1 times, most likely because memory ran out; .*--data\.workers 1"
+    ):
         _batches(_Deadly(open_source(f"json:{json_file}"), None), workers=2)
 
 

@@ -36,7 +36,7 @@ def test_an_epoch_shows_nothing_twice(
     batch_size, epoch = min(batch_size, num), seed
     rows = Rows(
         num=num,
-        groups=generator.integers(num_groups, size=num),
+        positive_groups=generator.integers(num_groups, size=num),
         arrangement=arrangement,  # type: ignore[arg-type]
         block_ends=np.linspace(0, num, num_blocks + 1).astype(int)[1:] if num_blocks else None,
         blocks_at_once=2,
@@ -82,7 +82,9 @@ def test_groups_are_kept_apart_as_far_as_there_are_batches(sizes: list[int], bat
     num_batches = len(groups) // batch_size
     if num_batches < 2:
         return
-    order = BatchSampler(Rows(num=len(groups), groups=groups, arrangement="apart"), batch_size=batch_size, seed=seed)
+    order = BatchSampler(
+        Rows(num=len(groups), positive_groups=groups, arrangement="apart"), batch_size=batch_size, seed=seed
+    )
     for batch in _epoch(order, seed):
         counts = Counter(groups[batch].tolist())
         for group, count in counts.items():
@@ -92,7 +94,9 @@ def test_groups_are_kept_apart_as_far_as_there_are_batches(sizes: list[int], bat
 def test_apart_still_mixes() -> None:
     """Five captions a picture: two pictures that meet in one batch do not meet in the next ones."""
     groups = np.repeat(np.arange(400), 5)
-    batches = _epoch(BatchSampler(Rows(num=2000, groups=groups, arrangement="apart"), batch_size=40, seed=0), 0)
+    batches = _epoch(
+        BatchSampler(Rows(num=2000, positive_groups=groups, arrangement="apart"), batch_size=40, seed=0), 0
+    )
     first = set(groups[batches[0]].tolist())
     meetings = [len(first & set(groups[batch].tolist())) for batch in batches[1:]]
     assert max(meetings) < 20  # By chance alone about 40 * 5 / 50 = 4.
@@ -101,7 +105,9 @@ def test_apart_still_mixes() -> None:
 
 def test_together_puts_a_handful_side_by_side() -> None:
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(60), 20))
-    batches = _epoch(BatchSampler(Rows(num=1200, groups=groups, arrangement="together"), batch_size=48, seed=0), 1)
+    batches = _epoch(
+        BatchSampler(Rows(num=1200, positive_groups=groups, arrangement="together"), batch_size=48, seed=0), 1
+    )
     line = groups[batches.flatten()]
     handfuls = np.split(line, np.flatnonzero(np.diff(line)) + 1)
     assert np.mean([len(handful) for handful in handfuls]) > 6
@@ -138,10 +144,10 @@ def test_a_mixture_keeps_its_shares_and_shows_each_part_evenly() -> None:
 
 def test_known_groups_of_rows() -> None:
     source = open_source("shapes:18")
-    by_class = RowTable(source, "random").groups("class")
+    by_class = RowTable(source, "random").positive_groups("class")
     assert len(set(by_class.tolist())) == len(source.classes)
     pairs = RowTable(source, "all")
-    of_pictures = pairs.groups("pair")
+    of_pictures = pairs.positive_groups("pair")
     assert [pairs[row][0] for row in range(len(pairs))] == of_pictures.tolist()
-    by_caption = pairs.groups("caption")
+    by_caption = pairs.positive_groups("caption")
     assert len(set(by_caption.tolist())) < len(set(of_pictures.tolist()))

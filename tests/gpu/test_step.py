@@ -25,8 +25,8 @@ def _batch(size: int = 12) -> Batch:
         ids=torch.randint(1, 290, (size, 8), generator=generator),
         lengths=torch.randint(3, 9, (size,), generator=generator),
         text_of_row=rows,
-        groups=rows,
-        marks=rows[:, None],
+        positive_groups=rows,
+        positive_keys=rows[:, None],
         keys=tuple(f"key {i}" for i in range(size)),
         captions=tuple(f"caption {i}" for i in range(size)),
     )

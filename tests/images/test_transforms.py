@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diptych.core.errors import ConfigError
-from diptych.images.augment import AugmentConfig, ColorParams, CropParams, random_look, random_view, training_pixels
+from diptych.images.augment import (
+    AugmentConfig,
+    ColorParams,
+    CropParams,
+    random_color_params,
+    random_crop_params,
+    training_pixels,
+)
 from diptych.images.resize import resize
 from diptych.images.tensors import normalize, shrink
 from diptych.images.transforms import (
@@ -133,17 +140,19 @@ def test_training_pixels_are_pillows_within_two(
     ratio=st.floats(0.3, 1),
     seed=st.integers(0, 99),
 )
-def test_random_view_stays_inside_the_picture(width: int, height: int, low: float, ratio: float, seed: int) -> None:
+def test_random_crop_params_stays_inside_the_picture(
+    width: int, height: int, low: float, ratio: float, seed: int
+) -> None:
     augment = AugmentConfig(crop_area=(low, 1.0), crop_ratio=(ratio, 1 / ratio))
-    left, upper, right, lower = random_view(width, height, augment, np.random.default_rng(seed)).box
+    left, upper, right, lower = random_crop_params(width, height, augment, np.random.default_rng(seed)).box
     assert 0 <= left < right <= width
     assert 0 <= upper < lower <= height
 
 
-def test_random_view_keeps_the_area_it_was_told() -> None:
+def test_random_crop_params_keeps_the_area_it_was_told() -> None:
     augment = AugmentConfig(crop_area=(0.25, 0.5), crop_ratio=(0.8, 1.25))
     generator = np.random.default_rng(0)
-    views = [random_view(400, 400, augment, generator) for _ in range(300)]
+    views = [random_crop_params(400, 400, augment, generator) for _ in range(300)]
     areas = np.array([(r - x) * (b - y) / 400**2 for (x, y, r, b), _ in views])
     assert 0.245 < areas.min() < 0.3
     assert 0.45 < areas.max() < 0.505
@@ -152,12 +161,12 @@ def test_random_view_keeps_the_area_it_was_told() -> None:
 
 def test_whole_picture_without_augmentation() -> None:
     augment = AugmentConfig(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    assert random_view(64, 64, augment, np.random.default_rng(0)) == CropParams((0, 0, 64, 64), False)
+    assert random_crop_params(64, 64, augment, np.random.default_rng(0)) == CropParams((0, 0, 64, 64), False)
 
 
 def test_flip_happens_as_often_as_it_is_told() -> None:
     generator = np.random.default_rng(0)
-    share = np.mean([random_view(9, 9, AugmentConfig(flip=0.3), generator).flipped for _ in range(2000)])
+    share = np.mean([random_crop_params(9, 9, AugmentConfig(flip=0.3), generator).flipped for _ in range(2000)])
     assert 0.26 < share < 0.34
 
 
@@ -181,7 +190,7 @@ def test_impossible_augmentation_is_refused(wrong: dict[str, tuple[float, float]
 
 def test_a_shift_moves_the_whole_picture_and_leaves_black() -> None:
     image, config, augment = np.asarray(_noise(32, 32)), PixelConfig(), AugmentConfig(pad_px=4)
-    views = {random_view(32, 32, augment, np.random.default_rng(seed), image_px=32).box for seed in range(400)}
+    views = {random_crop_params(32, 32, augment, np.random.default_rng(seed), image_px=32).box for seed in range(400)}
     assert {box[0] for box in views} == {box[1] for box in views} == set(range(-4, 5))
     assert {(right - left, lower - upper) for left, upper, right, lower in views} == {(32, 32)}
     pixels = training_pixels(image, CropParams((-4, 3, 28, 35), False), image_px=32, config=config)
@@ -192,14 +201,14 @@ def test_a_shift_moves_the_whole_picture_and_leaves_black() -> None:
 
 def test_nothing_is_recoloured_by_default_and_no_number_drawn() -> None:
     generator = np.random.default_rng(0)
-    assert random_look(AugmentConfig(), generator, image_px=32) == ColorParams()
+    assert random_color_params(AugmentConfig(), generator, image_px=32) == ColorParams()
     assert generator.random() == np.random.default_rng(0).random()
 
 
 def test_looks_are_as_wide_as_they_are_told() -> None:
     augment = AugmentConfig(jitter=(0.4, 0.3, 0.2, 0.1), jitter_chance=0.5, grayscale=0.3, erase=0.25)
     generator = np.random.default_rng(0)
-    looks = [random_look(augment, generator, image_px=(32, 64)) for _ in range(2000)]
+    looks = [random_color_params(augment, generator, image_px=(32, 64)) for _ in range(2000)]
     for i, strength in enumerate(augment.jitter):
         values = np.array([look[i] for look in looks]) - (1.0 if i < 3 else 0.0)
         assert -strength <= values.min() < -0.95 * strength
@@ -227,7 +236,7 @@ def test_looks_are_as_wide_as_they_are_told() -> None:
 )
 def test_colours_change_as_they_are_told(look: ColorParams, expected: tuple[int, int, int]) -> None:
     image = np.full((8, 8, 3), (200, 100, 50), dtype=np.uint8)
-    pixels = training_pixels(image, CropParams((0, 0, 8, 8), False), image_px=8, config=PixelConfig(), look=look)
+    pixels = training_pixels(image, CropParams((0, 0, 8, 8), False), image_px=8, config=PixelConfig(), colors=look)
     assert np.abs(pixels[:, 3, 3].astype(int) - expected).max() <= 2
 
 
@@ -235,7 +244,7 @@ def test_what_is_erased_is_the_mean_colour_and_nothing_else() -> None:
     image, config = np.asarray(_noise(16, 16)), PixelConfig(mean=(0.2, 0.4, 0.6))
     view = CropParams((0, 0, 16, 16), True)
     plain = training_pixels(image, view, image_px=16, config=config)
-    erased = training_pixels(image, view, image_px=16, config=config, look=ColorParams(erased=(2, 3, 9, 11)))
+    erased = training_pixels(image, view, image_px=16, config=config, colors=ColorParams(erased=(2, 3, 9, 11)))
     assert (erased[:, 3:11, 2:9] == np.array([51, 102, 153])[:, None, None]).all()
     plain[:, 3:11, 2:9] = erased[:, 3:11, 2:9]
     assert np.array_equal(plain, erased)

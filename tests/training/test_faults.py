@@ -172,9 +172,7 @@ def _packed(source: str, out: Path) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.filterwarnings(
-    "ignore:a process that reads ahead was killed"
-)  # Cut between the look and the touch: SIGBUS.
+@pytest.mark.filterwarnings("ignore:a data worker was killed")  # Cut between the look and the touch: SIGBUS.
 @pytest.mark.parametrize("harm", ["gone", "cut", "closed and anew"])
 @pytest.mark.parametrize("form", [_in_tars, _packed])
 def test_a_shard_that_goes_in_the_midst_of_a_run(

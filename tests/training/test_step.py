@@ -40,8 +40,8 @@ def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch
         ids=torch.from_numpy(generator.integers(1, 290, (distinct, 8))),
         lengths=lengths,
         text_of_row=text_of_row,
-        groups=text_of_row.clone(),
-        marks=text_of_row[:, None],
+        positive_groups=text_of_row.clone(),
+        positive_keys=text_of_row[:, None],
         keys=tuple(f"key {i}" for i in range(size)),
         captions=tuple(f"caption {i}" for i in text_of_row.tolist()),
     )
@@ -123,7 +123,7 @@ def test_what_is_dropped_at_random_is_dropped_alike_in_both_passes() -> None:
     outputs = [step._forward(part) for part in step._parts(batch, 5, None)]
     image_emb = torch.cat([output.image_emb for output in outputs])
     text_emb = torch.cat([output.text_emb for output in outputs])
-    clip_loss(image_emb, text_emb, model.logit_scale, batch.groups).backward()
+    clip_loss(image_emb, text_emb, model.logit_scale, batch.positive_groups).backward()
     plain = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert_close(ours, plain, 1e-6)
 

@@ -1,1 +1,1 @@
-"""From wherever the pictures and captions lie to the batches that a step trains on."""
+"""Read images and captions from many sources and turn them into training batches."""

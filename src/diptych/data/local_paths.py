@@ -1,4 +1,4 @@
-"""Which files and folders of this machine the name of a source means, without opening it."""
+"""Find the local files and folders that a source specification refers to, without opening the source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +13,9 @@ _PATH_OPTIONS = ("root", "templates", "classes")
 
 
 def local_paths(spec: str) -> list[Path]:
-    """The location of a source and those of its options that are paths, as far as they exist; of a mixture, those of each part.
+    """Return the existing paths in a source specification: its location, and its options that are paths.
 
-    Of a glob or a range, the result has the files that match.
+    A mixture gives the paths of all its parts; a glob or a range gives the files that match.
 
     >>> local_paths("shapes:256")
     []
@@ -25,7 +25,7 @@ def local_paths(spec: str) -> list[Path]:
         return [path for part in part_specs(location) for path in local_paths(part)]
     try:
         return list(dict.fromkeys(path for path in _named(location if kind in SOURCES else spec) if path.exists()))
-    except OSError:  # A name that is too long for a file; opening the source says so.
+    except OSError:  # The name is too long for a file; opening the source reports it.
         return []
 
 
@@ -42,7 +42,7 @@ def _named(location: str) -> Iterator[Path]:
 
 
 def _matching(pattern: Path) -> Iterator[Path]:
-    """The path itself, or what a glob finds."""
+    """Yield the files that match a glob, and the path itself."""
     if any(sign in str(pattern) for sign in "*?["):
         yield from Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor)))
     yield pattern

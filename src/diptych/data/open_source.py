@@ -1,4 +1,4 @@
-"""Which source `kind:location` means, or a folder alone."""
+"""Open the source that `kind:location` specifies, or detect the kind of a path."""
 
 import re
 from collections.abc import Callable
@@ -62,10 +62,18 @@ _BY_SUFFIX = {
 
 
 def open_source(spec: str) -> Source:
-    """The source that `kind:location` names, or that a path alone is, where that is unambiguous.
+    """Open a source given as `kind:location`, or as a path whose kind can be detected.
+
+    >>> source = open_source("shapes:100")
+    >>> source.captions(0)[0], source.split(0)
+    ('a red circle', 'train')
+
+    Args:
+        spec: `kind:location`, `mix: 0.7*kind:location + 0.3*kind:location`, or a path.
 
     Raises:
-        DataError: the kind is not known (the nearest is named), the source cannot be read, or a secret is missing from it.
+        DataError: the kind is unknown (the message names the closest one) or ambiguous, the source cannot be read, or the
+            specification lacks a secret.
     """
     if is_redacted(spec):
         raise DataError(
@@ -75,7 +83,7 @@ def open_source(spec: str) -> Source:
     try:
         source = _open(spec)
         return with_depth(source)
-    except OSError as error:  # Most often a permission that is lacking.
+    except OSError as error:  # Usually a missing permission.
         raise DataError(f"{error.filename or spec}: cannot be read ({error.strerror or error})") from None
 
 
@@ -87,7 +95,7 @@ def _open(spec: str) -> Source:
 
 
 def _read(spec: str) -> tuple[str, Source]:
-    """The kind of a source, and the source."""
+    """Return the kind of a source, and the source."""
     kind, _, location = spec.partition(":")
     path = Path(spec.partition("?")[0])
     if kind not in SOURCES and spec and path.exists():
@@ -95,7 +103,7 @@ def _read(spec: str) -> tuple[str, Source]:
         kind, location = "text-folder" if is_embedded else recognise(path), spec
     elif kind not in SOURCES:
         raise DataError(unknown_name("source kind", kind, [*SOURCES, "mix"]) + ". Sources are written kind:location.")
-    elif spec in _FETCHED and path.exists():  # Gigabytes are not fetched for want of a './'.
+    elif spec in _FETCHED and path.exists():  # Do not download gigabytes because a './' is missing.
         raise DataError(
             f"'{spec}' is a folder here, and a kind of data: write {spec}:{spec} to read it, {spec}: to fetch"
         )
@@ -105,10 +113,10 @@ def _read(spec: str) -> tuple[str, Source]:
 
 
 def recognise(path: Path) -> str:
-    """The kind of a path that is given without one.
+    """Return the kind of data that a path holds.
 
     Raises:
-        DataError: it looks like none, or like several.
+        DataError: the path matches no kind, or several.
     """
     if path.is_file():
         suffix = path.suffix.lower()
@@ -118,7 +126,7 @@ def recognise(path: Path) -> str:
         if suffix == ".zip":
             kinds = ["class-folder"]
         if _COMPRESSED_TAR.search(path.name):
-            kinds = ["shards"]  # Which says how to unpack it.
+            kinds = ["shards"]  # Its error explains how to unpack the file.
     else:
         kinds = [kind for kind, looks_so in _FOLDERS.items() if looks_so(path)]
         if not kinds and is_text_folder(path):
@@ -132,7 +140,7 @@ def recognise(path: Path) -> str:
         if not kinds and has_pictures(path):
             raise without_captions(path)
         if not kinds and any(_COMPRESSED_TAR.search(entry.name) for entry in path.iterdir()):
-            kinds = ["shards"]  # Which says how to unpack them.
+            kinds = ["shards"]  # Its error explains how to unpack the files.
     if len(kinds) != 1:
         seen = f"looks like {' and '.join(kinds)}" if kinds else "looks like no kind of data"
         raise DataError(f"{path}: {seen}; say which: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
@@ -156,4 +164,4 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "image-folder": is_image_folder,
     "hf": lambda path: _has(path, "dataset_dict.json", "state.json"),
 }
-"""What a folder of each kind with captions holds. A folder of nothing but folders of pictures has classes."""
+"""Tests for folders of each kind that has captions. A folder that contains only folders of images is a class folder."""

@@ -1,11 +1,12 @@
-"""What training does to pictures: another crop, mirrored or not, in other colours, each time they are seen.
+"""Data augmentation for training: random crop, horizontal flip, color changes and erasing.
 
-What is drawn is drawn first, from one generator, and applied afterwards; so a picture's view is a value that tests can give.
-Shapes: H W pixels of the model's size.
+The random parameters are drawn first, as `CropParams` and `ColorParams`, and applied afterwards by `training_pixels`.
+Shapes: H and W are the height and width of the model's input.
 """
 
 import math
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -20,28 +21,28 @@ from diptych.images.transforms import PixelConfig, Pixels, height_width
 
 @settings
 class AugmentConfig:
-    """What training does to a picture and its caption. All but the crop is off unless asked for."""
+    """Settings of the augmentation of images and captions. Everything but the crop is off by default."""
 
     crop_area: tuple[float, float] = (0.9, 1.0)
-    """Share of the picture's area that a random crop keeps, from and to (open_clip's default)."""
+    """Minimum and maximum fraction of the image's area that a random crop covers (open_clip's default)."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333)
-    """Width over height of the crop, from and to (torchvision's default)."""
+    """Minimum and maximum aspect ratio (width over height) of the crop (torchvision's default)."""
     pad_px: int = 0
-    """In place of the crop: shift the whole picture by up to so many pixels of the model's size, black where it is gone (4 for
-    CIFAR). Meant for pictures of the model's own proportions."""
+    """If above 0, shift the image by up to this many pixels of the model's input instead of cropping it, and fill with black
+    (4 is usual for CIFAR). Meant for images with the aspect ratio of the model's input."""
     flip: float = 0.0
-    """Chance of a mirror image. Where it happens, "left" and "right" change places in the caption."""
+    """Probability of a horizontal flip. Images whose caption contains a word such as "left" are not flipped."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Brightness, contrast, saturation, hue: each changes by a random factor within 1 - x and 1 + x, hue by up to x of the
-    circle (torchvision's `ColorJitter`; open_clip's `--color-jitter`)."""
+    """Strength x of brightness, contrast, saturation and hue jitter: a random factor within [1 - x, 1 + x], or for the hue a
+    shift by up to x of the color circle (torchvision's `ColorJitter`; open_clip's `--color-jitter`)."""
     jitter_chance: float = 1.0
-    """Chance that `jitter` happens at all."""
+    """Probability of applying `jitter`."""
     grayscale: float = 0.0
-    """Chance of a picture without colours."""
+    """Probability of converting the image to grayscale."""
     erase: float = 0.0
-    """Chance that a rectangle of 2 to 33 % of the area is painted over with the mean colour (Zhong et al. 2020)."""
+    """Probability of filling a rectangle of 2 to 33 % of the area with the mean color (Zhong et al. 2020)."""
     drop_words: float = 0.0
-    """Chance of each word of the caption to be left out; at least one stays."""
+    """Probability of dropping each word of the caption; at least one word remains."""
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
@@ -58,34 +59,45 @@ class AugmentConfig:
 
 
 class CropParams(NamedTuple):
-    """Which part of a picture a training step sees."""
+    """A crop of an image, and whether it is flipped horizontally."""
 
     box: tuple[int, int, int, int]
-    """Left, upper, right, lower, in pixels of the picture; beyond its edges there is black."""
+    """(left, upper, right, lower) in pixels of the image; pixels outside the image are black."""
     flipped: bool
 
 
 class ColorParams(NamedTuple):
-    """How the colours of that part are changed."""
+    """Color changes and the erased rectangle of a crop."""
 
     brightness: float = 1.0
     contrast: float = 1.0
     saturation: float = 1.0
     hue: float = 0.0
-    """Turn of the colour circle, within [-0.5, 0.5]."""
+    """Shift on the color circle, within [-0.5, 0.5]."""
     is_gray: bool = False
     erased: tuple[int, int, int, int] | None = None
-    """Left, upper, right, lower of what is painted over, in pixels of the model's size."""
+    """(left, upper, right, lower) of the erased rectangle, in pixels of the model's input."""
 
-    def changes_colours(self) -> bool:
-        """Whether anything but the patch differs from the picture."""
+    def changes_colors(self) -> bool:
+        """Return whether anything besides erasing changes the image."""
         return self._replace(erased=None) != ColorParams()
 
 
-def random_view(
+def random_crop_params(
     width: int, height: int, augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels = 224
 ) -> CropParams:
-    """A crop of random area and ratio at a random place, as torchvision's `RandomResizedCrop` draws it, or a shift."""
+    """Draw a crop of random area, aspect ratio and position, as torchvision's `RandomResizedCrop`, or a shift (`pad_px`).
+
+    >>> random_crop_params(64, 48, AugmentConfig(crop_area=(0.25, 0.5)), np.random.default_rng(0))
+    CropParams(box=(32, 4, 62, 37), flipped=False)
+
+    Args:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        augment: the settings.
+        generator: source of randomness.
+        image_px: size of the model's input; only used with `pad_px`.
+    """
     flipped = bool(generator.random() < augment.flip)
     if augment.pad_px:
         rows, columns = height_width(image_px)
@@ -103,13 +115,13 @@ def random_view(
             left = int(generator.random() * (width - crop_width + 1))
             upper = int(generator.random() * (height - crop_height + 1))
             return CropParams((left, upper, left + crop_width, upper + crop_height), flipped)
-    side = min(width, height)  # A very long picture: its centre.
+    side = min(width, height)  # The image is very long: take its center.
     left, upper = (width - side) // 2, (height - side) // 2
     return CropParams((left, upper, left + side, upper + side), flipped)
 
 
-def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> ColorParams:
-    """Colours and a patch that is gone, as the settings say; nothing by default."""
+def random_color_params(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> ColorParams:
+    """Draw color changes and an erased rectangle; with the default settings, nothing is changed."""
     factors = [1.0, 1.0, 1.0, 0.0]
     if any(augment.jitter) and generator.random() < augment.jitter_chance:
         for i, strength in enumerate(augment.jitter):
@@ -122,26 +134,26 @@ def random_look(augment: AugmentConfig, generator: np.random.Generator, *, image
 
 def training_pixels(
     image: UInt8[ndarray, "H2 W2 3"],
-    view: CropParams,
+    crop: CropParams,
     *,
     image_px: Pixels,
     config: PixelConfig,
-    look: ColorParams | None = None,
+    colors: ColorParams | None = None,
 ) -> UInt8[ndarray, "3 H W"]:
-    """The view of the picture at the model's size: cut out, then resized, as torchvision's `resized_crop` does."""
+    """Crop and resize an image to the model's input, as torchvision's `resized_crop`, and apply the color changes."""
     height, width = height_width(image_px)
-    pixels = resize(_cut_out(image, view.box), height, width, interpolation=config.interpolation)
-    if look is not None and look.changes_colours():
-        pixels = _adjust_colors(pixels, look)
-    if view.flipped:
+    pixels = resize(_crop(image, crop.box), height, width, interpolation=config.interpolation)  # (3, H, W)
+    if colors is not None and colors.changes_colors():
+        pixels = _adjust_colors(pixels, colors)
+    if crop.flipped:
         pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-    if look is not None and look.erased is not None:
-        left, upper, right, lower = look.erased
+    if colors is not None and colors.erased is not None:
+        left, upper, right, lower = colors.erased
         pixels[:, upper:lower, left:right] = np.round(255 * np.array(config.mean)).astype(np.uint8)[:, None, None]
     return pixels
 
 
-def _cut_out(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -> UInt8[ndarray, "H3 W3 3"]:
+def _crop(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -> UInt8[ndarray, "H3 W3 3"]:
     left, upper, right, lower = box
     height, width = image.shape[:2]
     inside = image[max(upper, 0) : lower, max(left, 0) : right]
@@ -153,21 +165,21 @@ def _cut_out(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -
     return canvas
 
 
-def _adjust_colors(pixels: UInt8[ndarray, "3 H W"], look: ColorParams) -> UInt8[ndarray, "3 H W"]:
+def _adjust_colors(pixels: UInt8[ndarray, "3 H W"], colors: ColorParams) -> UInt8[ndarray, "3 H W"]:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     changes = (
-        (ImageEnhance.Brightness, look.brightness),
-        (ImageEnhance.Contrast, look.contrast),
-        (ImageEnhance.Color, look.saturation),
+        (ImageEnhance.Brightness, colors.brightness),
+        (ImageEnhance.Contrast, colors.contrast),
+        (ImageEnhance.Color, colors.saturation),
     )
     for enhance, factor in changes:
         if factor != 1:
             image = enhance(image).enhance(factor)
-    if look.hue:
+    if colors.hue:
         hsv = np.array(image.convert("HSV"))
-        hsv[..., 0] += np.uint8(round(look.hue * 255) % 256)  # The circle wraps as bytes do.
+        hsv[..., 0] += np.uint8(round(colors.hue * 255) % 256)  # Bytes wrap around, as the color circle does.
         image = Image.fromarray(hsv, "HSV").convert("RGB")
-    image = image.convert("L").convert("RGB") if look.is_gray else image
+    image = image.convert("L").convert("RGB") if colors.is_gray else image
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
@@ -179,3 +191,14 @@ def _random_patch(generator: np.random.Generator, image_px: Pixels) -> tuple[int
     patch_height = min(height, max(1, round(math.sqrt(area / ratio))))
     left, upper = generator.integers(width - patch_width + 1), generator.integers(height - patch_height + 1)
     return int(left), int(upper), int(left) + patch_width, int(upper) + patch_height
+
+
+_RENAMED = {"random_view": "random_crop_params", "random_look": "random_color_params"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function by its deprecated name."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{__name__}.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

@@ -114,7 +114,7 @@ def _without_hurdles(config: TrainConfig) -> TrainConfig:
 
 def _distinct(batch: Batch) -> Batch:
     """A few rows of it, none a positive of another: only then can the loss come near zero."""
-    groups = batch.groups.tolist()
+    groups = batch.positive_groups.tolist()
     rows = [groups.index(group) for group in dict.fromkeys(groups)][:_PAIRS]
     texts = batch.text_of_row[rows]
     lengths = batch.lengths[texts]
@@ -124,8 +124,8 @@ def _distinct(batch: Batch) -> Batch:
         ids=batch.ids[texts, : int(lengths.max())],
         lengths=lengths,
         text_of_row=torch.arange(len(rows)),
-        groups=torch.arange(len(rows)),
-        marks=batch.marks[rows],
+        positive_groups=torch.arange(len(rows)),
+        positive_keys=batch.positive_keys[rows],
         keys=tuple(batch.keys[row] for row in rows),
         captions=tuple(batch.captions[row] for row in rows),
     )

@@ -127,7 +127,7 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         is_joint = self.ranks.size > 1
-        groups = positive_group_ids(batch.marks, self.ranks) if is_joint else batch.groups
+        groups = positive_group_ids(batch.positive_keys, self.ranks) if is_joint else batch.positive_groups
         emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), self._parts(batch, seed, small_px))
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()

@@ -1,1 +1,1 @@
-"""From rows to batches: which rows each step sees, and the workers that read them."""
+"""Select the rows of each training step and load them in worker processes."""

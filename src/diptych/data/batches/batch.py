@@ -1,6 +1,6 @@
-"""The tensors that one training step reads.
+"""The tensors of one training step.
 
-Shapes: B batch, U distinct captions of the batch, H height, W width, T tokens of the longest of them, K marks a row.
+Shapes: B batch, U distinct captions in the batch, H height, W width, T tokens of the longest caption, K positive keys per row.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
-    """What one model reads: pixels that are not normalised, and ids padded to the longest text."""
+    """Inputs of one model: pixels before normalization, and token ids padded to the longest text."""
 
     pixels: UInt8[Tensor, "B 3 H W"]
     ids: Int64[Tensor, "U T"]
@@ -20,31 +20,31 @@ class ModelInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one training step sees. Pixels are not normalised; ids are padded to the longest caption of the batch.
+    """Inputs of one training step: pixels before normalization, and token ids padded to the longest caption.
 
-    A caption that several rows share is there once, so that the text tower reads it once.
+    A caption that several rows share is stored once, so the text tower encodes it once.
     """
 
     pixels: UInt8[Tensor, "B 3 H W"]
     ids: Int64[Tensor, "U T"]
     lengths: Int64[Tensor, " U"]
-    """Tokens of each caption, its start and end marks included."""
+    """Number of tokens in each caption, including its start and end tokens."""
     text_of_row: Int64[Tensor, " B"]
-    """Which of the captions is each row's."""
-    groups: Int64[Tensor, " B"]
-    """Rows of one group are positives of each other."""
-    marks: Int64[Tensor, "B K"]
-    """What groups are made from, where processes put their batches together: rows of any of them that share a mark are
-    positives of each other."""
+    """Index of each row's caption in `ids`."""
+    positive_groups: Int64[Tensor, " B"]
+    """Group id of each row; rows with the same id are positives of each other."""
+    positive_keys: Int64[Tensor, "B K"]
+    """Hashes that define the positive groups: rows that share a key are positives of each other. They are comparable across
+    ranks, so that groups can be formed over the global batch."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
     for_teacher: ModelInput | None = None
-    """The same pictures and captions, as a teacher reads them."""
+    """The same images and captions, preprocessed for the teacher model."""
     skipped: tuple[tuple[str, str], ...] = ()
-    """(key, reason) of the samples that could not be read and were replaced."""
+    """(key, reason) of each sample that could not be read and was replaced."""
     num_cut: int = 0
-    """Captions that were longer than the context and lost their tail."""
+    """Number of captions that were truncated to the context length."""
     read_s: float = 0.0
-    """Seconds that a process spent on reading, decoding and cropping its rows."""
+    """Seconds that the worker spent reading, decoding and cropping the rows."""
     source_pixels: int = 0
-    """Pixels of all its pictures before they were cropped and resized."""
+    """Total pixels of the images before cropping and resizing."""

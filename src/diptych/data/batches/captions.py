@@ -1,4 +1,4 @@
-"""Captions in training: words that are left out, and sides that forbid a mirror image."""
+"""Caption handling in training: dropping words, and detecting words that rule out a horizontal flip."""
 
 import re
 
@@ -13,10 +13,10 @@ _SIDE = re.compile(
 
 
 def names_side(caption: str) -> bool:
-    """Whether a caption may say which side something is on.
+    """Return whether a caption contains a word such as "left" or "right".
 
-    Known are words of English, German, French, Spanish, Italian, Portuguese and Chinese.
-    Such a caption does not fit the mirror image, and swapping words does not mend it: "all right" is no direction.
+    Words of English, German, French, Spanish, Italian, Portuguese and Chinese are detected. Such a caption may be wrong for
+    the mirrored image. Swapping the words is not a reliable fix, since "all right" is not a direction.
 
     >>> [names_side(text) for text in ("the LEFTMOST dog", "a right-hand glove", "all right", "a bright kite, upright")]
     [True, True, True, False]
@@ -25,14 +25,14 @@ def names_side(caption: str) -> bool:
 
 
 def drop_words(caption: str, share: float, generator: np.random.Generator) -> str:
-    """The caption without some of its words, each left out with the chance `share` (Wei & Zou 2019, random deletion).
+    """Return the caption with each word removed with probability `share` (Wei & Zou 2019, random deletion).
 
-    At least one word stays; a caption that loses none comes back as it was, to the last space.
+    At least one word remains. If no word is removed, the caption is returned unchanged, including its whitespace.
     """
     words = caption.split()
-    stays = generator.random(len(words)) >= share
-    if stays.all():
+    is_kept = generator.random(len(words)) >= share
+    if is_kept.all():
         return caption
-    if not stays.any():
-        stays[generator.integers(len(words))] = True
-    return " ".join(word for word, stay in zip(words, stays, strict=True) if stay)
+    if not is_kept.any():
+        is_kept[generator.integers(len(words))] = True
+    return " ".join(word for word, keep in zip(words, is_kept, strict=True) if keep)

@@ -1,4 +1,7 @@
-"""Which rows of a batch are positives of each other, also where processes share them. Shapes: B rows, K marks a row."""
+"""Determine which rows of a batch are positives of each other, within one process or across ranks.
+
+Shapes: B rows, K positive keys per row.
+"""
 
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Literal, TypeAlias
@@ -11,56 +14,59 @@ from diptych.core.distributed import Ranks
 from diptych.core.randomness import stable_hash
 
 Positives: TypeAlias = Literal["pair", "caption", "class"]
-"""`pair`: a picture and its own caption only. `caption`: also rows that repeat a picture or a caption. `class`: also rows of
-one label."""
+"""`pair`: only an image and its own caption. `caption`: also rows that repeat an image or a caption. `class`: also rows with
+the same label."""
 
 
 def group_rows(
     keys: Sequence[str], captions: Sequence[str], labels: Sequence[int | None], *, positives: Positives
 ) -> list[int]:
-    """A group id a row: rows that share an image, a caption or a class, directly or through others, share the id.
+    """Return a group id for each row; rows that share an image, caption or class, directly or through others, get the same id.
 
     >>> group_rows("abc", ["a dog", "a cat", "a dog"], [None] * 3, positives="caption")
     [0, 1, 0]
     """
-    return _united(_marks(*row, positives) for row in zip(keys, captions, labels, strict=True))
+    return _connected_ids(_positive_keys(*row, positives) for row in zip(keys, captions, labels, strict=True))
 
 
 def hash_positive_keys(
     keys: Sequence[str], captions: Sequence[str], labels: Sequence[int | None], *, positives: Positives
 ) -> Int64[Tensor, "B K"]:
-    """The same by numbers that mean the same in every process: rows that share one are positives of each other."""
-    marks = [
-        [stable_hash(*mark) - 2**63 for mark in _marks(*row, positives)]
+    """Return the positive keys of each row as 64-bit hashes; rows that share a hash are positives of each other.
+
+    The hashes are the same in every process. K is 0 if `positives` is "pair".
+    """
+    hashes = [
+        [stable_hash(*key) - 2**63 for key in _positive_keys(*row, positives)]
         for row in zip(keys, captions, labels, strict=True)
     ]
-    return torch.tensor(marks, dtype=torch.int64)
+    return torch.tensor(hashes, dtype=torch.int64)
 
 
-def positive_group_ids(marks: Int64[Tensor, "B K"], ranks: Ranks) -> Int64[Tensor, " B"]:
-    """A group id for each of this rank's rows, which means the same on all ranks; every rank has as many rows.
+def positive_group_ids(positive_keys: Int64[Tensor, "B K"], ranks: Ranks) -> Int64[Tensor, " B"]:
+    """Return a group id for each row of this rank; ids are consistent across ranks, which must have the same number of rows.
 
     >>> positive_group_ids(torch.tensor([[7, 2], [8, 1], [9, 2]]), Ranks(rank=0, size=1))
     tensor([0, 1, 0])
     """
-    here = ranks.rows(len(marks))
-    if not marks.shape[1]:
-        return torch.arange(here.start, here.stop)
-    return torch.tensor(_united(ranks.gather_rows(marks).tolist()))[here]
+    own = ranks.rows(len(positive_keys))
+    if not positive_keys.shape[1]:
+        return torch.arange(own.start, own.stop)
+    return torch.tensor(_connected_ids(ranks.gather_rows(positive_keys).tolist()))[own]
 
 
-def _marks(key: str, caption: str, label: int | None, positives: Positives) -> list[tuple[str | int, ...]]:
-    """As many for each row of a kind."""
+def _positive_keys(key: str, caption: str, label: int | None, positives: Positives) -> list[tuple[str | int, ...]]:
+    """Return the keys of one row. Their number depends only on `positives`."""
     if positives == "pair":
         return []
-    marks: list[tuple[str | int, ...]] = [("key", key), ("caption", " ".join(caption.lower().split()))]
+    found: list[tuple[str | int, ...]] = [("key", key), ("caption", " ".join(caption.lower().split()))]
     if positives == "class":
-        marks.append(("key", key) if label is None else ("label", label))
-    return marks
+        found.append(("key", key) if label is None else ("label", label))
+    return found
 
 
-def _united(marks_of_rows: Iterable[Iterable[Hashable]]) -> list[int]:
-    """For each row the number of a row that it shares a mark with, directly or through others: the same for all of them."""
+def _connected_ids(keys_of_rows: Iterable[Iterable[Hashable]]) -> list[int]:
+    """Return a component id for each row, where rows that share a key are connected (union-find)."""
     parent: list[int] = []
 
     def root(row: int) -> int:
@@ -70,8 +76,8 @@ def _united(marks_of_rows: Iterable[Iterable[Hashable]]) -> list[int]:
         return row
 
     first_with: dict[Hashable, int] = {}
-    for row, marks in enumerate(marks_of_rows):
+    for row, keys in enumerate(keys_of_rows):
         parent.append(row)
-        for mark in marks:
-            parent[root(row)] = root(first_with.setdefault(mark, row))
+        for key in keys:
+            parent[root(row)] = root(first_with.setdefault(key, row))
     return [root(row) for row in range(len(parent))]

@@ -1,4 +1,7 @@
-"""From a source to batches, in worker processes, the same whatever their number. Shapes: H W pixels."""
+"""Load training batches from a source in worker processes. The batches do not depend on the number of workers.
+
+Shapes: H height, W width.
+"""
 
 import os
 import signal
@@ -29,52 +32,52 @@ from diptych.data.batches.order import Arrangement, BatchSampler
 from diptych.data.batches.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
-from diptych.images.augment import AugmentConfig, random_look, random_view, training_pixels
+from diptych.images.augment import AugmentConfig, random_color_params, random_crop_params, training_pixels
 from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig, Pixels
 from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
-"""Unreadable samples in a row before a worker gives up."""
+"""Consecutive unreadable samples after which a worker returns an error."""
 _MAX_DEATHS = 3
-"""Times that worker processes may be killed before the run gives up."""
+"""How often worker processes may be killed before training stops with an error."""
 
 
 @settings
 class DataConfig:
-    """What a run trains and validates on."""
+    """Settings of the training and validation data."""
 
     source: str = "shapes"
-    """`kind:location` of the pictures and captions."""
+    """Data source, as `kind:location`."""
     train_split: str = "train"
-    """Split that the run trains on."""
+    """Split used for training."""
     val_split: str = "val"
-    """Split that the run is measured on."""
+    """Split used for validation."""
     val_fraction: float = 0.05
-    """Share of the samples held back as `val` where the source itself has no such split."""
+    """Fraction of the samples held out as `val` if the source has no such split."""
     split_rule: int = SPLIT_RULE
     """Version of the rule that assigns samples to `train` and `val`; 1 in runs of earlier versions (`sources/splits.py`)."""
     max_samples: int | None = None
-    """Train on at most so many samples; a stable subset."""
+    """Maximum number of training samples; they are a stable subset."""
     caption: CaptionChoice = "random"
-    """Which captions of an image an epoch sees: one at `random`, the `first`, `all` of them (each pair once, so an epoch is as
-    long as there are captions), or all in one text (`join`)."""
+    """Captions of an image used in an epoch: one at `random`, the `first`, `all` (each image-caption pair once, so the epoch
+    has as many rows as there are captions), or all joined into one text (`join`)."""
     positives: Positives = "caption"
-    """What counts as a positive beside a picture's own caption: `caption`, `class`, or nothing (`pair`)."""
+    """Which rows count as positives in addition to an image's own caption: `caption`, `class`, or none (`pair`)."""
     positives_in_batch: Arrangement = "any"
-    """Where rows go that are known to be positives of each other: `any`, never two into a batch (`apart`), or `together`."""
+    """How rows that are positives of each other are arranged: `any`, at most one per batch (`apart`), or `together`."""
     shards_at_once: int = 16
-    """Tars that are shuffled into each other at a time, where there are more; their copies must fit into the cache."""
+    """Number of tars that are shuffled together at a time; their local copies must fit into the cache."""
     max_skipped: float = 0.01
-    """Share of unreadable samples above which the run stops; up to three are always allowed, unless it is 0."""
+    """Fraction of unreadable samples above which training stops; up to three are always allowed, unless it is 0."""
     skip_missing: bool = False
-    """Leave out rows of a table whose image file is not there, with a warning; otherwise they are an error at the start."""
+    """Skip rows of a table whose image file is missing, with a warning, instead of raising an error at the start."""
     fingerprint: PicturesBy = "sizes"
-    """How a resumed run notices replaced pictures: by the `sizes` of their files, or by their `contents`, which reads all
-    pictures once."""
+    """How a resumed run detects replaced images: by the `sizes` of their files, or by their `contents`, which reads all
+    images once."""
     workers: int | None = None
-    """Processes that read ahead; 0 reads in the training process. By default one for every two cores, at most
-    8; ranks of a machine share its cores."""
+    """Number of worker processes; 0 loads the data in the training process. The default is one per two cores, at most 8; the
+    ranks of a machine share its cores."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
@@ -94,7 +97,7 @@ class DataConfig:
 
     @property
     def num_workers(self) -> int:
-        """The processes that read ahead, with the default resolved."""
+        """Number of worker processes, with the default resolved."""
         if self.workers is not None:
             return self.workers
         return max(1, min(8, (os.cpu_count() or 1) // (2 * local_size())))
@@ -102,7 +105,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How a model reads pictures and captions."""
+    """How images and captions are preprocessed for a model."""
 
     image_px: Pixels
     pixels: PixelConfig
@@ -111,7 +114,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a batch, before it is put together."""
+    """One row of a batch before collation."""
 
     key: str
     pixels: UInt8[ndarray, "3 H W"]
@@ -124,7 +127,10 @@ class Example:
 
 
 class TrainingExamples(Dataset["Example | DataError"]):
-    """Decoded and augmented rows. Every choice is keyed by (seed, epoch, key), so any process gives the same row."""
+    """Dataset of decoded and augmented rows.
+
+    All random choices are keyed by (seed, epoch, key), so every process returns the same row.
+    """
 
     def __init__(
         self,
@@ -149,13 +155,13 @@ class TrainingExamples(Dataset["Example | DataError"]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: tuple[int, int]) -> Example | DataError:
-        """The row at (epoch, index); an unreadable sample is replaced by another, always the same one.
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Example | DataError:
+        """Return the row at (epoch, index). An unreadable sample is replaced by another one, chosen deterministically.
 
-        Fifty unreadable samples in a row give an error, as a value: raised here, it would reach the training process as a
-        traceback of the worker's.
+        After fifty consecutive unreadable samples, a `DataError` is returned. It is not raised, because the training process
+        would print an exception of a worker with its whole traceback.
         """
-        epoch, index = place
+        epoch, index = epoch_and_index
         skipped: list[tuple[str, str]] = []
         for attempt in range(_MAX_REPLACEMENTS):
             try:
@@ -180,18 +186,16 @@ class TrainingExamples(Dataset["Example | DataError"]):
             case _:
                 caption = sample.captions[which]
         image = decode_array(sample.image)
-        view = random_view(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
-        if view.flipped and names_side(caption):
-            view = view._replace(flipped=False)
-        look = random_look(self.augment, generator, image_px=self.image_px)
-        pixels = training_pixels(image, view, image_px=self.image_px, config=self.pixels, look=look)
+        crop = random_crop_params(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
+        if crop.flipped and names_side(caption):
+            crop = crop._replace(flipped=False)
+        colors = random_color_params(self.augment, generator, image_px=self.image_px)
+        pixels = training_pixels(image, crop, image_px=self.image_px, config=self.pixels, colors=colors)
         if self.augment.drop_words:
             caption = drop_words(caption, self.augment.drop_words, generator)
-        of_teacher = None
-        if (
-            self.teacher is not None
-        ):  # It sees the same part of the picture, in its own colours and with nothing erased.
-            of_teacher = training_pixels(image, view, image_px=self.teacher.image_px, config=self.teacher.pixels)
+        teacher_pixels = None
+        if self.teacher is not None:  # The same crop, without color changes and erasing.
+            teacher_pixels = training_pixels(image, crop, image_px=self.teacher.image_px, config=self.teacher.pixels)
         return Example(
             sample.key,
             pixels,
@@ -200,20 +204,20 @@ class TrainingExamples(Dataset["Example | DataError"]):
             skipped,
             read_s=time.perf_counter() - began,
             source_pixels=image.shape[0] * image.shape[1],
-            teacher_pixels=of_teacher,
+            teacher_pixels=teacher_pixels,
         )
 
 
 @dataclass(frozen=True)
 class Collate:
-    """Puts rows together into a batch."""
+    """Collate function of the data loader: tokenizes the captions and stacks the rows into a `Batch`."""
 
     tokenizer: Tokenizer
     positives: Positives
     teacher: InputSpec | None = None
 
     def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
-        """The batch of the rows, in their order, or the first error among them."""
+        """Return the batch of the rows, in their order, or the first error among them."""
         examples = [row for row in rows if isinstance(row, Example)]
         if len(examples) < len(rows):
             return next(row for row in rows if isinstance(row, DataError))
@@ -221,14 +225,15 @@ class Collate:
         captions = tuple(example.caption for example in examples)
         distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self.tokenizer.encode(tuple(distinct))
-        marks = hash_positive_keys(keys, captions, [example.label for example in examples], positives=self.positives)
+        labels = [example.label for example in examples]
+        positive_keys = hash_positive_keys(keys, captions, labels, positives=self.positives)
         return Batch(
             pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
             ids=torch.from_numpy(encoded.ids),
             lengths=torch.from_numpy(encoded.lengths),
             text_of_row=torch.tensor([distinct[caption] for caption in captions]),
-            groups=positive_group_ids(marks, ALONE),
-            marks=marks,
+            positive_groups=positive_group_ids(positive_keys, ALONE),
+            positive_keys=positive_keys,
             keys=keys,
             captions=captions,
             for_teacher=self._for_teacher(examples, tuple(distinct)),
@@ -255,12 +260,12 @@ def training_batches(
     first_step: int = 0,
     ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """Batches from a step on, without end: stop taking them when the run is done. Of several ranks each gets its part of them.
+    """Yield batches indefinitely, starting at `first_step`. With several ranks, each rank gets its own part of every batch.
 
-    Where a worker process is killed, new ones go on with the batch that was due, and a warning says so.
+    If a worker process is killed, the workers are restarted at the current step, with a `DiptychWarning`.
 
     Raises:
-        DataError: fifty samples in a row were unreadable, or workers are killed again and again.
+        DataError: fifty consecutive samples are unreadable, or workers were killed three times.
     """
     config = examples.config
     rows = examples.rows.for_order(
@@ -268,46 +273,43 @@ def training_batches(
     )
     collate = Collate(tokenizer, config.positives, examples.teacher)
 
-    def walk(step: int) -> Iterator[Batch | DataError]:
-        order = BatchSampler(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
-        return _walk(examples, order, collate)
+    def load_from(step: int) -> Iterator[Batch | DataError]:
+        sampler = BatchSampler(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
+        return _load(examples, sampler, collate)
 
     with unmoved_objects() if config.num_workers else nullcontext():
-        yield from _restart_killed_workers(walk, first_step, num_workers=config.num_workers)
+        yield from _restart_killed_workers(load_from, first_step, num_workers=config.num_workers)
 
 
 def _restart_killed_workers(
-    walk: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int
+    load_from: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int
 ) -> Iterator[Batch]:
-    """The batches of a walk from this step on, and of another one where its workers are killed."""
+    """Yield the batches of `load_from(step)`; call it again at the current step if its workers are killed."""
     for death in range(1, _MAX_DEATHS + 1):
         try:
-            for batch in walk(step):
+            for batch in load_from(step):
                 if isinstance(batch, DataError):
                     raise batch
                 yield batch
                 step += 1
-        except (
-            RuntimeError,
-            ConnectionError,
-            EOFError,
-        ) as error:  # The last two: it died while it handed over a batch.
+        # ConnectionError and EOFError occur if the worker is killed while it transfers a batch.
+        except (RuntimeError, ConnectionError, EOFError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             if death == _MAX_DEATHS:
                 raise DataError(
-                    f"worker processes were killed {death} times, most likely for want of memory; try fewer "
+                    f"worker processes were killed {death} times, most likely because memory ran out; try fewer "
                     f"(--data.workers {num_workers // 2}) or smaller batches"
                 ) from None
-            text = f"a process that reads ahead was killed at step {step}; {num_workers} new ones go on"
+            text = f"a data worker was killed at step {step}; restarted {num_workers} workers"
             warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
-def _walk(examples: TrainingExamples, order: BatchSampler, collate: Collate) -> Iterator[Batch | DataError]:
+def _load(examples: TrainingExamples, sampler: BatchSampler, collate: Collate) -> Iterator[Batch | DataError]:
     workers = examples.config.num_workers
     loader = DataLoader(
         examples,
-        batch_sampler=order,
+        batch_sampler=sampler,
         collate_fn=collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -316,15 +318,15 @@ def _walk(examples: TrainingExamples, order: BatchSampler, collate: Collate) -> 
     before = signal.getsignal(signal.SIGCHLD)
     batches: Iterator[Batch | DataError] = iter(loader)
     if workers and threading.current_thread() is threading.main_thread():
-        # PyTorch's handler raises in the midst of whatever the process does, a step of the optimizer maybe. The
-        # death is found out when a batch is asked for, too.
-        is_pytorchs = getattr(before, "__module__", "").startswith("torch.")
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_pytorchs else before)
+        # PyTorch's handler raises at any point of the training process, for example within an optimizer step. A killed
+        # worker is also detected when the next batch is fetched.
+        is_from_pytorch = getattr(before, "__module__", "").startswith("torch.")
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if is_from_pytorch else before)
     return batches
 
 
 def _start_worker(_number: int) -> None:
-    """One thread a worker, and Ctrl-C is for the training process: it finishes its step and saves."""
+    """Use one thread per worker, and leave Ctrl-C to the training process, which finishes its step and saves."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""Which rows each step sees: a pure function of (seed, step), whatever the number of workers and of ranks.
+"""The rows of each training step, as a pure function of (seed, step) that does not depend on the number of workers or ranks.
 
-A row is a sample, or one pair of image and caption where an epoch has all of them. An order is made in three moves: what is
-drawn, how it is shuffled, and where the rows go that are positives of each other. Shapes: N rows, R rows of an epoch, S steps.
+A row is a sample, or one image-caption pair with `caption: all`. The order of an epoch is computed in three steps: select the
+rows, shuffle them, and arrange rows that are positives of each other.
 """
 
 from collections.abc import Iterator
@@ -15,35 +15,35 @@ from diptych.core.distributed import ALONE, Ranks
 from diptych.core.randomness import keyed_generator, keyed_permutation
 
 Arrangement: TypeAlias = Literal["any", "apart", "together"]
-"""Where the rows of a group go that are positives of each other: wherever chance puts them; never two into one batch, as long
-as a group has no more rows than an epoch has steps, and else evenly spread; or side by side, up to eight of them."""
+"""How the rows of a positive group are arranged. `any`: at random. `apart`: at most one per batch, or evenly spread if the
+group has more rows than the epoch has steps. `together`: up to eight of them next to each other."""
 
-_TOGETHER = 8
+_CLUSTER_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What an epoch is made of, and what its order must heed."""
+    """Description of the rows of an epoch and of the constraints on their order."""
 
     num: int
     block_ends: NDArray[np.int64] | None = None
-    """Where each stretch ends that is best read together."""
+    """End row of each block of rows that are fastest to read together, such as those of one tar."""
     blocks_at_once: int = 16
-    """Stretches that are shuffled into each other; another is not begun before these are through."""
+    """Number of blocks that are shuffled together; the next ones start when all of these are used up."""
     parts: tuple[tuple[int, float], ...] = ()
-    """Of a mixture: where each part ends, and its share of an epoch."""
-    groups: NDArray[np.int64] | None = None
-    """A group for each row; rows of a group are positives of each other."""
+    """For a mixture: (end row, share of an epoch) of each part."""
+    positive_groups: NDArray[np.int64] | None = None
+    """Group id of each row; rows of the same group are positives of each other."""
     arrangement: Arrangement = "any"
 
 
 def steps_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Full batches of an epoch; the remainder waits for another epoch's order."""
+    """Return the number of full batches in an epoch; the remaining rows are not used in that epoch."""
     return num_rows // batch_size
 
 
 class BatchSampler:
-    """The rows of each batch, from one step on, without end; what the loader walks.
+    """Infinite iterator over the rows of each batch, starting at `first_step`.
 
     >>> order = BatchSampler(Rows(num=10), batch_size=4, seed=0)
     >>> epochs, rows = order.batch(5)
@@ -60,7 +60,7 @@ class BatchSampler:
         self._epochs: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """This rank's part of each batch, as (epoch, row)."""
+        """Yield this rank's part of each batch as a list of (epoch, row)."""
         own = self.ranks.rows(self.batch_size // self.ranks.size)
         step = self.first_step
         while True:
@@ -69,30 +69,32 @@ class BatchSampler:
             step += 1
 
     def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each row of a step's batch (steps from 0): how often it was seen before, and its number.
+        """Return (passes, rows) of a step's batch: how often each row was used before, and its row number.
 
-        Without a mixture the first is the epoch, for all alike. In a mixture a part goes through its own rows at its own
-        pace.
+        Without a mixture, `passes` equals the epoch. In a mixture, each part repeats its own rows at its own rate.
+
+        Args:
+            step: the training step, counted from 0.
         """
         epoch, position = divmod(step, steps_per_epoch(self.rows.num, self.batch_size))
         if epoch not in self._epochs:
             self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
             self._epochs[epoch] = self._epoch(epoch)
         passes, rows = self._epochs[epoch]
-        chosen = slice(position * self.batch_size, (position + 1) * self.batch_size)
-        return passes[chosen], rows[chosen]
+        selected = slice(position * self.batch_size, (position + 1) * self.batch_size)
+        return passes[selected], rows[selected]
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's rows in order, and how often each was seen before."""
+        """Return (passes, rows) of an epoch, in its order."""
         passes, rows = _shuffled(self.rows, self.seed, epoch)
-        if self.rows.groups is None or self.rows.arrangement == "any":
+        if self.rows.positive_groups is None or self.rows.arrangement == "any":
             return passes, rows
-        places = np.arange(len(rows))
-        stretch = _window_size(self.rows, self.batch_size)
+        positions = np.arange(len(rows))
+        window = _window_size(self.rows, self.batch_size)
         arrange = _separate_positives if self.rows.arrangement == "apart" else _cluster_positives
         arranged = [
-            part[arrange(self.rows.groups[rows[part]], self.batch_size, (self.seed, "arrange", epoch, number))]
-            for number, part in enumerate(np.split(places, range(stretch, len(places), stretch)))
+            part[arrange(self.rows.positive_groups[rows[part]], self.batch_size, (self.seed, "arrange", epoch, number))]
+            for number, part in enumerate(np.split(positions, range(window, len(positions), window)))
         ]
         order = np.concatenate(arranged)
         return passes[order], rows[order]
@@ -102,21 +104,23 @@ def _shuffled(rows: Rows, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDA
     if not rows.parts:
         order = _shuffled_part(np.arange(rows.num), rows, (seed, "order", epoch))
         return np.full(len(order), epoch), order
-    places, passes, numbers, start = [], [], [], 0
+    positions, passes, numbers, start = [], [], [], 0
     for part, ((end, _), drawn) in enumerate(zip(rows.parts, _drawn(rows), strict=True)):
-        seen, chosen = _next_of_part(end - start, drawn, epoch, (seed, "part", part))
-        mixed = _shuffled_part(np.arange(drawn), rows, (seed, "order", epoch, part), blocks_of=start + chosen)
-        # Spread evenly over the epoch, so that each batch has about its share of every part.
-        places.append((np.arange(drawn) + keyed_generator(seed, "spread", epoch, part).random(drawn)) / max(drawn, 1))
+        seen, selected = _next_of_part(end - start, drawn, epoch, (seed, "part", part))
+        mixed = _shuffled_part(np.arange(drawn), rows, (seed, "order", epoch, part), blocks_of=start + selected)
+        # Spread each part evenly over the epoch, so that every batch contains about its share.
+        positions.append(
+            (np.arange(drawn) + keyed_generator(seed, "spread", epoch, part).random(drawn)) / max(drawn, 1)
+        )
         passes.append(seen[mixed])
-        numbers.append(start + chosen[mixed])
+        numbers.append(start + selected[mixed])
         start = end
-    order = np.argsort(np.concatenate(places), kind="stable")
+    order = np.argsort(np.concatenate(positions), kind="stable")
     return np.concatenate(passes)[order], np.concatenate(numbers)[order]
 
 
 def _drawn(rows: Rows) -> list[int]:
-    """Rows that each part gives to an epoch: its share, rounded so that they add up."""
+    """Return the number of rows that each part contributes to an epoch, rounded so that they sum to `rows.num`."""
     sizes = np.diff([end for end, _ in rows.parts], prepend=0)
     shares = np.array([share for _, share in rows.parts]) * (sizes > 0)
     ends = np.round(np.cumsum(shares) / shares.sum() * rows.num).astype(int)
@@ -127,7 +131,10 @@ def _drawn(rows: Rows) -> list[int]:
 def _next_of_part(
     size: int, drawn: int, epoch: int, key: tuple[int | str, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What an epoch takes of a part that goes round and round: the round of each row, and its number in the part."""
+    """Return (passes, numbers) of the rows that an epoch takes from a part, which repeats from epoch to epoch.
+
+    The first is the pass over the part that each row belongs to, the second its number within the part.
+    """
     if not drawn:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     first, last = epoch * drawn // size, ((epoch + 1) * drawn - 1) // size
@@ -159,33 +166,33 @@ def _window_size(rows: Rows, batch_size: int) -> int:
 
 
 def _separate_positives(groups: NDArray[np.int64], batch_size: int, key: tuple[int | str, ...]) -> NDArray[np.int64]:
-    """An order of shuffled rows in which no batch has two of a group, where no group has more rows than there are batches.
+    """Return an order of the rows in which no batch contains two rows of a group, if no group is larger than `num_batches`.
 
-    The rows are laid out group by group and dealt like cards, one to each batch in a round, each round in another order of the
-    batches. Rows of a group are neighbours, so they go to different batches; the one group that two rounds share is kept from
-    the batches that it had in the first.
+    The rows are sorted by group and dealt in rounds, one row per batch and round, with a new order of the batches in each
+    round. Rows of a group are neighbors, so they go to different batches. If a group continues in the next round, the batches
+    that already have one of its rows are avoided.
     """
     num_batches = len(groups) // batch_size
     if num_batches < 2:
         return np.arange(len(groups))
-    whole = num_batches * batch_size  # What no batch has room for stays what chance has put there.
-    line = _side_by_side(groups[:whole])
+    whole = num_batches * batch_size  # The remaining rows fill no batch and keep their order.
+    by_group = _sort_by_group(groups[:whole])
     dealt = np.empty((num_batches, batch_size), dtype=np.int64)
-    last_group, has = -1, np.zeros(num_batches, dtype=np.int64)  # How many of the last group each batch has.
+    last_group, counts = -1, np.zeros(num_batches, dtype=np.int64)  # Rows of the last group in each batch.
     for number in range(batch_size):
-        cards = line[number * num_batches : (number + 1) * num_batches]
-        num_shared = int((groups[cards] == last_group).sum())
-        fullest = np.flatnonzero(has > has.min())
-        batches = _avoiding(keyed_permutation(num_batches, *key, number), num_shared, fullest)
-        dealt[batches, number] = cards
-        if groups[cards[-1]] != last_group:
-            last_group, has = int(groups[cards[-1]]), np.zeros_like(has)
-        has[batches[groups[cards] == last_group]] += 1
+        rows = by_group[number * num_batches : (number + 1) * num_batches]
+        num_shared = int((groups[rows] == last_group).sum())
+        fullest = np.flatnonzero(counts > counts.min())
+        batches = _move_back(keyed_permutation(num_batches, *key, number), num_shared, fullest)
+        dealt[batches, number] = rows
+        if groups[rows[-1]] != last_group:
+            last_group, counts = int(groups[rows[-1]]), np.zeros_like(counts)
+        counts[batches[groups[rows] == last_group]] += 1
     return np.concatenate([dealt.reshape(-1), np.arange(whole, len(groups))])
 
 
-def _avoiding(batches: NDArray[np.int64], num_first: int, taken: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same, with the taken ones moved from the first places to later ones, as far as there are others."""
+def _move_back(batches: NDArray[np.int64], num_first: int, taken: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return `batches` with those in `taken` swapped out of the first `num_first` positions, as far as others are left."""
     is_taken = np.isin(batches, taken)
     wrong = np.flatnonzero(is_taken[:num_first])
     free = num_first + np.flatnonzero(~is_taken[num_first:])
@@ -196,17 +203,17 @@ def _avoiding(batches: NDArray[np.int64], num_first: int, taken: NDArray[np.int6
 
 
 def _cluster_positives(groups: NDArray[np.int64], _batch_size: int, _key: tuple[int | str, ...]) -> NDArray[np.int64]:
-    """An order of shuffled rows in which up to eight of a group are neighbours."""
-    line = _side_by_side(groups)
-    starts = np.flatnonzero(np.diff(groups[line], prepend=-1) != 0)
-    lengths = np.diff(starts, append=len(line))
-    in_group = np.arange(len(line)) - np.repeat(starts, lengths)
-    # Each handful stands where the first of its rows stood before.
-    first_of_handful = np.arange(len(line)) - in_group % _TOGETHER
-    return line[np.argsort(line[first_of_handful], kind="stable")]
+    """Return an order of the rows in which up to eight rows of a group are neighbors."""
+    by_group = _sort_by_group(groups)
+    starts = np.flatnonzero(np.diff(groups[by_group], prepend=-1) != 0)
+    lengths = np.diff(starts, append=len(by_group))
+    in_group = np.arange(len(by_group)) - np.repeat(starts, lengths)
+    # Each cluster takes the position of its first row.
+    first_of_cluster = np.arange(len(by_group)) - in_group % _CLUSTER_SIZE
+    return by_group[np.argsort(by_group[first_of_cluster], kind="stable")]
 
 
-def _side_by_side(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places by group, the groups in the order in which their first rows come."""
+def _sort_by_group(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row numbers sorted by group; groups are ordered by their first row."""
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     return np.argsort(first[inverse], kind="stable")

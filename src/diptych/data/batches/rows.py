@@ -1,5 +1,6 @@
-"""The rows of an epoch: samples, or each pair of image and caption where all captions count."""
+"""The rows of an epoch: one per sample, or one per image-caption pair with `caption: all`."""
 
+import warnings
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ _CHUNK = 1 << 16
 
 
 class RowTable:
-    """What each row is: `table[row]` gives the sample, and which of its captions."""
+    """Maps a row number to (sample number, caption number)."""
 
     def __init__(self, source: Source, caption: CaptionChoice) -> None:
         self.source = source
@@ -33,29 +34,38 @@ class RowTable:
         return number, row - (int(self._ends[number - 1]) if number else 0)
 
     def for_order(self, *, positives: Positives, arrangement: Arrangement, blocks_at_once: int = 16) -> Rows:
-        """What the order of an epoch must know of them."""
+        """Return the description of the rows that `BatchSampler` needs."""
         blocks = self.source.block_ends
         return Rows(
             num=len(self),
             block_ends=None if blocks is None else self._row_ends(blocks),
             blocks_at_once=blocks_at_once,
             parts=tuple((int(self._row_ends(np.array(end))), share) for end, share in self.source.parts),
-            groups=None if arrangement == "any" else self.groups(positives),
+            positive_groups=None if arrangement == "any" else self.positive_groups(positives),
             arrangement=arrangement,
         )
 
-    def groups(self, positives: Positives) -> NDArray[np.int64]:
-        """Rows that are positives of each other whatever is drawn: of one image, of the same captions, of one class."""
+    def positive_groups(self, positives: Positives) -> NDArray[np.int64]:
+        """Return a group id for each row, independent of which captions are drawn.
+
+        Rows of the same image always share a group. Depending on `positives`, rows with the same captions or the same class
+        do, too.
+        """
         numbers = [self[row] for row in range(len(self))]
-        captions = [self._mark(number, which) for number, which in numbers]
+        captions = [self._caption_text(number, which) for number, which in numbers]
         labels = [self.source.label(number) for number, _ in numbers]
-        if positives == "pair":  # Two rows of an image are never to be told apart, even so.
+        if positives == "pair":  # Rows of the same image must never be negatives of each other.
             return np.array([number for number, _ in numbers], dtype=np.int64)
         keys = [str(number) for number, _ in numbers]
         return np.array(group_rows(keys, captions, labels, positives=positives), dtype=np.int64)
 
-    def _mark(self, number: int, which: int) -> str:
-        """The row's caption; where it is drawn anew each time, all that it may be."""
+    def groups(self, positives: Positives) -> NDArray[np.int64]:
+        """Return `positive_groups(positives)`. Deprecated."""
+        warnings.warn("RowTable.groups is now positive_groups", DeprecationWarning, stacklevel=2)
+        return self.positive_groups(positives)
+
+    def _caption_text(self, number: int, which: int) -> str:
+        """Return the row's caption, or all captions of its sample if training draws or joins them."""
         captions = self.source.captions(number)
         return "\n".join(captions) if self.caption in ("random", "join") else captions[which]
 
@@ -66,7 +76,7 @@ class RowTable:
 
 
 def _caption_counts(source: Source) -> NDArray[np.int64]:
-    """The number of captions of each sample."""
+    """Return the number of captions of each sample."""
     counts = []
     for start in range(0, len(source), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)

@@ -98,7 +98,7 @@ def diagnostics(
     model: CLIP, batch: Batch, result: StepResult, ranks: Ranks = ALONE, *, lr: float, warmup_left: int
 ) -> Diagnostics:
     """What the run at hand looks like after a step whose gradients still lie on the weights."""
-    counts = torch.unique(batch.groups, return_counts=True)[1]
+    counts = torch.unique(batch.positive_groups, return_counts=True)[1]
     device = model.log_logit_scale.device
     pixels = normalize(batch.pixels[:_FEW].to(device), model.config.pixels)
     output = model(pixels, batch.ids[:_FEW].to(device), batch.lengths[:_FEW])
@@ -107,7 +107,7 @@ def diagnostics(
         warmup_left=warmup_left,
         grad_norms=(_grad_norm(model.image_tower, ranks), _grad_norm(model.text_tower, ranks)),
         logit_scale=result.logit_scale,
-        num_positives=float(counts.square().sum()) / len(batch.groups) - 1,
+        num_positives=float(counts.square().sum()) / len(batch.positive_groups) - 1,
         spread=(_spread(output.image_emb), _spread(output.text_emb)),
         keys=batch.keys,
         captions=batch.captions,
