@@ -11,7 +11,7 @@ from diptych.data.open_source import open_source
 from diptych.data.tools.audit import audit
 from diptych.data.tools.pack import pack
 from diptych.images.decode import decode, decode_array, file_mode
-from diptych.images.worker import _answer
+from diptych.images.worker import _respond
 
 
 def _jpeg(mode: str = "RGB") -> bytes:
@@ -53,7 +53,7 @@ def test_broken_metadata_costs_no_picture(name: str, has_exif: bool) -> None:
     assert np.array_equal(slow, upright) or np.array_equal(slow, np.rot90(upright, k=-1))
     assert np.array_equal(decode_array(content), slow)
     assert file_mode(content) == "JPEG RGB"
-    told, payload = _answer(content, {"task": "preview", "max_pixels": 10_000, "width_px": 20, "form": "PNG"})
+    told, payload = _respond(content, {"task": "preview", "max_pixels": 10_000, "width_px": 20, "form": "PNG"})
     assert (told, Image.open(io.BytesIO(payload)).format) == ({}, "PNG")
 
 

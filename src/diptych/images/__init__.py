@@ -1,1 +1,1 @@
-"""Bytes to pixels, and pictures for people to look at."""
+"""Decode, transform and draw images."""

@@ -1,4 +1,4 @@
-"""Any image that a user hands over, as an upright RGB picture, or an error that names it."""
+"""Decode any image input to upright RGB, or raise an error that names the image."""
 
 import errno
 import io
@@ -22,12 +22,12 @@ from diptych.images.jpeg import decode_jpeg, is_jpeg
 from diptych.images.opener import check_size, open_image, orientation_of
 
 IMAGE_SUFFIXES = frozenset(FORMATS)
-"""What counts as a picture when a folder is read."""
+"""Suffixes of the files that are read as images from a folder."""
 
 _BROKEN = "_diptych_broken"
 """Attribute that stores why a PIL image could not be decoded."""
 _locks = [Lock() for _ in range(64)]
-"""Pillow loads a picture and its EXIF data lazily. Two threads must not load the same object."""
+"""Pillow loads an image and its EXIF data lazily. Two threads must not load the same object."""
 
 
 def _renew_locks() -> None:
@@ -39,27 +39,30 @@ os.register_at_fork(after_in_child=_renew_locks)
 
 
 def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int = 16) -> Image.Image:
-    """The picture in RGB, turned as its EXIF orientation says; of an animation the first frame.
+    """Return the image in RGB, rotated according to its EXIF orientation; for an animation, the first frame.
 
-    Several threads can decode one PIL image at the same time; each gets a copy.
+    Several threads can decode the same PIL image at the same time; each gets a copy.
+
+    >>> decode(np.zeros((2, 3, 3), dtype=np.uint8)).size
+    (3, 2)
 
     Args:
-        image: a path, a file's content, a picture or pixels.
-        max_pixels: width times height, at most; `MAX_PIXELS` by default.
-        gray_bits: bits that the grays of a 16-bit file use; white is the largest number of so many bits.
+        image: a path, the content of a file, a PIL image, or an array of shape (height, width, 3) and type uint8.
+        max_pixels: maximum width times height; `MAX_PIXELS` by default.
+        gray_bits: number of bits used by the values of a 16-bit grayscale file; white is `2**gray_bits - 1`.
 
     Raises:
-        ImageError: it is missing, empty, truncated, no picture at all, or larger than `max_pixels` (`MAX_PIXELS`).
+        ImageError: the image is missing, empty, truncated, not an image, or larger than `max_pixels`.
     """
     try:
-        with _alone_with(image):
+        with _lock_of(image):
             return _decoded(image, max_pixels=max_pixels, gray_bits=gray_bits)
     except ImageError as error:
         raise ImageError(f"{describe(image)}: {error}") from None
     except FileNotFoundError:
         is_url = isinstance(image, str) and "://" in image
-        said = "is a URL, and those are read only where you say so (urls)" if is_url else "no such file"
-        raise ImageError(f"{describe(image)}: {said}") from None
+        reason = "is a URL, and those are read only where you say so (urls)" if is_url else "no such file"
+        raise ImageError(f"{describe(image)}: {reason}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{describe(image)}: is not a picture") from None
     except PermissionError:
@@ -71,10 +74,12 @@ def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int =
 
 
 def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
-    """The same pixels as `decode`'s, faster where they come from a JPEG. Good until this thread decodes its next picture.
+    """Return the same pixels as `decode`, faster for JPEG files.
+
+    The array may share memory that is reused when this thread decodes its next image.
 
     Raises:
-        ImageError: as `decode`.
+        ImageError: as for `decode`.
     """
     if isinstance(image, np.ndarray):
         try:
@@ -87,13 +92,17 @@ def decode_array(image: ImageInput) -> UInt8[ndarray, "H W 3"]:
         try:
             content = read_regular(image, max_bytes=MAX_IMAGE_BYTES)
         except (OSError, ValueError):
-            content = image  # What is wrong with it, `decode` says.
+            content = image  # `decode` raises the error.
     pixels = decode_jpeg(content) if isinstance(content, bytes) and is_jpeg(content) else None
     return np.asarray(decode(image)) if pixels is None else pixels
 
 
 def describe(image: ImageInput) -> str:
-    """A name for messages and tables: the path, or what kind of thing it is."""
+    """Return a name for messages and tables: the path, or the type and size of the input.
+
+    >>> describe("a.jpg"), describe(b"1234")
+    ('a.jpg', '<4 bytes>')
+    """
     match image:
         case str() | Path():
             return str(image)
@@ -108,10 +117,10 @@ def describe(image: ImageInput) -> str:
 
 
 def file_content(image: ImageInput) -> bytes:
-    """A picture as a file has it; of one that is in memory alone, a PNG.
+    """Return the encoded bytes of an image: the content of its file, or a PNG of a decoded image.
 
     Raises:
-        ImageError: there is no such file.
+        ImageError: the file cannot be read, or the input is not an image.
     """
     if isinstance(image, bytes):
         return image
@@ -126,15 +135,15 @@ def file_content(image: ImageInput) -> bytes:
 
 
 def file_mode(image: ImageInput) -> str:
-    """Format and colour mode of a picture that `decode` has read, such as `JPEG RGB`; of drawn ones `pixels`."""
+    """Return the format and color mode of an image file, such as `JPEG RGB`; `pixels` for a decoded image."""
     if not isinstance(image, str | Path | bytes):
         return "pixels"
     with open_image(image) as opened:
         return f"{opened.format} {opened.mode}"
 
 
-def _alone_with(image: ImageInput) -> AbstractContextManager[object]:
-    """A lock for a PIL image. Other inputs are opened anew in each call and need none."""
+def _lock_of(image: ImageInput) -> AbstractContextManager[object]:
+    """Return the lock of a PIL image. Other inputs are opened anew in each call and need none."""
     return _locks[id(image) // 16 % len(_locks)] if isinstance(image, Image.Image) else nullcontext()
 
 
@@ -151,10 +160,10 @@ def _decoded(image: ImageInput, *, max_pixels: int | None, gray_bits: int) -> Im
 
 
 def _load(image: Image.Image) -> None:
-    """Decode the picture, or raise the first error again: Pillow loads a damaged TIFF or GIF without error the second time.
+    """Decode the image, or raise the first error again: Pillow loads a damaged TIFF or GIF without error the second time.
 
     Raises:
-        ImageError: it cannot be decoded.
+        ImageError: the image cannot be decoded.
     """
     broken: str | None = vars(image).get(_BROKEN)
     if broken is None:
@@ -174,7 +183,7 @@ def _open(image: ImageInput, max_pixels: int | None) -> Image.Image:
             try:
                 return open_image(image, max_pixels=max_pixels)
             except OSError as error:
-                if error.errno not in {errno.EINVAL, errno.ENXIO, errno.EFBIG}:  # Those of `read_regular`.
+                if error.errno not in {errno.EINVAL, errno.ENXIO, errno.EFBIG}:  # Raised by `read_regular`.
                     raise
                 is_folder = path_kind(image) == "folder"
                 raise ImageError("is a folder, not a picture" if is_folder else str(error.strerror)) from None
@@ -198,7 +207,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation, what makes the picture upright."""
+"""Transposition that makes an image upright, by EXIF orientation."""
 
 
 def _check_array(image: NDArray[np.uint8]) -> None:
@@ -209,10 +218,10 @@ def _check_array(image: NDArray[np.uint8]) -> None:
 
 
 def _check_range(opened: Image.Image) -> None:
-    """Refuse a file whose pixels have no range: what is black or white in it, only its maker knows.
+    """Refuse a file whose pixels have no defined range, so that the values of black and white are unknown.
 
     Raises:
-        ImageError: its pixels are floats, or the integers of a TIFF that Pillow needs 32 bits for.
+        ImageError: the pixels are floats, or integers of a TIFF for which Pillow needs 32 bits.
     """
     is_float = opened.mode == "F"
     if opened.format is not None and (is_float or (opened.mode == "I" and opened.format == "TIFF")):
@@ -224,7 +233,7 @@ def _check_range(opened: Image.Image) -> None:
 
 def _upright_rgb(image: Image.Image, *, gray_bits: int) -> Image.Image:
     image.load()
-    turn = _TURNS.get(orientation_of(image))  # Pictures created from its pixels have no metadata.
+    turn = _TURNS.get(orientation_of(image))  # Read it first: images created from the pixels have no metadata.
     if image.mode.startswith("I;16") or image.mode == "I":
         grays = np.asarray(image).astype(np.int64) >> (gray_bits - 8)
         image = Image.fromarray(grays.clip(0, 255).astype(np.uint8))

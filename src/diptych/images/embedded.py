@@ -1,4 +1,4 @@
-"""Captions inside picture files, as Lightroom, digiKam and exiftool write them: IPTC and XMP."""
+"""Read captions from the IPTC and XMP metadata of image files, as Lightroom, digiKam and exiftool write them."""
 
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,17 +14,17 @@ _DESCRIPTION = "{http://purl.org/dc/elements/1.1/}description"
 _SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"
 _ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 _XMP_TAG = 700
-"""Of TIFFs."""
+"""Tag of the XMP packet in a TIFF."""
 _MAX_XMP_BYTES = 2**20
 
 
 def embedded_captions(path: Path) -> tuple[str, ...]:
-    """The captions that a picture file holds, each once: IPTC's caption and XMP's `dc:description` in every language.
+    """Return the distinct captions in an image file: the IPTC caption and XMP's `dc:description` in every language.
 
-    If it has none, its keywords as one caption.
+    If there are none, the keywords are returned as one caption.
 
     Raises:
-        ImageError: the file is no picture, or exceeds a limit.
+        ImageError: the file is not an image, its metadata is damaged, or it exceeds a limit.
         OSError: the file cannot be read.
     """
     try:
@@ -32,7 +32,7 @@ def embedded_captions(path: Path) -> tuple[str, ...]:
             assert isinstance(image, ImageFile.ImageFile)
             iptc = IptcImagePlugin.getiptcinfo(image) or {}
             xmp = _xmp(image)
-    except (SyntaxError, ValueError, KeyError, TypeError, IndexError) as error:  # Of damaged IPTC blocks.
+    except (SyntaxError, ValueError, KeyError, TypeError, IndexError) as error:  # The IPTC block is damaged.
         raise ImageError(f"{path}: its metadata cannot be read ({error})") from None
     captions = [*_texts(iptc.get(_IPTC_CAPTION)), *_items(xmp, _DESCRIPTION)]
     keywords = list(dict.fromkeys([*_texts(iptc.get(_IPTC_KEYWORDS)), *_items(xmp, _SUBJECT)]))
@@ -46,7 +46,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _xmp(image: Image.Image) -> ElementTree.Element | None:
-    """The XMP packet; None if there is none, or it is larger than a MiB or declares entities."""
+    """Return the XMP packet; None if there is none, or if it is larger than 1 MiB or declares entities."""
     tags = getattr(image, "tag_v2", {})
     packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or tags.get(_XMP_TAG)
     content = packet.encode() if isinstance(packet, str) else packet

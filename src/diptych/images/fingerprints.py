@@ -1,4 +1,4 @@
-"""Which pictures are the same, and which nearly are."""
+"""Find identical and similar images with perceptual hashes."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -12,36 +12,36 @@ from PIL import Image
 from diptych.core.components import Components, bucket_blocks
 
 NEAR_BITS = 3
-"""Fingerprints that differ in so many of 64 bits, or fewer, are of pictures that look alike."""
+"""Images whose fingerprints differ in at most this many of 64 bits are similar."""
 _NUM_PIECES = NEAR_BITS + 2
 _BITS = 64
 
 
 def fingerprint(image: Image.Image) -> int:
-    """64 bits: whether each of 8x8 fields is darker than its right neighbour (the "difference hash").
+    """Return the 64-bit difference hash of an image: one bit per cell of an 8x8 grid, set if its right neighbor is brighter.
 
-    Small changes of size, quality or brightness change few of them.
+    Small changes of size, quality or brightness change few bits.
     """
     small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BILINEAR)).astype(np.int16)
     bits = (small[:, :-1] < small[:, 1:]).flatten()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def equal_groups(marks: Sequence[object]) -> list[list[int]]:
-    """Positions that share a mark, where more than one does; None shares with nobody.
+def equal_groups(values: Sequence[object]) -> list[list[int]]:
+    """Return groups of two or more positions with equal values; None is not equal to any value.
 
     >>> equal_groups(["a", "b", "a", None, None])
     [[0, 2]]
     """
     positions = defaultdict(list)
-    for position, mark in enumerate(marks):
-        if mark is not None:
-            positions[mark].append(position)
+    for position, value in enumerate(values):
+        if value is not None:
+            positions[value].append(position)
     return [group for group in positions.values() if len(group) > 1]
 
 
 def near_groups(fingerprints: Sequence[int | None]) -> list[list[int]]:
-    """Groups of positions whose fingerprints differ in `NEAR_BITS` bits or fewer, directly or through others of the group.
+    """Return groups of positions whose fingerprints differ in at most `NEAR_BITS` bits, directly or through others.
 
     >>> near_groups([0b0, 0b111111, 0b111, None, 0b0, 2**63 - 1])
     [[0, 1, 2, 4]]
@@ -57,11 +57,11 @@ def near_groups(fingerprints: Sequence[int | None]) -> list[list[int]]:
 
 
 def near_pairs(distinct: UInt64[ndarray, " U"]) -> Iterator[tuple[Int64[ndarray, " P"], Int64[ndarray, " P"]]]:
-    """All pairs of positions whose values differ in `NEAR_BITS` bits or fewer, each once, in parts of bounded size.
+    """Yield all pairs of positions whose values differ in at most `NEAR_BITS` bits, each once, in parts of bounded size.
 
     The bits are divided into five pieces. Three differing bits leave at least two pieces equal, so only values with two equal
-    pieces are compared. A pair is taken where its first two equal pieces are compared. Bits that are nearly the same in all
-    values, such as those of white borders, are distributed over the pieces.
+    pieces are compared. To yield each pair once, it is accepted only for its first two equal pieces. Bits that are nearly
+    constant over all values, such as those of white borders, are distributed over the pieces.
 
     Args:
         distinct: 64-bit values, each different from the others.
@@ -84,7 +84,7 @@ def near_pairs(distinct: UInt64[ndarray, " U"]) -> Iterator[tuple[Int64[ndarray,
 
 
 def _pieces(values: UInt64[ndarray, " U"]) -> UInt64[ndarray, " 5"]:
-    """Masks that divide the 64 bits into pieces of about the same entropy."""
+    """Return masks that divide the 64 bits into pieces of about the same entropy."""
     bits = np.uint64(1) << np.arange(_BITS, dtype=np.uint64)
     share = np.array([np.count_nonzero(values & bit) for bit in bits]) / max(1, len(values))
     order = np.argsort(-np.minimum(share, 1 - share), kind="stable")

@@ -1,4 +1,4 @@
-"""Arbitrary text in pictures and plots: letters that the default font lacks are drawn with a system font."""
+"""Draw arbitrary text in images and plots; characters that the default font lacks are drawn with a system font."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.ft2font import FT2Font
 
 PLACEHOLDER = "□"
-"""Replaces a letter that no font has."""
+"""Replaces a character that no font has."""
 _FIRST = "DejaVu Sans"
 """The default font; matplotlib includes it."""
 _SMALLER = 0.92
@@ -24,7 +24,7 @@ _lock = RLock()
 
 
 def drawable(text: str, *, keep: str = "") -> str:
-    r"""The text with control characters as escapes, and `□` in place of each letter that no font has.
+    r"""Return the text with control characters escaped, and `□` in place of each character that no font has.
 
     Variation selectors and joiners that no font has are removed, because they are invisible.
 
@@ -39,11 +39,11 @@ def drawable(text: str, *, keep: str = "") -> str:
 
 
 def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[str], dict[str, Any]]:
-    """Drawable texts, and matplotlib options that disable math and select fonts with their letters.
+    """Return drawable texts, and matplotlib options that disable math mode and select fonts for their characters.
 
     Args:
         texts: any texts.
-        most: maximum number of letters of each text; longer texts are cut and end with `…`.
+        most: maximum number of characters of each text; longer texts are cut and end with `…`.
     """
     from matplotlib import rcParams  # noqa: PLC0415  (the import takes 0.5 s)
 
@@ -53,7 +53,7 @@ def plot_text(texts: Iterable[str], *, most: int | None = None) -> tuple[list[st
 
 
 def shorten(text: str, most: int | None) -> str:
-    """The text, cut to at most `most` letters; a cut text ends with `…`.
+    """Return the text, cut to at most `most` characters; a cut text ends with `…`.
 
     >>> shorten("a brown dog", 8), shorten("a dog", 8)
     ('a brown…', 'a dog')
@@ -62,13 +62,13 @@ def shorten(text: str, most: int | None) -> str:
 
 
 class FontChain:
-    """Draws each letter with the first font that has it. Pillow itself uses only one font."""
+    """Draws each character with the first font that has it. Pillow itself uses only one font."""
 
     def __init__(self, size: int) -> None:
         self._size = round(_SMALLER * size)
 
     def getlength(self, text: str) -> float:
-        """Width in pixels."""
+        """Return the width in pixels."""
         return sum(font.getlength(part) for font, part in self._parts(text))
 
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, *, fill: Any) -> None:
@@ -90,12 +90,12 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont | FontChain
 
 
 def font_for(texts: str, size: int) -> Font:
-    """A font for pictures that has the letters of the texts: Pillow's own for ASCII, otherwise a chain of system fonts."""
+    """Return a font with the characters of the texts: Pillow's default for ASCII, otherwise a chain of system fonts."""
     return ImageFont.load_default(size) if texts.replace("…", "").isascii() else FontChain(size)
 
 
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Font, *, fill: Any) -> None:
-    """Draw a line of text from its upper left corner."""
+    """Draw a line of text; `place` is its upper left corner."""
     if isinstance(font, FontChain):
         font.draw(draw, place, text, fill=fill)
     else:
@@ -115,7 +115,7 @@ def _replaced(letter: str) -> str:
 
 
 def _font_of(letter: str) -> "FontEntry | None":
-    """The first font that draws a letter; None if there is none."""
+    """Return the first font that has a character; None if there is none."""
     with _lock:  # FreeType faces are not thread-safe.
         return _found_font(letter)
 
@@ -127,9 +127,9 @@ def _found_font(letter: str) -> "FontEntry | None":
 
 @lru_cache(maxsize=1)
 def _fonts() -> "Sequence[FontEntry]":
-    """Upright fonts of matplotlib and the system: DejaVu Sans first, regular fonts before bold ones.
+    """Return the upright fonts of matplotlib and the system: DejaVu Sans first, regular fonts before bold ones.
 
-    Last-resort fonts, which draw the same picture for all letters of a script, are excluded.
+    Last-resort fonts, which draw the same glyph for all characters of a script, are excluded.
     """
     from matplotlib.font_manager import fontManager  # noqa: PLC0415  (the import takes 0.5 s)
 
@@ -142,7 +142,7 @@ def _fonts() -> "Sequence[FontEntry]":
 
 
 def _draws(path: str, letter: str) -> bool:
-    """Whether a font has an outline for a letter. Color fonts have empty outlines."""
+    """Return whether a font has an outline for a character. Color fonts have empty outlines."""
     if ord(letter) not in _charmap(path):
         return False
     try:

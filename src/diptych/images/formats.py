@@ -1,4 +1,4 @@
-"""Picture formats by suffix: which ones can be opened, which ones are left out, and what to do about the latter."""
+"""Image formats by suffix: the supported ones, and advice for the unsupported ones."""
 
 import importlib.util
 from collections import Counter, defaultdict
@@ -8,9 +8,9 @@ from pathlib import PurePath
 from PIL import features
 
 HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
-"""Whether HEIC can be opened, which needs the extra `heic`."""
+"""Whether HEIC files can be opened, which requires the extra `heic`."""
 HAS_AVIF = importlib.util.find_spec("PIL._avif") is not None
-"""Whether this version of Pillow opens AVIF (11.3 or newer)."""
+"""Whether this version of Pillow opens AVIF files (11.3 or newer)."""
 
 _ALWAYS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -33,7 +33,7 @@ FORMATS = {
     for name, suffixes in (_ALWAYS | {name: _SOMETIMES[name] for name in _SOMETIMES if _AVAILABLE[name]}).items()
     for suffix in suffixes
 }
-"""Suffix to Pillow's name of the format. No other format is opened, whatever the name of the file."""
+"""Pillow's format name by suffix. Files of other formats are not opened, whatever their suffix."""
 
 _RAW = "3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw rw2 rwl sr2 srf srw x3f"
 RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW.split())
@@ -52,7 +52,7 @@ _OTHER_REMEDY = "not read; convert them to PNG or JPEG"
 
 
 def remedy(suffix: str) -> str | None:
-    """What to do about pictures with an unsupported suffix; None if the suffix is supported, or not that of a picture.
+    """Return advice for images with an unsupported suffix; None if the suffix is supported or not one of an image format.
 
     >>> remedy(".psd"), remedy(".jpg"), remedy(".txt")
     ('not read; convert them to PNG or JPEG', None, None)
@@ -70,7 +70,7 @@ def remedy(suffix: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Pictures with one suffix that were left out because their format is not supported.
+    """Images with one suffix that were left out because their format is not supported.
 
     >>> str(LeftOut(suffix=".heic", num=2, examples=("a.heic", "b.HEIC"), remedy="pip install 'diptych[heic]'"))
     "2 .heic (a.heic, b.HEIC): pip install 'diptych[heic]'"
@@ -92,7 +92,7 @@ _MAX_EXAMPLES = 3
 
 
 class LeftOutCounter:
-    """Counts pictures of unsupported formats by suffix.
+    """Counts images of unsupported formats by suffix.
 
     >>> counter = LeftOutCounter()
     >>> [counter.add(name) for name in ("a.PSD", "b.txt", "c.jpg", "c.psd")]
@@ -103,11 +103,11 @@ class LeftOutCounter:
 
     def __init__(self) -> None:
         self.counts = defaultdict[str, Counter[str]](Counter)
-        """Numbers by scanned folder and suffix."""
+        """Number of files by scanned folder and suffix."""
         self._examples: dict[str, list[str]] = {}
 
     def add(self, path: str, *, folder: str = "") -> bool:
-        """Count a file of a scanned folder if it is a picture of an unsupported format. Returns whether it is one."""
+        """Count a file if it is an image of an unsupported format, and return whether it is one."""
         suffix = PurePath(path).suffix.lower()
         if remedy(suffix) is None:
             return False
@@ -118,7 +118,7 @@ class LeftOutCounter:
         return True
 
     def left_out(self) -> list[LeftOut]:
-        """One item per suffix, sorted by suffix."""
+        """Return one item per suffix, sorted by suffix."""
         return [
             LeftOut(suffix=suffix, num=num, examples=tuple(self._examples[suffix]), remedy=remedy(suffix) or "")
             for suffix, num in sorted(sum(self.counts.values(), Counter[str]()).items())

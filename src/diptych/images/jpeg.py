@@ -1,4 +1,4 @@
-"""JPEG files to arrays, fast: with libjpeg-turbo, the same pixels that Pillow gives, into memory that is used again."""
+"""Decode JPEG files to arrays with libjpeg-turbo into a reused buffer. The pixels are the same as Pillow's."""
 
 import threading
 
@@ -8,44 +8,44 @@ from numpy import ndarray
 
 from diptych.images.opener import check_scans, check_size, open_image, orientation_of, read_jpeg_header
 
-_MAX_KEPT = 64 * 2**20
-"""Bytes of the largest picture whose memory is kept for the next."""
+_MAX_REUSED = 64 * 2**20
+"""Maximum size in bytes of the buffer that is reused."""
 
-_memory = threading.local()
+_buffers = threading.local()
 
 
 def is_jpeg(content: bytes) -> bool:
-    """Whether a file begins as a JPEG does."""
+    """Return whether the content begins with the signature of a JPEG file."""
     return content[:3] == b"\xff\xd8\xff"
 
 
 def decode_jpeg(content: bytes) -> UInt8[ndarray, "H W 3"] | None:
-    """The picture in RGB, turned as its EXIF orientation says; None where that is better left to Pillow.
+    """Return the image in RGB, rotated according to its EXIF orientation; None if Pillow must decode it instead.
 
-    That is the case for what is broken, too large, or neither gray nor YCbCr. The array is good until this thread decodes its
-    next picture.
+    None is returned for files that are damaged, too large, or neither gray nor YCbCr. The memory of the array is reused when
+    this thread decodes its next image.
     """
     try:
         header = read_jpeg_header(content)
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in ("Gray", "YCbCr"):
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(content)
+        if color_space not in ("Gray", "YCbCr"):
             return None
         check_size(width, height)
         if header.has_scans:
             check_scans(content, width * height)
-        pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_memory_for(height * width * 3))
+        pixels = simplejpeg.decode_jpeg(content, "RGB", buffer=_buffer_of(height * width * 3))
         return _upright(pixels, content) if header.has_metadata else pixels
-    except Exception:  # Whatever it is, Pillow decodes the picture, or `decode` says what is wrong.
+    except Exception:  # Either Pillow can decode the image, or `decode` reports the error.
         return None
 
 
-def _memory_for(size: int) -> bytearray:
-    kept: bytearray = getattr(_memory, "kept", bytearray())
-    if len(kept) < size:
-        kept = bytearray(size)
-        if size <= _MAX_KEPT:
-            _memory.kept = kept
-    return kept
+def _buffer_of(size: int) -> bytearray:
+    buffer: bytearray = getattr(_buffers, "buffer", bytearray())
+    if len(buffer) < size:
+        buffer = bytearray(size)
+        if size <= _MAX_REUSED:
+            _buffers.buffer = buffer
+    return buffer
 
 
 def _upright(pixels: UInt8[ndarray, "H W 3"], content: bytes) -> UInt8[ndarray, "H2 W2 3"]:

@@ -1,4 +1,4 @@
-"""List the pictures of a folder, and the files that were left out."""
+"""List the images in a folder, and the files that were left out."""
 
 import os
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ from diptych.images.formats import FORMATS, LeftOut, LeftOutCounter
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The pictures of a folder and its subfolders."""
+    """The images in a folder and its subfolders."""
 
     paths: tuple[Path, ...]
-    """Pictures, sorted."""
+    """Paths of the images, sorted."""
     left_out: tuple[LeftOut, ...]
-    """Pictures of unsupported formats, by suffix."""
+    """Images of unsupported formats, by suffix."""
     unreadable: tuple[tuple[str, str], ...]
     """(path, reason) of subfolders that cannot be read."""
 
 
 def list_images(folder: Path) -> Listing:
-    """List the pictures in a folder and its subfolders, without hidden ones and files of other programs.
+    """List the images in a folder and its subfolders, without hidden files and files of other programs.
 
-    A folder that is named like a picture (`holiday.jpg`) is read as a folder. Links to folders are not followed.
+    A folder whose name looks like that of an image (`holiday.jpg`) is read as a folder. Links to folders are not followed.
 
     Raises:
-        ImageError: the folder is missing, cannot be read, or holds no picture; the message says what was left out.
+        ImageError: the folder is missing, cannot be read, or contains no images; the message lists what was left out.
     """
     if path_kind(folder) != "folder":
         raise ImageError(f"{folder}: no such folder")
@@ -49,7 +49,7 @@ def list_images(folder: Path) -> Listing:
 
 
 def _files(folder: Path, errors: list[OSError]) -> Iterator[Path]:
-    """All files except foreign ones. Errors of unreadable folders are collected."""
-    for place, folders, names in os.walk(folder, onerror=errors.append):
+    """Yield all files except foreign ones. Errors of unreadable folders are collected."""
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not is_foreign(name))
-        yield from (Path(place, name) for name in sorted(names) if not is_foreign(name))
+        yield from (Path(parent, name) for name in sorted(names) if not is_foreign(name))

@@ -1,7 +1,7 @@
-"""The only code in the project that opens an image file: a short list of formats, and limits that are checked before decoding.
+"""The only code in the project that opens image files. It allows few formats and checks limits before decoding.
 
-Pillow opens every format it knows, some of which start other programs (EPS) or decode without a limit. A file of a few
-kilobytes can also claim more pixels, scans or metadata than fit into memory or into a minute.
+By default, Pillow opens every format it supports; some of them start other programs (EPS) or decode without a limit. A file of
+a few kilobytes can also declare more pixels, scans or metadata than fit into memory or can be decoded within a minute.
 """
 
 import io
@@ -23,13 +23,13 @@ from diptych.images.formats import FORMATS, HAS_HEIC, HEIC_REMEDY, RAW_REMEDY, R
 _PILLOW_FORMATS = tuple(sorted({*FORMATS.values()} - {"HEIF"}))
 
 MAX_PIXELS = 200_000_000
-"""Pixels of a picture, at most; larger ones are refused before they are decoded."""
+"""Maximum number of pixels in an image; larger images are refused before they are decoded."""
 MAX_SCANS = 64
-"""Scans of a progressive JPEG, at most. Encoders write about ten; each one costs a pass over the whole picture."""
+"""Maximum number of scans in a progressive JPEG. Encoders write about ten; decoding makes one pass per scan."""
 MAX_METADATA_BYTES = 32 * 2**20
-"""Bytes of metadata (EXIF, ICC, XMP, text), at most."""
+"""Maximum size of the metadata (EXIF, ICC, XMP, text) in bytes."""
 MAX_METADATA_BLOCKS = 4096
-"""Blocks that the metadata is split into, at most; Pillow reads each one in Python."""
+"""Maximum number of metadata blocks; Pillow reads each block in Python."""
 _OVER_METADATA = f"its metadata is over the limit of {MAX_METADATA_BYTES // 2**20} MiB or {MAX_METADATA_BLOCKS} blocks"
 _TURNED = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
@@ -57,14 +57,14 @@ _TIFF_TYPE_BYTES = {
 
 
 def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> Image.Image:
-    """The picture, opened but not decoded; close it, or use it as a context manager.
+    """Open an image without decoding it. Close it after use, or use it as a context manager.
 
     Args:
-        source: an encoded file's content, or its path.
-        max_pixels: width times height, at most; `MAX_PIXELS` by default.
+        source: the content of an image file, or its path.
+        max_pixels: maximum width times height; `MAX_PIXELS` by default.
 
     Raises:
-        ImageError: the picture exceeds a limit, is a RAW photo, or needs an extra. The message does not name the picture.
+        ImageError: the image exceeds a limit, is a RAW photo, or needs an extra. The message does not name the image.
         PIL.UnidentifiedImageError: the file has none of the formats in `FORMATS`.
         OSError: the file cannot be read.
     """
@@ -84,15 +84,15 @@ def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> 
         raise
     exif = opened.info.get("exif") or b""
     if _is_over(_tiff_blocks(exif.removeprefix(b"Exif\0\0"))):
-        del opened.info["exif"]  # Each entry may refer to the whole block, which makes reading it quadratic.
+        del opened.info["exif"]  # Each entry may refer to the whole block, so reading it can take quadratic time.
     return opened
 
 
 def _opened(content: bytes) -> Image.Image:
-    """As Pillow opens it; a JPEG that it refuses, without its metadata, which may be all that is broken."""
+    """Open an image with Pillow; a JPEG that Pillow refuses is opened without its metadata, which may be the damaged part."""
     try:
         return _opened_whole(content)
-    except Exception:  # Pillow lets through what its parsers of EXIF and the like raise.
+    except Exception:  # Pillow does not catch the exceptions of its metadata parsers.
         if not content.startswith(b"\xff\xd8"):
             raise
     return _opened_whole(_without_metadata(content))
@@ -109,48 +109,48 @@ def _opened_whole(content: bytes) -> Image.Image:
 
 
 def _opened_heif(content: bytes) -> Image.Image:
-    """Open a HEIC picture with the plugin of the extra `heic`, which is not registered with Pillow."""
+    """Open a HEIC image with the plugin of the extra `heic`, which is not registered with Pillow."""
     if not HAS_HEIC:
         raise ImageError(f"is HEIC, which needs an extra: {HEIC_REMEDY}")
     from pillow_heif import HeifImageFile  # noqa: PLC0415  (an extra)
 
     try:
         return cast(Image.Image, HeifImageFile(io.BytesIO(content)))  # type: ignore[no-untyped-call]
-    except SyntaxError as error:  # Plugins raise this for an unknown file.
+    except SyntaxError as error:  # Pillow's plugins raise SyntaxError for files they do not recognize.
         raise UnidentifiedImageError(str(error)) from None
 
 
 def _without_metadata(content: bytes) -> bytes:
-    """A JPEG without comments and application segments, but for a whole one of Adobe's, which says what its colors are."""
-    kept, place = [content[:2]], 2
-    while place + 4 <= len(content):
-        marker = content[place + 1]
-        if content[place] != 0xFF or marker in (0x00, 0xFF):  # Between two segments is nothing that counts.
-            place += 1
+    """Return a JPEG without comments and application segments, except a complete Adobe segment, which defines the colors."""
+    kept, offset = [content[:2]], 2
+    while offset + 4 <= len(content):
+        marker = content[offset + 1]
+        if content[offset] != 0xFF or marker in (0x00, 0xFF):  # Bytes between two segments are ignored.
+            offset += 1
             continue
         if marker == 0xDA:
-            return b"".join([*kept, content[place:]])
-        end = place + 2
+            return b"".join([*kept, content[offset:]])
+        end = offset + 2
         if not (0xD0 <= marker <= 0xD9 or marker == 0x01):
-            end += max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
-        is_adobe = marker == 0xEE and content[place + 4 : place + 9] == b"Adobe" and end - place >= 16
+            end += max(2, int.from_bytes(content[offset + 2 : offset + 4], "big"))
+        is_adobe = marker == 0xEE and content[offset + 4 : offset + 9] == b"Adobe" and end - offset >= 16
         if is_adobe or not (0xE0 <= marker <= 0xEF or marker == 0xFE):
-            kept.append(content[place:end])
-        place = end
+            kept.append(content[offset:end])
+        offset = end
     return content
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, within 1 and 8; 1 (upright) where there is none, or the metadata cannot be read."""
+    """Return the EXIF orientation, from 1 to 8; 1 (upright) if there is none or the metadata cannot be read."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Metadata is anybody's; it is not the picture.
+    except Exception:  # Damaged metadata must not make the image unreadable.
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened picture after its EXIF orientation is applied. The picture is not decoded.
+    """Return the width and height of an opened image after its EXIF orientation is applied, without decoding the image.
 
     The stored size of a TIFF is read from its tags, because newer versions of Pillow report the upright size.
     """
@@ -162,10 +162,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def check_size(width: int, height: int, *, max_pixels: int | None = None) -> None:
-    """Refuse a picture of too many pixels.
+    """Refuse an image with too many pixels.
 
     Raises:
-        ImageError: it has more than `max_pixels` (`MAX_PIXELS` by default).
+        ImageError: the image has more than `max_pixels` pixels (`MAX_PIXELS` by default).
     """
     most = MAX_PIXELS if max_pixels is None else max_pixels
     if width * height > most:
@@ -173,14 +173,14 @@ def check_size(width: int, height: int, *, max_pixels: int | None = None) -> Non
 
 
 class _PillowLimit:
-    """Disables Pillow's own limit of pixels, which is global and below `MAX_PIXELS`, while pictures are opened."""
+    """Disables Pillow's global pixel limit, which is below `MAX_PIXELS`, while images are opened."""
 
     def __init__(self) -> None:
         self._lock, self._num, self._before = Lock(), 0, Image.MAX_IMAGE_PIXELS
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """Disable the limit while this thread or another one is in such a block."""
+        """Disable the limit while any thread is inside this context."""
         with self._lock:
             if self._num == 0:
                 self._before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -198,49 +198,49 @@ _pillow_limit = _PillowLimit()
 
 
 class JpegHeader(NamedTuple):
-    """What the segments before the first scan of a JPEG say."""
+    """Information from the segments before the first scan of a JPEG."""
 
     has_metadata: bool
-    """Whether there is a segment for EXIF or XMP; also if the file ends before its first scan."""
+    """Whether there is a segment for EXIF or XMP; True if the file ends before its first scan."""
     has_scans: bool
-    """Whether more scans may follow the first; also if the file ends before it."""
+    """Whether more scans may follow the first; True if the file ends before its first scan."""
 
 
 def read_jpeg_header(content: bytes) -> JpegHeader:
-    """The header of a file that starts as a JPEG does. It takes a few microseconds.
+    """Return the header of a JPEG file. This takes a few microseconds.
 
     Raises:
-        ImageError: its metadata exceeds a limit. A byte between two segments counts as a block.
+        ImageError: the metadata exceeds a limit. Each byte between two segments counts as a block.
     """
     has_metadata = is_progressive = False
-    place, num_components = 2, 0
+    offset, num_components = 2, 0
     for _ in range(MAX_METADATA_BLOCKS + 1):
-        if place + 10 > len(content):
+        if offset + 10 > len(content):
             return JpegHeader(has_metadata=True, has_scans=True)
-        marker = content[place + 1]
-        if content[place] != 0xFF or marker in (0x00, 0xFF):
-            place += 1
+        marker = content[offset + 1]
+        if content[offset] != 0xFF or marker in (0x00, 0xFF):
+            offset += 1
             continue
-        if marker == 0xDA:  # A scan of all components is the only one, unless the picture is progressive.
-            return JpegHeader(has_metadata, is_progressive or content[place + 4] < num_components)
-        if 0xD0 <= marker <= 0xD9 or marker == 0x01:  # Those without a length.
-            place += 2
+        if marker == 0xDA:  # A scan of all components is the only one, unless the image is progressive.
+            return JpegHeader(has_metadata, is_progressive or content[offset + 4] < num_components)
+        if 0xD0 <= marker <= 0xD9 or marker == 0x01:  # These markers have no length.
+            offset += 2
             continue
         if marker == 0xE1:
             has_metadata = True
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            is_progressive, num_components = marker & 3 == 2, content[place + 9]
-        place += 2 + max(2, int.from_bytes(content[place + 2 : place + 4], "big"))
-        if place > MAX_METADATA_BYTES:
+            is_progressive, num_components = marker & 3 == 2, content[offset + 9]
+        offset += 2 + max(2, int.from_bytes(content[offset + 2 : offset + 4], "big"))
+        if offset > MAX_METADATA_BYTES:
             break
     raise ImageError(_OVER_METADATA)
 
 
 def check_scans(content: bytes, num_pixels: int, *, max_pixels: int | None = None) -> None:
-    """Refuse a JPEG whose scans would take long: more than `MAX_SCANS`, or too many for its size.
+    """Refuse a JPEG whose scans would take too long to decode: more than `MAX_SCANS`, or too many for its size.
 
     Raises:
-        ImageError: it has too many. Marker bytes within metadata are counted as well.
+        ImageError: the file has too many scans. Marker bytes within metadata are counted as well.
     """
     most = MAX_PIXELS if max_pixels is None else max_pixels
     num_scans = content.count(b"\xff\xda")
@@ -249,10 +249,10 @@ def check_scans(content: bytes, num_pixels: int, *, max_pixels: int | None = Non
 
 
 def check_structure(content: bytes) -> None:
-    """Refuse a file whose metadata would take long to read, or much memory.
+    """Refuse a file whose metadata would take too much time or memory to read.
 
     Raises:
-        ImageError: it has more than `MAX_METADATA_BYTES` or `MAX_METADATA_BLOCKS`.
+        ImageError: the metadata exceeds `MAX_METADATA_BYTES` or `MAX_METADATA_BLOCKS`.
     """
     if content.startswith(b"\xff\xd8"):
         read_jpeg_header(content)
@@ -283,52 +283,52 @@ def _is_over(blocks: Iterator[int]) -> bool:
 
 
 def _png_blocks(content: bytes) -> Iterator[int]:
-    """All chunks but those of the picture itself, of which one per KiB is free."""
-    place, num_free = len(_PNG), len(content) // 1024
-    while place + 8 <= len(content):
-        size = 12 + int.from_bytes(content[place : place + 4], "big")
-        if content[place + 4 : place + 8] not in {b"IDAT", b"fdAT"}:
+    """Yield the sizes of all chunks; chunks of image data are only counted beyond one per KiB of the file."""
+    offset, num_free = len(_PNG), len(content) // 1024
+    while offset + 8 <= len(content):
+        size = 12 + int.from_bytes(content[offset : offset + 4], "big")
+        if content[offset + 4 : offset + 8] not in {b"IDAT", b"fdAT"}:
             yield size
         elif num_free:
             num_free -= 1
         else:
             yield 12
-        place += size
+        offset += size
 
 
 def _gif_blocks(content: bytes) -> Iterator[int]:
-    """The sub-blocks before the first picture."""
-    place = 13
+    """Yield the sizes of the sub-blocks before the first image."""
+    offset = 13
     if len(content) > 10 and content[10] & 0x80:
-        place += 3 * 2 ** ((content[10] & 7) + 1)
-    while place < len(content) and content[place] != 0x2C:
-        is_extension = content[place] == 0x21
-        place += 2 if is_extension else 1
+        offset += 3 * 2 ** ((content[10] & 7) + 1)
+    while offset < len(content) and content[offset] != 0x2C:
+        is_extension = content[offset] == 0x21
+        offset += 2 if is_extension else 1
         yield 1
-        while is_extension and place < len(content):
-            size = content[place]
-            place += 1 + size
+        while is_extension and offset < len(content):
+            size = content[offset]
+            offset += 1 + size
             if not size:
                 break
             yield size
 
 
 def _tiff_blocks(content: bytes) -> Iterator[int]:
-    """The values of the first directory and of its EXIF and GPS directories, by their claimed size; at most the file's each."""
+    """Yield the declared sizes of the values in the first, EXIF and GPS directories, each limited to the size of the file."""
     if len(content) < 8:
         return
     order = "<" if content.startswith(b"II") else ">"
     is_big = 43 in content[2:4]
-    places = list(struct.unpack_from(order + ("8xQ" if is_big else "4xL"), content + bytes(8)))
+    offsets = list(struct.unpack_from(order + ("8xQ" if is_big else "4xL"), content + bytes(8)))
     count_format, entry_format = (order + "Q", order + "HHQQ") if is_big else (order + "H", order + "HHLL")
     entry_bytes = struct.calcsize(entry_format)
     try:
-        for number, place in enumerate(places):  # It grows by the directories that the first one names.
-            (num,) = struct.unpack_from(count_format, content, place)
-            for at in range(place + struct.calcsize(count_format), place + num * entry_bytes, entry_bytes):
+        for number, offset in enumerate(offsets):  # The list grows by the directories that the first one names.
+            (num,) = struct.unpack_from(count_format, content, offset)
+            for at in range(offset + struct.calcsize(count_format), offset + num * entry_bytes, entry_bytes):
                 tag, kind, count, value = struct.unpack_from(entry_format, content, at)
                 yield min(len(content), count * _TIFF_TYPE_BYTES.get(kind, 1))
                 if number == 0 and tag in {ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}:
-                    places.append(value)
+                    offsets.append(value)
     except (struct.error, OverflowError):
-        return  # It ends early; Pillow says so.
+        return  # The file is truncated; Pillow reports it.

@@ -1,4 +1,4 @@
-"""Pictures of strangers are decoded in processes of their own, within limits of time and memory. Shapes: H W pixels."""
+"""Decode untrusted images in separate processes with limits on time and memory. Shapes: H height, W width."""
 
 import contextlib
 import json
@@ -24,15 +24,14 @@ from diptych.images.transforms import PixelConfig, Pixels
 from diptych.images.worker import receive_frame, send_frame
 
 _START_S = 60.0
-"""Seconds that a process may take to start, on a machine that is busy."""
+"""Maximum start time of a process in seconds, on a busy machine."""
 
 
 class DecodePool:
-    """Processes that decode pictures. One that overruns or crashes is replaced, and only its picture fails.
+    """Pool of processes that decode images. A process that times out or crashes is replaced, and only its image fails.
 
-    The processes import neither torch nor the model. Each is limited in memory (`worker.memory_limit`) and may not
-    write files. Threads can share a pool; a forked process starts its own decoders. Use it as a context manager, or call
-    `close`.
+    The processes import neither torch nor the model. Each has a memory limit (`worker.memory_limit`) and cannot write files.
+    Threads can share a pool; a forked process starts its own decoders. Use the pool as a context manager, or call `close`.
     """
 
     def __init__(
@@ -43,14 +42,14 @@ class DecodePool:
         max_pixels: int = MAX_PIXELS,
         on_phash: Callable[[bytes, int], object] | None = None,
     ) -> None:
-        """Start no process yet; each starts with the first picture that it decodes.
+        """Create the pool. Each process is started when it decodes its first image.
 
         Args:
-            num_processes: pictures that are decoded at the same time, at most.
-            timeout_s: seconds of wall-clock time that one picture may take, at most.
-            max_pixels: width times height of a picture, at most.
-            on_phash: called with the content and the perceptual hash of each picture for which `pixels` is called, in the
-                calling thread. Without it, no hash is computed.
+            num_processes: maximum number of images that are decoded at the same time.
+            timeout_s: maximum wall-clock time per image, in seconds.
+            max_pixels: maximum width times height of an image.
+            on_phash: called by `pixels` in the calling thread with the content and the perceptual hash of each image. If it is
+                None, no hash is computed.
         """
         self.on_phash = on_phash
         self.timeout_s, self.max_pixels = timeout_s, max_pixels
@@ -64,38 +63,38 @@ class DecodePool:
         self.close()
 
     def pixels(self, content: bytes, *, image_px: Pixels, config: PixelConfig) -> UInt8[ndarray, "3 H W"]:
-        """The model's input, as `evaluation_pixels` computes it from the decoded picture.
+        """Return the model's input, as computed by `evaluation_pixels` from the decoded image.
 
         Raises:
-            ImageError: the picture cannot be decoded within the limits.
+            ImageError: the image cannot be decoded within the limits.
             DiptychError: no process can be started.
         """
         with_phash = self.on_phash is not None
-        told, payload = self._run("pixels", content, image_px=image_px, config=to_plain(config), with_phash=with_phash)
+        meta, payload = self._run("pixels", content, image_px=image_px, config=to_plain(config), with_phash=with_phash)
         if self.on_phash is not None:
-            self.on_phash(content, int(told["phash"]))
-        return np.frombuffer(payload, dtype=np.uint8).reshape(told["shape"])
+            self.on_phash(content, int(meta["phash"]))
+        return np.frombuffer(payload, dtype=np.uint8).reshape(meta["shape"])
 
     def phash(self, content: bytes) -> int:
-        """The perceptual hash of the decoded picture, as `fingerprint` computes it.
+        """Return the perceptual hash of the decoded image, as computed by `fingerprint`.
 
         Raises:
-            ImageError: the picture cannot be decoded within the limits.
+            ImageError: the image cannot be decoded within the limits.
             DiptychError: no process can be started.
         """
         return int(self._run("phash", content)[0]["phash"])
 
     def preview(self, content: bytes, *, width_px: int, form: Literal["JPEG", "WEBP", "PNG"]) -> bytes:
-        """The picture within a square of `width_px` pixels, encoded as `form`; a smaller picture keeps its size.
+        """Return the image resized to fit into a square of `width_px` pixels, encoded as `form`. Small images are not enlarged.
 
         Raises:
-            ImageError: the picture cannot be decoded within the limits.
+            ImageError: the image cannot be decoded within the limits.
             DiptychError: no process can be started.
         """
         return bytes(self._run("preview", content, width_px=width_px, form=form)[1])
 
     def start(self) -> None:
-        """Start all idle processes now, so that no picture waits for one.
+        """Start all idle processes now, so that the first images are not delayed.
 
         Raises:
             DiptychError: no process can be started.
@@ -109,11 +108,11 @@ class DecodePool:
 
     @property
     def processes(self) -> list[int]:
-        """The identifiers of the processes that are idle."""
+        """The process ids of the idle processes."""
         return [held.identifier for held in list(self._idle.queue) if held is not None]
 
     def close(self) -> None:
-        """End the idle processes now, and the others after their current picture."""
+        """Kill the idle processes now, and the others after their current image."""
         self._is_closed = True
         if os.getpid() != self._owner:
             return
@@ -124,7 +123,7 @@ class DecodePool:
                     process.kill()
 
     def _reset(self) -> None:
-        """Drop the processes in a forked process, because the parent may use them."""
+        """Replace the processes by idle slots; a forked process must not use those of its parent."""
         idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(self._num):
             idle.put(None)
@@ -136,21 +135,21 @@ class DecodePool:
         name = f"<{len(content)} bytes>"
         if len(content) > MAX_IMAGE_BYTES:
             raise ImageError(f"{name}: is over the limit of {MAX_IMAGE_BYTES // 2**20} MiB")
-        asked = json.dumps({"task": task, "max_pixels": self.max_pixels, **more}).encode()
+        request = json.dumps({"task": task, "max_pixels": self.max_pixels, **more}).encode()
         with self._process() as process:
             try:
-                told, payload = process.exchange(asked, content, timeout_s=self.timeout_s)
+                meta, payload = process.exchange(request, content, timeout_s=self.timeout_s)
             except TimeoutError:
                 raise ImageError(f"{name}: took more than {self.timeout_s:g} seconds to decode") from None
             except (OSError, EOFError, ValueError):
                 raise ImageError(f"{name}: its decoder crashed") from None
-        if "error" in told:
-            raise ImageError(str(told["error"]))
-        return told, payload
+        if "error" in meta:
+            raise ImageError(str(meta["error"]))
+        return meta, payload
 
     @contextlib.contextmanager
     def _process(self) -> Iterator["_Process"]:
-        """An idle process, or a new one; it is killed if the block raises."""
+        """Yield an idle process, or a new one; it is killed if the block raises."""
         process = self._idle.get()
         try:
             if process is None or not process.is_running:
@@ -169,7 +168,7 @@ class DecodePool:
 
 
 class _Process:
-    """One process and the connection to it."""
+    """A decoder process and the connection to it."""
 
     def __init__(self, timeout_s: float, max_pixels: int) -> None:
         ours, theirs = socket.socketpair()
@@ -198,32 +197,32 @@ class _Process:
 
     @property
     def identifier(self) -> int:
-        """The process's number in the system."""
+        """The process id."""
         return self._process.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether the process still runs."""
+        """Whether the process is running."""
         return self._process.poll() is None
 
-    def exchange(self, asked: bytes, content: bytes, *, timeout_s: float) -> tuple[dict[str, Any], bytearray]:
-        """Send a request and receive its answer.
+    def exchange(self, request: bytes, content: bytes, *, timeout_s: float) -> tuple[dict[str, Any], bytearray]:
+        """Send a request with an image, and return the metadata and payload of the response.
 
         Raises:
             TimeoutError: the whole exchange takes longer than `timeout_s`.
-            OSError, EOFError, ValueError: the process ended, or its answer is not one.
+            OSError, EOFError, ValueError: the process ended, or its response is malformed.
         """
         until = time.monotonic() + timeout_s
-        for frame in (asked, content):
+        for frame in (request, content):
             self._limit(until)
             send_frame(self._connection, frame)
         self._limit(until)
-        told = json.loads(bytes(receive_frame(self._connection, max_bytes=2**20)))
+        meta = json.loads(bytes(receive_frame(self._connection, max_bytes=2**20)))
         self._limit(until)
         payload = receive_frame(self._connection, max_bytes=MAX_IMAGE_BYTES)
-        if not isinstance(told, dict):
-            raise ValueError("an answer is not an object")
-        return told, payload
+        if not isinstance(meta, dict):
+            raise ValueError("the response is not an object")
+        return meta, payload
 
     def _limit(self, until: float) -> None:
         left = until - time.monotonic()
@@ -232,7 +231,7 @@ class _Process:
         self._connection.settimeout(left)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self._connection.close()

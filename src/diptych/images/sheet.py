@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures with a line under each, under a heading."""
+"""Contact sheets: rows of captioned images, each row under a heading."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -11,12 +11,12 @@ from diptych.images.fonts import Font, draw_line, drawable, font_for
 _PAPER, _INK, _FAINT, _RULE = (255, 255, 255), (30, 30, 30), (120, 120, 120), (225, 225, 225)
 _MARGIN, _GAP, _HEADING, _CAPTION = 24, 12, 34, 22
 _CHARACTERS_PER_PX = 2
-"""Of a longer text no more than this is measured; visible letters are wider."""
+"""Limits how much of a long text is measured: visible characters are wider than half a pixel."""
 
 
 @dataclass(frozen=True)
 class SheetRow:
-    """A heading and the pictures under it, each with its caption."""
+    """A heading and the images under it, each with its caption."""
 
     heading: str
     pictures: Sequence[tuple[Image.Image, str]]
@@ -25,9 +25,15 @@ class SheetRow:
 def contact_sheet(
     rows: Sequence[SheetRow], *, tile_px: int = 150, columns: int | None = None, caption_lines: int = 1
 ) -> Image.Image:
-    """One picture of all rows. A row longer than `columns` goes on in the next line; pictures keep their proportions.
+    """Return one image of all rows. A row with more than `columns` images continues on the next line.
 
-    Captions get `caption_lines` lines and are shortened if that does not do.
+    Images keep their aspect ratio. Captions have up to `caption_lines` lines and are shortened if they are longer.
+
+    Args:
+        rows: headings and images.
+        tile_px: side of the square that each image is fitted into.
+        columns: images per line; by default, as many as the longest row has.
+        caption_lines: lines per caption.
     """
     columns = columns or max(1, *(len(row.pictures) for row in rows))
     lines = [-(-len(row.pictures) // columns) for row in rows]
@@ -49,8 +55,8 @@ def contact_sheet(
             _paste(sheet, picture, left, upper, tile_px)
             shown = drawable(" ".join(caption.split()))
             for line, text in enumerate(_wrap(shown, tile_px, caption_font, caption_lines)):
-                place = (left, upper + tile_px + 3 + line * _CAPTION)
-                draw_line(draw, place, text, caption_font, fill=_FAINT)
+                position = (left, upper + tile_px + 3 + line * _CAPTION)
+                draw_line(draw, position, text, caption_font, fill=_FAINT)
         top += num_lines * step
     return sheet
 
@@ -66,7 +72,7 @@ def _paste(sheet: Image.Image, picture: Image.Image, left: int, upper: int, tile
 
 
 def _wrap(text: str, width: int, font: Font, max_lines: int) -> list[str]:
-    """The text in lines between words, the last one shortened if there is more."""
+    """Return the text wrapped at spaces into at most `max_lines` lines; the last one is shortened if necessary."""
     lines: list[str] = []
     words = " ".join(text.split())[: max_lines * _CHARACTERS_PER_PX * width].split()
     while words and len(lines) < max_lines - 1:
@@ -81,7 +87,7 @@ def _num_fitting(words: Sequence[str], width: int, font: Font) -> int:
 
 
 def _fit(text: str, width: int, font: Font) -> str:
-    """The text, shortened until it fits."""
+    """Return the text, shortened to fit into `width` pixels."""
     text, whole = text[: _CHARACTERS_PER_PX * width], len(text)
     if len(text) == whole and font.getlength(text) <= width:
         return text
@@ -89,5 +95,5 @@ def _fit(text: str, width: int, font: Font) -> str:
 
 
 def _most(limit: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `limit` that fits, found by bisection: with it, all smaller ones fit; 0 if none does."""
+    """Return the largest number from 1 to `limit` that fits, or 0 if none does. If a number fits, all smaller ones must fit."""
     return bisect_left(range(1, limit + 1), True, key=lambda n: not fits(n))

@@ -1,7 +1,7 @@
-"""The process in which `DecodePool` decodes pictures. It imports no torch, and is killed when it takes too long.
+"""The process in which `DecodePool` decodes images. It does not import torch and is killed when it takes too long.
 
-A request is a frame of JSON and a frame of an encoded picture; the answer is a frame of JSON and a frame of bytes. A frame is
-its length in eight bytes, then its content. Neither side unpickles anything.
+A request consists of a JSON frame and a frame with an encoded image; the response consists of a JSON frame and a frame of
+bytes. A frame is its length in eight bytes, followed by its content. Neither side unpickles anything.
 """
 
 import io
@@ -24,11 +24,11 @@ from diptych.images.transforms import PixelConfig, evaluation_pixels
 
 _LENGTH = struct.Struct("<Q")
 _BASE_BYTES, _BYTES_PER_PIXEL = 768 * 2**20, 12
-"""Memory of a process: what the interpreter and the file take, and for each pixel RGBA, RGB and copies between them."""
+"""Memory of a process: a base for the interpreter and the file, and per pixel RGBA, RGB and copies between them."""
 
 
 def memory_limit(max_pixels: int) -> int:
-    """Bytes of address space that a process gets; beyond them decoding fails with MemoryError."""
+    """Return the limit of a process's address space in bytes; decoding fails with MemoryError if it needs more."""
     return _BASE_BYTES + _BYTES_PER_PIXEL * max_pixels
 
 
@@ -53,19 +53,19 @@ def receive_frame(connection: socket.socket, *, max_bytes: int) -> bytearray:
 
 def _receive(connection: socket.socket, num: int) -> bytearray:
     content = bytearray(num)
-    view, place = memoryview(content), 0
-    while place < num:
-        received = connection.recv_into(view[place:])
+    view, offset = memoryview(content), 0
+    while offset < num:
+        received = connection.recv_into(view[offset:])
         if not received:
             raise EOFError
-        place += received
+        offset += received
     return content
 
 
-def _pixels(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The model's input, as `evaluation_pixels` computes it, and the perceptual hash of the whole picture."""
-    image_px, config = asked["image_px"], asked["config"]
-    picture = decode(content, max_pixels=asked["max_pixels"])
+def _pixels(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the model's input, as computed by `evaluation_pixels`, and the perceptual hash of the whole image."""
+    image_px, config = request["image_px"], request["config"]
+    picture = decode(content, max_pixels=request["max_pixels"])
     pixels = evaluation_pixels(
         picture,
         image_px=tuple(image_px) if isinstance(image_px, list) else image_px,
@@ -76,21 +76,21 @@ def _pixels(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], byte
             crop_rounding=config["crop_rounding"],
         ),
     )
-    phash = fingerprint(picture) if asked.get("with_phash") else None
+    phash = fingerprint(picture) if request.get("with_phash") else None
     return {"shape": pixels.shape, "phash": phash}, pixels.tobytes()
 
 
-def _phash(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The perceptual hash."""
-    return {"phash": fingerprint(decode(content, max_pixels=asked["max_pixels"]))}, b""
+def _phash(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the perceptual hash of the image."""
+    return {"phash": fingerprint(decode(content, max_pixels=request["max_pixels"]))}, b""
 
 
-def _preview(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The picture within a square, as a file of another format."""
-    picture = decode(content, max_pixels=asked["max_pixels"])
-    picture.thumbnail((asked["width_px"], asked["width_px"]), Image.Resampling.BICUBIC, reducing_gap=2.0)
+def _preview(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Return the image resized to fit into a square, encoded in another format."""
+    picture = decode(content, max_pixels=request["max_pixels"])
+    picture.thumbnail((request["width_px"], request["width_px"]), Image.Resampling.BICUBIC, reducing_gap=2.0)
     written = io.BytesIO()
-    picture.save(written, asked["form"], quality=82)
+    picture.save(written, request["form"], quality=82)
     return {}, written.getvalue()
 
 
@@ -101,36 +101,36 @@ _TASKS: dict[str, Callable[[bytes, dict[str, Any]], tuple[dict[str, Any], bytes]
 }
 
 
-def _answer(content: bytes, asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+def _respond(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     try:
-        return _TASKS[asked["task"]](content, asked)
+        return _TASKS[request["task"]](content, request)
     except ImageError as error:
         return {"error": str(error)}, b""
-    except Exception as error:  # A picture that Pillow decodes may still be one that it cannot resize or write.
+    except Exception as error:  # Pillow may decode an image that it cannot resize or write.
         return {"error": f"<{len(content)} bytes>: cannot be decoded ({type(error).__name__})"}, b""
 
 
 def main() -> None:
     """Answer requests until the other side closes the connection."""
     descriptor, max_pixels, max_bytes, timeout_s = (int(word) for word in sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which may still need this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent handles Ctrl-C and may still need this process.
     resource.setrlimit(resource.RLIMIT_AS, (memory_limit(max_pixels), memory_limit(max_pixels)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    np.zeros(1)  # What numpy sets up is set up before the first picture.
+    np.zeros(1)  # Initialize NumPy before the first image.
     connection = socket.socket(fileno=descriptor)
     send_frame(connection, b"ready")
     while True:
         try:
-            asked = json.loads(bytes(receive_frame(connection, max_bytes=2**20)))
+            request = json.loads(bytes(receive_frame(connection, max_bytes=2**20)))
             content = bytes(receive_frame(connection, max_bytes=max_bytes))
         except EOFError:
             return
-        # If the parent is killed meanwhile, nobody else ends a decoder that hangs.
+        # If the parent is killed meanwhile, no other process would end a decoder that hangs.
         signal.alarm(timeout_s + 5)
-        told, payload = _answer(content, asked)
+        meta, payload = _respond(content, request)
         signal.alarm(0)
-        send_frame(connection, json.dumps(told).encode())
+        send_frame(connection, json.dumps(meta).encode())
         send_frame(connection, payload)
 
 

@@ -1,1 +1,1 @@
-"""Text to ids: one contract, and the tokenizers that keep it."""
+"""Tokenizers: convert texts to token ids and back."""

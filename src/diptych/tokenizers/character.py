@@ -1,4 +1,4 @@
-"""One token a character, over the alphabet of the captions it was made from. Small, and easy to follow."""
+"""A character-level tokenizer whose alphabet comes from the training captions. It is small and easy to follow."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,7 @@ from diptych.tokenizers.protocol import (
 
 
 class CharacterTokenizer:
-    """Lower-cases, folds white space, and looks each character up.
+    """Lowercases the text, collapses whitespace, and maps each character to an id.
 
     >>> tokenizer = CharacterTokenizer.train(["a red circle"], context_length=32)
     >>> encoded = tokenizer.encode(["A  circle"])
@@ -41,24 +41,28 @@ class CharacterTokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], *, context_length: int) -> "CharacterTokenizer":
-        """The tokenizer whose alphabet is every character that the captions hold."""
+        """Return a tokenizer whose alphabet is the set of characters in the captions."""
         return cls(
             sorted({character for text in captions for character in _clean(text)}), context_length=context_length
         )
 
     @property
     def vocab_size(self) -> int:
-        """The alphabet and the four special tokens."""
+        """Size of the alphabet plus four special tokens."""
         return len(SPECIAL_TOKENS) + len(self.alphabet)
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Ids of the texts; a character outside the alphabet becomes the unknown token."""
+        """Return the ids of the texts; characters outside the alphabet become the unknown token.
+
+        Raises:
+            DataError: an element is not a string, or a text is too long and `truncate` is "error".
+        """
         check_texts(texts)
         rows = [[self._ids.get(character, UNKNOWN) for character in _clean(text)] for text in texts]
         return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, without marks and padding."""
+        """Return the text of the ids, without special tokens."""
         check_ids(ids, vocab_size=self.vocab_size)
         first = len(SPECIAL_TOKENS)
         return "".join(self.alphabet[i - first] for i in ids if i >= first)
@@ -69,10 +73,10 @@ class CharacterTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "CharacterTokenizer":
-        """The tokenizer that `save` wrote.
+        """Return the tokenizer that `save` wrote.
 
         Raises:
-            BundleError: the alphabet is not a text.
+            BundleError: the alphabet is not a string.
         """
         alphabet = read_json(path)["alphabet"]
         if not isinstance(alphabet, str):

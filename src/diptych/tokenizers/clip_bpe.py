@@ -1,11 +1,11 @@
-"""CLIP's own byte-pair encoding (Radford et al. 2021, sec. 2.4), id for id as open_clip's `SimpleTokenizer` gives it.
+"""CLIP's byte-pair encoding (Radford et al. 2021, sec. 2.4), with the same ids as open_clip's `SimpleTokenizer`.
 
-A text is cleaned (broken encodings mended, HTML entities resolved, lower case), split at white space into chunks, each
-chunk into pieces (a run of letters, one digit, a run of anything else), each piece into bytes, and those are merged. No
-piece reaches over white space, so the ids of a chunk are the same wherever it stands: they are kept, and a text of known
-chunks costs one look-up each.
+A text is cleaned (broken encodings fixed, HTML entities resolved, lowercased) and split at whitespace into chunks. Each chunk
+is split into pieces (a sequence of letters, one digit, or a sequence of other characters), each piece into bytes, and the bytes
+are merged. No piece spans whitespace, so the ids of a chunk do not depend on its context. They are cached, and encoding a text
+of cached chunks takes one lookup per chunk.
 
-The merges are OpenAI's (see NOTICE); `scripts/make_clip_vocabulary.py` made the packaged file from the published one.
+The merges are OpenAI's (see NOTICE); `scripts/make_clip_vocabulary.py` created the packaged file from the published one.
 """
 
 import gzip
@@ -35,29 +35,29 @@ from tokenizers import models
 
 VOCABULARY_NAME = "bpe_simple_vocab_16e6.txt.gz"
 VOCABULARY_SHA256 = "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a"
-"""Of OpenAI's published file, of which CLIP reads the first `NUM_MERGES` merges."""
+"""Checksum of OpenAI's published file; CLIP uses its first `NUM_MERGES` merges."""
 NUM_MERGES = 48_894
 MERGES_FILE = "clip_merges.txt.gz"
 VOCAB_SIZE = 2 * 256 + NUM_MERGES + 2
 MARKS = ("<start_of_text>", "<end_of_text>")
-"""The last entries of the vocabulary. Unlike other tokenizers' marks they are marks in a caption, too."""
+"""Start and end token, the last entries of the vocabulary. If they are written in a caption, they are parsed as such."""
 
 _IDENTITY = {"vocabulary": VOCABULARY_NAME, "sha256": VOCABULARY_SHA256}
 _END_OF_WORD = "</w>"
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-# Matched without regard to case although the text is lower case by then: the long s of "'ſ" still counts as an s.
+# The text is lowercase already, but IGNORECASE also matches the long s of "'ſ" as an s.
 _PIECE = regex.compile(
     "|".join([*MARKS, *_CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]), regex.IGNORECASE
 )
-# ASCII in which nothing is broken and no entity can begin: cleaning it is lower-casing it.
+# ASCII text without characters that cleaning may change: it only needs to be lowercased.
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*").fullmatch
 
-_MAX_CHUNKS_KEPT = 2**16
-_MAX_CHUNK_KEPT_CHARACTERS = 64
+_MAX_CACHED_CHUNKS = 2**16
+_MAX_CACHED_CHARACTERS = 64
 
 
 class ClipBPETokenizer:
-    """The tokenizer of OpenAI's weights and of most weights of open_clip; its vocabulary is fixed.
+    """The tokenizer of OpenAI's weights and of most open_clip weights; its vocabulary is fixed.
 
     >>> tokenizer = ClipBPETokenizer()
     >>> encoded = tokenizer.encode(["A dog's life"])
@@ -76,11 +76,13 @@ class ClipBPETokenizer:
         self.context_length = context_length
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Ids of the texts. An end mark written in a text is one: `lengths` ends there, `ids` go on as the peer's do.
+        """Return the ids of the texts.
+
+        An end token written in a text is encoded as such: `lengths` counts up to it, and `ids` continue, as in open_clip.
 
         Raises:
-            DataError: an element is no string, cannot be cleaned, or is too long where `truncate` is "error"; its position
-                is named.
+            DataError: an element is not a string, cannot be cleaned, or is too long and `truncate` is "error". The message
+                names its position.
         """
         check_texts(texts)
         ids_of = _chunk_ids().__getitem__
@@ -98,7 +100,7 @@ class ClipBPETokenizer:
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids up to their first end mark, a space after every piece, without marks."""
+        """Return the text of the ids up to the first end token, with a space after each piece and without special tokens."""
         check_ids(ids, vocab_size=self.vocab_size)
         entries, spelling = _entries(), _bytes_of_characters()
         shown = b""
@@ -111,15 +113,15 @@ class ClipBPETokenizer:
         return shown.decode("utf-8", errors="replace").strip()
 
     def save(self, path: Path) -> None:
-        """Write which vocabulary this is, as JSON; the merges are part of Diptych."""
+        """Write the identity of the vocabulary as JSON; the merges are part of Diptych."""
         path.write_text(json.dumps(_IDENTITY) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "ClipBPETokenizer":
-        """The tokenizer that `save` wrote.
+        """Return the tokenizer that `save` wrote.
 
         Raises:
-            BundleError: it names another vocabulary than CLIP's.
+            BundleError: the file names a vocabulary other than CLIP's.
         """
         content = read_json(path)
         if content != _IDENTITY:
@@ -128,7 +130,7 @@ class ClipBPETokenizer:
 
 
 def clip_merges() -> list[tuple[str, str]]:
-    """The pairs that CLIP merges, first come first; bytes are written as characters, `</w>` ends a piece.
+    """Return CLIP's merges in order of priority; bytes are written as characters, and `</w>` ends a piece.
 
     >>> clip_merges()[:3]
     [('i', 'n'), ('t', 'h'), ('a', 'n')]
@@ -137,7 +139,7 @@ def clip_merges() -> list[tuple[str, str]]:
 
 
 def clip_vocabulary() -> dict[str, int]:
-    """Id of each entry: the bytes, the bytes that end a piece, the merged pairs, the marks.
+    """Return the id of each entry: bytes, bytes that end a piece, merged pairs, start and end token.
 
     >>> vocabulary = clip_vocabulary()
     >>> vocabulary["!"], vocabulary["dog</w>"], vocabulary["<end_of_text>"]
@@ -147,25 +149,25 @@ def clip_vocabulary() -> dict[str, int]:
 
 
 class _ChunkIds(dict[str, list[int]]):
-    """Ids of each chunk met so far; a new one is worked out. It starts afresh when it is full."""
+    """Cache of the ids of chunks. Missing chunks are computed; the cache is cleared when it is full."""
 
     def __init__(self) -> None:
         super().__init__()
         vocabulary = clip_vocabulary()
-        self._marks = {mark: vocabulary[mark] for mark in MARKS}
+        self._special_ids = {mark: vocabulary[mark] for mark in MARKS}
         self._engine = models.BPE(vocabulary, _merges(), end_of_word_suffix=_END_OF_WORD)
 
     def __missing__(self, chunk: str) -> list[int]:
         ids = [i for piece in _PIECE.findall(chunk) for i in self._ids_of_piece(piece)]
-        if len(chunk) <= _MAX_CHUNK_KEPT_CHARACTERS:
-            if len(self) >= _MAX_CHUNKS_KEPT:
+        if len(chunk) <= _MAX_CACHED_CHARACTERS:
+            if len(self) >= _MAX_CACHED_CHUNKS:
                 self.clear()
             self[chunk] = ids
         return ids
 
     def _ids_of_piece(self, piece: str) -> list[int]:
-        if piece in self._marks:
-            return [self._marks[piece]]
+        if piece in self._special_ids:
+            return [self._special_ids[piece]]
         spelled = piece.encode("utf-8").decode("latin-1").translate(_characters_of_bytes())
         return [token.id for token in self._engine.tokenize(spelled)]
 
@@ -190,7 +192,7 @@ def _entries() -> list[str]:
 
 @cache
 def _characters_of_bytes() -> dict[int, str]:
-    """A visible character for each byte, as in GPT-2: itself where it has one in Latin-1, else one from U+0100 on."""
+    """Return a visible character for each byte, as in GPT-2: the Latin-1 character if printable, else one from U+0100 on."""
     hidden = [byte for byte in range(256) if not chr(byte).isprintable() or byte == ord(" ")]
     return {byte: chr(byte) for byte in range(256)} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 

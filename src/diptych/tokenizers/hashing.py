@@ -1,4 +1,4 @@
-"""Every word's id is its hash: a vocabulary of any size that needs no training and forgets the words."""
+"""A tokenizer that hashes words to ids. It needs no training and has a vocabulary of any size; decoding is not possible."""
 
 import json
 import re
@@ -27,9 +27,9 @@ _HASH = "crc32 of the word's UTF-8"
 
 
 class HashingTokenizer:
-    """Lower-cases, splits into words and single punctuation marks, and hashes each into one of `vocab_size - 4` buckets.
+    """Lowercases the text, splits it into words and punctuation characters, and hashes each into `vocab_size - 4` buckets.
 
-    The hash is the same on every machine. Two words that share a bucket are one word to the model (Weinberger et al. 2009).
+    The hash is the same on every machine. Words that share a bucket are the same token to the model (Weinberger et al. 2009).
 
     >>> tokenizer = HashingTokenizer(vocab_size=1000, context_length=16)
     >>> encoded = tokenizer.encode(["Two dogs, two cats"])
@@ -50,13 +50,17 @@ class HashingTokenizer:
         self.context_length = context_length
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Ids of the texts."""
+        """Return the ids of the texts.
+
+        Raises:
+            DataError: an element is not a string, or a text is too long and `truncate` is "error".
+        """
         check_texts(texts)
         rows = [[self._id(word) for word in _WORD.findall(_clean(text))] for text in texts]
         return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The buckets of the ids, as in "#17 #203", without marks and padding; the words themselves are not kept."""
+        """Return the buckets of the ids, as in "#17 #203", without special tokens; the words cannot be recovered."""
         check_ids(ids, vocab_size=self.vocab_size)
         first = len(SPECIAL_TOKENS)
         return " ".join(f"#{i - first}" for i in ids if i >= first)
@@ -67,10 +71,10 @@ class HashingTokenizer:
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "HashingTokenizer":
-        """The tokenizer that `save` wrote.
+        """Return the tokenizer that `save` wrote.
 
         Raises:
-            BundleError: it was made with another hash.
+            BundleError: the tokenizer uses another hash function.
         """
         content = read_json(path)
         if content["hash"] != _HASH:

@@ -1,7 +1,7 @@
-"""Byte-pair encoding learned from one's own captions (Sennrich et al. 2016), over bytes as in GPT-2.
+"""Byte-pair encoding learned from the training captions (Sennrich et al. 2016), over bytes as in GPT-2.
 
-A vocabulary of the data's own words is smaller and its texts are shorter than with CLIP's 49,408 entries, which pays on
-small data. The engine is the `tokenizers` library, and its own JSON file is what a bundle holds.
+For small datasets, a vocabulary learned from the data is smaller than CLIP's 49,408 entries, and the texts have fewer tokens.
+The implementation is the `tokenizers` library; a bundle stores its JSON file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer as Engine
 
 
 class LearnedBPETokenizer:
-    """Lower-cases, folds white space, splits into words, merges bytes. Every Unicode text has an encoding.
+    """Lowercases the text, collapses whitespace, splits it into words, and merges bytes. Any Unicode text can be encoded.
 
     >>> tokenizer = LearnedBPETokenizer.train(["two dogs", "two cats"], vocab_size=300, context_length=16)
     >>> tokenizer.decode(tokenizer.encode(["Two dogs é"]).ids[0].tolist())
@@ -41,11 +41,14 @@ class LearnedBPETokenizer:
         self._text = text
         self.context_length = context_length
         self._engine = engine
-        self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a mark.
+        self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a special token.
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int, context_length: int) -> "LearnedBPETokenizer":
-        """Learn the merges. Few captions give fewer entries than `vocab_size`; 260 (bytes and marks) is the least."""
+        """Return a tokenizer with merges learned from the captions.
+
+        Few captions may yield fewer entries than `vocab_size`. The minimum is 260: 256 bytes and 4 special tokens.
+        """
         engine = Engine(models.BPE())
         engine.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
@@ -63,23 +66,27 @@ class LearnedBPETokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Bytes, merges and the four special tokens."""
+        """Number of bytes and merges plus four special tokens."""
         return int(self._engine.get_vocab_size())
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Ids of the texts."""
+        """Return the ids of the texts.
+
+        Raises:
+            DataError: an element is not a string, or a text is too long and `truncate` is "error".
+        """
         check_texts(texts)
         encodings = self._engine.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
         rows = [encoding.ids for encoding in encodings]
         return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, without marks and padding."""
+        """Return the text of the ids, without special tokens."""
         check_ids(ids, vocab_size=self.vocab_size)
         return str(self._engine.decode([int(i) for i in ids if i >= len(SPECIAL_TOKENS)])).strip()
 
     def save(self, path: Path) -> None:
-        """Write the engine's own JSON; the very text that `load` read, so that another engine version changes no checksum."""
+        """Write the JSON of the engine; a loaded tokenizer writes the text it was loaded from, so its checksum is stable."""
         if self._text is None:
             self._engine.save(str(path))
         else:
@@ -87,12 +94,12 @@ class LearnedBPETokenizer:
 
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "LearnedBPETokenizer":
-        """The tokenizer that `save` wrote.
+        """Return the tokenizer that `save` wrote.
 
         Raises:
             ConfigError: the file is not a regular file, larger than 16 MiB, or not UTF-8.
-            BundleError: an id lies beyond the vocabulary.
-            Exception: the engine cannot read it; it has no error class of its own.
+            BundleError: an id is outside the vocabulary.
+            Exception: the engine cannot read the file; it has no error class of its own.
         """
         text = read_text(path)
         engine = Engine.from_str(text)
@@ -103,5 +110,5 @@ class LearnedBPETokenizer:
 
 
 def _encodable(text: str) -> str:
-    # The engine takes UTF-8, which has no lone surrogates (JSON's "\ud800"): they become U+FFFD, as in CLIP's tokenizer.
+    # The engine expects UTF-8, which has no lone surrogates (JSON's "\ud800"): they become U+FFFD, as in CLIP's tokenizer.
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Which tokenizer a config means: made from captions, made from its settings, or loaded from a bundle."""
+"""Create the tokenizer of a config: trained on captions, built from its settings, or loaded from a bundle."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,16 +12,26 @@ from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
 TokenizerKind: TypeAlias = Literal["character", "learned-bpe", "clip-bpe", "hashing"]
-"""`character` and `learned-bpe` are made from captions; `clip-bpe` and `hashing` read none."""
+"""`character` and `learned-bpe` are trained on captions; `clip-bpe` and `hashing` need no training."""
 UNTRAINED = frozenset({"clip-bpe", "hashing"})
-"""Kinds that read no captions."""
+"""Kinds that need no training."""
 
 
 def train_tokenizer(kind: TokenizerKind, captions: Iterable[str], *, vocab_size: int, context_length: int) -> Tokenizer:
-    """A tokenizer made from the run's own captions; `vocab_size` is the most entries it may have.
+    """Return a tokenizer of the given kind, trained on the captions if the kind needs training.
+
+    >>> train_tokenizer("character", ["a dog"], vocab_size=100, context_length=16).vocab_size
+    9
+
+    Args:
+        kind: the kind of tokenizer.
+        captions: texts to train on; not read by kinds that need no training.
+        vocab_size: maximum number of entries for `learned-bpe`, exact number for `clip-bpe` and `hashing`; not used by
+            `character`.
+        context_length: maximum number of tokens per text.
 
     Raises:
-        ConfigError: `clip-bpe` with another `vocab_size` than its own, or a size or context too small to use.
+        ConfigError: `vocab_size` does not match `clip-bpe`, or `vocab_size` or `context_length` is too small.
     """
     match kind:
         case "character":
@@ -41,7 +51,11 @@ def train_tokenizer(kind: TokenizerKind, captions: Iterable[str], *, vocab_size:
 
 
 def load_tokenizer(kind: TokenizerKind, path: Path, *, context_length: int) -> Tokenizer:
-    """The tokenizer whose `save` wrote `path`."""
+    """Return the tokenizer that its `save` wrote to `path`.
+
+    Raises:
+        Exception: as for the `load` method of the tokenizer's class.
+    """
     match kind:
         case "character":
             return CharacterTokenizer.load(path, context_length=context_length)

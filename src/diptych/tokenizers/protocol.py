@@ -1,4 +1,4 @@
-"""The contract of every tokenizer, and what they share: marks at both ends, the cut at the context, the padding.
+"""The tokenizer protocol and shared functions: add start and end tokens, truncate to the context length, and pad.
 
 Shapes: B texts, T tokens of the longest text.
 """
@@ -15,52 +15,53 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError, DataError, unknown_name
 
 Truncate: TypeAlias = Literal["end", "error"]
-"""What becomes of a text longer than the context: `end` cuts its tail and keeps the end mark, `error` refuses it."""
+"""How to treat a text longer than the context: `end` cuts its end and keeps the end token, `error` raises an error."""
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")
-"""The first entries of every vocabulary of our own, in the order of their ids."""
+"""The first entries of the vocabularies of all tokenizers but `clip-bpe`, in the order of their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Token ids, padded to the longest text of the call and no further."""
+    """Token ids, padded to the longest text of the call."""
 
     ids: Int64[ndarray, "B T"]
     lengths: Int64[ndarray, " B"]
-    """Tokens of each text up to and including its first end mark, which stands at `length - 1` and is the token pooled."""
+    """Tokens of each text up to and including its first end token, which is at index `length - 1` and is the pooled token."""
     num_cut: int
-    """Texts that were longer than the context. Their end mark is kept."""
+    """Number of texts that were longer than the context. Their end token is kept."""
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Turns texts into ids and back. Saved inside the bundle as one file."""
+    """Converts texts to ids and back. It is stored in the bundle as one file."""
 
     kind: str
-    """The name under which a config chooses it."""
+    """The name of the tokenizer in a config."""
     context_length: int
-    """The most tokens a text may have, both marks included."""
+    """Maximum number of tokens per text, including the start and end tokens."""
     pad_id: int
-    """The id that fills a row behind its text."""
+    """Id of the padding after a text."""
     start_id: int
-    """The mark before every text."""
+    """Id of the token before each text."""
     end_id: int
-    """The mark after every text."""
+    """Id of the token after each text."""
 
     @property
     def vocab_size(self) -> int:
         """The number of different ids."""
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Ids of the texts. An empty text is legal: it is the two marks.
+        """Return the ids of the texts. An empty text is encoded as the start and end tokens.
 
         Raises:
-            DataError: an element is not a string, or is too long where `truncate` is "error"; its position is named.
+            DataError: an element is not a string, or a text is too long and `truncate` is "error". The message names its
+                position.
         """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, without marks and padding."""
+        """Return the text of the ids, without special tokens."""
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs into one file."""
@@ -70,30 +71,30 @@ def check_texts(texts: Sequence[str]) -> None:
     """Refuse anything but a sequence of strings.
 
     Raises:
-        DataError: `texts` is itself a string, or one of its elements is not a string.
+        DataError: `texts` is a string, or one of its elements is not a string.
     """
     if isinstance(texts, str):
-        raise DataError("the tokenizer takes a list of texts; it was given one string. Write [text].")
+        raise DataError("the tokenizer expects a list of texts, not one string; write [text]")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"text {position} is not a string but {type(text).__name__}: {text!r:.60}")
 
 
 def check_context_length(context_length: int) -> None:
-    """Refuse a context in which no token has room.
+    """Refuse a context length that leaves no room for a token.
 
     Raises:
-        ConfigError: it is below 3.
+        ConfigError: the context length is below 3.
     """
     if context_length < 3:
         raise ConfigError(f"the context length is {context_length}; two marks and a token need 3")
 
 
 def check_ids(ids: Sequence[int], *, vocab_size: int) -> None:
-    """Refuse ids that no entry of the vocabulary has.
+    """Refuse ids outside the vocabulary.
 
     Raises:
-        DataError: an id is negative, or not below `vocab_size`; its position is named.
+        DataError: an id is negative, or not below `vocab_size`. The message names its position.
     """
     for position, i in enumerate(ids):
         if not 0 <= i < vocab_size:
@@ -109,14 +110,14 @@ def pad_and_mark(
     start_id: int = START,
     end_id: int = END,
 ) -> Encoded:
-    """Start mark, tokens, end mark; cut to the context, padded to the longest.
+    """Add start and end tokens, truncate to the context length, and pad to the longest text.
 
     >>> pad_and_mark([[7, 8], [9]], context_length=8).ids.tolist()
     [[2, 7, 8, 3], [2, 9, 3, 0]]
 
     Raises:
-        DataError: a text is longer than the context, and `truncate` is "error".
-        ConfigError: `truncate` is neither.
+        DataError: a text is longer than the context and `truncate` is "error".
+        ConfigError: `truncate` is neither "end" nor "error".
     """
     room = context_length - 2
     num_cut = sum(len(row) > room for row in tokens)

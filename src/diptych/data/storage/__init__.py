@@ -1,1 +1,1 @@
-"""What sources are read from: columns of rows, folders, tars and their indexes."""
+"""Storage below the sources: columns of rows, folders, zips, and tars with their indexes."""

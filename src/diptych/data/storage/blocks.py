@@ -1,4 +1,4 @@
-"""Many rows at once as arrays: what a fingerprint hashes instead of one row after another."""
+"""Columns of many rows as arrays, so that a fingerprint can hash blocks of rows instead of single rows."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,27 +10,29 @@ from numpy.typing import NDArray
 
 
 def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64] | slice:
-    """The numbers of several ranges, one range after another, as an index into an array.
+    """Return the numbers of several ranges, concatenated, as an index into an array.
 
     >>> ranges(np.array([7, 2]), np.array([2, 3])).tolist()
     [7, 8, 2, 3, 4]
     """
-    if len(starts) and np.array_equal(starts[1:], (starts + lengths)[:-1]):  # One range: nothing need be copied.
+    if len(starts) and np.array_equal(
+        starts[1:], (starts + lengths)[:-1]
+    ):  # The ranges are contiguous: a slice avoids a copy.
         return slice(int(starts[0]), int(starts[-1] + lengths[-1]))
     before = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
 
 
 class TextBlock(NamedTuple):
-    """Some texts in one array."""
+    """Several texts in one array."""
 
     content: NDArray[np.uint8]
-    """Their UTF-8 bytes, one text after another."""
+    """The UTF-8 bytes of all texts, concatenated."""
     lengths: NDArray[np.int64]
-    """Bytes of each text."""
+    """Length of each text in bytes."""
 
     def texts(self) -> list[str]:
-        """The texts.
+        """Return the texts.
 
         >>> TextBlock(np.frombuffer("aé".encode(), dtype=np.uint8), np.array([1, 2])).texts()
         ['a', 'é']
@@ -43,7 +45,7 @@ class TextBlock(NamedTuple):
         return [content[start:end].decode("utf-8", "surrogatepass") for start, end in zip(starts, ends, strict=True)]
 
     def paths(self, root: str | Path) -> list[str]:
-        """The texts as paths from a folder; absolute ones stay as they are.
+        """Return the texts as paths relative to a folder; absolute paths are unchanged.
 
         >>> TextBlock(np.frombuffer(b"a/b", dtype=np.uint8), np.array([1, 2])).paths("photos")
         ['photos/a', '/b']
@@ -56,36 +58,38 @@ class TextBlock(NamedTuple):
 
 
 class RowColumns(NamedTuple):
-    """All of some rows but their pictures."""
+    """Keys, captions, labels and splits of several rows."""
 
     keys: TextBlock
     captions: TextBlock
-    """The captions of all rows, one row after another."""
+    """The captions of all rows, concatenated."""
     num_captions: NDArray[np.int64]
-    """How many captions each row has."""
+    """Number of captions of each row."""
     labels: NDArray[np.int64]
-    """Index into the source's classes; -1 for none."""
+    """Index of each row's class in the source's classes; -1 for none."""
     splits: NDArray[np.integer[Any]]
-    """Index into `split_names`; -1 for none."""
+    """Index of each row's split in `split_names`; -1 for none."""
     split_names: Sequence[str]
 
 
 def by_stretch(starts: Sequence[int], rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The stretch that rows lie in and their numbers there, for neighbors in `rows` of the same stretch together.
+    """Yield (segment, row numbers within it) for each group of consecutive `rows` in the same segment.
 
-    >>> [(stretch, rows.tolist()) for stretch, rows in by_stretch([0, 3, 5], np.array([1, 2, 4]))]
+    Segment `i` begins at row `starts[i]`.
+
+    >>> [(segment, rows.tolist()) for segment, rows in by_stretch([0, 3, 5], np.array([1, 2, 4]))]
     [(0, [1, 2]), (1, [1])]
     """
-    stretches = np.searchsorted(np.asarray(starts), rows, side="right") - 1
-    cuts = np.flatnonzero(np.diff(stretches)) + 1
-    for chunk, part in zip(np.split(rows, cuts), np.split(stretches, cuts), strict=True):
+    segments = np.searchsorted(np.asarray(starts), rows, side="right") - 1
+    cuts = np.flatnonzero(np.diff(segments)) + 1
+    for chunk, part in zip(np.split(rows, cuts), np.split(segments, cuts), strict=True):
         if len(chunk):
-            stretch = int(part[0])
-            yield stretch, chunk - starts[stretch]
+            segment = int(part[0])
+            yield segment, chunk - starts[segment]
 
 
 def prefixed(block: TextBlock, prefix: str) -> TextBlock:
-    """Each text with `prefix` before it.
+    """Return the texts with `prefix` prepended to each.
 
     >>> prefixed(TextBlock(np.frombuffer(b"abc", dtype=np.uint8), np.array([1, 2])), "x/").content.tobytes()
     b'x/ax/bc'
@@ -102,7 +106,7 @@ def prefixed(block: TextBlock, prefix: str) -> TextBlock:
 
 
 def joined(blocks: Sequence[RowColumns]) -> RowColumns:
-    """The rows of several blocks, one block after another."""
+    """Return the concatenation of several blocks of rows."""
     numbers: dict[str, int] = {}
     splits = []
     for block in blocks:

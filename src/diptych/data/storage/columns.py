@@ -1,7 +1,7 @@
-"""Rows in a few large blocks of memory instead of millions of small objects.
+"""Columns of rows in a few large blocks of memory instead of millions of small objects.
 
-A million rows as Python objects take most of a gigabyte, and every worker process that touches one copies it. In blocks they
-take their own bytes and eight more each, and workers share them.
+A million rows as Python objects take most of a gigabyte, and each worker process copies the ones that it accesses, because
+reference counts are written. In a block, a text takes its own bytes and eight more, and workers share the block.
 """
 
 import json
@@ -17,22 +17,26 @@ from diptych.data.storage.blocks import TextBlock, ranges
 
 
 def locate(starts: Sequence[int], index: int) -> tuple[int, int]:
-    """Which stretch an index lies in, and its number there; `starts` ends with the number of all.
+    """Return (segment, index within it) of an index, where segment `i` begins at `starts[i]`.
 
     >>> locate([0, 3, 5], 4)
     (1, 1)
 
+    Args:
+        starts: the first index of each segment, followed by the total number.
+        index: the index to locate.
+
     Raises:
-        IndexError: it lies in none.
+        IndexError: the index is out of range.
     """
     if not 0 <= index < starts[-1]:
         raise IndexError(f"sample {index} of {starts[-1]}")
-    stretch = bisect_right(starts, index) - 1
-    return stretch, index - starts[stretch]
+    segment = bisect_right(starts, index) - 1
+    return segment, index - starts[segment]
 
 
 class TextColumn:
-    """Texts by number.
+    """A sequence of texts in one block of memory.
 
     >>> column = TextColumn(["a dog", "", "é"])
     >>> len(column), column[0], column[2]
@@ -46,25 +50,25 @@ class TextColumn:
             self.append(text)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """What `from_arrays` takes, ready for a file."""
+        """Return the arguments of `from_arrays`, for storage in a file."""
         return {"bytes": np.frombuffer(self._bytes, dtype=np.uint8), "ends": np.array(self._ends, dtype=np.int64)}
 
     @classmethod
     def from_arrays(cls, content: NDArray[np.uint8], ends: NDArray[np.int64]) -> "TextColumn":
-        """The column that gave these arrays."""
+        """Return the column whose `to_arrays` returned these arrays."""
         column = cls()
         column._bytes = bytearray(content.tobytes())
         column._ends = array("q", ends.astype(np.int64).tobytes())
         return column
 
     def copy(self) -> "TextColumn":
-        """A column with the same texts."""
+        """Return a copy of the column."""
         column = TextColumn()
         column._bytes, column._ends = self._bytes.copy(), self._ends[:]
         return column
 
     def take(self, numbers: NDArray[np.int64]) -> TextBlock:
-        """The texts with these numbers, in this order.
+        """Return the texts with these numbers, in this order.
 
         >>> block = TextColumn(["a dog", "", "cat"]).take(np.array([2, 0]))
         >>> block.content.tobytes(), block.lengths.tolist()
@@ -75,9 +79,9 @@ class TextColumn:
         return TextBlock(content[ranges(starts, lengths)], lengths)
 
     def append(self, text: str) -> None:
-        """Add a text at the end; lone surrogates, as in odd file names, are kept."""
+        """Append a text, which may contain lone surrogates, as file names that are not UTF-8 do."""
         try:
-            self._bytes += text.encode()  # The plain call is the fast one.
+            self._bytes += text.encode()  # The call without arguments is the fast path.
         except UnicodeEncodeError:
             self._bytes += text.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._bytes))
@@ -96,7 +100,7 @@ class TextColumn:
 
 
 class GroupedTexts:
-    """A tuple of texts by number, from a column in which they stand in any order."""
+    """A sequence of tuples of texts, built from a column that holds the texts in any order."""
 
     ARRAYS = ("bytes", "ends", "order", "group_ends")
 
@@ -106,12 +110,12 @@ class GroupedTexts:
         self._ends = np.searchsorted(group_of_text[self._order], np.arange(num_groups + 1))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """What `from_arrays` takes, ready for a file."""
+        """Return the arguments of `from_arrays`, for storage in a file."""
         return {**self._texts.to_arrays(), "order": self._order, "group_ends": self._ends}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "GroupedTexts":
-        """The tuples that gave these arrays."""
+        """Return the object whose `to_arrays` returned these arrays."""
         grouped = cls(TextColumn.from_arrays(arrays["bytes"], arrays["ends"]), np.empty(0, dtype=np.int64), 0)
         grouped._order, grouped._ends = arrays["order"], arrays["group_ends"]
         return grouped
@@ -120,11 +124,11 @@ class GroupedTexts:
         return len(self._ends) - 1
 
     def __getitem__(self, number: int) -> tuple[str, ...]:
-        chosen = self._order[self._ends[number] : self._ends[number + 1]]
-        return tuple(self._texts[int(i)] for i in chosen)
+        selected = self._order[self._ends[number] : self._ends[number + 1]]
+        return tuple(self._texts[int(i)] for i in selected)
 
     def followed_by(self, tuples: Iterable[Sequence[str]]) -> "GroupedTexts":
-        """These tuples, and others behind them.
+        """Return these tuples followed by others.
 
         >>> grouped = GroupedTexts(TextColumn(["a"]), np.array([0]), 1).followed_by([("b", "c")])
         >>> grouped[0], grouped[1]
@@ -141,17 +145,17 @@ class GroupedTexts:
         return more
 
     def take(self, numbers: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
-        """All texts of the tuples with these numbers, and how many each tuple has."""
+        """Return all texts of the tuples with these numbers, and the number of texts of each tuple."""
         starts, counts = self._ends[numbers], self._ends[numbers + 1] - self._ends[numbers]
         return self._texts.take(self._order[ranges(starts, counts)]), counts
 
     def filled(self) -> NDArray[np.bool_]:
-        """For each tuple whether it holds anything."""
+        """Return, for each tuple, whether it is not empty."""
         return np.diff(self._ends) > 0
 
 
 class NameColumn:
-    """One of a few names for each row, or none: splits and labels."""
+    """A categorical column: one of a few names, or none, for each row."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -159,12 +163,12 @@ class NameColumn:
         self._code_of: dict[str, int] = {}
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """What `from_arrays` takes, ready for a file."""
+        """Return the arguments of `from_arrays`, for storage in a file."""
         return {"names": np.array(json.dumps(self.names)), "codes": self.codes()}
 
     @classmethod
     def from_arrays(cls, names: NDArray[Any], codes: NDArray[np.int32]) -> "NameColumn":
-        """The column that gave these arrays."""
+        """Return the column whose `to_arrays` returned these arrays."""
         column = cls()
         column.names = json.loads(str(names))
         column._code_of = {name: code for code, name in enumerate(column.names)}
@@ -176,11 +180,11 @@ class NameColumn:
         return None if code < 0 else self.names[code]
 
     def append(self, name: str | None) -> None:
-        """Add a name at the end."""
+        """Append a name."""
         self._codes.append(-1 if name is None else self.code(name))
 
     def code(self, name: str) -> int:
-        """The index of a name into `names`, to which it is added if it is new."""
+        """Return the index of a name in `names`; a new name is added."""
         if name not in self._code_of:
             self._code_of[name] = len(self.names)
             self.names.append(name)
@@ -190,9 +194,9 @@ class NameColumn:
         return len(self._codes)
 
     def take(self, numbers: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Index into `names` for the rows with these numbers, -1 for none."""
+        """Return the index into `names` for the rows with these numbers, -1 for none."""
         return np.frombuffer(self._codes, dtype=np.int32)[numbers]
 
     def codes(self) -> NDArray[np.int32]:
-        """Index into `names` for each row, -1 for none."""
+        """Return the index into `names` for each row, -1 for none."""
         return np.array(self._codes, dtype=np.int32)

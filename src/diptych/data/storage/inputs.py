@@ -1,4 +1,4 @@
-"""What a source was read from: the files and folders that a reader looked at, and the warnings that it gave."""
+"""Record the files and folders that a source was read from, and the warnings of its reader."""
 
 import os
 import time
@@ -19,12 +19,12 @@ _current: ContextVar["Inputs | None"] = ContextVar("inputs", default=None)
 
 
 class Inputs:
-    """The inputs of one source: paths, their states just before they were read, and warnings."""
+    """The inputs of one source: paths, their states just before reading, and warnings."""
 
     def __init__(self) -> None:
         self.paths = TextColumn()
         self.warned: list[str] = []
-        self._states = array("q")  # Of all paths: a folder of texts has one for each picture.
+        self._states = array("q")  # An array, because a folder of texts has one path per image.
         self._begun_ns = time.time_ns()
 
     def add(self, path: Path) -> None:
@@ -34,14 +34,14 @@ class Inputs:
         self._states.extend(file_state(absolute))
 
     def states(self) -> FileStates:
-        """The state of each path when it was added."""
+        """Return the state of each path at the time it was added."""
         table = np.array(self._states, dtype=np.int64).reshape(-1, NUM_FIELDS)
         return FileStates(table, taken_ns=self._begun_ns)
 
 
 @contextmanager
 def recorded_inputs() -> Iterator[Inputs]:
-    """Within the block, `reads` and `warn` also add to the inputs that are yielded."""
+    """Context manager that records the calls of `reads` and `warn` in the inputs that it yields."""
     inputs = Inputs()
     token = _current.set(inputs)
     try:
@@ -51,16 +51,16 @@ def recorded_inputs() -> Iterator[Inputs]:
 
 
 def reads(path: Path) -> None:
-    """Say that a file's content or the names in a folder are about to be read, and that the source depends on them."""
+    """Record that the source depends on a file's content or a folder's entries. Call it before reading them."""
     inputs = _current.get()
     if inputs is not None:
         inputs.add(path)
 
 
 def looked_up(path: Path) -> Path:
-    """The path itself. A source depends on a link that leads nowhere: its target may exist at the next start.
+    """Return the path itself, and record it if it is a broken link, because its target may exist later.
 
-    Use it before asking whether a path is a file or a folder.
+    Call it before testing whether a path is a file or a folder.
     """
     if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114  (these raise nothing)
         reads(path)
@@ -68,20 +68,20 @@ def looked_up(path: Path) -> Path:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a folder or a link to one. A source depends on links that lead nowhere, as above."""
+    """Return whether an entry is a folder or a link to one. A broken link is recorded, as by `looked_up`."""
     try:
         if entry.is_dir():
             return True
-        leads_nowhere = entry.is_symlink() and not entry.is_file()
-    except OSError:  # Of a link to itself, for one.
-        leads_nowhere = True
-    if leads_nowhere:
+        is_broken = entry.is_symlink() and not entry.is_file()
+    except OSError:  # For example, a link to itself.
+        is_broken = True
+    if is_broken:
         reads(Path(entry.path))
     return False
 
 
 def warn(text: str) -> None:
-    """Warn of something in the data, also when the source is taken from the cache."""
+    """Issue a `DiptychWarning` about the data, and record it, so that it is repeated if the source comes from the cache."""
     inputs = _current.get()
     if inputs is not None:
         inputs.warned.append(text)

@@ -1,4 +1,4 @@
-"""What is unusual in data, and what was done about it: each reader counts what it met, `data audit` lists it."""
+"""Count unusual things in data and how they were handled. Readers count them, and `diptych data audit` lists them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ MAX_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Oddity:
-    """One kind of unusual thing, how often it occurred, and the first places.
+    """One kind of unusual thing, how often it occurred, and its first occurrences.
 
     >>> str(Oddity("hidden files", "left out", 2, ("cats/._a.jpg",)))
     'hidden files: left out (2; cats/._a.jpg)'
     """
 
     what: str
-    """A plural noun phrase."""
+    """What occurred, as a plural noun phrase."""
     done: str
-    """A past participle: what the reader did."""
+    """What the reader did, as a past participle."""
     num: int
     examples: tuple[str, ...] = ()
-    """At most three places: paths, lines or keys."""
+    """At most three occurrences: paths, lines or keys."""
 
     def __str__(self) -> str:
-        places = f"; {', '.join(self.examples)}" if self.examples else ""
-        return f"{self.what}: {self.done} ({self.num:,}{places})"
+        examples = f"; {', '.join(self.examples)}" if self.examples else ""
+        return f"{self.what}: {self.done} ({self.num:,}{examples})"
 
 
 class OddityCounter:
@@ -43,7 +43,7 @@ class OddityCounter:
         self._examples: dict[tuple[str, str], list[str]] = {}
 
     def add(self, what: str, done: str, example: str | None = None, *, num: int = 1) -> None:
-        """Count one more, or `num`; the first three examples are kept."""
+        """Count one or `num` occurrences; the first three examples are stored."""
         key = (what, done)
         self._counts[key] = self._counts.get(key, 0) + num
         examples = self._examples.setdefault(key, [])
@@ -51,12 +51,12 @@ class OddityCounter:
             examples.append(example)
 
     def oddities(self) -> tuple[Oddity, ...]:
-        """All kinds, in the order in which they first occurred."""
+        """Return all kinds, in the order of their first occurrence."""
         return tuple(Oddity(*key, num, tuple(self._examples[key])) for key, num in self._counts.items() if num)
 
 
 def from_plain(plain: Iterable[Sequence[Any]]) -> tuple[Oddity, ...]:
-    """The oddities whose fields, as JSON holds them, are given.
+    """Return the oddities with the given fields, as read from JSON.
 
     >>> from_plain([["links", "followed", 1, ["a"]]])
     (Oddity(what='links', done='followed', num=1, examples=('a',)),)
@@ -65,7 +65,7 @@ def from_plain(plain: Iterable[Sequence[Any]]) -> tuple[Oddity, ...]:
 
 
 def merged(groups: Iterable[tuple[Oddity, ...]]) -> tuple[Oddity, ...]:
-    """The oddities of several sources as those of one.
+    """Return the combined oddities of several sources.
 
     >>> merged([(Oddity("links", "followed", 1),), (Oddity("links", "followed", 2),)])
     (Oddity(what='links', done='followed', num=3, examples=()),)

@@ -1,7 +1,7 @@
-"""Where everything lies inside a tar: what makes a WebDataset shard a sequence with random access.
+"""Index of a tar, which makes a WebDataset shard a sequence with random access.
 
-The index holds the place of each image and all captions, so that only images are read from the tar afterwards. It is written
-beside the tar, or into the cache where that is not allowed.
+The index contains the position of each image and all captions, so that only images are read from the tar afterwards. It is
+written next to the tar, or into the cache if the tar's folder is not writable.
 """
 
 import json
@@ -28,73 +28,73 @@ _VERSION = 4
 
 @dataclass
 class TarIndex:
-    """The whole samples of one tar, in its order."""
+    """The complete samples of one tar, in its order."""
 
     keys: TextColumn = field(default_factory=TextColumn)
     captions: TextColumn = field(default_factory=TextColumn)
     caption_ends: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Of each sample the number of captions up to its last one."""
+    """Cumulative number of captions, for each sample."""
     places: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
-    """Of each sample's image: first byte and number of bytes."""
+    """(offset, length) in bytes of each sample's image."""
     labels: NameColumn = field(default_factory=NameColumn)
     label_numbers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Of each sample the number of its class where the label is one, else -1."""
+    """Class number of each sample; -1 if its label is not a number."""
     splits: NameColumn = field(default_factory=NameColumn)
     problems: dict[str, int] = field(default_factory=dict)
-    """What was left out: reason, and how many samples."""
+    """Number of samples that were left out, by reason."""
     oddities: tuple[Oddity, ...] = ()
 
 
 def tar_index(path: Path, *, lines: bool = False) -> TarIndex:
-    """The index of a tar: the one that lies beside it if it fits, else a new one.
+    """Return the index of a tar: the stored one if it is up to date, else a new one, which is stored.
 
     Args:
         path: the tar.
-        lines: whether each line of a `.txt` is a caption, as in CLIP_benchmark's sets for retrieval.
+        lines: whether each line of a `.txt` is a caption, as in CLIP_benchmark's retrieval datasets.
 
     Raises:
-        DataError: the tar is missing, or is none.
+        DataError: the tar is missing, cannot be read, or is not a tar.
     """
     try:
         state = path.stat()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    mark = f"{state.st_size} {state.st_mtime_ns}"
-    beside = path.with_name(path.name + ".index.npz")
-    return _kept_index(mark, (beside, _in_cache(str(path.resolve()))), lambda: path, lines)
+    version = f"{state.st_size} {state.st_mtime_ns}"
+    next_to_tar = path.with_name(path.name + ".index.npz")
+    return _stored_index(version, (next_to_tar, _in_cache(str(path.resolve()))), lambda: path, lines)
 
 
 def remote_tar_index(url: str, version: str, fetch: Callable[[], Path], *, lines: bool = False) -> TarIndex:
-    """The index of a tar that lies elsewhere: from the cache if it fits, else from the tar, which is fetched for it.
+    """Return the index of a remote tar: from the cache if it is up to date, else from the tar, which is fetched.
 
     Args:
-        url: where it lies.
-        version: its size and whatever else says that it has changed.
-        fetch: gives a copy on this machine.
-        lines: as in `tar_index`.
+        url: URL of the tar.
+        version: size of the tar and other properties that change with its content.
+        fetch: returns the path of a local copy.
+        lines: as for `tar_index`.
 
     Raises:
-        DataError: it cannot be fetched, or is no tar.
+        DataError: the tar cannot be fetched, or is not a tar.
     """
-    return _kept_index(version, (_in_cache(url),), fetch, lines)
+    return _stored_index(version, (_in_cache(url),), fetch, lines)
 
 
-def _kept_index(mark: str, places: Sequence[Path], tar: Callable[[], Path], lines: bool) -> TarIndex:
-    mark = f"{_VERSION}{' lines' if lines else ''} {mark}"
-    for place in places:
-        index = _load(place, mark)
+def _stored_index(version: str, paths: Sequence[Path], tar: Callable[[], Path], lines: bool) -> TarIndex:
+    version = f"{_VERSION}{' lines' if lines else ''} {version}"
+    for path in paths:
+        index = _load(path, version)
         if index is not None:
             return index
-    path = tar()
-    index = _scan(path, path.stat().st_size, lines=lines)
-    for place in places:
-        if _save(index, place, mark):
+    tar_path = tar()
+    index = _scan(tar_path, tar_path.stat().st_size, lines=lines)
+    for path in paths:
+        if _save(index, path, version):
             break
     return index
 
 
-def _in_cache(where: str) -> Path:
-    name = sha256(where.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+def _in_cache(address: str) -> Path:
+    name = sha256(address.encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return cache_folder() / "tar-index" / f"{name}.npz"
 
 
@@ -124,7 +124,7 @@ def _scan(path: Path, size: int, *, lines: bool) -> TarIndex:
             numbers.append(row.get("number", -1))
             places.append(images[0])
     if end and end + tarfile.BLOCKSIZE > size and "an image that is cut off" not in problems:
-        problems["its end cut off"] += 1  # No block of zeros closes the tar: at least one sample is lost.
+        problems["its end cut off"] += 1  # The tar does not end with a block of zeros: at least one sample is lost.
     if not places and endings:
         seen = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:6])
         raise DataError(f"{path}: none of its samples has both an image and a caption; endings seen: {seen}")
@@ -138,7 +138,7 @@ def _scan(path: Path, size: int, *, lines: bool) -> TarIndex:
 
 
 def _own_key(key: str, repeats: Counter[str], oddities: OddityCounter) -> str:
-    """The key itself, or one with a number where earlier samples have it."""
+    """Return the key, with a number appended if earlier samples have the same key."""
     repeats[key] += 1
     if repeats[key] == 1:
         return key
@@ -146,10 +146,10 @@ def _own_key(key: str, repeats: Counter[str], oddities: OddityCounter) -> str:
     return _own_key(f"{key}#{repeats[key]}", repeats, OddityCounter())
 
 
-def _save(index: TarIndex, path: Path, mark: str) -> bool:
-    """Whether the index could be written: whole or not at all, since other processes may be looking for it."""
+def _save(index: TarIndex, path: Path, version: str) -> bool:
+    """Write the index atomically, because other processes may read it, and return whether it could be written."""
     arrays = {
-        "mark": np.array(mark),
+        "mark": np.array(version),
         "places": index.places,
         "caption_ends": index.caption_ends,
         "label_numbers": index.label_numbers,
@@ -167,10 +167,10 @@ def _save(index: TarIndex, path: Path, mark: str) -> bool:
     return True
 
 
-def _load(path: Path, mark: str) -> TarIndex | None:
+def _load(path: Path, version: str) -> TarIndex | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if str(arrays["mark"]) != mark:
+            if str(arrays["mark"]) != version:
                 return None
             return TarIndex(
                 keys=TextColumn.from_arrays(arrays["keys_bytes"], arrays["keys_ends"]),
@@ -186,5 +186,5 @@ def _load(path: Path, mark: str) -> TarIndex | None:
                     for what, done, num, examples in json.loads(str(arrays["oddities"]))
                 ),
             )
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # Not there, or damaged: it is made anew.
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # Missing or damaged: create a new one.
         return None

@@ -1,7 +1,7 @@
-"""The samples of a tar: which members belong together, and what their texts say.
+"""Group the members of a tar into samples and read their texts.
 
-Members belong together whose names are the same up to the first dot of the file's name: `0001.jpg`, `0001.txt` and
-`0001.json` are one sample (the convention of webdataset and img2dataset). `./0001.jpg` is `0001.jpg`.
+Members belong to the same sample if their names agree up to the first dot of the file name: `0001.jpg`, `0001.txt` and
+`0001.json` are one sample (the convention of webdataset and img2dataset). `./0001.jpg` is the same as `0001.jpg`.
 """
 
 import json
@@ -21,7 +21,7 @@ from diptych.images.decode import IMAGE_SUFFIXES
 
 _TEXT = re.compile(r"(\d+\.)?txt|json|cls")
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"(\xb5/\xfd": "unzstd"}
-"""How a compressed file begins, and what unpacks it."""
+"""Tool that unpacks a compressed file, by the first bytes of the file."""
 
 
 class TarSample:
@@ -30,18 +30,20 @@ class TarSample:
     def __init__(self, key: str) -> None:
         self.key = key
         self.places: dict[str, tuple[int, int]] = {}
-        """By ending: first byte and number of bytes."""
+        """(offset, length) in bytes of each member, by ending."""
         self.names: dict[str, tuple[str, str]] = {}
-        """By ending: the member's name, without and with `./`."""
+        """Name of each member without and with `./`, by ending."""
         self.texts: dict[str, str] = {}
-        """By ending, what members of text hold."""
+        """Content of the text members, by ending."""
 
     def images(self) -> list[tuple[int, int]]:
-        """The places of its images, in the tar's order."""
+        """Return (offset, length) of the images, in the tar's order."""
         return [place for ending, place in self.places.items() if _is_image(ending)]
 
     def row(self, *, lines: bool) -> tuple[dict[str, Any], str | None]:
-        """Its captions, label, number of its label and split, as far as it has them, or why it is of no use.
+        """Return the captions, label, label number and split of the sample, as far as present, and why it must be left out.
+
+        The reason is None for a usable sample.
 
         Args:
             lines: whether each line of `.txt` is a caption.
@@ -62,11 +64,11 @@ class TarSample:
         if not any(isinstance(caption, str) for caption in row["captions"]):
             row["captions"] = self._plain_captions(lines)
         captions = [caption.strip() for caption in row["captions"] if isinstance(caption, str) and caption.strip()]
-        is_of_use = captions or row.keys() & {"label", "number"}
-        return {**row, "captions": captions}, None if is_of_use else "no caption"
+        is_usable = captions or row.keys() & {"label", "number"}
+        return {**row, "captions": captions}, None if is_usable else "no caption"
 
     def _plain_captions(self, lines: bool) -> list[str]:
-        """Of `txt`, then of `0.txt`, `1.txt` and so on."""
+        """Return the captions in `txt`, then those in `0.txt`, `1.txt` and so on."""
         numbered = sorted((int(ending[:-4]), text) for ending, text in self.texts.items() if ending.endswith(".txt"))
         texts = [self.texts["txt"]] if "txt" in self.texts else []
         texts += [text for _, text in numbered]
@@ -74,7 +76,7 @@ class TarSample:
 
 
 def _label(value: object) -> dict[str, Any]:
-    """A label as `number`, if it is one, or as the name `label`; nothing for -1, which unlabelled sets have.
+    """Return a label as `number` if it is one, else as the name `label`; nothing for -1, which unlabeled datasets use.
 
     >>> _label("3"), _label("dog"), _label(-1)
     ({'number': 3}, {'label': 'dog'}, {})
@@ -93,7 +95,7 @@ def _is_image(ending: str) -> bool:
 
 
 class _Grouping:
-    """Puts members into samples, whether they stand together or not."""
+    """Groups members into samples; the members of a sample need not be adjacent."""
 
     def __init__(self, oddities: OddityCounter) -> None:
         self.samples: list[TarSample] = []
@@ -101,11 +103,11 @@ class _Grouping:
         self._oddities = oddities
 
     def add(self, names: tuple[str, str], place: tuple[int, int]) -> TarSample:
-        """The sample that now holds the member; a new one if the last of its key holds such a member already.
+        """Add a member and return its sample, which is a new one if the last sample of this key already has such a member.
 
         Args:
-            names: the member's, without and with `./`.
-            place: of its content.
+            names: name of the member without and with `./`.
+            place: (offset, length) of its content in bytes.
         """
         key, ending = _key_and_ending(names[0])
         sample = self._last_of_key.get(key)
@@ -126,10 +128,12 @@ class _Grouping:
 
 
 def read_samples(path: Path, file: Any, problems: Counter[str], oddities: OddityCounter) -> list[TarSample]:
-    """The samples in the order of their first members; what comes after a damaged header is lost, which is a problem.
+    """Return the samples in the order of their first members.
+
+    The members after a damaged header are lost; this is counted in `problems`.
 
     Raises:
-        DataError: it is no tar, or cannot be read.
+        DataError: the file is not a tar, or cannot be read.
     """
     grouping, places = _Grouping(oddities), dict[str, tuple[int, int]]()
     has_members = False
@@ -156,7 +160,7 @@ def read_samples(path: Path, file: Any, problems: Counter[str], oddities: Oddity
 
 
 def _read(sample: TarSample, name: str, file: Any, oddities: OddityCounter) -> None:
-    """Keep the member's text, if it is one."""
+    """Store the content of a member if it is a text."""
     _, ending = _key_and_ending(name)
     if not _TEXT.fullmatch(ending):
         return
@@ -170,7 +174,7 @@ def _read(sample: TarSample, name: str, file: Any, oddities: OddityCounter) -> N
 
 
 def _key_and_ending(name: str) -> tuple[str, str]:
-    """What a member has in common with the others of its sample, and what it has not.
+    """Split a member's name into the key of its sample and its ending.
 
     >>> _key_and_ending("a.b/0001.0.TXT")
     ('a.b/0001', '0.txt')
@@ -181,7 +185,7 @@ def _key_and_ending(name: str) -> tuple[str, str]:
 
 
 def _plain(name: str) -> str:
-    """A member's name without `./` and doubled slashes.
+    """Return a member's name without `./` and repeated slashes.
 
     >>> _plain("./a//0.jpg")
     'a/0.jpg'
@@ -190,7 +194,7 @@ def _plain(name: str) -> str:
 
 
 def _place(member: tarfile.TarInfo, name: str, places: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
-    """Where a member's content lies, which for a link is that of an earlier member; None if it has none."""
+    """Return (offset, length) of a member's content, for a link that of the earlier target; None if there is no content."""
     if member.isreg():
         places[name] = (member.offset_data, member.size)
     elif member.islnk():
@@ -201,7 +205,7 @@ def _place(member: tarfile.TarInfo, name: str, places: dict[str, tuple[int, int]
 
 
 def _members(tar: tarfile.TarFile, problems: Counter[str]) -> Iterator[tarfile.TarInfo]:
-    """All there are; `tarfile` says nothing when it stops at a header that is none."""
+    """Yield all members. `tarfile` stops silently at an invalid header; it is counted in `problems`."""
     try:
         yield from tar
     finally:
@@ -218,6 +222,4 @@ def _no_tar(path: Path, file: Any, error: Exception) -> DataError:
     tool = next((tool for magic, tool in _COMPRESSED.items() if start.startswith(magic)), None)
     if tool is None:
         return DataError(f"{path}: is no tar ({error})")
-    return DataError(
-        f"{path}: is compressed, and pictures are read from anywhere in a tar; unpack it once: {tool} {path}"
-    )
+    return DataError(f"{path}: is compressed, which does not allow random access; unpack it once: {tool} {path}")

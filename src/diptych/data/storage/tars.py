@@ -1,4 +1,4 @@
-"""One tar, here or elsewhere: its index, and the bytes of its members."""
+"""A local or remote tar: its index, and the bytes of its members."""
 
 import os
 from collections import OrderedDict
@@ -15,20 +15,20 @@ _MAX_OPEN = 64
 
 @runtime_checkable
 class Tar(Protocol):
-    """A tar whose members are read by their place. Picklable."""
+    """A tar whose members are read by offset. Picklable."""
 
     name: str
     """Path or URL."""
 
     def index(self) -> TarIndex:
-        """What lies where."""
+        """Return the index of the tar."""
 
     def open(self) -> int:
-        """A descriptor to read it by.
+        """Open the tar and return a file descriptor.
 
         Raises:
-            OSError: it has gone.
-            DataError: it cannot be fetched.
+            OSError: the file cannot be opened.
+            DataError: the tar cannot be fetched.
         """
 
 
@@ -40,16 +40,16 @@ class LocalTar:
         self.lines = lines
 
     def index(self) -> TarIndex:
-        """From beside the tar, or made."""
+        """Return the stored index, or create it."""
         return tar_index(Path(self.name), lines=self.lines)
 
     def open(self) -> int:
-        """A descriptor to read it by."""
+        """Open the tar and return a file descriptor."""
         return os.open(self.name, os.O_RDONLY)
 
 
 class RemoteTar:
-    """A tar elsewhere, which is copied into the cache when it is read."""
+    """A remote tar, which is copied into the cache when it is read."""
 
     def __init__(self, url: str, cache: FileCache, *, lines: bool = False) -> None:
         self.name = url
@@ -58,17 +58,17 @@ class RemoteTar:
         self.version = ""
 
     def index(self) -> TarIndex:
-        """From the cache, or made from the tar."""
+        """Return the cached index, or create it from the tar."""
         self.version = remote_version(self.name)
         fetch = partial(self.cache.local, self.name, self.version)
         return remote_tar_index(self.name, self.version, fetch, lines=self.lines)
 
     def open(self) -> int:
-        """A descriptor to read the copy by; it stays good when the copy is thrown out."""
+        """Open the local copy and return a file descriptor, which stays valid if the copy is evicted from the cache."""
         for _ in range(3):
             try:
                 return os.open(self.cache.local(self.name, self.version), os.O_RDONLY)
-            except FileNotFoundError:  # Thrown out by another process, just now.
+            except FileNotFoundError:  # Another process evicted it just now.
                 continue
         raise DataError(
             f"{self.name}: its copy does not stay in {self.cache.folder}, which is too small for all readers"
@@ -76,12 +76,12 @@ class RemoteTar:
 
 
 class TarReader:
-    """Bytes by tar and place. Each process opens the tars it reads for itself, the last few stay open."""
+    """Reads bytes from tars by offset. Each process opens its own files; the most recently opened ones stay open."""
 
     def __init__(self, tars: list[Tar]) -> None:
         self.tars = tars
         self._open: OrderedDict[int, int] = OrderedDict()
-        # A copy that was thrown out of the cache takes room for as long as it is open.
+        # An evicted copy takes disk space while it is open.
         self._max_open = 4 if any(is_remote(tar.name) for tar in tars) else _MAX_OPEN
 
     def __getstate__(self) -> dict[str, object]:
@@ -92,10 +92,10 @@ class TarReader:
             os.close(descriptor)
 
     def read(self, number: int, offset: int, length: int) -> bytes:
-        """So many bytes of a tar, from an offset on.
+        """Return `length` bytes of tar `number`, starting at `offset`.
 
         Raises:
-            ImageError: the tar has gone, or ends before.
+            ImageError: the tar cannot be read, or is too short.
         """
         try:
             descriptor = self._open.get(number)

@@ -1,4 +1,4 @@
-"""Files below a folder, or inside a zip, read the same way."""
+"""A common interface to the image files in a folder or in a zip."""
 
 import os
 import zipfile
@@ -19,16 +19,16 @@ _FOREIGN = "hidden files and files of other programs"
 
 @runtime_checkable
 class Tree(Protocol):
-    """Named files. Picklable."""
+    """A collection of image files, identified by their names. Picklable."""
 
     def names(self, counter: OddityCounter) -> list[str]:
-        """The pictures' paths from the root, with slashes, sorted; what is left out or followed is counted."""
+        """Return the sorted paths of the images from the root, with slashes. Skipped files and followed links are counted."""
 
     def image(self, name: str) -> ImageInput:
-        """What a sample holds of a picture: its path, or its bytes."""
+        """Return the image of a sample: its path, or its bytes."""
 
     def size(self, name: str) -> int | None:
-        """Bytes of the picture's file; None if that cannot be found out."""
+        """Return the size of the image file in bytes; None if it is unknown."""
 
 
 class FolderTree:
@@ -38,19 +38,19 @@ class FolderTree:
         self.root = root
 
     def names(self, counter: OddityCounter) -> list[str]:
-        """The pictures' paths from the root; linked folders are followed.
+        """Return the sorted paths of the images from the root; links to folders are followed.
 
         Raises:
-            DataError: a folder below cannot be listed.
+            DataError: a folder cannot be listed.
         """
         return sorted(_Walk(self.root, counter).names())
 
     def image(self, name: str) -> ImageInput:
-        """The path."""
+        """Return the path of the image."""
         return self.root / name
 
     def size(self, name: str) -> int | None:
-        """Bytes of the file."""
+        """Return the size of the file in bytes; None if it cannot be read."""
         try:
             return (self.root / name).stat().st_size
         except OSError:
@@ -58,16 +58,16 @@ class FolderTree:
 
 
 class _Walk:
-    """One pass over a folder. A linked folder is followed once, and never into a folder that it lies in."""
+    """A traversal of a folder. A linked folder is followed once, and never if it contains the link."""
 
     def __init__(self, root: Path, counter: OddityCounter) -> None:
         self._root, self._counter = root, counter
         self._followed = set[tuple[int, int]]()
 
     def names(self) -> Iterator[str]:
-        """The pictures' paths from the root, in any order."""
+        """Yield the paths of the images from the root, in any order."""
         waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-        for prefix, above in waiting:  # It grows meanwhile.
+        for prefix, above in waiting:  # The list grows during the loop.
             folder = self._root / prefix
             reads(folder)
             try:
@@ -95,25 +95,25 @@ class _Walk:
 
     def _follows(self, entry: os.DirEntry[str], name: str, above: frozenset[tuple[int, int]]) -> bool:
         state = entry.stat()
-        place = (state.st_dev, state.st_ino)
-        if place in above:
+        inode = (state.st_dev, state.st_ino)
+        if inode in above:
             self._counter.add("links that lead back to a folder above them", "left out", name)
-        elif place in self._followed:
+        elif inode in self._followed:
             self._counter.add("links to a folder that another link led to", "left out", name)
         else:
-            self._followed.add(place)
+            self._followed.add(inode)
             self._counter.add("links to folders", "followed", name)
             return True
         return False
 
 
 def _count_left_out(counter: OddityCounter, suffix: str, name: str) -> None:
-    """Count a picture whose format is not read."""
+    """Count an image of an unsupported format."""
     counter.add(f"{suffix} files", f"left out: {remedy(suffix)}", name)
 
 
 class ZipTree:
-    """A zip file; each process opens it for itself."""
+    """A zip file. Each process opens it anew."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,10 +124,10 @@ class ZipTree:
         return {"path": self.path, "_open": None}
 
     def names(self, counter: OddityCounter) -> list[str]:
-        """The pictures' paths inside the zip.
+        """Return the sorted paths of the images inside the zip.
 
         Raises:
-            DataError: it is no zip, or a damaged one.
+            DataError: the file is not a zip, or is damaged.
         """
         reads(self.path)
         try:
@@ -135,7 +135,7 @@ class ZipTree:
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f"{self.path}: cannot be read as a zip ({error})") from None
         pictures = set[str]()
-        for name in found:  # That of a folder ends in a slash.
+        for name in found:  # The name of a folder ends in a slash.
             suffix = PurePosixPath(name).suffix.lower()
             if name.endswith("/") or not (suffix in IMAGE_SUFFIXES or remedy(suffix)):
                 continue
@@ -150,25 +150,25 @@ class ZipTree:
         return sorted(pictures)
 
     def image(self, name: str) -> ImageInput:
-        """The bytes.
+        """Return the bytes of the image file.
 
         Raises:
-            ImageError: the zip is damaged there, or has gone.
+            ImageError: the zip is damaged, encrypted or missing.
         """
         try:
             return self._file().read(name)
-        except Exception as error:  # Of zipfile and of four decompressors; a locked file is a RuntimeError.
+        except Exception as error:  # zipfile and its decompressors raise many classes; RuntimeError if it is encrypted.
             raise ImageError(f"{self.path}: {name}: {error}") from None
 
     def size(self, name: str) -> int | None:
-        """Bytes of the file, unpacked."""
+        """Return the uncompressed size of the file in bytes; None if it cannot be read."""
         try:
             return self._file().getinfo(name).file_size
         except (zipfile.BadZipFile, OSError, KeyError):
             return None
 
     def _file(self) -> zipfile.ZipFile:
-        """The file, opened by this process: a forked one would share the offset at which its parent reads."""
+        """Return the file opened by this process: a forked process would share the file offset of its parent."""
         process = os.getpid()
         if self._open is None or self._open[0] != process:
             self._open = process, zipfile.ZipFile(self.path)
@@ -176,10 +176,10 @@ class ZipTree:
 
 
 def open_tree(path: Path) -> Tree:
-    """The files of a folder or of a zip.
+    """Return the files of a folder or a zip.
 
     Raises:
-        DataError: it is neither.
+        DataError: the path is neither, or does not exist.
     """
     if path.is_dir():
         return FolderTree(path)

@@ -1,1 +1,1 @@
-"""What is done with a whole data set: audit, pack, and write as tars."""
+"""Tools for whole datasets: audit, pack, and export as tars."""

@@ -1,4 +1,4 @@
-"""What is in the data, before a night is spent on it."""
+"""Check a dataset before training: counts, unreadable and duplicate images, caption lengths, and likely false negatives."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,45 +24,46 @@ BATCH_SIZES = (64, 256, 1024)
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Counts, and the samples worth a look, by key."""
+    """Statistics of a dataset, and the keys of suspicious samples."""
 
     num_samples: int
     num_captions: int
     splits: dict[str, int]
     labels: dict[str, int]
     sizes: dict[str, tuple[int, int]]
-    """Width and height of the smallest, the median and the largest picture, by area."""
+    """Width and height of the smallest, the median and the largest image, by area."""
     modes: dict[str, int]
-    """File formats with their colour modes, such as `JPEG RGB`, and how many pictures have them."""
+    """Number of images by file format and color mode, such as `JPEG RGB`."""
     areas: tuple[int, ...]
-    """Pixels of each readable picture."""
+    """Number of pixels of each readable image."""
     unreadable: tuple[tuple[str, str], ...]
-    """(key, reason)."""
+    """(key, reason) of each unreadable image."""
     same: tuple[tuple[str, ...], ...]
-    """Groups of samples whose picture is the same to the byte, or to the pixel where it is no file."""
+    """Groups of samples whose image files are identical; decoded images are compared by their pixels."""
     alike: tuple[tuple[str, ...], ...]
-    """Groups of samples whose pictures look alike, directly or through others of the group. A group includes one of several
-    samples with the same picture."""
+    """Groups of samples with similar images, directly or through others of the group. Of several samples with identical
+    images, only one is included."""
     across_splits: tuple[tuple[str, ...], ...]
-    """Groups of samples whose pictures are the same or look alike, and that are in at least two splits."""
+    """Groups of samples with identical or similar images that are in at least two splits."""
     token_counts: tuple[int, ...]
-    """Tokens of each caption under CLIP's tokenizer, marks included."""
+    """Number of tokens of each caption with CLIP's tokenizer, including the start and end tokens."""
     num_cut: int
-    """Captions longer than CLIP's context of 77."""
+    """Number of captions longer than CLIP's context of 77 tokens."""
     num_empty: int
+    """Number of empty captions."""
     oddities: tuple[Oddity, ...]
-    """What is unusual in the data, and what its reader did about it."""
+    """Unusual things in the data, and how the reader handled them."""
     frequent: tuple[tuple[str, int], ...]
-    """The captions that occur most often, and how often."""
+    """The ten most frequent captions, with their counts."""
     false_negatives: dict[int, float]
-    """By batch size: pairs of a random batch that share a caption without sharing a picture, on average."""
+    """Average number of pairs in a random batch that share a caption but not an image, by batch size."""
 
 
-class _Seen(NamedTuple):
+class _ImageInfo(NamedTuple):
     size: tuple[int, int]
     mode: str
     digest: bytes
-    print: int
+    phash: int
 
 
 def audit(
@@ -72,16 +73,16 @@ def audit(
     workers: int = 2,
     on_sample: Callable[[], object] | None = None,
 ) -> Audit:
-    """Read every picture and every caption once.
+    """Read every image and every caption once, and return the statistics.
 
     Args:
-        source: what is looked at.
-        splits: the split of each sample; the source's own if nothing is given.
-        workers: threads that decode.
-        on_sample: called after each picture.
+        source: the samples.
+        splits: the split of each sample; by default, the splits of the source.
+        workers: number of decoding threads.
+        on_sample: called after each image.
 
     Raises:
-        DataError: there is nothing in it.
+        DataError: the source is empty.
     """
     if not len(source):
         raise DataError("the data holds no samples")
@@ -90,17 +91,17 @@ def audit(
     splits = own if splits is None else list(splits)
     captions = [source.captions(i) for i in range(len(source))]
     labels: Counter[str] = Counter()
-    seen: list[_Seen | None] = []
+    infos: list[_ImageInfo | None] = []
     unreadable = []
-    for i, (result, label) in enumerate(_look(source, workers)):
+    for i, (result, label) in enumerate(_inspect_images(source, workers)):
         if label is not None:
             labels[source.classes[label]] += 1
         if isinstance(result, ImageError):
             unreadable.append((keys[i], str(result)))
-        seen.append(None if isinstance(result, ImageError) else result)
+        infos.append(None if isinstance(result, ImageError) else result)
         (on_sample or (lambda: None))()
-    same = equal_groups([entry and entry.digest for entry in seen])
-    near = near_groups([entry and entry.print for entry in seen])
+    same = equal_groups([info and info.digest for info in infos])
+    near = near_groups([info and info.phash for info in infos])
     repeated = {i for group in same for i in group[1:]}
     distinct = [[i for i in group if i not in repeated] for group in near]
     alike = [group for group in distinct if len(group) > 1]
@@ -112,9 +113,9 @@ def audit(
         num_captions=len(texts),
         splits=dict(Counter(splits)),
         labels=dict(labels.most_common()),
-        sizes=_sizes([entry.size for entry in seen if entry]),
-        modes=dict(Counter(entry.mode for entry in seen if entry).most_common()),
-        areas=tuple(entry.size[0] * entry.size[1] for entry in seen if entry),
+        sizes=_sizes([info.size for info in infos if info]),
+        modes=dict(Counter(info.mode for info in infos if info).most_common()),
+        areas=tuple(info.size[0] * info.size[1] for info in infos if info),
         unreadable=tuple(unreadable),
         same=_named(same, keys),
         alike=_named(alike, keys),
@@ -129,10 +130,10 @@ def audit(
 
 
 def false_negatives(captions: list[tuple[str, ...]]) -> dict[int, float]:
-    """Pairs of different pictures in a random batch that have the same caption, on average, by batch size.
+    """Return the average number of pairs of different images in a random batch that have the same caption, by batch size.
 
-    One caption is drawn from each picture, as training does it. With p(c) the chance that a random picture draws caption c,
-    a random pair agrees with the chance that the sum of p(c)^2 over all captions gives, less that of a picture with itself.
+    One caption is drawn per image, as in training. If a random image draws caption c with probability p(c), two random images
+    have the same caption with probability sum over c of p(c)^2; the pairs of an image with itself are subtracted.
 
     >>> false_negatives([("a dog",), ("a dog",), ("a cat",)])[64]
     1.0
@@ -145,15 +146,15 @@ def false_negatives(captions: list[tuple[str, ...]]) -> dict[int, float]:
         for text, times in counts.items():
             chance[text] = chance.get(text, 0.0) + times / len(texts)
         own += sum((times / len(texts)) ** 2 for times in counts.values())
-    pairs = (sum(value**2 for value in chance.values()) - own) / 2  # Expected agreeing pairs of the whole set.
+    pairs = (sum(value**2 for value in chance.values()) - own) / 2  # Expected number in the whole dataset.
     drawn = {size: min(size, num) for size in BATCH_SIZES}
     return {size: round(pairs * n * (n - 1) / max(1, num * (num - 1)), 4) for size, n in drawn.items()}
 
 
-def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, int | None]]:
-    """Each sample's picture, in order; a few are always under way."""
+def _inspect_images(source: Source, workers: int) -> Iterator[tuple[_ImageInfo | ImageError, int | None]]:
+    """Yield (image info or error, label) of each sample, in order; several are processed ahead."""
 
-    def see(index: int) -> tuple[_Seen | ImageError, int | None]:
+    def inspect(index: int) -> tuple[_ImageInfo | ImageError, int | None]:
         try:
             sample = source[index]
         except ImageError as error:
@@ -161,17 +162,17 @@ def _look(source: Source, workers: int) -> Iterator[tuple[_Seen | ImageError, in
         try:
             picture = decode(sample.image)
             digest = _digest(sample.image, picture.tobytes)
-            return _Seen(picture.size, file_mode(sample.image), digest, fingerprint(picture)), sample.label
+            return _ImageInfo(picture.size, file_mode(sample.image), digest, fingerprint(picture)), sample.label
         except ImageError as error:
             return error, sample.label
-        except OSError as error:  # The file went between the two looks at it.
+        except OSError as error:  # The file was removed after it was decoded.
             return ImageError(f"{describe(sample.image)}: cannot be read ({error.strerror})"), sample.label
 
-    return in_order(see, range(len(source)), workers=workers)
+    return in_order(inspect, range(len(source)), workers=workers)
 
 
 def _digest(image: ImageInput, pixels: Callable[[], bytes]) -> bytes:
-    """Of the file where there is one, else of the pixels."""
+    """Return a hash of the image file, or of the pixels if there is no file."""
     if isinstance(image, str | Path):
         image = read_regular(image, max_bytes=MAX_IMAGE_BYTES)
     content = image if isinstance(image, bytes) else pixels()

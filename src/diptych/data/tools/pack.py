@@ -1,4 +1,4 @@
-"""Any source decoded and shrunk once, so that training reads pixels instead of files."""
+"""Decode and resize the images of a source once, so that training reads pixels instead of files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -23,15 +23,16 @@ from diptych.images.resize import resize
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """What was written."""
+    """Summary of a pack."""
 
     num_samples: int
     num_bytes: int
+    """Total size of the pixels."""
     num_shards: int
     num_kept: int
-    """Shards that were there before, and whose checksum is right."""
+    """Number of shards that existed already, with the right checksum."""
     skipped: tuple[tuple[str, str], ...]
-    """(key, reason) of the samples whose image cannot be read."""
+    """(key, reason) of each sample whose image cannot be read."""
 
 
 def pack(
@@ -43,21 +44,21 @@ def pack(
     workers: int = 2,
     on_sample: Callable[[], object] | None = None,
 ) -> Packed:
-    """Write the pictures as bytes, the short side `image_px` long and the other in proportion; smaller ones as they are.
+    """Write the images as raw pixels, resized to a short side of `image_px`; smaller images are not enlarged.
 
-    Broken off, it goes on where it was: shards that are there with the right checksum are kept, damaged ones made anew.
+    An interrupted call can be repeated: shards with the right checksum are kept, and damaged ones are written anew.
 
     Args:
-        source: what is packed, in its order.
-        out: a folder, new or with a pack of the same source and settings.
-        image_px: length of the short side.
-        per_shard: samples a shard.
-        workers: threads that decode.
+        source: the samples, which are packed in their order.
+        out: a folder that is new, or contains a pack of the same source with the same settings.
+        image_px: length of the short side in pixels.
+        per_shard: number of samples per shard.
+        workers: number of decoding threads.
         on_sample: called after each sample.
 
     Raises:
         ConfigError: a setting is below 1.
-        DataError: the folder holds something else or cannot be written, or no picture can be read.
+        DataError: the folder contains something else or cannot be written, or no image can be read.
     """
     if min(image_px, per_shard, workers) < 1:
         raise ConfigError(f"image_px {image_px}, per_shard {per_shard} and workers {workers} must be at least 1")
@@ -78,7 +79,7 @@ def pack(
             if known.get(name) is None or known[name] != _checksum_or_none(out, name):
                 _write_shard(source, indices, out, name, image_px=image_px, workers=workers, on_sample=on_sample)
                 known[name] = shard_checksum(out, name)
-                _tell(out, settings, {"written": known})
+                _write_meta(out, settings, {"written": known})
             else:
                 num_kept += 1
                 for _ in indices:
@@ -90,7 +91,7 @@ def pack(
         if not num_samples:
             first = f"; the first: {skipped[0][1]}" if skipped else ""
             raise DataError(f"{out}: nothing to pack, none of {len(source)} pictures can be read{first}")
-        _tell(out, settings, {"written": known, "checksums": checksums})
+        _write_meta(out, settings, {"written": known, "checksums": checksums})
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error.strerror or error})") from None
     return Packed(
@@ -103,29 +104,29 @@ def pack(
 
 
 def _begin(out: Path, settings: dict[str, object], source: DataFingerprint) -> dict[str, str]:
-    """The checksums of shards that an earlier call wrote with the same settings."""
+    """Return the checksums of the shards that an earlier call wrote with the same settings."""
     out.mkdir(parents=True, exist_ok=True)
     clear_tmp(out)
-    told = read_pack(out)
-    if told is None:
+    meta = read_pack(out)
+    if meta is None:
         if any(out.iterdir()):
             raise DataError(f"{out}: is not empty and holds no pack; choose another folder")
-        _tell(out, settings, {"written": {}})
+        _write_meta(out, settings, {"written": {}})
         return {}
-    if "source" not in told:
+    if "source" not in meta:
         raise DataError(
             f"{out}: holds a pack of an earlier version, which can only be read; choose another folder or remove it"
         )
-    changes = source.changes_since(DataFingerprint.from_plain(told["source"]))
+    changes = source.changes_since(DataFingerprint.from_plain(meta["source"]))
     if changes is not None:
         raise DataError(f"{out}: holds a pack of other data ({changes}); choose another folder or remove it")
-    differing = [name for name, value in settings.items() if told.get(name) != value]
+    differing = [name for name, value in settings.items() if meta.get(name) != value]
     if differing:
         raise DataError(f"{out}: holds a pack with another {', '.join(differing)}; choose another folder or remove it")
-    return dict(told["written"])
+    return dict(meta["written"])
 
 
-def _tell(out: Path, settings: dict[str, object], more: dict[str, object]) -> None:
+def _write_meta(out: Path, settings: dict[str, object], more: dict[str, object]) -> None:
     write_text(out / PACK, json.dumps({**settings, **more}, indent=1) + "\n")
 
 
@@ -174,7 +175,7 @@ def _add(table: ShardTable, sample: Sample, source: Source, index: int) -> None:
 def _shrunk(
     source: Source, indices: range, image_px: int, workers: int
 ) -> Iterator[tuple[Sample, UInt8[ndarray, "H W 3"]] | ImageError]:
-    """Each sample with its pixels, in order; a few are always under way."""
+    """Yield each sample with its resized pixels, or the error, in order; several are processed ahead."""
 
     def one(index: int) -> tuple[Sample, UInt8[ndarray, "H W 3"]] | ImageError:
         try:
@@ -187,7 +188,7 @@ def _shrunk(
 
 
 def shrink(pixels: UInt8[ndarray, "H W 3"], image_px: int) -> UInt8[ndarray, "H2 W2 3"]:
-    """The picture with a short side of `image_px`, or a copy of it if that is no longer than so.
+    """Return the image resized to a short side of `image_px`, or a copy if its short side is not longer.
 
     >>> shrink(np.zeros((375, 500, 3), dtype=np.uint8), 128).shape
     (128, 171, 3)

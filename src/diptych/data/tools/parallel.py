@@ -1,17 +1,17 @@
-"""Work on many samples in threads: decoding lets other threads run."""
+"""Process many samples in threads; decoding releases the GIL."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 _READ_AHEAD = 64
-"""Samples that are under way or waiting to be taken."""
+"""Maximum number of samples that are being processed or wait to be consumed."""
 
 Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[int], Result], indices: Sequence[int], *, workers: int) -> Iterator[Result]:
-    """What the work gives for each index, in their order, never more than a few of them in memory.
+    """Yield the result of `work` for each index, in order; at most 64 results are in memory at a time.
 
     >>> list(in_order(lambda index: index * index, range(4), workers=2))
     [0, 1, 4, 9]

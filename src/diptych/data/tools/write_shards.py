@@ -1,4 +1,4 @@
-"""Any source as WebDataset tars, which open_clip's and webdataset's readers take, and `shards:` reads with random access."""
+"""Write a source as WebDataset tars, for the readers of open_clip and webdataset, and for `shards:`."""
 
 import io
 import json
@@ -23,12 +23,12 @@ _ENDINGS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "b
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShards:
-    """What was written."""
+    """Summary of the written tars."""
 
     paths: tuple[Path, ...]
     num_samples: int
     skipped: tuple[tuple[str, str], ...]
-    """(key, reason) of the samples whose image cannot be read."""
+    """(key, reason) of each sample whose image cannot be read."""
 
 
 def write_shards(
@@ -39,23 +39,24 @@ def write_shards(
     layout: Layout = "webdataset",
     on_sample: Callable[[], object] | None = None,
 ) -> WrittenShards:
-    """Tars `00000.tar`, `00001.tar`, ... in a folder, each written beside its place and renamed.
+    """Write tars `00000.tar`, `00001.tar`, ... to a folder. Each tar is written to a temporary file and renamed.
 
-    A sample is its image file as it is (a drawing becomes a PNG), `.txt` with the first caption, `.cls` with the number
-    of its label, and `.json` with key, all captions, label and split; the names of the classes are in `classnames.txt`.
+    A sample consists of its unchanged image file (a decoded image becomes a PNG), a `.txt` with the first caption, a `.cls`
+    with the number of its label, and a `.json` with its key, all captions, label and split. The names of the classes are
+    written to `classnames.txt`.
 
     Args:
-        source: what is written, in its order.
-        out: the folder, which must not hold tars.
-        per_shard: samples a tar.
-        layout: `clip-benchmark` writes what its WebDataset reader takes: tars `0.tar`, `1.tar`, ... and `nshards.txt` in a
-            folder per split (`test` for samples without one), all captions in `.txt`, one a line, and the files that say what
-            the set is.
+        source: the samples, which are written in their order.
+        out: the folder, which must not contain tars.
+        per_shard: number of samples per tar.
+        layout: `clip-benchmark` writes the layout of CLIP_benchmark's WebDataset reader: tars `0.tar`, `1.tar`, ... and
+            `nshards.txt` in a folder per split (`test` for samples without one), all captions in `.txt`, one per line, and
+            files that describe the dataset.
         on_sample: called after each sample.
 
     Raises:
         ConfigError: `per_shard` is below 1.
-        DataError: the folder holds tars already, or cannot be written, or no picture can be read.
+        DataError: the folder contains tars or cannot be written, or no image can be read.
     """
     if per_shard < 1:
         raise ConfigError(f"per_shard is {per_shard}; it must be at least 1")
@@ -85,7 +86,7 @@ def write_shards(
 
 
 def _write_tars(good: Iterator[dict[str, bytes]], out: Path, per_shard: int, name: str) -> tuple[list[Path], int]:
-    """The tars of some samples, and how many samples they hold."""
+    """Write the samples, and return the paths of the tars and the number of samples."""
     out.mkdir(parents=True, exist_ok=True)
     paths, num_samples = list[Path](), 0
     sample = next(good, None)
@@ -103,7 +104,7 @@ def _write_tars(good: Iterator[dict[str, bytes]], out: Path, per_shard: int, nam
 
 
 def _write_side_files(source: Source, out: Path, layout: Layout) -> None:
-    """The names of the classes; for CLIP_benchmark also templates, or that the set is for retrieval."""
+    """Write the names of the classes; for CLIP_benchmark also the templates, or that the dataset is for retrieval."""
     files = {CLASSES: tuple(" ".join(name.split()) for name in source.classes)}
     if layout == "clip-benchmark":
         files[TEMPLATES] = tuple(template.replace("{}", "{c}") for template in source.templates)
@@ -121,7 +122,7 @@ def _readable(
     *,
     lines: bool,
 ) -> Iterator[dict[str, bytes]]:
-    """The files of every sample whose image can be decoded, by their endings."""
+    """Yield the files of each sample whose image can be decoded, by ending."""
     for i in indices:
         try:
             sample = source[i]
@@ -144,7 +145,7 @@ def _meta(sample: Sample, source: Source, split: str | None) -> dict[str, object
 
 
 def _file_of(image: ImageInput) -> tuple[bytes, str]:
-    """An image file's bytes and ending; what is no file yet becomes a PNG."""
+    """Return the bytes and ending of an image file; a decoded image is encoded as PNG."""
     if isinstance(image, str | os.PathLike):
         path = Path(image)
         try:
@@ -155,7 +156,7 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
         try:
             with open_image(image) as opened:
                 return image, _ENDINGS.get(opened.format or "", "png")
-        except Exception:  # Pillow's plug-ins raise almost anything; `decode` says what it is.
+        except Exception:  # Pillow's plug-ins raise almost anything; `decode` reports the error.
             return image, "jpg"
     buffer = io.BytesIO()
     decode(image).save(buffer, "PNG")
@@ -164,6 +165,6 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
 
 def _add(tar: tarfile.TarFile, name: str, files: dict[str, bytes]) -> None:
     for ending, content in files.items():
-        info = tarfile.TarInfo(f"{name}.{ending}")  # Without time and owner: the same source gives the same bytes.
+        info = tarfile.TarInfo(f"{name}.{ending}")  # No time and owner, so that the same source gives the same bytes.
         info.size = len(content)
         tar.addfile(info, io.BytesIO(content))
