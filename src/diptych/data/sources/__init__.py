@@ -1,1 +1,1 @@
-"""Sources: every layout that pictures and captions come in, as one sequence of samples."""
+"""Sources: read each supported layout of images and captions as a sequence of samples."""

@@ -1,4 +1,4 @@
-"""The files that CLIP_benchmark puts beside or above its tars: names of the classes, templates, and what the set is for."""
+"""The files that CLIP_benchmark stores next to or above its tars: class names, templates, and the type of the dataset."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,20 +11,20 @@ CLASSES, TEMPLATES, TYPE = "classnames.txt", "zeroshot_classification_templates.
 
 
 class BenchmarkFiles(NamedTuple):
-    """What they say; all may be missing."""
+    """Contents of the files, each of which may be missing."""
 
     classes: tuple[str, ...] = ()
-    """By the number of the label."""
+    """Class names by label number."""
     templates: tuple[str, ...] = ()
     is_retrieval: bool = False
     """Whether each line of a `.txt` is a caption."""
 
 
 def benchmark_files(folders: Iterable[Path]) -> BenchmarkFiles:
-    """Those of the folders of some tars, or of the folders above.
+    """Return the contents of the files in the given folders of tars, or in the folders above.
 
     Raises:
-        DataError: the folders have different ones, or one cannot be read.
+        DataError: the folders have different files, or a file cannot be read.
     """
     found = {_of_folder(folder): folder for folder in dict.fromkeys(folders)}
     if len(found) > 1:
@@ -48,10 +48,10 @@ def _lines(places: Iterable[Path], name: str) -> tuple[str, ...]:
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, without spaces around them; those after the last that holds something are left out.
+    """Return the stripped lines of a text file, without empty lines at its end.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         text, _ = decode_text(path.read_bytes())
@@ -61,7 +61,7 @@ def read_lines(path: Path) -> tuple[str, ...]:
 
 
 def _with_braces(templates: tuple[str, ...], folder: Path) -> tuple[str, ...]:
-    """CLIP_benchmark's `{c}` for the class as our `{}`."""
+    """Replace CLIP_benchmark's placeholder `{c}` by `{}`."""
     ours = tuple(template.replace("{c}", "{}") for template in templates if template)
     for template in ours:
         if "{}" not in template:

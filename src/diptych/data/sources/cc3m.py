@@ -1,7 +1,7 @@
-"""`cc3m:DIR`: Conceptual Captions (Sharma et al. 2018) as img2dataset leaves it, in tars or in numbered folders of files.
+"""`cc3m:DIR`: Conceptual Captions (Sharma et al. 2018) as written by img2dataset, as tars or numbered folders of files.
 
-Beside each shard lie its statistics (`00000_stats.json`), which img2dataset writes last: they say how many of the URLs still
-gave a picture, and a shard without them is not finished.
+The statistics of each shard (`00000_stats.json`) contain the number of URLs that could be downloaded. img2dataset writes them
+last, so a shard without them is unfinished.
 """
 
 import json
@@ -27,7 +27,7 @@ _NUM_LISTED = 3
 
 @dataclass
 class _Fetched:
-    """What the statistics of all shards say together."""
+    """Sum of the statistics of all shards."""
 
     num_shards: int = 0
     totals: Counter[str] = field(default_factory=Counter)
@@ -35,26 +35,26 @@ class _Fetched:
     """Shards without statistics."""
 
     def __str__(self) -> str:
-        said = []
+        notes = []
         count, successes = self.totals["count"], self.totals["successes"]
         if successes < count:
             download, resize = self.totals["failed_to_download"], self.totals["failed_to_resize"]
             reasons = f"{download:,} failed to download, {resize:,} to be resized"
-            said.append(f"{successes:,} of {count:,} URLs were fetched ({reasons})")
+            notes.append(f"{successes:,} of {count:,} URLs were fetched ({reasons})")
         if self.unfinished:
             first = ", ".join(path.name for path in self.unfinished[:_NUM_LISTED]) + (
                 ", ..." if len(self.unfinished) > _NUM_LISTED else ""
             )
             num = f"{len(self.unfinished)} of {self.num_shards} shards"
-            said.append(f"{num} are unfinished, without _stats.json ({first}); img2dataset goes on if it is run again")
-        return "; ".join(said)
+            notes.append(f"{num} are unfinished, without _stats.json ({first}); img2dataset goes on if it is run again")
+        return "; ".join(notes)
 
 
 def read_cc3m(location: str) -> Source:
-    """The pictures that were fetched, with a caption each; what was not is counted, and said in a warning.
+    """Return the downloaded images with their captions. A warning reports failed downloads and samples that are left out.
 
     Raises:
-        DataError: there is no such folder, or no picture in it yet: the message says how to fetch them.
+        DataError: the folder does not exist or contains no images. The message explains how to download them.
     """
     root = Path(location)
     if root.suffix == ".tsv" and root.is_file():
@@ -66,17 +66,17 @@ def read_cc3m(location: str) -> Source:
         raise _nothing_there(root)
     fetched = _statistics([path for path, _ in tars or folders])
     source, left_out = _from_tars(root, tars, fetched) if tars else _from_folders(root, folders)
-    said = [str(fetched)] if str(fetched) else []
+    notes = [str(fetched)] if str(fetched) else []
     if left_out:
         listed = ", ".join(f"{count} with {reason}" for reason, count in left_out.most_common())
-        said.append(f"{left_out.total()} of {len(source) + left_out.total()} samples are left out: {listed}")
-    if said:
-        warnings.warn(f"cc3m:{root}: {'; '.join(said)}", DiptychWarning, stacklevel=2)
+        notes.append(f"{left_out.total()} of {len(source) + left_out.total()} samples are left out: {listed}")
+    if notes:
+        warnings.warn(f"cc3m:{root}: {'; '.join(notes)}", DiptychWarning, stacklevel=2)
     return source
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, str | None]]:
-    """Where shards may lie, and the split that the folder's name gives them."""
+    """Yield the folders that may contain shards, and the split that each folder's name implies."""
     yield root, None
     for name, split in _SPLITS.items():
         if (root / name).is_dir():
@@ -84,23 +84,23 @@ def _folders(root: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The shards of img2dataset's `--output_format files`."""
+    """Return the shards that img2dataset writes with `--output_format files`."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
 
 
 def _statistics(shards: Sequence[Path]) -> _Fetched:
     fetched = _Fetched(num_shards=len(shards))
-    bare = []
+    without_stats = []
     for shard in shards:
         try:
             content = json.loads(shard.with_name(f"{shard.stem}_stats.json").read_text(encoding="utf-8"))
             names = ("count", "successes", "failed_to_download", "failed_to_resize")
             fetched.totals.update({name: int(content[name]) for name in names})
-        except (OSError, ValueError, KeyError, TypeError):  # Not there, or not written to its end.
-            bare.append(shard)
-    # Tars under names of their own and without any statistics were put up by somebody, and are whole.
-    is_copy = len(bare) == len(shards) and not any(shard.stem.isdigit() for shard in shards)
-    fetched.unfinished = [] if is_copy else bare
+        except (OSError, ValueError, KeyError, TypeError):  # Missing, or not completely written.
+            without_stats.append(shard)
+    # Renamed tars without any statistics are a published copy and complete.
+    is_copy = len(without_stats) == len(shards) and not any(shard.stem.isdigit() for shard in shards)
+    fetched.unfinished = [] if is_copy else without_stats
     return fetched
 
 
@@ -116,7 +116,7 @@ def _from_tars(
 
 
 def _has_samples(path: Path) -> bool:
-    """Whether anything of a tar that img2dataset has not finished is there yet."""
+    """Return whether an unfinished tar of img2dataset contains samples already."""
     try:
         return len(LocalTar(path).index().keys) > 0
     except DataError:
@@ -124,7 +124,7 @@ def _has_samples(path: Path) -> bool:
 
 
 def _split_in_name(name: str) -> str | None:
-    """The split of a tar that is called after it.
+    """Return the split in the name of a tar; None if there is none.
 
     >>> _split_in_name("cc3m-validation-0007"), _split_in_name("00007")
     ('val', None)
@@ -137,7 +137,7 @@ def _from_folders(root: Path, folders: Sequence[tuple[Path, str | None]]) -> tup
     builder, left_out = ListingBuilder(root, where=root), Counter[str]()
     for folder, split in folders:
         for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
-            caption = _caption_beside(path)
+            caption = _caption_of(path)
             if caption:
                 builder.add(path.relative_to(root).as_posix(), [caption], split=split)
             else:
@@ -145,8 +145,8 @@ def _from_folders(root: Path, folders: Sequence[tuple[Path, str | None]]) -> tup
     return builder.build(check_images=False), left_out
 
 
-def _caption_beside(image: Path) -> str:
-    """From the text file, else from the JSON; empty if neither has one."""
+def _caption_of(image: Path) -> str:
+    """Return the caption in the text file, else that in the JSON file; empty if there is none."""
     try:
         return image.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -169,7 +169,7 @@ def _nothing_there(root: Path) -> DataError:
 
 
 def _not_fetched(table: Path) -> DataError:
-    """How to fetch the pictures of a table; the official one lacks the heading that img2dataset needs."""
+    """Return an error that explains how to fetch the images of a table. The official table lacks the header row."""
     with table.open(encoding="utf-8", errors="replace") as file:
         has_heading = "url" in file.readline().lower().split()
     heading = "" if has_heading else rf"sed -i '1s/^/caption\turl\n/' {table} && "

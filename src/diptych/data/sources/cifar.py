@@ -1,7 +1,7 @@
-"""`cifar10` and `cifar100` (Krizhevsky 2009): the official archives, packed or unpacked, or pictures in class folders.
+"""`cifar10` and `cifar100` (Krizhevsky 2009): the official archives, packed or unpacked, or images in class folders.
 
-The python archives are pickles. They are read by an unpickler that knows NumPy's arrays and nothing else, so that no code of
-a file is ever run.
+The Python archives are pickles. They are read by an unpickler that allows only NumPy arrays, so that no code from a file is
+executed.
 """
 
 import hashlib
@@ -31,22 +31,22 @@ from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, tem
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two data sets: its files and what they are called."""
+    """Files and names of one of the two datasets."""
 
     name: str
     pickles: Mapping[str, tuple[str, ...]]
-    """Files of each split in the python archive."""
+    """Files of each split in the Python archive."""
     binaries: Mapping[str, tuple[str, ...]]
-    """The same in the binary archive."""
+    """Files of each split in the binary archive."""
     label_key: str
     names_file: tuple[str, str]
-    """Pickle with the classes' names, and their key in it."""
+    """Pickle with the class names, and their key in it."""
     names_text: str
-    """Text file with the names in the binary archive."""
+    """Text file with the class names in the binary archive."""
     label_bytes: int
-    """Bytes before each picture in the binary archive; the last one is the class."""
+    """Bytes before each image in the binary archive; the last one is the class."""
     checksums: Mapping[str, str]
-    """MD5 of the official archives."""
+    """MD5 checksums of the official archives."""
 
 
 CIFAR10 = Cifar(
@@ -80,7 +80,7 @@ _PICTURE = 3 * 32 * 32
 
 
 class CifarSource(Source):
-    """Pictures of 32x32 px, held in memory, with five captions each made from the class's name."""
+    """Images of 32x32 pixels in memory, with captions made from the class names and templates."""
 
     is_decoded = True
 
@@ -92,12 +92,12 @@ class CifarSource(Source):
     ) -> None:
         self.classes = tuple(readable(name) for name in classes)
         self.templates = templates
-        self._places = [(split, i) for split, (pictures, _) in parts.items() for i in range(len(pictures))]
+        self._split_numbers = [(split, i) for split, (pictures, _) in parts.items() for i in range(len(pictures))]
         self._pictures = np.concatenate([pictures for pictures, _ in parts.values()])
         self._labels = np.concatenate([labels for _, labels in parts.values()])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._split_numbers)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
@@ -106,30 +106,38 @@ class CifarSource(Source):
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Each template around the class's name."""
+        """Return each template with the name of the class."""
         return filled(self.templates, self.classes[self._labels[index]])
 
     def key(self, index: int) -> str:
-        """Split and number, as in `train/00042`."""
-        split, number = self._places[index]
+        """Return the split and the number within it, as in `train/00042`."""
+        split, number = self._split_numbers[index]
         return f"{split}/{number:05d}"
 
     def split(self, index: int) -> str | None:
-        """`train` or `test`."""
-        return self._places[index][0]
+        """Return `train` or `test`."""
+        return self._split_numbers[index][0]
 
     def label(self, index: int) -> int:
-        """The picture's class."""
+        """Return the class of the image."""
         return int(self._labels[index])
 
 
 def read_cifar10(location: str) -> Source:
-    """CIFAR-10 in a folder or archive; fetched into the cache where no location is given."""
+    """Return CIFAR-10 from a folder or archive; without a location, it is downloaded to the cache.
+
+    Raises:
+        DataError: the files are missing or damaged, or cannot be downloaded.
+    """
     return _read(CIFAR10, location)
 
 
 def read_cifar100(location: str) -> Source:
-    """CIFAR-100 in a folder or archive, with its fine labels; fetched into the cache where no location is given."""
+    """Return CIFAR-100 with its fine labels from a folder or archive; without a location, it is downloaded to the cache.
+
+    Raises:
+        DataError: the files are missing or damaged, or cannot be downloaded.
+    """
     return _read(CIFAR100, location)
 
 
@@ -153,7 +161,7 @@ def _read(cifar: Cifar, location: str) -> Source:
 
 
 def _archive_in(cifar: Cifar, folder: Path) -> Path | None:
-    """An official archive in a folder, or a zip of class folders that is named after the set."""
+    """Return the official archive in a folder, or a zip of class folders that is named after the dataset."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return next(
         (
@@ -168,7 +176,7 @@ def _archive_in(cifar: Cifar, folder: Path) -> Path | None:
 def _from_files(
     cifar: Cifar, read: Callable[[str], bytes | None], path: Path, templates: tuple[str, ...]
 ) -> CifarSource:
-    """From whichever of the two layouts the files are in."""
+    """Return the source from the files of the Python or the binary archive."""
     names_pickle, names_text = read(cifar.names_file[0]), read(cifar.names_text)
     if names_pickle is None and names_text is None:
         raise DataError(f"{path}: holds neither {cifar.names_file[0]} nor {cifar.names_text} of {cifar.name}")
@@ -214,14 +222,14 @@ def _parse_binary(content: bytes, cifar: Cifar) -> tuple[NDArray[np.uint8], NDAr
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows what an array is made of. Any other name in the file is refused before it is looked up."""
+    """Allows only the globals that NumPy arrays need. Any other global is refused without importing it."""
 
     def find_class(self, module: str, name: str) -> Any:
         array = np.zeros(0).__reduce__()[0]
         known = {"_reconstruct": array, "ndarray": np.ndarray, "dtype": np.dtype}
         if module.split(".", maxsplit=1)[0] == "numpy" and name in known:
             return known[name]
-        if (module, name) == ("_codecs", "encode"):  # How protocol 2 writes bytes.
+        if (module, name) == ("_codecs", "encode"):  # Pickle protocol 2 encodes bytes with it.
             return lambda text, encoding: text.encode(encoding)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
 
@@ -235,7 +243,7 @@ def _folder_reader(folder: Path) -> Callable[[str], bytes | None]:
 
 
 def _archive_reader(cifar: Cifar, path: Path) -> Callable[[str], bytes | None]:
-    """Files of a tar by their last name; an archive that is called as the official one must be it."""
+    """Return a function that gives a file of a tar by its base name. An archive with an official name is verified."""
     expected = cifar.checksums.get(path.name)
     if expected is not None and _md5(path) != expected:
         raise DataError(f"{path}: is damaged or incomplete; its MD5 is not {expected}. Fetch it again.")
@@ -260,7 +268,10 @@ def _md5(path: Path) -> str:
 
 
 def _download(cifar: Cifar) -> Path:
-    """The python archive in the cache, fetched once. `DIPTYCH_CIFAR_URL` names another place than the authors'."""
+    """Return the path of the Python archive in the cache; download it if necessary.
+
+    The environment variable `DIPTYCH_CIFAR_URL` replaces the authors' URL.
+    """
     name = next(iter(cifar.checksums))
     path = cache_folder() / name
     if path.is_file():
@@ -269,8 +280,8 @@ def _download(cifar: Cifar) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as tmp:
-            with urlopen(url, timeout=30) as answer, tmp.open("wb") as file:
-                while block := answer.read(2**20):
+            with urlopen(url, timeout=30) as response, tmp.open("wb") as file:
+                while block := response.read(2**20):
                     file.write(block)
             if _md5(tmp) != cifar.checksums[name]:
                 raise DataError(

@@ -1,4 +1,4 @@
-"""`class-folder:DIR`: one folder a class, as in ImageNet; captions are templates around the class's name. Also as a zip."""
+"""`class-folder:DIR`: one folder per class, as in ImageNet, or a zip of them; captions are templates with the class name."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from diptych.data.storage.tree import FolderTree, Tree, ZipTree, open_tree
 
 
 class LabelledPictures(Source):
-    """Pictures with a class each, and no words but the class's name."""
+    """Images that have a class but no captions of their own."""
 
     can_be_sampled = True
 
@@ -57,7 +57,7 @@ class LabelledPictures(Source):
         self._labels = np.array([number[name] for name in names], dtype=np.int32)[self._names.codes()]
 
     def to_arrays(self) -> dict[str, NDArray[Any]] | None:
-        """What `from_arrays` takes, ready for a file; None if the pictures lie in a zip."""
+        """Return the arguments of `from_arrays`, for storage in a file; None if the images are in a zip."""
         if not isinstance(self._tree, FolderTree):
             return None
         facts = {
@@ -76,7 +76,7 @@ class LabelledPictures(Source):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "LabelledPictures":
-        """The source that gave these arrays."""
+        """Return the source whose `to_arrays` returned these arrays."""
         facts = json.loads(str(arrays["facts"]))
         return cls(
             FolderTree(Path(facts["root"])),
@@ -89,7 +89,7 @@ class LabelledPictures(Source):
         )
 
     def under_first_rule(self) -> "LabelledPictures":
-        """The classes are numbered in the order of their names as text."""
+        """Return the source with its classes in the order of their names as text."""
         source = copy(self)
         source._number_classes(is_natural=False)
         return source
@@ -104,57 +104,57 @@ class LabelledPictures(Source):
         return Sample(key=key, image=self._tree.image(key), captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Each template around the class's name."""
+        """Return each template with the name of the class."""
         return filled(self.templates, self.classes[self._labels[index]])
 
     def key(self, index: int) -> str:
-        """Path of the picture from the root."""
+        """Return the path of the image from the root."""
         return self._keys[index]
 
     def split(self, index: int) -> str | None:
-        """The folder above the classes, if it is called after a split."""
+        """Return the split that the folder above the classes names; None if it names none."""
         code = int(self._splits[index])
         return None if code < 0 else self._split_names[code]
 
     def label(self, index: int) -> int:
-        """The picture's class."""
+        """Return the class of the image."""
         return int(self._labels[index])
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the file."""
+        """Return the size of the image file in bytes; None if it is unknown."""
         return self._tree.size(self._keys[index])
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
-        """Keys, captions, labels and splits of some rows at once."""
+        """Return the keys, captions, labels and splits of several rows."""
         labels = self._labels[rows].astype(np.int64)
         none = GroupedTexts(TextColumn(), np.empty(0, dtype=np.int64), 0)
         captions, counts = none.followed_by(filled(self.templates, name) for name in self.classes).take(labels)
         return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the files of some rows at once; -1 for those that are missing."""
+        """Return the sizes of several image files in bytes; -1 for missing files."""
         files = self.image_files(rows)
         return super().image_sizes(rows) if files is None else files.sizes
 
     def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
-        """The states of the files of some rows; None if they lie in a zip."""
+        """Return the states of several image files; None if the images are in a zip."""
         if not isinstance(self._tree, FolderTree):
             return None
         return file_states(self._keys.take(rows).paths(self._tree.root))
 
     def image_stamp(self) -> str | None:
-        """The state of the zip file, if the pictures lie in one."""
+        """Return the state of the zip file; None if the images are not in a zip."""
         return settled_stamp([self._tree.path]) if isinstance(self._tree, ZipTree) else None
 
 
 def read_class_folder(location: str) -> LabelledPictures:
-    """`DIR/class/picture`, or `DIR/train/class/picture` beside `DIR/val/...`.
+    """Read images in `DIR/class/`, or in `DIR/train/class/`, `DIR/val/class/` and so on.
 
-    `?templates=FILE` gives other templates, `?classes=a,b` names the folders that are classes, `?order=text` numbers them as
-    text, as before numbers in them counted as numbers.
+    `?templates=FILE` selects other templates, `?classes=a,b` names the class folders, and `?order=text` sorts the class names
+    as text instead of sorting numbers in them by value.
 
     Raises:
-        DataError: there is no such folder or zip, no class folders with pictures in it, or splits beside classes.
+        DataError: the folder or zip does not exist or contains no class folders with images, or splits and classes are mixed.
     """
     path, options = read_location(location, ("templates", "classes", "order"))
     if options.get("order", "text") != "text":
@@ -192,7 +192,7 @@ def read_class_folder(location: str) -> LabelledPictures:
 
 
 def _count_spellings(folders: set[str], counter: OddityCounter) -> None:
-    """Folders of one class whose names are the same letters in other code points."""
+    """Count the folders whose names differ only in their Unicode normalization; they are merged into one class."""
     seen = set[str]()
     for folder in sorted(folders):
         if (name := normalize("NFC", folder)) in seen:

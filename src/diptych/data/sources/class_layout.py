@@ -1,4 +1,4 @@
-"""Where in the paths of pictures their classes stand, and in which order classes are numbered."""
+"""Detect which folder in the paths of images is the class, and define the order of classes."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -13,27 +13,27 @@ _MAX_NAMED = 3
 
 
 class Layout(NamedTuple):
-    """Which folder of a path is what."""
+    """The roles of the folders in a path."""
 
     class_depth: int
-    """Number of folders above the one that is called after the class."""
+    """Number of folders above the class folder."""
     has_splits: bool
-    """Whether the folder above it is called after a split."""
+    """Whether the folder above the class folder is a split."""
 
 
 def find_layout(
     paths: Sequence[Sequence[str]], *, where: str, wanted: Collection[str], counter: OddityCounter
 ) -> Layout:
-    """The layout of pictures whose paths are given in parts; a lone folder above the classes is looked into, and counted.
+    """Return the layout of the images. A single folder above the class folders is skipped and counted.
 
     Args:
-        paths: each picture's folders and name.
+        paths: the folders and the file name of each image.
         where: the source, for messages.
-        wanted: names of the folders that are classes; empty if all are.
-        counter: counts the folders looked into.
+        wanted: names of the class folders; empty if all folders are classes.
+        counter: counts the skipped folders.
 
     Raises:
-        DataError: folders of splits lie beside others, or a class that is wanted is not there.
+        DataError: folders of splits and other folders are mixed, or a wanted class folder is missing.
     """
     depth = 0
     while _is_lone_folder(paths, depth, wanted):
@@ -56,7 +56,7 @@ def find_layout(
 
 
 def _is_lone_folder(paths: Sequence[Sequence[str]], depth: int, wanted: Collection[str]) -> bool:
-    """Whether there is one folder at a depth, which has no picture itself and is called neither as a split nor as wanted."""
+    """Return whether a depth has a single folder that contains no images directly and is neither a split nor wanted."""
     if not paths or len(paths[0]) < depth + 3:
         return False
     name = paths[0][depth]
@@ -78,12 +78,12 @@ def _layout_of_wanted(paths: Sequence[Sequence[str]], depth: int, *, where: str,
 
 
 def _folders(paths: Sequence[Sequence[str]], depth: int) -> set[str]:
-    """Names of the folders at a depth; a picture there is none."""
+    """Return the names of the folders at a depth, without images at that depth."""
     return {normalize("NFC", name) for name in {parts[depth] for parts in paths if len(parts) > depth + 1}}
 
 
 def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """What class names are sorted by: numbers within them count as numbers.
+    """Return the sort key of a class name; numbers within names are sorted by value.
 
     >>> sorted(["class10", "class2", "b", "7", "10"], key=natural_key)
     ['7', '10', 'b', 'class2', 'class10']

@@ -1,4 +1,4 @@
-"""`coco:FILE` or `coco:DIR`: COCO's captions (Lin et al. 2014), `captions_*.json` beside folders of images."""
+"""`coco:FILE` or `coco:DIR`: COCO captions (Lin et al. 2014), as `captions_*.json` and folders of images."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from diptych.data.storage.inputs import looked_up, reads, warn
 
 
 def read_coco(location: str) -> Listing:
-    """One file, or all of a folder, whose names say the split: `captions_train2017.json` has images in `train2017`.
+    """Read one caption file, or all in a folder. The names give the split: `captions_train2017.json` has images in `train2017`.
 
     Raises:
-        DataError: a file is missing or in another layout, or images are not there.
+        DataError: a file is missing or has another layout, or images are missing.
     """
     path, options = read_location(location, ("root",))
     files = _caption_files(path)
@@ -47,18 +47,18 @@ def _common_root(files: list[Path]) -> Path:
 
 
 def _image_folder(root: Path, name: str) -> str:
-    """The folder of a file's images, from the root."""
-    places = (name, f"images/{name}", "images")
+    """Return the folder of a caption file's images, relative to the root."""
+    candidates = (name, f"images/{name}", "images")
     for folder in (root, root / "images"):
         reads(folder)
-    found = next((place for place in places if looked_up(root / place).is_dir()), None)
+    found = next((candidate for candidate in candidates if looked_up(root / candidate).is_dir()), None)
     if found is None:
-        raise DataError(f"{root}: has none of {', '.join(places)}; say where the images are: coco:FILE?root=DIR")
+        raise DataError(f"{root}: has none of {', '.join(candidates)}; say where the images are: coco:FILE?root=DIR")
     return found
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """Captions by the image's file name."""
+    """Return the captions by image file name."""
     reads(path)
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -68,8 +68,9 @@ def _read(path: Path) -> dict[str, list[str]]:
             captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: is not in COCO's layout ({type(error).__name__}: {error})") from None
-    bare = [name for name in names.values() if name not in captions]
-    if bare:
-        text = f"{path}: {len(bare)} of {len(names)} images have no caption and are left out (the first: {bare[0]})"
+    uncaptioned = [name for name in names.values() if name not in captions]
+    if uncaptioned:
+        what = f"{len(uncaptioned)} of {len(names)} images have no caption"
+        text = f"{path}: {what} and are left out (the first: {uncaptioned[0]})"
         warn(text)
     return captions

@@ -1,4 +1,4 @@
-"""Pictures that are in the data twice, to the byte."""
+"""Find and merge samples whose images are identical to the byte."""
 
 import os
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +18,7 @@ from diptych.data.sources.subset import Subset
 from diptych.data.storage.blocks import RowColumns
 
 _TAIL = 4096
-"""Bytes at the end of a file that are looked at first: of two photos of one size they hardly ever agree."""
+"""Bytes at the end of a file that are compared first; two photos of the same size rarely agree in them."""
 
 
 def copy_groups(
@@ -28,17 +28,17 @@ def copy_groups(
     apart_in: Sequence[Hashable] | NDArray[np.integer[Any]] | None = None,
     files: FileStates | None = None,
 ) -> list[list[int]]:
-    """Groups of two or more samples whose pictures are equal to the byte; samples of unknown size are copies of nothing.
+    """Return groups of two or more samples whose images are identical to the byte. Images of unknown size are never grouped.
 
-    Only pictures of one size are opened, and only those that agree in their last bytes are read. Samples with the same file, as
-    rows of one path or hard links are, open it once.
+    Only images of equal size are opened, and only those that agree in their last bytes are read completely. A file that several
+    samples share, by path or hard link, is opened once.
 
     Args:
         source: the samples.
-        indices: those that are compared.
-        apart_in: something of each sample of the source, such as its split; groups in which it is the same for all are left
-            out, and so are most of the reads.
-        files: the states of the image files of `indices` if they were looked up already.
+        indices: numbers of the samples to compare.
+        apart_in: a property of each sample of the source, such as its split. Groups in which it is the same for all samples are
+            left out, which avoids most reads.
+        files: the states of the image files of `indices` if they are known already.
     """
     rows = np.asarray(indices, dtype=np.int64)
     files = source.image_files(rows) if files is None else files
@@ -50,26 +50,26 @@ def copy_groups(
         apart=None if apart_in is None else _numbered(apart_in)[rows],
     ).parted(sizes)
     for last in (_TAIL, None):
-        found = found.parted(found.marks(partial(_content_mark, source, last)))
+        found = found.parted(found.numbers(partial(_content_hash, source, last)))
     return sorted(found.rows_of_groups())
 
 
 class _Candidates(NamedTuple):
-    """Samples that may be copies: the row, the group, an id of the file, and what must differ within a group."""
+    """Groups of samples that may be copies: row, group id, file id, and the property that must differ within a group."""
 
     rows: NDArray[np.int64]
     groups: NDArray[np.int64]
     file_ids: NDArray[np.int64]
     apart: NDArray[np.int64] | None
 
-    def parted(self, marks: NDArray[np.int64]) -> "_Candidates":
-        """The groups split by a mark of each sample, without samples whose mark is -1.
+    def parted(self, values: NDArray[np.int64]) -> "_Candidates":
+        """Return the groups split by a value of each sample, without samples whose value is -1.
 
-        Groups of one sample are left out, and those of one kind where kinds must differ.
+        Groups of one sample are dropped, as are groups in which the property `apart` is the same for all samples.
         """
-        chosen = np.flatnonzero(marks >= 0)
-        order = chosen[np.lexsort((marks[chosen], self.groups[chosen]))]
-        pairs = np.stack([self.groups[order], marks[order]])
+        valid = np.flatnonzero(values >= 0)
+        order = valid[np.lexsort((values[valid], self.groups[valid]))]
+        pairs = np.stack([self.groups[order], values[order]])
         starts = np.flatnonzero(np.concatenate([[True], (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)])[: len(order)])
         lengths = np.diff(starts, append=len(order))
         is_kept = lengths > 1
@@ -82,21 +82,21 @@ class _Candidates(NamedTuple):
             self.rows[kept], groups, self.file_ids[kept], None if self.apart is None else self.apart[kept]
         )
 
-    def marks(self, mark: Callable[[int], Hashable | None]) -> NDArray[np.int64]:
-        """A number for the mark of each sample, -1 for None; computed once per file."""
+    def numbers(self, value: Callable[[int], Hashable | None]) -> NDArray[np.int64]:
+        """Return a number for the value of each sample, -1 for None. The value is computed once per file."""
         numbers: dict[Hashable, int] = {None: -1}
         _, first, inverse = np.unique(self.file_ids, return_index=True, return_inverse=True)
-        of_files = [numbers.setdefault(mark(row), len(numbers)) for row in self.rows[first].tolist()]
+        of_files = [numbers.setdefault(value(row), len(numbers)) for row in self.rows[first].tolist()]
         return np.array(of_files, dtype=np.int64)[inverse]
 
     def rows_of_groups(self) -> list[list[int]]:
-        """The rows of each group, in the order of `rows`."""
+        """Return the rows of each group, in the order of `rows`."""
         ends = np.flatnonzero(np.diff(self.groups)) + 1
         return [part.tolist() for part in np.split(self.rows, ends) if len(part)]
 
 
 def _numbered(values: Sequence[Hashable] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """A number for each value, the same for equal ones."""
+    """Return a number for each value; equal values get the same number."""
     if isinstance(values, np.ndarray):
         return values.astype(np.int64)
     numbers: dict[Hashable, int] = {}
@@ -104,7 +104,7 @@ def _numbered(values: Sequence[Hashable] | NDArray[np.integer[Any]]) -> NDArray[
 
 
 class MergedCopies(Subset):
-    """A source with each picture once: the first of the samples whose pictures are equal, with the captions of all."""
+    """A source without repeated images: of samples with identical images, the first one is kept, with the captions of all."""
 
     def __init__(self, source: Source, groups: Sequence[Sequence[int]]) -> None:
         repeats = {i for group in groups for i in group[1:]}
@@ -113,24 +113,24 @@ class MergedCopies(Subset):
         self._group_of = {group[0]: group for group in groups}
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions of all samples with this picture, each once."""
+        """Return the distinct captions of all samples with this image."""
         row = self.indices[index]
         texts = (text for i in self._group_of.get(row, (row,)) for text in self.source.captions(i))
         return tuple(dict.fromkeys(texts))
 
     def columns(self, _rows: NDArray[np.int64], /) -> RowColumns | None:
-        """None: captions of several samples are put together."""
+        """Return None, because the captions of several samples are combined."""
         return None
 
 
 def merge_copies(source: Source) -> Source:
-    """The source with each picture once (`MergedCopies`); itself if no picture is repeated."""
+    """Return the source without repeated images (`MergedCopies`), or the source itself if no image is repeated."""
     groups = copy_groups(source, range(len(source)))
     return MergedCopies(source, groups) if groups else source
 
 
-def _content_mark(source: Source, last: int | None, index: int) -> bytes | None:
-    """A hash of the sample's image file, or of its pixels, or of so many of their last bytes; None if it cannot be read."""
+def _content_hash(source: Source, last: int | None, index: int) -> bytes | None:
+    """Return a hash of the image file or pixels of a sample, or of their last `last` bytes; None if they cannot be read."""
     try:
         image = source[index].image
         if isinstance(image, str | Path):

@@ -1,4 +1,4 @@
-"""Grays of 12 bits in files of 16: cameras and scanners write them, and divided by 256 they are nearly black."""
+"""Detect 16-bit grayscale files with 12-bit values, as cameras and scanners write them; scaled as 16 bits, they look black."""
 
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ _BITS = 12
 
 
 class TwelveBits(Subset):
-    """A source whose 16-bit grays hold 12 bits: they are scaled as such. All else is as in the source."""
+    """A source whose 16-bit grayscale images are scaled as 12-bit values. Everything else is as in the wrapped source."""
 
     def __init__(self, source: Source, oddity: Oddity) -> None:
         super().__init__(source, range(len(source)))
@@ -34,14 +34,14 @@ class TwelveBits(Subset):
         return replace(sample, image=np.asarray(decode(sample.image, gray_bits=_BITS)))
 
     def under_first_rule(self) -> "TwelveBits":
-        """The same under split rule 1."""
+        """Return the same wrapper around the source under split rule 1."""
         return TwelveBits(self.source.under_first_rule(), self._oddity)
 
 
 def with_depth(source: Source) -> Source:
-    """The source, or one that scales its 16-bit grays by 12 bits if none of those looked at needs more.
+    """Return the source, or a wrapper (`TwelveBits`) if none of its 16-bit grayscale images has a value above 4095.
 
-    Looked at are the PNG and TIFF files among up to 64 samples, evenly spread.
+    Only the PNG and TIFF files among up to 64 evenly spaced samples are checked.
     """
     if not (source.can_be_sampled and len(source)):
         return source
@@ -58,13 +58,13 @@ def with_depth(source: Source) -> Source:
 
 
 def _image(source: Source, index: int) -> ImageInput | None:
-    """The image of a sample; None if its key has the suffix of another format than PNG or TIFF."""
+    """Return the image of a sample; None if its key has the suffix of a format other than PNG and TIFF."""
     suffix = PurePosixPath(source.key(index)).suffix.lower()
     if suffix in IMAGE_SUFFIXES and suffix not in _DEEP_SUFFIXES:
         return None
     try:
         return source[index].image
-    except ImageError:  # Of a damaged zip or tar.
+    except ImageError:  # The zip or tar is damaged.
         return None
 
 
@@ -79,7 +79,7 @@ def _is_deep(image: ImageInput) -> bool:
     try:
         with open_image(image) as opened:
             return opened.mode.startswith("I;16")
-    except Exception:  # Pillow raises almost anything; decoding says what it is.
+    except Exception:  # Pillow raises almost anything; decoding reports the error.
         return False
 
 
@@ -88,5 +88,5 @@ def _highest(image: ImageInput) -> int:
     try:
         with open_image(image) as opened:
             return int(np.asarray(opened).max())
-    except Exception:  # As above.
+    except Exception:  # As in `_is_deep`.
         return 0

@@ -1,10 +1,10 @@
 """`flickr30k:DIR` and `flickr8k:DIR`: the Kaggle dumps (images and a table) and Karpathy's split JSON.
 
-Without DIR the dumps are fetched from Kaggle.
+Without DIR, the dumps are downloaded from Kaggle.
 
-Flickr30k's table (`results.csv`) is separated by `|` with spaces around it, and one row of it lacks its second separator;
-Flickr8k's (`captions.txt`) is separated by commas. Karpathy's file
-(`dataset_*.json`), where present, says which images are train, val and test (Karpathy & Fei-Fei 2015).
+Flickr30k's table (`results.csv`) is separated by `|` with spaces around it, and one of its rows lacks the second separator.
+Flickr8k's table (`captions.txt`) is separated by commas. Karpathy's file (`dataset_*.json`), if present, defines the splits
+train, val and test (Karpathy & Fei-Fei 2015).
 """
 
 import csv
@@ -31,20 +31,30 @@ _FLICKR8K = "adityajn105/flickr8k/versions/1"
 
 
 def read_flickr30k(location: str) -> Listing:
-    """Flickr30k in a folder; fetched from Kaggle where no location is given."""
+    """Return Flickr30k from a folder; without a location, it is downloaded from Kaggle.
+
+    Raises:
+        ConfigError: the extra for Kaggle is not installed.
+        DataError: as for `read_flickr`, or the download fails.
+    """
     return read_flickr(Path(location) if location else fetch_from_kaggle(_FLICKR30K, kind="flickr30k"))
 
 
 def read_flickr8k(location: str) -> Listing:
-    """Flickr8k in a folder; fetched from Kaggle where no location is given."""
+    """Return Flickr8k from a folder; without a location, it is downloaded from Kaggle.
+
+    Raises:
+        ConfigError: the extra for Kaggle is not installed.
+        DataError: as for `read_flickr`, or the download fails.
+    """
     return read_flickr(Path(location) if location else fetch_from_kaggle(_FLICKR8K, kind="flickr8k"))
 
 
 def read_flickr(root: Path) -> Listing:
-    """Samples of a Flickr dump, keyed by file name, all captions each.
+    """Return the samples of a Flickr dump with all their captions; the keys are file names.
 
     Raises:
-        DataError: the folder is missing or empty, holds no captions, or captions name images that are not there.
+        DataError: the folder is missing, contains no captions, or images are missing.
     """
     folder = _dump(root)
     splits_file = _only_one(sorted(folder.glob("dataset_*.json")))
@@ -66,7 +76,7 @@ def read_flickr(root: Path) -> Listing:
 
 
 def _only_one(files: list[Path]) -> Path | None:
-    """The first, if there is any; a warning where there are others."""
+    """Return the first file, or None; warn if there are several."""
     if len(files) > 1:
         others = ", ".join(path.name for path in files[1:])
         text = f"{files[0].parent}: holds several files of one kind; {files[0].name} is read, and not {others}"
@@ -75,20 +85,20 @@ def _only_one(files: list[Path]) -> Path | None:
 
 
 def _compare(table: Path, captions: Collection[str], splits_file: Path, splits: Collection[str]) -> None:
-    """A warning where the two files do not name the same images."""
-    said = []
+    """Warn if the two files do not name the same images."""
+    differences = []
     for name, lacking, what in (
         (splits_file.name, set(splits) - set(captions), "are left out, for want of captions"),
         (table.name, set(captions) - set(splits), "are put into a split by their keys"),
     ):
         if lacking:
-            said.append(f"{len(lacking)} images that {name} alone names {what} (the first: {min(lacking)})")
-    if said:
-        warnings.warn(f"{table.parent}: {'; '.join(said)}", DiptychWarning, stacklevel=4)
+            differences.append(f"{len(lacking)} images that {name} alone names {what} (the first: {min(lacking)})")
+    if differences:
+        warnings.warn(f"{table.parent}: {'; '.join(differences)}", DiptychWarning, stacklevel=4)
 
 
 def _dump(root: Path) -> Path:
-    """The folder with the captions: the one that is named, or the only one up to two levels below."""
+    """Return the folder with the captions: the given one, or the only one up to two levels below it."""
     level = [existing_folder(root, kind="flickr30k")]
     for _ in range(3):
         found = [folder for folder in level if _has_captions(folder)]
@@ -106,12 +116,12 @@ def _has_captions(folder: Path) -> bool:
 
 
 def has_tokens(folder: Path) -> bool:
-    """Whether a folder, or one in it, holds the authors' own captions: `Flickr8k.token.txt`, `results_20130124.token`."""
-    return any(_token_files(place) for place in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())))
+    """Return whether a folder or a subfolder has the authors' captions: `Flickr8k.token.txt`, `results_20130124.token`."""
+    return any(_token_files(path) for path in (folder, *(entry for entry in folder.iterdir() if entry.is_dir())))
 
 
 def _token_files(folder: Path) -> list[Path]:
-    """Without Flickr8k's lemmas, which are no sentences."""
+    """Return the caption files of the authors, without Flickr8k's lemmatized captions."""
     found = (*folder.glob("*.token"), *folder.glob("*.token.txt"))
     return sorted(path for path in found if ".lemma." not in path.name and not path.name.startswith("."))
 
@@ -120,15 +130,15 @@ def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ..
     captions: dict[str, list[str]] = {}
     text, _ = decode_text(path.read_bytes())
     for number, line in enumerate(text.split("\n"), start=1):
-        place, tab, caption = line.rstrip("\r").partition("\t")
-        name, mark, _ = place.rpartition("#")
+        image, tab, caption = line.rstrip("\r").partition("\t")
+        name, sign, _ = image.rpartition("#")
         if not line.strip():
             continue
-        if not tab or not mark:
+        if not tab or not sign:
             raise DataError(f"{path}: line {number} is not 'image#number<TAB>caption': {line[:80]!r}")
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             captions.setdefault(name, []).append(caption.strip())
-        else:  # Flickr8k has 2258277193_586949ec62.jpg.1, which is no file.
+        else:  # Flickr8k lists 2258277193_586949ec62.jpg.1, which does not exist.
             oddities.add("captions of what is no picture's name", "left out", name)
     if not captions:
         raise DataError(f"{path}: holds no captions")
@@ -136,7 +146,7 @@ def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ..
 
 
 def _listed_splits(folder: Path) -> dict[str, str]:
-    """By image the split of Flickr8k's lists: `Flickr_8k.trainImages.txt` and so on."""
+    """Return the split by image name, from Flickr8k's lists (`Flickr_8k.trainImages.txt` and so on)."""
     lists = ((path, re.fullmatch(r".*[._](\w+)Images\.txt", path.name)) for path in sorted(folder.glob("*Images.txt")))
     return {
         name.strip(): found[1]
@@ -165,7 +175,7 @@ def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def is_flickr8k(path: Path) -> bool:
-    """Whether a file is a table of Kaggle's with commas: `image,caption`, or with the comment's number between them."""
+    """Return whether a file is a comma-separated table from Kaggle: `image,caption`, optionally with a number in between."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         heading = [name.strip() for name in file.readline().lower().split(",")]
     return len(heading) in {2, 3} and heading[0] in {"image", "image_name"} and heading[-1] in {"caption", "comment"}
@@ -209,12 +219,11 @@ def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, st
 
 
 def _image_folder(folder: Path) -> Path:
-    bases = (
-        (folder, folder.parent) if _token_files(folder) else (folder,)
-    )  # Their authors' texts have a folder of their own.
+    # The authors distribute their captions in a separate folder.
+    bases = (folder, folder.parent) if _token_files(folder) else (folder,)
     for base in bases:
         for name in ("images", "flickr30k_images", "flickr30k-images", "Images", "Flicker8k_Dataset"):
-            for found in (base / name / name, base / name):  # Kaggle's Flickr30k has the folder in itself.
+            for found in (base / name / name, base / name):  # Kaggle's Flickr30k nests the folder in itself.
                 if found.is_dir():
                     return found
     return folder

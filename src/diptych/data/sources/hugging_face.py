@@ -1,7 +1,7 @@
-"""`hf:NAME_OR_DIR`: a set of Hugging Face's `datasets`, from a folder of `save_to_disk`, from files, or from the hub.
+"""`hf:NAME_OR_DIR`: a dataset of Hugging Face `datasets`, from a folder of `save_to_disk`, from files, or from the hub.
 
-Texts and labels are read once, when the set is opened. Pictures stay in its Arrow tables, as the bytes or the path that they
-were stored as, until a sample is asked for; `datasets` never decodes them.
+Captions and labels are read once, when the dataset is opened. Images are read from the Arrow tables, as bytes or paths, when a
+sample is accessed; `datasets` never decodes them.
 """
 
 import re
@@ -32,7 +32,7 @@ _BATCH = 1000
 
 
 class HuggingFaceSource(Source):
-    """The rows of one or several tables that have a picture; keys are the split's name and the row's number."""
+    """The rows of one or several tables that have an image; the keys consist of the split's name and the row number."""
 
     can_be_sampled = True
 
@@ -52,7 +52,7 @@ class HuggingFaceSource(Source):
         self._ends = np.array(ends, dtype=np.int64)
         self._captions = GroupedTexts(self._rows.texts, np.array(self._rows.row_of_text, dtype=np.int64), len(self))
         self._labels, self._splits = self._rows.labels.codes(), self._rows.splits.codes()
-        self._refuse_what_is_empty(where)
+        self._check_not_empty(where)
         named = next(iter(classes)) if len(classes) == 1 else ()
         self.classes, class_of_label = class_names(named or self._rows.labels.names, in_order=bool(named))
         number = dict(zip(named or self._rows.labels.names, class_of_label.tolist(), strict=True))
@@ -61,7 +61,7 @@ class HuggingFaceSource(Source):
         self.oddities = self._rows.oddities.oddities()
         self.templates = templates or (() if self._captions.filled().all() else FIVE_TEMPLATES)
 
-    def _refuse_what_is_empty(self, where: str) -> None:
+    def _check_not_empty(self, where: str) -> None:
         num_seen = self._rows.num_seen
         if not len(self):
             lacks = "a caption or a label" if self._rows.num_without_picture < num_seen else "a picture"
@@ -81,28 +81,28 @@ class HuggingFaceSource(Source):
         )
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The row's captions; templates around its class's name where it has none, or where templates were asked for."""
+        """Return the row's captions, or templates with its class name if it has none or if templates are given."""
         label = self.label(index)
         name = None if label is None else self.classes[label]
         return captions_or_filled(self._captions[index], name, self._given_templates)
 
     def key(self, index: int) -> str:
-        """The split's name in the set and the row's number there, as in `train/000000123`."""
+        """Return the split's name in the dataset and the row number within it, as in `train/000000123`."""
         name = self._names[self._table(index)]
         return f"{name}{'/' if name else ''}{self._rows.numbers[index]:09d}"
 
     def split(self, index: int) -> str | None:
-        """What the row's column `split` says, else the split of the set; `validation` and `valid` are `val`."""
+        """Return the value of the column `split`, else the split of the table; `validation` and `valid` become `val`."""
         code = int(self._splits[index])
         return None if code < 0 else self._rows.splits.names[code]
 
     def label(self, index: int) -> int | None:
-        """The row's class, if it has one."""
+        """Return the row's class; None if it has none."""
         code = int(self._labels[index])
         return None if code < 0 else self._label_of_code[code]
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the stored picture, or of the file whose path is stored."""
+        """Return the size in bytes of the stored image, or of the file whose path is stored; None if it cannot be read."""
         if self._rows.sizes[index] >= 0:
             return self._rows.sizes[index]
         try:
@@ -111,7 +111,7 @@ class HuggingFaceSource(Source):
             return None
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
+        """Return the keys, captions, labels and splits of several rows; None if captions are made from templates."""
         if self.templates:
             return None
         captions, counts = self._captions.take(rows)
@@ -126,7 +126,7 @@ class HuggingFaceSource(Source):
         table = self._table(index)
         try:
             value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
-        except Exception as error:  # Of Arrow's, where its file was damaged.
+        except Exception as error:  # Arrow raises errors of several classes for damaged files.
             raise ImageError(f"{self.key(index)}: cannot be read from its table ({error})") from None
         if isinstance(value, bytes):
             return value
@@ -134,7 +134,7 @@ class HuggingFaceSource(Source):
 
 
 class _Rows:
-    """What is kept of the rows beside their pictures, one split after another."""
+    """The columns of all splits, concatenated, without the images."""
 
     def __init__(self) -> None:
         self.numbers, self.sizes = array("q"), array("q")
@@ -144,13 +144,13 @@ class _Rows:
         self.oddities = OddityCounter()
 
     def add(self, table: Any, columns: Columns, *, split: str | None) -> None:
-        """All rows of a table that have a picture."""
+        """Add all rows of a table that have an image."""
         rows = table.with_format("arrow").select_columns(
-            list({columns.image: 0} | dict.fromkeys(columns.beside_image()))
+            list({columns.image: 0} | dict.fromkeys(columns.without_image()))
         )
         for start, batch in zip(range(0, len(table), _BATCH), rows.iter(batch_size=_BATCH), strict=True):
             sizes, is_there = _sizes(batch.column(columns.image))
-            values = {name: batch.column(name).to_pylist() for name in columns.beside_image()}
+            values = {name: batch.column(name).to_pylist() for name in columns.without_image()}
             for i in np.flatnonzero(is_there).tolist():
                 texts = list(chain.from_iterable(self._texts(values[name][i], start + i) for name in columns.captions))
                 label = _label(values[columns.label][i], columns.classes) if columns.label else None
@@ -169,7 +169,7 @@ class _Rows:
             self.num_seen += len(batch)
 
     def _texts(self, value: str | list[str | None] | None, row: int) -> list[str]:
-        """The captions of a cell that are not empty."""
+        """Return the captions of a cell that are not empty."""
         texts = value if isinstance(value, list) else [value]
         kept = [text.strip() for text in texts if text and text.strip()]
         if len(kept) < len(texts):
@@ -179,12 +179,12 @@ class _Rows:
 
 def _label(value: str | int | None, classes: tuple[str, ...]) -> str | None:
     if isinstance(value, int):
-        return classes[value] if value >= 0 else None  # -1 is what unlabelled test splits have.
+        return classes[value] if value >= 0 else None  # Unlabeled test splits use -1.
     return value or None
 
 
 def _sizes(column: Any) -> tuple[list[int], Any]:
-    """Of each picture its bytes (-1: only a path is stored), and whether it is there; no picture is read for it."""
+    """Return the size of each image in bytes (-1 if only a path is stored), and whether it exists, without reading images."""
     import pyarrow  # noqa: PLC0415  (of the extra)
     from pyarrow import compute  # noqa: PLC0415
 
@@ -198,7 +198,7 @@ def _sizes(column: Any) -> tuple[list[int], Any]:
 
 
 def _pictures(table: Any, name: str) -> Any:
-    """The table with its pictures alone, which are handed over as they are stored."""
+    """Return the table with only its image column, which is returned as stored."""
     from datasets import Image, Value  # noqa: PLC0415  (an extra)
 
     alone = table.with_format(None).select_columns([name])
@@ -206,11 +206,11 @@ def _pictures(table: Any, name: str) -> Any:
 
 
 def read_hf(location: str) -> HuggingFaceSource:
-    """`NAME_OR_DIR?image=COL&caption=COL&label=COL&split=NAME&config=NAME&templates=FILE`; all options may be left out.
+    """Read `NAME_OR_DIR?image=COL&caption=COL&label=COL&split=NAME&config=NAME&templates=FILE`; all options are optional.
 
     Raises:
         ConfigError: the extra is not installed.
-        DataError: there is no such set, it cannot be opened, or its columns do not give pictures with captions or labels.
+        DataError: the dataset does not exist or cannot be opened, or it has no columns of images with captions or labels.
     """
     try:
         import_module("datasets")
@@ -228,17 +228,17 @@ def read_hf(location: str) -> HuggingFaceSource:
 
 
 def as_tables(opened: Any, *, where: str) -> dict[str, Any]:
-    """The tables of a `Dataset` or `DatasetDict` by their splits' names; the name is empty where there is none.
+    """Return the tables of a `Dataset` or `DatasetDict` by split name; the name is empty if the split is unknown.
 
     Raises:
-        DataError: it is an `IterableDataset`, or something else.
+        DataError: the object is an `IterableDataset`, or of another class.
     """
     from datasets import Dataset, DatasetDict  # noqa: PLC0415  (an extra)
 
     if isinstance(opened, DatasetDict):
         return {str(name): table for name, table in opened.items()}
     if isinstance(opened, Dataset):
-        named = re.match(r"\w+(?=$|\[)", str(opened.split or ""))  # It may be cut, as in train[:10%].
+        named = re.match(r"\w+(?=$|\[)", str(opened.split or ""))  # It may have a slice, as in train[:10%].
         return {named.group() if named else "": opened}
     raise DataError(f"{where}: is {type(opened).__name__}, not a Dataset; streamed sets have no random access")
 
@@ -259,7 +259,7 @@ def _opened(path: Path, options: Mapping[str, str], where: str) -> Any:
             return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path.absolute()))
         if not path.is_file() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(path)):
             return datasets.load_dataset(str(path), config)
-    except Exception as error:  # Of several libraries: Arrow's, the network's, the hub's, the operating system's.
+    except Exception as error:  # Arrow, the network, the hub and the operating system raise many classes.
         raise _not_opened(path, error, where) from None
     if path.is_file():
         raise DataError(f"{where}: is no file that hf: reads; those end in {', '.join(_BUILDERS)}")
@@ -267,7 +267,7 @@ def _opened(path: Path, options: Mapping[str, str], where: str) -> Any:
 
 
 def _not_opened(path: Path, error: Exception, where: str) -> DataError:
-    """What `datasets` says, on one line, and a way out."""
+    """Return an error with the message of `datasets` on one line, and advice."""
     reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
     kind = type(error).__name__
     if path.is_dir() and kind in {"EmptyDatasetError", "DataFilesNotFoundError"}:

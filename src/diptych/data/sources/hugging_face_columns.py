@@ -1,4 +1,4 @@
-"""Which column of a `datasets` set holds the pictures, the captions, the labels and the splits."""
+"""Find the columns of images, captions, labels and splits in a Hugging Face dataset."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,37 +11,38 @@ _IMAGE = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "pixel_values
 _CAPTION = ("caption", "captions", "text", "texts", "sentence", "sentences", "txt", "title", "description", "prompt")
 _LABEL = ("label", "labels", "class", "category", "fine_label")
 _SPLIT = "split"
-"""What a column may be called, the likeliest first. Upper and lower case are one."""
+"""Usual names of the columns, the likeliest first. Case is ignored."""
 
 _STORED = r"struct<(path: (large_)?string, )?bytes: (large_)?binary(, path: (large_)?string)?>"
-"""How Arrow calls a picture's type where the file does not say that it holds pictures."""
+"""Arrow's type of an image column in files without the type information of `datasets`."""
 OPTIONS = ("image", "caption", "label", "split", "config", "templates")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns; None for one that the set has not."""
+    """Names of the columns; None for a missing column."""
 
     image: str
     captions: tuple[str, ...]
-    """One column, or several with a caption each."""
+    """One column, or several with one caption each."""
     label: str | None
     split: str | None
-    """Texts such as `train`, in sets that keep all rows in one split."""
+    """Column of texts such as `train`, in datasets that store all rows in one split."""
     classes: tuple[str, ...]
-    """Names of the labels, where the set's own type of the column has them."""
+    """Names of the labels, if the type of the column defines them."""
 
-    def beside_image(self) -> list[str]:
-        """All others, each once."""
+    def without_image(self) -> list[str]:
+        """Return the distinct names of all columns but the image."""
         named = (*self.captions, self.label, self.split)
         return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def find_columns(features: Mapping[str, Any], options: Mapping[str, str], *, where: str) -> Columns:
-    """The columns that the options name, or that have a usual name and a type that fits.
+    """Return the columns that the options name, or that have a usual name and a fitting type.
 
     Raises:
-        DataError: there is no column of pictures, or of captions or labels, or several may be meant: all are listed.
+        DataError: there is no column of images, or none of captions or labels, or the choice is ambiguous. The message lists
+            all columns.
     """
     kinds = {name: _kind(feature) for name, feature in features.items()}
     image = _one("image", ("image", "binary"), kinds, options, where) or _image(kinds, where)
@@ -58,7 +59,7 @@ def find_columns(features: Mapping[str, Any], options: Mapping[str, str], *, whe
 
 
 def _kind(feature: Any) -> str:
-    """`image`, `binary` (a file's bytes), `label` (with names), `text`, `texts`, or what else the type is called."""
+    """Return `image`, `binary` (bytes of a file), `label` (with names), `text`, `texts`, or Arrow's name of another type."""
     from datasets import ClassLabel, Features, Image  # noqa: PLC0415  (an extra)
 
     arrow = Features({"it": feature}).arrow_schema.field("it").type
@@ -74,7 +75,7 @@ def _kind(feature: Any) -> str:
 def _one(
     option: str, wanted: tuple[str, ...], kinds: Mapping[str, str], options: Mapping[str, str], where: str
 ) -> str | None:
-    """The column that the option names, None if it names none."""
+    """Return the column that the option names; None if the option is not given."""
     name = options.get(option)
     if name is None:
         return None
@@ -92,7 +93,7 @@ def _usual(names: Iterable[str], wanted: tuple[str, ...], kinds: Mapping[str, st
 
 
 def _image(kinds: Mapping[str, str], where: str) -> str:
-    """The only column of pictures, or the one with a usual name; plain bytes need the name."""
+    """Return the only column of images, or the one with a usual name; a column of plain bytes must have a usual name."""
     images = [name for name, kind in kinds.items() if kind == "image"]
     found = images[0] if len(images) == 1 else _usual(_IMAGE, ("image",) if images else ("binary",), kinds)
     if found is None:
@@ -102,7 +103,7 @@ def _image(kinds: Mapping[str, str], where: str) -> str:
 
 
 def _captions(kinds: Mapping[str, str], options: Mapping[str, str], where: str) -> tuple[str, ...]:
-    """One column, or several: those that the option names with commas between, or `caption_0`, `caption_1` and so on."""
+    """Return one column, or several: those in the comma-separated option, or `caption_0`, `caption_1` and so on."""
     if "caption" in options:
         names = (options["caption"],) if options["caption"] in kinds else options["caption"].split(",")
         found = [_one("caption", ("text", "texts"), kinds, {"caption": name.strip()}, where) for name in names]

@@ -1,4 +1,4 @@
-"""The fingerprint of a source's rows: from whole columns if the source has them, else row by row, with the same result."""
+"""Compute the fingerprint of a source, from columns if the source provides them, else row by row, with the same result."""
 
 from contextlib import closing
 from hashlib import sha256
@@ -16,16 +16,16 @@ from diptych.data.storage.blocks import RowColumns
 from diptych.data.storage.columns import NameColumn, TextColumn
 
 _CHUNK = 1 << 16
-"""Rows at a time: memory does not grow with the number of rows."""
+"""Rows per chunk, so that memory does not grow with the number of rows."""
 
 
 def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataFingerprint:
-    """The fingerprint of all samples of a source, in their order.
+    """Return the fingerprint of all samples of a source, in their order.
 
     Args:
         source: the samples.
-        pictures: `sizes` looks up the size of each picture file and opens none; a picture replaced by another of the same
-            size is not noticed. `contents` reads every picture that the cache of checksums does not hold yet.
+        pictures: `sizes` uses the size of each image file without opening it, so that an image replaced by another one of the
+            same size is not detected. `contents` reads every image whose checksum is not in the cache yet.
     """
     builder = FingerprintBuilder(pictures)
     with closing(FileDigests()) as digests:
@@ -41,22 +41,22 @@ def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataF
 
 
 def split_hash(source: Source) -> str:
-    """The short form of the fingerprint: figures with the same hash were measured on the same pictures and texts."""
+    """Return the short form of the fingerprint; metrics with the same hash were measured on the same images and texts."""
     return fingerprint_data(source).short
 
 
 def columns_by_row(source: Source, rows: NDArray[np.int64]) -> RowColumns:
-    """The columns of some rows of a source that does not keep them as columns."""
+    """Return the columns of several rows of a source that does not implement `columns`."""
     keys, captions, splits = TextColumn(), TextColumn(), NameColumn()
     counts, labels = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), -1, dtype=np.int64)
-    for place, index in enumerate(rows.tolist()):
+    for row, index in enumerate(rows.tolist()):
         keys.append(source.key(index))
         texts = source.captions(index)
-        counts[place] = len(texts)
+        counts[row] = len(texts)
         for text in texts:
             captions.append(text)
         label = source.label(index)
-        labels[place] = -1 if label is None else label
+        labels[row] = -1 if label is None else label
         splits.append(source.split(index))
     return RowColumns(
         keys=keys.take(np.arange(len(keys))),
@@ -76,7 +76,7 @@ def _add_columns(builder: FingerprintBuilder, columns: RowColumns) -> None:
 
 
 def _digests(source: Source, rows: NDArray[np.int64], digests: FileDigests) -> NDArray[np.uint8]:
-    """32 bytes for each picture; zeros for one that cannot be read."""
+    """Return the 32-byte digest of each image; zeros for an unreadable image."""
     found = bytearray()
     for index in rows.tolist():
         try:
@@ -87,7 +87,7 @@ def _digests(source: Source, rows: NDArray[np.int64], digests: FileDigests) -> N
 
 
 def image_digest(image: ImageInput, digests: FileDigests) -> bytes:
-    """SHA-256 of a picture's file, or of its pixels and their shape; a path is looked up in the cache of digests first.
+    """Return the SHA-256 of an image file, or of the pixels and their shape; the digest of a path may come from the cache.
 
     Raises:
         OSError: the file cannot be read.

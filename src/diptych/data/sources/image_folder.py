@@ -1,4 +1,4 @@
-"""`text-folder:DIR`: a `.txt` next to each picture; `image-folder:DIR`: Hugging Face's folder with `metadata.jsonl`."""
+"""`text-folder:DIR`: a `.txt` next to each image; `image-folder:DIR`: Hugging Face's `imagefolder` with `metadata.jsonl`."""
 
 import os
 from collections.abc import Iterator
@@ -22,16 +22,17 @@ _METADATA = ("metadata.jsonl", "metadata.csv")
 _CAPTION_SUFFIXES = (".txt", ".caption")
 _NUM_LOOKED_AT = 50
 EMBEDDED = "embedded"
-"""Captions that the picture files themselves hold."""
+"""Option value for captions inside the image files."""
 
 
 def read_text_folder(location: str) -> Listing:
-    """The pictures below a folder, captions from `NAME.txt` or `NAME.caption`; those without one are left out and counted.
+    """Read the images below a folder, with captions from `NAME.txt` or `NAME.caption`.
 
-    `?captions=embedded` takes the captions that the picture files themselves hold (`images/embedded.py`).
+    Images without a caption are left out and counted. `?captions=embedded` uses the captions inside the image files
+    (`images/embedded.py`).
 
     Raises:
-        DataError: there is no such folder, or no picture in it has a caption.
+        DataError: the folder does not exist, or none of its images has a caption.
     """
     path, options = read_location(location, ("captions",))
     if options.get("captions", EMBEDDED) != EMBEDDED:
@@ -40,7 +41,9 @@ def read_text_folder(location: str) -> Listing:
     builder, oddities = ListingBuilder(root, where=root), OddityCounter()
     num_kept = 0
     for name in FolderTree(root).names(oddities):
-        captions = _embedded(root / name, name, oddities) if options else _beside(root / name, name, oddities)
+        captions = (
+            _embedded(root / name, name, oddities) if options else _caption_file_texts(root / name, name, oddities)
+        )
         if captions:
             builder.add(name, captions)
             num_kept += 1
@@ -63,7 +66,7 @@ def _embedded(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...
 
 
 def without_captions(folder: Path) -> DataError:
-    """What to say of a folder of pictures alone."""
+    """Return the error for a folder of images without captions or classes."""
     return DataError(
         f"{folder}: holds pictures without captions or classes; put a .txt with the caption next to each, sort them into "
         f"one folder per class, or take the captions inside the files: {folder}?captions={EMBEDDED}. Searching needs neither: "
@@ -72,10 +75,10 @@ def without_captions(folder: Path) -> DataError:
 
 
 def read_image_folder(location: str) -> Listing:
-    """`metadata.jsonl` or `metadata.csv` with `file_name`, in the folder or in those below, which are then the splits.
+    """Read `metadata.jsonl` or `metadata.csv` with a column `file_name`, in the folder or in its subfolders (splits).
 
     Raises:
-        DataError: there is none, or it cannot be read as `json:` and `csv:` do.
+        DataError: there is no such file, or it cannot be read as `json:` or `csv:`.
     """
     root = existing_folder(Path(location), kind="image-folder")
     files = list(_metadata_files(root))
@@ -97,18 +100,18 @@ def read_image_folder(location: str) -> Listing:
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether `image-folder:` reads it."""
+    """Return whether `image-folder:` can read a folder."""
     return any(True for _ in _metadata_files(folder))
 
 
 def is_text_folder(folder: Path) -> bool:
-    """Whether most of its first pictures have a text next to them."""
+    """Return whether most of the first 50 images in a folder have a caption file."""
     first = list(islice(FolderTree(folder).names(OddityCounter()), _NUM_LOOKED_AT))
     return 2 * sum(_caption_file(folder / name) is not None for name in first) > len(first)
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether any picture lies in the folder or below."""
+    """Return whether a folder or one of its subfolders contains an image."""
     return bool(FolderTree(folder).names(OddityCounter()))
 
 
@@ -121,7 +124,7 @@ def _metadata_files(root: Path) -> Iterator[Path]:
         yield from [folder / name for name in _METADATA if looked_up(folder / name).is_file()][:1]
 
 
-def _beside(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
+def _caption_file_texts(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
     path = _caption_file(image)
     if path is None:
         return ()
@@ -133,5 +136,5 @@ def _beside(image: Path, name: str, oddities: OddityCounter) -> tuple[str, ...]:
 
 
 def _caption_file(image: Path) -> Path | None:
-    places = (image.with_suffix(spelled) for suffix in _CAPTION_SUFFIXES for spelled in (suffix, suffix.upper()))
-    return next((path for path in places if path.is_file()), None)
+    paths = (image.with_suffix(spelled) for suffix in _CAPTION_SUFFIXES for spelled in (suffix, suffix.upper()))
+    return next((path for path in paths if path.is_file()), None)
