@@ -182,7 +182,7 @@ def test_what_is_no_such_folder(tmp_path: Path) -> None:
     for name, message in {
         "": "holds no tars, nor numbered folders of pictures",
         "gone": "no such folder",
-        "a.zip": "is a file; cc3m: wants a folder",
+        "a.zip": "is a file; cc3m: needs a folder",
     }.items():
         with pytest.raises(DataError, match=message):
             open_source(f"cc3m:{tmp_path / name}")

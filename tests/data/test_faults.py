@@ -213,7 +213,7 @@ def test_a_pack_that_is_cut_off_in_use_does_not_kill_the_process(tmp_path: Path)
     source = open_source(f"packed:{tmp_path / 'out'}")
     assert broken(source) == []
     os.truncate(tmp_path / "out" / "00000.pixels", 0)
-    assert all("00000.pixels: was cut off while it was read; pack again" in reason for reason in broken(source))
+    assert all("00000.pixels: was truncated while it was read; pack again" in reason for reason in broken(source))
     assert len(broken(source)) == 4
 
 
@@ -257,7 +257,7 @@ def test_cocos_files_that_name_the_same_image(tmp_path: Path) -> None:
     assert any(
         "captions_val2017.json: 1 of 2 images have no caption and are left out (the first: b.png)" in t for t in texts
     )
-    assert any("rows of 1 of 3 images disagree on the split; the last holds: images/a.png (val)" in t for t in texts)
+    assert any("rows of 1 of 3 images disagree on the split; the last one is used: images/a.png (val)" in t for t in texts)
 
 
 def test_rows_that_disagree_on_a_label(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_text_beside_a_picture_is_noticed(tmp_path: Path, read: list[str]) -> 
 
 def _opened_by_splits(source: Source, **settings: Any) -> tuple[list[str], int]:
     """The splits, and how many pictures were opened for them."""
-    with patch.object(copies, "_content_mark", side_effect=copies._content_mark) as opened:
+    with patch.object(copies, "_content_hash", side_effect=copies._content_hash) as opened:
         return Splits(source, **settings).names, opened.call_count
 
 

@@ -79,11 +79,11 @@ def test_packing_again_goes_on_and_mends(source: Source, tmp_path: Path, harm: s
             del told["written"]["00002"], told["checksums"]
             (out / "pack.json").write_text(json.dumps(told), "utf-8")
             (out / "00002.npz").unlink()
-            with pytest.raises(DataError, match="is not whole; pack again, with the same settings, to go on"):
+            with pytest.raises(DataError, match="is incomplete; pack again with the same settings to continue"):
                 open_source(f"packed:{out}")
         case "cut":
             pixels.write_bytes(pixels.read_bytes()[:100])
-            with pytest.raises(DataError, match=r"00001\.pixels: is missing or was cut off; pack again to mend it"):
+            with pytest.raises(DataError, match=r"00001\.pixels: is missing or truncated; pack again to repair it"):
                 open_source(f"packed:{out}")
         case "flipped bit":
             pixels.write_bytes(b"\x01" + pixels.read_bytes()[1:])

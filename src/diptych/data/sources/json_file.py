@@ -1,4 +1,4 @@
-"""`json:FILE`: a list of {"image": path, "caption": text or "captions": [texts]}, as JSON or one object a line."""
+"""`json:FILE`: a list of {"image": path, "caption": text or "captions": [texts]}, as JSON or JSON Lines."""
 
 import codecs
 import json
@@ -18,12 +18,13 @@ _OTHER_NAMES = {"image": ("file_name", "filename", "filepath", "image_path"), "c
 
 
 def read_json(location: str) -> Listing:
-    """Image paths are relative to the file's folder, or to `?root=DIR`.
+    """Read a JSON file. Image paths are relative to the file's folder, or to `?root=DIR`.
 
-    Optional keys: "split", and "label", a class name, which becomes captions where there are none (`?templates=FILE`).
+    Optional keys are "split", and "label", a class name from which captions are made if there are none (`?templates=FILE`).
 
     Raises:
-        DataError: the file is missing or no list, a row lacks a key (which row, which keys it has), an image is not there.
+        DataError: the file is missing or not a list, a row lacks a key (the message names the row and its keys), or an image
+            is missing.
     """
     path, options = read_location(location, ("root", "templates"))
     existing_file(path, kind="json")
@@ -41,12 +42,12 @@ def read_json(location: str) -> Listing:
 
 
 def _rows(path: Path) -> Iterator[Any]:
-    """One by one: a million lines are never in memory at once."""
+    """Yield the rows one by one, so that a JSON Lines file is never completely in memory."""
     reads(path)
     if path.suffix.lower() in {".jsonl", ".ndjson"}:
         number = 0
         try:
-            with path.open("rb") as file:  # Bytes: U+2028 and its like end no line here.
+            with path.open("rb") as file:  # In text mode, characters such as U+2028 would end a line.
                 for line in file:
                     number += 1
                     if not line.isspace():
@@ -65,7 +66,7 @@ def _rows(path: Path) -> Iterator[Any]:
 
 
 def _usual_names(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with `image` and `caption` for what other tools call so, where it has none of its own.
+    """Return the row with `image` and `caption` added if it has only other usual names for them.
 
     >>> _usual_names({"file_name": "a.jpg", "text": "a dog"})
     {'file_name': 'a.jpg', 'text': 'a dog', 'image': 'a.jpg', 'caption': 'a dog'}
@@ -79,7 +80,7 @@ def _usual_names(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(row: Any) -> str | None:
-    """What is wrong with a row, as the end of a sentence about it; None if nothing is."""
+    """Return what is wrong with a row, as the end of a sentence about it; None if the row is valid."""
     if not isinstance(row, dict):
         return f" is {_json_name(row)}, not an object"
     if "image" not in row or not ("caption" in row or "captions" in row or "label" in row):

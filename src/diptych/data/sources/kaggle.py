@@ -1,4 +1,4 @@
-"""Data sets from Kaggle, through `kagglehub` and its cache."""
+"""Download datasets from Kaggle with `kagglehub` and its cache."""
 
 import sys
 from contextlib import redirect_stdout
@@ -10,16 +10,16 @@ _PAGES = "https://www.kaggle.com/datasets"
 
 
 def fetch_from_kaggle(handle: str, *, kind: str) -> Path:
-    """The folder of a handle such as `owner/name/versions/1`; what was fetched before is not fetched again.
+    """Return the local folder of a dataset such as `owner/name/versions/1`; download it if it is not in the cache.
 
-    With the version named, Kaggle is not asked for what the cache holds. `KAGGLEHUB_CACHE` and Kaggle's credentials mean what
-    they mean to `kagglehub`.
+    Since the handle includes the version, no request is sent if the dataset is in the cache. `kagglehub` uses the environment
+    variable `KAGGLEHUB_CACHE` and Kaggle's credentials.
 
     Raises:
         ConfigError: the extra is not installed.
-        DataError: it cannot be fetched.
+        DataError: the dataset cannot be downloaded.
     """
-    with redirect_stdout(sys.stderr):  # Where kagglehub logs; stdout is for results.
+    with redirect_stdout(sys.stderr):  # kagglehub writes its log to stdout, which is for results.
         try:
             import kagglehub  # noqa: PLC0415  (an extra)
         except ImportError:
@@ -27,7 +27,7 @@ def fetch_from_kaggle(handle: str, *, kind: str) -> Path:
             raise ConfigError(f"{message}; a folder that is there already is given as {kind}:DIR") from None
         try:
             return Path(kagglehub.dataset_download(handle))
-        except Exception as error:  # Of several libraries: the network's, Kaggle's, the operating system's.
+        except Exception as error:  # The network, Kaggle and the operating system raise many classes.
             reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
     page = f"{_PAGES}/{handle.partition('/versions/')[0]}"
     raise DataError(

@@ -1,4 +1,4 @@
-"""Listings that were read before, from the cache folder; valid while every file and folder that was read is unchanged."""
+"""Cache of listings; an entry is valid while all files and folders that were read for it are unchanged."""
 
 import json
 import os
@@ -19,31 +19,31 @@ from diptych.data.storage.inputs import recorded_inputs, warn
 from diptych.images.formats import FORMATS
 
 KINDS = frozenset({"class-folder", "coco", "csv", "image-folder", "json", "text-folder", "tsv-folder"})
-"""Kinds whose readers name all that they read with `inputs.reads`."""
+"""Kinds whose readers record everything that they read with `inputs.reads`."""
 _CACHE_VERSION = 2
-"""To be raised with any change that could make another source of the same files."""
+"""Increment it with any change that could produce another source from the same files."""
 
 
 def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
-    """The source that `read` returns with its kind, from the cache if it was read before and nothing has changed since.
+    """Return the source from the cache if it was read before and nothing has changed since, else from `read`.
 
-    Sources of 10,000 samples or more are kept, unless the working folder was removed.
+    Sources of 10,000 samples or more are cached, unless the working directory was removed.
 
     Args:
-        spec: what the user calls the source.
-        read: reads it.
+        spec: the source as the user specifies it.
+        read: returns the kind of the source, and the source.
     """
     try:
         working_folder = os.getcwd()  # noqa: PTH109
     except OSError:
         return read()[1]
     is_path = os.path.exists(spec.partition(":")[2])  # noqa: PTH110  (whether a question mark begins options)
-    pictures = [PIL.__version__, sorted(FORMATS)]  # They decide which files are pictures, and the warnings.
+    pictures = [PIL.__version__, sorted(FORMATS)]  # They determine which files are images, and the warnings.
     key = [_CACHE_VERSION, spec, working_folder, skips_missing(), is_path, pictures]
     cache = ArrayCache()
-    kept = cache.get("listing", key)
-    if kept is not None and _is_valid(kept):
-        return _source(kept)
+    cached = cache.get("listing", key)
+    if cached is not None and _is_valid(cached):
+        return _source(cached)
     with recorded_inputs() as inputs:
         kind, source = read()
     states = inputs.states()
@@ -52,22 +52,22 @@ def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
         if arrays is not None:
             paths = inputs.paths.to_arrays()
             arrays |= {f"input_{name}": array for name, array in paths.items()}
-            kept_type = np.array(type(source).__name__)
+            type_name = np.array(type(source).__name__)
             warned = np.array(json.dumps(inputs.warned))
-            cache.put("listing", key, {**arrays, "input_states": states.table, "warned": warned, "type": kept_type})
+            cache.put("listing", key, {**arrays, "input_states": states.table, "warned": warned, "type": type_name})
     return source
 
 
-def _is_valid(kept: dict[str, NDArray[Any]]) -> bool:
-    paths = list(TextColumn.from_arrays(kept["input_bytes"], kept["input_ends"]))
-    return np.array_equal(file_states(paths).table, kept["input_states"])
+def _is_valid(cached: dict[str, NDArray[Any]]) -> bool:
+    paths = list(TextColumn.from_arrays(cached["input_bytes"], cached["input_ends"]))
+    return np.array_equal(file_states(paths).table, cached["input_states"])
 
 
-def _source(kept: dict[str, NDArray[Any]]) -> Source:
-    for text in json.loads(str(kept["warned"])):
+def _source(cached: dict[str, NDArray[Any]]) -> Source:
+    for text in json.loads(str(cached["warned"])):
         warn(text)
     types: dict[str, type[Listing] | type[LabelledPictures]] = {
         "Listing": Listing,
         "LabelledPictures": LabelledPictures,
     }
-    return types[str(kept["type"])].from_arrays(kept)
+    return types[str(cached["type"])].from_arrays(cached)

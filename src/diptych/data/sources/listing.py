@@ -1,4 +1,4 @@
-"""A source that is a list of image files with captions: what every reader of caption files returns."""
+"""A source of image files with captions, which all readers of caption files return."""
 
 import json
 import os
@@ -28,13 +28,13 @@ _skips_missing: ContextVar[bool] = ContextVar("skips_missing", default=False)
 
 
 def skips_missing() -> bool:
-    """Whether readers leave out rows whose image is not there."""
+    """Return whether readers leave out rows whose image is missing."""
     return _skips_missing.get()
 
 
 @contextmanager
 def missing_images(*, skip: bool) -> Iterator[None]:
-    """Within the block, readers of caption files leave out rows whose image is not there, with a warning, if `skip` is set."""
+    """Context manager in which readers of caption files leave out rows whose image is missing, with a warning, if `skip`."""
     token = _skips_missing.set(skip)
     try:
         yield
@@ -43,11 +43,11 @@ def missing_images(*, skip: bool) -> Iterator[None]:
 
 
 class Listing(Source):
-    """Samples whose images are files; the key is the path from the root, or the absolute path of a file that lies elsewhere."""
+    """Samples whose images are files; the key is the path from the root, or the absolute path of a file outside the root."""
 
     can_be_sampled = True
     was_absolute = False
-    """Whether all paths were absolute in the file."""
+    """Whether all paths in the caption file were absolute."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Listing(Source):
         self._labels, self._splits, self._split_names = labels, splits, split_names
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """What `from_arrays` takes, ready for a file."""
+        """Return the arguments of `from_arrays`, for storage in a file."""
         facts = {
             "root": str(self.root),
             "classes": self.classes,
@@ -84,7 +84,7 @@ class Listing(Source):
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Listing":
-        """The listing that gave these arrays."""
+        """Return the listing whose `to_arrays` returned these arrays."""
         facts = json.loads(str(arrays["facts"]))
         listing = cls(
             Path(facts["root"]),
@@ -109,42 +109,42 @@ class Listing(Source):
         return Sample(key=key, image=self.root / key, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions; templates around its class's name where it has none, or where templates were asked for."""
+        """Return the sample's captions, or templates with its class name if it has none or if templates are given."""
         label = self.label(index)
         name = None if label is None else self.classes[label]
         return captions_or_filled(self._captions[index], name, self._given_templates)
 
     def key(self, index: int) -> str:
-        """Path of the image from the root."""
+        """Return the path of the image from the root."""
         return self._keys[index]
 
     def split(self, index: int) -> str | None:
-        """The split that the file names, if it names one."""
+        """Return the split given in the caption file; None if there is none."""
         code = int(self._splits[index])
         return None if code < 0 else self._split_names[code]
 
     def label(self, index: int) -> int | None:
-        """The class that the file names, if it names one."""
+        """Return the class given in the caption file; None if there is none."""
         label = int(self._labels[index])
         return None if label < 0 else label
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the file."""
+        """Return the size of the image file in bytes; None if it cannot be read."""
         try:
             return os.stat(os.path.join(self.root, self._keys[index])).st_size  # noqa: PTH116, PTH118  (three times as fast)
         except OSError:
             return None
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the files of some rows at once; -1 for those that are missing."""
+        """Return the sizes of several image files in bytes; -1 for missing files."""
         return self.image_files(rows).sizes
 
     def image_files(self, rows: NDArray[np.int64], /) -> FileStates:
-        """The states of the files of some rows."""
+        """Return the states of several image files."""
         return file_states(self._keys.take(rows).paths(self.root))
 
     def under_first_rule(self) -> "Listing":
-        """The folder that all absolute paths share is no part of the keys."""
+        """Return the listing with keys relative to the common folder of all paths, if all paths were absolute."""
         if not self.was_absolute:
             return self
         paths = [os.path.join(os.path.abspath(self.root), key) for key in self._keys]  # noqa: PTH100, PTH118
@@ -155,23 +155,23 @@ class Listing(Source):
         return listing
 
     def _filled(self, rows: NDArray[np.int64]) -> tuple[TextBlock, NDArray[np.int64]]:
-        """The captions of some rows, some of them from templates, and how many each row has."""
+        """Return the captions of several rows, with templates filled in, and the number of captions of each row."""
         of_classes = (captions_or_filled((), name, self._given_templates) for name in self.classes)
         labels, has_own = self._labels[rows], self._captions.filled()[rows]
         is_filled = (labels >= 0) & (~has_own | bool(self._given_templates))
         return self._captions.followed_by(of_classes).take(np.where(is_filled, len(self) + labels, rows))
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns:
-        """Keys, captions, labels and splits of some rows at once."""
+        """Return the keys, captions, labels and splits of several rows."""
         captions, counts = self._captions.take(rows) if not self.templates else self._filled(rows)
         labels = self._labels[rows].astype(np.int64)
         return RowColumns(self._keys.take(rows), captions, counts, labels, self._splits[rows], self._split_names)
 
 
 class ListingBuilder:
-    """Takes rows one by one; rows that repeat an image give it their captions.
+    """Builds a `Listing` from rows; the captions of rows with the same image are merged.
 
-    The key of an image is its path from the root, or the absolute path if it lies elsewhere.
+    The key of an image is its path from the root, or the absolute path if it is outside the root.
 
     >>> builder = ListingBuilder(Path("photos"), where=Path("captions.csv"))
     >>> for key, caption in (("a.jpg", "one"), ("b.jpg", "two"), ("a.jpg", "three")):
@@ -187,15 +187,15 @@ class ListingBuilder:
         self.where = where
         self._keys, self._captions = TextColumn(), TextColumn()
         self._row_of_caption = array("q")
-        self._hashes = array("q")  # Of the keys: who repeats whom, without a dict of a million texts.
+        self._hashes = array("q")  # Hashes of the keys find repeated images without a dict of a million texts.
         self._labels, self._splits = NameColumn(), NameColumn()
-        self._labelled, self._with_split = array("q"), array("q")  # The rows that name one: most files name none.
+        self._labelled, self._with_split = array("q"), array("q")  # Only rows that have one: most files have none.
         self._prefix = os.path.abspath(root).rstrip("/") + "/"  # noqa: PTH100  (links stay as they are)
         self._num_absolute = 0
         self.oddities = OddityCounter()
 
     def add(self, key: str, captions: Sequence[str], *, label: str | None = None, split: str | None = None) -> None:
-        """One row of the file. Where rows of one image disagree on label or split, the last one that names it holds.
+        """Add one row of the file. If rows of the same image have different labels or splits, the last one is used.
 
         Empty captions are left out and counted.
         """
@@ -219,13 +219,16 @@ class ListingBuilder:
             self._with_split.append(row)
 
     def build(self, *, check_images: bool = True) -> Listing:
-        """The source; a warning where rows of one image disagree.
+        """Return the listing, with a warning if rows of the same image have different labels or splits.
 
         Images that have neither caption nor label are left out and counted.
 
+        Args:
+            check_images: whether to check that the image files exist.
+
         Raises:
-            DataError: there are no rows, no image has a caption or label, or images are not there: how many of how many, and
-                the first three.
+            DataError: there are no rows, no image has a caption or label, or images are missing. The message gives their
+                number and the first three.
         """
         if not len(self._keys):
             raise DataError(f"{self.where}: holds no rows")
@@ -257,7 +260,7 @@ class ListingBuilder:
             self.root,
             keys,
             GroupedTexts(self._captions, sample_of_caption, len(keys)),
-            labels=class_of_label[labels],  # That of no label, -1, is the last.
+            labels=class_of_label[labels],  # The last element is -1, for no label.
             classes=classes,
             splits=splits,
             split_names=tuple(self._splits.names),
@@ -268,7 +271,11 @@ class ListingBuilder:
         return listing
 
     def _has_text(self, sample_of_row: NDArray[np.int64], first_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Of each sample, whether it has a caption or a label; those that have neither are counted."""
+        """Return, for each sample, whether it has a caption or a label; those that have neither are counted.
+
+        Raises:
+            DataError: no sample has a caption or a label.
+        """
         has_any = np.zeros(len(first_rows), dtype=bool)
         for rows in (self._row_of_caption, self._labelled):
             has_any[sample_of_row[np.array(rows, dtype=np.int64)]] = True
@@ -281,10 +288,10 @@ class ListingBuilder:
         return has_any
 
     def _has_image(self, first_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Of each sample, whether its image is there; a warning names those that are not, and they are counted.
+        """Return, for each sample, whether its image exists; missing images are counted, with a warning.
 
         Raises:
-            DataError: no image is.
+            DataError: no image exists.
         """
         there = images_there(TextColumn(self._keys[int(row)] for row in first_rows), self.root)
         missing = [self._keys[row] for row in first_rows[~there].tolist()]
@@ -304,48 +311,48 @@ class ListingBuilder:
         out = np.full(len(keys), -1, dtype=np.int32)
         is_kept = samples >= 0
         samples, codes = samples[is_kept], names.codes()[is_kept]
-        out[samples] = codes  # Of repeated places the last one stays.
-        torn = np.unique(samples[out[samples] != codes])
-        if len(torn):
-            first = f"{keys[int(torn[0])]} ({names.names[out[torn[0]]]})"
-            text = f"{self.where}: rows of {len(torn)} of {len(keys)} images disagree on the {what}; the last holds: {first}"
-            warn(text)
+        out[samples] = codes  # For repeated indices, the last value is assigned.
+        conflicts = np.unique(samples[out[samples] != codes])
+        if len(conflicts):
+            first = f"{keys[int(conflicts[0])]} ({names.names[out[conflicts[0]]]})"
+            which = f"rows of {len(conflicts)} of {len(keys)} images disagree on the {what}"
+            warn(f"{self.where}: {which}; the last one is used: {first}")
         return out
 
 
 def check_images_exist(keys: TextColumn, root: Path, *, where: Path) -> None:
-    """Look every image up, one directory listing for each folder that is named.
+    """Check that all images exist, with one directory listing per folder.
 
     Raises:
-        DataError: some are not there: how many of how many, and the first three; or a folder may not be listed.
+        DataError: images are missing (the message gives their number and the first three), or a folder cannot be listed.
     """
     there = images_there(keys, root)
     missing = np.flatnonzero(~there)
     if len(missing):
         first = ", ".join(keys[int(row)] for row in missing[:3])
         raise DataError(
-            f"{where}: {len(missing)} of {len(keys)} images are not under {root}: {first}. Mend the paths, or train "
+            f"{where}: {len(missing)} of {len(keys)} images are not under {root}: {first}. Fix the paths, or train "
             "without these images: --skip-missing"
         )
 
 
 def images_there(keys: TextColumn, root: Path) -> NDArray[np.bool_]:
-    """For each image whether it is there.
+    """Return, for each image, whether it exists.
 
     Raises:
-        DataError: a folder may not be listed.
+        DataError: a folder cannot be listed.
     """
     folders: dict[str, int] = {}
     folder_of, hashes = array("i"), array("q")
     for key in keys:
         folder, slash, file = key.rpartition("/")
-        folder = folder or slash  # The absolute path of a file at the top of the file system.
+        folder = folder or slash  # The file is in the root of the file system.
         folder_of.append(folders.setdefault(folder, len(folders)))
         hashes.append(hash(file))
-    place, wanted = np.array(folder_of), np.array(hashes)
+    folder_ids, wanted = np.array(folder_of), np.array(hashes)
     there = np.zeros(len(keys), dtype=bool)
     for folder, number in folders.items():
-        rows = np.flatnonzero(place == number) if len(folders) > 1 else np.arange(len(keys))
+        rows = np.flatnonzero(folder_ids == number) if len(folders) > 1 else np.arange(len(keys))
         there[rows] = np.isin(wanted[rows], _file_hashes(root / folder))
     return there
 
@@ -357,5 +364,5 @@ def _file_hashes(folder: Path) -> NDArray[np.int64]:
             return np.array([hash(entry.name) for entry in entries], dtype=np.int64)
     except PermissionError as error:
         raise DataError(f"{folder}: cannot be listed ({error.strerror})") from None
-    except (OSError, ValueError):  # The latter for names that no file can have, such as one with a zero byte.
+    except (OSError, ValueError):  # ValueError: a name that no file can have, such as one with a null byte.
         return np.empty(0, dtype=np.int64)

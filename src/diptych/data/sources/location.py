@@ -1,4 +1,4 @@
-"""Where a source lies, and what else it must be told: `PATH?name=value&name=value`."""
+"""Parse the location of a source, with options: `PATH?name=value&name=value`."""
 
 import os
 from collections.abc import Collection
@@ -9,16 +9,16 @@ from diptych.core.errors import DataError, unknown_name
 
 
 def read_location(location: str, known: Collection[str]) -> tuple[Path, dict[str, str]]:
-    """The path, and the options after its last question mark.
+    """Return the path and the options after its last question mark.
 
     >>> read_location("captions.csv?caption=title&separator=tab", ["caption", "separator"])
     (PosixPath('captions.csv'), {'caption': 'title', 'separator': 'tab'})
 
     Raises:
-        DataError: an option is not known (the nearest is named), or has no value.
+        DataError: an option is unknown (the message names the closest one) or has no value.
     """
     path, question, options = location.rpartition("?")
-    if not question or Path(location).exists():  # A file's name may hold a question mark.
+    if not question or Path(location).exists():  # A file name may contain a question mark.
         return Path(location), {}
     pairs = dict(parse_qsl(options, keep_blank_values=True))
     if not pairs:
@@ -32,36 +32,36 @@ def read_location(location: str, known: Collection[str]) -> tuple[Path, dict[str
 
 
 def existing_file(path: Path, *, kind: str) -> Path:
-    """The file itself.
+    """Return the path of a file, if it exists.
 
     Raises:
-        DataError: there is none, or it is a folder.
+        DataError: the file does not exist, or is a folder.
     """
     if path.is_dir():
-        raise DataError(f"{path}: is a folder; {kind}: wants a file")
+        raise DataError(f"{path}: is a folder; {kind}: needs a file")
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     return path
 
 
 def existing_folder(path: Path, *, kind: str) -> Path:
-    """The folder itself.
+    """Return the path of a folder, if it exists and can be listed.
 
     Raises:
-        DataError: there is none, it is a file, or its files cannot be listed.
+        DataError: the folder does not exist, is a file, or cannot be listed.
     """
     if path.is_file():
-        raise DataError(f"{path}: is a file; {kind}: wants a folder")
+        raise DataError(f"{path}: is a file; {kind}: needs a folder")
     if not path.is_dir():
         raise DataError(f"{path}: no such folder")
     return listable(path)
 
 
 def listable(folder: Path) -> Path:
-    """The folder itself, if its files can be listed: where they cannot, `glob` finds nothing and says nothing.
+    """Return the path of a folder, if it can be listed. In other folders, `glob` silently finds nothing.
 
     Raises:
-        DataError: they cannot.
+        DataError: the folder cannot be listed.
     """
     try:
         os.scandir(folder).close()

@@ -1,4 +1,4 @@
-"""`mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION`: several sources as one, each with its share of what a run draws."""
+"""`mix: 0.7*KIND:LOCATION + 0.3*KIND:LOCATION`: a mixture of sources, each with its share of the training samples."""
 
 import json
 import re
@@ -20,9 +20,9 @@ _PART = re.compile(r"(?:(?P<share>[0-9.]+)\s*\*\s*)?(?P<spec>.+)", re.DOTALL)
 
 
 class MixSource(Source):
-    """The samples of several sources, one source after another; keys begin with the number of their source.
+    """The samples of several sources, concatenated; each key begins with the number of its source.
 
-    As a sequence each sample is there once. The shares are for the order of an epoch (`data/batches/order.py`).
+    The sequence contains each sample once. The shares determine the order of an epoch (`data/batches/order.py`).
     """
 
     def __init__(self, sources: Sequence[Source], shares: Sequence[float]) -> None:
@@ -44,47 +44,47 @@ class MixSource(Source):
         return replace(self.sources[part][number], key=self.key(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions."""
+        """Return the sample's captions."""
         part, number = locate(self._starts, index)
         return self.sources[part].captions(number)
 
     def key(self, index: int) -> str:
-        """Number of the source, and the sample's key there."""
+        """Return the number of the source and the sample's key in it."""
         part, number = locate(self._starts, index)
         return f"{part}/{self.sources[part].key(number)}"
 
     def split_key(self, index: int) -> str:
-        """The sample's key in its source: alone or in a mixture, it is in the same split."""
+        """Return the sample's split key in its source, so that it is in the same split with and without a mixture."""
         part, number = locate(self._starts, index)
         return self.sources[part].split_key(number)
 
     def under_first_rule(self) -> "MixSource":
-        """The mixture of the sources under split rule 1."""
+        """Return the mixture of the sources under split rule 1."""
         return MixSource([source.under_first_rule() for source in self.sources], [share for _, share in self.parts])
 
     def split(self, index: int) -> str | None:
-        """The split that its source puts the sample in."""
+        """Return the split that the source assigns to the sample."""
         part, number = locate(self._starts, index)
         return self.sources[part].split(number)
 
     def label(self, index: int) -> int | None:
-        """The sample's label among the classes of all."""
+        """Return the sample's label among the classes of all sources."""
         part, number = locate(self._starts, index)
         label = self.sources[part].label(number)
         return None if label is None else self._label_ids[self.sources[part].classes[label]]
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the sample's image file."""
+        """Return the size of the image file in bytes; None if it is unknown."""
         part, number = locate(self._starts, index)
         return self.sources[part].image_size(number)
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the image files of some rows at once."""
+        """Return the sizes of several image files in bytes; -1 if unknown."""
         found = [self.sources[part].image_sizes(numbers) for part, numbers in by_stretch(self._starts, rows)]
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
     def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
-        """The states of the image files of some rows; None if images of one of the sources are no files of their own."""
+        """Return the states of several image files; None if one of the sources does not store images as separate files."""
         found = list[FileStates]()
         for part, numbers in by_stretch(self._starts, rows):
             files = self.sources[part].image_files(numbers)
@@ -96,12 +96,12 @@ class MixSource(Source):
         return FileStates(np.concatenate([files.table for files in found]), taken_ns=found[0].taken_ns)
 
     def image_stamp(self) -> str | None:
-        """A text that differs once an image was changed; None if that cannot be known for one of the sources."""
+        """Return a text that changes when an image changes; None if a source has no such text."""
         stamps = [source.image_stamp() for source in self.sources]
         return None if None in stamps else json.dumps(stamps)
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if one of the sources has no columns."""
+        """Return the keys, captions, labels and splits of several rows; None if one of the sources has no columns."""
         blocks = []
         for part, numbers in by_stretch(self._starts, rows):
             source = self.sources[part]
@@ -123,10 +123,17 @@ class MixSource(Source):
 
 
 def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
-    """Sources joined by ` + `, each with its share and a star before it; without shares each counts as large as it is.
+    """Read a mixture of sources joined by ` + `, each with an optional share and `*` before it.
+
+    Without shares, each source has a share proportional to its size.
+
+    Args:
+        location: the sources, such as `0.7*csv:a.csv + 0.3*shapes`.
+        open_source: opens a source given as `kind:location`.
 
     Raises:
-        DataError: there are fewer than two, only some have a share, a share is no number above 0, or a source cannot be read.
+        DataError: there are fewer than two sources, only some have a share, a share is not a number above 0, or a source
+            cannot be read.
     """
     found = _parts(location)
     parts = [(part["share"], part["spec"]) for part in found if part is not None]
@@ -148,7 +155,7 @@ def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
 
 
 def part_specs(location: str) -> list[str]:
-    """The sources of a mixture, without their shares.
+    """Return the sources of a mixture, without their shares.
 
     >>> part_specs("0.7*csv:a.csv + 0.3*shapes")
     ['csv:a.csv', 'shapes']

@@ -1,7 +1,8 @@
-"""`packed:DIR`: pictures that `diptych data pack` has decoded and shrunk once, mapped into memory.
+"""`packed:DIR`: images that `diptych data pack` has decoded and resized, mapped into memory.
 
-A pack is a folder of shards. A shard is `00000.pixels`, the pictures' bytes one after another, each (height, width, 3), and
-`00000.npz`, all else. `pack.json` says what the pack was made from, and once it is whole, the checksum of each shard.
+A pack is a folder of shards. A shard consists of `00000.pixels`, the concatenated bytes of the images, each of shape
+(height, width, 3), and `00000.npz`, everything else. `pack.json` describes the source of the pack and, once the pack is
+complete, contains the checksum of each shard.
 """
 
 import json
@@ -31,33 +32,33 @@ from diptych.data.storage.columns import NameColumn, TextColumn, locate
 PACK = "pack.json"
 FORMAT_VERSION = 1
 _MAX_OPEN = 256
-"""Shards that a process keeps mapped: each takes one of its file descriptors."""
+"""Maximum number of shards that a process maps at the same time; each uses a file descriptor."""
 
 
 @dataclass
 class ShardTable:
-    """All but the pixels of one shard's samples."""
+    """The samples of one shard, without their pixels."""
 
     keys: TextColumn = field(default_factory=TextColumn)
     captions: TextColumn = field(default_factory=TextColumn)
     caption_ends: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    """-1 for none."""
+    """Label of each sample; -1 for none."""
     splits: NameColumn = field(default_factory=NameColumn)
     file_sizes: list[int] = field(default_factory=list)
-    """Bytes of the file that each picture was; -1 for none."""
+    """Size in bytes of each original image file; -1 if unknown."""
     shapes: list[tuple[int, int]] = field(default_factory=list)
-    """Height and width."""
+    """(height, width) of each image."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """(key, reason) of what could not be read."""
+    """(key, reason) of each sample that could not be read."""
 
     @property
     def num_bytes(self) -> int:
-        """Size of the shard's pixels."""
+        """Size of the shard's pixels in bytes."""
         return 3 * sum(height * width for height, width in self.shapes)
 
     def save(self, path: Path) -> None:
-        """Write what `load` reads."""
+        """Write the table to an `.npz` file."""
         arrays = {
             "caption_ends": np.array(self.caption_ends, dtype=np.int64),
             "labels": np.array(self.labels, dtype=np.int64),
@@ -72,10 +73,10 @@ class ShardTable:
 
     @classmethod
     def load(cls, path: Path) -> "ShardTable":
-        """A shard's table.
+        """Return the table that `save` wrote.
 
         Raises:
-            DataError: it is missing or damaged.
+            DataError: the file is missing or damaged, or cannot be read.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -92,7 +93,9 @@ class ShardTable:
         except PermissionError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror})") from None
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise DataError(f"{path}: is missing or damaged ({type(error).__name__}); pack again to mend it") from None
+            raise DataError(
+                f"{path}: is missing or damaged ({type(error).__name__}); pack again to repair it"
+            ) from None
 
 
 class PackedSource(Source):
@@ -109,7 +112,7 @@ class PackedSource(Source):
         self._offsets = [np.cumsum([0] + [3 * h * w for h, w in table.shapes]).tolist() for table in self._tables]
         for path, table in zip(self._paths, self._tables, strict=True):
             if not path.is_file() or path.stat().st_size != table.num_bytes:
-                raise DataError(f"{path}: is missing or was cut off; pack again to mend it")
+                raise DataError(f"{path}: is missing or truncated; pack again to repair it")
         self._maps: OrderedDict[int, tuple[mmap, NDArray[np.uint8]]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -125,53 +128,53 @@ class PackedSource(Source):
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions."""
+        """Return the sample's captions."""
         shard, row = locate(self._starts, index)
         table = self._tables[shard]
-        first, last = table.caption_ends[row - 1] if row else 0, table.caption_ends[row]
-        return tuple([table.captions[i] for i in range(first, last)])
+        start, end = table.caption_ends[row - 1] if row else 0, table.caption_ends[row]
+        return tuple([table.captions[i] for i in range(start, end)])
 
     def key(self, index: int) -> str:
-        """The key that the sample had before it was packed."""
+        """Return the sample's key in the original source."""
         shard, row = locate(self._starts, index)
         return self._tables[shard].keys[row]
 
     def split(self, index: int) -> str | None:
-        """The split that its source put it in."""
+        """Return the sample's split in the original source."""
         shard, row = locate(self._starts, index)
         return self._tables[shard].splits[row]
 
     def label(self, index: int) -> int | None:
-        """The sample's label."""
+        """Return the sample's label; None if it has none."""
         shard, row = locate(self._starts, index)
         label = self._tables[shard].labels[row]
         return None if label < 0 else self._class_of_label[label]
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the file that the picture was."""
+        """Return the size of the original image file in bytes; None if it is unknown."""
         shard, row = locate(self._starts, index)
         size = self._tables[shard].file_sizes[row]
         return None if size < 0 else size
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the files that the pictures of some rows were."""
+        """Return the sizes of several original image files in bytes; -1 if unknown."""
         sizes = [np.array(self._tables[shard].file_sizes)[numbers] for shard, numbers in by_stretch(self._starts, rows)]
         return np.concatenate(sizes).astype(np.int64) if sizes else np.empty(0, dtype=np.int64)
 
     def image_stamp(self) -> str | None:
-        """The states of the shards."""
+        """Return the states of the shards."""
         return settled_stamp(self._paths)
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once."""
+        """Return the keys, captions, labels and splits of several rows."""
         columns = joined([_columns(self._tables[shard], numbers) for shard, numbers in by_stretch(self._starts, rows)])
         return columns._replace(labels=np.array([*self._class_of_label, -1], dtype=np.int64)[columns.labels])
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
-        """A shard's bytes.
+        """Return the bytes of a shard.
 
         Raises:
-            ImageError: they are not there, or no longer all of them: touching what was cut off would kill the process.
+            ImageError: the file is missing or truncated. Reading beyond the end of a mapped file would kill the process.
         """
         path = self._paths[shard]
         try:
@@ -182,11 +185,11 @@ class PackedSource(Source):
                     mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
                 self._maps[shard] = mapped, np.frombuffer(mapped, dtype=np.uint8)
             mapped, pixels = self._maps[shard]
-            size = mapped.size()  # Of the file, as it is now.
+            size = mapped.size()  # The current size of the file.
         except (OSError, ValueError) as error:
             raise ImageError(f"{path}: cannot be read ({error})") from None
         if size < self._offsets[shard][-1]:
-            raise ImageError(f"{path}: was cut off while it was read; pack again to mend it")
+            raise ImageError(f"{path}: was truncated while it was read; pack again to repair it")
         return pixels
 
 
@@ -204,48 +207,48 @@ def _columns(table: ShardTable, numbers: NDArray[np.int64]) -> RowColumns:
 
 
 def read_packed(location: str) -> PackedSource:
-    """What `diptych data pack` has written, once it is whole.
+    """Read a complete pack that `diptych data pack` has written.
 
     Raises:
-        DataError: there is no pack, it is not whole, or a shard is missing or of another size.
+        DataError: there is no pack, it is incomplete, or a shard is missing or has the wrong size.
     """
     folder = existing_folder(Path(location), kind="packed")
-    told = read_pack(folder)
-    if told is None:
+    meta = read_pack(folder)
+    if meta is None:
         raise DataError(f"{folder}: holds no {PACK}; {command('data', 'pack')} writes one")
-    if not told.get("checksums"):
-        raise DataError(f"{folder}: is not whole; pack again, with the same settings, to go on")
-    return PackedSource(folder, list(told["checksums"]), classes=told["classes"], templates=told["templates"])
+    if not meta.get("checksums"):
+        raise DataError(f"{folder}: is incomplete; pack again with the same settings to continue")
+    return PackedSource(folder, list(meta["checksums"]), classes=meta["classes"], templates=meta["templates"])
 
 
 def read_pack(folder: Path) -> dict[str, Any] | None:
-    """What `pack.json` says; None if there is none.
+    """Return the content of `pack.json`; None if the file does not exist.
 
     Raises:
-        DataError: it is damaged, or of a version that this Diptych does not read.
+        DataError: the file is damaged, or has a version that is not supported.
     """
     path = folder / PACK
     if not path.exists():
         return None
     try:
-        told: dict[str, Any] = read_json(path)
-        version = told["format_version"]
+        meta: dict[str, Any] = read_json(path)
+        version = meta["format_version"]
         if version == FORMAT_VERSION:
-            _ = told["written"], told["classes"], told["templates"]
+            _ = meta["written"], meta["classes"], meta["templates"]
     except ConfigError as error:
         raise DataError(f"{path}: is damaged ({str(error).removeprefix(f'{path}: ')})") from None
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({type(error).__name__})") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: has format {version}; this Diptych reads {FORMAT_VERSION}. Pack again.")
-    return told
+    return meta
 
 
 def shard_checksum(folder: Path, name: str) -> str:
-    """A hash of a shard's two files.
+    """Return a hash of the two files of a shard.
 
     Raises:
-        OSError: one cannot be read.
+        OSError: a file cannot be read.
     """
     digest = blake2b(digest_size=16)
     for ending in ("npz", "pixels"):

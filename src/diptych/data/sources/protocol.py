@@ -1,4 +1,4 @@
-"""The contract of every source: a sequence of samples with random access."""
+"""The base class of all sources: a sequence of samples with random access."""
 
 from abc import ABC, abstractmethod
 
@@ -12,80 +12,81 @@ from diptych.data.storage.oddities import Oddity
 
 
 class Source(ABC):
-    """`len(source)`, `source[i] -> Sample`. Picklable, the same in every process.
+    """A sequence of samples: `len(source)`, `source[i] -> Sample`. It must be picklable and the same in every process.
 
-    Four methods make a source; the rest has defaults for data without classes, splits and shards.
+    Subclasses implement the four abstract methods; the others have defaults for data without classes, splits and shards.
     """
 
     classes: tuple[str, ...] = ()
     """Names of the labels; empty if the samples have none."""
     templates: tuple[str, ...] = ()
-    """Prompts with `{}` for a label's name, in the words of the captions; empty if the source has no words of its own."""
+    """Prompts with `{}` for a class name, in the style of the captions; empty if the source defines none."""
     block_ends: NDArray[np.int64] | None = None
-    """Where each stretch ends that is best read together, as a tar is; None where any order reads equally fast."""
+    """End row of each block of rows that are fastest to read together, such as those of one tar; None if the order of access
+    does not matter."""
     parts: tuple[tuple[int, float], ...] = ()
-    """Of a mixture: where each of its parts ends, and its share of what is drawn. Empty where every sample counts once."""
+    """For a mixture: (end row, share of the drawn samples) of each part. Empty if an epoch uses every sample once."""
 
     oddities: tuple[Oddity, ...] = ()
-    """What is unusual in the data, and what the reader did about it."""
+    """Unusual things in the data, and how the reader handled them."""
     can_be_sampled: bool = False
-    """Whether a few pictures can be read when it is opened, without fetching or drawing them or keeping files open."""
+    """Whether a few images can be read when the source is opened, without downloads, drawing, or open files that remain."""
     is_decoded: bool = False
-    """Whether its pictures are pixels already, and not files to decode."""
+    """Whether the images are pixels already, and not files to decode."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
 
     @abstractmethod
     def __getitem__(self, index: int, /) -> Sample:
-        """The sample; its image may still be a path that is not opened."""
+        """Return a sample; its image may be a path that has not been opened."""
 
     @abstractmethod
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions, without its image."""
+        """Return the sample's captions without reading its image."""
 
     @abstractmethod
     def key(self, index: int) -> str:
-        """The sample's key, without making the sample."""
+        """Return the sample's key without creating the sample."""
 
     def split(self, _index: int) -> str | None:
-        """The split the source itself puts the sample in; None if it leaves that to a hash of the key."""
+        """Return the split that the source assigns to the sample; None if a hash of the key decides."""
         return None
 
     def split_key(self, index: int) -> str:
-        """What a split is cut by where the source names none: the key, unless the same sample has others elsewhere."""
+        """Return the text whose hash assigns the sample to a split: the key, unless it differs from the key elsewhere."""
         return self.key(index)
 
     def under_first_rule(self) -> "Source":
-        """The source with the keys and the order of classes that runs under split rule 1 saw (`sources/splits.py`)."""
+        """Return the source with the keys and the order of classes of split rule 1 (`sources/splits.py`)."""
         return self
 
     def label(self, _index: int) -> int | None:
-        """The sample's label, without its image."""
+        """Return the sample's label without reading its image; None if it has none."""
         return None
 
     def image_size(self, _index: int) -> int | None:
-        """Bytes of the sample's image file, without opening it; None if there is no file, or it cannot be known so."""
+        """Return the size of the image file in bytes without opening it; None if there is no file or its size is unknown."""
         return None
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """`image_size` of some rows at once; -1 where it is None."""
+        """Return `image_size` of several rows; -1 instead of None."""
         sizes = map(self.image_size, rows.tolist())
         return np.array([-1 if size is None else size for size in sizes], dtype=np.int64)
 
     def image_files(self, _rows: NDArray[np.int64], /) -> FileStates | None:
-        """The states of the image files of some rows; None if the images are not files of their own."""
+        """Return the states of the image files of several rows; None if the images are not separate files."""
         return None
 
     def image_stamp(self) -> str | None:
-        """A text that differs once an image was changed, if all images lie in a few files; None if that cannot be known."""
+        """Return a text that changes when an image changes, if all images are stored in a few files; otherwise None."""
         return None
 
     def columns(self, _rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if the source does not keep them as columns.
+        """Return the keys, captions, labels and splits of several rows; None if the source does not store columns.
 
-        They must be what `key`, `captions`, `label` and `split` return for each row. A fingerprint of ten million rows takes
-        seconds with it and minutes without.
+        The values must equal those of `key`, `captions`, `label` and `split`. With columns, the fingerprint of ten million rows
+        takes seconds instead of minutes.
         """
         return None

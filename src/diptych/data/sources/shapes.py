@@ -1,7 +1,7 @@
-"""`shapes`: coloured shapes drawn on the fly. Nothing on disk, every picture a pure function of (seed, split, number).
+"""`shapes`: synthetic images of colored shapes, drawn on the fly as a pure function of (seed, split, number).
 
-Six colours times three shapes; three of the eighteen pairs occur in the split `novel` only, so that a model can be asked
-for what it has never seen together.
+There are six colors and three shapes. Three of the eighteen pairs occur only in the split `novel`, which tests whether a model
+generalizes to unseen combinations.
 """
 
 import colorsys
@@ -27,13 +27,13 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 NOVEL = frozenset({("red", "square"), ("blue", "triangle"), ("yellow", "circle")})
-CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-NOVEL_CLASSES = tuple(f"{colour} {shape}" for colour, shape in sorted(NOVEL))
+CLASSES = tuple(f"{color} {shape}" for color in COLOURS for shape in SHAPES)
+NOVEL_CLASSES = tuple(f"{color} {shape}" for color, shape in sorted(NOVEL))
 BACKGROUNDS = {"white": (240, 240, 238), "black": (22, 22, 25), "gray": (128, 128, 130), **COLOURS}
 SIZES = {"small": (0.22, 0.28), "large": (0.37, 0.45)}
-"""Radius over the picture's side; what lies between has no word."""
+"""Range of the radius, relative to the side of the image, for each word. No word describes the sizes in between."""
 MAX_TURN = math.radians(20)
-"""Rotation to either side. Any angle at all makes the task several times longer to learn, and no more of an example."""
+"""Maximum rotation in radians. With arbitrary rotations, training takes several times longer without a better example."""
 _UPRIGHT = {"circle": 0.0, "square": math.pi / 4, "triangle": -math.pi / 2}
 
 Split: TypeAlias = Literal["train", "val", "novel"]
@@ -43,9 +43,9 @@ CANVAS_PX = 64
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one picture shows."""
+    """The content of one image."""
 
-    colour: str
+    color: str
     shape: str
     size: str | None
     radius: float
@@ -53,7 +53,7 @@ class Scene:
 
 
 class ShapesSource(Source):
-    """Drawn pictures with captions from "a red circle" to "a small red circle on a blue background".
+    """Drawn images with captions from "a red circle" to "a small red circle on a blue background".
 
     >>> source = ShapesSource(num_train=4)
     >>> len(source[0].captions), source[0].image.size
@@ -67,7 +67,7 @@ class ShapesSource(Source):
     def __init__(self, *, num_train: int = SPLIT_SIZES["train"], seed: int = 0) -> None:
         self.sizes = {**SPLIT_SIZES, "train": num_train}
         self.seed = seed
-        self._drawn: dict[int, Image.Image] = {}  # Drawing costs more than all else a tiny model's sample does.
+        self._drawn: dict[int, Image.Image] = {}  # A cache: drawing is the most expensive step for a tiny model.
 
     def __len__(self) -> int:
         return sum(self.sizes.values())
@@ -79,24 +79,24 @@ class ShapesSource(Source):
         return Sample(key=self.key(index), image=self._drawn[index], captions=_captions(scene), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The captions, without drawing."""
+        """Return the captions without drawing the image."""
         return _captions(self._scene(index)[0])
 
     def key(self, index: int) -> str:
-        """The split and the number in it."""
+        """Return the split and the number within it, as in `train-000042`."""
         split, number = self._locate(index)
         return f"{split}-{number:06d}"
 
     def split(self, index: int) -> str:
-        """`train` and `val` show the fifteen known pairs, `novel` the three that neither shows."""
+        """Return the split: `train` and `val` contain fifteen pairs of color and shape, `novel` the other three."""
         return self._locate(index)[0]
 
     def label(self, index: int) -> int:
-        """The pair of colour and shape."""
+        """Return the index of the pair of color and shape in `CLASSES`."""
         split, number = self._locate(index)
         pairs = _pairs(split)
-        colour, shape = pairs[number % len(pairs)]
-        return CLASSES.index(f"{colour} {shape}")
+        color, shape = pairs[number % len(pairs)]
+        return CLASSES.index(f"{color} {shape}")
 
     def _scene(self, index: int) -> tuple[Scene, np.random.Generator]:
         split, number = self._locate(index)
@@ -114,10 +114,10 @@ class ShapesSource(Source):
 
 
 def read_shapes(location: str) -> ShapesSource:
-    """`shapes` or `shapes:N`, N the number of training pictures.
+    """Return the source `shapes` or `shapes:N`, where N is the number of training images.
 
     Raises:
-        DataError: N is no whole number of at least 1.
+        DataError: N is not an integer of at least 1.
     """
     if location and (not location.isdigit() or int(location) < 1):
         raise DataError(
@@ -132,15 +132,15 @@ def _pairs(split: Split) -> list[tuple[str, str]]:
 
 def _scene(split: Split, number: int, generator: np.random.Generator) -> Scene:
     pairs = _pairs(split)
-    colour, shape = pairs[number % len(pairs)]
+    color, shape = pairs[number % len(pairs)]
     radius = float(generator.uniform(0.22, 0.45))
     size = next((word for word, (low, high) in SIZES.items() if low <= radius <= high), None)
-    background = str(generator.choice([name for name in BACKGROUNDS if name != colour]))
-    return Scene(colour, shape, size, radius, background)
+    background = str(generator.choice([name for name in BACKGROUNDS if name != color]))
+    return Scene(color, shape, size, radius, background)
 
 
 def _captions(scene: Scene) -> tuple[str, ...]:
-    plain = f"{scene.colour} {scene.shape}"
+    plain = f"{scene.color} {scene.shape}"
     sized = f"{scene.size} {plain}" if scene.size else plain
     on = f"on a {scene.background} background".replace("a orange", "an orange")
     article = "an" if plain.startswith("o") else "a"
@@ -150,15 +150,15 @@ def _captions(scene: Scene) -> tuple[str, ...]:
 
 
 def _draw(scene: Scene, generator: np.random.Generator) -> Image.Image:
-    scale = 2  # Drawn large and shrunk: smooth edges.
+    scale = 2  # Drawing at twice the size gives smooth edges.
     side = CANVAS_PX * scale
     canvas = Image.new("RGB", (side, side), _vary(BACKGROUNDS[scene.background], generator))
     reach = scene.radius * side
-    centre = generator.uniform(reach, side - reach, size=2)
+    center = generator.uniform(reach, side - reach, size=2)
     angle = _UPRIGHT[scene.shape] + float(generator.uniform(-MAX_TURN, MAX_TURN))
-    corners = _outline(scene.shape, reach, angle) + centre
+    corners = _outline(scene.shape, reach, angle) + center
     ImageDraw.Draw(canvas).polygon(
-        [(float(x), float(y)) for x, y in corners], fill=_vary(COLOURS[scene.colour], generator)
+        [(float(x), float(y)) for x, y in corners], fill=_vary(COLOURS[scene.color], generator)
     )
     small = canvas.resize((CANVAS_PX, CANVAS_PX), Image.Resampling.BOX)
     noise = generator.normal(0, generator.uniform(0, 12), size=(CANVAS_PX, CANVAS_PX, 3))
@@ -171,9 +171,9 @@ def _outline(shape: str, reach: float, angle: float) -> np.ndarray[tuple[int, in
     return reach * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _vary(colour: tuple[int, int, int], generator: np.random.Generator) -> tuple[int, int, int]:
-    """The colour, a little lighter or darker and a little off in hue."""
-    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
+def _vary(color: tuple[int, int, int], generator: np.random.Generator) -> tuple[int, int, int]:
+    """Return the color with small random changes of brightness and hue."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in color))
     hue = (hue + float(generator.uniform(-0.015, 0.015))) % 1
     value = min(1.0, max(0.0, value * float(generator.uniform(0.85, 1.1))))
     red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
