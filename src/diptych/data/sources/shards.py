@@ -1,7 +1,7 @@
-"""`shards:PATTERN`: WebDataset tars as a source with random access, on this machine or elsewhere.
+"""`shards:PATTERN`: local or remote WebDataset tars as a source with random access.
 
 The pattern is a path, a folder, a glob, a range (`{000..127}.tar`), or several of these joined by `::`, as in webdataset and
-open_clip's trainer. Each may be a URL that fsspec knows (`s3://`, `gs://`, `https://`).
+open_clip's trainer. Each may be a URL that fsspec supports (`s3://`, `gs://`, `https://`).
 """
 
 import re
@@ -32,12 +32,12 @@ from diptych.data.storage.tars import LocalTar, RemoteTar, Tar, TarReader
 
 _OPTIONS = ("cache_gb", "captions", "classes", "templates")
 _CACHE_GB = 32.0
-_AT_A_TIME = 8
-"""Tars whose index is looked up at once: over a network most of that is waiting."""
+_NUM_INDEX_THREADS = 8
+"""Number of threads that load indexes: over a network, they mostly wait."""
 
 
 class ShardsSource(Source):
-    """The samples of several tars, one after another."""
+    """The samples of several tars, concatenated."""
 
     def __init__(
         self,
@@ -48,10 +48,12 @@ class ShardsSource(Source):
         files: BenchmarkFiles | None = None,
     ) -> None:
         files = files or BenchmarkFiles()
-        with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        with ThreadPoolExecutor(_NUM_INDEX_THREADS) as pool:
             self._indices = list(pool.map(lambda tar: tar.index(), tars))
         self._reader = TarReader(list(tars))
-        self.can_be_sampled = all(isinstance(tar, LocalTar) for tar in tars)  # Of others, each sample may load a tar.
+        self.can_be_sampled = all(
+            isinstance(tar, LocalTar) for tar in tars
+        )  # Reading a sample of a remote tar may download the tar.
         self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._starts = np.concatenate([[0], self.block_ends]).tolist()
         self._stems = distinct_stems([tar.name for tar in tars])
@@ -65,17 +67,17 @@ class ShardsSource(Source):
         if self.templates and not files.classes and any((index.label_numbers >= 0).any() for index in self._indices):
             raise DataError(
                 f"{tars[0].name}: its labels are numbers without names, which make no captions; put classnames.txt with one "
-                "name a line beside it, or say shards:PATTERN?classes=FILE"
+                "name per line next to it, or use shards:PATTERN?classes=FILE"
             )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample, its image read.
+        """Return the sample with the bytes of its image.
 
         Raises:
-            ImageError: the tar has gone, or was cut off since it was indexed.
+            ImageError: the tar cannot be read, or was truncated after it was indexed.
         """
         shard, row = locate(self._starts, index)
         offset, length = self._indices[shard].places[row].tolist()
@@ -83,49 +85,49 @@ class ShardsSource(Source):
         return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions, or templates around its class's name; the tar is not touched."""
+        """Return the sample's captions, or templates with its class name, from the index."""
         shard, row = locate(self._starts, index)
-        kept = self._indices[shard]
-        first, last = int(kept.caption_ends[row - 1]) if row else 0, int(kept.caption_ends[row])
-        captions = tuple([kept.captions[i] for i in range(first, last)])
+        tar = self._indices[shard]
+        start, end = int(tar.caption_ends[row - 1]) if row else 0, int(tar.caption_ends[row])
+        captions = tuple([tar.captions[i] for i in range(start, end)])
         label = int(self._labels[shard][row])
         if label < 0 or (captions and not self._given_templates):
             return captions
         return filled(self.templates, readable(self.classes[label]))
 
     def key(self, index: int) -> str:
-        """The shard's name and the sample's key in it."""
+        """Return the shard's name and the sample's key in it."""
         shard, row = locate(self._starts, index)
         return f"{self._stems[shard]}/{self._indices[shard].keys[row]}"
 
     def split(self, index: int) -> str | None:
-        """The split of the tar's folder, else the one that the sample's JSON names."""
+        """Return the split of the tar's folder, else the split in the sample's JSON; None if there is none."""
         shard, row = locate(self._starts, index)
         return self._splits[shard] or self._indices[shard].splits[row]
 
     def label(self, index: int) -> int | None:
-        """The class that the sample's JSON or `.cls` names, if one does."""
+        """Return the class in the sample's JSON or `.cls`; None if there is none."""
         shard, row = locate(self._starts, index)
         label = int(self._labels[shard][row])
         return None if label < 0 else label
 
     def image_size(self, index: int) -> int:
-        """Bytes of the image in its tar."""
+        """Return the size of the image in its tar, in bytes."""
         shard, row = locate(self._starts, index)
         return int(self._indices[shard].places[row, 1])
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the images of some rows in their tars."""
+        """Return the sizes of several images in their tars, in bytes."""
         sizes = [self._indices[shard].places[numbers, 1] for shard, numbers in by_stretch(self._starts, rows)]
         return np.concatenate(sizes).astype(np.int64) if sizes else np.empty(0, dtype=np.int64)
 
     def image_stamp(self) -> str | None:
-        """The states of the tars; None if one lies elsewhere."""
+        """Return the states of the tars; None if one is remote."""
         tars = self._reader.tars
         return settled_stamp(Path(tar.name) for tar in tars) if self.can_be_sampled else None
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once; None if captions are made from templates."""
+        """Return the keys, captions, labels and splits of several rows; None if captions are made from templates."""
         if self.templates:
             return None
         return joined([self._shard_columns(shard, numbers) for shard, numbers in by_stretch(self._starts, rows)])
@@ -145,19 +147,19 @@ class ShardsSource(Source):
         )
 
     def problems(self) -> Counter[str]:
-        """What was left out of all shards: reason, and how many samples."""
+        """Return the number of samples that were left out of all shards, by reason."""
         return sum((Counter(index.problems) for index in self._indices), Counter())
 
 
 def read_shards(location: str) -> ShardsSource:
-    """All tars of a pattern; samples without an image or a caption are left out and counted.
+    """Read all tars of a pattern. Samples without an image or a caption are left out and counted.
 
-    `?cache_gb=N` bounds what is kept of remote tars on this machine; `?templates=FILE` makes captions of the labels,
-    `?classes=FILE` gives names to labels that are numbers, `?captions=lines` makes each line of a `.txt` a caption.
+    `?cache_gb=N` limits the local cache of remote tars, `?templates=FILE` makes captions from labels, `?classes=FILE` names
+    labels that are numbers, and `?captions=lines` makes each line of a `.txt` a caption.
 
     Raises:
-        ConfigError: a remote place needs an extra that is not installed.
-        DataError: the pattern names no tars, one is missing or none, or no sample is whole.
+        ConfigError: a remote location needs an extra that is not installed.
+        DataError: the pattern matches no tars, a file is missing or not a tar, or no sample is complete.
     """
     pattern, options = _options(location)
     named = list[tuple[str, str | None]]()
@@ -195,7 +197,7 @@ def _opened(pattern: str, named: Sequence[tuple[str, str | None]], options: dict
 
 
 def _options(location: str) -> tuple[str, dict[str, str]]:
-    """The pattern and what stands after a question mark that is no sign of a glob or of a URL."""
+    """Return the pattern, and the options after a question mark that belongs neither to a glob nor to a URL."""
     found = re.fullmatch(rf"(?P<pattern>.*)\?(?P<options>({'|'.join(_OPTIONS)})=.+)", location, re.DOTALL)
     if found is None:
         return location, {}
@@ -221,10 +223,10 @@ def _lacks_captions(index: TarIndex) -> bool:
 
 
 def _classes(indices: Sequence[TarIndex], given: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that are given, then those that samples name; numbers name themselves where none are given.
+    """Return the given classes, followed by those named in samples. Without given classes, label numbers are used as names.
 
     Raises:
-        DataError: a label's number is above those of the given ones.
+        DataError: a label number has no class name among the given ones.
     """
     numbers = {int(number) for index in indices for number in np.unique(index.label_numbers) if number >= 0}
     if given and numbers and max(numbers) >= len(given):
@@ -237,20 +239,20 @@ def _classes(indices: Sequence[TarIndex], given: tuple[str, ...]) -> tuple[str, 
 
 
 def _label_ids(index: TarIndex, classes: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.int64]:
-    """Of each sample its place in the classes, -1 for none."""
-    place = {name: i for i, name in reversed(list(enumerate(classes)))}  # Of equal names the first.
-    by_name = np.array([*(place[readable(name)] for name in index.labels.names), -1], dtype=np.int64)[
+    """Return the index of each sample's class, -1 for none."""
+    class_ids = {name: i for i, name in reversed(list(enumerate(classes)))}  # For equal names, the first index.
+    by_name = np.array([*(class_ids[readable(name)] for name in index.labels.names), -1], dtype=np.int64)[
         index.labels.codes()
     ]
     numbers = index.label_numbers
     if not given:
         unique, inverse = np.unique(numbers, return_inverse=True)
-        numbers = np.array([place.get(str(number), -1) for number in unique], dtype=np.int64)[inverse]
+        numbers = np.array([class_ids.get(str(number), -1) for number in unique], dtype=np.int64)[inverse]
     return np.where(index.label_numbers >= 0, numbers, by_name)
 
 
 def _oddities(index: TarIndex, stem: str) -> tuple[Oddity, ...]:
-    """Those of one tar, their examples under its name, and what of it was left out."""
+    """Return the oddities of one tar, with its name in the examples, and the samples that were left out."""
     own = (
         replace(oddity, examples=tuple(f"{stem}/{example}" for example in oddity.examples)) for oddity in index.oddities
     )

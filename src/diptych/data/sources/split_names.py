@@ -1,9 +1,9 @@
-"""What splits are called."""
+"""Usual names of splits."""
 
 _USUAL = {
     "train": "train",
     "training": "train",
-    "restval": "train",  # Karpathy's, which training uses, too.
+    "restval": "train",  # Karpathy's split name for additional training data.
     "val": "val",
     "validation": "val",
     "valid": "val",
@@ -12,11 +12,11 @@ _USUAL = {
     "testing": "test",
 }
 SPLIT_FOLDERS = frozenset({"train", "val", "valid", "validation", "dev", "test"})
-"""Folders with these names are splits and no classes."""
+"""Folders with these names are splits, not classes."""
 
 
 def usual_name(name: str | None) -> str | None:
-    """A split's name as Diptych writes it; a name that is not known stays as it is.
+    """Return Diptych's name of a split; an unknown name is returned unchanged.
 
     >>> usual_name("Validation"), usual_name("dev"), usual_name("novel"), usual_name(None)
     ('val', 'val', 'novel', None)

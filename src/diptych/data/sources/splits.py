@@ -1,4 +1,4 @@
-"""A source cut into its splits, by a rule that has a version."""
+"""Divide a source into splits, by a versioned rule."""
 
 import json
 from array import array
@@ -20,15 +20,15 @@ from diptych.data.sources.subset import Subset
 from diptych.data.storage.columns import NameColumn, TextColumn
 
 SPLIT_RULE = 2
-"""The current rule. Runs and bundles store theirs: 1 is that of runs that store none."""
+"""The current version of the rule. Runs and bundles store theirs; those that store none use version 1."""
 FIRST_SPLIT_RULE = 1
 _CACHE_VERSION = 1
-"""To be raised with any change that could give the same data other splits."""
+"""Increment it with any change that could assign the same data to other splits."""
 _CHUNK = 1 << 16
 
 
 class _Cut(NamedTuple):
-    """The split of each sample, as an index into names."""
+    """The split of each sample, as an index into `names`."""
 
     codes: NDArray[np.int32]
     names: list[str]
@@ -36,23 +36,23 @@ class _Cut(NamedTuple):
 
 
 class Splits:
-    """A source cut into its splits: its own where it has them, else `train` and `val` by a hash of the split key.
+    """The splits of a source: its own if it has them, else `train` and `val` by a hash of the split key.
 
-    A source with splits of its own but no `val` gets one cut from its `train`.
+    If a source has its own splits but no `val`, part of its `train` becomes `val`.
 
-    Under rule 2, samples whose pictures are equal to the byte are assigned together: by the smallest of their split keys, or
-    to the split that the source names for one of them. `validation`, `valid` and `dev` mean `val` for every source.
+    Under rule 2, samples whose images are identical to the byte are assigned to the same split: by the smallest of their split
+    keys, or to the split that the source names for one of them. `validation`, `valid` and `dev` mean `val` for every source.
 
-    Under rule 1, a sample that the hash puts into `val` although `train` has the same picture stays in `train`, names are
-    taken as they are, and keys are those of that version.
+    Under rule 1, a sample that the hash assigns to `val` stays in `train` if `train` has an identical image. Split names are
+    used unchanged, and keys are those of that version.
 
-    The result for 10,000 samples or more is kept in the cache folder, under a hash of the keys, of the splits that the source
-    names and of the states of all picture files.
+    The result for 10,000 samples or more is cached, under a hash of the keys, of the splits that the source names, and of the
+    states of all image files.
 
     Args:
-        source: what is cut.
-        val_fraction: the share of `val`, within (0, 1).
-        rule: 1 or 2.
+        source: the source to divide.
+        val_fraction: fraction of the samples in `val`, within (0, 1).
+        rule: version of the rule, 1 or 2.
 
     Raises:
         ConfigError: `val_fraction` is not within (0, 1).
@@ -63,11 +63,11 @@ class Splits:
             raise ConfigError(f"val_fraction is {val_fraction}; it must lie within (0, 1)")
         self.source = source.under_first_rule() if rule == FIRST_SPLIT_RULE else source
         self._rule, self._val_fraction = rule, val_fraction
-        self._codes, self._names, self.has_own_val = self._kept_or_cut()
+        self._codes, self._names, self.has_own_val = self._cached_or_cut()
 
     @cached_property
     def _files(self) -> FileStates | None:
-        """The states of all picture files; not looked up for few samples whose splits are all named."""
+        """The states of all image files. They are not needed for a small source that names all splits."""
         return self.source.image_files(np.arange(len(self.source), dtype=np.int64))
 
     @property
@@ -76,15 +76,15 @@ class Splits:
         return [self._names[code] for code in self._codes.tolist()]
 
     def sizes(self) -> dict[str, int]:
-        """The number of samples of each split, in the order in which the splits first occur."""
+        """Return the number of samples in each split, in the order of first occurrence."""
         found, first, counts = np.unique(self._codes, return_index=True, return_counts=True)
         return {self._names[found[i]]: int(counts[i]) for i in np.argsort(first).tolist()}
 
     def take(self, split: str) -> Subset:
-        """The samples of a split; `all` is every one.
+        """Return the samples of a split; `all` selects every sample.
 
         Raises:
-            DataError: there is no such split (the known ones are named with their sizes).
+            DataError: there is no such split. The message lists the existing splits with their sizes.
         """
         if split == "all":
             return Subset(self.source, range(len(self.source)), sizes=self._image_sizes())
@@ -97,19 +97,19 @@ class Splits:
         return Subset(self.source, array("q", rows.tobytes()), sizes=None if known is None else known[rows])
 
     def _image_sizes(self) -> NDArray[np.int64] | None:
-        """The sizes of all picture files if they were looked up."""
+        """Return the sizes of all image files; None if they were not needed yet."""
         files = self._files if "_files" in vars(self) else None
         return None if files is None else files.sizes
 
-    def _kept_or_cut(self) -> _Cut:
-        """From the cache if nothing has changed on which the splits depend, else computed."""
+    def _cached_or_cut(self) -> _Cut:
+        """Return the splits from the cache if nothing that they depend on has changed, else compute them."""
         key = self._cache_key() if len(self.source) >= MIN_ROWS else None
         if key is None:
             return self._cut()
         cache = ArrayCache()
-        kept = cache.get("splits", key)
-        if kept is not None:
-            return _Cut(kept["codes"], json.loads(str(kept["names"])), bool(kept["has_own_val"]))
+        cached = cache.get("splits", key)
+        if cached is not None:
+            return _Cut(cached["codes"], json.loads(str(cached["names"])), bool(cached["has_own_val"]))
         cut = self._cut()
         if self._files is None or self._files.is_settled():
             names, has_own_val = np.array(json.dumps(cut.names)), np.array(cut.has_own_val)
@@ -117,7 +117,7 @@ class Splits:
         return cut
 
     def _cache_key(self) -> list[Any] | None:
-        """All that the splits depend on; None if it is not known whether a picture has changed."""
+        """Return everything that the splits depend on; None if changes of images cannot be detected."""
         images = self.source.image_stamp() if self._files is None else self._files.digest()
         if images is None:
             return None
@@ -162,10 +162,16 @@ class Splits:
 
 
 def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: int = SPLIT_RULE) -> Subset:
-    """The samples of a split, as `Splits` cuts them.
+    """Return the samples of a split, as `Splits` defines it; `all` selects every sample.
+
+    Args:
+        source: the source to divide.
+        split: name of the split, or `all`.
+        val_fraction: as for `Splits`.
+        rule: as for `Splits`.
 
     Raises:
-        DataError: there is no such split (the known ones are named with their sizes).
+        DataError: there is no such split. The message lists the existing splits with their sizes.
     """
     if split == "all":
         return Subset(source.under_first_rule() if rule == FIRST_SPLIT_RULE else source, range(len(source)))
@@ -173,7 +179,7 @@ def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: 
 
 
 def _hash_of_keys(source: Source) -> list[str]:
-    """Hashes of the keys of all samples and of the splits that the source names."""
+    """Return hashes of the keys of all samples and of the splits that the source names."""
     builder = FingerprintBuilder("sizes")
     for start in range(0, len(source), _CHUNK):
         rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Part of a source: some of its samples, or a stable few."""
+"""Subsets of a source: selected samples, or a stable random sample."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ class Subset(Source):
 
     Args:
         source: the source.
-        indices: the numbers of the samples, which rise.
-        sizes: the bytes of their image files where they were looked up already, -1 for none; `image_sizes` returns them.
+        indices: the numbers of the samples, in ascending order.
+        sizes: the sizes of their image files in bytes if they are known already, -1 for none; `image_sizes` returns them.
     """
 
     def __init__(self, source: Source, indices: Sequence[int], *, sizes: NDArray[np.int64] | None = None) -> None:
@@ -45,53 +45,53 @@ class Subset(Source):
         return self.source[self.indices[index]]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The sample's captions."""
+        """Return the sample's captions."""
         return self.source.captions(self.indices[index])
 
     def key(self, index: int) -> str:
-        """The sample's key."""
+        """Return the sample's key."""
         return self.source.key(self.indices[index])
 
     def split(self, index: int) -> str | None:
-        """The sample's split."""
+        """Return the sample's split; None if a hash of the key decides."""
         return self.source.split(self.indices[index])
 
     def split_key(self, index: int) -> str:
-        """What a split is cut by."""
+        """Return the text whose hash assigns the sample to a split."""
         return self.source.split_key(self.indices[index])
 
     def under_first_rule(self) -> "Subset":
-        """The same samples of the source under split rule 1."""
+        """Return the same samples of the source under split rule 1."""
         return Subset(self.source.under_first_rule(), self.indices)
 
     def label(self, index: int) -> int | None:
-        """The sample's label."""
+        """Return the sample's label; None if it has none."""
         return self.source.label(self.indices[index])
 
     def image_size(self, index: int) -> int | None:
-        """Bytes of the sample's image file."""
+        """Return the size of the image file in bytes; None if it is unknown."""
         return self.source.image_size(self.indices[index])
 
     def image_sizes(self, rows: NDArray[np.int64], /) -> NDArray[np.int64]:
-        """Bytes of the image files of some rows at once."""
+        """Return the sizes of several image files in bytes; -1 if unknown."""
         return self.source.image_sizes(self._rows[rows]) if self._sizes is None else self._sizes[rows]
 
     def image_files(self, rows: NDArray[np.int64], /) -> FileStates | None:
-        """The states of the image files of some rows."""
+        """Return the states of several image files; None if the images are not separate files."""
         return self.source.image_files(self._rows[rows])
 
     def image_stamp(self) -> str | None:
-        """A text that differs once an image was changed."""
+        """Return a text that changes when an image changes; None if there is none."""
         return self.source.image_stamp()
 
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
-        """Keys, captions, labels and splits of some rows at once."""
+        """Return the keys, captions, labels and splits of several rows; None if the source does not store columns."""
         return self.source.columns(self._rows[rows])
 
 
 def take_few(source: Source, max_samples: int | None) -> Source:
-    """At most so many samples, chosen by a hash of their keys, so that a larger few holds a smaller one."""
+    """Return at most `max_samples` samples, selected by a hash of their keys; a larger subset contains the smaller ones."""
     if max_samples is None or len(source) <= max_samples:
         return source
-    chosen = sorted(range(len(source)), key=lambda i: stable_hash(source.key(i), "few"))[:max_samples]
-    return Subset(source, sorted(chosen))
+    selected = sorted(range(len(source)), key=lambda i: stable_hash(source.key(i), "few"))[:max_samples]
+    return Subset(source, sorted(selected))

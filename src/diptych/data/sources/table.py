@@ -1,7 +1,7 @@
-"""`csv:FILE`: a table with a heading, of any separator and column names; and `tsv-folder:DIR`, the same without a heading.
+"""`csv:FILE`: a table with a header row and any separator; `tsv-folder:DIR`: a folder with a table without a header row.
 
-Columns are found by the names that other tools give them: img2dataset, open_clip's trainer (`filepath` and `title`), the
-Kaggle dumps. Where that fails, or means the wrong one, the location says it:
+Columns are detected by the names that other tools use: img2dataset, open_clip's trainer (`filepath` and `title`), the Kaggle
+dumps. If the detection fails or selects the wrong column, name the columns in the location:
 `csv:FILE?image=filepath&caption=title&separator=tab`.
 """
 
@@ -37,18 +37,18 @@ _COLUMNS = {
     "label": ("label", "class", "category"),
     "split": ("split", "subset", "partition"),
 }
-"""What each column may be called, the likeliest first. Upper and lower case are one."""
+"""Usual names of the columns, the likeliest first. Case is ignored."""
 
 csv.field_size_limit(2**24)  # A caption may be longer than Python's default of 128 KiB allows.
 
 _MAX_LINES = 4
-"""Lines after the first that a row may have before a warning says so."""
+"""Number of additional lines that a row may span without a warning."""
 _END = "\x1e" * 3
-"""A last line of our own: if it comes back inside a row, a quote was open to the end of the file."""
+"""A sentinel line after the end of the file: if it is part of a row, a quote was not closed."""
 
 
 class _Layout(NamedTuple):
-    """Which column is what; None for one that the table has not."""
+    """Index of each column; None for a missing column."""
 
     image: int
     caption: int | None
@@ -57,11 +57,11 @@ class _Layout(NamedTuple):
 
 
 def read_csv(location: str) -> Listing:
-    """Image paths are relative to the file's folder, or to `?root=DIR`; one row a caption, or one a picture.
+    """Read a table with one row per caption or per image. Image paths are relative to the file's folder, or to `?root=DIR`.
 
     Raises:
-        DataError: the file is missing or empty, a column cannot be found, a row has too few fields or too
-            many, an image is not there.
+        DataError: the file is missing or empty, a column cannot be found, a row has too few or too many fields, or an image
+            is missing.
     """
     path, options = read_location(location, (*_COLUMNS, "separator", "encoding", "root", "templates"))
     existing_file(path, kind="csv")
@@ -88,7 +88,7 @@ def read_csv(location: str) -> Listing:
 
 
 def _captions_in(cell: str) -> list[str]:
-    """The captions of a cell, which is one or a list as JSON or Python writes it.
+    """Return the captions of a cell, which holds one caption or a list in JSON or Python syntax.
 
     >>> _captions_in('["one", "two"]'), _captions_in("['one', 'two']"), _captions_in("[sic] a dog")
     (['one', 'two'], ['one', 'two'], ['[sic] a dog'])
@@ -106,10 +106,10 @@ def _captions_in(cell: str) -> list[str]:
 
 
 def read_tsv_folder(location: str) -> Listing:
-    """`images/` and `captions.txt` with one `filename<TAB>caption` a line; images may also lie beside the file.
+    """Read a folder with `captions.txt`, one `filename<TAB>caption` per line, and images in `images/` or next to the file.
 
     Raises:
-        DataError: the folder or the file is missing, a line has no tab, an image is not there.
+        DataError: the folder or the file is missing, a line has no tab, or an image is missing.
     """
     folder = existing_folder(Path(location), kind="tsv-folder")
     path = folder / "captions.txt"
@@ -137,7 +137,7 @@ def _lines(path: Path, encoding: str) -> Iterator[tuple[int, str]]:
 
 
 def _rows(path: Path, options: dict[str, str]) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields), the heading first; a quoted field may hold separators and line ends."""
+    """Yield (line number, fields) of each row, the header first; quoted fields may contain separators and line breaks."""
     encoding = options.get("encoding", "utf-8-sig")
     reads(path)
     try:
@@ -172,7 +172,7 @@ def _warn_of_long_field(path: Path, first_line: int, line: int) -> None:
 
 
 def _separator(path: Path, heading: str, options: dict[str, str]) -> str:
-    """The one that is named, or the likeliest: that which parts the heading most often."""
+    """Return the separator in the options, or the one that occurs most often in the header row."""
     named = options.get("separator")
     if named is None:
         return max(_SEPARATORS.values(), key=heading.count)

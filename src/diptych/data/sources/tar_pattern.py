@@ -1,4 +1,4 @@
-"""Which tars `shards:PATTERN` names: a path, a glob, a range or list in braces, or a folder of tars."""
+"""Expand the pattern of `shards:PATTERN` to tars: a path, a glob, a range or list in braces, or a folder of tars."""
 
 import re
 from collections.abc import Iterator
@@ -12,26 +12,27 @@ from diptych.data.sources.location import listable
 from diptych.data.sources.split_names import SPLIT_FOLDERS
 
 MAX_TARS = 1_000_000
-"""What the ranges of a pattern may name together."""
+"""Maximum number of names that the ranges of a pattern may expand to."""
 _MAX_DIGITS = 18
 BRACES = re.compile(r"\{(\d+\.\.\d+|[^{},]*,[^{}]*)\}")
 
 
 def tars_of(pattern: str) -> list[tuple[str, str | None]]:
-    """The paths or URLs of a pattern, sorted, and the split that the folder gives each; a range must be whole.
+    """Return the sorted paths or URLs of a pattern, each with the split that its folder implies.
 
-    A folder stands for the tars in it, or for those in its folders that are called after splits.
+    A folder stands for the tars in it, or for those in its subfolders that are named after splits. All tars of a range must
+    exist.
 
     Raises:
-        DataError: it names no tars, or one that is not there.
+        DataError: the pattern matches no tars, or a tar is missing.
     """
     spelled = expanded(pattern)
-    has_signs = any(sign in pattern for sign in "*?[")
+    is_glob = any(sign in pattern for sign in "*?[")
     if is_remote(pattern):
         return [(url, None) for url in (list_remote(pattern) if "*" in pattern else spelled)]
     if Path(pattern).is_dir():
         return [(str(path), split) for path, split in _of_folder(Path(pattern))]
-    if len(spelled) > 1 or not has_signs:
+    if len(spelled) > 1 or not is_glob:
         missing = [name for name in spelled if not Path(name).is_file()]
         if missing:
             raise DataError(f"{pattern}: {len(missing)} of {len(spelled)} tars are not there, the first: {missing[0]}")
@@ -42,12 +43,12 @@ def tars_of(pattern: str) -> list[tuple[str, str | None]]:
         listable(fixed)
     found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     if not found:
-        raise DataError(f"{pattern}: no tar is called so")
+        raise DataError(f"{pattern}: matches no tars")
     return [(str(path), None) for path in found]
 
 
 def holds_tars(folder: Path) -> bool:
-    """Whether `shards:FOLDER` would find anything."""
+    """Return whether `shards:FOLDER` would find tars."""
     return any(True for _ in _found_in(folder))
 
 
@@ -76,7 +77,7 @@ def _tars_in(folder: Path) -> list[Path]:
 
 
 def distinct_stems(names: list[str]) -> list[str]:
-    """The tars' names without ending, with as many folders above as tell all of them apart.
+    """Return the tars' names without suffix, with as many parent folders as necessary to make them distinct.
 
     >>> distinct_stems(["a/x/0.tar", "b/x/0.tar"]), distinct_stems(["0.tar", "0.tar"])
     (['a/x/0', 'b/x/0'], ['0', '0#2'])
@@ -94,10 +95,10 @@ def distinct_stems(names: list[str]) -> list[str]:
 
 
 def expanded(pattern: str) -> list[str]:
-    """The names that a pattern with ranges and lists in braces stands for; leading zeros are kept.
+    """Return the names that a pattern with ranges and lists in braces expands to; leading zeros are preserved.
 
     Raises:
-        DataError: there are more than a million, a range is empty, or a number has more than 18 digits.
+        DataError: there are more than a million names, a range is empty, or a number has more than 18 digits.
 
     >>> expanded("a{08..10}.tar"), expanded("{x,y}/0.tar")
     (['a08.tar', 'a09.tar', 'a10.tar'], ['x/0.tar', 'y/0.tar'])
@@ -108,7 +109,7 @@ def expanded(pattern: str) -> list[str]:
     count = 1
     for choice in choices:
         count *= len(choice)
-        if count > MAX_TARS:  # The product of the others may have any number of digits.
+        if count > MAX_TARS:  # Stop here: the full product may have any number of digits.
             raise DataError(
                 f"{shortened(pattern)}: its ranges name {count:,} tars or more; at most {MAX_TARS:,} are allowed"
             )
@@ -123,7 +124,7 @@ def expanded(pattern: str) -> list[str]:
 
 
 def _choices(inside: str, pattern: str) -> list[str] | range:
-    """The words of a list, or the numbers of a range, which may be too many to write out."""
+    """Return the words of a list, or the numbers of a range, which may be too many to expand."""
     first, dots, last = inside.partition("..")
     if not dots or "," in inside:
         return inside.split(",")
@@ -136,5 +137,5 @@ def _choices(inside: str, pattern: str) -> list[str] | range:
 
 
 def shortened(pattern: str) -> str:
-    """A pattern as a message shows it."""
+    """Return a pattern, cut to 200 characters for a message."""
     return pattern if len(pattern) <= 200 else f"{pattern[:200]}..."

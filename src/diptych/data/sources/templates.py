@@ -1,4 +1,4 @@
-"""Captions from the names of classes: each template with the name in its place."""
+"""Captions from class names and templates."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,23 +21,23 @@ FIVE_TEMPLATES = (
     "a {} picture",
 )
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-"""Python's stand-in for a byte of a file name that is not UTF-8; no file and no tokenizer takes it."""
+"""Surrogates, which Python uses for bytes of file names that are not UTF-8; they cannot be written or tokenized."""
 
 
 def templates_of(options: Mapping[str, str]) -> tuple[str, ...]:
-    """The templates of the file that a location's `?templates=FILE` names; none if it names none.
+    """Return the templates of the file that the option `templates` names; empty if the option is missing.
 
     Raises:
-        DataError: as `read_templates`.
+        DataError: as for `read_templates`.
     """
     return read_templates(Path(options["templates"])) if "templates" in options else ()
 
 
 def read_templates(path: Path) -> tuple[str, ...]:
-    """One template a line, each with `{}` for the class.
+    """Return the templates in a file with one template per line; each contains `{}` for the class name.
 
     Raises:
-        DataError: the file cannot be read, is empty, or a line lacks `{}`.
+        DataError: the file cannot be read or is empty, or a line lacks `{}`.
     """
     reads(path)
     templates = tuple(read_lines(path, what="templates"))
@@ -48,20 +48,20 @@ def read_templates(path: Path) -> tuple[str, ...]:
 
 
 def named_templates() -> dict[str, Path]:
-    """Sets of templates that come with Diptych, by name: OpenAI's for ImageNet and CIFAR (see NOTICE)."""
+    """Return the files of the included sets of templates by name: OpenAI's for ImageNet and CIFAR (see NOTICE)."""
     folder = Path(__file__).parents[1] / "prompts"
     return {path.stem: path for path in sorted(folder.glob("*.txt"))}
 
 
 def resolve_templates(given: Sequence[str]) -> tuple[str, ...]:
-    """Templates as a user gives them: each a text with `{}`, the name of a set, or a file of them.
+    """Return the templates that a user specifies: each item is a text with `{}`, the name of a set, or a file.
 
     >>> resolve_templates(["my {}"]), len(resolve_templates(["imagenet-80"]))
     (('my {}',), 80)
 
     Raises:
-        ConfigError: one is none of these.
-        DataError: a file holds something else.
+        ConfigError: an item is none of these.
+        DataError: as for `read_templates`.
     """
     sets, templates = named_templates(), list[str]()
     for text in given:
@@ -76,7 +76,7 @@ def resolve_templates(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def captions_or_filled(captions: tuple[str, ...], name: str | None, given: tuple[str, ...]) -> tuple[str, ...]:
-    """A sample's captions; where it has none, or where templates were asked for, templates around its class's name.
+    """Return a sample's captions, or templates with its class name if it has none or if templates are given.
 
     >>> captions_or_filled((), "sea_lion", ("a {}",)), captions_or_filled(("my dog",), "dog", ())
     (('a sea lion',), ('my dog',))
@@ -87,7 +87,7 @@ def captions_or_filled(captions: tuple[str, ...], name: str | None, given: tuple
 
 
 def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
-    """Each template around a class's name.
+    """Return each template with the class name in place of `{}`.
 
     >>> filled(("a {}", "my {}"), "dog")
     ('a dog', 'my dog')
@@ -96,13 +96,13 @@ def filled(templates: tuple[str, ...], name: str) -> tuple[str, ...]:
 
 
 def class_names(labels: Sequence[str], *, in_order: bool = False) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The classes that labels name, in words, and the class of each label.
+    """Return the readable class names, and the class of each label.
 
-    Labels that differ only in underscores and spaces are one class.
+    Labels that differ only in underscores and spaces are the same class.
 
     Args:
-        labels: as the data writes them.
-        in_order: keep the order of the labels; otherwise the classes are sorted, numbers within names as numbers.
+        labels: the labels as written in the data.
+        in_order: keep the order of the labels; otherwise, the classes are sorted, with numbers in names sorted by value.
 
     >>> names, class_of_label = class_names(["sea_lion", "dog", "sea lion"])
     >>> names, class_of_label.tolist()
@@ -115,7 +115,7 @@ def class_names(labels: Sequence[str], *, in_order: bool = False) -> tuple[tuple
 
 
 def readable(name: str) -> str:
-    r"""A class's name as people write it; what of a folder's name is not UTF-8 is read as Windows-1252.
+    r"""Return a readable class name: underscores become spaces, and bytes that are not UTF-8 are decoded as Windows-1252.
 
     >>> readable("great_white_shark"), readable("caf\udce9")
     ('great white shark', 'café')
@@ -124,6 +124,6 @@ def readable(name: str) -> str:
 
 
 def _as_text(surrogate: re.Match[str]) -> str:
-    """What stands for a byte of a file name, as its character; others, as from broken JSON, as a replacement character."""
+    """Return the character for a surrogate that encodes a byte; U+FFFD for other surrogates, such as those in broken JSON."""
     byte = ord(surrogate.group()) - 0xDC00
     return bytes([byte]).decode("cp1252", "replace") if 0x80 <= byte <= 0xFF else "\ufffd"
