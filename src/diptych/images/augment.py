@@ -89,7 +89,7 @@ def random_crop_params(
     """Draw a crop of random area, aspect ratio and position, as torchvision's `RandomResizedCrop`, or a shift (`pad_px`).
 
     >>> random_crop_params(64, 48, AugmentConfig(crop_area=(0.25, 0.5)), np.random.default_rng(0))
-    CropParams(box=(32, 4, 62, 37), flipped=False)
+    CropParams(box=(0, 10, 27, 46), flipped=False)
 
     Args:
         width: of the image, in pixels.

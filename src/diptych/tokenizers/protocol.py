@@ -15,7 +15,7 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError, DataError, unknown_name
 
 Truncate: TypeAlias = Literal["end", "error"]
-"""How to treat a text longer than the context: `end` cuts its end and keeps the end token, `error` raises an error."""
+"""How to treat a text longer than the context: `end` truncates it but keeps the end token, `error` raises an error."""
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")

@@ -158,7 +158,7 @@ def _shuffled_part(
 
 
 def _window_size(rows: Rows, batch_size: int) -> int:
-    """Rows that are arranged among each other: all, or about as many as the blocks hold that are read at once."""
+    """Return the number of rows that are arranged together: all, or about as many as `blocks_at_once` blocks contain."""
     if rows.block_ends is None or len(rows.block_ends) <= rows.blocks_at_once:
         return max(rows.num, 1)
     of_blocks = rows.num * rows.blocks_at_once // len(rows.block_ends)

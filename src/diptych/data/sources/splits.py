@@ -72,7 +72,7 @@ class Splits:
 
     @property
     def names(self) -> list[str]:
-        """The split of each sample."""
+        """The split name of each sample."""
         return [self._names[code] for code in self._codes.tolist()]
 
     def sizes(self) -> dict[str, int]:

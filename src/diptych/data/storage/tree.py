@@ -118,7 +118,7 @@ class ZipTree:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._open: tuple[int, zipfile.ZipFile] | None = None
-        """The process that opened it, and the open file."""
+        """Id of the process that opened the zip, and the open file."""
 
     def __getstate__(self) -> dict[str, object]:
         return {"path": self.path, "_open": None}
