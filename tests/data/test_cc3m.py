@@ -180,7 +180,7 @@ def test_a_table_without_pictures_says_how_to_fetch_them(tmp_path: Path) -> None
 def test_what_is_no_such_folder(tmp_path: Path) -> None:
     (tmp_path / "a.zip").touch()
     for name, message in {
-        "": "holds no tars, nor numbered folders of pictures",
+        "": "contains neither tars nor numbered folders of pictures",
         "gone": "no such folder",
         "a.zip": "is a file; cc3m: needs a folder",
     }.items():

@@ -150,7 +150,7 @@ def test_without_a_location_it_is_fetched_once(tmp_path: Path, monkeypatch: pyte
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("DIPTYCH_CIFAR_URL", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="what came is not the official file"):
+    with pytest.raises(DataError, match="the downloaded file is not the official one"):
         open_source("cifar10")
     assert not list((tmp_path / "cache" / "diptych").iterdir())
     checksums = {path.name: hashlib.md5(path.read_bytes()).hexdigest()}
@@ -161,7 +161,7 @@ def test_without_a_location_it_is_fetched_once(tmp_path: Path, monkeypatch: pyte
     server.server_close()
     assert len(open_source("cifar10")) == 12  # From the cache.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    with pytest.raises(DataError, match=r"cannot be fetched .*; put it somewhere and say cifar10:PATH"):
+    with pytest.raises(DataError, match=r"cannot be fetched .*; download it yourself and use cifar10:PATH"):
         open_source("cifar10")
 
 

@@ -34,14 +34,14 @@ def test_a_lone_split_stays_a_split(tmp_path: Path) -> None:
 
 def test_a_single_class_is_said(tmp_path: Path) -> None:
     with pytest.warns(
-        DiptychWarning, match="all pictures are of one class, 'sea lion'; there is nothing to tell it from"
+        DiptychWarning, match="all pictures are of one class, 'sea lion'; there is no other class to distinguish"
     ):
         assert open_source(f"class-folder:{_set(tmp_path / 'set', 'sea_lion')}").classes == ("sea lion",)
 
 
 def test_splits_beside_classes_are_refused_until_the_classes_are_named(tmp_path: Path) -> None:
     folder = _set(tmp_path / "set", "train/cat", "train/dog", "val/cat", "extra/bird", "more/bird")
-    with pytest.raises(DataError, match=r"train and val lie beside extra, more, .* \?classes=a,b"):
+    with pytest.raises(DataError, match=r"train and val are next to extra, more, .* \?classes=a,b"):
         open_source(f"class-folder:{folder}")
     inside = open_source(f"class-folder:{folder}?classes=cat,dog")
     assert [inside.key(i) for i in range(len(inside))] == ["train/cat/a.png", "train/dog/a.png", "val/cat/a.png"]
@@ -68,7 +68,7 @@ def test_numbers_in_names_count_as_numbers(tmp_path: Path) -> None:
     assert fingerprint_data(now) != fingerprint_data(before), "so no run is resumed with other numbers"
     pack(before, tmp_path / "packed")
     assert open_source(f"packed:{tmp_path / 'packed'}").classes == before.classes
-    with pytest.raises(DataError, match="order is 'number'; it is text"):
+    with pytest.raises(DataError, match="order is 'number'; it must be text"):
         open_source(f"class-folder:{folder}?order=number")
 
 

@@ -55,7 +55,7 @@ def test_class_folders_say_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no class folders with pictures"):
         open_source(f"class-folder:{tmp_path}")
     draw_photos(tmp_path / "set", ["lone.png"])
-    with pytest.raises(DataError, match=r"lone\.png lies in no class's folder"):
+    with pytest.raises(DataError, match=r"lone\.png is not in a class folder"):
         open_source(f"class-folder:{tmp_path}/set")
     (tmp_path / "bad.zip").write_bytes(b"PK no zip")
     with pytest.raises(DataError, match="cannot be read as a zip"):
@@ -66,7 +66,7 @@ def test_class_folders_say_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_what_looks_like_nothing_is_not_guessed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="looks like no kind of data; say which: KIND:"):
+    with pytest.raises(DataError, match="looks like no kind of data; specify the kind: KIND:"):
         open_source(str(tmp_path))
     (tmp_path / "results.csv").write_text("x")
     (tmp_path / "captions_x.json").write_text("x")

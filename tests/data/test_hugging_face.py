@@ -244,10 +244,10 @@ def test_what_is_no_set(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "state.json").write_text("{}", "utf-8")
     for name, message in {
-        "empty": "holds no set: no folder of save_to_disk, no parquet files, no pictures",
-        "gone": "no such file or folder, and no name of a set on the hub",
+        "empty": "contains no dataset: no folder of save_to_disk, no parquet files, no pictures",
+        "gone": "no such file or folder, and not the name of a dataset on the hub",
         "words": r"has no column of pictures; it has: text \(text\)",
-        "words/a.xyz": r"is no file that hf: reads; those end in \.parquet",
+        "words/a.xyz": r"is not a file that hf: reads; supported suffixes are \.parquet",
         "broken": "cannot be opened",
     }.items():
         with pytest.raises(DataError, match=message) as caught:
@@ -262,7 +262,7 @@ def test_what_is_no_set(tmp_path: Path) -> None:
             ConnectionError("Couldn't reach 'a/b' on the Hub"),
             r"the hub cannot be reached .*load_dataset\('a/b'\)\.save_to_disk",
         ),
-        (datasets.exceptions.DatasetNotFoundError("x"), "neither a folder nor a set on the hub"),
+        (datasets.exceptions.DatasetNotFoundError("x"), "neither a folder nor a dataset on the hub"),
         (
             ValueError("Config name is missing.\nPick one of ['en', 'de']"),
             r"missing\. Pick one of .* a config is named by hf:a/b\?config=NAME",

@@ -58,7 +58,7 @@ def test_flickr8ks_own_files(tmp_path: Path) -> None:
     (text / "Flickr_8k.devImages.txt").write_text("b.jpg\n", "utf-8")
     source = open_source(str(tmp_path))
     assert _seen(source) == [("a.jpg", ("one .", "two ."), "train"), ("b.jpg", ("three .",), "dev")]
-    assert str(source.oddities[0]) == "captions of what is no picture's name: left out (1; b.jpg.1)"
+    assert str(source.oddities[0]) == "captions without a valid image name: left out (1; b.jpg.1)"
 
 
 def test_karpathys_coco_has_folders(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_classes_and_tars_are_joined(tmp_path: Path) -> None:
     [
         (" shapes:5", "with spaces around the plus"),
         ("shapes:5+shapes:6", "with spaces around the plus"),
-        (" 1*shapes:5 + shapes:6", "some sources have a share and some have not"),
+        (" 1*shapes:5 + shapes:6", "only some sources have a share"),
         (" 0*shapes:5 + 1*shapes:6", r"the shares are 0, 1; each is a number above 0"),
         (" 0.1.2*shapes:5 + 1*shapes:6", r"the shares are 0\.1\.2, 1"),
         (" shapes:5 + shape:6", "unknown source kind 'shape'; did you mean 'shapes'"),

@@ -13,14 +13,14 @@ from tests.conftest import draw_photos
 EXPECTED = {
     ("lone folders above the classes", "looked into"): 1,
     ("hidden files and files of other programs", "left out"): 2,
-    ("folders whose name another spells in other code points", "merged"): 1,
+    ("folders whose names differ only in Unicode normalization", "merged"): 1,
     ("links to folders", "followed"): 1,
     ("links that lead back to a folder above them", "left out"): 1,
     ("empty captions", "left out"): 3,
     ("images with neither caption nor label", "left out"): 1,
-    ("samples with the key of another", "kept under keys with a number"): 1,
+    ("samples with repeated keys", "kept under keys with a number"): 1,
     ("texts that are not UTF-8", "read as Windows-1252"): 1,
-    ("members that belong to tools", "left out"): 1,
+    ("members of other programs", "left out"): 1,
 }
 
 

@@ -177,10 +177,10 @@ def test_a_tar_that_vanishes_or_shrinks_is_an_image_error(shards: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("{000..002}.tar", r"3 of 3 tars are not there, the first: .*000\.tar"),
-        ("*.tar.gz", "no tar is called so"),
-        ("gone.tar", "1 of 1 tars are not there"),
-        ("text.tar", "is no tar"),
+        ("{000..002}.tar", r"3 of 3 tars are missing, the first: .*000\.tar"),
+        ("*.tar.gz", "matches no tars"),
+        ("gone.tar", "1 of 1 tars are missing"),
+        ("text.tar", "is not a tar"),
         ("only.tar", r"none of its samples has both an image and a caption; endings seen: jpg \(2\), npy \(2\)"),
     ],
 )

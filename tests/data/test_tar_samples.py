@@ -54,7 +54,7 @@ def test_every_sample_of_a_repeated_key_is_kept(tmp_path: Path, pictures: list[b
             ("t/0", ("one",), a), ("t/0#2", ("two",), b), ("t/1", ("three",), c), ("t/0#3", ("four",), c),
         ]  # fmt: skip
         assert [str(oddity) for oddity in source.oddities] == [
-            "samples with the key of another: kept under keys with a number (2; t/0#2, t/0#3)"
+            "samples with repeated keys: kept under keys with a number (2; t/0#2, t/0#3)"
         ]
 
 
@@ -64,7 +64,7 @@ def test_members_that_stand_apart_are_one_sample(tmp_path: Path, pictures: list[
         str(_tar(tmp_path / "t.tar", ("0.jpg", a), ("1.jpg", b), ("0.txt", b"one"), ("1.txt", b"two")))
     )
     assert _seen(source) == [("t/0", ("one",), a), ("t/1", ("two",), b)]
-    assert (source.oddities[0].what, source.oddities[0].num) == ("members that stand apart from their sample", 1)
+    assert (source.oddities[0].what, source.oddities[0].num) == ("members separated from their sample", 1)
 
 
 def test_names_with_and_without_a_dot_are_one_and_foreign_ones_left_out(tmp_path: Path, pictures: list[bytes]) -> None:
@@ -74,7 +74,7 @@ def test_names_with_and_without_a_dot_are_one_and_foreign_ones_left_out(tmp_path
     assert _seen(source) == [("t/0", ("one",), b)]
     assert [str(oddity) for oddity in source.oddities] == [
         "members named with and without ./: taken as one (1; t/0.jpg)",
-        "members that belong to tools: left out (2; t/__MACOSX/._0.jpg, t/._0.txt)",
+        "members of other programs: left out (2; t/__MACOSX/._0.jpg, t/._0.txt)",
     ]
 
 
@@ -92,7 +92,7 @@ def test_a_hard_link_is_the_picture_it_leads_to(tmp_path: Path, pictures: list[b
     rows = ("0.jpg", pictures[0]), ("0.txt", b"one"), ("1.jpg", "0.jpg"), ("1.txt", b"two"), ("1.png", "gone.png")
     source = open_source(str(_tar(tmp_path / "t.tar", *rows)))
     assert _seen(source) == [("t/0", ("one",), pictures[0]), ("t/1", ("two",), pictures[0])]
-    assert str(source.oddities[0]) == "links to what the tar does not hold before them: left out (1; t/1.png)"
+    assert str(source.oddities[0]) == "links whose target is not an earlier member: left out (1; t/1.png)"
 
 
 def test_numbered_texts_are_captions_in_the_order_of_their_numbers(tmp_path: Path, pictures: list[bytes]) -> None:

@@ -96,5 +96,5 @@ def test_a_name_that_stands_in_a_zip_again_is_one_picture(tmp_path: Path) -> Non
     assert _keys(source) == ["cat.png/a.png", "dog/a.png"]
     assert source[1].image == (tmp_path / "b.png").read_bytes()
     assert [str(oddity) for oddity in source.oddities] == [
-        "names that stand in the zip again: read from their last place (1; dog/a.png)"
+        "names that occur repeatedly in the zip: read from the last entry (1; dog/a.png)"
     ]

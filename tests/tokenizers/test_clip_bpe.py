@@ -192,7 +192,7 @@ def test_another_vocabulary_size_is_refused() -> None:
 def test_a_file_that_names_another_vocabulary_is_refused(content: object, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content), "utf-8")
-    with pytest.raises(BundleError, match=r"tokenizer\.json: names another vocabulary than CLIP's"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json: names a vocabulary other than CLIP's"):
         ClipBPETokenizer.load(path, context_length=77)
 
 

@@ -134,7 +134,9 @@ def test_another_way_to_truncate_is_refused(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_context_without_room_is_refused(kind: TokenizerKind) -> None:
-    with pytest.raises(ConfigError, match="context length is 2; two marks and a token need 3"):
+    with pytest.raises(
+        ConfigError, match="context length is 2; it must be at least 3, for a start token, a token and an end token"
+    ):
         _make(kind, 2)
 
 

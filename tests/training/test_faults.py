@@ -200,7 +200,9 @@ def test_a_shard_that_goes_in_the_midst_of_a_run(
     if harm == "cut":
         reasons = set(_listed(tmp_path / "run").values())
         assert result.num_skipped > 3
-        assert all(shard.name in reason and ("ends before" in reason or "was truncated" in reason) for reason in reasons)
+        assert all(
+            shard.name in reason and ("ends before" in reason or "was truncated" in reason) for reason in reasons
+        )
         assert int(result.retrieval.protocol["skipped_images"]) > 0
     os.truncate(shard, 0) if shard.exists() else shard.write_bytes(b"")
     with pytest.raises(DataError, match=shard.name):  # The next start says at once what is wrong.

@@ -143,7 +143,7 @@ def recognise(path: Path) -> str:
             kinds = ["shards"]  # Its error explains how to unpack the files.
     if len(kinds) != 1:
         seen = f"looks like {' and '.join(kinds)}" if kinds else "looks like no kind of data"
-        raise DataError(f"{path}: {seen}; say which: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
+        raise DataError(f"{path}: {seen}; specify the kind: KIND:{path}, with KIND one of {', '.join(SOURCES)}")
     return kinds[0]
 
 

@@ -46,16 +46,16 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
-            raise ConfigError(f"augment.crop_area is {self.crop_area}; it must rise within (0, 1]")
+            raise ConfigError(f"augment.crop_area is {self.crop_area}; it must be ascending within (0, 1]")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ConfigError(f"augment.crop_ratio is {self.crop_ratio}; it must rise from above 0")
+            raise ConfigError(f"augment.crop_ratio is {self.crop_ratio}; it must be ascending and above 0")
         if self.pad_px < 0:
             raise ConfigError(f"augment.pad_px is {self.pad_px}; it must be at least 0")
         if not all(0 <= strength <= 1 for strength in self.jitter) or self.jitter[3] > 0.5:
             raise ConfigError(f"augment.jitter is {self.jitter}; each must lie within [0, 1], hue within [0, 0.5]")
         for name in ("flip", "jitter_chance", "grayscale", "erase", "drop_words"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; it is a chance, within [0, 1]")
+                raise ConfigError(f"augment.{name} is {getattr(self, name)}; it must be a probability within [0, 1]")
 
 
 class CropParams(NamedTuple):

@@ -66,7 +66,7 @@ def decode(image: ImageInput, *, max_pixels: int | None = None, gray_bits: int =
     except UnidentifiedImageError:
         raise ImageError(f"{describe(image)}: is not a picture") from None
     except PermissionError:
-        raise ImageError(f"{describe(image)}: may not be read (permission denied)") from None
+        raise ImageError(f"{describe(image)}: cannot be read (permission denied)") from None
     except IsADirectoryError:
         raise ImageError(f"{describe(image)}: is a folder, not a picture") from None
     except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes.

@@ -80,7 +80,7 @@ class CharacterTokenizer:
         """
         alphabet = read_json(path)["alphabet"]
         if not isinstance(alphabet, str):
-            raise BundleError(f"{path}: its alphabet is not a text")
+            raise BundleError(f"{path}: its alphabet is not a string")
         return cls(alphabet, context_length=context_length)
 
 

@@ -125,7 +125,7 @@ class ClipBPETokenizer:
         """
         content = read_json(path)
         if content != _IDENTITY:
-            raise BundleError(f"{path}: names another vocabulary than CLIP's {_IDENTITY}: {content!r:.200}")
+            raise BundleError(f"{path}: names a vocabulary other than CLIP's {_IDENTITY}: {content!r:.200}")
         return cls(context_length=context_length)
 
 

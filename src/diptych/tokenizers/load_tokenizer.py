@@ -40,9 +40,7 @@ def train_tokenizer(kind: TokenizerKind, captions: Iterable[str], *, vocab_size:
             return LearnedBPETokenizer.train(captions, vocab_size=vocab_size, context_length=context_length)
         case "clip-bpe":
             if vocab_size != VOCAB_SIZE:
-                raise ConfigError(
-                    f"vocab_size is {vocab_size}; that of clip-bpe is always {VOCAB_SIZE}: set it to that"
-                )
+                raise ConfigError(f"vocab_size is {vocab_size}; clip-bpe requires {VOCAB_SIZE}")
             return ClipBPETokenizer(context_length=context_length)
         case "hashing":
             return HashingTokenizer(vocab_size=vocab_size, context_length=context_length)

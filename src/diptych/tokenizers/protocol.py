@@ -87,7 +87,9 @@ def check_context_length(context_length: int) -> None:
         ConfigError: the context length is below 3.
     """
     if context_length < 3:
-        raise ConfigError(f"the context length is {context_length}; two marks and a token need 3")
+        raise ConfigError(
+            f"the context length is {context_length}; it must be at least 3, for a start token, a token and an end token"
+        )
 
 
 def check_ids(ids: Sequence[int], *, vocab_size: int) -> None:
@@ -98,7 +100,7 @@ def check_ids(ids: Sequence[int], *, vocab_size: int) -> None:
     """
     for position, i in enumerate(ids):
         if not 0 <= i < vocab_size:
-            raise DataError(f"id {i} at position {position} is in no vocabulary of {vocab_size} entries")
+            raise DataError(f"id {i} at position {position} is outside the vocabulary of {vocab_size} entries")
 
 
 def pad_and_mark(
@@ -137,6 +139,6 @@ def _refuse_too_long(tokens: Sequence[Sequence[int]], *, context_length: int, tr
     for position, row in enumerate(tokens):
         if len(row) + 2 > context_length:
             raise DataError(
-                f"text {position} has {len(row) + 2} tokens, both marks included; the context holds {context_length}. "
+                f"text {position} has {len(row) + 2} tokens, including the start and end tokens; the context holds {context_length}. "
                 'Shorten it, or cut it with truncate="end".'
             )

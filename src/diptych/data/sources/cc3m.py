@@ -46,7 +46,7 @@ class _Fetched:
                 ", ..." if len(self.unfinished) > _NUM_LISTED else ""
             )
             num = f"{len(self.unfinished)} of {self.num_shards} shards"
-            notes.append(f"{num} are unfinished, without _stats.json ({first}); img2dataset goes on if it is run again")
+            notes.append(f"{num} are unfinished, without _stats.json ({first}); run img2dataset again to continue")
         return "; ".join(notes)
 
 
@@ -165,7 +165,7 @@ def _nothing_there(root: Path) -> DataError:
     tables = sorted(root.glob("*.tsv"))
     if tables:
         return _not_fetched(tables[0])
-    return DataError(f"cc3m:{root}: holds no tars, nor numbered folders of pictures, as img2dataset leaves them")
+    return DataError(f"cc3m:{root}: contains neither tars nor numbered folders of pictures as written by img2dataset")
 
 
 def _not_fetched(table: Path) -> DataError:

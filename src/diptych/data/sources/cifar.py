@@ -285,8 +285,8 @@ def _download(cifar: Cifar) -> Path:
                     file.write(block)
             if _md5(tmp) != cifar.checksums[name]:
                 raise DataError(
-                    f"{url}: what came is not the official file; put it somewhere and say {cifar.name}:PATH"
+                    f"{url}: the downloaded file is not the official one; download it yourself and use {cifar.name}:PATH"
                 )
     except (URLError, OSError) as error:
-        raise DataError(f"{url}: cannot be fetched ({error}); put it somewhere and say {cifar.name}:PATH") from None
+        raise DataError(f"{url}: cannot be fetched ({error}); download it yourself and use {cifar.name}:PATH") from None
     return path

@@ -158,7 +158,9 @@ def read_class_folder(location: str) -> LabelledPictures:
     """
     path, options = read_location(location, ("templates", "classes", "order"))
     if options.get("order", "text") != "text":
-        raise DataError(f"{path}: order is '{options['order']}'; it is text, or left out for numbers in their order")
+        raise DataError(
+            f"{path}: order is '{options['order']}'; it must be text, or be omitted to sort numbers by value"
+        )
     templates = templates_of(options) or FIVE_TEMPLATES
     wanted = [normalize("NFC", name) for name in options.get("classes", "").split(",") if name]
     tree, counter = open_tree(path), OddityCounter()
@@ -174,7 +176,7 @@ def read_class_folder(location: str) -> LabelledPictures:
             counter.add("pictures outside the folders of ?classes", "left out", name)
             continue
         if not is_inside:
-            raise DataError(f"{path}: {name} lies in no class's folder")
+            raise DataError(f"{path}: {name} is not in a class folder")
         folders.add(folder)
         keys.append(name)
         labels.append(normalize("NFC", folder))
@@ -186,7 +188,7 @@ def read_class_folder(location: str) -> LabelledPictures:
         tree, keys, labels, splits, templates=templates, oddities=counter.oddities(), is_natural="order" not in options
     )
     if len(source.classes) == 1:
-        text = f"{path}: all pictures are of one class, '{source.classes[0]}'; there is nothing to tell it from"
+        text = f"{path}: all pictures are of one class, '{source.classes[0]}'; there is no other class to distinguish"
         warn(text)
     return source
 
@@ -196,5 +198,5 @@ def _count_spellings(folders: set[str], counter: OddityCounter) -> None:
     seen = set[str]()
     for folder in sorted(folders):
         if (name := normalize("NFC", folder)) in seen:
-            counter.add("folders whose name another spells in other code points", "merged", folder)
+            counter.add("folders whose names differ only in Unicode normalization", "merged", folder)
         seen.add(name)

@@ -49,7 +49,7 @@ def find_layout(
         others = sorted(tops - SPLIT_FOLDERS)
         named = ", ".join(others[:_MAX_NAMED]) + (", ..." if len(others) > _MAX_NAMED else "")
         raise DataError(
-            f"{where}: {' and '.join(sorted(splits))} lie beside {named}, so they may be splits or classes; name the "
+            f"{where}: {' and '.join(sorted(splits))} are next to {named}, so they may be splits or classes; name the "
             "folders that are classes with ?classes=a,b"
         )
     return Layout(depth, has_splits=False)

@@ -88,7 +88,7 @@ def _compare(table: Path, captions: Collection[str], splits_file: Path, splits: 
     """Warn if the two files do not name the same images."""
     differences = []
     for name, lacking, what in (
-        (splits_file.name, set(splits) - set(captions), "are left out, for want of captions"),
+        (splits_file.name, set(splits) - set(captions), "are left out because they have no captions"),
         (table.name, set(captions) - set(splits), "are put into a split by their keys"),
     ):
         if lacking:
@@ -139,7 +139,7 @@ def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ..
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
             captions.setdefault(name, []).append(caption.strip())
         else:  # Flickr8k lists 2258277193_586949ec62.jpg.1, which does not exist.
-            oddities.add("captions of what is no picture's name", "left out", name)
+            oddities.add("captions without a valid image name", "left out", name)
     if not captions:
         raise DataError(f"{path}: holds no captions")
     return {name: tuple(texts) for name, texts in captions.items()}

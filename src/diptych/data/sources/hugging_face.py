@@ -262,8 +262,8 @@ def _opened(path: Path, options: Mapping[str, str], where: str) -> Any:
     except Exception as error:  # Arrow, the network, the hub and the operating system raise many classes.
         raise _not_opened(path, error, where) from None
     if path.is_file():
-        raise DataError(f"{where}: is no file that hf: reads; those end in {', '.join(_BUILDERS)}")
-    raise DataError(f"{where}: no such file or folder, and no name of a set on the hub, such as hf:OWNER/NAME")
+        raise DataError(f"{where}: is not a file that hf: reads; supported suffixes are {', '.join(_BUILDERS)}")
+    raise DataError(f"{where}: no such file or folder, and not the name of a dataset on the hub, such as hf:OWNER/NAME")
 
 
 def _not_opened(path: Path, error: Exception, where: str) -> DataError:
@@ -271,12 +271,12 @@ def _not_opened(path: Path, error: Exception, where: str) -> DataError:
     reason = (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
     kind = type(error).__name__
     if path.is_dir() and kind in {"EmptyDatasetError", "DataFilesNotFoundError"}:
-        return DataError(f"{where}: holds no set: no folder of save_to_disk, no parquet files, no pictures")
+        return DataError(f"{where}: contains no dataset: no folder of save_to_disk, no parquet files, no pictures")
     if path.exists():
         return DataError(f"{where}: cannot be opened ({reason})")
     if kind == "DatasetNotFoundError":
         return DataError(
-            f"{where}: neither a folder nor a set on the hub; for a private one log in with `hf auth login`"
+            f"{where}: neither a folder nor a dataset on the hub; for a private one log in with `hf auth login`"
         )
     if isinstance(error, ConnectionError) or "Offline" in kind:
         way_out = f"where it can, load_dataset('{path}').save_to_disk('DIR'), then --data hf:DIR"

@@ -22,7 +22,7 @@ def read_location(location: str, known: Collection[str]) -> tuple[Path, dict[str
         return Path(location), {}
     pairs = dict(parse_qsl(options, keep_blank_values=True))
     if not pairs:
-        raise DataError(f"{location}: after the question mark come options, as in {path}?{next(iter(known))}=...")
+        raise DataError(f"{location}: options must follow the question mark, as in {path}?{next(iter(known))}=...")
     for name, value in pairs.items():
         if name not in known:
             raise DataError(f"{path}: {unknown_name('option', name, known)}")

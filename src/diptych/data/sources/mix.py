@@ -143,7 +143,7 @@ def read_mix(location: str, open_source: Callable[[str], Source]) -> MixSource:
         )
     given = [share for share, _ in parts if share is not None]
     if given and len(given) < len(parts):
-        raise DataError(f"mix:{location}: some sources have a share and some have not; give all of them one, or none")
+        raise DataError(f"mix:{location}: only some sources have a share; give all of them one, or none")
     try:
         shares = [float(share) for share in given]
     except ValueError:

@@ -35,7 +35,7 @@ def tars_of(pattern: str) -> list[tuple[str, str | None]]:
     if len(spelled) > 1 or not is_glob:
         missing = [name for name in spelled if not Path(name).is_file()]
         if missing:
-            raise DataError(f"{pattern}: {len(missing)} of {len(spelled)} tars are not there, the first: {missing[0]}")
+            raise DataError(f"{pattern}: {len(missing)} of {len(spelled)} tars are missing, the first: {missing[0]}")
         return [(name, None) for name in spelled]
     path = Path(pattern)
     fixed = next(folder for folder in path.parents if not any(sign in str(folder) for sign in "*?["))

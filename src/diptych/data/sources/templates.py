@@ -71,7 +71,7 @@ def resolve_templates(given: Sequence[str]) -> tuple[str, ...]:
             templates += read_templates(sets.get(text, Path(text)))
         else:
             named = unknown_name("set of templates", text, sets)
-            raise ConfigError(f"template {text!r} has no {{}} for the class, and is no file; {named}")
+            raise ConfigError(f"template {text!r} has no {{}} for the class, and is not a file; {named}")
     return tuple(templates)
 
 

@@ -142,7 +142,7 @@ def _own_key(key: str, repeats: Counter[str], oddities: OddityCounter) -> str:
     repeats[key] += 1
     if repeats[key] == 1:
         return key
-    oddities.add("samples with the key of another", "kept under keys with a number", f"{key}#{repeats[key]}")
+    oddities.add("samples with repeated keys", "kept under keys with a number", f"{key}#{repeats[key]}")
     return _own_key(f"{key}#{repeats[key]}", repeats, OddityCounter())
 
 

@@ -119,7 +119,7 @@ class _Grouping:
             elif twin is not None or (not is_neighbor and _is_image(ending) and sample.images()):
                 sample = None
             elif not is_neighbor:
-                self._oddities.add("members that stand apart from their sample", "joined to it", names[0])
+                self._oddities.add("members separated from their sample", "joined to it", names[0])
         if sample is None:
             sample = self._last_of_key[key] = TarSample(key)
             self.samples.append(sample)
@@ -146,9 +146,9 @@ def read_samples(path: Path, file: Any, problems: Counter[str], oddities: Oddity
                 if member.isdir() or (place is None and not (member.issym() or member.islnk())):
                     continue
                 if is_foreign(name):
-                    oddities.add("members that belong to tools", "left out", name)
+                    oddities.add("members of other programs", "left out", name)
                 elif place is None:
-                    oddities.add("links to what the tar does not hold before them", "left out", name)
+                    oddities.add("links whose target is not an earlier member", "left out", name)
                 else:
                     _read(grouping.add((name, member.name), place), name, file, oddities)
     except tarfile.ReadError as error:
@@ -221,5 +221,5 @@ def _no_tar(path: Path, file: Any, error: Exception) -> DataError:
     start = file.read(6)
     tool = next((tool for magic, tool in _COMPRESSED.items() if start.startswith(magic)), None)
     if tool is None:
-        return DataError(f"{path}: is no tar ({error})")
+        return DataError(f"{path}: is not a tar ({error})")
     return DataError(f"{path}: is compressed, which does not allow random access; unpack it once: {tool} {path}")

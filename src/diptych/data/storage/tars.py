@@ -71,7 +71,7 @@ class RemoteTar:
             except FileNotFoundError:  # Another process evicted it just now.
                 continue
         raise DataError(
-            f"{self.name}: its copy does not stay in {self.cache.folder}, which is too small for all readers"
+            f"{self.name}: its copy was evicted from {self.cache.folder}, which is too small for all readers"
         )
 
 

@@ -144,7 +144,7 @@ class ZipTree:
             elif suffix not in IMAGE_SUFFIXES:
                 _count_left_out(counter, suffix, name)
             elif name in pictures:
-                counter.add("names that stand in the zip again", "read from their last place", name)
+                counter.add("names that occur repeatedly in the zip", "read from the last entry", name)
             else:
                 pictures.add(name)
         return sorted(pictures)
