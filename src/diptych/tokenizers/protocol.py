@@ -139,6 +139,6 @@ def _refuse_too_long(tokens: Sequence[Sequence[int]], *, context_length: int, tr
     for position, row in enumerate(tokens):
         if len(row) + 2 > context_length:
             raise DataError(
-                f"text {position} has {len(row) + 2} tokens, including the start and end tokens; the context holds {context_length}. "
-                'Shorten it, or cut it with truncate="end".'
+                f"text {position} has {len(row) + 2} tokens, including the start and end tokens; the context holds "
+                f'{context_length}. Shorten it, or cut it with truncate="end".'
             )
