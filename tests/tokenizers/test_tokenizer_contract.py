@@ -183,7 +183,9 @@ def test_ids_lie_within_the_vocabulary(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("wrong", [-1, 10**6])
 def test_an_id_outside_the_vocabulary_is_named_by_position(tokenizer: Tokenizer, wrong: int) -> None:
-    with pytest.raises(DataError, match=f"id {wrong} at position 1 is in no vocabulary of {tokenizer.vocab_size}"):
+    with pytest.raises(
+        DataError, match=f"id {wrong} at position 1 is outside the vocabulary of {tokenizer.vocab_size}"
+    ):
         tokenizer.decode([5, wrong])
 
 
