@@ -51,9 +51,8 @@ class ShardsSource(Source):
         with ThreadPoolExecutor(_NUM_INDEX_THREADS) as pool:
             self._indices = list(pool.map(lambda tar: tar.index(), tars))
         self._reader = TarReader(list(tars))
-        self.can_be_sampled = all(
-            isinstance(tar, LocalTar) for tar in tars
-        )  # Reading a sample of a remote tar may download the tar.
+        # Reading a sample of a remote tar may download the tar.
+        self.can_be_sampled = all(isinstance(tar, LocalTar) for tar in tars)
         self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._starts = np.concatenate([[0], self.block_ends]).tolist()
         self._stems = distinct_stems([tar.name for tar in tars])
