@@ -16,8 +16,9 @@ from diptych.core.array_cache import ArrayCache
 from diptych.core.cache import is_settled
 from diptych.core.file_states import file_states
 from diptych.data.open_source import open_source
-from diptych.data.sources import kept, listing, splits, tree
+from diptych.data.sources import kept, listing, splits
 from diptych.data.sources.splits import Splits
+from diptych.data.storage import tree
 from diptych.data.storage.inputs import Inputs
 from diptych.images import formats
 from tests.conftest import draw_photos
