@@ -70,5 +70,5 @@ def test_what_looks_like_nothing_is_not_guessed(tmp_path: Path) -> None:
         open_source(str(tmp_path))
     (tmp_path / "results.csv").write_text("x")
     (tmp_path / "captions_x.json").write_text("x")
-    with pytest.raises(DataError, match="looks like flickr30k and coco; say which"):
+    with pytest.raises(DataError, match="looks like flickr30k and coco; specify the kind"):
         open_source(str(tmp_path))

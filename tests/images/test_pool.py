@@ -113,7 +113,7 @@ Image.MAX_IMAGE_PIXELS = None
 limit = worker.memory_limit(10)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 asked = {"task": "preview", "max_pixels": 10**9, "width_px": 9, "form": "PNG"}
-print(worker._answer(sys.stdin.buffer.read(), asked))
+print(worker._respond(sys.stdin.buffer.read(), asked))
 """
     found = subprocess.run([sys.executable, "-c", program], input=png(20_000, 20_000), capture_output=True, check=True)
     assert b"cannot be decoded (MemoryError" in found.stdout

@@ -140,6 +140,6 @@ def _tokenizers() -> list[Tokenizer]:
 
 @pytest.mark.parametrize("tokenizer", _tokenizers(), ids=lambda tokenizer: tokenizer.kind)
 def test_tokenizers_share_nothing(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_bpe, "_MAX_CHUNKS_KEPT", 5)  # The cache is emptied all the time.
+    monkeypatch.setattr(clip_bpe, "_MAX_CACHED_CHUNKS", 5)  # The cache is emptied all the time.
     words = [[f"a {chr(97 + i)}{chr(97 + i * j % 26)}ish don't café" for i in range(10)] for j in range(5)]
     check_in_threads([partial(tokenizer.encode, some) for some in words])

@@ -172,7 +172,7 @@ def test_what_the_peer_cannot_clean_is_named_by_position(truncate: Any) -> None:
 
 
 def test_more_chunks_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_bpe, "_MAX_CHUNKS_KEPT", 10)
+    monkeypatch.setattr(clip_bpe, "_MAX_CACHED_CHUNKS", 10)
     texts = [f"number{i} x{i}" for i in range(40)] * 2
     _assert_as_the_peer(texts)
     assert len(clip_bpe._chunk_ids()) <= 10

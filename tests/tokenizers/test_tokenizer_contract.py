@@ -90,7 +90,7 @@ def test_an_element_that_is_no_string_is_named_by_position(tokenizer: Tokenizer,
 
 
 def test_one_string_is_not_a_list_of_texts(tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match=r"Write \[text\]"):
+    with pytest.raises(DataError, match=r"write \[text\]"):
         tokenizer.encode("a red circle")
 
 
