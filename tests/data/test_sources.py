@@ -159,7 +159,7 @@ def test_json_names_what_is_wrong_and_where(json_file: Path, rows: object, messa
 def test_json_counts_missing_images_and_names_three(json_file: Path) -> None:
     rows = [{"image": f"{name}.png", "caption": "x"} for name in ("a", "p", "q", "r", "s")]
     with pytest.raises(
-        DataError, match=r"4 of 5 images are not under .*: p\.png, q\.png, r\.png\. Mend .* --skip-missing$"
+        DataError, match=r"4 of 5 images are not under .*: p\.png, q\.png, r\.png\. Fix .* --skip-missing$"
     ):
         _read(json_file.with_name("bad.json"), rows)
 
