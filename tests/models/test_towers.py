@@ -306,7 +306,7 @@ def test_layers_that_are_not_counted_cost_what_the_others_do(
         (lambda: CLIPConfig(image=ViTConfig(layout="siglip", pooling="mean")), "must equal its width 768"),
         (lambda: ViTConfig(width=10, heads=4), "width 10 is not a multiple of heads 4"),
         (lambda: TextConfig(heads=0), "must be at least 1"),
-        (lambda: TextConfig(context_length=2), "it must be at least 3, for a start token, a token and an end token"),
+        (lambda: TextConfig(context_length=2), "a start token, an end token and one more need 3"),
         (lambda: CLIPConfig(init_temperature=0.001), "init_temperature"),
         (lambda: preset("shapes-dmo"), "did you mean 'shapes-demo'"),
     ],
