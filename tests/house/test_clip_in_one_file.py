@@ -74,8 +74,8 @@ def test_three_steps_have_the_losses_of_the_package(one_file: ModuleType) -> Non
             ids=ids,
             lengths=lengths,
             text_of_row=rows,
-            groups=rows,
-            marks=rows[:, None],
+            positive_groups=rows,
+            positive_keys=rows[:, None],
             keys=tuple(map(str, rows.tolist())),
             captions=tuple(map(str, rows.tolist())),
         )

@@ -67,7 +67,7 @@ class SearchHit:
     """Near-duplicates that are grouped under this hit; empty without `group_similar`."""
 
 
-class Client(FourUses):
+class Client(ClipTasks):
     """A client of a server that was started by `diptych serve`.
 
         clip = diptych.Client("http://127.0.0.1:8000")
