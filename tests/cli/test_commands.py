@@ -57,7 +57,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         ("train dmo", "did you mean 'demo'"),
         ("train demo --schedule.small-first [[0.5,32]]", "small_first needs a tower that reads any size"),
         ("train small-data --preset vit-b-32 --data json:/nowhere.json", "/nowhere.json: no such file"),
-        ("train small-data --model.image.image-px 80", "small_first has 96 px; the model reads multiples of 16"),
+        ("train small-data --model.image.image-px 80", "small_first has 96 px; it must be a multiple of 16"),
         ("train demo --preset shapes-dem", "did you mean 'shapes-demo'"),
         ("train demo --data shape:5", "did you mean 'shapes'"),
         ("train demo --data json:/nowhere.json", "/nowhere.json: no such file"),

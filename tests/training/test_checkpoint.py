@@ -106,8 +106,8 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for other, says in (
         (wider, r"model/first.weight has the shape \[6, 4\] in it, and \[6, 5\] in this run"),
         (longer, "model/more.bias is not in it"),
-        (replace(lone, optimizers=lone.optimizers[:1]), "it holds the state of 2 optimizers, this run has 1"),
-        (replace(lone, extras={}), "the state of 'average' is in only one of checkpoint and run"),
+        (replace(lone, optimizers=lone.optimizers[:1]), "it contains the state of 2 optimizers, this run has 1"),
+        (replace(lone, extras={}), "only one of checkpoint and run has the state of 'average'"),
         (replace(lone, extras={"average": Average(lone.model), "more": Average(lone.model)}), "the state of 'more'"),
         (swapped, "optimizer 0 has its parameters in other groups"),
     ):
@@ -173,7 +173,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, harm: Callable[[Path], obj
     assert _load(tmp_path, other, said).step == 1
     assert_same(one, other)
     assert len(said) == 1
-    assert said[0].startswith(f"{newest} is passed over: {says}")
+    assert said[0].startswith(f"{newest} is skipped: {says}")
     _save(tmp_path, other, 2, keep=1)
     assert _load(tmp_path, other).step == 2
 
@@ -196,7 +196,7 @@ def test_none_left(tmp_path: Path) -> None:
         (_save(tmp_path, make_state(0), at) / "manifest.json").unlink()
     with pytest.raises(RunError, match=r"all its checkpoints are damaged; start it again with --overwrite"):
         _load(tmp_path, make_state(0), said)
-    assert [line.split(" is passed over")[0][-1] for line in said] == ["2", "1"]
+    assert [line.split(" is skipped")[0][-1] for line in said] == ["2", "1"]
 
 
 @pytest.mark.parametrize("after", range(6))

@@ -128,7 +128,7 @@ def test_another_models_state_is_refused_and_changes_nothing() -> None:
     missing = average.state_dict()
     del missing["buffers"]["1.running_var"]
     for state, name in ((other.state_dict(), "0.bias"), (missing, "1.running_var")):
-        with pytest.raises(RunError, match=f"of another model: {name}"):
+        with pytest.raises(RunError, match=f"belong to another model: {name}"):
             average.load_state_dict(state)
     assert average.num_updates == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in average.weights.items())

@@ -126,7 +126,7 @@ def test_a_full_disk_costs_the_log_and_closes_all_of_it(
     monkeypatch.setattr(curves, "draw_curves", fail if full == "curves" else lambda *_, **__: drawn.append(1))
     if full == "board":
         monkeypatch.setattr(SummaryWriter, "close", fail)
-    Observers([log, listener]).tell(lambda observer: observer.close())
+    Observers([log, listener]).notify(lambda observer: observer.close())
     assert listener.messages == ["EventLog cannot write any more (No space left on device); the run goes on without"]
     assert log._file.closed
     assert full == "curves" or drawn == [1]

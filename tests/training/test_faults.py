@@ -274,7 +274,7 @@ def test_one_sample_of_many_is_too_few(tiny_run: TrainConfig, tmp_path: Path) ->
         train(override(tiny_run, {"data.max_samples": "1"}), tmp_path / "run")
     draw_photos(tmp_path / "set", [f"{i}.png" for i in range(4)])
     for one, says in (
-        ("train", "--data.train-split all takes all"),
+        ("train", "set --data.train-split all"),
         ("val", "'val' has 1 of 4 samples; .*all samples$"),
     ):
         splits = [one, *["train" if one == "val" else "val"] * 3]

@@ -12,7 +12,7 @@ from diptych.core.errors import BundleError, ConfigError, DataError, RunError
 from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.overfit import self_check
+from diptych.training.overfit import overfit_one_batch
 from diptych.training.report.events import Observers, StepReport
 from diptych.training.run import train
 from diptych.training.setup import open_data
@@ -95,7 +95,7 @@ def test_zero_shot_needs_labels(tiny_run: TrainConfig, tmp_path: Path) -> None:
 def test_a_run_says_what_knowing_nothing_costs(tiny_run: TrainConfig, tmp_path: Path) -> None:
     listener = Listener()
     train(override(tiny_run, {"schedule.steps": "1"}), tmp_path / "run", observers=[listener])
-    assert [text for text in listener.messages if f"knowing nothing is ln 16 = {math.log(16):.2f}" in text]
+    assert [text for text in listener.messages if f"chance is ln 16 = {math.log(16):.2f}" in text]
 
 
 def test_averaged_weights_are_what_is_measured_and_kept(tiny_run: TrainConfig, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_bundle_that_cannot_be_saved_at_the_end_is_an_error_with_the_way_out(
 
 
 def test_the_check_learns_a_few_pairs_by_heart_and_writes_nothing(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    result = self_check(override(tiny_run, {"micro_batch": "8", "ema": "0.9", "lock.image": "all"}))
+    result = overfit_one_batch(override(tiny_run, {"micro_batch": "8", "ema": "0.9", "lock.image": "all"}))
     assert result.learned
     assert result.first_loss == pytest.approx(math.log(result.num_pairs), rel=0.5)
     assert result.diagnosis is None
@@ -178,7 +178,7 @@ def test_the_check_refuses_captions_that_are_all_equal(
         tiny_run, {"data.source": f"json:{tmp_path / 'rows.json'}", "data.val_split": "all", "batch_size": "8"}
     )
     with pytest.raises(DataError, match=r"nothing can be learned from 8 pairs .* the first caption is 'the same'"):
-        self_check(config)
+        overfit_one_batch(config)
 
 
 def test_tensorboard_shows_similarities_and_captions(finished_run: Path) -> None:

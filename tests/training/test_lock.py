@@ -9,7 +9,7 @@ from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.modified_resnet import BatchNorm
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
-from diptych.training.optim.freeze import LockConfig, apply_lock, check_lock, set_training_mode
+from diptych.training.optim.freeze import LockConfig, apply_freeze, check_freeze, set_training_mode
 
 TEXT = TextConfig(vocab_size=300, context_length=8, width=16, layers=3, heads=2)
 VIT = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=16, layers=2, heads=2), text=TEXT)
@@ -18,7 +18,7 @@ RESNET = CLIPConfig(embed_dim=16, image=ResNetConfig(image_px=32, layers=(1, 1, 
 
 def _learning(config: CLIPConfig, lock: LockConfig) -> set[str]:
     model = CLIP(config)
-    apply_lock(model, lock)
+    apply_freeze(model, lock)
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -72,7 +72,7 @@ def test_locked_batch_norms_keep_their_statistics_and_the_others_do_not() -> Non
 def test_what_is_locked_does_not_move() -> None:
     torch.manual_seed(0)
     model, lock = CLIP(RESNET), LockConfig(image=2, text=1)
-    apply_lock(model, lock)
+    apply_freeze(model, lock)
     set_training_mode(model, lock)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizers = build_optimizers(model, OptimizerConfig(weight_decay=0.5))
@@ -106,7 +106,7 @@ def test_what_is_locked_does_not_move() -> None:
 def test_more_blocks_than_there_are_are_refused(config: CLIPConfig, lock: LockConfig, message: str) -> None:
     model = CLIP(config)
     with pytest.raises(ConfigError, match=message):
-        apply_lock(model, lock)
+        apply_freeze(model, lock)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -120,12 +120,12 @@ def test_impossible_locks_are_refused(wrong: dict[str, Any], message: str) -> No
 
 
 def test_a_decay_for_a_locked_tower_is_refused() -> None:
-    check_lock(LockConfig(image="all"), OptimizerConfig(text_weight_decay=0.1))
-    check_lock(LockConfig(image=1), OptimizerConfig(image_weight_decay=0.1))
+    check_freeze(LockConfig(image="all"), OptimizerConfig(text_weight_decay=0.1))
+    check_freeze(LockConfig(image=1), OptimizerConfig(image_weight_decay=0.1))
     with pytest.raises(ConfigError, match=r"image_weight_decay is 0.1, but lock.image is all"):
-        check_lock(LockConfig(image="all"), OptimizerConfig(image_weight_decay=0.1))
+        check_freeze(LockConfig(image="all"), OptimizerConfig(image_weight_decay=0.1))
     with pytest.raises(ConfigError, match=r"text_weight_decay is 0.0, but lock.text is all"):
-        check_lock(LockConfig(text="all"), OptimizerConfig(text_weight_decay=0.0))
+        check_freeze(LockConfig(text="all"), OptimizerConfig(text_weight_decay=0.0))
 
 
 def test_a_lock_in_a_file_and_on_the_command_line() -> None:

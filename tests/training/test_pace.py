@@ -55,7 +55,7 @@ def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyP
             said.append(throughput.advice())
         assert [text is not None for text in said] == [i == 19 and times == 1 for i in range(60)]
     assert said[19] is not None
-    assert "20% of the time is spent waiting for data: a picture takes 10.0 ms to read" in said[19]
+    assert "20% of the time is spent waiting for data: reading an image takes 10.0 ms" in said[19]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_advice_comes_once_and_only_for_much_waiting(monkeypatch: pytest.MonkeyP
         (1, 8, False, 8.0, [r"more workers \(--data\.workers 4; this machine has 8 cores\)", "diptych data pack"]),
         (1, 2, False, 8.0, [r"--data\.workers 2;", "diptych data pack"]),
         (2, 2, False, 8.0, ["diptych data pack"]),
-        (2, 2, True, 8.0, ["smaller pictures .they have 8 times the pixels"]),
+        (2, 2, True, 8.0, ["smaller images .they have 8 times as many pixels"]),
         (2, 2, True, 1.2, ["a faster disk"]),
         (8, 8, False, 1.0, ["a faster disk"]),
     ],

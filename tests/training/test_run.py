@@ -246,7 +246,7 @@ def test_captions_that_lose_their_tail_are_told(tiny_run: TrainConfig, tmp_path:
         DiptychWarning, match=r"texts longer than 4 tokens were truncated: \d+"
     ):  # Those of the validation.
         train(short, tmp_path / "run", observers=[watcher])
-    assert any("captions were longer than 4 tokens and lost their tail" in message for message in watcher.messages)
+    assert any("captions were longer than 4 tokens and were truncated" in message for message in watcher.messages)
 
 
 def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ def test_data_in_the_run_folder_is_refused(tiny_run: TrainConfig, tmp_path: Path
     write_config(tiny_run, run / CONFIG)
     (run / EVENTS).touch()
     config = override(tiny_run, {"data.source": source.format(run, other)})
-    with pytest.raises(ConfigError, match=r"run: holds what the run reads \(data.source: .*/set.*; choose another"):
+    with pytest.raises(ConfigError, match=r"run: contains an input of the run \(data.source: .*/set.*; choose another"):
         train(config, run, overwrite=True)
     assert (run / EVENTS).exists()
     link = tmp_path / "link"
     link.symlink_to(run)
-    with pytest.raises(ConfigError, match="link: holds what the run reads"):
+    with pytest.raises(ConfigError, match="link: contains an input of the run"):
         check_inputs_outside(config, link)
     check_inputs_outside(config, tmp_path / "runs")
 
@@ -105,7 +105,7 @@ def test_weights_in_the_run_folder_are_refused(
 ) -> None:
     save_bundle(load_bundle(tiny_bundle), tmp_path / "bundle")
     config = override(tiny_run, {setting: str(tmp_path / "bundle")})
-    with pytest.raises(ConfigError, match=f"holds what the run reads \\({setting}: "):
+    with pytest.raises(ConfigError, match=f"contains an input of the run \\({setting}: "):
         check_inputs_outside(config, tmp_path)
 
 

@@ -165,10 +165,10 @@ def run_and_report(
 def _check(config: "TrainConfig") -> int:
     """Overfit one batch, and print whether the model memorizes it. Returns the exit code."""
     from diptych.cli.output import errors
-    from diptych.training.overfit import self_check
+    from diptych.training.overfit import overfit_one_batch
 
     with errors().status("Overfitting one batch ...") as status:
-        result = self_check(
+        result = overfit_one_batch(
             config,
             on_step=lambda step, loss: status.update(f"Overfitting one batch: step {step}, loss {loss:.3f}"),
         )

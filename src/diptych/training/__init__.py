@@ -1,1 +1,1 @@
-"""Training: one config, one loop, one run folder."""
+"""Training: config, loop and run folder."""

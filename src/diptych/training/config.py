@@ -1,4 +1,4 @@
-"""Everything that decides a run, in one tree of settings."""
+"""The config of a run: one tree of settings, read from and written to YAML."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
 from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
-from diptych.training.optim.freeze import LockConfig, check_lock
+from diptych.training.optim.freeze import LockConfig, check_freeze
 from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.parallel.wrap import Parallel
 from diptych.training.precision import Precision
@@ -45,28 +45,28 @@ _ALWAYS_NAMED = (
     ),
     *("batch_size", "seed", "device"),
 )
-"""Settings that the run configs of all versions contain. A config that a user writes lacks most of them."""
+"""Settings that the run configs of all versions contain. A config written by a user usually lacks most of them."""
 SECRETS = "secrets.yaml"
-"""What was left out of the addresses in `config.yaml`; only its owner may read it."""
+"""File for the secrets of the addresses in `config.yaml`, readable only by its owner."""
 
 
 @settings
 class CheckpointConfig:
-    """How often a run is saved: whichever comes first."""
+    """Checkpoint intervals. A checkpoint is saved when any of them has passed since the last checkpoint."""
 
     steps: int | None = None
-    """Save every so many steps; None: not by steps."""
+    """Interval in steps; None to ignore steps."""
     minutes: float | None = 5.0
-    """Save every so many minutes; None: not by the clock."""
+    """Interval in minutes; None to ignore time."""
     epochs: float | None = None
-    """Save every so many epochs, or parts of one; None: not by epochs."""
+    """Interval in epochs, which may be a fraction; None to ignore epochs."""
     keep: int = 2
-    """So many of the newest are kept; beside them, the one of the best validation."""
+    """Number of newest checkpoints to keep. The checkpoint of the best validation is kept as well."""
 
     def __post_init__(self) -> None:
         given = {name: value for name in ("steps", "minutes", "epochs") if (value := getattr(self, name)) is not None}
         for name, value in given.items():
-            if not value > 0:  # Not a number is refused, too.
+            if not value > 0:  # Also rejects NaN.
                 raise ConfigError(f"checkpoint.{name} is {value}; it must be above 0, or none")
         if not given:
             raise ConfigError(
@@ -77,7 +77,7 @@ class CheckpointConfig:
             raise ConfigError(f"checkpoint.keep is {self.keep}; it must be at least 1")
 
     def is_due(self, *, steps: int, minutes: float, epochs: float) -> bool:
-        """Whether so much since the last one calls for the next.
+        """Whether a checkpoint is due, given the steps, minutes and epochs since the last one.
 
         >>> CheckpointConfig(steps=100, minutes=5.0).is_due(steps=100, minutes=1.0, epochs=0.1)
         True
@@ -88,17 +88,22 @@ class CheckpointConfig:
 
 @settings
 class LogsConfig:
-    """Who else is told of the run, beside its folder."""
+    """Experiment trackers that receive the metrics of the run."""
 
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()
-    """`wandb` and `trackio`, each an extra: pip install 'diptych[wandb]'. They find keys and servers as they always do."""
+    """`wandb` or `trackio`. Each is an extra (pip install 'diptych[wandb]') and uses its own settings for keys and servers."""
     project: str = "diptych"
-    """Their project."""
+    """Name of the project in the trackers."""
 
 
 @settings
 class TrainConfig:
-    """A run. Written to its folder as `config.yaml`, from which it runs again as it stands."""
+    """All settings of a run. `train` writes them to `config.yaml` in the run folder, which can be run again unchanged.
+
+    >>> config = TrainConfig(batch_size=128, seed=1)
+    >>> config.batch_size, config.optimizer.lr
+    (128, 0.0005)
+    """
 
     recipe: str = CUSTOM
     """Name of the recipe of this run. A config file that lacks settings takes them from this recipe; with `custom`, it takes
@@ -106,64 +111,64 @@ class TrainConfig:
     model: CLIPConfig = CLIPConfig()
     """Both towers, tokenizer and image transform."""
     init: str | None = None
-    """Weights to start from: a bundle, or whatever else `diptych import` reads. They bring their model, whatever `model` says;
-    None for random weights."""
+    """Weights to start from: a bundle, or any model that `diptych import` reads. Its architecture replaces `model`. None for
+    random weights."""
     data: DataConfig = DataConfig()
-    """What it trains and validates on."""
+    """Training and validation data."""
     augment: AugmentConfig = AugmentConfig()
-    """What happens to training pictures."""
+    """Augmentation of training images and captions."""
     loss: LossConfig = LossConfig()
-    """What it minimises."""
+    """Contrastive loss."""
     distill: DistillConfig = DistillConfig()
-    """Whose view of the data it learns beside."""
+    """Distillation from a teacher model."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """How weights move."""
+    """Optimizer, peak learning rate and weight decay."""
     lock: LockConfig = LockConfig()
-    """Which weights do not."""
+    """Weights that are frozen."""
     schedule: ScheduleConfig = ScheduleConfig()
-    """How long, and how fast when."""
+    """Length of the run and learning rate schedule."""
     validation: ValidationConfig = ValidationConfig()
-    """How it is measured as it goes."""
+    """Validation during the run."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """How often it is saved."""
+    """Checkpoint intervals."""
     logs: LogsConfig = LogsConfig()
-    """Who else is told of it."""
+    """Experiment trackers."""
     batch_size: int = 64
-    """Pairs a step; every other pair of the batch is a negative."""
+    """Pairs per step, over all processes. The other pairs of the batch are the negatives."""
     seed: int = 0
-    """Decides initial weights, order, augmentation and captions."""
+    """Seed for initial weights, order, augmentation and choice of captions."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
     precision: Precision = "fp32"
-    """What the towers compute in: `fp32`, `bf16` or `fp16`. Weights stay in fp32."""
+    """Dtype of matrix products in the towers: `fp32`, `bf16` or `fp16`. Weights are always fp32."""
     parallel: Parallel = "ddp"
-    """Where several processes train together (`torchrun`): each holds the whole model (`ddp`), or a part of it (`fsdp`), for
-    models that do not fit otherwise."""
+    """How several processes (`torchrun`) train together: each has the whole model (`ddp`), or a shard of it (`fsdp`), for
+    models that do not fit on one device."""
     micro_batch: int | None = None
-    """Pairs that go through the towers at once, where a batch's activations do not fit; the gradients are the whole batch's.
-    Divides `batch_size`; None for all at once."""
+    """Pairs per process that are encoded at once, for batches whose activations do not fit into memory. The gradients are those
+    of the whole batch. It must divide `batch_size`; None encodes the whole batch at once."""
     gradient_checkpointing: bool = False
-    """Compute activations again backward instead of keeping them: much less memory, about a third more time."""
+    """Recompute activations in the backward pass instead of storing them: much less memory, about a third more time."""
     compile: bool = False
-    """Compile the image tower (`torch.compile`): the first step takes a minute, the others less. Texts are packed by length,
-    another layout each step, and stay as they are."""
+    """Compile the image tower (`torch.compile`): the first step takes a minute, later steps are faster. The text tower is not
+    compiled, because packed texts have a different layout in each step."""
     ema: float | None = None
-    """Measure and keep an exponential moving average of the weights, which keeps so much of itself in a step (0.999, say);
-    None for the weights themselves."""
+    """Decay of an exponential moving average of the weights, between 0 and 1, such as 0.999. If set, the average is validated
+    and saved in bundles; None uses the weights themselves."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
-            raise ConfigError(f"batch_size is {self.batch_size}; a contrast needs at least 2")
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be at least 2")
         if self.micro_batch is not None and (self.micro_batch < 1 or self.batch_size % self.micro_batch):
             raise ConfigError(
                 f"micro_batch is {self.micro_batch}; it must divide batch_size, which is {self.batch_size}"
             )
         if self.parallel == "fsdp" and self.optimizer.name == "muon":
             raise ConfigError(
-                "optimizer.name is 'muon', which needs whole matrices; parallel 'fsdp' cuts them: use 'ddp'"
+                "optimizer.name is 'muon', which needs whole matrices, but parallel 'fsdp' shards them: use 'ddp'"
             )
         if self.parallel == "fsdp" and self.precision == "fp16":
-            raise ConfigError("precision is 'fp16', which parallel 'fsdp' does not scale; use 'bf16', or 'ddp'")
+            raise ConfigError("precision is 'fp16', which parallel 'fsdp' does not support; use 'bf16', or 'ddp'")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ConfigError(f"ema is {self.ema}; it must lie between 0 and 1")
         if self.loss.name == "sigmoid" and self.init is None and self.model.init_logit_bias is None:
@@ -171,10 +176,10 @@ class TrainConfig:
         if self.gradient_checkpointing and isinstance(self.model.image, STAGED) and self.init is None:
             raise ConfigError("gradient_checkpointing needs transformers; model.image is convolutions with batch norms")
         self._check_small_first()
-        check_lock(self.lock, self.optimizer)
+        check_freeze(self.lock, self.optimizer)
 
     def _check_small_first(self) -> None:
-        """Pictures that the run begins on must be such as the model reads, and smaller than its own."""
+        """Check that the model accepts the image sizes of `small_first`, and that they are smaller than its own."""
         image = self.model.image
         for _, px in self.schedule.small_first if self.init is None else ():
             if not isinstance(image, ConvNetConfig):
@@ -184,15 +189,15 @@ class TrainConfig:
                 )
             if not reads(image, px, px) or px >= min(height_width(image.image_px)):
                 raise ConfigError(
-                    f"schedule.small_first has {px} px; the model reads multiples of {image.stride}, in the end "
+                    f"schedule.small_first has {px} px; it must be a multiple of {image.stride} below the model's own size, "
                     f"{image.image_px}"
                 )
 
 
 def read_config(path: Path) -> TrainConfig:
-    """Read a complete config, with the secrets of its addresses from where `write_config` stored them.
+    """Read a complete config, including the secrets of its addresses, which `write_config` stores in `secrets.yaml`.
 
-    Settings that a later version added have their defaults. `diptych.recipes.config_file` also reads files that start from a
+    Settings that a later version added get their defaults. `diptych.recipes.config_file` also reads files that start from a
     recipe.
 
     Raises:
@@ -208,7 +213,7 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def read_run_config(path: Path) -> TrainConfig:
-    """The `config.yaml` of a run folder. Settings that it lacks have the values of the version that wrote it.
+    """Read the `config.yaml` of a run folder. Missing settings get the values that the version that wrote it used.
 
     Raises:
         ConfigError: the file is missing or is not YAML, or a setting is unknown or invalid.
@@ -217,7 +222,7 @@ def read_run_config(path: Path) -> TrainConfig:
 
 
 def read_plain_config(path: Path) -> Any:
-    """The unchecked content of a YAML file, with the secrets of its addresses from where `write_config` stored them.
+    """The unchecked content of a YAML file, including the secrets of its addresses from `secrets.yaml` next to it.
 
     Raises:
         ConfigError: the file is missing or is not YAML.
@@ -238,10 +243,10 @@ def starts_from(plain: Any) -> str:
 
 
 def _first_missing(plain: dict[str, Any]) -> str | None:
-    return next((path for path in _ALWAYS_NAMED if not _names(plain, path.split("."))), None)
+    return next((path for path in _ALWAYS_NAMED if not _contains(plain, path.split("."))), None)
 
 
-def _names(plain: Any, path: list[str]) -> bool:
+def _contains(plain: Any, path: list[str]) -> bool:
     for name in path:
         if not isinstance(plain, dict) or name not in plain:
             return False
@@ -250,39 +255,39 @@ def _names(plain: Any, path: list[str]) -> bool:
 
 
 def _completed(plain: Any) -> Any:
-    """A run's settings with those that earlier versions did not have."""
+    """The settings of a run, completed by the values that earlier versions used for settings that they did not have."""
     data = plain.get("data") if isinstance(plain, dict) else None
     return {**plain, "data": {"split_rule": FIRST_SPLIT_RULE, **data}} if isinstance(data, dict) else plain
 
 
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write what `read_config` reads. Addresses with secrets go into a file of their own next to it, with mode 600."""
+    """Write a config that `read_config` reads. Addresses with secrets are stored in `secrets.yaml` next to it (mode 600)."""
     plain = to_plain(config)
-    shown = without_secrets(plain)
-    secrets = dict(_differing(plain, shown))
+    public = without_secrets(plain)
+    secrets = dict(_differing(plain, public))
     if secrets:
         write_text(path.with_name(SECRETS), yaml.safe_dump(secrets, sort_keys=False), mode=0o600)
-    write_text(path, yaml.safe_dump(shown, sort_keys=False))
+    write_text(path, yaml.safe_dump(public, sort_keys=False))
 
 
 def hide_secrets(path: Path) -> None:
-    """Move secrets out of a run's `config.yaml` that an older version wrote; any other file stays as it is."""
+    """Move the secrets in a `config.yaml` of an older version to `secrets.yaml`. A file without secrets is not changed."""
     plain = read_yaml(path)
     if without_secrets(plain) != plain:
         write_config(from_plain(TrainConfig, _completed(plain), what=str(path)), path)
 
 
-def _differing(plain: Any, shown: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, whole text) of each setting that `without_secrets` changed."""
+def _differing(plain: Any, public: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted path, original text) of each setting that `without_secrets` changed."""
     if isinstance(plain, dict):
         for key, value in plain.items():
-            yield from _differing(value, shown[key], f"{path}.{key}" if path else key)
-    elif isinstance(plain, str) and plain != shown:
+            yield from _differing(value, public[key], f"{path}.{key}" if path else key)
+    elif isinstance(plain, str) and plain != public:
         yield path, plain
 
 
 def _restored(plain: Any, secrets: dict[str, str], path: str = "") -> Any:
-    """The settings with whole addresses; one that was changed by hand since stays as it is."""
+    """The settings with the secrets of their addresses. An address that was edited since then is left unchanged."""
     if isinstance(plain, dict):
         return {key: _restored(value, secrets, f"{path}.{key}" if path else str(key)) for key, value in plain.items()}
     whole = secrets.get(path)

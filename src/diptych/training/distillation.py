@@ -1,4 +1,4 @@
-"""A trained model whose view of each batch a run learns, beside the pairs. Shapes: B images, U texts, D embedding."""
+"""Distillation from a trained teacher model. Shapes: B images, U texts, D embedding."""
 
 import torch
 from jaxtyping import Float
@@ -16,22 +16,28 @@ from diptych.training.precision import Precision, autocast
 
 @settings
 class DistillConfig:
-    """Learning from a teacher: its softmax over the batch is a second target (see `distillation_loss`)."""
+    """Distillation settings. The teacher's softmax over each batch is a second target (see `distillation_loss`)."""
 
     teacher: str | None = None
-    """A bundle, or whatever else `diptych import` reads; None for no teacher."""
+    """A bundle, or any model that `diptych import` reads; None for no teacher."""
     weight: float = 1.0
-    """What its loss is multiplied by before it is added to that of the pairs."""
+    """Factor of the distillation loss, which is added to the contrastive loss."""
 
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ConfigError(
-                f"distill.weight is {self.weight}; it must be above 0 (distill.teacher none is no teacher)"
+                f"distill.weight is {self.weight}; it must be above 0 (to disable distillation, set distill.teacher to none)"
             )
 
 
 class Teacher:
-    """Reads each batch in its own size and with its own tokenizer; nothing of it moves."""
+    """A frozen model that encodes each batch at its own image size and with its own tokenizer.
+
+    Args:
+        bundle: the trained model.
+        device: where to run it.
+        precision: dtype of its matrix products.
+    """
 
     def __init__(self, bundle: Bundle, device: torch.device, precision: Precision) -> None:
         self.model = bundle.model.float().to(device).eval().requires_grad_(False)
@@ -44,7 +50,7 @@ class Teacher:
     def encode(
         self, inputs: ModelInput, *, at_once: int
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "U D"], Float[Tensor, ""]]:
-        """Unit embeddings of images and texts, so many of them at once, and the teacher's logit scale."""
+        """Unit embeddings of images and texts, computed `at_once` rows at a time, and the teacher's logit scale."""
         device = self.model.log_logit_scale.device
         with autocast(self.precision, device):
             images = [
@@ -59,9 +65,9 @@ class Teacher:
 
 
 def open_teacher(config: DistillConfig, device: torch.device, precision: Precision) -> Teacher | None:
-    """The teacher that a run has, if it has one.
+    """Load the teacher of a run; None if the run has no teacher.
 
     Raises:
-        BundleError: it is nothing that can be read.
+        BundleError: the teacher cannot be read.
     """
     return None if config.teacher is None else Teacher(open_bundle(config.teacher), device, precision)

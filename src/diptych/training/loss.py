@@ -1,4 +1,4 @@
-"""What a run minimises: a loss of embeddings, chosen by a setting. Shapes: B batch, E embedding."""
+"""The training loss, selected by a setting. Shapes: B batch, E embedding."""
 
 from typing import Literal
 
@@ -13,18 +13,18 @@ from diptych.losses.tiled import tiled_clip_loss
 
 @settings
 class LossConfig:
-    """Which loss. Neither holds the matrix of logits, unless it is small and on a GPU."""
+    """Contrastive loss and its settings. The logits are computed in tiles, unless the matrix is small and on a GPU."""
 
     name: Literal["clip", "sigmoid"] = "clip"
-    """`clip` is the paper's symmetric cross-entropy; `sigmoid` is SigLIP's, for a model with `init_logit_bias`."""
+    """`clip`: the symmetric cross-entropy of the paper. `sigmoid`: the loss of SigLIP; it requires `model.init_logit_bias`."""
     label_smoothing: float = 0.0
-    """Share of each target that is spread over the batch, within [0, 1); of the loss `clip` alone."""
+    """Share of each target that is spread evenly over the batch, within [0, 1). Only for `clip`."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"loss.label_smoothing is {self.label_smoothing}; it must lie within [0, 1)")
         if self.label_smoothing and self.name == "sigmoid":
-            raise ConfigError("loss.label_smoothing belongs to the loss 'clip'; the sigmoid loss has none")
+            raise ConfigError("loss.label_smoothing is only for the loss 'clip'; set it to 0 for the sigmoid loss")
 
     def __call__(
         self,
@@ -36,7 +36,16 @@ class LossConfig:
         *,
         across_ranks: bool = False,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of unit embeddings; with `across_ranks`, of the joint batch of all ranks."""
+        """The loss of a batch of unit embeddings; with `across_ranks`, of the joint batch of all ranks.
+
+        Args:
+            image_emb: unit image embeddings.
+            text_emb: unit text embeddings; row i belongs to image i.
+            logit_scale: factor of the cosine similarities.
+            logit_bias: added to the logits of the sigmoid loss, which requires it; `clip` ignores it.
+            groups: positive group of each row; rows of a group are positives of each other.
+            across_ranks: treat the rows of all ranks as one batch. All ranks must call it.
+        """
         if self.name == "clip":
             return tiled_clip_loss(
                 image_emb,

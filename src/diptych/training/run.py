@@ -1,33 +1,27 @@
 """The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom.
 
-All ranks of a run execute it alike. After each step they agree on the time and on whether one of them was told to stop. Rank
-0 alone measures, writes and reports.
+All ranks of a run execute the same code. After each step they agree on the elapsed time and on whether one of them received a
+stop signal. Only rank 0 measures, writes and reports.
 """
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from diptych.bundle.folder import add_metrics
-from diptych.core.errors import SaveError
 from diptych.core.launch import joined_ranks
-from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
 from diptych.cpu.memory import Growth, keep_freed_memory, return_freed_memory
+from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import training_batches
-from diptych.data.sources.subset import take_few
 from diptych.training.checkpoint.manager import CheckpointManager
 from diptych.training.config import TrainConfig
 from diptych.training.optim.freeze import set_training_mode
 from diptych.training.parallel.clock import RunClock
 from diptych.training.report.diagnosis import divergence_stops
 from diptych.training.report.events import Observer
-from diptych.training.report.messages import what_it_does, where_it_starts
+from diptych.training.report.messages import describe_run, describe_start
 from diptych.training.report.open_observers import open_observers
 from diptych.training.report.step_reporter import StepReporter
 from diptych.training.run_folder import RunResult, hold_run_folder
@@ -44,23 +38,24 @@ def train(
     accept_changed_data: bool = False,
     observers: Sequence[Observer] = (),
 ) -> RunResult:
-    """Train a CLIP and leave a run folder: config, events, curves, checkpoints, `bundle` and `bundle-best`.
+    """Train a CLIP model and write a run folder: config, events, curves, checkpoints, `bundle` and `bundle-best`.
 
-    Processes that torchrun started train it together; `run` must lie where all of them reach it.
+    Processes started by torchrun train the model together; all of them must be able to access `run`.
 
     Args:
-        config: everything that decides the run.
-        run: the run's folder.
-        overwrite: replace a run that the folder holds.
-        resume: go on with the run that the folder holds, from its newest checkpoint.
-        accept_changed_data: continue although the data has changed since that checkpoint was written.
-        observers: told what happens.
+        config: all settings of the run.
+        run: path of the run folder.
+        overwrite: replace the run that the folder contains.
+        resume: continue the run that the folder contains, from its newest checkpoint.
+        accept_changed_data: continue even if the data has changed since that checkpoint was written.
+        observers: receive each step, validation and message of the run.
 
     Raises:
-        ConfigError: a setting contradicts another or the data, or the data lies in the run's folder.
-        DataError: the data cannot be read, or too much of it is broken.
-        RunError: the folder may not be used, no checkpoint is whole, the data has changed, or the loss is not finite any more.
-        BusyError: another run writes the folder.
+        ConfigError: a setting contradicts another setting or the data, or the data lies in the run folder.
+        DataError: the data cannot be read, or too many samples are unreadable.
+        RunError: the folder cannot be used, no checkpoint is intact, the data has changed, or the loss is no longer finite.
+        SaveError: the trained bundle could not be written.
+        BusyError: another run is writing to the folder.
     """
     run = Path(run)
     with joined_ranks() as ranks:
@@ -100,130 +95,115 @@ class _Run:
             clock=self.clock,
             is_decoded=setup.train_source.is_decoded,
         )
-        self._few_val = take_few(setup.val_source, self.config.validation.samples)
-        self._num_cut = 0
         self._stop_requested: Callable[[], bool] = lambda: False
 
     def go(self) -> RunResult:
-        """Train until the schedule is done, validation no longer gets better, or a signal comes."""
+        """Train until the schedule ends, validation stops improving, or a signal arrives."""
         source, device = self.setup.train_source, self.assembly.embedder.device
-        about = what_it_does(self.config, self.assembly.model, source, device=device, run=self.path, ranks=self.ranks)
-        for text in (*self.setup.messages, *about):
+        lines = describe_run(self.config, self.assembly.model, source, device=device, run=self.path, ranks=self.ranks)
+        for text in (*self.setup.messages, *lines):
             self.observers.say(text)
         try:
             with stop_on_signal() as self._stop_requested:
-                finished = self._loop()
-            return self._finish() if finished else self._interrupt()
+                is_finished = self._loop()
+            if is_finished:
+                return self._finish()
+            self._save_checkpoint(must=True)
+            return self._result(None)
         finally:
-            self.observers.tell(lambda observer: observer.close())
+            self.observers.notify(lambda observer: observer.close())
 
     def _loop(self) -> bool:
-        """Take steps, validate and save until the run is over; False if it was told to stop."""
-        config, step_of, growth = self.config, self.assembly.step, Growth()
+        """Take steps, validate and save checkpoints until the run ends. Returns False if a signal stopped it."""
         batches = training_batches(
             self.setup.examples,
             self.setup.tokenizer,
-            batch_size=config.batch_size,
+            batch_size=self.config.batch_size,
             first_step=self.step,
             ranks=self.ranks,
         )
+        growth = Growth()
         if self.step == 0:
-            untrained = self._validate()
-            self.observers.say(where_it_starts(config, loss=untrained.loss, num_images=len(self._few_val)))
-        next_validation = math.floor(self._validations_due()) + 1
+            loss = self._validate().loss
+            self.observers.say(describe_start(self.config, loss=loss, num_images=len(self.setup.val_subset)))
+        next_validation = int(self._validations_due()) + 1
         while self._progress() < 1 and not self.manager.is_out_of_patience:
             if self.clock.is_stopped:
                 return False
-            began = time.monotonic()
-            batch = next(batches)
-            waited = time.monotonic() - began
-            step_of.stopwatch.add("data", waited)
-            self.skipped.add(self.ranks.gather_if_any(batch.skipped), num_tried=(self.step + 1) * config.batch_size)
-            self._num_cut += batch.num_cut
-            progress = self._progress()
-            lr = config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
-            set_training_mode(self.assembly.model, config.lock)
-            # What a tower draws depends on the step alone, so that a resumed run draws the same.
-            seed = stable_hash(config.seed, "step", self.step)
-            result = step_of(batch, lr=lr, seed=seed, small_px=self.schedule.small_px(progress))
-            self.step += 1
-            took = time.monotonic() - began
-            self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited, took_s=took)
+            self._take_step(batches)
             growth.look()
             self._agree()
             is_best = False
             if self._validations_due() >= next_validation and self._progress() < 1:
-                next_validation = math.floor(self._validations_due()) + 1
+                next_validation = int(self._validations_due()) + 1
                 is_best = self.manager.update_best(self._validate(), self.step)
             if is_best or self.manager.is_checkpoint_due(self.step, elapsed_s=self.clock.elapsed_s):
                 self._save_checkpoint()
         return True
 
+    def _take_step(self, batches: Iterator[Batch]) -> None:
+        """Load the next batch, train on it, and report the step."""
+        started = time.monotonic()
+        batch = next(batches)
+        waited_s = time.monotonic() - started
+        self.assembly.step.stopwatch.add("data", waited_s)
+        self.skipped.add(self.ranks.gather_if_any(batch.skipped), num_tried=(self.step + 1) * self.config.batch_size)
+        progress = self._progress()
+        lr = self.config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
+        set_training_mode(self.assembly.model, self.config.lock)
+        # The towers' random numbers depend only on the step, so that a resumed run draws the same ones.
+        seed = stable_hash(self.config.seed, "step", self.step)
+        result = self.assembly.step(batch, lr=lr, seed=seed, small_px=self.schedule.small_px(progress))
+        self.step += 1
+        took_s = time.monotonic() - started
+        self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited_s, took_s=took_s)
+
     def _agree(self) -> None:
         self.clock.agree(is_stopped=self._stop_requested())
 
     def _validations_due(self) -> float:
-        """Number of regular validations up to now."""
-        validation = self.config.validation
-        if validation.epochs is None:
-            return self._progress() * validation.times
-        return self.step / self.schedule.steps_per_epoch / validation.epochs
+        epoch = self.step / self.schedule.steps_per_epoch
+        return self.config.validation.num_due(progress=self._progress(), epoch=epoch)
 
     def _progress(self) -> float:
         return self.schedule.progress(self.step, self.clock.elapsed_s)
 
     def _validate(self) -> Validation:
-        config = self.config
+        config, embedder, source = self.config, self.assembly.embedder, self.setup.val_subset
+        data, loss, size, seed = config.data, config.loss, config.batch_size, config.seed
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             return_freed_memory()
             self.assembly.refresh_eval_model()
             validation = self.ranks.run_on_rank0(
-                lambda: validate(
-                    self.assembly.embedder,
-                    self._few_val,
-                    config=config.data,
-                    loss=config.loss,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                )
+                lambda: validate(embedder, source, config=data, loss=loss, batch_size=size, seed=seed)
             )
             return_freed_memory()
         self._agree()
-        step = self.step
-        self.observers.tell(lambda observer: observer.on_validation(step, validation))
+        self.observers.notify(lambda observer: observer.on_validation(self.step, validation))
         self.reporter.throughput.pause()
         return validation
 
     def _save_checkpoint(self, *, must: bool = False) -> None:
-        elapsed, skipped = self.clock.elapsed_s, self.skipped.reasons
+        elapsed_s, skipped = self.clock.elapsed_s, self.skipped.reasons
         with self.assembly.step.stopwatch.time("checkpoints"):
-            self.manager.save_checkpoint(self.step, elapsed_s=elapsed, skipped=skipped, must=must)
+            self.manager.save_checkpoint(self.step, elapsed_s=elapsed_s, skipped=skipped, must=must)
         self.reporter.throughput.pause()
 
-    def _interrupt(self) -> RunResult:
-        self._save_checkpoint(must=True)
-        return self._result(None)
-
     def _finish(self) -> RunResult:
-        """Validate once more, save the bundle, and measure it on the whole validation split."""
-        config, elapsed, bundle = self.config, self.clock.elapsed_s, self.path / "bundle"
+        """Validate once more, save the bundle, and evaluate it on the whole validation split."""
+        config, elapsed_s, bundle = self.config, self.clock.elapsed_s, self.path / "bundle"
         validation = self._validate()
         self.manager.update_best(validation, self.step)
         self._save_checkpoint()
-        is_saved = self.manager.save_bundle(validation, bundle, self.step)
+        self.manager.save_bundle(validation, bundle, self.step)
         split, metric, source = config.data.val_split, config.validation.metric, self.setup.val_source
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             retrieval, zero_shot = self.ranks.run_on_rank0(
                 lambda: measure_split(self.assembly.embedder, source, split=split, metric=metric)
             )
-        if not is_saved:
-            raise SaveError(f"{bundle}: could not be saved; make room, then: {command('train', '--resume', self.path)}")
-        metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
-        self.ranks.run_on_rank0(lambda: add_metrics(bundle, metrics))
-        num_cut, length = int(self.ranks.sum(torch.tensor(self._num_cut))), self.setup.tokenizer.context_length
-        if num_cut:
-            self.observers.say(f"{num_cut} captions were longer than {length} tokens and lost their tail")
-        return replace(self._result(bundle), elapsed_s=elapsed, retrieval=retrieval, zero_shot=zero_shot)
+        self.manager.add_split_metrics(bundle, retrieval, zero_shot)
+        self.reporter.report_cut_captions(self.setup.tokenizer.context_length)
+        return replace(self._result(bundle), elapsed_s=elapsed_s, retrieval=retrieval, zero_shot=zero_shot)
 
     def _result(self, bundle: Path | None) -> RunResult:
         return RunResult(

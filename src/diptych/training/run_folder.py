@@ -1,4 +1,4 @@
-"""The folder of a run: who may write it, which files it has, and what `train` returns."""
+"""The run folder: its lock, its files, and the result that `train` returns."""
 
 import shutil
 from collections.abc import Iterator
@@ -23,15 +23,20 @@ _WRITTEN = frozenset(
     {*_KEPT, SECRETS, TOKENIZER, SKIPPED, EVENTS, f".{CONFIG}", "tracked-as.txt", "curves.png", "samples.png"}
     | {"checkpoints", "bundle", "bundle-best", "tensorboard", "wandb"}
 )
-"""Names of all that a run writes, and that `--overwrite` may remove."""
+"""Names of all files and folders that a run writes and that `--overwrite` may remove."""
 _ADVICE = "stop it, or choose another folder with --out"
 
 
 def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a folder that this run may not use; touches nothing.
+    """Check that a run may use a folder. Nothing is changed.
+
+    Args:
+        run: the folder, which need not exist.
+        overwrite: whether a run in the folder may be replaced.
+        resume: whether a run in the folder is to be resumed.
 
     Raises:
-        RunError: it holds a run and neither flag is set, holds something else, or holds no run to resume.
+        RunError: the folder contains a run and neither flag is set, contains other files, or contains no run to resume.
     """
     if overwrite and resume:
         raise RunError("--overwrite and --resume exclude each other")
@@ -52,34 +57,34 @@ def check_run_folder(run: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def _foreign_file(run: Path) -> str | None:
-    """The name of a file that shows that the folder is no run's; None for a run, part of one, and an empty folder.
+    """The name of a file that does not belong to a run; None for a run, an incomplete run, or an empty folder.
 
-    A process that was killed early leaves a config and little else, or half a config. Then nothing but files of a run may be
-    there: many a project has a `config.yaml`.
+    A process that was killed early leaves only a config, or part of one. Because other projects also use `config.yaml`, such a
+    folder counts as a run only if all of its files are files of a run.
     """
     if not run.is_dir():
         return None
     has_config = (run / CONFIG).is_file()
     if has_config and _has_traces(run):
         return None
-    may_be_there = _is_written_by_run if has_config else _is_beginning
-    return next((path.name for path in sorted(run.iterdir()) if not may_be_there(path)), None)
+    is_allowed = _is_written_by_run if has_config else _is_written_first
+    return next((path.name for path in sorted(run.iterdir()) if not is_allowed(path)), None)
 
 
 def _has_traces(run: Path) -> bool:
-    """Whether there is something that only a run leaves."""
+    """Whether the folder contains files that only a run writes."""
     has_checkpoints = any(any((run / "checkpoints").glob(pattern)) for pattern in ("step-*", ".step-*"))
     return (run / EVENTS).is_file() or (run / LOCK).is_file() or has_checkpoints or is_bundle(run / "bundle")
 
 
 def _is_written_by_run(path: Path) -> bool:
-    """Whether a run writes something of this name: one of its files, or a temporary file or folder for one."""
+    """Whether a run writes files or folders of this name, including temporary ones."""
     is_part = any(is_tmp(path, of=name) for name in _WRITTEN)
     return path.name in _WRITTEN or is_part or path.name.startswith((".bundle-", f".{LOCK}"))
 
 
 def _check_config(run: Path) -> None:
-    """Refuse a `config.yaml` that no run has written: it may be someone's own."""
+    """Reject a `config.yaml` that was not written by a run, so that files of other programs are not overwritten."""
     try:
         read_config(run / CONFIG)
     except ConfigError as error:
@@ -88,22 +93,22 @@ def _check_config(run: Path) -> None:
         ) from None
 
 
-def _is_beginning(path: Path) -> bool:
-    """Whether a folder that holds no run yet may hold this file: part of a config, its secrets, or the lock."""
+def _is_written_first(path: Path) -> bool:
+    """Whether a run writes this file before its config is complete: part of a config, its secrets, or the lock."""
     is_part = is_tmp(path, of=CONFIG) or is_tmp(path, of=SECRETS)
     return path.name in {f".{CONFIG}", SECRETS} or is_part or _is_lock(path)
 
 
 def _is_lock(path: Path) -> bool:
-    """The lock, its note, or a part of that."""
+    """Whether it is the lock file, the file that names its holder, or a temporary file of it."""
     return path.name.startswith((LOCK, f".{LOCK}"))
 
 
 def check_inputs_outside(config: TrainConfig, folder: Path) -> None:
-    """Refuse data and weights that lie in the folder that a run or a study writes.
+    """Check that no input of a run lies in the folder that the run or a study writes to.
 
     Raises:
-        ConfigError: a local path of the data, `init` or the teacher lies there.
+        ConfigError: a local path of the data, `init` or the teacher lies in the folder.
     """
     inputs = {
         "data.source": local_paths(config.data.source),
@@ -114,48 +119,48 @@ def check_inputs_outside(config: TrainConfig, folder: Path) -> None:
         inside = [path for path in paths if path.resolve().is_relative_to(folder.resolve())]
         if inside:
             raise ConfigError(
-                f"{folder}: holds what the run reads ({name}: {inside[0]}); choose another folder with --out"
+                f"{folder}: contains an input of the run ({name}: {inside[0]}); choose another folder with --out"
             )
 
 
 @contextmanager
 def hold_run_folder(run: Path, *, overwrite: bool, resume: bool, ranks: Ranks) -> Iterator[None]:
-    """Check the folder (`check_run_folder`) and be the only run that writes it while the block runs.
+    """Context manager that checks the folder (`check_run_folder`) and locks it for this run.
 
-    The folder is created if it does not exist; if the block raises before anything else lies in it, it is removed again.
-    Rank 0 holds the lock for all. The system releases it when rank 0 dies, so that a killed run can be resumed at once.
+    The folder is created if it does not exist, and removed again if the block raises before it contains anything else. Rank 0
+    acquires the lock for all ranks. The operating system releases it when rank 0 dies, so a killed run can be resumed at once.
 
     Raises:
-        RunError: the folder may not be used, on all ranks.
-        BusyError: another run writes it, on all ranks; the message names its process.
+        RunError: the folder may not be used; raised on all ranks.
+        BusyError: another run is writing to the folder; raised on all ranks. The message names its process.
     """
-    with ExitStack() as held:
-        created = ranks.run_on_rank0(lambda: _take(run, held, overwrite=overwrite, resume=resume))
+    with ExitStack() as stack:
+        created = ranks.run_on_rank0(lambda: _acquire(run, stack, overwrite=overwrite, resume=resume))
         try:
             yield
         except BaseException:
             if ranks.rank == 0:
-                _leave_nothing(run, created=created)
+                _remove_if_empty(run, created=created)
             raise
 
 
-def _take(run: Path, held: ExitStack, *, overwrite: bool, resume: bool) -> tuple[Path, ...]:
-    """Lock the folder until `held` is closed; which folders had to be created, the innermost first."""
+def _acquire(run: Path, stack: ExitStack, *, overwrite: bool, resume: bool) -> tuple[Path, ...]:
+    """Lock the folder until `stack` is closed. Returns the folders that were created, the innermost first."""
     check_run_folder(run, overwrite=overwrite, resume=resume)
     created = tuple(folder for folder in (run, *run.parents) if not folder.exists())
     try:
         run.mkdir(parents=True, exist_ok=True)
-        held.enter_context(file_lock(run / LOCK, wait_s=0, what=run, advice=_ADVICE))
+        stack.enter_context(file_lock(run / LOCK, wait_s=0, what=run, advice=_ADVICE))
     except OSError as error:
         raise RunError(
             f"{run}: cannot be written ({error.strerror or error}); choose another folder with --out"
         ) from None
-    check_run_folder(run, overwrite=overwrite, resume=resume)  # Another run may have begun and ended meanwhile.
+    check_run_folder(run, overwrite=overwrite, resume=resume)  # Another run may have started and ended in the meantime.
     return created
 
 
-def _leave_nothing(run: Path, *, created: tuple[Path, ...]) -> None:
-    """Remove the lock from a folder that holds nothing else, and the folders that were created for this run."""
+def _remove_if_empty(run: Path, *, created: tuple[Path, ...]) -> None:
+    """If the folder contains only the lock, remove the lock and the folders that were created for this run."""
     with suppress(OSError):
         if all(map(_is_lock, run.iterdir())):
             for path in tuple(run.iterdir()):
@@ -165,7 +170,10 @@ def _leave_nothing(run: Path, *, created: tuple[Path, ...]) -> None:
 
 
 def create_run_folder(run: Path) -> None:
-    """Remove what an earlier run wrote, except for the lock and its config, which is replaced later; other files stay."""
+    """Create the folder, or remove the files of an earlier run from it, except its lock and its config.
+
+    The config is replaced later. Files that no run writes are not removed.
+    """
     run.mkdir(parents=True, exist_ok=True)
     for path in filter(_is_written_by_run, tuple(run.iterdir())):
         if path.is_dir() and not path.is_symlink():
@@ -175,43 +183,46 @@ def create_run_folder(run: Path) -> None:
 
 
 def clear_leftovers(run: Path) -> None:
-    """Finish or undo what a killed process left of its bundles and files; checkpoints see to themselves."""
+    """Restore bundles that a killed process was replacing, and remove its temporary files. Checkpoints are not touched."""
     for old in run.glob(".bundle*-old"):
-        place = run / old.name[1:].removesuffix("-old")
-        restore_folder(old, place)
-    for left in run.glob(".bundle*-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        restore_folder(old, run / old.name[1:].removesuffix("-old"))
+    for tmp in run.glob(".bundle*-*"):
+        shutil.rmtree(tmp, ignore_errors=True)
     clear_tmp(run)
 
 
 def has_begun(run: Path) -> bool:
-    """Whether there is more of a run than its beginning: one killed before its first checkpoint starts again."""
-    places = (path for pattern in ("step-*", ".step-*.old") for path in (run / "checkpoints").glob(pattern))
-    return ((run / TOKENIZER).is_file() and any(places)) or (run / "bundle").exists()
+    """Whether the folder contains a checkpoint or a bundle. A run that was killed before its first checkpoint starts again."""
+    checkpoints = (path for pattern in ("step-*", ".step-*.old") for path in (run / "checkpoints").glob(pattern))
+    return ((run / TOKENIZER).is_file() and any(checkpoints)) or (run / "bundle").exists()
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run leaves behind."""
+    """The result of a run."""
 
     run: Path
+    """The run folder."""
     bundle: Path | None
-    """The trained model; None if the run was interrupted."""
+    """Folder of the trained model; None if the run was interrupted."""
     steps: int
+    """Steps of the whole run, including those before it was resumed."""
     elapsed_s: float
+    """Seconds of the whole run, including those before it was resumed."""
     retrieval: RetrievalReport | None
-    """On the whole validation split; None if the run was interrupted."""
+    """Retrieval on the whole validation split; None if the run was interrupted."""
     zero_shot: ZeroShotReport | None
-    """The same, where it is what the run is validated by."""
+    """Zero-shot accuracy on the whole validation split; None if the run was interrupted or has another metric."""
     num_skipped: int
+    """Number of samples that could not be read."""
     data_wait: float
     """Share of the training time that was spent waiting for data, within [0, 1]."""
     seconds: dict[str, float]
-    """Where the time went: data, forward, backward, optimizer, evaluation, checkpoints; since it was resumed."""
+    """Seconds spent on data, forward, backward, optimizer, evaluation and checkpoints, since the run was last resumed."""
     best_step: int | None
-    """The step that `bundle-best` is of."""
+    """The step of `bundle-best`; None before the first validation."""
     stopped_early: bool = False
-    """Whether it ended because validation no longer got better."""
+    """Whether the run ended because validation stopped improving."""
 
     @property
     def interrupted(self) -> bool:

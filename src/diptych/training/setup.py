@@ -1,4 +1,4 @@
-"""What a run needs before its first step: samples, a model and its tokenizer, its optimizers and what saves it."""
+"""Prepares a run: opens its data and builds model, tokenizer, optimizers and training state."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.distillation import Teacher, open_teacher
 from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
-from diptych.training.optim.freeze import apply_lock
+from diptych.training.optim.freeze import apply_freeze
 from diptych.training.optim.schedule import Schedule
 from diptych.training.parallel.tensors import copy_model
 from diptych.training.parallel.wrap import replicate
@@ -59,14 +59,18 @@ from diptych.training.step import TrainingStep
 
 @dataclass(frozen=True, kw_only=True)
 class RunSetup:
-    """All that a run needs before its first step."""
+    """Everything that a run needs before its first step."""
 
     config: TrainConfig
-    """With the model of `init`, if the run starts from one."""
+    """The config of the run. If the run starts from `init`, `config.model` describes that model."""
     path: Path
+    """The run folder."""
     ranks: Ranks
     train_source: Source
     val_source: Source
+    """The whole validation split."""
+    val_subset: Source
+    """At most `validation.samples` samples of it, for validation during the run."""
     tokenizer: Tokenizer
     assembly: "Assembly"
     examples: TrainingExamples
@@ -76,38 +80,39 @@ class RunSetup:
     """Fingerprints of the training and the validation data."""
     progress: Progress
     messages: tuple[str, ...]
-    """What a person should know before the run starts."""
+    """Messages for the user, to be shown before the run starts."""
 
 
 def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept_changed_data: bool) -> RunSetup:
     """Open the data, build the model and its optimizers, and load the newest checkpoint or create the folder.
 
     Args:
-        config: the run.
-        run: its folder, which this process holds.
-        ranks: the processes that train it.
+        config: config of the run.
+        run: the run folder, locked by this run (see `hold_run_folder`).
+        ranks: the ranks of the run.
         resume: whether to start from the newest checkpoint, if there is one.
         accept_changed_data: whether the data may differ from that of the checkpoint.
 
     Raises:
-        ConfigError: a setting contradicts another or the data.
+        ConfigError: a setting contradicts another setting or the data.
         DataError: the data cannot be read.
-        RunError: no checkpoint is whole, or the data has changed.
+        RunError: no checkpoint is intact, or the data has changed.
     """
     train_source, val_source = open_data(config)
-    begun = resume and ranks.run_on_rank0(lambda: has_begun(run))
+    is_resumed = resume and ranks.run_on_rank0(lambda: has_begun(run))
     device = choose_device(config.device)
-    slow = check_precision(config.precision, device)
-    messages = [] if slow is None else [slow]
+    warning = check_precision(config.precision, device)
+    messages = [] if warning is None else [warning]
     data = fingerprints(config, train_source, val_source, ranks)
-    start = starting_point(config, run if begun else None, train_source, ranks, captions_hash=data["training"].captions)
+    resumed = run if is_resumed else None
+    start = starting_point(config, resumed, train_source, ranks, captions_hash=data["training"].captions)
     if config.init is not None:
         config = replace(config, model=start.model.config)
     assembly = assemble(config, start.model.to(device), start.tokenizer, ranks)
     examples = training_examples(train_source, config, assembly.teacher)
     skipped = SkippedSamples(run / SKIPPED, ranks, num_samples=len(train_source), max_share=config.data.max_skipped)
     progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
-    if begun:
+    if is_resumed:
         progress = load_checkpoint(
             run,
             assembly.state,
@@ -122,18 +127,19 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
         skipped.go_on(progress.skipped)
         if config.schedule.minutes is not None:
             messages.append(
-                "A schedule by minutes goes on with the time it had left; that cannot be exact to the step."
+                "A schedule in minutes continues with the remaining time; the number of steps is not reproducible."
             )
     else:
-        ranks.run_on_rank0(lambda: _write_beginning(config, run, start.tokenizer))
+        ranks.run_on_rank0(lambda: _write_new_folder(config, run, start.tokenizer))
         if resume:
-            messages.append("It was stopped before its first checkpoint, so it starts from the beginning")
+            messages.append("The run was stopped before its first checkpoint, so it starts from the beginning")
     return RunSetup(
         config=config,
         path=run,
         ranks=ranks,
         train_source=train_source,
         val_source=val_source,
+        val_subset=take_few(val_source, config.validation.samples),
         tokenizer=start.tokenizer,
         assembly=assembly,
         examples=examples,
@@ -145,24 +151,25 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
     )
 
 
-def _write_beginning(config: TrainConfig, run: Path, tokenizer: Tokenizer) -> None:
+def _write_new_folder(config: TrainConfig, run: Path, tokenizer: Tokenizer) -> None:
     create_run_folder(run)
     write_config(config, run / CONFIG)
     tokenizer.save(run / TOKENIZER)
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
-    """The samples to train on and those to validate on.
+    """Open the data source of a run. Returns its training samples and its validation samples.
 
     Raises:
-        DataError: the source cannot be read, or has no such split.
-        ConfigError: there are fewer samples than a batch, or fewer than two to validate on.
+        DataError: the source cannot be read, or does not have the splits of the config.
+        ConfigError: there are fewer training samples than `batch_size`, fewer than two validation samples, or no labels for
+            validation by zero-shot accuracy.
     """
     data = config.data
     with missing_images(skip=data.skip_missing):
         source = open_source(data.source)
     splits = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule)
-    _warn_of_unused(data, splits)
+    _warn_of_unused_splits(data, splits)
     _check_sizes(data, splits)
     train_source = take_few(splits.take(data.train_split), data.max_samples)
     if config.batch_size > len(train_source):
@@ -181,7 +188,7 @@ def open_data(config: TrainConfig) -> tuple[Source, Source]:
 def fingerprints(
     config: TrainConfig, train_source: Source, val_source: Source, ranks: Ranks
 ) -> dict[str, DataFingerprint]:
-    """The fingerprints of the training and the validation data; rank 0 computes them for all."""
+    """The fingerprints of the training and the validation data, computed on rank 0."""
     sources = {"training": train_source, "validation": val_source}
     return ranks.run_on_rank0(
         lambda: {name: fingerprint_data(source, pictures=config.data.fingerprint) for name, source in sources.items()}
@@ -189,15 +196,15 @@ def fingerprints(
 
 
 def check_start(config: TrainConfig, ranks: Ranks, *, run: Path | None) -> None:
-    """Refuse what can be refused before any folder is touched.
+    """Check what can be checked before a folder is created or changed.
 
     Args:
-        config: the run.
-        ranks: those that train it together.
-        run: its folder; None for a run that is resumed.
+        config: config of the run.
+        ranks: the ranks of the run.
+        run: the run folder; None for a run that is resumed.
 
     Raises:
-        ConfigError: ranks cannot share the batch, a tracker is missing, or the run's folder holds its data.
+        ConfigError: the batch cannot be divided among the ranks, a tracker is missing, or the data lies in the run folder.
     """
     check_joint_batch(config, ranks)
     ranks.run_on_rank0(lambda: check_trackers(config.logs))
@@ -206,10 +213,10 @@ def check_start(config: TrainConfig, ranks: Ranks, *, run: Path | None) -> None:
 
 
 def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:
-    """Refuse a batch that ranks cannot share evenly.
+    """Check that the batch can be divided evenly among the ranks.
 
     Raises:
-        ConfigError: it does not divide, or one rank's part of it does not divide into micro-batches.
+        ConfigError: `batch_size` is not a multiple of the number of ranks, or each rank's share not one of `micro_batch`.
     """
     size, num = config.batch_size, ranks.size
     if size % num:
@@ -223,8 +230,8 @@ def check_joint_batch(config: TrainConfig, ranks: Ranks) -> None:
         )
 
 
-def _warn_of_unused(data: DataConfig, splits: Splits) -> None:
-    """Name the splits that neither this run nor a usual evaluation reads."""
+def _warn_of_unused_splits(data: DataConfig, splits: Splits) -> None:
+    """Warn about each split that neither this run nor an evaluation with default settings reads."""
     used = {"train", "val", "test", "novel", data.train_split, data.val_split}
     if "all" in used:
         return
@@ -238,15 +245,15 @@ def _warn_of_unused(data: DataConfig, splits: Splits) -> None:
 
 
 def _check_sizes(data: DataConfig, splits: Splits) -> None:
-    """Two samples are the least that a contrast is made of, in training and in validation."""
+    """Check that there are at least two samples for training and for validation: one sample has no negatives."""
     num = len(splits.source)
     if num < 2:
-        raise ConfigError(f"{data.source}: holds {num} sample; a run needs 2 or more")
+        raise ConfigError(f"{data.source}: has {num} sample; a run needs 2 or more")
     sizes = {**splits.sizes(), "all": num}
     num_train, num_val = (sizes.get(name, 0) for name in (data.train_split, data.val_split))
     if min(num_train, data.max_samples or num_train) == 1:
-        way_out = "--data.train-split all takes all" if num_train == 1 else "set a larger --max-samples"
-        raise ConfigError(f"there is 1 of {num} samples to train on; a contrast needs at least 2: {way_out}")
+        way_out = "set --data.train-split all" if num_train == 1 else "set a larger --max-samples"
+        raise ConfigError(f"only 1 of {num} samples is for training; contrastive training needs at least 2: {way_out}")
     if num_val == 1 or (num_val == 0 and data.val_split == "val"):
         more = "" if splits.has_own_val else f", or a larger --data.val-fraction than {data.val_fraction:g}"
         raise ConfigError(
@@ -256,7 +263,7 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
 
 
 def training_examples(source: Source, config: TrainConfig, teacher: Teacher | None = None) -> TrainingExamples:
-    """The rows of a source as the run, and its teacher, would get them."""
+    """The training examples of a run: rows of a source, prepared for its model and its teacher."""
     return TrainingExamples(
         source,
         config=config.data,
@@ -271,18 +278,18 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
 def starting_point(
     config: TrainConfig, resumed: Path | None, source: Source, ranks: Ranks, *, captions_hash: str | None = None
 ) -> Bundle:
-    """Model and tokenizer before the first step: `config.init`'s, or random weights and a tokenizer for the run's captions.
+    """Model and tokenizer before the first step: those of `config.init`, or random weights and a tokenizer for the captions.
 
     Args:
-        config: the run.
-        resumed: folder of a run that goes on and has its tokenizer already; None for a new one.
-        source: what a new tokenizer is made from.
-        ranks: the processes that train the run.
-        captions_hash: hash of the captions of `source`, under which a new tokenizer is kept in the cache; None to keep none.
+        config: config of the run.
+        resumed: folder of a run that is resumed, from which the tokenizer is loaded; None for a new run.
+        source: captions to train a new tokenizer on.
+        ranks: the ranks of the run.
+        captions_hash: hash of the captions of `source`, used as the cache key of a new tokenizer; None disables the cache.
 
     Raises:
-        BundleError: `config.init` is nothing that can be read.
-        RunError: the run's tokenizer is damaged.
+        BundleError: `config.init` cannot be read.
+        RunError: the tokenizer in the run folder is damaged.
     """
     if config.init is not None and resumed is None:
         bundle = open_bundle(config.init)
@@ -300,7 +307,7 @@ def _load_or_train_tokenizer(
     if resumed is not None:
         try:
             return load_tokenizer(text.tokenizer, resumed / TOKENIZER, context_length=text.context_length)
-        except Exception as error:  # The engine raises bare exceptions.
+        except Exception as error:  # The tokenizer library raises plain `Exception`.
             raise RunError(f"{resumed / TOKENIZER}: is damaged ({error})") from None
     captions = (caption for i in range(len(source)) for caption in source.captions(i))
     sizes = {"vocab_size": text.vocab_size, "context_length": text.context_length}
@@ -312,36 +319,43 @@ def _load_or_train_tokenizer(
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """What one run moves, measures and saves."""
+    """The model of a run with everything that trains, evaluates and saves it."""
 
     model: CLIP
     step: TrainingStep
     state: TrainingState
+    """Content of checkpoints."""
     embedder: Embedder
-    """Of the weights that are measured and kept: the model's own, or their average; whole, whatever ranks hold."""
+    """Embedder with the weights that are evaluated and saved in bundles: the model's own or their average, unsharded."""
 
     teacher: Teacher | None = None
 
     def refresh_eval_model(self) -> None:
-        """Bring the embedder up to date; every rank must call it."""
-        shown = self.embedder.bundle.model
+        """Copy the current weights, or their average, to the embedder. All ranks must call it."""
+        eval_model = self.embedder.bundle.model
         if self.step.average is not None:
-            self.step.average.copy_to(shown)
-        elif shown is not self.model:
-            copy_model(self.model, shown)
+            self.step.average.copy_to(eval_model)
+        elif eval_model is not self.model:
+            copy_model(self.model, eval_model)
 
 
-def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks) -> Assembly:
-    """Make a model on its device ready, and its teacher; where there are other ranks, to be trained by all of them.
+def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks = ALONE) -> Assembly:
+    """Prepare a model for training: freeze, compile and replicate it, load its teacher, and build its optimizers.
+
+    Args:
+        config: config of the run.
+        model: the model, on its device.
+        tokenizer: tokenizer of the model.
+        ranks: the ranks that train it.
 
     Raises:
-        ConfigError: the config locks more than there is, nothing is left to train, or there is nothing to compile with.
-        BundleError: the teacher is nothing that can be read.
+        ConfigError: the config freezes more layers than there are, or no C++ compiler is found for `compile` on a CPU.
+        BundleError: the teacher cannot be read.
     """
     model.set_gradient_checkpointing(config.gradient_checkpointing)
-    apply_lock(model, config.lock)
-    is_cut = ranks.size > 1 and config.parallel == "fsdp"
-    shown = copy.deepcopy(model) if config.ema is not None or is_cut else model
+    apply_freeze(model, config.lock)
+    is_sharded = ranks.size > 1 and config.parallel == "fsdp"
+    eval_model = copy.deepcopy(model) if config.ema is not None or is_sharded else model
     if config.compile:
         _check_compiler(model.log_logit_scale.device)
         model.image_tower.compile()
@@ -366,12 +380,12 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
     state = TrainingState(
         model=model, optimizers=optimizers, extras={name: part for name, part in extras.items() if part is not None}
     )
-    embedder = Embedder(Bundle(model=shown, tokenizer=tokenizer))
+    embedder = Embedder(Bundle(model=eval_model, tokenizer=tokenizer))
     return Assembly(model=model, step=step, state=state, embedder=embedder, teacher=teacher)
 
 
 def _check_compiler(device: torch.device) -> None:
-    """On a CPU, PyTorch has a C++ compiler do it."""
+    """Check that a C++ compiler is installed, which `torch.compile` needs on a CPU."""
     named = os.environ.get("CXX")
     if device.type == "cpu" and not any(map(shutil.which, [named] if named else ["g++", "clang++"])):
         raise ConfigError("compile is true, which on a CPU needs a C++ compiler: install g++, or set CXX")

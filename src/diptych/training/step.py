@@ -1,4 +1,4 @@
-"""One optimizer step, in the open. Shapes: B batch, E embedding."""
+"""One optimizer step: forward, backward, gradient clipping, update. Shapes: B images, U texts, E embedding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,49 +23,50 @@ from diptych.training.parallel.tensors import clip_grad_norm
 from diptych.training.parallel.wrap import Replicas
 from diptych.training.precision import Precision, autocast, gradient_scaler
 
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step measured, before it moved the weights."""
+    """Metrics of one training step, computed before the weights were updated."""
 
     loss: float
-    """Of the pairs; what a teacher adds is apart."""
+    """Contrastive loss, without the distillation loss."""
     image_to_text: float
-    """Share of the batch's images whose most similar text is theirs."""
+    """Share of the batch's images whose most similar text is a positive, within [0, 1]."""
     text_to_image: float
-    """Share of the batch's texts whose most similar image is theirs."""
+    """Share of the batch's texts whose most similar image is a positive, within [0, 1]."""
     logit_scale: float
     grad_norm: float
+    """Norm of the gradient before clipping."""
     skipped: bool
-    """The loss or a gradient was not finite, so the weights were left as they were."""
+    """Whether the update was skipped, because the loss or a gradient was not finite."""
     teacher_loss: float | None = None
-    """How far the view of the batch is from the teacher's; None without one."""
+    """Distillation loss; None without a teacher."""
 
 
 @runtime_checkable
 class PartRunner(Protocol):
-    """Runs the parts of a batch that fits into memory, one after another or at the same time."""
+    """Runs the parts of a batch that fits into memory, one after another or in parallel."""
 
     num: int
-    """Parts that such a batch is cut into. If it is above 1, the towers must not draw random numbers."""
+    """Number of parts per batch. If it is above 1, the towers must not use random numbers."""
 
-    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
+    def map(self, work: Callable[[_In], _Out], given: Sequence[_In]) -> list[_Out]:
         """The results of `work` for each part, in order."""
 
 
-class _InTurn:
+class _SequentialRunner:
     num = 1
 
-    def map(self, work: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made]:
-        return [work(one) for one in given]
+    def map(self, work: Callable[[_In], _Out], given: Sequence[_In]) -> list[_Out]:
+        return [work(part) for part in given]
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The pictures and texts that go through the towers at once."""
+    """Images and texts that are encoded in one forward pass."""
 
     pixels: Tensor
     ids: Tensor
@@ -74,14 +75,27 @@ class _Part:
 
 
 class TrainingStep:
-    """Forward, backward, clip, step, clamp the temperature, average the weights.
+    """A callable that trains a model on one batch: forward, backward, gradient clipping, update, weight average.
 
-    A batch whose activations do not fit goes through the towers in parts (gradient caching, Gao et al. 2021): the first pass
-    gives all embeddings, the loss gives their gradients, the second pass carries these to the weights. The gradients are those
-    of the whole batch. What towers draw at random is drawn again alike. A batch that fits is cut as `runner` says.
+    With `micro_batch`, a batch is encoded in parts (gradient caching, Gao et al. 2021). The first pass computes all embeddings
+    without a graph, the loss yields the gradients of the embeddings, and a second pass backpropagates them part by part. The
+    resulting gradients are those of the whole batch. Both passes use the same random numbers.
 
-    Ranks that train together each put their rows through the towers; the loss is that of all rows, and what a parameter's
-    gradient gets is the mean over ranks. So each carries its part `ranks.size` times to the weights.
+    With several ranks, each rank encodes its own rows, and the loss is computed over the rows of all ranks. Because parameter
+    gradients are averaged over ranks, the loss is multiplied by `ranks.size` before the backward pass.
+
+    Args:
+        model: the model to train, on its device.
+        optimizers: optimizers whose groups have a key `lr_factor` (see `build_optimizers`).
+        loss: the contrastive loss; the loss of the paper by default.
+        max_grad_norm: gradients with a larger norm are scaled down to this norm; None disables clipping.
+        micro_batch: number of pairs that are encoded at once; None encodes the whole batch at once.
+        precision: dtype of matrix products.
+        average: weight average to update after each step.
+        replicas: how to call the model if several ranks train it.
+        teacher: teacher model for distillation.
+        teacher_weight: factor of the distillation loss.
+        runner: runs the parts of a batch that is encoded at once; by default there is one part.
     """
 
     def __init__(
@@ -113,16 +127,16 @@ class TrainingStep:
         self.device = model.log_logit_scale.device
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
-        self.runner: PartRunner = runner or _InTurn()
+        self.runner: PartRunner = runner or _SequentialRunner()
 
     def __call__(self, batch: Batch, *, lr: float, seed: int, small_px: int | None = None) -> StepResult:
         """Train on a batch.
 
         Args:
-            batch: what to learn from.
-            lr: learning rate; each group of weights takes its own factor of it.
-            seed: of all that the towers draw in this step.
-            small_px: side to which the pictures are shrunk; None leaves them at the model's.
+            batch: images and texts; with several ranks, the rows of this rank.
+            lr: learning rate; each parameter group multiplies it by its `lr_factor`.
+            seed: seed for the random numbers of the towers.
+            small_px: image side to which the pixels are resized; None keeps their size.
         """
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -131,8 +145,9 @@ class TrainingStep:
         emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), self._parts(batch, seed, small_px))
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
-            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))  # The norm sees the teacher's loss, too.
-            self._move(lr, is_finite=is_finite)
+            # A distillation loss that is not finite makes the gradient norm not finite.
+            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+            self._update_weights(lr, is_finite=is_finite)
         self.stopwatch.flush()
         image_to_text, text_to_image = batch_accuracy(
             emb.image_emb, emb.text_emb, groups.to(self.device), across_ranks=is_joint
@@ -148,25 +163,25 @@ class TrainingStep:
         )
 
     def _backward(self, batch: Batch, groups: Tensor, parts: list[_Part]) -> tuple[CLIPOutput, Tensor, Tensor | None]:
-        """Put the losses' gradients on the weights; what they were computed from, the loss, and the teacher's."""
+        """Compute the gradients of all parameters. Returns the embeddings, the loss, and the distillation loss."""
         text_of_row = batch.text_of_row.to(self.device)
         with self.stopwatch.time("forward"):
             fits = len(batch.pixels) <= (self.micro_batch or len(batch.pixels))
             outputs = self._first_pass(parts, keeps_graph=fits)
-            leaves = [output.detach().requires_grad_() for output in _joined(outputs)]
-            image_emb, text_emb, logit_scale, *bias = leaves
-            text_emb = text_emb[text_of_row]
+            leaves = [output.detach().requires_grad_() for output in _concatenated(outputs)]
+            image_emb, text_emb, logit_scale, *bias = leaves  # (B, E), (U, E), (), and () if the model has a bias.
+            text_emb = text_emb[text_of_row]  # (U, E) -> (B, E)
             loss = self.loss(
                 image_emb, text_emb, logit_scale, bias[0] if bias else None, groups, across_ranks=self.ranks.size > 1
             )
-            taught = self._teacher_loss(batch, image_emb, text_emb, logit_scale)
-            total = loss if taught is None else loss + self.teacher_weight * taught
+            teacher_loss = self._teacher_loss(batch, image_emb, text_emb, logit_scale)
+            total = loss if teacher_loss is None else loss + self.teacher_weight * teacher_loss
         with self.stopwatch.time("backward"):
             grads = torch.autograd.grad(total * self.ranks.size, leaves, allow_unused=True, materialize_grads=True)
             self._second_pass(parts, outputs, grads, has_graph=fits)
             self.replicas.average_unsharded()
         emb = CLIPOutput(image_emb.detach(), text_emb.detach(), logit_scale.detach(), None)
-        return emb, loss.detach(), None if taught is None else taught.detach()
+        return emb, loss.detach(), None if teacher_loss is None else teacher_loss.detach()
 
     def _teacher_loss(self, batch: Batch, image_emb: Tensor, text_emb: Tensor, logit_scale: Tensor) -> Tensor | None:
         if self.teacher is None:
@@ -174,7 +189,7 @@ class TrainingStep:
         assert batch.for_teacher is not None
         at_once = self.micro_batch or len(image_emb)
         images, texts, scale = self.teacher.encode(batch.for_teacher, at_once=at_once)
-        texts = texts[batch.text_of_row.to(self.device)]
+        texts = texts[batch.text_of_row.to(self.device)]  # (U, E) -> (B, E), where E is the teacher's.
         return tiled_distillation_loss(
             image_emb, text_emb, logit_scale, images, texts, scale, across_ranks=self.ranks.size > 1
         )
@@ -199,46 +214,46 @@ class TrainingStep:
         return output
 
     def _first_pass(self, parts: list[_Part], *, keeps_graph: bool) -> list[CLIPOutput]:
-        """Without a graph, values alone."""
+        """The outputs of all parts, with an autograd graph only if `keeps_graph`."""
         if keeps_graph:
             return self.runner.map(self._forward, parts)
-        with torch.no_grad(), _statistics_untouched(self.model):
+        with torch.no_grad(), _fixed_running_stats(self.model):
             return [self._forward(part) for part in parts]
 
     def _second_pass(
         self, parts: list[_Part], outputs: list[CLIPOutput], grads: Sequence[Tensor], *, has_graph: bool
     ) -> None:
-        image_grad, text_grad, *rest = self.scaler.scale(grads)
+        """Backpropagate the gradients of the embeddings, logit scale and bias into the parameters, part by part."""
+        image_grad, text_grad, *scalar_grads = self.scaler.scale(grads)
         images = image_grad.split([len(output.image_emb) for output in outputs])
         texts = text_grad.split([len(output.text_emb) for output in outputs])
 
-        def carry(number: int) -> None:
+        def backward(number: int) -> None:
             is_last = number == len(parts) - 1
             with nullcontext() if is_last else self.replicas.no_sync():
                 output = outputs[number] if has_graph else self._forward(parts[number])
-                shared = rest if is_last else [torch.zeros_like(grad) for grad in rest]
-                pairs = zip(_tensors(output), (images[number], texts[number], *shared), strict=True)
-                live = [
-                    (tensor, grad) for tensor, grad in pairs if tensor.requires_grad
-                ]  # A locked tower has no graph.
-                torch.autograd.backward([tensor for tensor, _ in live], [grad for _, grad in live])
+                # Logit scale and bias are shared by all parts; their gradients count once.
+                scalars = scalar_grads if is_last else [torch.zeros_like(grad) for grad in scalar_grads]
+                pairs = zip(_tensors(output), (images[number], texts[number], *scalars), strict=True)
+                with_graph = [(tensor, grad) for tensor, grad in pairs if tensor.requires_grad]  # Not of frozen towers.
+                torch.autograd.backward([tensor for tensor, _ in with_graph], [grad for _, grad in with_graph])
 
-        runner = self.runner if has_graph else _InTurn()
-        runner.map(carry, range(len(parts)))
+        runner = self.runner if has_graph else _SequentialRunner()
+        runner.map(backward, range(len(parts)))
 
     def _clip(self) -> Tensor:
-        """The length of the gradient before it was clipped."""
+        """Clip the gradients in place. Returns their norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         return clip_grad_norm(self.model.parameters(), self.max_grad_norm or float("inf"), self.ranks)
 
-    def _move(self, lr: float, *, is_finite: bool) -> None:
+    def _update_weights(self, lr: float, *, is_finite: bool) -> None:
         if not is_finite and not self.scaler.is_enabled():
             return
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_factor"]
-            self.scaler.step(optimizer)  # Leaves the weights as they are where fp16 ran over.
+            self.scaler.step(optimizer)  # Skips the update if an fp16 gradient is infinite or NaN.
         self.scaler.update()
         if is_finite:
             self.model.clamp_temperature()
@@ -251,8 +266,8 @@ def _tensors(output: CLIPOutput) -> list[Tensor]:
     return [output.image_emb, output.text_emb, output.logit_scale, *bias]
 
 
-def _joined(outputs: list[CLIPOutput]) -> list[Tensor]:
-    """All images, all texts, and the scale and bias that every part shares."""
+def _concatenated(outputs: list[CLIPOutput]) -> list[Tensor]:
+    """Image embeddings (B, E) and text embeddings (U, E) of all parts, the logit scale, and the logit bias if there is one."""
     if len(outputs) == 1:
         return _tensors(outputs[0])
     image_emb = torch.cat([output.image_emb for output in outputs])
@@ -261,11 +276,11 @@ def _joined(outputs: list[CLIPOutput]) -> list[Tensor]:
 
 
 @contextmanager
-def _statistics_untouched(model: nn.Module) -> Iterator[None]:
-    """Batch norms normalise by the part they see, and do not count it: the second pass does."""
+def _fixed_running_stats(model: nn.Module) -> Iterator[None]:
+    """Within the block, batch norms do not update their running statistics. The second pass updates them."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
     for norm in norms:
-        norm.track_running_stats = not norm.training  # In evaluation it reads its statistics, and counts nothing.
+        norm.track_running_stats = not norm.training  # In evaluation mode, the running statistics are needed.
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
-"""How the model does on what it does not train on, measured as it trains."""
+"""Validation during training: loss, accuracies, retrieval and zero-shot accuracy on held-out samples."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, assert_never
@@ -26,29 +27,29 @@ from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import batch_accuracy
 from diptych.training.loss import LossConfig
 
-_MOST = 512
-_PICTURES = 8
+_NUM_HISTOGRAM_IMAGES = 512
+_NUM_SHEET_IMAGES = 8
 Metric: TypeAlias = Literal["recall", "map", "loss", "zero_shot"]
 
 
 @settings
 class ValidationConfig:
-    """When a run is measured on its validation split, and what its best moment is."""
+    """When a run is validated, and which metric selects its best step."""
 
     unsets: ClassVar[Mapping[str, tuple[str, ...]]] = {"times": ("epochs",)}
     """`times` in a config file replaces `epochs` of the recipe."""
 
     times: int = 8
-    """So often, spread evenly over the run."""
+    """Number of validations, evenly spaced over the run."""
     epochs: float | None = None
-    """In place of `times`: after every so many passes over the training data."""
+    """Epochs between two validations; replaces `times`."""
     samples: int = 512
-    """At most so many validation images during the run; a stable subset. The end is measured on all."""
+    """Maximum number of validation images during the run: a fixed subset. The final evaluation uses all images."""
     metric: Metric = "recall"
-    """What `bundle-best` is best at: mean R@1 of both directions (`recall`), their mean average precision (`map`), which tells
-    apart models that seldom come first, the validation `loss`, or `zero_shot` accuracy, for data with classes."""
+    """Metric that selects `bundle-best`: mean R@1 of both directions (`recall`), their mean average precision (`map`), which
+    distinguishes models with few correct top results, the validation `loss`, or `zero_shot` accuracy, for data with classes."""
     patience: int | None = None
-    """End the run after so many validations in a row that were no better than the best; None to go on."""
+    """End the run after this many consecutive validations without improvement; None disables early stopping."""
 
     def __post_init__(self) -> None:
         if self.times < 1 or self.samples < 2:
@@ -58,42 +59,52 @@ class ValidationConfig:
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"validation.patience is {self.patience}; it must be at least 1")
 
+    def num_due(self, *, progress: float, epoch: float) -> float:
+        """Number of validations scheduled so far; the fraction is the elapsed share of the interval to the next one.
+
+        Args:
+            progress: completed share of the run, within [0, 1].
+            epoch: passes over the training data so far.
+        """
+        return progress * self.times if self.epochs is None else epoch / self.epochs
+
 
 @dataclass(frozen=True)
 class ValidationSamples:
-    """Some pictures and their texts."""
+    """Similarities of a few validation images and captions, for plots. Shapes: P matching pairs, Q other pairs."""
 
     partners: Float32[ndarray, " P"]
-    """Cosines of pictures and their own captions."""
+    """Cosine similarities of images and their own captions."""
     others: Float32[ndarray, " Q"]
-    """Cosines of pictures and other pictures' captions."""
+    """Cosine similarities of images and the captions of other images."""
     best: tuple[tuple[ImageInput, str, float], ...]
-    """Pictures, each with the caption of all that it is most like, and their cosine."""
+    """(image, most similar of all captions, cosine similarity) of a few images."""
 
     def sheet(self) -> Image.Image:
-        """The pictures over their captions."""
+        """A contact sheet of the images with their most similar captions."""
         tiles = [(decode(image), f"{cosine:.2f} {caption}") for image, caption, cosine in self.best]
         return contact_sheet([SheetRow("Most similar of all captions", tiles)], columns=4, tile_px=160, caption_lines=3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """Loss and accuracies are over batches of the training's size, so that they compare with the training's."""
+    """Results of one validation. Loss and accuracies use batches of the training batch size, to be comparable with training."""
 
     loss: float
     image_to_text: float
-    """Share within [0, 1], as in a training batch."""
+    """Image-to-text accuracy within a batch, within [0, 1]."""
     text_to_image: float
+    """Text-to-image accuracy within a batch, within [0, 1]."""
     retrieval: RetrievalReport
-    """All validation images and captions against each other."""
+    """Retrieval among all validation images and captions."""
     zero_shot: float | None = None
-    """Share of the images whose class came first, within [0, 1]; None for data without classes."""
+    """Zero-shot top-1 accuracy, within [0, 1]; None for data without classes."""
 
     samples: ValidationSamples | None = None
-    """A look at some of it, for people."""
+    """Similarities of a few images and captions, for plots."""
 
     def score(self, metric: Metric) -> float:
-        """The figure that the best moment is chosen by; more is better."""
+        """The value of a metric that selects the best step; higher is better, so the loss is negated."""
         match metric:
             case "loss":
                 return -self.loss
@@ -107,8 +118,8 @@ class Validation:
             case _:
                 assert_never(metric)
 
-    def figures(self) -> dict[str, float]:
-        """Flat names for the event log."""
+    def metrics(self) -> dict[str, float]:
+        """The metrics by the names that they have in the event log."""
         recalls = {"image_to_text": self.retrieval.image_to_text, "text_to_image": self.retrieval.text_to_image}
         return {
             "val_loss": self.loss,
@@ -118,11 +129,28 @@ class Validation:
             **({} if self.zero_shot is None else {"val_zero_shot": self.zero_shot}),
         }
 
+    def figures(self) -> dict[str, float]:
+        """Deprecated: use `metrics`."""
+        warnings.warn("Validation.figures is now named metrics", DeprecationWarning, stacklevel=2)
+        return self.metrics()
+
 
 def validate(
     embedder: Embedder, source: Source, *, config: DataConfig, loss: LossConfig, batch_size: int, seed: int
 ) -> Validation:
-    """Encode a validation source once; from that, loss, accuracies and retrieval. Leaves the model in evaluation mode."""
+    """Encode a validation source once and compute loss, accuracies, retrieval and zero-shot accuracy from the embeddings.
+
+    One caption per image enters loss and accuracies; which one depends only on `seed` and the image's key. The model is left in
+    evaluation mode.
+
+    Args:
+        embedder: the model to validate.
+        source: validation images and captions, at least two.
+        config: data settings of the run; decides which pairs of a batch are positives.
+        loss: loss of the run.
+        batch_size: number of pairs per batch, at most the number of images.
+        seed: seed for the selection of captions and the order of the batches.
+    """
     embedder.bundle.model.eval()
     encoder = SourceEncoder(embedder)
     pairs = encoder.encode_pairs(source)
@@ -130,7 +158,7 @@ def validate(
     firsts = np.searchsorted(pairs.image_of_text, np.arange(len(keys)))
     counts = np.bincount(pairs.image_of_text, minlength=len(keys)).tolist()
     drawn = [int(keyed_generator(seed, "val", key).integers(num)) for key, num in zip(keys, counts, strict=True)]
-    chosen = firsts + drawn
+    selected = firsts + drawn  # (I,): a row of `pairs.text_emb` for each image.
     rows = keyed_generator(seed, "val-batches").permutation(len(keys))
     sums = np.zeros(3)
     size = min(batch_size, len(keys))
@@ -140,12 +168,12 @@ def validate(
         groups = torch.tensor(
             group_rows(
                 [keys[row] for row in batch],
-                [pairs.captions[chosen[row]] for row in batch],
+                [pairs.captions[selected[row]] for row in batch],
                 [labels[row] for row in batch],
                 positives=config.positives,
             )
         )
-        image, text = torch.from_numpy(pairs.image_emb[batch]), torch.from_numpy(pairs.text_emb[chosen[batch]])
+        image, text = torch.from_numpy(pairs.image_emb[batch]), torch.from_numpy(pairs.text_emb[selected[batch]])
         bias = embedder.bundle.model.logit_bias
         value = loss(
             image, text, torch.tensor(embedder.logit_scale), None if bias is None else bias.detach().cpu(), groups
@@ -158,32 +186,33 @@ def validate(
         text_to_image=text_to_image,
         retrieval=rank_pairs(encoder, pairs, split=config.val_split).report,
         zero_shot=zero_shot_accuracy(encoder, pairs.image_emb, labels, source) if source.classes else None,
-        samples=draw_samples(pairs, chosen),
+        samples=draw_samples(pairs, selected),
     )
 
 
-def draw_samples(pairs: EncodedPairs, chosen: Int64[ndarray, " I"]) -> ValidationSamples:
-    """Look at the first few hundred pictures of a validation.
+def draw_samples(pairs: EncodedPairs, selected: Int64[ndarray, " I"]) -> ValidationSamples:
+    """Compute the similarities of the first 512 images, and the most similar captions of the first 8.
 
     Args:
-        pairs: all that was encoded.
-        chosen: of each picture, one of its captions.
+        pairs: the encoded validation data.
+        selected: for each image, the row of one of its captions.
     """
-    cosine = pairs.image_emb[:_MOST] @ pairs.text_emb[chosen[:_MOST]].T
-    own = np.eye(len(cosine), dtype=bool)
-    with_all = pairs.image_emb[:_PICTURES] @ pairs.text_emb.T
-    source, few = pairs.images.source, pairs.images.rows[:_PICTURES]
+    first = slice(_NUM_HISTOGRAM_IMAGES)
+    cosine = pairs.image_emb[first] @ pairs.text_emb[selected[first]].T  # (images, images)
+    is_own = np.eye(len(cosine), dtype=bool)
+    to_all = pairs.image_emb[:_NUM_SHEET_IMAGES] @ pairs.text_emb.T  # (8, captions)
+    source, rows = pairs.images.source, pairs.images.rows[:_NUM_SHEET_IMAGES]
     best = tuple(
         (source[sample].image, pairs.captions[int(row.argmax())], float(row.max()))
-        for sample, row in zip(few, with_all, strict=True)
+        for sample, row in zip(rows, to_all, strict=True)
     )
-    return ValidationSamples(cosine[own], cosine[~own], best)
+    return ValidationSamples(cosine[is_own], cosine[~is_own], best)
 
 
 def measure_split(
     embedder: Embedder, source: Source, *, split: str, metric: Metric
 ) -> tuple[RetrievalReport, ZeroShotReport | None]:
-    """Retrieval on a whole source, and its zero-shot accuracy if this is the metric of the run."""
+    """Evaluate retrieval on a whole source, and zero-shot accuracy if `metric` is `zero_shot` (otherwise None)."""
     encoder = SourceEncoder(embedder)
     pairs = encoder.encode_pairs(source)
     retrieval = rank_pairs(encoder, pairs, split=split).report

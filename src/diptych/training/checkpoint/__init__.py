@@ -1,1 +1,1 @@
-"""Checkpoints of a run: when they are due, what they hold, how they are written and whether a run may go on from them."""
+"""Checkpoints of a run: their schedule, content and files, and the checks before a run resumes from one."""

@@ -1,4 +1,4 @@
-"""Whether a run goes on as the one that it was."""
+"""Checks that a resumed run has the settings and the data of its checkpoint."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,21 +18,21 @@ _MAY_DIFFER = {
     "gradient_checkpointing",
     "parallel",
 }
-"""Where and how fast a run is computed, and where its files lie: neither changes what it learns."""
+"""Settings that do not change the trained model: devices, speed, and the locations of files."""
 _ADDED: dict[str, Any] = {"data.split_rule": 1}
-"""Settings that decide what is learned and came later, with the values that earlier versions used."""
-_ROOMS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
+"""Settings that were added in later versions and change the trained model, with the values that earlier versions used."""
+_SECTIONS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
 
 
 def check_same_run(saved: Mapping[str, Any], config: object) -> None:
-    """Refuse to go on with other settings than those of the checkpoint.
+    """Check that a resumed run has the settings of its checkpoint, except those that do not change the trained model.
 
     Args:
-        saved: the checkpoint's settings as plain data.
-        config: the settings of the run that goes on, or the same as plain data.
+        saved: settings of the checkpoint as plain data.
+        config: settings of the resumed run, or the same as plain data.
 
     Raises:
-        RunError: one differs that decides what is learned; it is named with both values.
+        RunError: a setting differs; the message contains its name and both values.
 
     >>> check_same_run({"seed": 0, "device": "cpu"}, {"seed": 0, "device": "cuda"})
     >>> check_same_run({"seed": 0}, {"seed": 1})
@@ -56,19 +56,21 @@ def check_same_data(
     accept: bool,
     tell: Callable[[str], None],
 ) -> None:
-    """Refuse to go on with other data than the checkpoint's.
+    """Check that the data has not changed since the checkpoint was written.
 
     Args:
-        saved: the checkpoint's fingerprints as plain data; None if it has none, as those of earlier versions.
-        now: the fingerprint of each split as the data is now.
-        accept: go on with changed data, with a message.
-        tell: gets the message.
+        saved: fingerprints of the checkpoint as plain data; None if it has none, as in earlier versions.
+        now: current fingerprint of each split.
+        accept: accept changed data, with a message.
+        tell: called with the message.
 
     Raises:
-        RunError: the data has changed; the message names which of its columns have.
+        RunError: the data has changed and `accept` is False; the message names the columns that differ.
     """
     if saved is None:
-        tell("The checkpoint holds no fingerprint of its data, so changes of the data since then are not noticed.")
+        tell(
+            "The checkpoint contains no fingerprint of its data, so changes of the data since then cannot be detected."
+        )
         return
     changes = []
     for split, fingerprint in now.items():
@@ -91,7 +93,14 @@ def check_same_data(
 
 
 def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:
-    """Those that decide what is learned: (path, what was saved, what is now). Secrets of addresses are not compared.
+    """The settings that differ and change the trained model. Secrets in addresses are not compared.
+
+    Args:
+        saved: settings of the checkpoint as plain data.
+        config: settings of the resumed run, or the same as plain data.
+
+    Returns:
+        (dotted path, saved value, current value) of each.
 
     >>> differing_settings({"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.2}})
     [('optimizer.lr', '0.1', '0.2')]
@@ -99,17 +108,17 @@ def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[s
     before, now = dict(_flat(saved)), dict(_flat(to_plain(config)))
     before = {key: value for key, value in _ADDED.items() if key in now} | before
     return [
-        (key, _shown(before, key), _shown(now, key))
+        (key, _format(before, key), _format(now, key))
         for key in dict.fromkeys([*now, *before])
-        if not _may_differ(key) and _shown(before, key) != _shown(now, key)
+        if not _may_differ(key) and _format(before, key) != _format(now, key)
     ]
 
 
 def _may_differ(key: str) -> bool:
-    return key in _MAY_DIFFER or key.partition(".")[0] in _ROOMS_THAT_MAY_DIFFER
+    return key in _MAY_DIFFER or key.partition(".")[0] in _SECTIONS_THAT_MAY_DIFFER
 
 
-def _shown(flat: Mapping[str, Any], key: str) -> str:
+def _format(flat: Mapping[str, Any], key: str) -> str:
     return redacted(repr(flat[key])) if key in flat else "(no such setting)"
 
 

@@ -1,10 +1,10 @@
-"""The files of a checkpoint, written and read without pickles: PyTorch's own format except for its `.metadata`.
+"""Reads and writes the files of a checkpoint safely: the format of `torch.distributed.checkpoint`, but without pickles.
 
-`torch.distributed.checkpoint` keeps its list of tensors as a pickle, and it unpickles plain values without limits. Both run
-code of whoever wrote them. `metadata.json` replaces the list, and plain values are read as `torch.load(weights_only=True)`
-reads them: numbers, texts, lists and tensors. The `.metadata` of older checkpoints is read by an unpickler that builds the
-list's own classes and nothing else. Checksums in a checkpoint's manifest find damage; they do not protect against a
-stranger, who can compute them too.
+`torch.distributed.checkpoint` stores its metadata (the list of tensors) as a pickle and unpickles plain values without
+restrictions, so a malicious file could execute code. Here, `metadata.json` replaces the pickled metadata, and plain values
+are read by `torch.load(weights_only=True)`: numbers, strings, lists and tensors. The `.metadata` of older checkpoints is read
+by an unpickler that allows only the classes of the metadata. The checksums in the manifest of a checkpoint detect damage;
+they do not protect against tampering.
 """
 
 import io
@@ -56,31 +56,31 @@ _OLD_CLASSES: dict[tuple[str, str], Any] = {
             TensorStorageMetadata,
         )
     },
-    # The folder that the checkpoint was written to: a name, which is not used.
+    # The folder that the checkpoint was written to, which is not used.
     **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", PosixPath.__module__, "pathlib._local")},
     **{(module, "WindowsPath"): PureWindowsPath for module in ("pathlib", "pathlib._local")},
 }
-"""All that the `.metadata` of an older checkpoint may name, besides torch's dtypes."""
+"""All names that the `.metadata` of an older checkpoint may contain, besides the dtypes of torch."""
 
 
 class JsonWriter(FileSystemWriter):
-    """Writes tensors as PyTorch does, and the list of them as `metadata.json`."""
+    """Writes tensors in PyTorch's format, and the metadata as `metadata.json`."""
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the list; called once, on the first rank, when all tensors are written."""
+        """Write the metadata. PyTorch calls it once, on rank 0, after all tensors are written."""
         metadata.storage_data = {result.index: result.storage_data for part in results for result in part}
         write_text(Path(self.path) / METADATA, json.dumps(_to_plain(metadata)))
 
 
 class JsonReader(FileSystemReader):
-    """Reads what `JsonWriter` wrote, and what PyTorch's own writer wrote for earlier versions."""
+    """Reads checkpoints that `JsonWriter` wrote, and those of earlier versions, which used PyTorch's own writer."""
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
-        """The list of tensors.
+        """Read the metadata.
 
         Raises:
-            RunError: it is damaged, or names something that no checkpoint needs.
-            OSError: it cannot be read.
+            RunError: the file is damaged, or contains a class that no checkpoint needs.
+            OSError: the file cannot be read.
         """
         folder = Path(self.path)
         try:
@@ -96,13 +96,13 @@ class JsonReader(FileSystemReader):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Reads plain values without running code."""
+    """Loads plain values without executing code."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Put one value into the state.
+        """Load one plain value into the state.
 
         Raises:
-            RunError: it is more than numbers, texts, lists and tensors.
+            RunError: the value contains anything but numbers, strings, lists and tensors.
         """
         name = read_item.dest_index.fqn
         try:
@@ -112,7 +112,7 @@ class SafePlanner(DefaultLoadPlanner):
 
 
 def _to_plain(metadata: Metadata) -> dict[str, Any]:
-    """Entries by name: dtype, size and chunks of a tensor, or the place of a plain value."""
+    """Metadata as JSON data: by name, dtype, size and chunks of a tensor, or the storage location of a plain value."""
     entries: dict[str, Any] = {}
     for name, kind in metadata.state_dict_metadata.items():
         if isinstance(kind, TensorStorageMetadata):
@@ -120,43 +120,43 @@ def _to_plain(metadata: Metadata) -> dict[str, Any]:
                 {
                     "offsets": list(chunk.offsets),
                     "sizes": list(chunk.sizes),
-                    **_place_to_plain(metadata.storage_data[MetadataIndex(name, chunk.offsets)]),
+                    **_location_to_plain(metadata.storage_data[MetadataIndex(name, chunk.offsets)]),
                 }
                 for chunk in kind.chunks
             ]
             dtype = str(kind.properties.dtype).removeprefix("torch.")
             entries[name] = {"dtype": dtype, "size": list(kind.size), "chunks": chunks}
         else:
-            entries[name] = _place_to_plain(metadata.storage_data[MetadataIndex(name)])
+            entries[name] = _location_to_plain(metadata.storage_data[MetadataIndex(name)])
     return {"format_version": _FORMAT_VERSION, "entries": entries}
 
 
-def _place_to_plain(place: _StorageInfo) -> dict[str, Any]:
-    return {"file": place.relative_path, "start": place.offset, "length": place.length}
+def _location_to_plain(location: _StorageInfo) -> dict[str, Any]:
+    return {"file": location.relative_path, "start": location.offset, "length": location.length}
 
 
 def _from_plain(plain: Mapping[str, Any]) -> Metadata:
     if plain["format_version"] != _FORMAT_VERSION:
         raise RunError(f"{METADATA} has format {plain['format_version']}; this Diptych reads {_FORMAT_VERSION}")
     kinds: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places: dict[MetadataIndex, _StorageInfo] = {}
+    locations: dict[MetadataIndex, _StorageInfo] = {}
     for name, entry in plain["entries"].items():
         if "chunks" not in entry:
             kinds[name] = BytesStorageMetadata()
-            places[MetadataIndex(name)] = _place_from_plain(entry)
+            locations[MetadataIndex(name)] = _location_from_plain(entry)
             continue
         chunks = []
         for number, chunk in enumerate(entry["chunks"]):
             offsets = torch.Size(chunk["offsets"])
             chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk["sizes"])))
-            places[MetadataIndex(name, offsets, number)] = _place_from_plain(chunk)
+            locations[MetadataIndex(name, offsets, number)] = _location_from_plain(chunk)
         properties = TensorProperties(dtype=_dtype(entry["dtype"]))
         kinds[name] = TensorStorageMetadata(properties=properties, size=torch.Size(entry["size"]), chunks=chunks)
-    return Metadata(state_dict_metadata=kinds, storage_data=places, storage_meta=StorageMeta())
+    return Metadata(state_dict_metadata=kinds, storage_data=locations, storage_meta=StorageMeta())
 
 
-def _place_from_plain(plain: Mapping[str, Any]) -> _StorageInfo:
-    """Only files of the checkpoint's own folder are read."""
+def _location_from_plain(plain: Mapping[str, Any]) -> _StorageInfo:
+    """A storage location from JSON data. Only files in the checkpoint's own folder are accepted."""
     file = str(plain["file"])
     if not _DATA_FILE.fullmatch(file):
         raise RunError(f"{METADATA} names the file {file!r}, which is not one of a checkpoint")
@@ -171,10 +171,14 @@ def _dtype(name: str) -> torch.dtype:
 
 
 class _OldUnpickler(pickle.Unpickler):
-    """Builds the classes of a list of tensors, and refuses every other name."""
+    """Unpickler that allows only the classes of the metadata."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of that name."""
+        """The class of this name.
+
+        Raises:
+            RunError: the class is not part of the metadata.
+        """
         if (module, name) in _OLD_CLASSES:
             return _OLD_CLASSES[module, name]
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
@@ -183,13 +187,13 @@ class _OldUnpickler(pickle.Unpickler):
 
 
 def _read_old(path: Path) -> Metadata:
-    """The list as PyTorch's own writer wrote it."""
+    """Read the metadata of an older checkpoint, which PyTorch's own writer wrote."""
     with path.open("rb") as file:
         try:
             metadata = _OldUnpickler(file).load()
         except RunError:
             raise
-        except Exception as error:  # A damaged pickle raises nearly anything.
+        except Exception as error:  # A damaged pickle can raise almost any exception.
             raise RunError(f"{path.name} is damaged ({type(error).__name__})") from None
     if not isinstance(metadata, Metadata):
         raise RunError(f"{path.name} is damaged")

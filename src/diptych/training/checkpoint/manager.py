@@ -1,12 +1,16 @@
-"""What a run keeps as it goes: checkpoints in their rhythm, and the bundle of its best moment."""
+"""Saves checkpoints when they are due, and the bundle of the best validation."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-from diptych.bundle.folder import Bundle, save_bundle
+from diptych.bundle.folder import Bundle, add_metrics, save_bundle
 from diptych.core.distributed import Ranks
-from diptych.core.errors import BundleError, RunError
+from diptych.core.errors import BundleError, RunError, SaveError
 from diptych.core.fingerprint import DataFingerprint
+from diptych.core.program import command
+from diptych.evaluation.retrieval import RetrievalReport
+from diptych.evaluation.zero_shot import ZeroShotReport
 from diptych.training.checkpoint.origin import origin
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, save_checkpoint
@@ -15,7 +19,19 @@ from diptych.training.validation import Validation
 
 
 class CheckpointManager:
-    """Saves. A disk that is full costs what could not be saved, never the run."""
+    """Saves the checkpoints and bundles of a run. If the disk is full, the run continues with a message.
+
+    Args:
+        config: config of the run.
+        run: the run folder.
+        state: content of checkpoints.
+        evaluated: the model that is evaluated and saved in bundles, with its tokenizer.
+        ranks: the ranks of the run.
+        progress: where the run starts.
+        steps_per_epoch: number of steps per epoch.
+        data: fingerprints of the training and the validation data.
+        say: called with messages for the user.
+    """
 
     def __init__(
         self,
@@ -38,15 +54,16 @@ class CheckpointManager:
         self._data = data
         self._say = say
         self._saved_at_s, self._saved_step = progress.elapsed_s, progress.step
+        self._unsaved_bundles: set[Path] = set()
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether validation has not become better for as long as the config allows."""
+        """Whether there were `validation.patience` consecutive validations without improvement."""
         patience = self.config.validation.patience
         return patience is not None and self.since_best >= patience
 
     def update_best(self, validation: Validation, step: int) -> bool:
-        """Keep `bundle-best` if this validation is the best so far; whether it is."""
+        """Save `bundle-best` if this validation is the best so far. Returns whether it is."""
         score = validation.score(self.config.validation.metric)
         self.since_best += 1
         if not score > self.best_metric:
@@ -56,12 +73,33 @@ class CheckpointManager:
         return True
 
     def save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
-        """Save what was measured; whether that could be done. Rank 0 does it, and all know how it went."""
-        return self._ranks.run_on_rank0(lambda: self._save_bundle(validation, folder, step))
+        """Save the evaluated model on rank 0. Returns whether that succeeded, on all ranks.
+
+        Args:
+            validation: its metrics are stored in the bundle.
+            folder: the folder of the bundle, which is replaced.
+            step: number of completed steps.
+        """
+        is_saved = self._ranks.run_on_rank0(lambda: self._save_bundle(validation, folder, step))
+        if not is_saved:
+            self._unsaved_bundles.add(folder)
+        return is_saved
+
+    def add_split_metrics(self, folder: Path, retrieval: RetrievalReport, zero_shot: ZeroShotReport | None) -> None:
+        """Add the metrics on the whole validation split to a bundle that `save_bundle` wrote.
+
+        Raises:
+            SaveError: the bundle could not be saved.
+        """
+        if folder in self._unsaved_bundles:
+            resume = command("train", "--resume", self.run)
+            raise SaveError(f"{folder}: could not be saved; make room, then: {resume}")
+        metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
+        self._ranks.run_on_rank0(lambda: add_metrics(folder, metrics))
 
     def _save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         during_training = {
-            **{name: round(value, 5) for name, value in validation.figures().items()},
+            **{name: round(value, 5) for name, value in validation.metrics().items()},
             "protocol": validation.retrieval.protocol,
         }
         bundle = Bundle(
@@ -78,16 +116,22 @@ class CheckpointManager:
         return True
 
     def is_checkpoint_due(self, step: int, *, elapsed_s: float) -> bool:
-        """By steps, epochs or minutes since the last, whichever comes first."""
+        """Whether a checkpoint is due, by the steps, minutes and epochs since the last one (see `CheckpointConfig`)."""
         steps = step - self._saved_step
         minutes = (elapsed_s - self._saved_at_s) / 60
         return self.config.checkpoint.is_due(steps=steps, minutes=minutes, epochs=steps / self._steps_per_epoch)
 
     def save_checkpoint(self, step: int, *, elapsed_s: float, skipped: Mapping[str, str], must: bool = False) -> None:
-        """Save, or say why not.
+        """Save a checkpoint. If that fails, send a message, or raise an error with `must`. All ranks must call it.
+
+        Args:
+            step: number of completed steps.
+            elapsed_s: seconds of training so far.
+            skipped: reason by key of each sample that could not be read.
+            must: whether a failure is an error.
 
         Raises:
-            RunError: it must be saved and could not.
+            RunError: the checkpoint could not be saved, and `must` is True.
         """
         progress = Progress(
             step=step,

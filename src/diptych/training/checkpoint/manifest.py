@@ -1,4 +1,4 @@
-"""The manifest of a folder: size and SHA-256 of each file, written last, so that what has a manifest that fits is whole."""
+"""The manifest of a folder: size and SHA-256 of each file. It is written last, so a folder that matches it is complete."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: Path, *, step: int) -> None:
-    """Flush every file of the folder to the disk, then the list of them, then the folder itself."""
+    """Flush every file of the folder to disk, write the manifest, and flush the manifest and the folder."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     for file in files:
         flush(file)
@@ -21,11 +21,11 @@ def write_manifest(folder: Path, *, step: int) -> None:
 
 
 def find_fault(folder: Path) -> str | None:
-    """What is wrong with the folder; None if every file is as its manifest says."""
+    """Compare the files of a folder with its manifest. Returns a description of the first difference; None if all match."""
     try:
         plain = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in plain["files"].items()}
-        if any(Path(name).name != name for name in listed):  # Only files of this folder are read.
+        if any(Path(name).name != name for name in listed):  # Do not read files outside of this folder.
             raise ValueError
     except FileNotFoundError:
         return f"it is incomplete, {MANIFEST} is missing"

@@ -1,4 +1,4 @@
-"""Where a bundle came from, as it says of itself."""
+"""The origin of a bundle, which is stored in the bundle."""
 
 import platform
 
@@ -10,7 +10,13 @@ from diptych.training.config import TrainConfig
 
 
 def origin(config: TrainConfig, *, step: int, train_split_hash: str) -> dict[str, str | int | float]:
-    """Recipe, data, length and versions of the run that a bundle is saved by."""
+    """Recipe, data, length and versions of the run that saves a bundle, by name. Secrets of addresses are removed.
+
+    Args:
+        config: config of the run.
+        step: number of completed steps.
+        train_split_hash: hash of the training data.
+    """
     return {
         "recipe": config.recipe,
         **({"init": redacted(config.init)} if config.init is not None else {}),

@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and what a checkpoint therefore holds."""
+"""The state that a training step changes and that a checkpoint contains."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -9,24 +9,24 @@ from torch import nn
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An average of weights, a loss scaler: whatever else a run carries along."""
+    """Anything besides model and optimizers with a state to save, such as a weight average or a loss scaler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dicts, keyed by names, of tensors and plain values."""
+        """The state as nested dicts of tensors and plain values."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Take over what `state_dict` gave."""
+        """Restore a state that `state_dict` returned."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """All that a step changes."""
+    """Everything that a training step changes."""
 
     model: nn.Module
-    """As it is trained: bare, in DDP, or sharded by `fully_shard`."""
+    """The model: not wrapped, wrapped by DDP, or sharded by `fully_shard`."""
     optimizers: tuple[torch.optim.Optimizer, ...]
-    """Each over parameters of its own."""
+    """Optimizers with disjoint parameters."""
     extras: dict[str, Stateful] = field(default_factory=dict)
-    """By name; what a run does not have is not in it."""
+    """Further objects with a state, by name."""

@@ -1,8 +1,9 @@
-"""Checkpoints: private to training, complete or absent.
+"""Saves and loads checkpoints, which are private to training.
 
-One is a folder `checkpoints/step-00000123/`: weights, optimizers and averages as `torch.distributed.checkpoint` writes them,
-`state.json`, and last `manifest.json` with the size and checksum of each file. It is written beside its place, flushed to
-the disk and renamed. One process, DDP and FSDP2 write the same and read each other's.
+A checkpoint is a folder `checkpoints/step-00000123/`. It contains weights, optimizers and averages in the format of
+`torch.distributed.checkpoint`, `state.json`, and `manifest.json` with the size and checksum of each file. It is written to a
+temporary folder, flushed to disk, and renamed, so it is either complete or absent. Single-process, DDP and FSDP2 runs write
+the same format and can read each other's checkpoints.
 """
 
 import json
@@ -28,16 +29,18 @@ _STATE = "state.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a run stands. Order, augmentation and captions follow from the step alone."""
+    """The progress of a run. Order, augmentation and choice of captions depend only on the seed and the step."""
 
     step: int
+    """Number of completed steps."""
     elapsed_s: float
+    """Seconds of training so far."""
     best_metric: float
-    """Of the best validation; -inf before the first."""
+    """Score of the best validation; -inf before the first validation."""
     best_step: int | None = None
-    """The step of the best validation; None before the first."""
+    """The step of the best validation; None before the first validation."""
     since_best: int = 0
-    """Validations since then."""
+    """Number of validations since the best one."""
     skipped: tuple[tuple[str, str], ...]
     """(key, reason) of every sample that could not be read so far."""
 
@@ -53,50 +56,54 @@ def save_checkpoint(
     keep: int = 2,
     best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint, then drop all but the newest `keep` and that of `best_step`. Every rank calls it.
+    """Write a checkpoint, then remove older ones, except the newest `keep` and that of `best_step`. All ranks must call it.
 
     Args:
-        run: the run's folder.
-        state: what is saved; it stays as it is.
-        progress: where the run stands.
-        ranks: the processes that train the run.
-        config: the run's settings, or the same as plain data.
+        run: the run folder.
+        state: the state to save, which is not changed.
+        progress: progress of the run.
+        ranks: the ranks of the run.
+        config: settings of the run, or the same as plain data.
         data: the fingerprint of each split that the run uses.
-        keep: how many of the newest stay.
-        best_step: the checkpoint of this step stays, too, if there is one.
+        keep: number of newest checkpoints to keep.
+        best_step: the checkpoint of this step is kept as well, if it exists.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        RunError: it could not be written, on any rank; what was written of it is removed, and older ones are as they were.
+        RunError: a rank could not write the checkpoint. Its partial files are removed; older checkpoints are not changed.
     """
-    from diptych.training.checkpoint.tensors import write_tensors  # noqa: PLC0415  (half a second that few commands need)
+    from diptych.training.checkpoint.tensors import write_tensors  # noqa: PLC0415  (takes half a second)
 
-    folder = run / "checkpoints"
-    place, beside = _place(run, progress.step), folder / f".{_place(run, progress.step).name}.new"
+    path = _checkpoint_path(run, progress.step)
+    tmp = path.with_name(f".{path.name}.new")
 
     def start() -> None:
         if ranks.rank == 0:
             _recover(run)
-            beside.mkdir(parents=True)
+            tmp.mkdir(parents=True)
 
     def finish() -> None:
         if ranks.rank == 0:
             plain: dict[str, Any] = {"progress": _to_json(progress), "config": without_secrets(to_plain(config))}
             if data is not None:
                 plain["data"] = {split: fingerprint.to_plain() for split, fingerprint in data.items()}
-            (beside / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
-            write_manifest(beside, step=progress.step)
-            _put_in_place(beside, place)
+            (tmp / _STATE).write_text(json.dumps(plain, indent=1), encoding="utf-8")
+            write_manifest(tmp, step=progress.step)
+            # `_recover` restores an old checkpoint of this step if the process dies between the two renames.
+            replace_folder(tmp, path, old=path.with_name(f".{path.name}.old"))
 
-    for action in (start, lambda: write_tensors(beside, state, ranks), finish):
-        failure = _agreed(ranks, _attempt(action))
+    for action in (start, lambda: write_tensors(tmp, state, ranks), finish):
+        failure = _first_failure(ranks, _attempt(action))
         if failure is not None:
             if ranks.rank == 0:
                 _recover(run)
             older = "the one before is kept" if _checkpoints(run) else "there is none before it"
-            raise RunError(f"{place}: could not be saved ({failure}); {older}")
+            raise RunError(f"{path}: could not be saved ({failure}); {older}")
     if ranks.rank == 0:
-        _drop(run, progress.step, keep=keep, best_step=best_step)
-    return place
+        _remove_old(run, progress.step, keep=keep, best_step=best_step)
+    return path
 
 
 def load_checkpoint(
@@ -109,64 +116,67 @@ def load_checkpoint(
     data: Mapping[str, DataFingerprint] | None = None,
     accept_changed_data: bool = False,
 ) -> Progress:
-    """Put the newest whole checkpoint's state into the model, the optimizers and the extras. Every rank calls it.
+    """Load the newest intact checkpoint into the model, the optimizers and the extras. All ranks must call it.
 
     Args:
-        run: the run's folder.
-        state: what is filled.
-        ranks: the processes that train the run.
-        config: the settings of the run that goes on, or the same as plain data.
-        tell: gets one line for each checkpoint that is damaged and passed over; on the first rank alone.
-        data: the fingerprint of each split as the data is now; None if it is not compared.
+        run: the run folder.
+        state: the state to overwrite.
+        ranks: the ranks of the run.
+        config: settings of the resumed run, or the same as plain data.
+        tell: called on rank 0 with a message for each damaged checkpoint that is skipped.
+        data: the current fingerprint of each split; None to skip the comparison.
         accept_changed_data: continue with data that differs from the checkpoint's, with a message.
 
     Raises:
-        RunError: there is none that is whole, or it is that of another run, or does not fit.
+        RunError: there is no intact checkpoint, or its settings, data or tensors do not match those of the run.
     """
-    from diptych.training.checkpoint.tensors import read_tensors  # noqa: PLC0415  (half a second that few commands need)
+    from diptych.training.checkpoint.tensors import read_tensors  # noqa: PLC0415  (takes half a second)
 
     def check(saved: Mapping[str, Any]) -> None:
         check_same_run(saved["config"], config)
         if data is not None:
             check_same_data(saved.get("data"), data, accept=accept_changed_data, tell=tell)
 
-    step, failure = ranks.run_on_rank0(lambda: _choose(run, check, tell))
+    step, failure = ranks.run_on_rank0(lambda: _find_newest(run, check, tell))
     if failure is not None:
         raise RunError(failure)
-    place = _place(run, step)
-    failure = _agreed(ranks, _attempt(lambda: read_tensors(place, state, ranks)))
+    path = _checkpoint_path(run, step)
+    failure = _first_failure(ranks, _attempt(lambda: read_tensors(path, state, ranks)))
     if failure is not None:
-        raise RunError(f"{place}: cannot be loaded ({failure})")
-    return _from_json(_read_state(place)["progress"])
+        raise RunError(f"{path}: cannot be loaded ({failure})")
+    return _from_json(_read_state(path)["progress"])
 
 
-def _choose(
+def _find_newest(
     run: Path, check: Callable[[Mapping[str, Any]], None], tell: Callable[[str], None]
 ) -> tuple[int, str | None]:
-    """The step of the newest whole checkpoint; or why there is none. It raises nothing: other ranks wait for it."""
+    """The step of the newest intact checkpoint and None, or 0 and an error message.
+
+    It returns errors instead of raising them, because the other ranks wait for its result.
+    """
     try:
         _recover(run, clean=False)
-        places = _checkpoints(run)
-        for place in reversed(places):
-            fault = find_fault(place)
+        paths = _checkpoints(run)
+        for path in reversed(paths):
+            fault = find_fault(path)
             if fault is None:
-                check(_read_state(place))
-                return _step(place), None
-            tell(f"{place} is passed over: {fault}")
+                check(_read_state(path))
+                return _step(path), None
+            tell(f"{path} is skipped: {fault}")
     except (RunError, OSError) as error:
         return 0, f"{run}: {error}"
-    why = "all its checkpoints are damaged" if places else "has no checkpoint to resume from"
+    why = "all its checkpoints are damaged" if paths else "has no checkpoint to resume from"
     return 0, f"{run}: {why}; start it again with --overwrite"
 
 
-def _agreed(ranks: Ranks, failure: str | None) -> str | None:
-    """The first failure of any rank; None if there is none. It waits for all."""
+def _first_failure(ranks: Ranks, failure: str | None) -> str | None:
+    """The first failure of any rank; None if all succeeded. All ranks must call it."""
     return next((found for found in ranks.gather_objects(failure) if found is not None), None)
 
 
 def _attempt(action: Callable[[], None]) -> str | None:
-    """Why the disk, or what lies on it, would not have it; None if all went well."""
-    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  (half a second that few commands need)
+    """Run an action that reads or writes files. Returns the reason of a failure, or None."""
+    from torch.distributed.checkpoint.api import CheckpointException  # noqa: PLC0415  (takes half a second)
 
     try:
         action()
@@ -174,7 +184,7 @@ def _attempt(action: Callable[[], None]) -> str | None:
         return error.strerror or str(error)
     except RunError as error:
         return str(error)
-    except CheckpointException as error:  # Not an Exception; it carries those of all ranks.
+    except CheckpointException as error:  # A BaseException that contains the exceptions of all ranks.
         causes = [cause for cause, _ in error.failures.values()]
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             raise KeyboardInterrupt from None
@@ -183,7 +193,7 @@ def _attempt(action: Callable[[], None]) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's own words, where the error or what led to it has them."""
+    """The operating system's message, if the error or one of its causes has one; otherwise type and text of the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -192,51 +202,49 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _place(run: Path, step: int) -> Path:
+def _checkpoint_path(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix("step-"))
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    """Oldest first."""
-    places = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
-    return sorted(places, key=_step)
-
-
-def _put_in_place(beside: Path, place: Path) -> None:
-    """One of the same step makes way first; `_recover` brings it back should the process die between the two renames."""
-    replace_folder(beside, place, old=place.with_name(f".{place.name}.old"))
+    """The folders of all checkpoints, the oldest first."""
+    paths = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(paths, key=_step)
 
 
 def _recover(run: Path, *, clean: bool = True) -> None:
-    """Finish or undo what a process that died left half done."""
+    """Restore checkpoints that a killed process was replacing, and remove its temporary folders if `clean`."""
     folder = run / "checkpoints"
     for old in folder.glob(".step-*.old"):
         restore_folder(old, folder / old.name[1:].removesuffix(".old"))
-    for left in folder.glob(".step-*") if clean else ():
-        shutil.rmtree(left, ignore_errors=True)
+    for tmp in folder.glob(".step-*") if clean else ():
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _drop(run: Path, step: int, *, keep: int, best_step: int | None) -> None:
-    """Remove all but the newest; those later than `step` are damaged ones, before which the run went back."""
-    places = _checkpoints(run)
-    newest = [place for place in places if _step(place) <= step][-keep:]
-    for place in places:
-        if place not in newest and _step(place) != best_step:
-            remove_folder(place, tmp=place.with_name(f".{place.name}.new"))
-    for left in (run / "checkpoints").glob(".step-*.old"):
-        shutil.rmtree(left, ignore_errors=True)
+def _remove_old(run: Path, step: int, *, keep: int, best_step: int | None) -> None:
+    """Remove all checkpoints except the newest `keep` up to `step` and that of `best_step`.
+
+    Checkpoints after `step` are damaged: the run resumed from an earlier one.
+    """
+    paths = _checkpoints(run)
+    newest = [path for path in paths if _step(path) <= step][-keep:]
+    for path in paths:
+        if path not in newest and _step(path) != best_step:
+            remove_folder(path, tmp=path.with_name(f".{path.name}.new"))
+    for old in (run / "checkpoints").glob(".step-*.old"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _read_state(place: Path) -> dict[str, Any]:
-    return json.loads((place / _STATE).read_text(encoding="utf-8"))
+def _read_state(path: Path) -> dict[str, Any]:
+    return json.loads((path / _STATE).read_text(encoding="utf-8"))
 
 
 def _to_json(progress: Progress) -> dict[str, Any]:
-    """JSON knows no infinity: that of a run without a validation is null."""
+    """The progress as JSON data. JSON has no infinity, so `best_metric` is null before the first validation."""
     best = progress.best_metric
     return {**asdict(progress), "best_metric": best if math.isfinite(best) else None}
 

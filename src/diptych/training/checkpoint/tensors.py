@@ -1,7 +1,7 @@
-"""The state of a run as named tensors, through `torch.distributed.checkpoint`: whole or in shards, read by any number of ranks.
+"""Saves and loads the training state as named tensors by `torch.distributed.checkpoint`, for any number of ranks.
 
-Importing it costs half a second; `checkpoint.py` does so when it first saves or loads. The names: `model/NAME`,
-`optimizer/I/NAME/KEY` (a parameter's state), `groups/I` (an optimizer's settings), `extra/EXTRA/PATH`.
+Importing this module takes half a second, so `store.py` imports it when it first saves or loads. The names are `model/NAME`,
+`optimizer/I/NAME/KEY` (state of a parameter), `groups/I` (settings of an optimizer) and `extra/EXTRA/PATH`.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from diptych.training.parallel.tensors import is_sharded
 
 
 def write_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
-    """Write the state into the folder; every rank its part."""
+    """Write the state to a folder. All ranks must call it; each writes its part."""
     named: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     names = _parameter_names(state.model)
     for i, optimizer in enumerate(state.optimizers):
@@ -39,13 +39,13 @@ def write_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
 
 
 def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
-    """Fill the state from the folder, bit for bit; every rank its part.
+    """Load the state from a folder, bit for bit. All ranks must call it; each reads its part.
 
-    The optimizers need not have stepped: no step is taken for the sake of their state, as PyTorch's own
-    `get_optimizer_state_dict` does, which would leave its counters one too high.
+    The optimizers may be new. Unlike PyTorch's `get_optimizer_state_dict`, this function does not take a step to initialize
+    their state, which would leave the step counters one too high.
 
     Raises:
-        RunError: names or shapes are not those of the folder.
+        RunError: names or shapes of the state differ from those in the folder.
     """
     reader = JsonReader(folder)
     saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
@@ -65,49 +65,49 @@ def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
 
 
 def _allocate_targets(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
-    """Where each value is read into: the model's own tensors, and new ones for the rest."""
+    """The targets into which the values are read, by name: the model's own tensors, and new tensors for all others."""
     by_name = {name: parameter for parameter, name in _parameter_names(state.model).items()}
     extras = _flat(_extra_states(state), "extra/")
-    rooms: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
+    targets: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     for name, kind in saved.items():
         match name.split("/"):
             case "optimizer", _, *parameter, _:
-                rooms[name] = _allocate_target(kind, like=by_name.get("/".join(parameter)))
+                targets[name] = _allocate_target(kind, like=by_name.get("/".join(parameter)))
             case "extra", *_:
-                rooms[name] = _allocate_target(kind, like=extras.get(name))
+                targets[name] = _allocate_target(kind, like=extras.get(name))
             case "groups", _:
-                rooms[name] = None
-    return rooms
+                targets[name] = None
+    return targets
 
 
 def _check_names(named: Mapping[str, Any], saved: Mapping[str, Any], state: TrainingState) -> None:
-    """What one has and the other lacks, or has in another shape."""
+    """Raise a RunError for the first name or shape that differs between the state and the checkpoint."""
     for name in sorted(named.keys() ^ saved.keys()):
-        raise RunError(f"{name} is not in it" if name in named else f"it holds {name}, which this run has not")
+        raise RunError(f"{name} is not in it" if name in named else f"it contains {name}, which this run does not have")
     groups = {name for name in saved if name.startswith("groups/")}
     if len(groups) != len(state.optimizers):
-        raise RunError(f"it holds the state of {len(groups)} optimizers, this run has {len(state.optimizers)}")
+        raise RunError(f"it contains the state of {len(groups)} optimizers, this run has {len(state.optimizers)}")
     extras = {name.split("/")[1] for name in saved if name.startswith("extra/")}
     for extra in sorted(extras ^ state.extras.keys()):
-        raise RunError(f"the state of '{extra}' is in only one of checkpoint and run")
+        raise RunError(f"only one of checkpoint and run has the state of '{extra}'")
     for name, value in named.items():
         if isinstance(value, Tensor) and value.shape != saved[name].size:
             raise RunError(f"{name} has the shape {list(saved[name].size)} in it, and {list(value.shape)} in this run")
 
 
 def _model_state(model: nn.Module) -> dict[str, Any]:
-    """Weights and buffers by the bare model's names. PyTorch's function for wrapped ones loads its compiler."""
+    """Weights and buffers by their names in the unwrapped model. PyTorch's function for wrapped models imports its compiler."""
     return model.state_dict() if _is_bare(model) else get_model_state_dict(model)
 
 
 def _is_bare(model: nn.Module) -> bool:
-    """Whether it is wrapped in nothing and whole."""
+    """Whether a model is neither wrapped nor sharded."""
     own = dict(model.named_parameters())
     return list(_parameter_names(model).values()) == list(own) and not any(map(is_sharded, own.values()))
 
 
 def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
-    """As the bare model has them, whatever it is wrapped in."""
+    """The name of each parameter in the unwrapped model."""
     wrappers = {"_orig_mod", "_checkpoint_wrapped_module"}
     root: Any = model
     while isinstance(root, nn.parallel.DistributedDataParallel) or hasattr(root, "_orig_mod"):
@@ -119,7 +119,7 @@ def _parameter_names(model: nn.Module) -> dict[Tensor, str]:
 
 
 def _groups(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> list[dict[str, Any]]:
-    """The settings of each group, and its parameters by name."""
+    """The settings of each parameter group, and the names of its parameters."""
     return [
         {
             **{key: value for key, value in group.items() if key not in {"params", "param_names"}},
@@ -145,18 +145,16 @@ def _fill_optimizer(
     numbers = iter(range(len(parameters)))
     plain_groups = [{**group, "params": [next(numbers) for _ in group["params"]]} for group in groups]
     optimizer.load_state_dict({"state": states, "param_groups": plain_groups})
-    for (
-        number,
-        values,
-    ) in states.items():  # PyTorch casts state to the parameter's type, which half precision would lose.
-        held = optimizer.state[parameters[number]]
+    # `load_state_dict` casts the state to the dtype of its parameter; restore the saved dtype.
+    for number, values in states.items():
+        loaded = optimizer.state[parameters[number]]
         for key, value in values.items():
-            if isinstance(value, Tensor) and held[key].dtype != value.dtype:
-                held[key] = value.to(held[key].device)
+            if isinstance(value, Tensor) and loaded[key].dtype != value.dtype:
+                loaded[key] = value.to(loaded[key].device)
 
 
 def _allocate_target(saved: Any, *, like: Any) -> Any:
-    """Where a value is read into: a tensor on the device, and in the shards, of the one that it belongs to."""
+    """A new tensor to read a saved one into, with device and sharding of `like` if the shapes match; None for plain values."""
     if not hasattr(saved, "properties"):
         return None
     dtype = saved.properties.dtype
@@ -180,17 +178,17 @@ def _nested(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         if name.startswith(prefix):
-            *rooms, last = name[len(prefix) :].split("/")
-            inside = nested
-            for room in rooms:
-                inside = inside.setdefault(room, {})
-            inside[last] = value
+            *parents, last = name[len(prefix) :].split("/")
+            inner = nested
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[last] = value
     return nested
 
 
 @contextmanager
 def _silence_warning() -> Iterator[None]:
-    """PyTorch warns that it saves in a single process, which is what was asked for."""
+    """Suppress PyTorch's warning that a checkpoint is saved by a single process, which is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         yield

@@ -1,1 +1,1 @@
-"""How weights move: optimizers, their schedule, averages of the weights, and weights that stay as they are."""
+"""Optimizers, learning rate schedule, weight averaging, and frozen weights."""

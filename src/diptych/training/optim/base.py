@@ -1,4 +1,4 @@
-"""What Diptych's own optimizers have in common: a step that goes from group to group."""
+"""Base class of Diptych's own optimizers: a step that updates one parameter group at a time."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 
-class ByGroup(torch.optim.Optimizer):
-    """An optimizer of which a subclass says how it moves those weights of a group that have gradients."""
+class GroupwiseOptimizer(torch.optim.Optimizer):
+    """Optimizer whose subclasses implement `_update`, which updates the parameters of one group that have gradients."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move every weight that has a gradient; gives back the closure's loss."""
-        loss = loss_of(closure)
+        """Update every parameter that has a gradient. Returns the loss of the closure, or None without a closure."""
+        loss = _evaluate(closure)
         for group in self.param_groups:
-            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if moved:
-                self._move(moved, [parameter.grad for parameter in moved], group)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, [parameter.grad for parameter in parameters], group)
         return loss
 
     @abstractmethod
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        """Take one step with these."""
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group in place, given one gradient for each."""
 
     def _momentum(self, parameter: Tensor) -> Tensor:
-        """A running mean beside the weight, zero at first."""
+        """The momentum buffer of a parameter, with the same shape; zeros at first."""
         state = self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -34,8 +34,8 @@ class ByGroup(torch.optim.Optimizer):
         return momentum
 
 
-def loss_of(closure: Callable[[], float] | None) -> float | None:
-    """What a closure gives that was handed to `step`, which must compute gradients; None without one."""
+def _evaluate(closure: Callable[[], float] | None) -> float | None:
+    """The loss that a closure returns, evaluated with gradients enabled; None without a closure."""
     if closure is None:
         return None
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW as in the paper, Lion or Muon; decay on matrices only, slower layers away from the output."""
+"""Builds the optimizers: AdamW as in the paper, Lion or Muon, with weight decay on matrices only and layer-wise decay."""
 
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,36 +16,37 @@ from diptych.training.optim.muon import Muon
 
 @settings
 class OptimizerConfig:
-    """Which optimizer, and how it moves; betas, epsilon and decay default to the paper's for vision transformers (table 18)."""
+    """Optimizer and its settings. Betas, epsilon and decay default to the paper's values for vision transformers (table 18)."""
 
     name: Literal["adamw", "lion", "muon"] = "adamw"
-    """`adamw` (Loshchilov & Hutter 2019); `lion` (Chen et al. 2023), which wants a rate 3 to 10 times smaller and as much more
-    decay; `muon` (Jordan et al. 2024) for the matrices and convolutions of blocks and the towers' projections, scaled to
-    AdamW's step (Liu et al. 2025, sec. 2.2), with AdamW for all else, so that rate and decay stay AdamW's."""
+    """`adamw` (Loshchilov & Hutter 2019); `lion` (Chen et al. 2023), which needs a learning rate 3 to 10 times smaller and a
+    weight decay larger by the same factor; or `muon` (Jordan et al. 2024) for the matrices and convolutions of blocks and the
+    towers' projections, with AdamW for all other parameters. Muon's updates are scaled to the size of AdamW's (Liu et al. 2025,
+    sec. 2.2), so learning rate and weight decay for AdamW also suit Muon."""
     lr: float = 5e-4
     """Peak learning rate, reached after warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """Decay of the running means of gradient and squared gradient (of Lion: of its step and its momentum, in its paper 0.9 and
-    0.99). Muon's matrices have a momentum of 0.95 instead."""
+    """Decay rates of the running means of gradient and squared gradient; for Lion, of its update and its momentum (0.9 and 0.99
+    in its paper). Matrices under Muon use a momentum of 0.95 instead."""
     eps: float = 1e-6
-    """Added to AdamW's denominator; Lion has none."""
+    """Added to the denominator of AdamW. Lion has no denominator."""
     weight_decay: float = 0.2
-    """Applied to matrices and embeddings; never to biases, norms and the temperature."""
+    """Decoupled weight decay of matrices and embeddings. Biases, norms and the temperature are not decayed."""
     image_weight_decay: float | None = None
-    """Instead of `weight_decay` in the image tower; None for the same."""
+    """Weight decay of the image tower; None for `weight_decay`."""
     text_weight_decay: float | None = None
-    """Instead of `weight_decay` in the text tower; None for the same."""
+    """Weight decay of the text tower; None for `weight_decay`."""
     layer_decay: float = 1.0
-    """The rate is multiplied by this for each layer further from a tower's output, within (0, 1] (Clark et al. 2020)."""
+    """Factor of the learning rate per layer of distance from a tower's output, within (0, 1] (Clark et al. 2020)."""
     max_grad_norm: float | None = 1.0
-    """Longer gradients are scaled down to this length; None leaves them."""
+    """Gradients with a larger norm are scaled down to this norm; None disables clipping."""
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optimizer.betas is {self.betas}; each must lie within [0, 1)")
         if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise ConfigError(f"optimizer.max_grad_norm is {self.max_grad_norm}; it must be above 0, or none")
-        if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):  # Not a number is refused, too.
+        if not (self.lr > 0 and self.eps > 0 and self.weight_decay >= 0):  # Also rejects NaN.
             raise ConfigError(
                 f"optimizer: lr {self.lr} and eps {self.eps} must be above 0, weight_decay {self.weight_decay} at least 0"
             )
@@ -53,60 +54,60 @@ class OptimizerConfig:
             if decay is not None and not decay >= 0:
                 raise ConfigError(f"optimizer.{tower}_weight_decay is {decay}; it must be at least 0, or none")
         if not 0 < self.layer_decay <= 1:
-            raise ConfigError(f"optimizer.layer_decay is {self.layer_decay}; it must lie within (0, 1]; 1 is none")
+            raise ConfigError(f"optimizer.layer_decay is {self.layer_decay}; it must lie within (0, 1]; 1 disables it")
         if self.name == "lion" and self.eps != OptimizerConfig.eps:
             raise ConfigError(
                 f"optimizer.eps is {self.eps}, but Lion has no denominator; leave it at {OptimizerConfig.eps}"
             )
 
-    def weight_decay_at(self, place: LayerLocation | None) -> float:
-        """Of a matrix at this place of the model; None for one in neither tower."""
-        own = {None: None, "image": self.image_weight_decay, "text": self.text_weight_decay}
-        decay = own[None if place is None else place.tower]
+    def weight_decay_at(self, location: LayerLocation | None) -> float:
+        """The weight decay of a matrix at a location of the model; None for a location outside of both towers."""
+        by_tower = {None: None, "image": self.image_weight_decay, "text": self.text_weight_decay}
+        decay = by_tower[None if location is None else location.tower]
         return self.weight_decay if decay is None else decay
 
-    def lr_factor_at(self, place: LayerLocation | None) -> float:
-        """What the learning rate is multiplied by there: `layer_decay` for each layer up to the output.
+    def lr_factor_at(self, location: LayerLocation | None) -> float:
+        """The factor of the learning rate at a location: `layer_decay` to the power of the layers between it and the output.
 
         >>> OptimizerConfig(layer_decay=0.5).lr_factor_at(LayerLocation("text", depth=11, num_layers=12))
         0.25
         """
-        return 1.0 if place is None else self.layer_decay**place.from_output
+        return 1.0 if location is None else self.layer_decay**location.from_output
 
 
-class _Learned(NamedTuple):
-    """A parameter that learns, and where it lies."""
+class _Trainable(NamedTuple):
+    """A trainable parameter and its location in the model."""
 
     name: str
     parameter: nn.Parameter
-    place: LayerLocation | None
+    location: LayerLocation | None
 
     @property
     def is_hidden_matrix(self) -> bool:
-        """Of a transformer's block, a convolution of a stage, which is one row an output channel, or a tower's projection."""
-        is_inside = self.place is not None and (self.place.is_in_layer or ".projection." in self.name)
+        """Whether it is a matrix of a transformer block, a convolution of a stage, or a tower's projection."""
+        is_inside = self.location is not None and (self.location.is_in_layer or ".projection." in self.name)
         return is_inside and self.parameter.ndim >= 2
 
 
 def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
-    """What moves the parameters that require a gradient: one optimizer, or for Muon two, together holding each of them once.
+    """Build the optimizers for the parameters that require a gradient: one, or two for Muon. Each parameter belongs to one.
 
-    Every parameter group carries `lr_factor`: a step sets `group["lr"] = lr * group["lr_factor"]`. Parameters of equal rate and
-    decay share a group; the fastest group is the first, and of two as fast the one that decays more. Single numbers, such as
-    the temperature, have a group of their own: where all else is cut in shards, they stay whole.
+    Every parameter group has a key `lr_factor`; a training step must set `group["lr"] = lr * group["lr_factor"]`. Parameters
+    with the same learning rate and weight decay share a group. Groups are sorted by falling learning rate, then by falling
+    weight decay. Scalars, such as the temperature, have groups of their own, because FSDP does not shard them.
     """
-    hidden_matrices: list[_Learned] = []
-    others: list[_Learned] = []
+    hidden_matrices: list[_Trainable] = []
+    others: list[_Trainable] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            learned = _Learned(name, parameter, locate_parameter(name, model.config))
-            (hidden_matrices if config.name == "muon" and learned.is_hidden_matrix else others).append(learned)
+            trainable = _Trainable(name, parameter, locate_parameter(name, model.config))
+            (hidden_matrices if config.name == "muon" and trainable.is_hidden_matrix else others).append(trainable)
     optimizers: list[torch.optim.Optimizer] = []
     if hidden_matrices:
-        groups = _groups(hidden_matrices, config)
+        groups = _param_groups(hidden_matrices, config)
         optimizers.append(Muon(groups, lr=config.lr))
     if others:
-        groups = _groups(others, config)
+        groups = _param_groups(others, config)
         optimizers.append(
             Lion(groups, lr=config.lr, betas=config.betas)
             if config.name == "lion"
@@ -115,11 +116,11 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     return tuple(optimizers)
 
 
-def _groups(all_learned: Sequence[_Learned], config: OptimizerConfig) -> list[dict[str, Any]]:
+def _param_groups(trainable: Sequence[_Trainable], config: OptimizerConfig) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for _, parameter, place in all_learned:
-        weight_decay = config.weight_decay_at(place) if parameter.ndim >= 2 else 0.0
-        groups.setdefault((config.lr_factor_at(place), weight_decay, parameter.ndim > 0), []).append(parameter)
+    for _, parameter, location in trainable:
+        weight_decay = config.weight_decay_at(location) if parameter.ndim >= 2 else 0.0
+        groups.setdefault((config.lr_factor_at(location), weight_decay, parameter.ndim > 0), []).append(parameter)
     return [
         {"params": groups[key], "lr": config.lr * key[0], "lr_factor": key[0], "weight_decay": key[1]}
         for key in sorted(groups, reverse=True)

@@ -1,4 +1,4 @@
-"""The running mean of a model's weights, which is often better than the last ones."""
+"""Exponential moving average (EMA) of a model's weights, which often performs better than the latest weights."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from diptych.training.parallel.tensors import copy_tensors, local
 
 
 class WeightAverage:
-    """Exponential moving average of a model's weights, in float32 whatever the model's precision.
+    """Exponential moving average of a model's weights, stored in float32 independent of the model's precision.
 
-    After n updates the decay is min(`decay`, (1 + n) / (10 + n)), so that a short run is not averaged with its random start.
-    Buffers, such as the statistics of batch norms, are running means already: they are copied as they are.
+    The decay of update n is min(`decay`, (1 + n) / (10 + n)), so that the random initial weights have little influence in short
+    runs. Buffers, such as batch norm statistics, are running means already and are copied without averaging.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Begin with the model's weights, on its device.
+        """Start from the current weights of the model, on its device.
 
         Raises:
-            ConfigError: the decay does not lie within [0, 1).
+            ConfigError: the decay is outside [0, 1).
         """
         if not 0 <= decay < 1:
             raise ConfigError(f"the decay of the averaged weights is {decay}; it must lie within [0, 1)")
@@ -31,7 +31,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the model's weights; called after each step."""
+        """Update the average with the current weights of the model. Call it after each training step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         current = _weights(model)
@@ -44,26 +44,26 @@ class WeightAverage:
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the model's weights and buffers, which are whole or cut as those averaged; each keeps its precision."""
+        """Overwrite weights and buffers of a model, unsharded or sharded like the averaged one. Its dtypes do not change."""
         _copy(self.weights, _weights(model))
         _copy(self.buffers, _buffers(model))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on exactly; the tensors are the average's own, not copies."""
+        """The complete state for `load_state_dict`. The tensors share memory with the average; they are not copies."""
         return {"num_updates": self.num_updates, "weights": dict(self.weights), "buffers": dict(self.buffers)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was called.
+        """Restore a state that `state_dict` returned.
 
         Raises:
-            RunError: names or shapes are another model's; nothing is changed then.
+            RunError: names or shapes differ from those of this model; the average is then unchanged.
         """
         for own, given in ((self.weights, state["weights"]), (self.buffers, state["buffers"])):
             differing = {name for name in {*own, *given} if _shape(own, name) != _shape(given, name)}
             if differing:
                 raise RunError(
-                    f"the averaged weights are of another model: {min(differing)} is missing or of another shape"
+                    f"the averaged weights belong to another model: {min(differing)} is missing or has another shape"
                 )
         _copy(state["weights"], self.weights)
         _copy(state["buffers"], self.buffers)

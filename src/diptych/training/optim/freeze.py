@@ -1,9 +1,11 @@
-"""Locked towers: weights that stay as they came (LiT, Zhai et al. 2022)."""
+"""Frozen towers: weights that training does not change (LiT, Zhai et al. 2022)."""
 
-from typing import Literal, TypeAlias
+import warnings
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from diptych.core.deprecated import renamed_attribute
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
@@ -11,66 +13,78 @@ from diptych.models.config import STAGED, CLIPConfig
 from diptych.models.depth import LayerLocation, Tower, locate_parameter, num_layers_of
 from diptych.training.optim.build import OptimizerConfig
 
+_OLD_NAMES = {"apply_lock": "apply_freeze", "check_lock": "check_freeze"}
 Locked: TypeAlias = int | Literal["all"] | None
+
+
+def __getattr__(name: str) -> Any:
+    return renamed_attribute(__name__, name, _OLD_NAMES)
 
 
 @settings
 class LockConfig:
-    """What of each tower does not learn. `lock.image all` is LiT: a text tower learns to read a ready image tower."""
+    """Which weights of each tower are frozen. `lock.image all` is LiT: a text tower is trained against a frozen image tower."""
 
     image: Locked = None
-    """`all` of the image tower, or its first blocks (of convolutions: stages), with stem and embeddings; 0 for those alone."""
+    """`all`, or the number of first blocks (stages, for a convolutional tower) that are frozen together with stem and
+    embeddings; 0 freezes only stem and embeddings, None nothing."""
     text: Locked = None
-    """`all` of the text tower, or its first blocks, with embeddings; 0 for those alone."""
+    """`all`, or the number of first blocks that are frozen together with the embeddings; 0 freezes only the embeddings, None
+    nothing."""
 
     def __post_init__(self) -> None:
         for tower, locked in (("image", self.image), ("text", self.text)):
             if isinstance(locked, int) and locked < 0:
                 raise ConfigError(f"lock.{tower} is {locked}; it must be at least 0, all, or none")
         if self.image == self.text == "all":
-            raise ConfigError("lock: both towers are locked, so nothing but the temperature would learn; unlock one")
+            raise ConfigError("lock: both towers are locked, so only the temperature would be trained; unlock one")
 
     def of(self, tower: Tower) -> Locked:
-        """What of this tower is locked."""
+        """The setting of one tower."""
         return self.image if tower == "image" else self.text
 
-    def holds(self, place: LayerLocation | None) -> bool:
-        """Whether what lies there is locked. What lies in neither tower never is.
+    def covers(self, location: LayerLocation | None) -> bool:
+        """Whether the parameters at a location are frozen. Parameters outside of both towers (None) never are.
 
-        >>> LockConfig(image=2).holds(LayerLocation("image", depth=2, num_layers=12))
+        >>> LockConfig(image=2).covers(LayerLocation("image", depth=2, num_layers=12))
         True
         """
-        locked = None if place is None else self.of(place.tower)
-        if place is None or locked is None:
+        locked = None if location is None else self.of(location.tower)
+        if location is None or locked is None:
             return False
-        return locked == "all" or place.depth <= locked
+        return locked == "all" or location.depth <= locked
+
+    def holds(self, location: LayerLocation | None) -> bool:
+        """Deprecated: use `covers`."""
+        warnings.warn("LockConfig.holds is now named covers", DeprecationWarning, stacklevel=2)
+        return self.covers(location)
 
 
-def apply_lock(model: CLIP, lock: LockConfig) -> None:
-    """Ask no gradient for what is locked; called before the optimizers are built.
+def apply_freeze(model: CLIP, lock: LockConfig) -> None:
+    """Set `requires_grad` to False for all frozen parameters. Call it before the optimizers are built.
 
     Raises:
-        ConfigError: a tower has fewer blocks or stages than shall be locked.
+        ConfigError: the config freezes more blocks or stages than a tower has.
     """
     _check_numbers(lock, model.config)
     for name, parameter in model.named_parameters():
-        if lock.holds(locate_parameter(name, model.config)):
+        if lock.covers(locate_parameter(name, model.config)):
             parameter.requires_grad_(False)
 
 
 def set_training_mode(model: CLIP, lock: LockConfig) -> None:
-    """`model.train()`, but locked batch norms use and keep their statistics."""
+    """Set the model to training mode, but frozen batch norms to evaluation mode, so that their statistics do not change."""
     model.train()
     for name, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and lock.holds(locate_parameter(name, model.config)):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and lock.covers(locate_parameter(name, model.config)):
             module.eval()
 
 
-def check_lock(lock: LockConfig, optimizer: OptimizerConfig) -> None:
-    """Refuse settings of the optimizer that a lock would leave without effect.
+def check_freeze(lock: LockConfig, optimizer: OptimizerConfig) -> None:
+    """Reject optimizer settings that have no effect because their tower is frozen.
 
     Raises:
-        ConfigError: a weight decay is given for a tower that is wholly locked.
+        ConfigError: a weight decay is set for a tower that is entirely frozen.
     """
     for tower, locked, decay in (
         ("image", lock.image, optimizer.image_weight_decay),
@@ -78,7 +92,7 @@ def check_lock(lock: LockConfig, optimizer: OptimizerConfig) -> None:
     ):
         if locked == "all" and decay is not None:
             raise ConfigError(
-                f"optimizer.{tower}_weight_decay is {decay}, but lock.{tower} is all: nothing of that tower decays; drop one"
+                f"optimizer.{tower}_weight_decay is {decay}, but lock.{tower} is all, so it has no effect; remove one of them"
             )
 
 

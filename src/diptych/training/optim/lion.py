@@ -1,4 +1,4 @@
-"""Lion: the sign of a momentum as the step."""
+"""The Lion optimizer, which updates by the sign of a momentum."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,15 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.training.optim.base import ByGroup
+from diptych.training.optim.base import GroupwiseOptimizer
 from diptych.training.parallel.tensors import local
 
 
-class Lion(ByGroup):
-    """Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2; the decay is decoupled.
+class Lion(GroupwiseOptimizer):
+    """Lion with decoupled weight decay (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms", algorithm 2).
 
-    Every weight moves by the rate itself, so the rate is three to ten times smaller than AdamW's and the decay as many times
-    larger (sec. 5). Its state is one momentum a weight, half of AdamW's.
+    Every weight changes by exactly the learning rate. Use a learning rate 3 to 10 times smaller than AdamW's and a weight decay
+    larger by the same factor (sec. 5). The optimizer state is one momentum per weight, half the size of AdamW's.
+
+    Args:
+        params: parameters, or parameter groups.
+        lr: learning rate, above 0.
+        betas: decay rates of the update's interpolation and of the momentum, each within [0, 1).
+        weight_decay: decoupled weight decay, at least 0.
     """
 
     def __init__(
@@ -27,7 +33,7 @@ class Lion(ByGroup):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         momenta = [local(self._momentum(parameter)) for parameter in parameters]
         parameters, gradients = (

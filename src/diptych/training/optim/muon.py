@@ -1,4 +1,4 @@
-"""Muon: a momentum of which every direction is made equally long, as the step."""
+"""The Muon optimizer, which updates matrices by an orthogonalized momentum."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,17 +7,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.training.optim.base import ByGroup
+from diptych.training.optim.base import GroupwiseOptimizer
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-class Muon(ByGroup):
-    """Jordan et al. 2024, with steps as long as AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", sec. 2.2).
+class Muon(GroupwiseOptimizer):
+    """Muon (Jordan et al. 2024) with updates scaled to AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", 2.2).
 
-    PyTorch has one for matrices alone. This one takes convolutions, too, as matrices of one row an output channel, and computes
-    in float32: in PyTorch's bfloat16 a CPU without instructions for it takes five times as long.
+    Unlike `torch.optim.Muon`, it also accepts convolutions, as matrices with one row per output channel. It computes in
+    float32, because a CPU without bfloat16 instructions takes five times as long with PyTorch's bfloat16.
+
+    Args:
+        params: parameters with two dimensions or more, or parameter groups of such.
+        lr: learning rate, above 0.
+        momentum: decay rate of the momentum, within [0, 1).
+        weight_decay: decoupled weight decay, at least 0.
     """
 
     def __init__(
@@ -30,33 +36,34 @@ class Muon(ByGroup):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _move(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
-        keep, lr = group["momentum"], group["lr"]
+    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        beta, lr = group["momentum"], group["lr"]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            momentum = self._momentum(parameter).lerp_(gradient, 1 - keep)
-            step = orthogonalized(gradient.lerp(momentum, keep).flatten(1))
-            length = 0.2 * max(step.shape) ** 0.5
+            momentum = self._momentum(parameter).lerp_(gradient, 1 - beta)
+            update = orthogonalized(gradient.lerp(momentum, beta).flatten(1))  # Nesterov momentum, (out, in * kernel).
+            scale = 0.2 * max(update.shape) ** 0.5
             parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(step.view_as(parameter), alpha=-lr * length)
+            parameter.add_(update.view_as(parameter), alpha=-lr * scale)
 
 
 def orthogonalized(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:
-    """The matrix with singular values of about one, within 0.68 and 1.13, by five Newton-Schulz iterations.
+    """The matrix with all singular values replaced by about 1 (between 0.68 and 1.13), by five Newton-Schulz iterations.
 
-    An iteration multiplies the matrix X from the left by P = a + b G + c G^2, where G = X X'. The five P are multiplied with
-    each other first, and G becomes P G P: with the wide matrix itself there are two products in place of ten.
+    Each iteration multiplies the matrix X from the left by P = aI + bG + cG^2, where G = XX'. The product of the five P is
+    computed from G alone, which becomes PGP after each iteration. The wide matrix X is therefore part of two matrix products
+    instead of ten.
     """
-    (a, b, c), is_high = _COEFFICIENTS, matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if is_high else matrix).float()
+    (a, b, c), is_tall = _COEFFICIENTS, matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).float()
     x = x / x.norm().clamp_min(1e-7)
     gram = x @ x.T
-    a_one = a * torch.eye(len(gram), device=gram.device)
+    scaled_identity = a * torch.eye(len(gram), device=gram.device)
     product = None
     for left in reversed(range(_ITERATIONS)):
-        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(a_one)
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(scaled_identity)
         product = factor if product is None else factor @ product
         if left:
             gram = factor @ gram @ factor
     assert product is not None
     x = product @ x
-    return (x.T if is_high else x).to(matrix.dtype)
+    return (x.T if is_tall else x).to(matrix.dtype)

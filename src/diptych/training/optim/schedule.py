@@ -1,4 +1,4 @@
-"""How long a run lasts and how its learning rate goes."""
+"""Length of a run and its learning rate schedule."""
 
 import math
 from collections.abc import Mapping
@@ -14,35 +14,35 @@ Shape: TypeAlias = Literal["cosine", "linear", "constant", "wsd"]
 
 @settings
 class ScheduleConfig:
-    """Exactly one of `epochs`, `steps` and `minutes` ends the run; the learning rate is annealed over whichever it is."""
+    """Length and learning rate schedule. Set exactly one of `epochs`, `steps` and `minutes`."""
 
     unsets: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "epochs": ("steps", "minutes"),
         "steps": ("epochs", "minutes"),
         "minutes": ("epochs", "steps"),
     }
-    """A length in a config file replaces another length of the recipe."""
+    """A length in a config file replaces a length of the recipe in another unit."""
 
     epochs: float | None = 32
     """Passes over the training data."""
     steps: int | None = None
     """Optimizer steps."""
     minutes: float | None = None
-    """Wall-clock time from the first step, validation included."""
+    """Wall-clock minutes from the first step, including validation."""
     warmup_steps: int = 100
-    """Steps over which the learning rate rises from zero."""
+    """Steps over which the learning rate rises linearly from zero."""
     shape: Shape = "cosine"
-    """What follows the warm-up: half a cosine or a straight line down to the end; no change; or no change until a straight line
-    down over the last `decay_share` (warm-up, stable, decay: Hu et al. 2024)."""
+    """Shape after the warm-up: `cosine` or `linear` decay until the end, `constant`, or `wsd`: constant with a linear decay
+    over the last `decay_share` of the run (warm-up, stable, decay: Hu et al. 2024)."""
     decay_share: float = 0.2
-    """Share of the run over which `wsd` falls, within (0, 1]."""
+    """Share of the run over which `wsd` decays, within (0, 1]."""
     final_lr: float = 0.0
-    """Share of the peak that is left at the end, within [0, 1]."""
+    """Learning rate at the end, as a share of the peak, within [0, 1]."""
     small_first: tuple[tuple[float, int], ...] = ()
-    """Sides in pixels at which the run begins, each with the share of the run at which it ends, as in `[[0.5, 64], [0.8, 80]]`;
-    then the model's own. Steps on small pictures are quick (Tan & Le 2021, "EfficientNetV2", sec. 4); and crops show things
-    larger than whole pictures do, so a run may end a little below the size of use (Touvron et al. 2019). For an image tower
-    that reads any size, `convnet`."""
+    """Progressive resizing: pairs of (share of the run, image side in pixels), as in `[[0.5, 64], [0.8, 80]]`. Each size is
+    used until its share of the run is done, then the model's own size. Steps on small images are faster (Tan & Le 2021,
+    "EfficientNetV2", sec. 4). Random crops make objects appear larger than in whole images, so the run may also end at a size a
+    little below that used for inference (Touvron et al. 2019). It requires an image tower that accepts any size, `convnet`."""
 
     def __post_init__(self) -> None:
         limits = {"epochs": self.epochs, "steps": self.steps, "minutes": self.minutes}
@@ -65,41 +65,43 @@ class ScheduleConfig:
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"schedule.decay_share is {self.decay_share}; it must lie within (0, 1]")
         if not 0 <= self.final_lr <= 1:
-            raise ConfigError(f"schedule.final_lr is {self.final_lr}, a share of the peak; it must lie within [0, 1]")
+            raise ConfigError(
+                f"schedule.final_lr is {self.final_lr}; it is a share of the peak and must lie within [0, 1]"
+            )
         if self.shape != "wsd" and self.decay_share != ScheduleConfig.decay_share:
             raise ConfigError(
-                f"schedule.decay_share is {self.decay_share}, but shape is '{self.shape}'; it belongs to 'wsd': leave it at "
+                f"schedule.decay_share is {self.decay_share}, but shape is '{self.shape}'; only 'wsd' uses it: leave it at "
                 f"{ScheduleConfig.decay_share}"
             )
         if self.shape == "constant" and self.final_lr != 0:
             raise ConfigError(
-                f"schedule.final_lr is {self.final_lr}, but shape is 'constant'; leave it at 0, or take 'wsd'"
+                f"schedule.final_lr is {self.final_lr}, but shape is 'constant'; leave it at 0, or use 'wsd'"
             )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule over a known number of steps an epoch."""
+    """A schedule for a given number of steps per epoch."""
 
     config: ScheduleConfig
     steps_per_epoch: int
 
     @property
     def total_steps(self) -> int | None:
-        """Steps of the whole run; None if time ends it."""
+        """Steps of the whole run; None if the run is limited by time."""
         if self.config.steps is not None:
             return self.config.steps
         return None if self.config.epochs is None else max(1, round(self.config.epochs * self.steps_per_epoch))
 
     def progress(self, step: int, elapsed_s: float) -> float:
-        """Share of the run that is done after `step` steps and `elapsed_s` seconds, within [0, 1]."""
+        """Completed share of the run after `step` steps and `elapsed_s` seconds, within [0, 1]."""
         if self.config.minutes is not None:
             return min(1.0, elapsed_s / (60 * self.config.minutes))
         assert self.total_steps is not None
         return min(1.0, step / self.total_steps)
 
     def small_px(self, progress: float) -> int | None:
-        """The side of the pictures there, where it is not the model's own.
+        """Image side in pixels at this progress, within [0, 1]; None for the model's own size.
 
         >>> half = Schedule(ScheduleConfig(small_first=((0.5, 64),)), 50)
         >>> half.small_px(0.49), half.small_px(0.5)
@@ -108,7 +110,7 @@ class Schedule:
         return next((px for end, px in self.config.small_first if progress < end), None)
 
     def lr_factor(self, step: int, progress: float) -> float:
-        """What the peak learning rate is multiplied by in the step after `step` steps.
+        """Factor of the peak learning rate, within [0, 1], for the step that follows `step` completed steps.
 
         >>> Schedule(ScheduleConfig(epochs=None, steps=100, warmup_steps=10), 50).lr_factor(4, 0.0)
         0.5
@@ -121,7 +123,7 @@ class Schedule:
         return warmup * (final + (1 - final) * self._height(progress))
 
     def _height(self, progress: float) -> float:
-        """From 1 down to 0, where the shape falls at all."""
+        """The decay curve without warm-up: from 1 down to 0, or 1 throughout for `constant`."""
         match self.config.shape:
             case "cosine":
                 return 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,1 +1,1 @@
-"""A model that several ranks train: how it is wrapped, and tensors of which each rank holds a part."""
+"""Training with several ranks: model wrappers, sharded tensors, and a clock that all ranks share."""

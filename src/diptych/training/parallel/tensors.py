@@ -1,4 +1,4 @@
-"""Tensors of which each rank holds a part (`fully_shard`): their whole, their part here, and sums over both kinds."""
+"""Functions for models whose parameters are sharded over ranks by `fully_shard` (FSDP2), or not."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,60 +10,64 @@ from diptych.core.distributed import Ranks
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether other ranks hold the rest of it."""
+    """Whether a tensor is a DTensor, of which this rank has one shard."""
     return hasattr(tensor, "full_tensor")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What of it lies on this rank, in the same memory."""
-    held: Any = tensor
-    part: Tensor = held.to_local() if is_sharded(tensor) else tensor
-    return part
+    """The shard of a tensor on this rank, sharing its memory; the tensor itself if it is not sharded."""
+    sharded: Any = tensor
+    shard: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
+    return shard
 
 
 def numbers(grad: Tensor) -> Tensor:
-    """What a gradient holds on this rank, in the same memory; of a gradient of a few rows, which must be coalesced, these."""
+    """The values of a gradient on this rank, sharing its memory. A sparse gradient must be coalesced."""
     return grad.values() if grad.is_sparse else local(grad)
 
 
 def copy_tensors(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-    """Overwrite the targets, which are cut as the sources are, or whole. Every rank must call it."""
+    """Copy each source tensor to a target, which is sharded like the source or not at all. All ranks must call it."""
     if not target:
         return
     if any(map(is_sharded, source)) and not any(map(is_sharded, target)):
-        for held, given in zip(source, target, strict=True):
-            whole: Any = held
-            given.copy_(whole.full_tensor() if is_sharded(held) else held)
+        for from_tensor, to_tensor in zip(source, target, strict=True):
+            sharded: Any = from_tensor
+            to_tensor.copy_(sharded.full_tensor() if is_sharded(from_tensor) else from_tensor)
     else:
         torch._foreach_copy_([local(tensor) for tensor in target], [local(tensor) for tensor in source])
 
 
 def copy_model(source: nn.Module, target: nn.Module) -> None:
-    """Overwrite weights and buffers of a model with another's; see `copy_tensors`."""
+    """Copy the weights and buffers of one model to another; see `copy_tensors`. All ranks must call it."""
     with torch.no_grad():
         copy_tensors(list(source.parameters()), list(target.parameters()))
         copy_tensors(list(source.buffers()), list(target.buffers()))
 
 
 def grad_norm(parameters: Iterable[nn.Parameter], ranks: Ranks) -> Tensor:
-    """Length of the gradient, whoever holds it. Every rank must call it."""
+    """The Euclidean norm of the gradients of all parameters, sharded or not, as a scalar tensor. All ranks must call it."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    whole = nn.utils.get_total_norm([numbers(grad) for grad in grads if not is_sharded(grad)])
+    unsharded_norm = nn.utils.get_total_norm([numbers(grad) for grad in grads if not is_sharded(grad)])
     shards = [local(grad) for grad in grads if is_sharded(grad)]
     if not shards:
-        return whole
-    return (ranks.sum(nn.utils.get_total_norm(shards).square()) + whole.square()).sqrt()
+        return unsharded_norm
+    return (ranks.sum(nn.utils.get_total_norm(shards).square()) + unsharded_norm.square()).sqrt()
 
 
 def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float, ranks: Ranks) -> Tensor:
-    """Scale a longer gradient down to this length; the length that it had. Every rank must call it."""
-    learned = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = grad_norm(learned, ranks)
+    """Scale the gradients in place so that their norm is at most `max_norm`. All ranks must call it.
+
+    Returns:
+        The norm before scaling, as a scalar tensor.
+    """
+    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = grad_norm(with_grad, ranks)
     if norm.device.type == "cpu" and norm + 1e-6 <= max_norm:
         return norm
-    shares = [[p for p in learned if is_sharded(p) is kind] for kind in (True, False)]
-    for share in shares:
-        if share:
+    for kind in (True, False):
+        same_kind = [parameter for parameter in with_grad if is_sharded(parameter) is kind]
+        if same_kind:
             factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_([numbers(p.grad) for p in share if p.grad is not None], factor)
+            torch._foreach_mul_([numbers(p.grad) for p in same_kind if p.grad is not None], factor)
     return norm

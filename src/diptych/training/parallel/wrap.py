@@ -1,4 +1,4 @@
-"""One model that several ranks train: copies that average their gradients (DDP), or shards of one (FSDP2)."""
+"""Wraps a model for training on several ranks: as replicas that average their gradients (DDP) or as shards (FSDP2)."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,30 +12,36 @@ from diptych.models.clip import CLIP
 from diptych.models.layers import Transformer
 
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
-"""`ddp`: every rank holds the whole model. `fsdp`: each holds a part of every matrix, and of the optimizer's state with it."""
+"""`ddp`: every rank has the whole model. `fsdp`: every rank has a shard of each matrix and of its optimizer state."""
 
 
 @dataclass(frozen=True)
 class Replicas:
-    """How a step uses the model where other ranks use theirs at the same time. Gradients are means over ranks."""
+    """The model of one rank as a training step uses it. Gradients are averaged over ranks."""
 
     forward: nn.Module
-    """What is called: the model, or what is wrapped around it."""
+    """The module to call: the model or its wrapper."""
     ranks: Ranks = ALONE
     unsharded: tuple[nn.Parameter, ...] = ()
-    """Parameters whose gradients nobody else exchanges: a single number cannot be cut in parts."""
+    """Parameters whose gradients no wrapper averages: the scalars of an FSDP model, which cannot be sharded."""
     no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Within it, gradients are added up here and not yet exchanged."""
+    """Context manager in which gradients are accumulated without being averaged over ranks."""
 
     def average_unsharded(self) -> None:
-        """Called after the last backward pass of a step."""
+        """Average the gradients of `unsharded` over ranks. Call it after the last backward pass of a step."""
         for parameter in self.unsharded:
             if parameter.grad is not None:
                 parameter.grad = self.ranks.sum(parameter.grad) / self.ranks.size
 
 
 def replicate(model: CLIP, parallel: Parallel, ranks: Ranks) -> Replicas:
-    """Tie the model to those of other ranks, which must have the same weights; called before optimizers are built."""
+    """Wrap a model for training on several ranks. Call it before the optimizers are built.
+
+    Args:
+        model: the model, with the same weights on all ranks. `fsdp` shards its parameters in place.
+        parallel: `ddp` or `fsdp`.
+        ranks: the ranks that train it; a single rank needs no wrapper.
+    """
     if ranks.size == 1:
         return Replicas(model)
     if parallel == "fsdp":
@@ -50,17 +56,17 @@ def replicate(model: CLIP, parallel: Parallel, ranks: Ranks) -> Replicas:
 
 
 def _shard(model: CLIP, ranks: Ranks) -> tuple[nn.Parameter, ...]:
-    """Each block is gathered when it is due, all else at the start; gives the numbers that stay whole."""
-    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415  (half a second that few runs need)
+    """Shard a model in place: each transformer block separately, then the rest. Returns the scalars, which are not sharded."""
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415  (takes half a second; few runs need it)
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # noqa: PLC0415
 
     mesh = init_device_mesh(model.log_logit_scale.device.type, (ranks.size,))
-    numbers = tuple(parameter for parameter in model.parameters() if parameter.ndim == 0)
+    scalars = tuple(parameter for parameter in model.parameters() if parameter.ndim == 0)
     for module in model.modules():
         if isinstance(module, Transformer):
             for block in module.blocks:
                 fully_shard(block, mesh=mesh)
                 for other in ("pooled", "along_paths"):
                     register_fsdp_forward_method(block, other)
-    fully_shard(model, mesh=mesh, ignored_params=set(numbers))
-    return numbers
+    fully_shard(model, mesh=mesh, ignored_params=set(scalars))
+    return scalars

@@ -1,1 +1,1 @@
-"""What a run reports: events, curves, throughput, messages, and the samples that could not be read."""
+"""Reports of a run: events, curves, throughput, messages, diagnosis, and skipped samples."""

@@ -1,4 +1,4 @@
-"""`events.jsonl`: reading a run's log, also where some of its lines are damaged."""
+"""Reads `events.jsonl`, the event log of a run, and tolerates damaged lines."""
 
 import json
 from pathlib import Path
@@ -10,32 +10,32 @@ _CURVES = ("loss", "image_to_text", "text_to_image")
 
 
 class EventLines(NamedTuple):
-    """The lines of a log that can be read."""
+    """The content of an event log."""
 
     lines: list[tuple[str, dict[str, Any]]]
-    """Each as it stands in the file, without its line end, and as an object."""
+    """(text without the line break, parsed object) of each line that is not damaged."""
     num_damaged: int
-    """How many others there are. A last line without an end is not one of them: a process was killed while it wrote it."""
+    """Number of damaged lines. A last line without a line break does not count: a process was killed while writing it."""
 
 
 def read_events(log: Path) -> EventLines:
-    """The lines of a log in their order: messages, logged steps and validations.
+    """Read an event log: messages, logged steps and validations, in their order.
 
-    A line is damaged if it is not UTF-8, not a JSON object, or a step or validation whose step or figures are not numbers.
+    A line is damaged if it is not UTF-8, not a JSON object, or a step or validation whose step or metrics are not numbers.
 
     Raises:
         OSError: the file cannot be read.
     """
-    *whole, _cut_off = log.read_bytes().split(b"\n")
-    read = [(line, _event(line)) for line in whole]
-    lines = [(line.decode(), event) for line, event in read if event is not None]
-    return EventLines(lines, len(whole) - len(lines))
+    *complete, _unfinished = log.read_bytes().split(b"\n")
+    parsed = [(line, _event(line)) for line in complete]
+    lines = [(line.decode(), event) for line, event in parsed if event is not None]
+    return EventLines(lines, len(complete) - len(lines))
 
 
 def forget_after(log: Path, step: int) -> int:
-    """Drop what a killed run logged after the checkpoint from which it continues, and what is damaged.
+    """Remove the steps and validations after `step`, and damaged lines, when a run resumes from a checkpoint of that step.
 
-    Returns the number of damaged lines. A log that does not exist has none.
+    Returns the number of damaged lines; 0 if the log does not exist.
 
     Raises:
         OSError: the file cannot be read or replaced.
@@ -56,7 +56,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _has_numbers(event: dict[str, Any]) -> bool:
-    """Whether what curves are drawn from is there and is a number."""
+    """Whether the step and the metrics that `curves.png` shows are present and numbers; True for messages."""
     needed = [name for prefix in ("", "val_") if f"{prefix}loss" in event for name in _prefixed(prefix)]
     needed += ["step"] if needed or "step" in event else []
     return all(isinstance(event.get(name), int | float) for name in needed)

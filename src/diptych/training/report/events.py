@@ -1,4 +1,4 @@
-"""What a run tells while it goes: one small protocol, and the files of the run folder that follow from it."""
+"""Observers of a run: their protocol, and the event log with its curves and samples."""
 
 import json
 import math
@@ -20,19 +20,22 @@ from diptych.training.validation import Validation
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step and where the run stands after it."""
+    """A training step and the progress of the run after it."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of completed steps, including this one."""
     epoch: float
     """Passes over the training data so far."""
     progress: float
-    """Share of the run that is done, within [0, 1]."""
+    """Completed share of the run, within [0, 1]."""
     elapsed_s: float
+    """Seconds since the run started, without the time between an interruption and its resumption."""
     seconds_left: float
+    """Estimated seconds until the end of the run; infinite before any progress."""
     lr: float
+    """Learning rate of the step."""
     pairs_per_s: float
-    """Over the last few seconds of training, validation left out."""
+    """Throughput over the last few seconds of training, without validation."""
     data_wait: float
     """Share of training time spent waiting for data, within [0, 1]."""
     result: StepResult
@@ -40,48 +43,66 @@ class StepReport:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Is told what happens; never changes it, but for ending it: what it raises, other than an OSError, goes through."""
+    """Callbacks of a run.
+
+    An exception that a callback raises ends the run, except an OSError: then the observer is removed and the run continues.
+    """
 
     def on_step(self, report: StepReport) -> None:
-        """After each step."""
+        """Called after each step."""
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """After each validation; step 0 is the untrained model."""
+        """Called after each validation; step 0 is the untrained model."""
 
     def on_message(self, text: str) -> None:
-        """Something a person should read."""
+        """Called with each message for the user."""
 
     def close(self) -> None:
-        """The run is over, finished or not."""
+        """Called when the run ends, whether it is finished or not."""
 
 
 class Observers:
-    """Several, told one after another. One that cannot write is dropped with a message; the run goes on."""
+    """A list of observers that are called in order. An observer that raises an OSError is removed, with a message."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self._all = list(observers)
 
-    def tell(self, what: Callable[[Observer], None]) -> None:
-        """Tell each."""
+    def notify(self, call: Callable[[Observer], None]) -> None:
+        """Apply a function to each observer.
+
+        >>> Observers([]).notify(lambda observer: observer.close())
+        """
         for observer in tuple(self._all):
             try:
-                what(observer)
+                call(observer)
             except OSError as error:
                 self._all.remove(observer)
-                lost = f"{type(observer).__name__} cannot write any more ({error.strerror or error}); the run goes on without"
-                self.say(lost)
+                reason = error.strerror or error
+                self.say(f"{type(observer).__name__} cannot write any more ({reason}); the run goes on without it")
+
+    def tell(self, what: Callable[[Observer], None]) -> None:
+        """Deprecated: use `notify`."""
+        warnings.warn("Observers.tell is now named notify", DeprecationWarning, stacklevel=2)
+        self.notify(what)
 
     def say(self, text: str) -> None:
-        """Give each the message, without the secrets of addresses in it."""
+        """Send a message to each observer, without the secrets of the addresses in it."""
         text = redacted(text)
-        self.tell(lambda observer: observer.on_message(text))
+        self.notify(lambda observer: observer.on_message(text))
 
 
 class EventLog:
-    """`events.jsonl` (one object a logged step or validation), TensorBoard files, `curves.png` and `samples.png`."""
+    """Observer that writes `events.jsonl` (one JSON object per line), TensorBoard files, `curves.png` and `samples.png`.
+
+    Args:
+        run: the run folder.
+        batch_size: number of pairs in a batch, over all ranks.
+        first_step: steps completed before. Events of later steps are removed from an existing log.
+        every_steps: interval of logged steps.
+    """
 
     def __init__(self, run: Path, *, batch_size: int, first_step: int = 0, every_steps: int = 5) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  (half a second that use need not pay)
+        from torch.utils.tensorboard.writer import SummaryWriter  # noqa: PLC0415  (takes half a second)
 
         self._run = run
         self._batch_size = batch_size
@@ -89,25 +110,25 @@ class EventLog:
         self._path = run / "events.jsonl"
         self._num_damaged = 0
         self._warn_of_damaged(forget_after(self._path, first_step))
-        self._num_damaged = 0  # They have been removed.
+        self._num_damaged = 0  # `forget_after` has removed them.
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         self._board = SummaryWriter(str(run / "tensorboard"))
 
     def on_step(self, report: StepReport) -> None:
-        """Log every few steps."""
+        """Log the first step and every `every_steps` steps."""
         if report.step % self._every_steps and report.step > 1:
             return
-        figures = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
-        del figures["result"]
-        shown = ["loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss"]
+        event = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
+        del event["result"]
+        scalars = ["loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss"]
         if report.result.teacher_loss is None:
-            del figures[shown.pop()]
-        self._write(report.step, figures, tuple(shown))
+            del event[scalars.pop()]
+        self._write(report.step, event, tuple(scalars))
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """Log, and draw curves and samples anew."""
-        figures = validation.figures()
-        self._write(step, {"step": step, **figures}, tuple(figures))
+        """Log the validation, and redraw curves and samples."""
+        metrics = validation.metrics()
+        self._write(step, {"step": step, **metrics}, tuple(metrics))
         if validation.samples is not None:
             self._board.add_histogram("similarity/partners", validation.samples.partners, step)
             self._board.add_histogram("similarity/others", validation.samples.others, step)
@@ -117,33 +138,34 @@ class EventLog:
         self._draw()
 
     def on_message(self, text: str) -> None:
-        """Log."""
+        """Log the message."""
         self._file.write(json.dumps({"message": text}) + "\n")
 
     def close(self) -> None:
-        """Draw the curves a last time. Where one of the files cannot be written, the others are closed all the same."""
-        with ExitStack() as closing:
-            closing.callback(self._draw)
-            closing.callback(self._board.close)
+        """Close all files and redraw the curves. An error in one of these does not prevent the others."""
+        with ExitStack() as stack:
+            stack.callback(self._draw)
+            stack.callback(self._board.close)
             self._file.close()
 
-    def _write(self, step: int, figures: dict[str, Any], scalars: tuple[str, ...]) -> None:
-        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in figures.items()}
+    def _write(self, step: int, event: dict[str, Any], scalars: tuple[str, ...]) -> None:
+        """Write an event to the log, and those of its values that are named in `scalars` to TensorBoard."""
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in event.items()}
         self._file.write(json.dumps(rounded) + "\n")
         for name in scalars:
             tag = f"validation/{name[4:]}" if name.startswith("val_") else f"train/{name}"
-            self._board.add_scalar(tag, figures[name], step)
+            self._board.add_scalar(tag, event[name], step)
 
     def _draw(self) -> None:
         from diptych.training.report.curves import draw_curves  # noqa: PLC0415  (loads matplotlib)
 
-        events = read_events(self._path)
-        self._warn_of_damaged(events.num_damaged)
-        figures = [event for _, event in events.lines]
-        draw_curves(figures, self._run / "curves.png", ln_n=math.log(self._batch_size))
+        log = read_events(self._path)
+        self._warn_of_damaged(log.num_damaged)
+        events = [event for _, event in log.lines]
+        draw_curves(events, self._run / "curves.png", ln_n=math.log(self._batch_size))
 
     def _warn_of_damaged(self, num: int) -> None:
-        """Say once how many lines of the log are left out, and again only if there are more."""
+        """Warn about damaged lines of the log, and again only if their number has grown."""
         if num > self._num_damaged:
             self._num_damaged = num
             text = f"{self._path}: {num} damaged {'line is' if num == 1 else 'lines are'} left out; the run continues"

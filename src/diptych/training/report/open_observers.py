@@ -1,4 +1,4 @@
-"""The observers of a run: its event log, its trackers, and those of the caller."""
+"""Opens the observers of a run: its event log, its trackers, and those of the caller."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +14,17 @@ from diptych.training.report.trackers import Tracker
 def open_observers(
     config: TrainConfig, run: Path, ranks: Ranks, *, first_step: int, more: Sequence[Observer]
 ) -> Observers:
-    """The observers of rank 0; other ranks have none.
+    """Open the observers of a run on rank 0. Other ranks get an empty list of observers.
 
     Args:
-        config: the run.
-        run: its folder.
-        ranks: the processes that train it.
-        first_step: steps that were done before. Events of later steps are removed from the log.
+        config: config of the run.
+        run: the run folder.
+        ranks: the ranks of the run.
+        first_step: steps completed before. Events of later steps are removed from the log.
         more: observers of the caller.
 
     Raises:
-        ConfigError: a tracker cannot begin.
+        ConfigError: a tracker cannot be started.
     """
     if ranks.rank != 0:
         return Observers([])

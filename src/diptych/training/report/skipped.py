@@ -1,4 +1,4 @@
-"""The samples of a run that could not be read: noted once each, and too many of them end it."""
+"""Records the samples that a run could not read, and ends the run if there are too many."""
 
 import json
 import math
@@ -10,38 +10,48 @@ from diptych.core.errors import DataError
 from diptych.core.files import write_text
 
 _ALWAYS_ALLOWED = 3
-"""Of few samples, one that cannot be read is more than a hundredth."""
+"""In small data, a single unreadable sample can exceed the allowed share."""
 
 
 class SkippedSamples:
-    """Key and reason of each, also in a file, which rank 0 writes."""
+    """Keys of the skipped samples with reasons, also written to a file by rank 0.
+
+    Args:
+        path: the file, with one JSON object per line.
+        ranks: the ranks of the run.
+        num_samples: number of training samples.
+        max_share: largest allowed share of skipped samples, within [0, 1].
+    """
 
     def __init__(self, path: Path, ranks: Ranks, *, num_samples: int, max_share: float) -> None:
         self.path = path
         self.num_samples = num_samples
         self.max_share = max_share
         self.reasons: dict[str, str] = {}
-        self._writes = ranks.rank == 0
+        self._is_writer = ranks.rank == 0
 
     def go_on(self, skipped: Iterable[tuple[str, str]]) -> None:
-        """Know what a checkpoint knows; drop what a killed run noted after it, which may end in half a line."""
+        """Replace the record by that of a checkpoint. Samples that a killed run recorded after it are removed from the file."""
         self.reasons = dict(skipped)
-        if self._writes and self.path.exists():
+        if self._is_writer and self.path.exists():
             write_text(self.path, _lines(self.reasons))
 
     def add(self, skipped: Iterable[tuple[str, str]], *, num_tried: int) -> None:
-        """Note what a batch could not read.
+        """Record the samples that a batch could not read.
 
-        The share is of the samples that were tried, so that a hopeless source is found out within a thousand.
+        Args:
+            skipped: (key, reason) of each sample.
+            num_tried: number of samples that the run has read or tried to read so far. The share is computed over at least
+                1,000 samples (or all samples, if there are fewer).
 
         Raises:
-            DataError: they are too many.
+            DataError: more than three samples and more than `max_share` of those tried are unreadable.
         """
         new = {key: reason for key, reason in skipped if key not in self.reasons}
         if not new:
             return
         self.reasons.update(new)
-        if self._writes:
+        if self._is_writer:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_lines(new))
         tried = min(self.num_samples, max(num_tried, 1000))
@@ -52,7 +62,7 @@ class SkippedSamples:
             first = next(iter(self.reasons.values()))
             raise DataError(
                 f"{len(self.reasons)} of {tried} samples cannot be read, more than {100 * self.max_share:g}% "
-                f"(data.max_skipped){but_few}; all are listed in {self.path}; the first: {first}. Mend or remove "
+                f"(data.max_skipped){but_few}; all are listed in {self.path}; the first: {first}. Repair or remove "
                 f"them, or allow more: --data.max-skipped {enough:g}"
             )
 

@@ -1,6 +1,8 @@
-"""What a run reports of each step: figures, throughput, advice, and why the loss does not fall."""
+"""Reports the steps of a run: metrics, throughput, advice on slow data, and a diagnosis of a loss that does not fall."""
 
 import math
+
+import torch
 
 from diptych.core.distributed import Ranks
 from diptych.data.batches.batch import Batch
@@ -19,13 +21,13 @@ class StepReporter:
     """Reports the steps of a run to its observers.
 
     Args:
-        config: the run.
+        config: config of the run.
         model: the model that is trained.
-        ranks: the processes that train it.
-        observers: they get the reports.
-        schedule: its length and learning rate.
-        clock: its time.
-        is_decoded: whether the source holds pixels, which packing cannot make faster.
+        ranks: the ranks of the run.
+        observers: receive the reports.
+        schedule: schedule of the run.
+        clock: clock of the run.
+        is_decoded: whether the source stores decoded pixels, so that packing it would not make reading faster.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class StepReporter:
         self._model, self._ranks, self._observers = model, ranks, observers
         self._schedule, self._clock = schedule, clock
         self._warmup_steps = config.schedule.warmup_steps
-        self._watch = TrainingMonitor(config.batch_size, loss=config.loss)
+        self._monitor = TrainingMonitor(config.batch_size, loss=config.loss)
+        self._num_cut = 0
         self.throughput = Throughput(
             batch_size=config.batch_size,
             image_pixels=math.prod(height_width(config.model.image.image_px)),
@@ -51,19 +54,20 @@ class StepReporter:
         )
 
     def report(self, batch: Batch, result: StepResult, *, step: int, lr: float, waited_s: float, took_s: float) -> None:
-        """Report a step that is done.
+        """Report a completed step. All ranks must call it.
 
         Args:
-            batch: what was learned from.
-            result: what the step measured.
-            step: its number, from 1.
-            lr: learning rate.
+            batch: the batch of the step.
+            result: the result of the step.
+            step: number of the step, from 1.
+            lr: learning rate of the step.
             waited_s: seconds of waiting for the batch.
-            took_s: seconds of the whole step, waiting included.
+            took_s: seconds of the whole step, including the wait.
 
         Raises:
-            RunError: ten steps in a row had to be skipped.
+            RunError: ten consecutive steps were skipped.
         """
+        self._num_cut += batch.num_cut
         self.throughput.record_step(batch, waited_s=waited_s, took_s=took_s)
         elapsed = self._clock.now()
         progress = self._schedule.progress(step, elapsed)
@@ -78,11 +82,17 @@ class StepReporter:
             data_wait=self.throughput.data_wait,
             result=result,
         )
-        self._observers.tell(lambda observer: observer.on_step(report))
-        for message in (self.throughput.advice(), self._watch.skipped(result, batch, step, lr=lr)):
+        self._observers.notify(lambda observer: observer.on_step(report))
+        for message in (self.throughput.advice(), self._monitor.skipped(result, batch, step, lr=lr)):
             if message is not None:
                 self._observers.say(message)
-        if self._watch.is_stuck(result.loss):
+        if self._monitor.is_stuck(result.loss):
             warmup_left = max(0, self._warmup_steps - step)
-            seen = diagnostics(self._model, batch, result, self._ranks, lr=lr, warmup_left=warmup_left)
-            self._observers.say(diagnose(seen, ln_n=self._watch.ln_n))
+            measured = diagnostics(self._model, batch, result, self._ranks, lr=lr, warmup_left=warmup_left)
+            self._observers.say(diagnose(measured, ln_n=self._monitor.ln_n))
+
+    def report_cut_captions(self, context_length: int) -> None:
+        """Report how many captions were longer than the model's context, if any were. All ranks must call it."""
+        num_cut = int(self._ranks.sum(torch.tensor(self._num_cut)))
+        if num_cut:
+            self._observers.say(f"{num_cut} captions were longer than {context_length} tokens and were truncated")

@@ -1,4 +1,4 @@
-"""How fast a run goes, what it waits for, and what would help."""
+"""Measures the throughput of a run and the time that it waits for data, and gives advice on faster reading."""
 
 import math
 import os
@@ -10,12 +10,19 @@ from diptych.data.batches.batch import Batch
 
 _WINDOW_S = 5.0
 _MIN_TRAIN_S = 20.0
-"""Seconds of training before the share of waiting says anything: the first batches are always waited for."""
-_MUCH = 0.10
+"""Minimum training time before advice is given: every run waits for its first batches."""
+_MIN_DATA_WAIT = 0.10
 
 
 class Throughput:
-    """Adds up the time of each step; validation and checkpoints do not count."""
+    """Adds up the time of training steps, without validation and checkpoints.
+
+    Args:
+        batch_size: number of pairs in a batch, over all ranks.
+        image_pixels: number of pixels of an image as the model reads it.
+        num_workers: number of processes that read data.
+        is_decoded: whether the source stores decoded pixels.
+    """
 
     def __init__(self, *, batch_size: int, image_pixels: int, num_workers: int, is_decoded: bool) -> None:
         self.batch_size = batch_size
@@ -28,11 +35,11 @@ class Throughput:
         self._has_advised = False
 
     def pause(self) -> None:
-        """Something else is done now: speed is measured over training alone."""
+        """Restart the measurement of `pairs_per_s`. Call it after time was spent on anything but training."""
         self._recent = []
 
     def record_step(self, batch: Batch, *, waited_s: float, took_s: float) -> None:
-        """A step is done that took so long, of which the first part was waiting for its batch."""
+        """Record a step that took `took_s` seconds, of which the first `waited_s` were spent waiting for its batch."""
         now = time.monotonic()
         self._steps += 1
         self.wait_s += waited_s
@@ -44,7 +51,7 @@ class Throughput:
 
     @property
     def pairs_per_s(self) -> float:
-        """Over the last few seconds."""
+        """Pairs per second over the last 5 seconds; 0 before the first step."""
         if not self._recent:
             return 0.0
         (first_at, first_step), (last_at, last_step) = self._recent[0], self._recent[-1]
@@ -52,12 +59,12 @@ class Throughput:
 
     @property
     def data_wait(self) -> float:
-        """Share of the time that was spent waiting for data, within [0, 1]."""
+        """Share of the training time that was spent waiting for data, within [0, 1]."""
         return self.wait_s / self.train_s if self.train_s else 0.0
 
     def advice(self) -> str | None:
-        """What would shorten the waiting, once, when it is a tenth of the time or more."""
-        if self._has_advised or self.train_s < _MIN_TRAIN_S or self.data_wait < _MUCH:
+        """Advice on faster reading, once, if at least 10% of the time was spent waiting for data; otherwise None."""
+        if self._has_advised or self.train_s < _MIN_TRAIN_S or self.data_wait < _MIN_DATA_WAIT:
             return None
         self._has_advised = True
         pairs = self._steps * self.batch_size
@@ -72,7 +79,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the reading of data has to work with."""
+    """Resources for reading data."""
 
     num_workers: int
     cores: int
@@ -80,19 +87,19 @@ class Setting:
 
 
 def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: float, setting: Setting) -> str:
-    """Which of more workers, packing and smaller pictures would help, with the figures that say so.
+    """A message that recommends more workers, packing or smaller images, whichever would shorten the wait.
 
     Args:
-        data_wait: share of time spent waiting.
-        needed_per_s: pictures that training could take without waiting.
-        read_s: seconds of one core that a picture costs.
-        shrinks: pixels of a picture over those that the model sees of it.
-        setting: workers, cores, and whether the pictures are pixels already.
+        data_wait: share of the training time spent waiting for data, within [0, 1].
+        needed_per_s: images per second that training could process without waiting.
+        read_s: CPU seconds to read one image.
+        shrinks: pixels of a source image divided by the pixels that the model reads.
+        setting: workers, CPU cores, and whether the source stores decoded pixels.
     """
     needed = max(1, math.ceil(needed_per_s * read_s))
     text = (
-        f"{data_wait:.0%} of the time is spent waiting for data: a picture takes {1000 * read_s:.1f} ms to read, training "
-        f"could take {needed_per_s:,.0f} a second"
+        f"{data_wait:.0%} of the time is spent waiting for data: reading an image takes {1000 * read_s:.1f} ms, and training "
+        f"could process {needed_per_s:,.0f} per second"
     )
     ways = []
     if needed > setting.num_workers and setting.num_workers < setting.cores:
@@ -102,7 +109,7 @@ def advice(*, data_wait: float, needed_per_s: float, read_s: float, shrinks: flo
     if not setting.is_decoded and shrinks > 1.5:
         ways.append(f"decoding once ({command('data', 'pack')}, then --data packed:DIR)")
     elif shrinks > 4:
-        ways.append(f"smaller pictures (they have {shrinks:.0f} times the pixels that the model sees)")
+        ways.append(f"smaller images (they have {shrinks:.0f} times as many pixels as the model reads)")
     if not ways:
         ways.append("a faster disk, or less augmentation")
     return f"{text}. What would help: {'; or '.join(ways)}"

@@ -1,4 +1,4 @@
-"""Figures for Weights & Biases and trackio, whose calls are alike: extras that a run has only if its config names them."""
+"""Sends metrics to Weights & Biases or trackio, which share one API. Both are optional and enabled by the config."""
 
 import secrets
 from collections.abc import Callable, Mapping
@@ -16,25 +16,31 @@ _ID = "tracked-as.txt"
 
 
 class Tracker:
-    """Passes figures on. A run that goes on, goes on there, too; of steps that are done again the first figures stay."""
+    """Observer that logs to an experiment tracker. A resumed run continues its record; repeated steps keep their first values.
+
+    Args:
+        kind: `wandb` or `trackio`.
+        run: the run folder, which stores the id of the record.
+        project: name of the project.
+        config: config of the run as plain data, without secrets.
+        every_steps: interval of logged steps.
+
+    Raises:
+        ConfigError: the package is not installed, or cannot be started.
+    """
 
     def __init__(self, kind: str, run: Path, *, project: str, config: Mapping[str, Any], every_steps: int = 5) -> None:
-        """Begin, or go on.
-
-        Raises:
-            ConfigError: the package is missing, or will not begin.
-        """
         self._module = _module(kind)
         name = f"{run.resolve().name}-{_id(run)}"
         more = {"id": name, "dir": str(run)} if kind == "wandb" else {}
         try:
             self._module.init(project=project, name=name, config=dict(config), resume="allow", **more)
-        except Exception as error:  # Theirs have no common base.
-            raise ConfigError(f"logs.trackers: {kind} does not begin ({error})") from None
+        except Exception as error:  # The exceptions of trackers have no common base class.
+            raise ConfigError(f"logs.trackers: {kind} cannot be started ({error})") from None
         self._every_steps = every_steps
 
     def on_step(self, report: StepReport) -> None:
-        """Pass on every few steps."""
+        """Log the first step and every `every_steps` steps."""
         if report.step % self._every_steps and report.step > 1:
             return
         result = report.result
@@ -54,25 +60,25 @@ class Tracker:
         )
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """Pass on."""
-        self._log(step, {f"validation/{name[4:]}": value for name, value in validation.figures().items()})
+        """Log the metrics of a validation."""
+        self._log(step, {f"validation/{name[4:]}": value for name, value in validation.metrics().items()})
 
     def on_message(self, text: str) -> None:
-        """Messages are for the log and the terminal."""
+        """Do nothing: trackers get no messages."""
 
     def close(self) -> None:
-        """End it."""
+        """Finish the record."""
         _as_os_error(self._module.finish)
 
-    def _log(self, step: int, figures: Mapping[str, float]) -> None:
-        _as_os_error(lambda: self._module.log(dict(figures), step=step))
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        _as_os_error(lambda: self._module.log(dict(metrics), step=step))
 
 
 def check_trackers(config: LogsConfig) -> None:
-    """Refuse trackers whose packages are missing.
+    """Check that the packages of all trackers are installed.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: a package is not installed.
     """
     for kind in config.trackers:
         _module(kind)
@@ -86,7 +92,7 @@ def _module(kind: str) -> Any:
 
 
 def _as_os_error(action: Callable[[], Any]) -> None:
-    """Theirs have no common base; whatever it is, the run goes on without them."""
+    """Convert any exception of a tracker to an OSError, so that the run continues without it."""
     try:
         action()
     except Exception as error:
@@ -94,8 +100,8 @@ def _as_os_error(action: Callable[[], Any]) -> None:
 
 
 def _id(run: Path) -> str:
-    """What tells this run from others of its name; a run that goes on has it already."""
-    place = run / _ID
-    if not place.exists():
-        write_text(place, secrets.token_hex(4))
-    return place.read_text(encoding="utf-8")
+    """The id that distinguishes a run from others of the same name, stored in its folder; a new one if there is none."""
+    path = run / _ID
+    if not path.exists():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")
