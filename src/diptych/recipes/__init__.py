@@ -1,1 +1,1 @@
-"""Complete runs by name: each recipe is a function that returns a TrainConfig."""
+"""Recipes: complete training configs by name. Each recipe is a function that returns a `TrainConfig`."""

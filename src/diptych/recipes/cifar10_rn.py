@@ -1,4 +1,4 @@
-"""A small ModifiedResNet on CIFAR-10, whose classes become captions."""
+"""A small ModifiedResNet on CIFAR-10, with captions made from class names."""
 
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -10,9 +10,10 @@ from diptych.training.validation import ValidationConfig
 
 
 def cifar10_rn() -> TrainConfig:
-    """A small ResNet and six text layers learn CIFAR-10 from five templates; zero-shot accuracy after every epoch.
+    """A small ResNet and six text layers on CIFAR-10, with five caption templates and zero-shot accuracy after every epoch.
 
-    Pictures of a class are positives of each other: a batch of 32 shows each of ten classes three times over.
+    Images of the same class are positives of each other, because a batch of 32 contains each of the ten classes about three
+    times.
     """
     return TrainConfig(
         recipe="cifar10-rn",

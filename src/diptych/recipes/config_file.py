@@ -12,7 +12,7 @@ from diptych.training.config import CUSTOM, TrainConfig, read_plain_config, star
 
 
 def read_config_file(path: Path, *, data: str | None = None, changes: Mapping[str, Any] | None = None) -> TrainConfig:
-    """Read the config of a run from a YAML file. The settings of the file override those of the recipe that it names.
+    """Read the config of a run from a YAML file. Settings in the file override those of the recipe that it names.
 
     A file that contains every setting, such as `config.yaml` in a run folder, does not depend on the current recipe. Without
     `recipe`, or with `custom`, missing settings have the defaults of `TrainConfig`. `small-data` is fitted to the data, as on
@@ -20,8 +20,8 @@ def read_config_file(path: Path, *, data: str | None = None, changes: Mapping[st
 
     Args:
         path: the file. Secrets of its addresses are read from `secrets.yaml` next to it.
-        data: data of the run, `kind:location`, if it is not the file's. It is used only to fit `small-data`.
-        changes: settings of the run by dotted path. They are used only to fit `small-data`, and are not applied here.
+        data: data of the run, as `kind:location`, if it differs from that in the file. Used only to fit `small-data`.
+        changes: settings of the run by dotted path. Used only to fit `small-data`; they are not applied to the result.
 
     Raises:
         ConfigError: the file is missing or is not YAML, or its recipe or a setting is unknown or invalid.
@@ -38,10 +38,10 @@ def read_config_file(path: Path, *, data: str | None = None, changes: Mapping[st
     return merge(base, plain, what=str(path))
 
 
-def _fitted(of_data: Any, path: Path, *, data: str | None, changes: Mapping[str, Any]) -> TrainConfig:
-    """`small-data`, fitted to the data of the run if that is known."""
-    config = merge(small_data().data, of_data, what=f"{path}: data")
-    source = data or (config.source if "source" in of_data else None)
+def _fitted(data_settings: Any, path: Path, *, data: str | None, changes: Mapping[str, Any]) -> TrainConfig:
+    """The recipe `small-data`, fitted to the data of the run if the file or the caller names it."""
+    config = merge(small_data().data, data_settings, what=f"{path}: data")
+    source = data or (config.source if "source" in data_settings else None)
     if source is None:
         return small_data()
     settings = {f"data.{name}": value for name, value in to_plain(config).items()}

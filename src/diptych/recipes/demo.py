@@ -1,4 +1,4 @@
-"""The run behind `diptych demo`."""
+"""The recipe of `diptych demo`."""
 
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -10,10 +10,10 @@ from diptych.training.validation import ValidationConfig
 
 
 def demo() -> TrainConfig:
-    """A tiny CLIP learns drawn shapes in two minutes on two cores.
+    """A tiny CLIP model on drawn shapes, which trains in two minutes on two CPU cores.
 
-    The pictures are whole: a random crop would squeeze circles into ellipses and cut shapes off. The temperature starts lower
-    than the paper's 0.07, because a run of a thousand steps has no time to learn it.
+    Images are not cropped, because a random crop would turn circles into ellipses and cut off shapes. The initial temperature
+    is lower than the paper's 0.07, because a run of a thousand steps is too short to learn it.
     """
     return TrainConfig(
         recipe="demo",

@@ -1,4 +1,4 @@
-"""A ViT-B/16 beside a text tower that reads both ways, on Flickr30k."""
+"""A ViT-B/16 and a bidirectional text tower on Flickr30k."""
 
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -9,7 +9,7 @@ from diptych.training.optim.schedule import ScheduleConfig
 
 
 def flickr30k_bert() -> TrainConfig:
-    """ViT-B/16 and a bidirectional text tower on Flickr30k: one random caption an image and step, 55 epochs."""
+    """ViT-B/16 and a bidirectional text tower on Flickr30k, with one random caption per image and epoch, for 55 epochs."""
     return TrainConfig(
         recipe="flickr30k-bert",
         model=preset("bert-vit-b-16"),

@@ -9,7 +9,7 @@ from diptych.training.optim.schedule import ScheduleConfig
 
 
 def flickr30k_small() -> TrainConfig:
-    """Small pictures, small towers, words of the captions' own, and augmentation against learning 6,000 photos by heart."""
+    """Small images, small towers, a tokenizer trained on the captions, and augmentation to prevent memorizing the images."""
     return TrainConfig(
         recipe="flickr30k-small",
         model=preset("photos-small"),

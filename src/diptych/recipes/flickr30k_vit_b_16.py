@@ -9,9 +9,9 @@ from diptych.training.optim.schedule import ScheduleConfig
 
 
 def flickr30k_vit_b_16() -> TrainConfig:
-    """ViT-B/16 and eight text layers on every pair of Flickr30k, for a GPU and an evening.
+    """ViT-B/16 and eight text layers on all pairs of Flickr30k; takes an evening on a GPU.
 
-    An epoch is as long as there are captions. Two captions of an image that meet in a batch are positives of each other.
+    An epoch contains every caption once. Captions of the same image are positives of each other if they are in one batch.
     """
     return TrainConfig(
         recipe="flickr30k-vit-b-16",

@@ -9,9 +9,9 @@ from diptych.training.optim.schedule import ScheduleConfig
 
 
 def paper_vit_b_32() -> TrainConfig:
-    """The paper's ViT-B/32 with the paper's optimizer and schedule, on Conceptual Captions or what `--data` names.
+    """The paper's ViT-B/32 with its optimizer and schedule, on Conceptual Captions or the data given by `--data`.
 
-    The paper's batch is 32,768; this one's is 1,024, taken through the towers 256 at a time, and both can be raised.
+    The paper uses batches of 32,768 pairs. This recipe uses 1,024, encoded 256 at a time; both can be raised.
     """
     return TrainConfig(
         recipe="paper-vit-b-32",

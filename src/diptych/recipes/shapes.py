@@ -1,4 +1,4 @@
-"""A character-level CLIP on drawn shapes."""
+"""A character-level CLIP model on drawn shapes."""
 
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -9,9 +9,9 @@ from diptych.training.optim.schedule import ScheduleConfig
 
 
 def shapes() -> TrainConfig:
-    """A vision transformer that reads captions letter by letter, on drawn shapes; sizes `shapes-tiny` to `shapes-large`.
+    """A vision transformer and a character-level text tower on drawn shapes, in sizes from `shapes-tiny` to `shapes-large`.
 
-    The pictures are whole: a crop would squeeze circles into ellipses.
+    Images are not cropped, because a crop would turn circles into ellipses.
     """
     return TrainConfig(
         recipe="shapes",

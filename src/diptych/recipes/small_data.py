@@ -1,4 +1,4 @@
-"""A few thousand captioned pictures, an evening, a laptop."""
+"""The recipe for a few thousand captioned images on a laptop, and its adaptation to given data."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,15 +21,15 @@ from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.schedule import ScheduleConfig
 
 _SMALL = 100_000
-"""Pictures; of more, transformers learn as well."""
-_LOOKED_AT = 9
+"""Number of images up to which this recipe is better than those with transformers."""
+_NUM_MEASURED = 9
 _TINY_PX = 64
 
 
 def small_data() -> TrainConfig:
-    """A convolutional image tower, words of the captions' own, one in five left out, Muon, small pictures first.
+    """A convolutional image tower, a tokenizer trained on the captions, word dropout, Muon, and progressive resizing.
 
-    Recipes for 400 million pairs learn next to nothing from 6,000; what was tried for this one is in `docs/log.md`.
+    Recipes for 400 million pairs learn almost nothing from 6,000. The experiments behind this recipe are in `docs/log.md`.
     """
     return TrainConfig(
         recipe="small-data",
@@ -45,19 +45,23 @@ def small_data() -> TrainConfig:
 def recipe_for(
     data: str, *, changes: Mapping[str, Any] | None = None, must_be_small: bool = True
 ) -> tuple[TrainConfig, str]:
-    """The run for some data, fitted to the number and size of its pictures, and whether they have classes; and why.
+    """Fit `small-data` to the number and size of the images, and to whether they have classes.
 
     Args:
-        data: `kind:location`.
-        changes: settings by path that the run will have; those of `data` decide what its batch size is fitted to.
-        must_be_small: refuse data for which other recipes are better, as where nobody asked for this one.
+        data: the data, as `kind:location`.
+        changes: settings of the run by dotted path. Those of `data` determine the number of training samples, to which the
+            batch size is fitted.
+        must_be_small: reject data for which other recipes are better. Set it to False if the user selected `small-data`.
+
+    Returns:
+        The config, and a sentence that explains it.
 
     Raises:
-        ConfigError: the data is not small.
-        DataError: it cannot be read.
+        ConfigError: there are more than 100,000 images, and `must_be_small` is True.
+        DataError: the data cannot be read.
     """
-    of_data = {path: value for path, value in (changes or {}).items() if path.startswith("data.")}
-    config = override(small_data(), {**of_data, "data.source": data})
+    data_changes = {path: value for path, value in (changes or {}).items() if path.startswith("data.")}
+    config = override(small_data(), {**data_changes, "data.source": data})
     with missing_images(skip=config.data.skip_missing):
         source = open_source(data)
     num = len(source)
@@ -68,7 +72,7 @@ def recipe_for(
         )
     config = replace(config, batch_size=_batch_size(_num_training(source, config.data)))
     if source.classes and all(source.label(number) is not None for number in range(num)):
-        # A caption is a class's name then, and without it says nothing.
+        # The captions then consist of the class name, which must not be dropped.
         augment, validation = replace(config.augment, drop_words=0.0), replace(config.validation, metric="zero_shot")
         config = replace(config, augment=augment, validation=validation)
     side = _usual_side(source)
@@ -79,7 +83,7 @@ def recipe_for(
 
 
 def _num_training(source: Source, data: DataConfig) -> int:
-    """How many samples the run trains on, as far as that decides the batch size."""
+    """Number of training samples; an upper bound for more than 100,000 samples, where the batch size is the same."""
     num = len(source)
     if data.train_split != "all" and num <= _SMALL:
         splits = Splits(source, val_fraction=data.val_fraction, rule=data.split_rule)
@@ -88,17 +92,20 @@ def _num_training(source: Source, data: DataConfig) -> int:
 
 
 def _batch_size(num: int) -> int:
-    """Four steps or more an epoch, up to the recipe's own; of very few samples, all of them."""
+    """The largest power of two that gives at least four steps per epoch, between 8 and the recipe's batch size.
+
+    With fewer samples than that, the batch contains all samples.
+    """
     fitted = int(min(small_data().batch_size, max(8, 1 << max(1, num // 4).bit_length() - 1)))
     return max(2, min(num, fitted))
 
 
 def _usual_side(source: Source) -> int:
-    """The shorter side of a picture, in the median of a few."""
+    """The median of the shorter side, in pixels, over nine images that are evenly spaced over the source."""
     sides = []
-    for number in range(_LOOKED_AT):
+    for number in range(_NUM_MEASURED):
         try:
-            sides.append(min(decode(source[number * len(source) // _LOOKED_AT].image).size))
+            sides.append(min(decode(source[number * len(source) // _NUM_MEASURED].image).size))
         except ImageError:
             continue
     return round(median(sides)) if sides else _TINY_PX

@@ -143,10 +143,10 @@ class _Run:
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
         """Load the next batch, train on it, and report the step."""
-        started = time.monotonic()
+        start = time.monotonic()
         batch = next(batches)
-        waited_s = time.monotonic() - started
-        self.assembly.step.stopwatch.add("data", waited_s)
+        waited = time.monotonic() - start
+        self.assembly.step.stopwatch.add("data", waited)
         self.skipped.add(self.ranks.gather_if_any(batch.skipped), num_tried=(self.step + 1) * self.config.batch_size)
         progress = self._progress()
         lr = self.config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
@@ -155,8 +155,7 @@ class _Run:
         seed = stable_hash(self.config.seed, "step", self.step)
         result = self.assembly.step(batch, lr=lr, seed=seed, small_px=self.schedule.small_px(progress))
         self.step += 1
-        took_s = time.monotonic() - started
-        self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited_s, took_s=took_s)
+        self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited, took_s=time.monotonic() - start)
 
     def _agree(self) -> None:
         self.clock.agree(is_stopped=self._stop_requested())
