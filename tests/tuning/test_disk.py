@@ -111,7 +111,9 @@ def test_a_full_database_is_one_line_and_known_results_are_written(
     assert main([*command, "--trials", "60"]) == 2
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "study.db: cannot be read or written any more (database or disk is full); mend it, or make room" in lines[0]
+    assert (
+        "study.db: cannot be read or written any more (database or disk is full); repair it, or make room" in lines[0]
+    )
     for name in ("trials.csv", "best_config.yaml", "best_results.json", "optimization_history.png"):
         assert (tmp_path / "study" / name).stat().st_size
     full_database.clear()
@@ -192,7 +194,7 @@ def test_a_full_disk_in_a_trial_is_no_fault_of_its_settings(tmp_path: Path, play
 
     play(fill)
     with pytest.raises(
-        SaveError, match=r"trial-0001: cannot be written or read \(No space left on device\); mend it, or make"
+        SaveError, match=r"trial-0001: cannot be written or read \(No space left on device\); repair it, or make"
     ):
         _tune(tmp_path / "study")
     found = _tune(tmp_path / "study")

@@ -187,7 +187,7 @@ def test_nothing_is_left_to_do(tmp_path: Path, play: Callable[[Play], list[Path]
             replace(SPACE, dimensions=(replace(DIMENSIONS[0], high=1e-1), DIMENSIONS[1])),
             "lr was from 0.0001 to 0.01, now it is from 0.0001 to 0.1",
         ),
-        (replace(SPACE, base=replace(TINY_RUN, seed=5)), "made with seed 0, now it is 5"),
+        (replace(SPACE, base=replace(TINY_RUN, seed=5)), "created with seed 0, now it is 5"),
     ],
 )
 def test_a_study_of_another_space(tmp_path: Path, play: Callable[[Play], list[Path]], space: Space, says: str) -> None:

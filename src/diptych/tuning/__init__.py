@@ -1,1 +1,1 @@
-"""The settings that suit this data and this machine, found by trying."""
+"""Hyperparameter tuning: searches for settings that suit the data and the machine."""

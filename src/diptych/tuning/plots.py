@@ -1,4 +1,4 @@
-"""Pictures of a study: how it went, what mattered, and which settings go with which scores."""
+"""Plots of a study: optimization history, parameter importances, and parallel coordinates."""
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -21,15 +21,15 @@ from diptych.tuning.verdict import METRIC_NAMES
 _BLUE, _ORANGE, _INK, _FAINT = "#2a6fbb", "#d9772b", "#222222", "#9a9a9a"
 
 
-def plot_history(found: Sequence[Row], metric: Metric, path: Path) -> None:
-    """Scores in the order of the trials, the best so far as a line, and the recipe's own as another."""
+def plot_history(rows: Sequence[Row], metric: Metric, path: Path) -> None:
+    """Plot the scores in the order of the trials to a PNG file, with lines for the best so far and the recipe's own score."""
     figure, axes = _figure(8.5, 4.4)
-    done = [row for row in found if row.state == "done" and row.repeat_of is None]
-    pruned = [row for row in found if row.state == "pruned" and row.score is not None]
-    failed = [row for row in found if row.state == "failed"]
+    done = [row for row in rows if row.state == "done" and row.repeat_of is None]
+    pruned = [row for row in rows if row.state == "pruned" and row.score is not None]
+    failed = [row for row in rows if row.state == "failed"]
     axes.plot(_numbers(done), _values(done, metric), "o", color=_BLUE, label="done")
     if pruned:
-        axes.plot(_numbers(pruned), _values(pruned, metric), "x", color=_FAINT, label="pruned, as far as it came")
+        axes.plot(_numbers(pruned), _values(pruned, metric), "x", color=_FAINT, label="pruned, last validation")
     if failed:
         bottom = axes.get_ylim()[0]
         axes.plot(_numbers(failed), [bottom] * len(failed), "v", color="#c0392b", label="failed", clip_on=False)
@@ -45,7 +45,12 @@ def plot_history(found: Sequence[Row], metric: Metric, path: Path) -> None:
 
 
 def plot_importances(importances: Mapping[str, float], path: Path) -> None:
-    """Share of the scores' variance that each setting explains; an empty picture says that there are too few trials."""
+    """Plot the share of the scores' variance that each setting explains to a PNG file.
+
+    Args:
+        importances: share by setting, within [0, 1]; empty if there are too few trials, which the plot then says.
+        path: the file to write.
+    """
     figure, axes = _figure(7.5, 1.6 + 0.42 * max(2, len(importances)))
     if importances:
         names, shares = list(importances)[::-1], [100 * share for share in importances.values()][::-1]
@@ -55,21 +60,24 @@ def plot_importances(importances: Mapping[str, float], path: Path) -> None:
         axes.bar_label(bars, fmt="%.0f %%", padding=4, fontsize=9)
         axes.set(xlim=(0, max(shares) * 1.15))
     else:
-        axes.text(0.5, 0.5, "too few finished trials to tell", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "too few finished trials", ha="center", va="center", transform=axes.transAxes)
         axes.set_yticks([])
-    axes.set(xlabel="share of the differences between scores that it explains (fANOVA), %")
+    axes.set(xlabel="explained share of the variance of scores (fANOVA), %")
     figure.savefig(path, format="png")
 
 
-def plot_parallel(found: Sequence[Row], space: Space, metric: Metric, path: Path) -> None:
-    """Each trial as a line through its settings to its score; the best in bold, the recipe's own dashed."""
-    done = [row for row in found if row.state == "done" and row.repeat_of is None and row.score is not None]
+def plot_parallel(rows: Sequence[Row], space: Space, metric: Metric, path: Path) -> None:
+    """Plot each trial as a line through its settings to its score (parallel coordinates) to a PNG file.
+
+    The best trial is bold, and the recipe's own settings are dashed.
+    """
+    done = [row for row in rows if row.state == "done" and row.repeat_of is None and row.score is not None]
     best, scores = best_of(done), _values(done, metric)
     figure, axes = _figure(max(7.0, 1.9 * (len(space.dimensions) + 1)), 4.8)
     low, high = (min(scores), max(scores)) if done else (0.0, 1.0)
     colours = Normalize(low, high if high > low else low + 1)
     columns = [_Column(dimension, [row.settings[dimension.name] for row in done]) for dimension in space.dimensions]
-    drawn = sorted(zip(done, scores, strict=True), key=lambda each: each[0] is best)  # The best over the others.
+    drawn = sorted(zip(done, scores, strict=True), key=lambda each: each[0] is best)  # Draw the best last.
     paths = []
     for row, score in drawn:
         heights = [column.height(row.settings[column.dimension.name]) for column in columns]
@@ -83,7 +91,7 @@ def plot_parallel(found: Sequence[Row], space: Space, metric: Metric, path: Path
         linestyles=["--" if row.is_recipe else "-" for row, _ in drawn],
         zorder=2,
     )
-    lines.set_in_layout(False)  # They stay within the axes, and measuring them takes as long as drawing them.
+    lines.set_in_layout(False)  # The lines stay within the axes; measuring them is as slow as drawing them.
     axes.add_collection(lines, autolim=False)
     for x, column in enumerate(columns):
         column.draw(axes, x)
@@ -97,11 +105,11 @@ def plot_parallel(found: Sequence[Row], space: Space, metric: Metric, path: Path
 
 
 class _Column:
-    """One setting's axis: a scale, or its choices one above the other."""
+    """The axis of one setting: a numeric scale, or its choices at equal distances."""
 
     def __init__(self, dimension: Dimension, seen: Sequence[object]) -> None:
         self.dimension = dimension
-        self._outside = [value for value in dict.fromkeys(seen) if not dimension.holds(value)]
+        self._outside = [value for value in dict.fromkeys(seen) if not dimension.contains(value)]
         self._named = [*dimension.choices, *self._outside] if dimension.choices else []
         if not dimension.choices:
             numbers = [float(value) for value in seen if isinstance(value, int | float)]
@@ -111,14 +119,14 @@ class _Column:
         return float(np.log10(value)) if self.dimension.log and value > 0 else value
 
     def height(self, value: object) -> float:
-        """Within [0, 1]."""
+        """The position of a value on the axis, within [0, 1]."""
         if self._named:
             return self._named.index(value) / max(1, len(self._named) - 1)
         assert isinstance(value, int | float)
         return (self._scale(float(value)) - self._low) / (self._high - self._low)
 
     def draw(self, axes: Axes, x: int) -> None:
-        """The axis with what stands where."""
+        """Draw the axis with its ticks at position x."""
         if self._named:
             ticks = {
                 self.height(value): f"{value:g}" if isinstance(value, float) else str(value) for value in self._named
@@ -148,7 +156,7 @@ def _draw_axis(axes: Axes, x: int, ticks: Mapping[float, str]) -> None:
 
 
 def _blue(shares: np.ndarray) -> np.ndarray:
-    """A color for each share within [0, 1]: the better the bluer."""
+    """RGBA colors (N, 4) for shares (N,) within [0, 1], from light to dark blue."""
     return np.asarray(colormaps["Blues"](0.25 + 0.75 * shares))
 
 
@@ -159,16 +167,16 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _numbers(found: Sequence[Row]) -> list[int]:
-    return [row.number for row in found]
+def _numbers(rows: Sequence[Row]) -> list[int]:
+    return [row.number for row in rows]
 
 
-def _values(found: Sequence[Row], metric: Metric) -> list[float]:
-    return [_value(row, metric) for row in found]
+def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
+    return [_value(row, metric) for row in rows]
 
 
 def _value(row: Row | None, metric: Metric) -> float:
-    """In the metric's own unit."""
+    """The score in the unit of the metric: a positive loss, or percent."""
     assert row is not None
     assert row.score is not None
     return -row.score if metric == "loss" else 100 * row.score

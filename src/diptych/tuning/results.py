@@ -1,4 +1,4 @@
-"""The files that tuning leaves: the best settings to read and to run, figures, pictures and a table of all trials."""
+"""Writes the results of a study: the best settings, metrics, plots, and a table of all trials."""
 
 import json
 import math
@@ -26,14 +26,22 @@ from diptych.tuning.verdict import METRIC_NAMES, Verdict, sentences, verdict
 
 BUNDLE = "bundle"
 _MAX_IMPORTANCE_TRIALS = 1000
-"""Trials that importances are computed from. Of more, every second, third, ... is taken."""
+"""Maximum number of trials from which importances are computed. If there are more, every second, third, ... is used."""
 
 
 def write_results(folder: Path, space: Space, found: Sequence[Row]) -> Verdict | None:
-    """Write what the trials so far tell; None, and a table alone, as long as none is done.
+    """Write the results of the trials so far. Before the first trial is done, only the table of trials is written.
 
-    Workers that share the folder write one after another. If a file cannot be written, a warning says so, and the others are
-    written.
+    A lock ensures that only one worker writes at a time. If a file cannot be written, a warning is emitted, and the other files
+    are written.
+
+    Args:
+        folder: the folder of the study.
+        space: the search space.
+        found: the trials.
+
+    Returns:
+        The verdict on the trials; None before the first trial is done.
     """
     reached = verdict(found, seed=space.base.seed)
     failures: list[str] = []
@@ -57,7 +65,7 @@ def write_results(folder: Path, space: Space, found: Sequence[Row]) -> Verdict |
 def _writers(
     folder: Path, space: Space, found: Sequence[Row], reached: Verdict | None
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(name, what writes it) of each file, those first that cannot be made from others."""
+    """(name, function that writes it) of each file. Files that cannot be derived from other files come first."""
     metric = space.base.validation.metric
     yield "trials.csv", lambda: _write_table(folder / "trials.csv", space, found)
     if reached is None:
@@ -100,12 +108,12 @@ def _content(space: Space, reached: Verdict, importances: dict[str, float]) -> d
     }
 
 
-def _copy_bundle(best: Row, place: Path) -> None:
-    """Where another machine trained it, it lies there."""
+def _copy_bundle(best: Row, target: Path) -> None:
+    """Copy the bundle of the best trial, unless that trial ran on another machine, where its bundle then is."""
     source = Path(best.results.get("folder", "")) / BUNDLE
     if source.is_dir():
-        with whole_folder(place) as beside:
-            shutil.copytree(source, beside, dirs_exist_ok=True)
+        with whole_folder(target) as tmp:
+            shutil.copytree(source, tmp, dirs_exist_ok=True)
 
 
 def _write_table(path: Path, space: Space, found: Sequence[Row]) -> None:
@@ -121,17 +129,17 @@ def _write_table(path: Path, space: Space, found: Sequence[Row]) -> None:
 
 
 def _unsigned(score: float | None, is_loss: bool) -> float | None:
-    """In the metric's own unit: a loss counts against a trial, but is positive."""
+    """The score in the unit of the metric: the score of a loss is its negative."""
     return None if score is None else -score if is_loss else score
 
 
 def _importances(space: Space, found: Sequence[Row]) -> dict[str, float]:
-    """Of each setting, the share of the scores' variance that it explains (Hutter et al. 2014); empty for too few trials."""
+    """The share of the scores' variance that each setting explains (fANOVA, Hutter et al. 2014); empty for too few trials."""
     distributions = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
     inside = [
         row
         for row in candidates(list(found))
-        if row.state == "done" and all(d.holds(row.settings[d.name]) for d in space.dimensions)
+        if row.state == "done" and all(d.contains(row.settings[d.name]) for d in space.dimensions)
     ]
     inside = inside[:: max(1, math.ceil(len(inside) / _MAX_IMPORTANCE_TRIALS))]
     if len({row.score for row in inside}) < 2 or len(inside) < 4:

@@ -1,6 +1,7 @@
-"""What tuning may change: names, the fields of a run's config that they stand for, and the values to try."""
+"""The search space of tuning: its dimensions, the config fields that they set, and their values."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
@@ -15,18 +16,25 @@ Value: TypeAlias = bool | int | float | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One thing that is tried: fields that take the same value, and which values there are."""
+    """One dimension of the search space: config fields that get the same value, and the choices or the range of that value.
+
+    >>> Dimension(name="lr", fields=("optimizer.lr",), low=1e-5, high=1e-3, log=True).contains(1e-4)
+    True
+    """
 
     name: str
     fields: tuple[str, ...]
-    """Dotted paths of the run's config."""
+    """Dotted paths in the config of the run."""
     choices: tuple[Value, ...] = ()
-    """Values one by one; none where there is a range."""
+    """Values to choose from; empty for a range."""
     low: float = 0.0
+    """Lower end of the range, inclusive."""
     high: float = 0.0
+    """Upper end of the range, inclusive."""
     log: bool = False
-    """Whether a range is drawn from by order of magnitude."""
+    """Whether values of the range are drawn on a logarithmic scale."""
     integer: bool = False
+    """Whether the range contains only integers."""
 
     def __post_init__(self) -> None:
         if self.choices:
@@ -42,34 +50,39 @@ class Dimension:
         if not self.low < self.high:
             raise ConfigError(f"space: {self.name} has an empty range, from {self.low:g} to {self.high:g}")
         if self.log and self.low <= 0:
-            raise ConfigError(f"space: {self.name} is drawn by order of magnitude, so its range must begin above 0")
+            raise ConfigError(f"space: {self.name} has a logarithmic scale, so its range must begin above 0")
 
-    def holds(self, value: Any) -> bool:
-        """Whether it might try this value."""
+    def contains(self, value: Any) -> bool:
+        """Whether a value is one of the choices, or lies within the range."""
         if self.choices:
             return any(value == choice and isinstance(value, type(choice)) for choice in self.choices)
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
+    def holds(self, value: Any) -> bool:
+        """Deprecated: use `contains`."""
+        warnings.warn("Dimension.holds is now named contains", DeprecationWarning, stacklevel=2)
+        return self.contains(value)
+
     @property
     def ends(self) -> tuple[Value, Value]:
-        """Of its range."""
+        """The lower and the upper end of the range."""
         return (int(self.low), int(self.high)) if self.integer else (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Space:
-    """Dimensions around a run's own settings."""
+    """A base config and the dimensions in which trials differ from it."""
 
     base: TrainConfig
     dimensions: tuple[Dimension, ...]
     check: Callable[[TrainConfig], None] = lambda _: None
-    """Raises a ConfigError for settings that the data does not allow."""
+    """Function that raises a ConfigError for settings that the data does not allow."""
 
     def settings(self, values: Mapping[str, Value]) -> TrainConfig:
-        """The run with these values of some dimensions.
+        """The base config with the given values of some dimensions.
 
         Raises:
-            ConfigError: they do not go together.
+            ConfigError: the values are not compatible with each other or with the data.
         """
         changes: dict[str, Any] = {}
         for dimension in self.dimensions:
@@ -80,27 +93,30 @@ class Space:
         return config
 
     def own_values(self) -> dict[str, Any]:
-        """The base's own value of every dimension."""
+        """The value of the base config in every dimension."""
         plain = to_plain(self.base)
         return {dimension.name: look_up(plain, dimension.fields[0]) for dimension in self.dimensions}
 
     def possible(self, dimension: Dimension, values: Mapping[str, Value]) -> tuple[Value, ...]:
-        """Its choices that go together with values of others, and with some value of all that are still open."""
+        """The choices of a dimension that are compatible with the given values, for some choice in each other dimension."""
         decided = {*values, dimension.name}
-        still_open = [other for other in self.dimensions if other.choices and other.name not in decided]
+        undecided = [other for other in self.dimensions if other.choices and other.name not in decided]
         return tuple(
-            choice for choice in dimension.choices if self._can_go_on({**values, dimension.name: choice}, still_open)
+            choice for choice in dimension.choices if self._can_complete({**values, dimension.name: choice}, undecided)
         )
 
-    def _can_go_on(self, values: Mapping[str, Value], still_open: Sequence[Dimension]) -> bool:
-        """At first with the base's own values of what is open, which most often will do."""
-        if self._fits(values):
+    def _can_complete(self, values: Mapping[str, Value], undecided: Sequence[Dimension]) -> bool:
+        """Whether there are choices of the undecided dimensions that are compatible with the values.
+
+        The base config's values of the undecided dimensions are tried first, because they usually are.
+        """
+        if self._is_valid(values):
             return True
-        return bool(still_open) and any(
-            self._can_go_on({**values, still_open[0].name: choice}, still_open[1:]) for choice in still_open[0].choices
+        return bool(undecided) and any(
+            self._can_complete({**values, undecided[0].name: choice}, undecided[1:]) for choice in undecided[0].choices
         )
 
-    def _fits(self, values: Mapping[str, Value]) -> bool:
+    def _is_valid(self, values: Mapping[str, Value]) -> bool:
         try:
             self.settings(values)
         except ConfigError:
@@ -109,7 +125,7 @@ class Space:
 
 
 def look_up(plain: Mapping[str, Any], path: str) -> Any:
-    """What stands at a dotted path of plain settings; None where nothing does.
+    """The value at a dotted path of plain settings; None if there is none.
 
     >>> look_up({"optimizer": {"lr": 0.1}}, "optimizer.lr")
     0.1
@@ -121,10 +137,14 @@ def look_up(plain: Mapping[str, Any], path: str) -> Any:
 
 
 def reduced(space: Space, say: Callable[[str], None]) -> Space:
-    """The space without the choices that go with no others; each of these is told, with the reason.
+    """The space without choices that are incompatible with all choices of other dimensions.
+
+    Args:
+        space: the space.
+        say: called with a message for each choice that is removed.
 
     Raises:
-        ConfigError: a dimension names no field of the config, its field does not take its values, or no choice is left.
+        ConfigError: the space has no dimensions, a field does not exist or does not accept the values, or no choice is left.
     """
     if not space.dimensions:
         raise ConfigError("space: there is nothing to try")
@@ -142,20 +162,20 @@ def reduced(space: Space, say: Callable[[str], None]) -> Space:
                 say(f"{dimension.name} {choice} is not tried: {_reason(space, dimension, choice)}")
         if not left:
             raise ConfigError(
-                f"space: none of {list(dimension.choices)} for {dimension.name} goes with the other settings"
+                f"space: none of {list(dimension.choices)} for {dimension.name} is compatible with the other settings"
             )
         kept.append(replace(dimension, choices=left))
     return replace(space, dimensions=tuple(kept))
 
 
 def _check_fields(base: TrainConfig, dimension: Dimension) -> None:
-    """Each must be a setting: one that exists, and no room of settings."""
+    """Check that each field of a dimension is a single setting that exists and accepts the values."""
     plain = to_plain(base)
     for field in dimension.fields:
         own = look_up(plain, field)
         if isinstance(own, dict):
-            raise ConfigError(f"space: {field} holds settings ({', '.join(own)}); name one of them")
-        override(base, {field: own})  # Says which are known, if there is none of this name.
+            raise ConfigError(f"space: {field} contains settings ({', '.join(own)}); name one of them")
+        override(base, {field: own})  # Raises a ConfigError with the known names if the field does not exist.
         is_of_fractions = not dimension.choices and not dimension.integer
         if is_of_fractions and float not in _types_of(base, field):
             raise ConfigError(
@@ -165,12 +185,12 @@ def _check_fields(base: TrainConfig, dimension: Dimension) -> None:
 
 
 def _types_of(base: TrainConfig, path: str) -> set[Any]:
-    """The types that a field of the config takes, the members of a union one by one."""
+    """The types that a field of the config accepts; a union is split into its members."""
     *parents, name = path.split(".")
-    room: Any = base
+    section: Any = base
     for parent in parents:
-        room = getattr(room, parent)
-    return set(_members(get_type_hints(type(room))[name]))
+        section = getattr(section, parent)
+    return set(_members(get_type_hints(type(section))[name]))
 
 
 def _members(hint: Any) -> Iterator[Any]:
@@ -185,4 +205,4 @@ def _reason(space: Space, dimension: Dimension, choice: Value) -> str:
         space.settings({dimension.name: choice})
     except ConfigError as error:
         return str(error).removeprefix("config: ")
-    return "it goes with no choice of the others"
+    return "it is incompatible with all choices of the other dimensions"

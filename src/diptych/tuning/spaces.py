@@ -1,4 +1,4 @@
-"""Spaces to start from: the default one by priority, and those that files describe."""
+"""Default search spaces by priority, and search spaces from files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +16,13 @@ _KEYS = ("fields", "choices", "low", "high", "log", "integer")
 
 
 def default_dimensions(base: TrainConfig, priority: Priority = "high") -> tuple[Dimension, ...]:
-    """What is worth trying first (`high`), then also sizes and dropout (`medium`), then also the rest of the shape (`low`).
+    """The default dimensions around a base config.
 
-    A tower that is no transformer keeps its shape, and so does a model that comes with its weights (`init`).
+    Args:
+        base: the base config. The architecture of a tower that is not a transformer, or of a model that is loaded from `init`,
+            is not changed.
+        priority: `high`: learning rate, temperature, batch size and weight decay; `medium` adds depth, width and dropout; `low`
+            adds heads and the MLP ratio.
     """
     towers = [] if base.init is not None else ["text", *(["image"] if isinstance(base.model.image, ViTConfig) else [])]
     both = {
@@ -41,25 +45,25 @@ def default_dimensions(base: TrainConfig, priority: Priority = "high") -> tuple[
         Dimension(name="mlp_ratio", fields=both["mlp_ratio"], choices=(2.0, 4.0, 6.0)),
     ]
     levels = [high, medium, low][: PRIORITIES.index(priority) + 1]
-    return tuple(dimension for level in levels for dimension in level if _is_open(dimension, towers, base))
+    return tuple(dimension for level in levels for dimension in level if _is_available(dimension, towers, base))
 
 
-def _is_open(dimension: Dimension, towers: list[str], base: TrainConfig) -> bool:
-    of_model = [field for field in dimension.fields if field.startswith("model.")]
-    if base.init is not None and (of_model or not dimension.fields):
+def _is_available(dimension: Dimension, towers: list[str], base: TrainConfig) -> bool:
+    model_fields = [field for field in dimension.fields if field.startswith("model.")]
+    if base.init is not None and (model_fields or not dimension.fields):
         return False
     return dimension.name != "image_layers" or "image" in towers
 
 
 def read_dimensions(path: Path) -> tuple[Dimension, ...]:
-    """The dimensions that a YAML file lists: by name or dotted path a list of choices, or a range.
+    """Read dimensions from a YAML file, which maps names or dotted paths to a list of choices or to a range.
 
         optimizer.lr: {low: 1.0e-5, high: 1.0e-3, log: true}
         batch_size: [32, 64]
         width: {fields: [model.image.width, model.text.width], choices: [256, 512]}
 
     Raises:
-        ConfigError: the file cannot be read, is not such a list, or describes a range that is empty.
+        ConfigError: the file cannot be read or has another format, or a range is empty.
     """
     plain = read_yaml(path)
     if not isinstance(plain, dict) or not plain:
@@ -92,12 +96,12 @@ def _dimension(name: str, content: Any, path: Path) -> Dimension:
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list) or not value:
-        raise ConfigError(f"{where} is {value!r}; it must be a list of at least one")
+        raise ConfigError(f"{where} is {value!r}; it must be a list with at least one item")
     return value
 
 
 def _as_number(value: Any) -> Any:
-    """YAML reads 1e-3 as text; 1.0e-3 is a number."""
+    """Convert a string to a number if possible: YAML reads 1e-3 as a string, but 1.0e-3 as a number."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -110,4 +114,4 @@ def _number(given: Mapping[str, Any], key: str, where: str) -> float:
     try:
         return float(given[key])
     except (TypeError, ValueError):
-        raise ConfigError(f"{where}.{key} is {given[key]!r}, no number") from None
+        raise ConfigError(f"{where}.{key} is {given[key]!r}; it must be a number") from None

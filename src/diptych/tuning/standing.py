@@ -1,4 +1,4 @@
-"""How the trials of a study stand. A trial that is over is converted once: a look costs what changed since the last one."""
+"""The state of a study's trials, updated incrementally: finished trials are converted only once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ from diptych.tuning.study import SURPLUS, Row, Succession, best_of, is_dead, ori
 
 
 class Standing:
-    """The trials of a study as they were at the last `refresh`.
+    """The trials of a study as of the last `refresh`.
 
-    A trial that was gone on with is shown by its last start alone. Surplus trials are not shown.
+    If a trial was started several times, only its last start is included. Surplus trials are not included.
     """
 
     def __init__(self, study: Study) -> None:
@@ -24,47 +24,47 @@ class Standing:
         self._rows: dict[int, Row] = {}
         self._open: dict[int, FrozenTrial] = {}
         self._lost: dict[int, FrozenTrial] = {}
-        self._gone_on_with: set[int] = set()
+        self._retried: set[int] = set()
         self._candidates: set[int] = set()
         self._ended: dict[int, Row] = {}
         self._sorted: list[Row] | None = None
         self.num_starts = 0
-        """Trials of the study, every start counted."""
+        """Number of trials that the study has, counting every start."""
         self.best: Row | None = None
-        """The candidate that ended best; of equals the first."""
+        """The finished candidate with the best score; the first one if several have it."""
 
     def refresh(self) -> list[Row]:
         """Read what changed since the last call.
 
         Returns:
-            All trials in order; a list that is not changed later.
+            All trials in order. The list is not modified later.
         """
         trials = self._study.get_trials(deepcopy=False)
         self.num_starts = len(trials)
         for trial in trials:
             if trial.number not in self._over:
-                self._take(trial)
+                self._update(trial)
         return self.rows
 
-    def _take(self, trial: FrozenTrial) -> None:
+    def _update(self, trial: FrozenTrial) -> None:
         number = trial.number
         for earlier in RetryHeartbeatStaleTrialCallback.retry_history(trial):
-            self._gone_on_with.add(earlier)
-            self._forget(earlier)
-        for kept in (self._open, self._lost):
-            kept.pop(number, None)
+            self._retried.add(earlier)
+            self._remove(earlier)
+        for trials in (self._open, self._lost):
+            trials.pop(number, None)
         if not trial.state.is_finished():
             self._open[number] = trial
         else:
             self._over.add(number)
-        if number in self._gone_on_with or trial.user_attrs.get("reason") == SURPLUS:
-            self._forget(number)
+        if number in self._retried or trial.user_attrs.get("reason") == SURPLUS:
+            self._remove(number)
             return
         if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
             self._lost[number] = trial
-        self._show(number, row_of(trial))
+        self._set_row(number, row_of(trial))
 
-    def _show(self, number: int, row: Row) -> None:
+    def _set_row(self, number: int, row: Row) -> None:
         if self._rows.get(number) == row:
             return
         self._rows[number], self._sorted = row, None
@@ -74,7 +74,7 @@ class Standing:
         if row.is_over:
             self._ended[number] = row
 
-    def _forget(self, number: int) -> None:
+    def _remove(self, number: int) -> None:
         self._lost.pop(number, None)
         self._ended.pop(number, None)
         self._candidates.discard(number)
@@ -90,7 +90,7 @@ class Standing:
 
     @property
     def num_candidates(self) -> int:
-        """Trials that try settings, not seeds."""
+        """Number of trials that are not repeats of another trial with a different seed."""
         return len(self._candidates)
 
     @property
@@ -108,27 +108,27 @@ class Standing:
 
     @property
     def has_running(self) -> bool:
-        """Whether a trial is under way, in any process."""
+        """Whether a trial is running in any process."""
         return any(trial.state == TrialState.RUNNING for trial in self._open.values())
 
     def pop_ended(self) -> list[Row]:
-        """Trials that ended since the last call; at the first call all that are over."""
+        """The trials that ended since the last call; the first call returns all finished trials."""
         ended, self._ended = self._ended, {}
         return list(ended.values())
 
     def first_start(self, number: int) -> int:
-        """The number of the first start of a trial that is not over."""
+        """The number of the first start of an unfinished trial."""
         return origin_number(self._open[number])
 
     def is_surplus(self, number: int, attributes: Mapping[str, Any], *, total: int) -> bool:
-        """Whether earlier trials make one needless: `total` candidates, or one with the same settings and the same seed.
+        """Whether a trial is redundant: there are already `total` candidates, or a repeat with the same settings and seed.
 
-        Two workers that begin or queue a trial at the same moment make one too many.
+        That happens if two workers start or queue a trial at the same time.
 
         Args:
-            number: of the first start of the trial.
-            attributes: of the trial.
-            total: settings to try.
+            number: number of the first start of the trial.
+            attributes: user attributes of the trial.
+            total: number of candidates to try.
         """
         if "repeat_of" in attributes:
             repeat = attributes["repeat_of"], attributes["seed"]
@@ -138,22 +138,21 @@ class Standing:
         return sum(row.repeat_of is None and row.number < number for row in self.rows) >= total
 
     def requeue_dead_trials(self) -> None:
-        """Let trials whose process on this machine is no more be gone on with, before their heartbeat is missed.
+        """Queue trials again whose process on this machine has died, without waiting for missed heartbeats.
 
-        Trials that a process ended for no reason of their own, but could not queue again because the disk was full, are
-        among them.
+        That includes trials that a process interrupted but could not queue again, because the disk was full.
         """
         self.refresh()
         for trial in (*self._lost.values(), *self._open.values()):
             worker = trial.user_attrs.get("worker")
             if worker is None or trial.state == TrialState.WAITING or not is_dead(worker):
                 continue
-            if trial.state == TrialState.FAIL or _end(self._study, trial):
+            if trial.state == TrialState.FAIL or _mark_failed(self._study, trial):
                 Succession(max_retry=MAX_RETRIES)(self._study, trial)
 
 
-def _end(study: Study, trial: FrozenTrial) -> bool:
-    """Whether this process, and no other, ended a trial as failed."""
+def _mark_failed(study: Study, trial: FrozenTrial) -> bool:
+    """Mark a trial as failed. Returns False if another process has done so."""
     try:
         study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError):

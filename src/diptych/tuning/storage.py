@@ -1,4 +1,4 @@
-"""Where a study is kept: SQLite in the run folder, or a PostgreSQL that several machines reach."""
+"""Opens the database of a study: SQLite in the study's folder, or PostgreSQL for several machines."""
 
 import sqlite3
 import time
@@ -20,11 +20,15 @@ _ATTEMPTS = 5
 STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
 """What Optuna raises when the database cannot be read or written."""
 MAX_RETRIES = 5
-"""So often is a trial gone on with whose process dies: by then it is most likely the trial that kills it."""
+"""Number of times that a trial is queued again after its process has died. After that, the trial is the likely cause."""
 
 
 def sqlite_url(folder: Path) -> str:
-    """Of the study that lies in a run folder."""
+    """The SQLite URL of the study in a folder.
+
+    >>> sqlite_url(Path("/runs/tune"))
+    'sqlite:////runs/tune/study.db'
+    """
     return f"sqlite:///{(folder / 'study.db').resolve()}"
 
 
@@ -34,9 +38,9 @@ class StudyLostError(SaveError):
 
 class _Storage(RDBStorage):
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
-        """Set the state; a queued trial that starts also gets its worker, before the sampler takes its time.
+        """Set the state of a trial. If a queued trial starts, also set its worker, before the sampler runs.
 
-        If the process dies in that time, there is no heartbeat yet, and others find the trial only by its worker.
+        If the process dies while the sampler runs, there is no heartbeat yet, and other processes need the worker to detect it.
         """
         is_set = super().set_trial_state_values(trial_id, state, values)
         if is_set and state == TrialState.RUNNING:
@@ -44,22 +48,24 @@ class _Storage(RDBStorage):
         return is_set
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """One that is lost is nothing: the thread tries again, and the trial itself says when the database is gone."""
+        """Record a heartbeat and ignore errors: the thread tries again, and the trial itself reports a lost database."""
         with suppress(*STORAGE_ERRORS):
             super().record_heartbeat(trial_id)
 
 
 @contextmanager
 def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
-    """A database of trials, made if it is not there. A trial that is silent for three heartbeats is another's to go on with.
+    """Context manager that opens the database of a study, and creates it if it does not exist.
+
+    A trial that misses three heartbeats is queued again.
 
     Args:
         url: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`.
-        heartbeat_s: seconds between signs of life.
+        heartbeat_s: seconds between heartbeats.
 
     Raises:
-        ConfigError: it cannot be reached, or is damaged.
-        StudyLostError: it could not be read or written later, while the block ran.
+        ConfigError: the database cannot be reached, or is damaged.
+        StudyLostError: the database could not be read or written while the block ran.
     """
     address = _sqlalchemy_url(url)
     _check_file(address)
@@ -71,7 +77,7 @@ def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
         if lost is None:
             raise
         raise StudyLostError(
-            f"{shown_address(url)}: cannot be read or written any more ({_one_line(lost)}); mend it, or make room on the "
+            f"{shown_address(url)}: cannot be read or written any more ({_one_line(lost)}); repair it, or make room on the "
             "disk, then the same command continues"
         ) from None
     finally:
@@ -81,7 +87,7 @@ def opened_storage(url: str, *, heartbeat_s: int = 30) -> Iterator[RDBStorage]:
 
 
 def _storage_error(error: BaseException | None) -> Exception | None:
-    """What the database raised, if that led to an error. Optuna itself fails with an UnboundLocalError after some of them."""
+    """The database error that caused an error, or None. After some of them, Optuna raises an UnboundLocalError."""
     while error is not None and not isinstance(error, DiptychError):
         if isinstance(error, STORAGE_ERRORS):
             return error
@@ -90,7 +96,7 @@ def _storage_error(error: BaseException | None) -> Exception | None:
 
 
 def _check_file(url: str) -> None:
-    """Refuse a damaged file before anything is written into it."""
+    """Check that an SQLite file is not damaged, before anything is written to it."""
     scheme, _, name = url.partition(":///")
     file = Path(name)
     if scheme != "sqlite" or not name or not file.is_file() or not file.stat().st_size:
@@ -101,7 +107,7 @@ def _check_file(url: str) -> None:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             connection.close()
-    except sqlite3.OperationalError:  # It may not be written, or another process holds it: opening it says so.
+    except sqlite3.OperationalError:  # It is read-only or locked by another process; `_open` reports that.
         return
     except sqlite3.DatabaseError as error:
         found = str(error)
@@ -128,7 +134,7 @@ def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
         except (ArgumentError, NoSuchModuleError, ValueError) as error:
             raise ConfigError(f"storage {shown!r} is invalid: {_one_line(error)}") from None
         except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers that make it at once.
+            if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers create it at once.
                 raise ConfigError(f"storage {shown} cannot be reached: {_one_line(error)}") from None
             time.sleep(0.2 * 2**attempt)
     raise AssertionError("the last attempt returns or raises")
@@ -141,7 +147,7 @@ def _sqlalchemy_url(url: str) -> str:
     scheme, colon, rest = url.strip().partition("://")
     if not colon or scheme.lower() != "sqlite":
         what = f"storage {shown_address(url)!r}" if colon else "the storage"
-        raise ConfigError(f"{what} is not known: write sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        raise ConfigError(f"{what} is unknown: write sqlite:///FILE or postgresql://USER@HOST/DATABASE")
     return f"sqlite://{rest}"
 
 

@@ -1,7 +1,7 @@
-"""The study: its trials, and which of them is next.
+"""The trials of a study, which are stored by Optuna.
 
-Optuna keeps them. A trial whose process died or was interrupted ends as failed without a reason; its successor has its
-settings and its folder, and goes on. What a trial is beside its settings stands in its attributes.
+A trial whose process died or was interrupted is marked as failed without a reason. Its successor has the same settings and the
+same folder, and continues it. Other properties of a trial are stored in its user attributes.
 """
 
 import json
@@ -34,42 +34,44 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 SURPLUS = "one more than was asked for"
-"""The reason of a trial that no table shows: two workers began the last one at once."""
+"""Reason of failure of a surplus trial, which no table includes: two workers started the last trial at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A trial as a table shows it."""
+    """A trial, as a row of a table."""
 
     number: int
-    """That of its first start: of its folder, too."""
+    """Number of its first start, which is also in the name of its folder."""
     state: State
     score: float | None
-    """Of its last validation; more is better."""
+    """Score of its last validation; higher is better. None before the first validation."""
     settings: dict[str, Value]
+    """Value by dimension."""
     reason: str | None
-    """Why it failed."""
+    """Why the trial failed; None if it did not."""
     is_recipe: bool
     """Whether its settings are the recipe's own."""
     repeat_of: int | None
-    """The trial whose settings it tries with another seed."""
+    """The trial whose settings it repeats with another seed; None if it is not a repeat."""
     seed: int | None
-    """Of a repeat."""
+    """Seed of a repeat."""
     seconds: float | None
+    """Duration of its last start; None if it has not ended."""
     worker: str | None
-    """host:process."""
+    """Process that runs or ran it, as `host:process`."""
     results: dict[str, Any] = field(default_factory=dict)
-    """What the training ended with."""
+    """Results of its training; empty if it has not ended well."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more happens to it."""
+        """Whether the trial has ended."""
         return self.state in {"done", "pruned", "failed"}
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Without its log lines and its warnings that parts of it may change."""
+    """Context manager that suppresses Optuna's log and its warnings about experimental features."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -82,17 +84,17 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def open_study(storage: RDBStorage, name: str, space: Space) -> Study:
-    """The study of this name; a new one begins with the recipe's own settings.
+    """Open the study of this name, or create it. The first trial of a new study has the recipe's own settings.
 
     Raises:
-        ConfigError: it was made with another space, or other settings around it.
+        ConfigError: the study was created with another space, or another base config.
     """
     setup = json.loads(json.dumps(_setup(space)))
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
         study.set_user_attr("setup", setup)
         own = space.own_values()
-        inside = {d.name: own[d.name] for d in space.dimensions if d.holds(own[d.name])}
+        inside = {d.name: own[d.name] for d in space.dimensions if d.contains(own[d.name])}
         study.enqueue_trial(inside, user_attrs={"recipe": True, "settings": own})
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(study_name=name, storage=storage)
@@ -111,50 +113,55 @@ def _check_setup(study: Study, setup: Mapping[str, Any]) -> None:
     saved = study.user_attrs.get("setup")
     if saved is None:
         return  # Another worker is about to write it.
-    way_out = "choose another folder with --out, or ask for what it was made with"
+    way_out = "choose another folder with --out, or use its settings"
     for name in dict.fromkeys([*saved["space"], *setup["space"]]):
         was, now = saved["space"].get(name), setup["space"].get(name)
         if was != now:
-            change = f"{name} was {_told(was)}, now it is {_told(now)}"
-            raise ConfigError(f"study {study.study_name!r} was made with another space: {change}; {way_out}")
+            change = f"{name} was {_describe(was)}, now it is {_describe(now)}"
+            raise ConfigError(f"study {study.study_name!r} was created with another space: {change}; {way_out}")
     differing = differing_settings(saved["run"], setup["run"])
     if differing:
         key, was, now = differing[0]
-        raise ConfigError(f"study {study.study_name!r} was made with {key} {was}, now it is {now}; {way_out}")
+        raise ConfigError(f"study {study.study_name!r} was created with {key} {was}, now it is {now}; {way_out}")
 
 
-def _told(dimension: Mapping[str, Any] | None) -> str:
+def _describe(dimension: Mapping[str, Any] | None) -> str:
     if dimension is None:
         return "not in it"
     return str(dimension["choices"] or f"from {dimension['low']:g} to {dimension['high']:g}")
 
 
 def candidates(found: list[Row]) -> list[Row]:
-    """Those that try settings, not seeds."""
+    """The trials that are not repeats of another trial with a different seed."""
     return [row for row in found if row.repeat_of is None]
 
 
 def best_of(found: list[Row]) -> Row | None:
-    """The candidate that ended best; of equals the first."""
+    """The finished candidate with the best score, the first one if several have it; None if none is finished."""
     done = [row for row in candidates(found) if row.state == "done" and row.score is not None]
     return max(done, key=lambda row: (row.score, -row.number), default=None)
 
 
 def origin_number(trial: FrozenTrial) -> int:
-    """The number of its first start."""
+    """The number of the first start of a trial."""
     first = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
     return trial.number if first is None else first
 
 
 def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None) -> dict[str, Value]:
-    """A value of every dimension, of which all go together.
+    """Draw a value for every dimension, so that all values are compatible.
 
-    Choices that do not go with what was drawn before are not there to draw; a draw from fewer has a name of its own, since
-    Optuna wants the same choices under the same name. Values that are known are told to Optuna where the space has them.
+    Choices that are incompatible with the values drawn before are excluded. Optuna requires the same choices for the same name,
+    so a draw from fewer choices gets another name.
+
+    Args:
+        trial: the trial.
+        space: the search space.
+        known: given values of all dimensions, of which those within the space are recorded in the trial; None to draw values.
     """
     values: dict[str, Value] = {}
     for dimension in space.dimensions:
-        if known is not None and not dimension.holds(known[dimension.name]):
+        if known is not None and not dimension.contains(known[dimension.name]):
             values[dimension.name] = known[dimension.name]
         elif dimension.choices:
             possible = space.possible(dimension, values)
@@ -171,45 +178,48 @@ def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None
 
 
 class Succession(RetryHeartbeatStaleTrialCallback):
-    """Queues the successor of a lost trial, without the lost trial's worker.
+    """Callback that queues the successor of a lost trial, without the attribute `worker` of the lost trial.
 
-    Otherwise another process would take the successor for lost, too, until its own worker is written.
+    With it, other processes would consider the successor lost as well, until its own worker is set.
     """
 
     def __call__(self, study: Study, trial: FrozenTrial) -> None:
-        """Queue the successor of a trial, which is not changed."""
+        """Queue the successor of a trial. The trial is not changed."""
         trial = deepcopy(trial)
         trial.user_attrs.pop("worker", None)
         super().__call__(study, trial)
 
 
 def requeue_interrupted(study: Study) -> None:
-    """Queue a successor of what this process has just left, which Optuna has ended as failed."""
-    left = _left(study)
-    if left is not None:
-        Succession()(study, left)
+    """Queue a successor of the trial that this process has just interrupted, which Optuna has marked as failed."""
+    interrupted = _interrupted(study)
+    if interrupted is not None:
+        Succession()(study, interrupted)
 
 
 def was_taken(study: Study) -> bool:
-    """Whether the last trial of this process was ended by another."""
-    return _left(study) is not None
+    """Whether another process has ended the last trial of this process."""
+    return _interrupted(study) is not None
 
 
-def _left(study: Study) -> FrozenTrial | None:
-    """The last trial of this process, if it failed for no reason of its own."""
-    begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
-    own = [trial for trial in begun if trial.user_attrs.get("worker") == this_worker()]
-    is_left = own and own[-1].state == TrialState.FAIL and "reason" not in own[-1].user_attrs
-    return own[-1] if is_left else None
+def _interrupted(study: Study) -> FrozenTrial | None:
+    """The last trial of this process, if it is marked as failed without a reason."""
+    started = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+    own = [trial for trial in started if trial.user_attrs.get("worker") == this_worker()]
+    is_interrupted = own and own[-1].state == TrialState.FAIL and "reason" not in own[-1].user_attrs
+    return own[-1] if is_interrupted else None
 
 
 def this_worker() -> str:
-    """host:process."""
+    """This process, as `host:process`."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def is_dead(worker: str) -> bool:
-    """Of another machine nothing is known. This process itself runs no trial while it asks."""
+    """Whether a worker on this machine no longer runs its trial; False for workers on other machines.
+
+    This process itself counts as dead, because it must not run a trial while it calls this function.
+    """
     host, _, process = worker.rpartition(":")
     if host != socket.gethostname():
         return False
@@ -225,7 +235,7 @@ def is_dead(worker: str) -> bool:
 
 
 def row_of(trial: FrozenTrial) -> Row:
-    """The trial as a table shows it."""
+    """Convert a trial of Optuna to a row."""
     attrs = trial.user_attrs
     score = trial.value if trial.state == TrialState.COMPLETE else None
     if score is None and trial.intermediate_values:

@@ -1,4 +1,4 @@
-"""The folder of a study, and what is checked before its first trial."""
+"""The folder of a study, and the checks before its first trial."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,14 +18,20 @@ from diptych.tuning.standing import Standing
 from diptych.tuning.storage import opened_storage, sqlite_url
 from diptych.tuning.study import Row, quiet_optuna
 
-_ABOUT = "tune.yaml"
+_META = "tune.yaml"
 
 
 def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], say: Callable[[str], None]) -> Space:
-    """The space around a run, without what its data does not allow.
+    """Build the search space around a base config, without choices that are incompatible with the data.
+
+    Args:
+        base: the base config.
+        dimensions: the dimensions of the space.
+        say: called with a message for each choice that is removed.
 
     Raises:
-        ConfigError: the run cannot be, or the space names no setting, has an empty range, or no choice that would do.
+        ConfigError: the base config does not fit its data, a field does not exist or does not accept the values, or a dimension
+            has no compatible choice.
         DataError: the data cannot be read.
     """
     train_source, _ = open_data(base)
@@ -39,39 +45,39 @@ def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], say: Calla
 
 
 def create_study_folder(folder: Path, *, storage: str | None) -> None:
-    """A folder that says where its study is kept, without the password.
+    """Create the folder of a study, with a file that contains the address of its database without the password.
 
     Raises:
-        ConfigError: it cannot be made, or holds something else.
+        ConfigError: the folder cannot be created, or contains other files.
     """
-    if folder.is_dir() and any(folder.iterdir()) and _read_about(folder) is None:
+    if folder.is_dir() and any(folder.iterdir()) and _read_meta(folder) is None:
         raise ConfigError(f"{folder}: is not empty and holds no study; choose another folder with --out")
-    about = {"study": folder.name, "storage": None if storage is None else shown_address(storage)}
+    meta = {"study": folder.name, "storage": None if storage is None else shown_address(storage)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / _ABOUT, yaml.safe_dump(about))
+        write_text(folder / _META, yaml.safe_dump(meta))
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list[Row]]:
-    """What is tried in the folder's study, and how its trials stand.
+    """Read the search space and the trials of a study.
 
     Args:
-        folder: that of the study.
-        storage: instead of the address that the folder has, which lacks its password.
+        folder: the folder of the study.
+        storage: address of the database, which replaces the one in the folder; that one has no password.
 
     Raises:
-        ConfigError: the folder holds no study, or it cannot be reached.
+        ConfigError: the folder contains no study, the database cannot be reached, or no trial has started.
     """
-    if not (folder / _ABOUT).exists():
+    if not (folder / _META).exists():
         raise ConfigError(f"{folder}: holds no study")
-    about = _read_about(folder)
-    if about is None:
-        raise ConfigError(f"{folder / _ABOUT}: does not name a study and its storage")
-    with quiet_optuna(), opened_storage(storage or about["storage"] or sqlite_url(folder)) as place:
+    meta = _read_meta(folder)
+    if meta is None:
+        raise ConfigError(f"{folder / _META}: does not name a study and its storage")
+    with quiet_optuna(), opened_storage(storage or meta["storage"] or sqlite_url(folder)) as database:
         try:
-            study = optuna.load_study(study_name=about["study"], storage=place)
+            study = optuna.load_study(study_name=meta["study"], storage=database)
         except KeyError:
             raise ConfigError(f"{folder}: its study has not begun") from None
         setup = study.user_attrs.get("setup")
@@ -81,10 +87,10 @@ def read_study(folder: Path, *, storage: str | None = None) -> tuple[Space, list
         return Space(from_plain(TrainConfig, setup["run"]), tuple(dimensions)), Standing(study).refresh()
 
 
-def _read_about(folder: Path) -> dict[str, Any] | None:
-    """What a study's folder says of it; None where there is no such file, or another tool's of the same name."""
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    """The content of `tune.yaml` in a folder; None if there is no such file, or it belongs to another tool."""
     try:
-        about = read_yaml(folder / _ABOUT)
+        meta = read_yaml(folder / _META)
     except ConfigError:
         return None
-    return about if isinstance(about, dict) and {"study", "storage"} <= about.keys() else None
+    return meta if isinstance(meta, dict) and {"study", "storage"} <= meta.keys() else None

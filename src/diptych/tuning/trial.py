@@ -1,4 +1,4 @@
-"""One trial: a real training whose validations are told as it goes."""
+"""Runs one trial: a training run whose validation scores are reported to the study."""
 
 import gc
 import shutil
@@ -22,24 +22,24 @@ _MEMORY_WORDS = ("out of memory", "not enough memory", "can't allocate memory", 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended that ended well."""
+    """The result of a successful trial."""
 
     score: float
-    """Of the last validation; more is better."""
+    """Score of the last validation; higher is better."""
     retrieval: RetrievalReport
-    """On the whole validation split."""
+    """Retrieval on the whole validation split."""
     steps: int
     seconds: float
     micro_batch: int | None
-    """What it was halved to, because memory was not enough; None if it was not."""
+    """The smaller micro-batch that was used after running out of memory; None if memory was sufficient."""
 
 
 class TrialFailedError(Exception):
-    """It ended badly, for a reason of its own settings: the study goes on."""
+    """A trial failed because of its settings. The study continues."""
 
 
 class InterruptedTrialError(Exception):
-    """A signal ended it. It can be gone on with."""
+    """A signal interrupted a trial. It can be resumed."""
 
 
 def run_trial(
@@ -49,20 +49,20 @@ def run_trial(
     on_score: Callable[[int, float], None],
     observer: Observer | None = None,
 ) -> Outcome:
-    """Train, going on with what the folder holds.
+    """Train a config, or resume it if the folder contains a run with this config.
 
-    Out of memory, half the micro-batch is tried once.
+    If it runs out of memory, it starts again once, with half the micro-batch or less.
 
     Args:
-        config: the run.
-        folder: its run folder.
-        on_score: told the number of each validation from 1 and its score; what it raises ends the run.
-        observer: told what happens, too.
+        config: config of the run.
+        folder: the run folder.
+        on_score: called after each validation with its number, from 1, and its score. An exception that it raises ends the run.
+        observer: another observer of the run.
 
     Raises:
-        TrialFailedError: it diverged, or memory was not enough twice; the message says which.
-        InterruptedTrialError: a signal ended it.
-        SaveError: the disk did not take what it made.
+        TrialFailedError: the run diverged, or ran out of memory twice; the message says which.
+        InterruptedTrialError: a signal ended the run.
+        SaveError: the results could not be written.
     """
     try:
         return _train(config, folder, on_score, observer)
@@ -72,7 +72,7 @@ def run_trial(
     smaller = _smaller_micro_batch(config)
     free_memory()
     if smaller is None:
-        raise TrialFailedError("out of memory with one pair at once")
+        raise TrialFailedError("out of memory with micro_batch 1")
     try:
         outcome = _train(replace(config, micro_batch=smaller), folder, on_score, observer, afresh=True)
     except Exception as error:
@@ -90,17 +90,17 @@ def _train(
     *,
     afresh: bool = False,
 ) -> Outcome:
-    begun = None if afresh else _begun(config, folder)
+    resumed = None if afresh else _resumable(config, folder)
     listener = _Listener(config, folder, on_score)
     try:
         result = train(
-            begun or config,
+            resumed or config,
             folder,
-            overwrite=begun is None,
-            resume=begun is not None,
+            overwrite=resumed is None,
+            resume=resumed is not None,
             observers=[listener, *([] if observer is None else [observer])],
         )
-    except SaveError:  # No fault of the settings.
+    except SaveError:  # Not caused by the settings.
         raise
     except RunError as error:
         raise TrialFailedError(str(error)) from None
@@ -116,46 +116,46 @@ def _train(
     )
 
 
-def _begun(config: TrainConfig, folder: Path) -> TrainConfig | None:
-    """The run that the folder holds, if it is this one, its micro-batch halved or not."""
+def _resumable(config: TrainConfig, folder: Path) -> TrainConfig | None:
+    """The config of the run in the folder, if it equals `config` except for the micro-batch; otherwise None."""
     if not (folder / CONFIG).is_file():
         return None
-    held = read_run_config(folder / CONFIG)
-    return held if replace(held, micro_batch=config.micro_batch) == config else None
+    saved = read_run_config(folder / CONFIG)
+    return saved if replace(saved, micro_batch=config.micro_batch) == config else None
 
 
 class _Listener:
-    """Tells the score of each validation. The untrained model's is none of the run's."""
+    """Observer that reports the score of each validation, except that of the untrained model."""
 
     def __init__(self, config: TrainConfig, folder: Path, on_score: Callable[[int, float], None]) -> None:
         self._config, self._log, self._on_score = config, folder / "events.jsonl", on_score
         self.score = float("nan")
 
     def on_step(self, report: StepReport) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def on_validation(self, step: int, validation: Validation) -> None:
-        """The log, which was told before and outlives a kill, knows how many there were."""
+        """Report the score, with the number of validations in the event log, which also counts those before a resumption."""
         self.score = validation.score(self._config.validation.metric)
         if step > 0:
             steps = {event["step"] for _, event in read_events(self._log).lines if "val_loss" in event}
             self._on_score(len(steps - {0}), self.score)
 
     def on_message(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def drop_weights(folder: Path, *, keep_bundle: bool) -> None:
-    """Remove a finished trial's checkpoints, and its bundle unless it is wanted; figures and curves stay."""
+    """Remove the checkpoints of a finished trial, and its bundle unless `keep_bundle`. Events and curves are kept."""
     for name in ("checkpoints", "bundle-best", *(() if keep_bundle else ("bundle",))):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def free_memory() -> None:
-    """What the last trial held."""
+    """Release the memory of the last trial."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -168,6 +168,6 @@ def _is_memory(error: Exception) -> bool:
 
 
 def _smaller_micro_batch(config: TrainConfig) -> int | None:
-    """The largest divisor of the batch that is at most half of what went through at once."""
+    """The largest divisor of the batch size that is at most half of the current micro-batch; None if that is 1."""
     at_once = config.micro_batch or config.batch_size
     return next((part for part in range(at_once // 2, 0, -1) if config.batch_size % part == 0), None)

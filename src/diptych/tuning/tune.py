@@ -1,7 +1,7 @@
-"""Tuning from a space to its results: what one worker does. Read this file from top to bottom.
+"""The tuning loop of one worker. Read this file from top to bottom.
 
-Any number of workers may share a study. Each takes what is next: a trial that another lost, a new one, or, when all are over,
-the best settings with another seed.
+Any number of workers can share a study. Each takes the next trial: one that another worker lost, a new one, or, after all
+trials are over, the best settings with another seed.
 """
 
 import time
@@ -51,49 +51,50 @@ PrunerName: TypeAlias = Literal["hyperband", "median", "none"]
 _LONGEST_WAIT_S = 5.0
 _LOCK, _LOCK_WAIT_S = ".lost-trials.lock", 60.0
 _MAX_FAILURES = 3
-"""So many failures before any trial ends well are not the settings' fault."""
+"""Number of failed trials before the first success after which tuning stops: the settings are not the likely cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions:
-    """How a space is searched."""
+    """Settings of the search."""
 
     trials: int = 10
-    """Settings to try, the recipe's own among them."""
+    """Number of trials with different settings, including the recipe's own."""
     sampler: SamplerName = "tpe"
     pruner: PrunerName = "hyperband"
     repeats: int = 2
-    """Seeds with which the best settings are trained again."""
+    """Number of additional seeds with which the best settings are trained."""
     storage: str | None = None
     """Address of the database; None for SQLite in the folder."""
     heartbeat_s: int = 30
+    """Seconds between two heartbeats of a running trial. A trial that misses three is queued again."""
 
 
 @runtime_checkable
 class TuningObserver(Observer, Protocol):
-    """Is told what each training does, and how the trials stand."""
+    """Observer of the training runs that is also called with the state of all trials."""
 
     def on_rows(self, found: list[Row]) -> None:
-        """After a trial began or ended."""
+        """Called with all trials after a trial has started or ended."""
 
 
 def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningObserver) -> list[Row]:
-    """Work on the study that is called as the folder until all its trials are over, waiting for those of other workers.
+    """Run trials until all trials of the study are over, including those of other workers. The study is named after the folder.
 
     Args:
-        space: what is tried, and around which run.
-        folder: gets the trials' run folders; with `options.storage` it may be another on each machine.
-        options: how.
-        observer: told what happens.
+        space: the search space.
+        folder: folder for the run folders of the trials. With `options.storage`, it may be a different one on each machine.
+        options: settings of the search.
+        observer: called with the progress of the trials.
 
     Returns:
-        The trials.
+        All trials.
 
     Raises:
-        ConfigError: the study cannot be reached, is damaged or gone, or was made with other settings.
-        InterruptedTrialError: a signal came; the same call goes on.
-        RunError: the first trials all failed.
-        SaveError: the folder or the study's database cannot be written any more; the same call goes on.
+        ConfigError: the database of the study cannot be reached, is damaged or missing, or the study has other settings.
+        InterruptedTrialError: a signal arrived; the same call resumes the study.
+        RunError: the first three trials failed.
+        SaveError: the folder or the database cannot be written any more; the same call resumes the study.
     """
     url = options.storage or sqlite_url(folder)
     with quiet_optuna(), _writable(folder), opened_storage(url, heartbeat_s=options.heartbeat_s) as storage:
@@ -110,20 +111,20 @@ def tune(space: Space, folder: Path, *, options: TuneOptions, observer: TuningOb
 
 @contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Errors of the disk as one line."""
+    """Context manager that converts an OSError to a SaveError with a short message."""
     try:
         yield
-    except BrokenPipeError:  # Whoever reads the output has gone.
+    except BrokenPipeError:  # The reader of the output has exited.
         raise
     except OSError as error:
         raise SaveError(
-            f"{error.filename or folder}: cannot be written or read ({error.strerror or error}); mend it, or make room on the "
-            "disk, then the same command continues"
+            f"{error.filename or folder}: cannot be written or read ({error.strerror or error}); repair it, or make room on "
+            "the disk, then the same command continues"
         ) from None
 
 
 def _check_not_lost(storage: RDBStorage, folder: Path, *, where: str) -> None:
-    """Refuse to begin a study anew in the folder of another whose database has been lost."""
+    """Check that the folder does not contain trials of a study whose database was lost."""
     if folder.name in optuna.study.get_all_study_names(storage):
         return
     num_runs = sum(path.is_dir() for path in (folder / "trials").glob("trial-*"))
@@ -135,7 +136,7 @@ def _check_not_lost(storage: RDBStorage, folder: Path, *, where: str) -> None:
 
 
 class _Worker:
-    """One process that trains trial after trial."""
+    """A process that runs one trial after another."""
 
     def __init__(
         self, study: Study, space: Space, folder: Path, options: TuneOptions, observer: TuningObserver
@@ -146,14 +147,14 @@ class _Worker:
         self._with_bundle: Row | None = None
 
     def show(self) -> list[Row]:
-        """Tell the observer how the trials stand."""
+        """Call the observer with the current state of all trials, and return it."""
         found = self._standing.refresh()
         self.observer.on_rows(found)
         return found
 
     def has_work(self) -> bool:
-        """Whether there is a trial to begin. The best settings are queued with other seeds once all trials are over."""
-        with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):  # Two who see a lost trial would both queue it.
+        """Whether there is a trial to start. After all trials are over, the best settings are queued with other seeds."""
+        with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):  # Otherwise two workers might queue a trial twice.
             self._standing.requeue_dead_trials()
         found, best = self._standing.refresh(), self._standing.best
         if self._standing.has_waiting or self._standing.num_candidates < self.options.trials:
@@ -174,14 +175,14 @@ class _Worker:
         return self._standing.is_over
 
     def wait(self) -> None:
-        """Give other workers time; what one of them has lost will be taken up."""
+        """Wait for other workers, and queue again the trials that they have lost."""
         time.sleep(self._pause_s)
         with file_lock(self.folder / _LOCK, wait_s=_LOCK_WAIT_S):
             optuna.storages.fail_stale_trials(self.study)
         self.show()
 
     def do_next(self) -> None:
-        """Begin a trial and see it to its end."""
+        """Run the next trial until it ends."""
         self.study.sampler, self.study.pruner = self._sampler(), self._pruner()
         try:
             self.study.optimize(self._objective, n_trials=1, catch=(TrialFailedError,))
@@ -191,7 +192,7 @@ class _Worker:
         except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             if not was_taken(self.study):
                 raise
-            return  # It was silent for so long, asleep maybe, that another worker has it.
+            return  # It missed so many heartbeats that another worker has taken the trial.
         free_memory()
         found = self.show()
         self._drop_weights()
@@ -200,7 +201,7 @@ class _Worker:
             raise RunError(f"the first {len(failed)} trials failed, the last one: {failed[-1].reason}")
 
     def _drop_weights(self) -> None:
-        """Remove the weights of the trials that ended, and the bundle that is no longer that of the best."""
+        """Remove the weights of trials that have ended, except the bundle of the best trial."""
         best, ended = self._standing.best, self._standing.pop_ended()
         if self._with_bundle is not None and self._with_bundle is not best:
             ended.append(self._with_bundle)
@@ -229,12 +230,12 @@ class _Worker:
         try:
             config = self._config(values, attributes)
             outcome = self._run(config, self._run_folder(number), on_score)
-        except (TrialFailedError, ConfigError) as error:  # Settings that do not go together, or diverge.
+        except (TrialFailedError, ConfigError) as error:  # The settings are incompatible, or training diverged.
             trial.set_user_attr("reason", str(error).removeprefix("config: "))
             raise TrialFailedError(str(error)) from None
         except (optuna.TrialPruned, InterruptedTrialError, DiptychError, *STORAGE_ERRORS):
             raise
-        except OSError as error:  # Of the disk, not of the settings: another trial would fare no better.
+        except OSError as error:  # Not caused by the settings, so other trials would fail as well.
             with _writable(self._run_folder(number)):
                 raise error from None
         except Exception as error:
@@ -244,10 +245,10 @@ class _Worker:
         return outcome.score
 
     def _run(self, config: TrainConfig, folder: Path, on_score: Callable[[int, float], None]) -> Outcome:
-        """Train in a folder as soon as it is free.
+        """Run a trial in a folder as soon as no other worker writes to it.
 
-        A worker that missed its heartbeats, because its machine was busy or asleep, still writes there. It stops when it
-        next reports a score, since the trial is no longer its own.
+        A worker that missed its heartbeats, because its machine was busy or suspended, may still write to the folder. It stops
+        when it next reports a score, because another worker has taken the trial.
         """
         is_first = True
         while True:
@@ -264,7 +265,7 @@ class _Worker:
         return min(self.options.heartbeat_s, _LONGEST_WAIT_S)
 
     def _config(self, values: dict[str, Value], attributes: dict[str, Any]) -> TrainConfig:
-        """The recipe's own settings may lie outside of the space."""
+        """The config of a trial. The recipe's own settings may lie outside of the space."""
         config = self.space.base if "recipe" in attributes else self.space.settings(values)
         return replace(config, seed=attributes.get("seed", config.seed))
 
@@ -272,7 +273,7 @@ class _Worker:
         return self.folder / "trials" / f"trial-{number:04d}"
 
     def _sampler(self) -> BaseSampler:
-        """A new one for each trial, seeded by how many there were, so that a study that is gone on with goes on as it would."""
+        """A new sampler for each trial, seeded by the number of trials, so that a resumed study continues in the same way."""
         self._standing.refresh()
         others = this_worker() if self._standing.has_running else ""
         seed = stable_hash(self.space.base.seed, "tune", self._standing.num_starts, others) % 2**32
@@ -283,13 +284,13 @@ class _Worker:
                 return RandomSampler(seed=seed)
             case "gp":
                 return GPSampler(seed=seed)
-            case "qmc":  # One sequence that all share.
+            case "qmc":  # All workers share one sequence.
                 return QMCSampler(seed=self.space.base.seed, warn_asynchronous_seeding=False)
             case _:
                 assert_never(self.options.sampler)
 
     def _pruner(self) -> BasePruner:
-        """Resources are validations."""
+        """The pruner. Its resource is the number of validations."""
         validation = self.space.base.validation
         match self.options.pruner:
             case "hyperband":

@@ -1,4 +1,4 @@
-"""What tuning found, and how sure that is, in figures and words."""
+"""The conclusion from a study: the best settings, compared with the recipe's own, and the variation over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,36 +17,36 @@ METRIC_NAMES: dict[Metric, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The best settings beside the recipe's own. Scores: more is better."""
+    """The best trial, compared with the recipe's own settings. Higher scores are better."""
 
     best: Row
     recipe: float | None
-    """The recipe's own score; None if that trial failed."""
+    """Score of the recipe's own settings; None if that trial failed."""
     seeds: dict[int, float]
-    """The best settings' score by seed, the trial's own among them."""
+    """Score of the best settings by seed, including that of the best trial."""
 
     @property
     def spread(self) -> float:
-        """Between the best and the worst seed."""
+        """Difference between the best and the worst seed."""
         return max(self.seeds.values()) - min(self.seeds.values())
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean score over the seeds."""
         return mean(self.seeds.values())
 
     @property
     def gap(self) -> float | None:
-        """Of the mean over seeds to the recipe's own score."""
+        """Mean over the seeds minus the score of the recipe's own settings; None if that trial failed."""
         return None if self.recipe is None else self.mean - self.recipe
 
 
 def verdict(found: Sequence[Row], *, seed: int) -> Verdict | None:
-    """What follows from the trials; None as long as none is done.
+    """Compare the best settings with the recipe's own; None if no trial is done.
 
     Args:
         found: the trials.
-        seed: of those that are no repeats.
+        seed: seed of all trials that are not repeats.
     """
     best = best_of(list(found))
     if best is None or best.score is None:
@@ -61,7 +61,7 @@ def verdict(found: Sequence[Row], *, seed: int) -> Verdict | None:
 
 
 def shown_score(score: float | None, metric: Metric) -> str:
-    """A score as people read it.
+    """Format a score in the unit of its metric; an empty string for None.
 
     >>> shown_score(0.1234, "map"), shown_score(-2.5, "loss")
     ('12.34 %', '2.500')
@@ -72,11 +72,11 @@ def shown_score(score: float | None, metric: Metric) -> str:
 
 
 def sentences(found: Verdict, metric: Metric) -> list[str]:
-    """The verdict for people, line by line."""
+    """The verdict as text, one line per item."""
     name = METRIC_NAMES[metric]
     lines = [f"Best: trial {found.best.number}, {name} {shown_score(found.best.score, metric)}"]
     if found.best.is_recipe:
-        lines[0] += ", which has the recipe's own settings: nothing that was tried beat them"
+        lines[0] += ", which has the recipe's own settings: no other trial was better"
     elif found.recipe is not None:
         lines[0] += f"; the recipe's own settings: {shown_score(found.recipe, metric)}"
     if len(found.seeds) > 1:
@@ -94,7 +94,7 @@ def _how_sure(found: Verdict, metric: Metric) -> str:
     gap = f"The mean is {_points(abs(found.gap), metric)} {'better' if found.gap > 0 else 'worse'} than the recipe's own run"
     if found.gap > found.spread:
         return f"{gap}, more than the seeds differ"
-    return f"{gap}, less than the seeds differ: not sure to be better"
+    return f"{gap}, less than the seeds differ: not a reliable difference"
 
 
 def _points(difference: float, metric: Metric) -> str:
