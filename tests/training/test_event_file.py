@@ -127,7 +127,7 @@ def test_a_full_disk_costs_the_log_and_closes_all_of_it(
     if full == "board":
         monkeypatch.setattr(SummaryWriter, "close", fail)
     Observers([log, listener]).notify(lambda observer: observer.close())
-    assert listener.messages == ["EventLog cannot write any more (No space left on device); the run goes on without"]
+    assert listener.messages == ["EventLog cannot write any more (No space left on device); the run goes on without it"]
     assert log._file.closed
     assert full == "curves" or drawn == [1]
     assert full == "board" or board.file_writer is None  # As TensorBoard leaves a writer that is closed.

@@ -118,7 +118,7 @@ def test_an_observer_that_cannot_write_is_dropped_and_the_others_are_told() -> N
     observers.say("first")
     observers.say("second")
     assert listener.messages == [
-        "Full cannot write any more (No space left on device); the run goes on without",
+        "Full cannot write any more (No space left on device); the run goes on without it",
         "first",
         "second",
     ]
@@ -163,7 +163,7 @@ def test_the_check_says_when_nothing_can_be_learned(
     monkeypatch.setattr("diptych.training.overfit._MAX_STEPS", 20)
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--check", "--out", str(tmp_path / "run")]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "-> all pictures of a batch have one embedding" in said
+    assert "-> all images of a batch have the same embedding" in said
     assert not (tmp_path / "run").exists()
 
 
