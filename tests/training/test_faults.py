@@ -270,7 +270,7 @@ def test_the_way_out_of_too_few_samples_is_one(
 
 
 def test_one_sample_of_many_is_too_few(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is 1 of .* samples to train on; .*: set a larger --max-samples"):
+    with pytest.raises(ConfigError, match=r"only 1 of .* samples is for training; .*: set a larger --max-samples"):
         train(override(tiny_run, {"data.max_samples": "1"}), tmp_path / "run")
     draw_photos(tmp_path / "set", [f"{i}.png" for i in range(4)])
     for one, says in (

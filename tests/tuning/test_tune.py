@@ -212,9 +212,9 @@ def test_folders_and_storages_that_will_not_do(tmp_path: Path) -> None:
         ("postgresql://127.0.0.1:1/tune?user=ann&password=secret", r"&password=\.\.\. cannot be reached"),
         ("postgresql://127.0.0.1:1/tune?password=a'secret&user=ann", r"password=\.\.\.&user=ann cannot be reached"),
         ("postgresql://ann:a@secret@127.0.0.1:1/tune", "write @ in the password as %40"),
-        ("mysql://ann:secret@host/db", "is not known"),
-        ("host=127.0.0.1 password=secret", "the storage is not known"),
-        ("nonsense", "is not known"),
+        ("mysql://ann:secret@host/db", "is unknown"),
+        ("host=127.0.0.1 password=secret", "the storage is unknown"),
+        ("nonsense", "is unknown"),
     ):
         with pytest.raises(ConfigError, match=says) as caught:
             tune(SPACE, tmp_path, options=TuneOptions(storage=storage), observer=Silent())
