@@ -248,7 +248,7 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
     """Check that there are at least two samples for training and for validation: one sample has no negatives."""
     num = len(splits.source)
     if num < 2:
-        raise ConfigError(f"{data.source}: has {num} sample; a run needs 2 or more")
+        raise ConfigError(f"{data.source}: holds {num} sample; a run needs 2 or more")
     sizes = {**splits.sizes(), "all": num}
     num_train, num_val = (sizes.get(name, 0) for name in (data.train_split, data.val_split))
     if min(num_train, data.max_samples or num_train) == 1:
