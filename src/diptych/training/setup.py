@@ -339,7 +339,7 @@ class Assembly:
             copy_model(self.model, eval_model)
 
 
-def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks = ALONE) -> Assembly:
+def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Ranks) -> Assembly:
     """Prepare a model for training: freeze, compile and replicate it, load its teacher, and build its optimizers.
 
     Args:
