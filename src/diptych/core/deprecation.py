@@ -3,7 +3,11 @@
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+_Params = ParamSpec("_Params")
+_Result = TypeVar("_Result")
 
 
 def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -47,6 +51,31 @@ class RenamedAttribute:
             return self
         _warn(self.old, self.new)
         return getattr(instance, self.new)
+
+
+def renamed_parameter(old: str, new: str) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:
+    """A decorator for functions that also accept a keyword argument by its old name, with a DeprecationWarning.
+
+    >>> @renamed_parameter("colour", "color")
+    ... def paint(*, color: str) -> str:
+    ...     return color
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     paint(colour="red")
+    'red'
+    """
+
+    def decorate(function: Callable[_Params, _Result]) -> Callable[_Params, _Result]:
+        @wraps(function)
+        def wrapped(*args: _Params.args, **kwargs: _Params.kwargs) -> _Result:
+            if old in kwargs:
+                message = f"the argument {old} of {function.__qualname__} is deprecated; use {new}"
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    return decorate
 
 
 def _warn(old: str, new: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.lists import chunks
 from diptych.core.program import command
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
@@ -241,5 +241,4 @@ def _continued(
     return rows, scores
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, {"About": "AnnInfo", "Kind": "AnnKind"})
+__getattr__ = renamed_names(__name__, {"About": "AnnInfo", "Kind": "AnnKind"})

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.index.filters import NUMBERS, Comparison, Filter, Joined, Not
 
 

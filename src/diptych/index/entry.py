@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,5 +86,4 @@ class SearchHit:
     """Cosine of its vector and the query, within [-1, 1]."""
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, {"Found": "SearchHit", "Stamp": "FileStat"})
+__getattr__ = renamed_names(__name__, {"Found": "SearchHit", "Stamp": "FileStat"})

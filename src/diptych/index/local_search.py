@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import DiptychWarning
 from diptych.index.approximate import DEPTH, Approximate, FileId
 from diptych.index.connection import Connection

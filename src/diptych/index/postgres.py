@@ -8,7 +8,7 @@ import psycopg
 from jaxtyping import Float32
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.core.lists import check_list
 from diptych.index import postgres_hnsw

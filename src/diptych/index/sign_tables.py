@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from numpy import ndarray
 
 from diptych.core.components import Components, bucket_blocks
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.lists import chunks
 from diptych.index.unit_vectors import UnitVectors
 

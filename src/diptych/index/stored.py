@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import BusyError, IndexingError
 from diptych.index.dialects import Condition
 from diptych.index.entry import Entry, FileStat, common_folder, merged_left_out

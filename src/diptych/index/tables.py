@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Int64
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
@@ -200,5 +200,4 @@ def to_entry(row: Sequence[Any]) -> Entry:
     )
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, {"forget": "delete_keys"})
+__getattr__ = renamed_names(__name__, {"forget": "delete_keys"})

@@ -9,13 +9,13 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int64
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.files import atomic_write
 from diptych.index.checksums import Block, block_ranges, hash_block, missing_rows, named_rows
 from diptych.index.exact import Codes, Vectors, encode
@@ -289,5 +289,4 @@ def _write(path: Path, offset: int, array: ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, {"Kind": "VectorDtype"})
+__getattr__ = renamed_names(__name__, {"Kind": "VectorDtype"})

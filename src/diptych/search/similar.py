@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import ConfigError, IndexingError
 from diptych.index.entry import SearchHit
 from diptych.index.filters import Filter

@@ -4,11 +4,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.device import choose_device
 from diptych.core.distributed import ALONE, all_ranks
 from diptych.core.errors import ConfigError, DataError
@@ -30,8 +29,7 @@ _MAX_STEPS, _MAX_S = 400, 120.0
 _LR, _WARMUP_STEPS = 5e-4, 10
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, {"self_check": "overfit_one_batch"})
+__getattr__ = renamed_names(__name__, {"self_check": "overfit_one_batch"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,11 @@
 """Frozen towers: weights that training does not change (LiT, Zhai et al. 2022)."""
 
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import nn
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
@@ -17,8 +17,7 @@ _OLD_NAMES = {"apply_lock": "apply_freeze", "check_lock": "check_freeze"}
 Locked: TypeAlias = int | Literal["all"] | None
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, _OLD_NAMES)
+__getattr__ = renamed_names(__name__, _OLD_NAMES)
 
 
 @settings

@@ -2,11 +2,10 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from diptych.core.deprecated import renamed_attribute
+from diptych.core.deprecation import renamed_names
 from diptych.core.distributed import Ranks
 from diptych.core.program import command
 from diptych.data.sources.protocol import Source
@@ -18,8 +17,7 @@ _MAX_ODDITIES = 3
 _OLD_NAMES = {"what_it_does": "describe_run", "where_it_starts": "describe_start"}
 
 
-def __getattr__(name: str) -> Any:
-    return renamed_attribute(__name__, name, _OLD_NAMES)
+__getattr__ = renamed_names(__name__, _OLD_NAMES)
 
 
 def describe_run(

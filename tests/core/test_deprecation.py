@@ -2,7 +2,7 @@
 
 import pytest
 
-from diptych.core.deprecated import renamed_parameter
+from diptych.core.deprecation import renamed_parameter
 from diptych.index import approximate, entry, tables, vector_file
 
 
@@ -18,7 +18,7 @@ from diptych.index import approximate, entry, tables, vector_file
     ],
 )
 def test_an_old_name_of_a_module_is_an_alias(module: object, old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"{old} is now named {new}"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is deprecated; use {new}"):
         value = getattr(module, old)
     assert value is getattr(module, new)
     with pytest.raises(AttributeError, match="'Nothing'"):
@@ -31,5 +31,5 @@ def test_an_old_keyword_argument_is_passed_by_its_new_name() -> None:
         return selected
 
     assert search(selected=3) == 3
-    with pytest.warns(DeprecationWarning, match="chosen of .*search is now named selected"):
+    with pytest.warns(DeprecationWarning, match="chosen of .*search is deprecated; use selected"):
         assert search(chosen=4) == 4  # type: ignore[call-arg]
