@@ -1,6 +1,5 @@
 """Validation during training: loss, accuracies, retrieval and zero-shot accuracy on held-out samples."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, assert_never
@@ -11,6 +10,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from PIL import Image
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator
 from diptych.core.sample import ImageInput
@@ -129,10 +129,7 @@ class Validation:
             **({} if self.zero_shot is None else {"val_zero_shot": self.zero_shot}),
         }
 
-    def figures(self) -> dict[str, float]:
-        """Deprecated: use `metrics`."""
-        warnings.warn("Validation.figures is now named metrics", DeprecationWarning, stacklevel=2)
-        return self.metrics()
+    figures = RenamedAttribute("metrics")
 
 
 def validate(

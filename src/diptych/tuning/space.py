@@ -1,12 +1,12 @@
 """The search space of tuning: its dimensions, the config fields that they set, and their values."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override, to_plain
 from diptych.training.config import TrainConfig
@@ -58,10 +58,7 @@ class Dimension:
             return any(value == choice and isinstance(value, type(choice)) for choice in self.choices)
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
 
-    def holds(self, value: Any) -> bool:
-        """Deprecated: use `contains`."""
-        warnings.warn("Dimension.holds is now named contains", DeprecationWarning, stacklevel=2)
-        return self.contains(value)
+    holds = RenamedAttribute("contains")
 
     @property
     def ends(self) -> tuple[Value, Value]:

@@ -1,11 +1,10 @@
 """Frozen towers: weights that training does not change (LiT, Zhai et al. 2022)."""
 
-import warnings
 from typing import Literal, TypeAlias
 
 from torch import nn
 
-from diptych.core.deprecation import renamed_names
+from diptych.core.deprecation import RenamedAttribute, renamed_names
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.models.clip import CLIP
@@ -53,10 +52,7 @@ class LockConfig:
             return False
         return locked == "all" or location.depth <= locked
 
-    def holds(self, location: LayerLocation | None) -> bool:
-        """Deprecated: use `covers`."""
-        warnings.warn("LockConfig.holds is now named covers", DeprecationWarning, stacklevel=2)
-        return self.covers(location)
+    holds = RenamedAttribute("covers")
 
 
 def apply_freeze(model: CLIP, lock: LockConfig) -> None:

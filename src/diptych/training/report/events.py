@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from diptych.core.address import redacted
+from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import DiptychWarning
 from diptych.training.report.event_file import forget_after, read_events
 from diptych.training.step import StepResult
@@ -80,10 +81,7 @@ class Observers:
                 reason = error.strerror or error
                 self.say(f"{type(observer).__name__} cannot write any more ({reason}); the run goes on without it")
 
-    def tell(self, what: Callable[[Observer], None]) -> None:
-        """Deprecated: use `notify`."""
-        warnings.warn("Observers.tell is now named notify", DeprecationWarning, stacklevel=2)
-        self.notify(what)
+    tell = RenamedAttribute("notify")
 
     def say(self, text: str) -> None:
         """Send a message to each observer, without the secrets of the addresses in it."""
