@@ -157,3 +157,41 @@ def test_the_readmes_tree_is_the_disks() -> None:
     assert len(trees) <= 1
     for tree in trees:
         assert set(tree) - {"diptych", "src"} == rooms
+
+
+RETIRED = (
+    *("asks", "asking", "heard", "heard_by_one", "Watcher", "Asking", "shared_beginnings", "worth_sharing"),
+    *(
+        "_without_some",
+        "_filled_up",
+        "can_share",
+        "place_of",
+        "mark_rows",
+        "group_marked",
+        "StepOrder",
+        "_despite_deaths",
+    ),
+    *("let_go", "pages_of", "Keeper", "Watch", "Circumstances", "Pace", "Glimpse", "glimpse", "same_run", "_rooms"),
+    *("_without_a_word", "settle", "by heart", "loose", "hold_back", "to_next", "from_first", "gather_few"),
+    *("strangers", "told", "beside", "_recoloured", "FourUses", "_one_and_all", "_alone", "Stamp", "About", "Ranked"),
+    *(
+        "take_over",
+        "leave_to_successor",
+        "_warn_of_guests",
+        "show_anything",
+        "self_check",
+        "what_it_does",
+        "SideBySide",
+    ),
+)
+"""Names and words of earlier versions, for which the field has terms. An alias for one release may name them."""
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "docs" / "api").glob("*.md"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_retired_words_stay_retired(path: Path) -> None:
+    words = re.compile(rf"(?<!\w)({'|'.join(RETIRED)})(?!\w)")
+    is_alias = re.compile(r"[Rr]enamed|_OLD_NAMES|[Dd]eprecat|^    \"\w+\": \"\w+\",$")
+    lines = [line for line in path.read_text("utf-8").splitlines() if not is_alias.search(line)]
+    assert [line for line in lines if words.search(line)] == []
