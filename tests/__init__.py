@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import is_dataclass
 from functools import partial, wraps
 from inspect import isfunction
+from random import getstate, setstate
 from typing import Any
 
 import jaxtyping
@@ -52,7 +53,11 @@ def _check_first_calls(function: Any = None, *, typechecker: Callable[[Any], Any
         if num_calls > NUM_CHECKED:
             return function(*args, **kwargs)
         if checked is None:  # Most functions are never called by most workers.
+            state = (
+                getstate()
+            )  # Hypothesis forbids random numbers that it did not draw, and code generation draws some.
             checked = _check_all_calls(function, typechecker=typechecker)
+            setstate(state)
         return checked(*args, **kwargs)
 
     return call

@@ -186,7 +186,7 @@ def test_a_longer_tail_is_searched_and_reported(
         queries = clip.encode_images([entry.key for entry in index.entries()])
         assert [hits[0].entry.digest for hits in index.search(queries, top=1)] == [e.digest for e in index.entries()]
     assert main(["index", "remove", place, str(photos)]) == 0
-    assert f"without sign bits: diptych index build {place} --approximate" in capsys.readouterr().out
+    assert f"without sign bits. Build them again: diptych index build {place} --approximate" in capsys.readouterr().out
     assert main(["index", "build", place, "--ann", "signs"]) == 2  # The option of earlier versions.
     assert main(["index", "build", place]) == 0
     capsys.readouterr()

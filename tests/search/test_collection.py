@@ -262,7 +262,7 @@ def test_queries(text: str, terms: list[tuple[str, str, float]]) -> None:
 
 @pytest.mark.parametrize("text", ["", "  ", '""', '"open', 'a + ""', 'a "b'])
 def test_queries_that_say_nothing(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"empty|cannot be read"):
+    with pytest.raises(ConfigError, match=r"empty|cannot be parsed"):
         parse_query(text)
 
 

@@ -296,8 +296,8 @@ def test_one_sample_of_many_is_too_few(tiny_run: TrainConfig, tmp_path: Path) ->
         ("coco:captions_x.json", b'{"images": [], "annotations": []}', "holds no rows"),
         ("flickr30k:results.csv", b"image| number| caption\n", "holds no captions"),
         ("class-folder:", None, "holds no class folders with pictures"),
-        ("cc3m:", None, "holds no tars"),
-        ("hf:", None, "holds no set"),
+        ("cc3m:", None, "contains neither tars"),
+        ("hf:", None, "contains no dataset"),
         ("packed:", None, "holds no pack.json"),
     ],
 )

@@ -96,7 +96,7 @@ def _read(path: Path, name: str, activation: Activation | None, preset: str | No
         source = source_stamp([path], activation, preset)
         return _imported(model, name, "weights in OpenAI's naming", assumed=assumed, source=source)
     if preset is not None:
-        raise ConfigError(f"{name}: contains its own config; --preset is only for files of weights")
+        raise ConfigError(f"{name}: --preset is only for files of weights; a model folder contains its config")
     match _kind(path):
         case "open-clip":
             return _imported(open_clip.read_open_clip(path), name, "open_clip folder", source=_folder_stamp(path))

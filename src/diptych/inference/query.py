@@ -84,6 +84,8 @@ def parse_query(text: str) -> Query:
     Term(kind='text', value='snow', weight=0.5)
     """
     rest = text.strip()
+    if not rest:
+        raise ConfigError("the query is empty")
     lead = re.match(r"-\s+", rest)
     sign, position, terms = (-1.0, lead.end(), []) if lead else (1.0, 0, list[Term]())
     while True:
