@@ -52,13 +52,16 @@ def _check_first_calls(function: Any = None, *, typechecker: Callable[[Any], Any
         num_calls += 1
         if num_calls > NUM_CHECKED:
             return function(*args, **kwargs)
+        state = getstate() if function.__name__ == "__init__" else None
         if checked is None:  # Most functions are never called by most workers.
-            state = (
-                getstate()
-            )  # Hypothesis forbids random numbers that it did not draw, and code generation draws some.
             checked = _check_all_calls(function, typechecker=typechecker)
-            setstate(state)
-        return checked(*args, **kwargs)
+        try:
+            return checked(*args, **kwargs)
+        finally:
+            if (
+                state is not None
+            ):  # Strategies of Hypothesis create objects, and must not draw random numbers as checks do.
+                setstate(state)
 
     return call
 
