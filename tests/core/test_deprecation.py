@@ -3,7 +3,7 @@
 import pytest
 
 from diptych.core.deprecation import renamed_parameter
-from diptych.index import approximate, entry, tables, vector_file
+from diptych.index import approximate, entry, vector_file
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,6 @@ from diptych.index import approximate, entry, tables, vector_file
         (approximate, "About", "AnnInfo"),
         (approximate, "Kind", "AnnKind"),
         (vector_file, "Kind", "VectorDtype"),
-        (tables, "forget", "delete_keys"),
     ],
 )
 def test_an_old_name_of_a_module_is_an_alias(module: object, old: str, new: str) -> None:

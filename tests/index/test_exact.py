@@ -27,6 +27,20 @@ def _small() -> Any:
         yield
 
 
+@pytest.fixture
+def num_scored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of pairs in each call of `scores_of`."""
+    nums: list[int] = []
+    score = exact.scores_of
+
+    def counting(*given: Any) -> Any:
+        nums.append(len(given[3]))
+        return score(*given)
+
+    monkeypatch.setattr(exact, "scores_of", counting)
+    return nums
+
+
 def by_hand(vectors: NDArray[Any], queries: NDArray[np.float32], top: int) -> NDArray[np.float64]:
     products = queries.astype(np.float64) @ vectors.astype(np.float64).T
     found: NDArray[np.float64] = -np.sort(-products, axis=1)[:, :top]
@@ -81,21 +95,13 @@ def test_nothing_among_nothing() -> None:
     assert nearest(unit(np.ones((5, 16))), empty, top=3)[0].shape == (0, 3)
 
 
-def test_few_are_left_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_are_left_to_compare(monkeypatch: pytest.MonkeyPatch, num_scored: list[int]) -> None:
     """Of twenty thousand, codes leave less than a hundredth."""
     monkeypatch.setattr(exact, "_TILE", 2**14)
     rng = np.random.default_rng(3)
     vectors, queries = unit(rng.standard_normal((20_000, 256))), unit(rng.standard_normal((4, 256)))
-    compared: list[int] = []
-    whole = exact.scores_of
-
-    def counting(*given: Any) -> Any:
-        compared.append(len(given[3]))
-        return whole(*given)
-
-    monkeypatch.setattr(exact, "scores_of", counting)
     nearest(vectors, queries, top=10, codes=encode(vectors))
-    assert 40 <= compared[0] < 4 * 200
+    assert 40 <= num_scored[0] < 4 * 200
 
 
 @pytest.mark.parametrize("coded", [False, True])
@@ -119,44 +125,30 @@ def test_a_score_does_not_depend_on_the_request(coded: bool, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("coded", [False, True])
-def test_thousands_of_equal_vectors_are_cut_by_row(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_equal_vectors_are_cut_by_row(
+    coded: bool, monkeypatch: pytest.MonkeyPatch, num_scored: list[int]
+) -> None:
     """Candidates are scored in parts, so that memory does not grow with their number; the order is total all the same."""
     monkeypatch.setattr(exact, "_PAIRS", 100)
     rng = np.random.default_rng(5)
     kinds = unit(rng.standard_normal((3, 48)))
     kind = rng.integers(3, size=5000)
     queries = unit(kinds[[0, 1]] + 0.1 * rng.standard_normal((2, 48)))
-    sizes: list[int] = []
-    whole = exact.scores_of
-
-    def counting(*given: Any) -> Any:
-        sizes.append(len(given[3]))
-        return whole(*given)
-
-    monkeypatch.setattr(exact, "scores_of", counting)
     rows, scores = nearest(kinds[kind], queries, top=30, codes=encode(kinds[kind]) if coded else None)
     for number in (0, 1):
         assert rows[number].tolist() == np.flatnonzero(kind == number)[:30].tolist()
         assert len(set(scores[number].tolist())) == 1
-    assert max(sizes) < 500
+    assert max(num_scored) < 500
 
 
-def test_candidates_that_fell_behind_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_that_fell_behind_are_not_scored(monkeypatch: pytest.MonkeyPatch, num_scored: list[int]) -> None:
     """They are collected in tiles, and dropped when the scan has found enough that are nearer."""
     monkeypatch.setattr(exact, "_PAIRS", 100)
     rng = np.random.default_rng(7)
     vectors, queries = unit(rng.standard_normal((5000, 48))), unit(rng.standard_normal((2, 48)))
-    sizes: list[int] = []
-    whole = exact.scores_of
-
-    def counting(*given: Any) -> Any:
-        sizes.append(len(given[3]))
-        return whole(*given)
-
-    monkeypatch.setattr(exact, "scores_of", counting)
     scores = nearest(vectors, queries, top=30)[1]
     np.testing.assert_allclose(scores, by_hand(vectors, queries, 30), atol=1e-7)
-    assert 2 * 30 <= sum(sizes) < 2 * 40
+    assert 2 * 30 <= sum(num_scored) < 2 * 40
 
 
 def test_what_is_not_a_number_is_not_found() -> None:

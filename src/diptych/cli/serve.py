@@ -33,13 +33,11 @@ def serve(
     allowed_host: Annotated[
         list[str] | None, Parameter(help="Host name that a proxy uses for this server. Can be repeated.", negative="")
     ] = None,
-    batch: Annotated[int, Parameter(help="Maximum number of texts in a batch; a quarter as many images.")] = 64,
+    batch: Annotated[int, Parameter(help="Maximum number of texts per batch; for images, a quarter of it.")] = 64,
     window_ms: Annotated[float, Parameter(help="Time that a batch waits for more requests, in milliseconds.")] = 2.0,
     waiting: Annotated[
         int,
-        Parameter(
-            help="Maximum number of texts in the queue; a quarter as many images. Further requests get status 429."
-        ),
+        Parameter(help="Maximum number of queued texts; for images, a quarter of it. Further requests get status 429."),
     ] = 4096,
     deadline: Annotated[float, Parameter(help="Maximum duration of a request in seconds.")] = 30.0,
     body_mb: Annotated[int, Parameter(help="Maximum size of a request's body in MiB.")] = 32,

@@ -28,7 +28,7 @@ def renamed_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]
 
 
 class RenamedAttribute:
-    """The old name of an attribute or method of a class.
+    """Old name of an attribute or method, to read and to set.
 
     >>> class Report:
     ...     metrics = 3
@@ -51,6 +51,10 @@ class RenamedAttribute:
             return self
         _warn(self.old, self.new)
         return getattr(instance, self.new)
+
+    def __set__(self, instance: object, value: Any) -> None:
+        _warn(self.old, self.new)
+        setattr(instance, self.new, value)
 
 
 def renamed_parameter(old: str, new: str) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:

@@ -1,4 +1,4 @@
-"""Parallel computation of the two halves of a batch, each on half of the cores of a CPU.
+"""Compute the two halves of a batch in parallel, each on half of the cores of a CPU.
 
 The threads of a matrix product synchronize about a thousand times per training step; two halves synchronize twice. A step of
 the small model of `benchmarks/train_step.py` takes 8 % less time, a step of ViT-B/32 4 % less (`docs/log.md`, decision 0024).

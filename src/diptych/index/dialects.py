@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diptych.core.deprecation import renamed_parameter
 from diptych.index.filters import NUMBERS, Comparison, Filter, Joined, Not
 
 
@@ -72,7 +71,6 @@ class Condition:
     values: tuple[Any, ...]
 
 
-@renamed_parameter("chosen", "selected")
 def to_sql(selected: Filter, dialect: Dialect) -> Condition:
     """The SQL condition of a filter.
 
@@ -99,7 +97,6 @@ def to_sql(selected: Filter, dialect: Dialect) -> Condition:
             return Condition(f"({word.join(part.sql for part in parts)})", values)
 
 
-@renamed_parameter("chosen", "selected")
 def where(selected: Filter | None, dialect: Dialect) -> Condition:
     """The WHERE clause of a filter, with a leading space; empty if `selected` is None."""
     if selected is None:

@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 from numpy import ndarray
 
 from diptych.core.components import Components, bucket_blocks
-from diptych.core.deprecation import renamed_parameter
 from diptych.core.lists import chunks
 from diptych.index.unit_vectors import UnitVectors
 
@@ -89,7 +88,6 @@ class TablePlan:
     """Estimated number of multiply-add operations per vector."""
 
 
-@renamed_parameter("draw", "rng")
 def plan_tables(
     vectors: CenteredVectors, *, min_length: float, distance: float, rng: np.random.Generator
 ) -> TablePlan | None:
@@ -138,7 +136,6 @@ def _plan(dim: int, bits: int, equal_bit: float, offset: float, in_bucket: float
     )
 
 
-@renamed_parameter("draw", "rng")
 def candidates(
     vectors: CenteredVectors,
     components: Components,

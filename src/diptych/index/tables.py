@@ -14,7 +14,6 @@ from typing import Any
 from jaxtyping import Int64
 from numpy import ndarray
 
-from diptych.core.deprecation import renamed_names
 from diptych.core.errors import IndexingError
 from diptych.core.paths import path_kind
 from diptych.core.program import command
@@ -198,6 +197,3 @@ def to_entry(row: Sequence[Any]) -> Entry:
         target=target,
         phash=None if phash is None else to_unsigned(phash),
     )
-
-
-__getattr__ = renamed_names(__name__, {"forget": "delete_keys"})

@@ -6,7 +6,6 @@ begins. All images have the same length; texts are sorted by length (see `packin
 Shapes: N tokens of all sequences, S sequences, W width, A query tokens, H heads, D head width.
 """
 
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeAlias
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
 from diptych.models.linear import Linear
@@ -147,16 +147,7 @@ class Attention(nn.Module):
     def _split_heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
         return x.unflatten(1, (self.heads, self.head_width))
 
-    @property
-    def watcher(self) -> AttentionHook | None:
-        """Deprecated: use `hook`."""
-        warnings.warn("Attention.watcher is deprecated; use hook", DeprecationWarning, stacklevel=2)
-        return self.hook
-
-    @watcher.setter
-    def watcher(self, hook: AttentionHook | None) -> None:
-        warnings.warn("Attention.watcher is deprecated; use hook", DeprecationWarning, stacklevel=2)
-        self.hook = hook
+    watcher = RenamedAttribute("hook")
 
 
 class Block(nn.Module):

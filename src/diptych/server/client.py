@@ -6,7 +6,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
+from diptych.core.deprecation import renamed_names
 from diptych.core.errors import ConfigError, DiptychError, ImageError
 from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
@@ -330,8 +330,4 @@ def _detail(error: urllib.error.HTTPError) -> str:
         return f"answered {error.code} {error.reason}"
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Hit":
-        warnings.warn("Hit is deprecated; use SearchHit", DeprecationWarning, stacklevel=2)
-        return SearchHit
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = renamed_names(__name__, {"Hit": "SearchHit"})

@@ -17,11 +17,11 @@ class Limits:
     """
 
     batch: int = 64
-    """Maximum number of texts in a batch of the model. A batch of images has at most a quarter as many."""
+    """Maximum number of texts per batch of the model; for images, a quarter of it."""
     window_ms: float = 2.0
     """Time in milliseconds that the first request of a batch waits for others, within [0, 1000]."""
     waiting: int = 4096
-    """Maximum number of texts in the queue; the queue for images holds a quarter as many. Further requests get status 429."""
+    """Maximum number of queued texts; for images, a quarter of it. Further requests get status 429."""
     deadline_s: float = 30.0
     """Maximum duration of a request in seconds, including the upload of its body. A request that takes longer gets 503."""
     idle_s: float = 5.0

@@ -14,8 +14,8 @@ from diptych.core.distributed import Ranks
 from diptych.core.randomness import stable_hash
 
 Positives: TypeAlias = Literal["pair", "caption", "class"]
-"""`pair`: only an image and its own caption. `caption`: also rows that repeat an image or a caption. `class`: also rows with
-the same label."""
+"""Which rows are positives of each other. With `pair`, an image has one positive, its own caption. With `caption`, rows that
+share an image or a caption are positives, too; with `class`, also rows that share a label."""
 
 
 def group_rows(
