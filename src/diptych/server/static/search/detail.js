@@ -8,21 +8,28 @@ let here = 0;
 let first = 0; // Which one was opened.
 let query;
 let moved; // Called with the shown hit.
+let isClosedByPage = false;
 
 export function openDetail(found, number, asked) {
   grid = found;
   query = asked;
   first = number;
   show(number);
+  isClosedByPage = false;
   if (!by("detail").open) by("detail").showModal();
 }
 
-export const closeDetail = () => by("detail").close();
+/** Close the large view without calling `onClose`, because the address has changed already. */
+export function closeDetail() {
+  isClosedByPage = true;
+  by("detail").close();
+}
 
+/** `onMove` is called with each hit that Next or Previous shows, `onClose` when the user closes the large view. */
 export function startDetail(onMove, onClose) {
   const dialog = by("detail");
   moved = onMove;
-  by("detail-close").addEventListener("click", closeDetail);
+  by("detail-close").addEventListener("click", () => dialog.close());
   by("detail-before").addEventListener("click", () => go(here - 1));
   by("detail-after").addEventListener("click", () => go(here + 1));
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -32,8 +39,9 @@ export function startDetail(onMove, onClose) {
     if (event.key === "ArrowRight") go(here + 1);
   });
   dialog.addEventListener("close", () => {
+    if (dialog.open) return; // Browsers send this event later; Forward may have opened it again.
     if (here !== first) document.querySelectorAll("#grid .open")[here]?.focus(); // Else the browser goes back by itself.
-    onClose();
+    if (!isClosedByPage) onClose();
   });
 }
 
