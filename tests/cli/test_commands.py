@@ -11,9 +11,9 @@ from PIL import Image
 
 from diptych.cli.main import main
 from diptych.cli.output import console
-from diptych.core.device import has_fast_int8
 from diptych.data.sources.cifar import CIFAR100
 from diptych.data.sources.shapes import CLASSES
+from diptych.device.hardware import has_fast_int8
 from diptych.training.config import TrainConfig, write_config
 from tests.data.test_cifar import python_files
 

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.core.device import choose_device
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator, keyed_permutation, stable_fraction, stable_hash
+from diptych.device.hardware import choose_device
 
 
 def test_values_never_change() -> None:

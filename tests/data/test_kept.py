@@ -14,7 +14,6 @@ from PIL import Image
 
 from diptych.core import array_cache
 from diptych.core.array_cache import ArrayCache
-from diptych.core.distributed import ALONE
 from diptych.core.errors import DiptychWarning
 from diptych.core.file_states import FileStates, file_states
 from diptych.core.files import open_regular
@@ -27,6 +26,7 @@ from diptych.data.sources.listing import Listing, ListingBuilder, missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import Subset
+from diptych.device.distributed import ALONE
 from diptych.training import setup
 from diptych.training.setup import open_data, starting_point
 from tests.conftest import TINY_RUN, draw_photos

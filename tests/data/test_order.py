@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diptych.core.distributed import Ranks
 from diptych.core.randomness import keyed_permutation
 from diptych.data.batches.order import BatchSampler, Rows, steps_per_epoch
 from diptych.data.batches.rows import RowTable
 from diptych.data.open_source import open_source
+from diptych.device.distributed import Ranks
 
 
 def _epoch(order: BatchSampler, epoch: int) -> np.ndarray:

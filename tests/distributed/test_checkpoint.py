@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-from diptych.core.distributed import all_ranks
 from diptych.core.errors import BusyError, RunError
+from diptych.device.distributed import all_ranks
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from diptych.training.run_folder import LOCK, hold_run_folder
@@ -57,7 +57,7 @@ def _work(rank: int, folder: Path) -> None:
         _locked_on_all(folder / "locked")
     finally:
         dist.destroy_process_group()
-    os._exit(0)  # As `core.launch.leave` does: now and then PyTorch aborts while it is taken down.
+    os._exit(0)  # As `device.launch.leave` does: now and then PyTorch aborts while it is taken down.
 
 
 def _save(kind: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing
 
-from diptych.core.distributed import ALONE, all_ranks
+from diptych.device.distributed import ALONE, all_ranks
 from diptych.losses import tiles
 from tests.distributed.workers import CASES, NUM, outcome, small_tiles, work
 from tests.losses.test_tiling import as_on_a_gpu

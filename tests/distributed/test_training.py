@@ -13,9 +13,9 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
-from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override
+from diptych.device.distributed import Ranks
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.run import train
 from diptych.training.setup import check_joint_batch

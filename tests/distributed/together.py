@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from diptych.cli.main import main
-from diptych.core.distributed import all_ranks
 from diptych.core.errors import DataError
-from diptych.core.launch import joined_ranks, leave
+from diptych.device.distributed import all_ranks
+from diptych.device.launch import joined_ranks, leave
 from diptych.training import run as training_run
 
 FAILURES = ("error", "bug", "killed")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from diptych.core.distributed import Ranks, all_ranks
+from diptych.device.distributed import Ranks, all_ranks
 from diptych.losses import tiles
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.losses.sigmoid import tiled_sigmoid_loss
@@ -95,7 +95,7 @@ def work(rank: int, size: int, folder: Path) -> None:
     results["different cards"] = {name: outcome(case, rows, across_ranks=True) for name, case in CASES.items()}
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
-    os._exit(0)  # As `core.launch.leave` does: now and then PyTorch aborts while it is taken down.
+    os._exit(0)  # As `device.launch.leave` does: now and then PyTorch aborts while it is taken down.
 
 
 def _exchanges(ranks: Ranks) -> dict[str, Any]:

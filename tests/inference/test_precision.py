@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from diptych.bundle.folder import Bundle, save_bundle
-from diptych.core.device import has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.data.open_source import open_source
+from diptych.device.hardware import has_fast_int8
 from diptych.inference import loaded
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from diptych.core.distributed import ALONE
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import override, to_plain
+from diptych.device.distributed import ALONE
 from diptych.training.checkpoint.compatibility import check_same_run
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint

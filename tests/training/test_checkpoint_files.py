@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-from diptych.core.distributed import ALONE
 from diptych.core.errors import RunError
+from diptych.device.distributed import ALONE
 from diptych.training.checkpoint import tensors
 from diptych.training.checkpoint.files import METADATA
 from diptych.training.checkpoint.manifest import MANIFEST, write_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.core.distributed import ALONE
+from diptych.device.distributed import ALONE
 from diptych.training.checkpoint.store import load_checkpoint
 from diptych.training.report.events import EventLog
 from diptych.training.report.skipped import SkippedSamples

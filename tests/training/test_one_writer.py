@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from diptych.core.distributed import ALONE
 from diptych.core.errors import BusyError, DataError, RunError
 from diptych.core.settings import override
+from diptych.device.distributed import ALONE
 from diptych.training.config import TrainConfig, read_config
 from diptych.training.report.events import StepReport
 from diptych.training.run import train

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from diptych.cli.main import main
-from diptych.core.distributed import ALONE
 from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.open_source import open_source
 from diptych.data.sources.listing import missing_images
+from diptych.device.distributed import ALONE
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.report.skipped import SkippedSamples
 from tests.conftest import draw_photos

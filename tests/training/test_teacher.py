@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from diptych.bundle.folder import load_bundle
-from diptych.core.distributed import ALONE
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import override
 from diptych.data.batches.loader import training_batches
+from diptych.device.distributed import ALONE
 from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder
 from diptych.losses.contrastive import clip_loss

@@ -101,7 +101,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *location: An
 
 
 def _is_distributed() -> bool:
-    """Whether torchrun started this process together with others. `core/launch.py` is not used: it imports PyTorch."""
+    """Whether torchrun started this process together with others. `device/launch.py` is not used: it imports PyTorch."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -109,7 +109,7 @@ def _process_group() -> AbstractContextManager[object]:
     """A context that joins the other processes of torchrun; it does nothing in a single process."""
     if not _is_distributed():
         return nullcontext()
-    from diptych.core.launch import joined_ranks
+    from diptych.device.launch import joined_ranks
 
     return joined_ranks()
 
@@ -152,7 +152,7 @@ def run() -> NoReturn:
     sys.excepthook = print_traceback
     code = main()
     if _is_distributed():
-        from diptych.core.launch import leave
+        from diptych.device.launch import leave
 
         leave(code)
     sys.exit(code)

@@ -138,7 +138,7 @@ def run_and_report(
     Returns:
         The exit code.
     """
-    from diptych.core.distributed import all_ranks
+    from diptych.device.distributed import all_ranks
 
     if all_ranks().rank:
         from diptych.training.run import train as run_training

@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, samples, settings, keyed randomness."""
+"""Errors, samples, settings, keyed randomness and files. Nothing here imports torch."""

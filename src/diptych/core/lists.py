@@ -1,6 +1,6 @@
 """Check that an argument is a list and not a single value; split lists into parts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -47,3 +47,14 @@ def check_list(items: object, what: str) -> None:
     """
     if isinstance(items, str | bytes | bytearray | Path) or not isinstance(items, Iterable):
         raise DiptychError(f"{what} is one {type(items).__name__}, not several: write [{items!r:.60}]")
+
+
+def check_not_empty(items: Sequence[object], what: str) -> None:
+    """Check that `items` is a list with at least one item; `what` is the singular noun for the message.
+
+    Raises:
+        DiptychError: `items` is empty or a single value.
+    """
+    check_list(items, f"{what}s")
+    if len(items) == 0:
+        raise DiptychError(f"no {what} given; at least one is needed")

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float32, Int8, Int64
 from numpy import ndarray
 
-from diptych.core.device import has_fast_int8
+from diptych.device.hardware import has_fast_int8
 
 _CHUNK = 65_536
 _TILE = 2**21

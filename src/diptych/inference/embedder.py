@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from diptych.bundle.folder import Bundle
-from diptych.core.errors import ConfigError, DataError, DiptychError, DiptychWarning, ImageError
-from diptych.core.forks import before_computing
+from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.lists import check_list
 from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
+from diptych.device.forks import before_computing
 from diptych.images.decode import decode, describe, file_content
 from diptych.images.pool import DecodePool
 from diptych.images.tensors import normalize
@@ -266,17 +266,6 @@ class Embedder:
 
     def _empty(self) -> Float32[ndarray, "N E"]:
         return np.empty((0, self.dim), dtype=np.float32)
-
-
-def check_not_empty(items: Sequence[object], what: str) -> None:
-    """Check that `items` is a list with at least one item; `what` is the singular noun for the message.
-
-    Raises:
-        DiptychError: `items` is empty or a single value.
-    """
-    check_list(items, f"{what}s")
-    if len(items) == 0:
-        raise DiptychError(f"no {what} given; at least one is needed")
 
 
 def _copy_image(image: Image.Image | ndarray) -> Image.Image | ImageError:

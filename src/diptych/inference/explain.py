@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.core.lists import check_not_empty
 from diptych.core.sample import ImageInput
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.images.tensors import normalize
-from diptych.inference.embedder import Embedder, check_not_empty
+from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.models.convnet import ConvNet
 from diptych.models.int8 import Int8Linear

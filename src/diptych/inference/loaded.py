@@ -14,10 +14,10 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.identity import sampled_identity
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.deprecation import RenamedAttribute
-from diptych.core.device import choose_device, cpu_has, has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
 from diptych.core.sample import ImageInput
+from diptych.device.hardware import choose_device, cpu_has, has_fast_int8
 from diptych.images.transforms import Pixels
 from diptych.inference.embedder import Embedder
 from diptych.inference.query import Query, query_embeddings

@@ -8,10 +8,10 @@ import numpy as np
 
 from diptych.core.deprecation import renamed_names
 from diptych.core.errors import DiptychError
+from diptych.core.lists import check_not_empty
 from diptych.core.progress import Track, silently
 from diptych.core.sample import ImageInput
 from diptych.images.formats import LeftOut
-from diptych.inference.embedder import check_not_empty
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, encode_all
 from diptych.inference.query import Query, Term, query_embeddings

@@ -9,9 +9,9 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.lists import check_not_empty
 from diptych.core.progress import Track, silently
 from diptych.images.fonts import plot_text
-from diptych.inference.embedder import check_not_empty
 from diptych.inference.encoder import Encoder
 from diptych.inference.inputs import Images, OnError, encode_all
 from diptych.inference.query import Query, query_embeddings

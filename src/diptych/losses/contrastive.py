@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.core.distributed import ALONE, all_ranks
+from diptych.device.distributed import ALONE, all_ranks
 
 
 def clip_loss(

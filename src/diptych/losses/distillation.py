@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from diptych.core.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses.softmaxes import Softmaxes
 from diptych.losses.tiles import tiles
 

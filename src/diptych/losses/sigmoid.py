@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
-from diptych.core.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses.positives import group_sums, numbers_among
 from diptych.losses.tiles import tiles
 

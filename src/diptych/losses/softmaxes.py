@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from diptych.core.distributed import Ranks
+from diptych.device.distributed import Ranks
 from diptych.losses.tiles import Tile, tiles, tiling
 
 _MAX_SPREAD = 60.0

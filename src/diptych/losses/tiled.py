@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diptych.core.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.positives import group_numbers, group_sums
 from diptych.losses.softmaxes import Softmaxes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from diptych.core.device import cpu_vendor
+from diptych.device.hardware import cpu_vendor
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """The approximation of GELU, as in `torch.nn.functional.gelu`."""

@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from diptych.bundle.folder import Bundle
 from diptych.core.errors import ImageError
 from diptych.images.pool import DecodePool
 from diptych.index.entry import Entry, SearchHit
@@ -151,7 +150,7 @@ class Engine:
                     422,
                     f"a text has {len(text)} characters; the limit is {max_chars}, and the model reads only the first words",
                 )
-        return _stacked(await self._await(self.texts, texts), self.clip.bundle)
+        return _stacked(await self._await(self.texts, texts), self.embedder.dim)
 
     async def embed_images(self, images: Sequence[bytes]) -> Float32[ndarray, "N E"]:
         """The L2-normalized embeddings of encoded images, in their order.
@@ -163,7 +162,7 @@ class Engine:
         """
         self._check_number("images", len(images), self.limits.max_images)
         rows = await self._await(self.images, await self._decoded(images))
-        return _stacked(rows, self.clip.bundle)
+        return _stacked(rows, self.embedder.dim)
 
     async def _decoded(self, images: Sequence[bytes]) -> list[UInt8[ndarray, "3 H W"]]:
         """The model's input for each image. Images are decoded before they enter the queue, so that a slow one delays no batch.
@@ -296,5 +295,5 @@ def _checked(results: Sequence[Any]) -> list[Any]:
     return list(results)
 
 
-def _stacked(rows: Sequence[Float32[ndarray, " E"]], bundle: Bundle) -> Float32[ndarray, "N E"]:
-    return np.stack(rows) if rows else np.empty((0, bundle.config.embed_dim), dtype=np.float32)
+def _stacked(rows: Sequence[Float32[ndarray, " E"]], dim: int) -> Float32[ndarray, "N E"]:
+    return np.stack(rows) if rows else np.empty((0, dim), dtype=np.float32)

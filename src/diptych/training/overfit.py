@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from diptych.core.deprecation import renamed_names
-from diptych.core.device import choose_device
-from diptych.core.distributed import ALONE, all_ranks
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.program import command
 from diptych.core.randomness import stable_hash
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import training_batches
+from diptych.device.distributed import ALONE, all_ranks
+from diptych.device.hardware import choose_device
 from diptych.models.config import ViTConfig
 from diptych.training.config import TrainConfig
 from diptych.training.distillation import DistillConfig

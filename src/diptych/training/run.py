@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from diptych.core.launch import joined_ranks
 from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
 from diptych.cpu.memory import Growth, keep_freed_memory, return_freed_memory
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import training_batches
+from diptych.device.launch import joined_ranks
 from diptych.training.checkpoint.manager import CheckpointManager
 from diptych.training.config import TrainConfig
 from diptych.training.optim.freeze import set_training_mode

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diptych.bundle.folder import is_bundle
-from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import clear_tmp, file_lock, is_tmp, restore_folder
 from diptych.core.program import command
 from diptych.data.local_paths import local_paths
+from diptych.device.distributed import Ranks
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.evaluation.zero_shot import ZeroShotReport
 from diptych.training.config import SECRETS, TrainConfig, read_config

@@ -14,8 +14,6 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
-from diptych.core.device import choose_device
-from diptych.core.distributed import Ranks
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.cpu.halves import ParallelHalves, can_halve
@@ -27,6 +25,8 @@ from diptych.data.sources.listing import missing_images
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
+from diptych.device.distributed import Ranks
+from diptych.device.hardware import choose_device
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.tokenizers.kept import kept_or_trained

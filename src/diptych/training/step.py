@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.randomness import stable_hash
-from diptych.core.timer import Stopwatch
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import positive_group_ids
+from diptych.device.timer import Stopwatch
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from diptych.core.distributed import Ranks
 from diptych.core.randomness import stable_hash
+from diptych.device.distributed import Ranks
 
 Positives: TypeAlias = Literal["pair", "caption", "class"]
 """Which rows are positives of each other. With `pair`, an image has one positive, its own caption. With `caption`, rows that

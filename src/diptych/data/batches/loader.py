@@ -18,11 +18,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.fingerprint import PicturesBy
-from diptych.core.forks import unmoved_objects
-from diptych.core.launch import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
 from diptych.data.batches.batch import Batch, ModelInput
@@ -32,6 +29,9 @@ from diptych.data.batches.order import Arrangement, BatchSampler
 from diptych.data.batches.rows import CaptionChoice, RowTable
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
+from diptych.device.distributed import ALONE, Ranks
+from diptych.device.forks import unmoved_objects
+from diptych.device.launch import local_size
 from diptych.images.augment import AugmentConfig, random_color_params, random_crop_params, training_pixels
 from diptych.images.decode import decode_array
 from diptych.images.transforms import PixelConfig, Pixels

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.core.distributed import ALONE, Ranks
 from diptych.core.randomness import keyed_generator, keyed_permutation
+from diptych.device.distributed import ALONE, Ranks
 
 Arrangement: TypeAlias = Literal["any", "apart", "together"]
 """How the rows of a positive group are arranged. `any`: at random. `apart`: at most one per batch, or evenly spread if the

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
-from diptych.core.distributed import Ranks
 from diptych.core.errors import BundleError, RunError, SaveError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.core.program import command
+from diptych.device.distributed import Ranks
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.evaluation.zero_shot import ZeroShotReport
 from diptych.training.checkpoint.origin import origin

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from diptych.core.address import without_secrets
-from diptych.core.distributed import Ranks
 from diptych.core.errors import RunError
 from diptych.core.files import remove_folder, replace_folder, restore_folder
 from diptych.core.fingerprint import DataFingerprint
 from diptych.core.settings import to_plain
+from diptych.device.distributed import Ranks
 from diptych.training.checkpoint.compatibility import check_same_data, check_same_run
 from diptych.training.checkpoint.manifest import find_fault, write_manifest
 from diptych.training.checkpoint.state import TrainingState

@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from diptych.core.distributed import Ranks
 from diptych.core.errors import RunError
+from diptych.device.distributed import Ranks
 from diptych.training.checkpoint.files import JsonReader, JsonWriter, SafePlanner
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.parallel.tensors import is_sharded

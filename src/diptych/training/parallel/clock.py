@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from diptych.core.distributed import Ranks
+from diptych.device.distributed import Ranks
 
 
 class RunClock:

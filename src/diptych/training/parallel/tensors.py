@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diptych.core.distributed import Ranks
+from diptych.device.distributed import Ranks
 
 
 def is_sharded(tensor: Tensor) -> bool:

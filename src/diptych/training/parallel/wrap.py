@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from diptych.core.distributed import ALONE, Ranks
+from diptych.device.distributed import ALONE, Ranks
 from diptych.models.clip import CLIP
 from diptych.models.layers import Transformer
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diptych.core.distributed import ALONE, Ranks
 from diptych.core.errors import NotFiniteError, RunError
 from diptych.core.program import command
 from diptych.data.batches.batch import Batch
+from diptych.device.distributed import ALONE, Ranks
 from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
 from diptych.training.loss import LossConfig

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from diptych.core.deprecation import renamed_names
-from diptych.core.distributed import Ranks
 from diptych.core.program import command
 from diptych.data.sources.protocol import Source
+from diptych.device.distributed import Ranks
 from diptych.models.clip import CLIP
 from diptych.models.config import STAGED
 from diptych.training.config import TrainConfig

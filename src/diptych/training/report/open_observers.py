@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diptych.core.address import without_secrets
-from diptych.core.distributed import Ranks
 from diptych.core.settings import to_plain
+from diptych.device.distributed import Ranks
 from diptych.training.config import TrainConfig
 from diptych.training.report.events import EventLog, Observer, Observers
 from diptych.training.report.trackers import Tracker

@@ -5,9 +5,9 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from diptych.core.distributed import Ranks
 from diptych.core.errors import DataError
 from diptych.core.files import write_text
+from diptych.device.distributed import Ranks
 
 _ALWAYS_ALLOWED = 3
 """In small data, a single unreadable sample can exceed the allowed share."""

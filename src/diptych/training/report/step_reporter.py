@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from diptych.core.distributed import Ranks
 from diptych.data.batches.batch import Batch
+from diptych.device.distributed import Ranks
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
 from diptych.training.config import TrainConfig

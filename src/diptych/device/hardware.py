@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from diptych.core.errors import ConfigError
-from diptych.core.launch import is_launched, local_rank
+from diptych.device.launch import is_launched, local_rank
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -14,8 +14,8 @@ from torch import distributed
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from diptych.core.distributed import Ranks, all_ranks
 from diptych.core.errors import DiptychError, RunError
+from diptych.device.distributed import Ranks, all_ranks
 
 _PATIENCE = timedelta(minutes=30)
 """How long ranks wait for a busy rank, for example one that is validating. A rank that exits is noticed at once."""

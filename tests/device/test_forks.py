@@ -4,7 +4,7 @@ import multiprocessing
 import torch
 
 from diptych.core.errors import DiptychError
-from diptych.core.forks import before_computing, unmoved_objects
+from diptych.device.forks import before_computing, unmoved_objects
 
 
 def test_objects_are_left_alone_for_a_while() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diptych.core.timer import Stopwatch
+from diptych.device.timer import Stopwatch
 
 
 class FakeEvent:

@@ -1,0 +1,1 @@
+"""Device selection, groups of processes, and the time and forks of computations with torch."""
