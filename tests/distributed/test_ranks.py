@@ -44,7 +44,7 @@ def test_ranks_may_have_different_cards(results: Results, name: str) -> None:
 
 
 def _check(results: Results, name: str) -> None:
-    loss, *grads = outcome(CASES[name], slice(0, NUM), across_ranks=False)
+    loss, *grads = outcome(CASES[name], slice(0, NUM), ranks=ALONE)
     images, texts, *scalars = zip(*(found[name][1:] for found in results), strict=True)
     for found in results:
         assert torch.equal(found[name][0], results[0][name][0])
@@ -57,7 +57,7 @@ def _check(results: Results, name: str) -> None:
 
 
 def test_unless_asked_a_rank_works_alone(results: Results) -> None:
-    alone = outcome(CASES["sigmoid, groups"], slice(0, NUM), across_ranks=True)  # Here are no others to ask.
+    alone = outcome(CASES["sigmoid, groups"], slice(0, NUM), ranks=all_ranks())  # There are no others here.
     for found in results:
         for ours, exact in zip(found["alone"], alone, strict=True):
             assert _difference(ours, exact) <= 1e-6

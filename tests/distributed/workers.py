@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional
 
-from diptych.device.distributed import Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses import tiles
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.losses.sigmoid import tiled_sigmoid_loss
@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-def outcome(case: Case, rows: slice, *, across_ranks: bool) -> list[Tensor]:
+def outcome(case: Case, rows: slice, *, ranks: Ranks) -> list[Tensor]:
     """Loss, and gradients of images, texts and scalars, of some rows of the joint batch."""
     # The last half is longer, so that ranks differ in how large their logits may be.
     lengths = torch.where(torch.arange(NUM) < NUM // 2, 1.0, 1.3)
@@ -62,7 +62,7 @@ def outcome(case: Case, rows: slice, *, across_ranks: bool) -> list[Tensor]:
         others = [torch.randint(0, 12, (NUM,), generator=torch.Generator().manual_seed(1))[rows] * 1_000_003 - 5]
     if case.is_taught:
         others = [*(emb[rows] for emb in _pairs(dim=7, likeness=0.3, seed=1)), torch.tensor(30.0)]
-    loss = case.loss_of(*inputs, *others, **case.options, across_ranks=across_ranks)
+    loss = case.loss_of(*inputs, *others, **case.options, ranks=ranks)
     (3 * loss).backward()
     return [loss.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
 
@@ -88,11 +88,11 @@ def work(rank: int, size: int, folder: Path) -> None:
     small_tiles()
     ranks = all_ranks()
     rows = ranks.rows(NUM // size)
-    results: dict[str, Any] = {name: outcome(case, rows, across_ranks=True) for name, case in CASES.items()}
-    results["alone"] = outcome(CASES["sigmoid, groups"], slice(0, NUM), across_ranks=False)
+    results: dict[str, Any] = {name: outcome(case, rows, ranks=ranks) for name, case in CASES.items()}
+    results["alone"] = outcome(CASES["sigmoid, groups"], slice(0, NUM), ranks=ALONE)
     results["exchanges"] = _exchanges(ranks)
     own_side(rank)
-    results["different cards"] = {name: outcome(case, rows, across_ranks=True) for name, case in CASES.items()}
+    results["different cards"] = {name: outcome(case, rows, ranks=ranks) for name, case in CASES.items()}
     torch.save(results, folder / f"{rank}.pt")
     distributed.destroy_process_group()
     os._exit(0)  # As `device.launch.leave` does: now and then PyTorch aborts while it is taken down.

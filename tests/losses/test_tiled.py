@@ -144,3 +144,11 @@ def test_no_matrix_is_ever_held() -> None:
     with Watch():  # type: ignore[no-untyped-call]
         tiled_clip_loss(image, text, torch.tensor(100.0)).backward()
     assert 4096 * 8 <= largest <= 512 * 1024
+
+
+def test_across_ranks_is_an_old_name_of_ranks() -> None:
+    image_emb, text_emb = pairs(6, 4)
+    scale = torch.tensor(10.0)
+    with pytest.warns(DeprecationWarning, match="across_ranks of tiled_clip_loss is deprecated; use ranks"):
+        loss = tiled_clip_loss(image_emb, text_emb, scale, across_ranks=True)  # type: ignore[call-arg]
+    assert torch.equal(loss, tiled_clip_loss(image_emb, text_emb, scale))

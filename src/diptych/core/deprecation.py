@@ -57,8 +57,15 @@ class RenamedAttribute:
         setattr(instance, self.new, value)
 
 
-def renamed_parameter(old: str, new: str) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:
+def renamed_parameter(
+    old: str, new: str, convert: Callable[[Any], Any] = lambda value: value
+) -> Callable[[Callable[_Params, _Result]], Callable[_Params, _Result]]:
     """A decorator for functions that also accept a keyword argument by its old name, with a DeprecationWarning.
+
+    Args:
+        old: the old name.
+        new: the new name.
+        convert: computes the value of the new argument from that of the old one.
 
     >>> @renamed_parameter("colour", "color")
     ... def paint(*, color: str) -> str:
@@ -74,7 +81,7 @@ def renamed_parameter(old: str, new: str) -> Callable[[Callable[_Params, _Result
             if old in kwargs:
                 message = f"the argument {old} of {function.__qualname__} is deprecated; use {new}"
                 warnings.warn(message, DeprecationWarning, stacklevel=2)
-                kwargs[new] = kwargs.pop(old)
+                kwargs[new] = convert(kwargs.pop(old))
             return function(*args, **kwargs)
 
         return wrapped

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed
 
+from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import DiptychError
 
 Object = TypeVar("Object")
@@ -138,3 +139,9 @@ def all_ranks() -> Ranks:
     if distributed.is_available() and distributed.is_initialized():
         return Ranks(rank=distributed.get_rank(), size=distributed.get_world_size())
     return ALONE
+
+
+accepts_across_ranks = renamed_parameter(
+    "across_ranks", "ranks", convert=lambda is_joint: all_ranks() if is_joint else ALONE
+)
+"""Decorator of losses, which took the flag `across_ranks` before they took `ranks`."""

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.device.distributed import ALONE, all_ranks
+from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 
 
 def clip_loss(
@@ -46,13 +46,14 @@ def clip_loss(
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
 
 
+@accepts_across_ranks
 def batch_accuracy(
     image_emb: Float[Tensor, "B E"],
     text_emb: Float[Tensor, "B E"],
     groups: Int64[Tensor, " B"],
     *,
     max_rows: int = 1024,
-    across_ranks: bool = False,
+    ranks: Ranks = ALONE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Top-1 accuracy within the batch, image to text and text to image.
 
@@ -64,7 +65,7 @@ def batch_accuracy(
         text_emb: text embeddings of unit length.
         groups: positive group of each row.
         max_rows: maximum number of measured rows per rank.
-        across_ranks: whether the batch is the joint batch of all ranks of the default process group.
+        ranks: the ranks whose rows together are the batch.
 
     Returns:
         The share of images whose most similar text is a positive, and the share of texts whose most similar image is a
@@ -74,7 +75,6 @@ def batch_accuracy(
     >>> [share.item() for share in batch_accuracy(emb, emb.roll(1, dims=0), torch.tensor([0, 0, 1, 1]))]
     [0.5, 0.5]
     """
-    ranks = all_ranks() if across_ranks else ALONE
     images, texts, own = image_emb[:max_rows], text_emb[:max_rows], groups[:max_rows]
     all_images, all_texts, all_groups = (ranks.gather_rows(each) for each in (image_emb, text_emb, groups))
     image_to_text = all_groups[(images @ all_texts.T).argmax(dim=1)] == own

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-from diptych.device.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 from diptych.losses.softmaxes import Softmaxes
 from diptych.losses.tiles import tiles
 
@@ -43,6 +43,7 @@ def distillation_loss(  # noqa: PLR0917  (three of the student, three of the tea
     return (image_to_text + cross_entropy(logits.T, teacher_logits.T.softmax(dim=1))) / 2
 
 
+@accepts_across_ranks
 def tiled_distillation_loss(  # noqa: PLR0917  (three of the student, three of the teacher)
     image_emb: Float[Tensor, "N E"],
     text_emb: Float[Tensor, "N E"],
@@ -51,11 +52,11 @@ def tiled_distillation_loss(  # noqa: PLR0917  (three of the student, three of t
     teacher_text_emb: Float[Tensor, "N D"],
     teacher_logit_scale: Float[Tensor, ""],
     *,
-    across_ranks: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """The value and gradients of `distillation_loss`, without storing the (N, N) matrices of logits.
 
-    With `across_ranks`, the batch is the joint batch of all ranks of the default process group. All ranks must have the same
+    With several `ranks`, the batch is the joint batch of all of them (`all_ranks()`). All ranks must have the same
     number of rows, and each must run the forward and the backward pass. Each rank returns the loss of the joint batch and gets
     the gradients with respect to its own embeddings and its own share of the logit scale's gradient. Summed over the ranks,
     the gradient of any parameter is that of the joint loss. DistributedDataParallel averages gradients, so multiply the loss
@@ -67,7 +68,7 @@ def tiled_distillation_loss(  # noqa: PLR0917  (three of the student, three of t
     """
     teacher = teacher_image_emb.detach(), teacher_text_emb.detach(), teacher_logit_scale.detach()
     loss: Float[Tensor, ""] = _TiledDistillationLoss.apply(  # type: ignore[no-untyped-call]  # PyTorch's own is not typed.
-        image_emb, text_emb, logit_scale, *teacher, all_ranks() if across_ranks else ALONE
+        image_emb, text_emb, logit_scale, *teacher, ranks
     )
     return loss
 

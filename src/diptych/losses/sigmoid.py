@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
-from diptych.device.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 from diptych.losses.positives import group_sums, numbers_among
 from diptych.losses.tiles import tiles
 
@@ -40,6 +40,7 @@ def sigmoid_loss(
     return -logsigmoid(torch.where(is_positive, logits, -logits)).sum() / len(logits)
 
 
+@accepts_across_ranks
 def tiled_sigmoid_loss(
     image_emb: Float[Tensor, "N E"],
     text_emb: Float[Tensor, "N E"],
@@ -47,11 +48,11 @@ def tiled_sigmoid_loss(
     logit_bias: Float[Tensor, ""],
     groups: Int64[Tensor, " N"] | None = None,
     *,
-    across_ranks: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """The value and gradients of `sigmoid_loss`, without storing the (N, N) matrix of logits.
 
-    With `across_ranks`, the batch is the joint batch of all ranks of the default process group. All ranks must have the same
+    With several `ranks`, the batch is the joint batch of all of them (`all_ranks()`). All ranks must have the same
     number of rows and use the same ids in `groups`, and each must run the forward and the backward pass. Each rank returns the
     loss of the joint batch and gets the gradients with respect to its own embeddings and its own share of the gradients of
     logit scale and bias. Summed over the ranks, the gradient of any parameter is that of the joint loss.
@@ -63,7 +64,7 @@ def tiled_sigmoid_loss(
     0.0002
     """
     loss: Float[Tensor, ""] = _TiledSigmoidLoss.apply(  # type: ignore[no-untyped-call]  # PyTorch's own is not typed.
-        image_emb, text_emb, logit_scale, logit_bias, groups, all_ranks() if across_ranks else ALONE
+        image_emb, text_emb, logit_scale, logit_bias, groups, ranks
     )
     return loss
 

@@ -10,13 +10,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diptych.device.distributed import ALONE, Ranks, all_ranks
+from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.positives import group_numbers, group_sums
 from diptych.losses.softmaxes import Softmaxes
 from diptych.losses.tiles import tiles, tiling
 
 
+@accepts_across_ranks
 def tiled_clip_loss(
     image_emb: Float[Tensor, "N E"],
     text_emb: Float[Tensor, "N E"],
@@ -24,7 +25,7 @@ def tiled_clip_loss(
     groups: Int64[Tensor, " N"] | None = None,
     *,
     label_smoothing: float = 0.0,
-    across_ranks: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Float[Tensor, ""]:
     """The value and gradients of `clip_loss`, without storing the (N, N) matrix of logits.
 
@@ -35,7 +36,7 @@ def tiled_clip_loss(
     100. The gradient of the logit scale is the inner product of the embeddings and their gradients, which is more precise than
     a sum over all logits.
 
-    With `across_ranks`, the batch is the joint batch of all ranks of the default process group. All ranks must have the same
+    With several `ranks`, the batch is the joint batch of all of them (`all_ranks()`). All ranks must have the same
     number of rows and use the same ids in `groups`, and each must run the forward and the backward pass, because both exchange
     tensors. Each rank computes the logits of its own images and the gathered texts of all ranks. It returns the loss of the
     joint batch and gets the gradients with respect to its own embeddings and its own share of the logit scale's gradient.
@@ -46,7 +47,7 @@ def tiled_clip_loss(
     >>> bool(tiled_clip_loss(emb, emb, torch.tensor(100.0)) < 1e-6)
     True
     """
-    ranks, tile_shape = all_ranks() if across_ranks else ALONE, tiling(image_emb.device)
+    tile_shape = tiling(image_emb.device)
     if ranks.size == 1 and not tile_shape.is_host and tile_shape.is_one_tile(len(image_emb), len(text_emb)):
         with torch.autocast(image_emb.device.type, enabled=False):
             inputs = image_emb.float(), text_emb.float(), logit_scale.float()

@@ -1,12 +1,13 @@
 """The training loss, selected by a setting. Shapes: B batch, E embedding."""
 
-from typing import Literal
+from typing import Literal, assert_never
 
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
+from diptych.device.distributed import ALONE, Ranks
 from diptych.losses.sigmoid import tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
 
@@ -34,9 +35,9 @@ class LossConfig:
         logit_bias: Float[Tensor, ""] | None,
         groups: Int64[Tensor, " B"],
         *,
-        across_ranks: bool = False,
+        ranks: Ranks = ALONE,
     ) -> Float[Tensor, ""]:
-        """The loss of a batch of unit embeddings; with `across_ranks`, of the joint batch of all ranks.
+        """The loss of a batch of unit embeddings; with several `ranks`, of their joint batch.
 
         Args:
             image_emb: unit image embeddings.
@@ -44,16 +45,14 @@ class LossConfig:
             logit_scale: factor of the cosine similarities.
             logit_bias: added to the logits of the sigmoid loss, which requires it; `clip` ignores it.
             groups: positive group of each row; rows of a group are positives of each other.
-            across_ranks: treat the rows of all ranks as one batch. All ranks must call it.
+            ranks: the ranks whose rows together are the batch. All of them must call it.
         """
-        if self.name == "clip":
-            return tiled_clip_loss(
-                image_emb,
-                text_emb,
-                logit_scale,
-                groups,
-                label_smoothing=self.label_smoothing,
-                across_ranks=across_ranks,
-            )
-        assert logit_bias is not None
-        return tiled_sigmoid_loss(image_emb, text_emb, logit_scale, logit_bias, groups, across_ranks=across_ranks)
+        match self.name:
+            case "clip":
+                smoothing = self.label_smoothing
+                return tiled_clip_loss(image_emb, text_emb, logit_scale, groups, label_smoothing=smoothing, ranks=ranks)
+            case "sigmoid":
+                assert logit_bias is not None
+                return tiled_sigmoid_loss(image_emb, text_emb, logit_scale, logit_bias, groups, ranks=ranks)
+            case _:
+                assert_never(self.name)

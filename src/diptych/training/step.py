@@ -150,7 +150,7 @@ class TrainingStep:
             self._update_weights(lr, is_finite=is_finite)
         self.stopwatch.flush()
         image_to_text, text_to_image = batch_accuracy(
-            emb.image_emb, emb.text_emb, groups.to(self.device), across_ranks=is_joint
+            emb.image_emb, emb.text_emb, groups.to(self.device), ranks=self.ranks
         )
         return StepResult(
             loss=loss.item(),
@@ -171,9 +171,7 @@ class TrainingStep:
             leaves = [output.detach().requires_grad_() for output in _concatenated(outputs)]
             image_emb, text_emb, logit_scale, *bias = leaves  # (B, E), (U, E), (), and () if the model has a bias.
             text_emb = text_emb[text_of_row]  # (U, E) -> (B, E)
-            loss = self.loss(
-                image_emb, text_emb, logit_scale, bias[0] if bias else None, groups, across_ranks=self.ranks.size > 1
-            )
+            loss = self.loss(image_emb, text_emb, logit_scale, bias[0] if bias else None, groups, ranks=self.ranks)
             teacher_loss = self._teacher_loss(batch, image_emb, text_emb, logit_scale)
             total = loss if teacher_loss is None else loss + self.teacher_weight * teacher_loss
         with self.stopwatch.time("backward"):
@@ -190,9 +188,7 @@ class TrainingStep:
         at_once = self.micro_batch or len(image_emb)
         images, texts, scale = self.teacher.encode(batch.for_teacher, at_once=at_once)
         texts = texts[batch.text_of_row.to(self.device)]  # (U, E) -> (B, E), where E is the teacher's.
-        return tiled_distillation_loss(
-            image_emb, text_emb, logit_scale, images, texts, scale, across_ranks=self.ranks.size > 1
-        )
+        return tiled_distillation_loss(image_emb, text_emb, logit_scale, images, texts, scale, ranks=self.ranks)
 
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
         images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
