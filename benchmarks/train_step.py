@@ -27,6 +27,7 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import Rename, to_theirs
+from diptych.cpu import linear
 from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.cpu.memory import keep_freed_memory
 from diptych.data.batches.batch import Batch
@@ -149,6 +150,7 @@ def batch_of(pixels: Tensor, captions: tuple[str, ...], tokenizer: Tokenizer) ->
 
 
 def _own_step(model: CLIP, batches: Sequence[Batch]) -> Step:
+    linear.optimize(model)
     optimizers, runner = build_optimizers(model, OptimizerConfig()), ParallelHalves() if can_halve(model) else None
     step = TrainingStep(model.train(), optimizers, loss=LossConfig(), runner=runner)
     turn = cycle(batches)

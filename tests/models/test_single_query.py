@@ -6,7 +6,6 @@ from torch.nn import functional
 
 from diptych.models.attention import LengthBucket, SequenceLayout, split_buckets
 from diptych.models.layers import Attention
-from diptych.models.linear import Linear
 from diptych.models.modified_resnet import MapAttentionPool
 from diptych.models.single_query import single_query_attention
 
@@ -62,7 +61,7 @@ def test_the_watcher_is_told_weights_through_which_a_gradient_flows() -> None:
 class _Adapted(nn.Module):
     """A linear map and what an adapter adds to it."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.linear, self.added = linear, nn.Linear(16, 16, dtype=torch.float64)
 

@@ -17,6 +17,7 @@ from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.progress import Track, bar, silently
 from diptych.core.sample import ImageInput
+from diptych.cpu import linear
 from diptych.device.hardware import choose_device, cpu_has, has_fast_int8
 from diptych.images.transforms import Pixels
 from diptych.inference.embedder import Embedder
@@ -145,6 +146,8 @@ def load(
         identities = identities_of(bundle)  # Before the weights are converted.
         _convert(bundle.model, precision)
     bundle.model.to(selected)
+    if precision == "fp32":
+        linear.optimize(bundle.model)
     track = bar if progress else silently
     return LoadedBundle(bundle, path=Path(path), batch_size=batch_size, urls=urls, track=track, identities=identities)
 

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from diptych.models.config import ConvNetConfig
 from diptych.models.layers import LayerNorm
-from diptych.models.linear import Linear
 from diptych.models.modified_resnet import BatchNorm
 
 
@@ -63,7 +62,7 @@ class ConvNet(nn.Module):
             self.stages.append(nn.Sequential(*blocks))
             channels = width
         self.norm_post = LayerNorm(last)
-        self.projection = Linear(last, embed_dim, bias=False)
+        self.projection = nn.Linear(last, embed_dim, bias=False)
         nn.init.normal_(self.projection.weight, std=last**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from diptych.models.clip import CLIP
 from diptych.models.layers import Block
-from diptych.models.linear import Linear
 
 _MAX_INT8 = 127
 
@@ -43,10 +42,10 @@ class Int8Linear(nn.Module):
             out.add_(self.bias)
         return out.unflatten(0, x.shape[:-1])
 
-    def to_linear(self) -> Linear:
+    def to_linear(self) -> nn.Linear:
         """A differentiable float32 layer with the dequantized weights."""
         num_out, num_in = len(self.scale), len(self.weight)
-        linear = Linear(num_in, num_out, bias=self.bias is not None, device="meta")
+        linear = nn.Linear(num_in, num_out, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter((self.weight.float() * self.scale).T.contiguous())
         if self.bias is not None:
             linear.bias = nn.Parameter(self.bias)

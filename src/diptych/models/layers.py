@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from diptych.core.deprecation import RenamedAttribute
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
 from diptych.models.config import Activation
-from diptych.models.linear import Linear
 from diptych.models.single_query import AttentionHook, single_query_attention
 
 AncestorIds: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
@@ -60,21 +59,11 @@ def hidden_width(width: int, ratio: float) -> int:
 
 
 class MLP(nn.Sequential):
-    """Two linear layers with an activation in between."""
+    """Two linear layers with an activation in between, applied to each token."""
 
     def __init__(self, width: int, *, ratio: float, activation: Activation) -> None:
         hidden = hidden_width(width, ratio)
-        super().__init__(Linear(width, hidden), _ACTIVATIONS[activation](), Linear(hidden, width))
-
-    def forward(self, x: Float[Tensor, "*N W"]) -> Float[Tensor, "*N W"]:
-        """Each token transformed on its own."""
-        first, activation, second = self
-        out: Tensor = (
-            second(first(x), gelu=activation.approximate)
-            if isinstance(activation, nn.GELU) and isinstance(second, Linear)
-            else second(activation(first(x)))
-        )
-        return out
+        super().__init__(nn.Linear(width, hidden), _ACTIVATIONS[activation](), nn.Linear(hidden, width))
 
 
 class Attention(nn.Module):
@@ -88,10 +77,10 @@ class Attention(nn.Module):
         self.heads, self.head_width = heads, width // heads
         self.hook: AttentionHook | None = None
         """If set, called with the attention weights (sequences, heads, queries, keys). A causal `forward` does not call it."""
-        self.query = Linear(width, width)
-        self.key = Linear(width, width)
-        self.value = Linear(width, width)
-        self.out = Linear(width, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """Self-attention. If causal, a token attends only to itself and earlier tokens of its sequence."""
@@ -266,8 +255,8 @@ def init_attention(attention: Attention, *, std: float, out_std: float) -> None:
 def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
     """Draw the weights from normal distributions and set the biases to 0; `out_std` is for the second layer."""
     first, _, second = layers
-    assert isinstance(first, Linear)
-    assert isinstance(second, Linear)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     nn.init.normal_(first.weight, std=std)
     nn.init.normal_(second.weight, std=out_std)
     nn.init.zeros_(first.bias)

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from diptych.models.config import ResNetConfig
 from diptych.models.layers import normal
-from diptych.models.linear import Linear
 from diptych.models.single_query import single_query_attention
 
 EXPANSION = 4
@@ -62,10 +61,10 @@ class MapAttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.position_emb = normal(1 + grid[0] * grid[1], width, std=width**-0.5)
-        self.query = Linear(width, width)
-        self.key = Linear(width, width)
-        self.value = Linear(width, width)
-        self.out = Linear(width, embed_dim)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, embed_dim)
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.normal_(linear.weight, std=width**-0.5)
 

@@ -14,8 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from diptych.models.linear import Linear
-
 AttentionHook = Callable[[Tensor], object]
 """Called with the attention weights (sequences, heads, queries, keys) of each bucket."""
 
@@ -34,7 +32,7 @@ def single_query_attention(
     Args:
         query: one projected query per sequence.
         sequences: one tensor (num, L, W) for each group of sequences of the same length; their numbers add up to S.
-        key: projects tokens to keys. If `key` or `value` is not a plain `Linear` (for example an adapter or an int8 layer),
+        key: projects tokens to keys. If `key` or `value` is not an `nn.Linear` (for example an adapter or an int8 layer),
             all keys and values are computed.
         value: projects tokens to values.
         heads: number of heads.
@@ -42,7 +40,7 @@ def single_query_attention(
     """
     queries = query.unflatten(1, (heads, -1))
     counts = [len(tokens) for tokens in sequences]
-    if not (type(key) is Linear and type(value) is Linear):
+    if not (isinstance(key, nn.Linear) and isinstance(value, nn.Linear)):
         parts = zip(sequences, queries.split(counts), strict=True)
         return torch.cat([query[:0], *(_project_all_tokens(tokens, q, key, value, hook) for tokens, q in parts)])
     bias_score = (queries * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)  # S H 1: q · b_k

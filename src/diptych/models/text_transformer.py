@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from diptych.models.config import TextConfig
 from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, normal
-from diptych.models.linear import Linear
 from diptych.models.packing import Packing, pack
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
@@ -40,14 +39,11 @@ class TextTransformer(nn.Module):
             dropout=config.dropout,
         )
         self.norm_post = LayerNorm(config.width, eps=norm_eps)
-        self.projection = Linear(config.width, embed_dim, bias=is_siglip)
+        self.projection = nn.Linear(config.width, embed_dim, bias=is_siglip)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)
         if is_siglip:
             nn.init.zeros_(self.projection.bias)
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.rows_vary = True
 
     def forward(
         self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]

@@ -13,7 +13,6 @@ from diptych.images.transforms import Pixels, height_width
 from diptych.models.attention import LengthBucket, SequenceLayout
 from diptych.models.config import ViTConfig
 from diptych.models.layers import MLP, Attention, LayerNorm, Transformer, init_attention, init_mlp, normal
-from diptych.models.linear import Linear
 
 
 class PatchStem(nn.Module):
@@ -22,7 +21,7 @@ class PatchStem(nn.Module):
     def __init__(self, patch_px: Pixels, width: int, *, bias: bool = False) -> None:
         super().__init__()
         self.height, self.width = height_width(patch_px)
-        self.embed = Linear(3 * self.height * self.width, width, bias=bias)
+        self.embed = nn.Linear(3 * self.height * self.width, width, bias=bias)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token per patch, in row-major order. A patch is flattened in the order (channel, row, column)."""
@@ -102,8 +101,8 @@ class VisionTransformer(nn.Module):
         )
         self.norm_post = LayerNorm(width, eps=norm_eps)
         self.pool = AttentionPool(config, norm_eps=norm_eps) if config.pooling == "attention" else None
-        self.projection = nn.Identity() if is_siglip else Linear(width, embed_dim, bias=False)
-        if isinstance(self.projection, Linear):
+        self.projection = nn.Identity() if is_siglip else nn.Linear(width, embed_dim, bias=False)
+        if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:

@@ -16,6 +16,7 @@ from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
 from diptych.core.errors import ConfigError, DiptychWarning, RunError
 from diptych.core.fingerprint import DataFingerprint
+from diptych.cpu import linear
 from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.data.batches.loader import DataConfig, TrainingExamples
 from diptych.data.batches.order import steps_per_epoch
@@ -352,6 +353,7 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         ConfigError: the config freezes more layers than there are, or no C++ compiler is found for `compile` on a CPU.
         BundleError: the teacher cannot be read.
     """
+    linear.optimize(model)
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     apply_freeze(model, config.lock)
     is_sharded = ranks.size > 1 and config.parallel == "fsdp"

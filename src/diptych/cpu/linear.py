@@ -1,6 +1,5 @@
-"""A linear layer that uses the faster of PyTorch's CPU libraries for matmuls. Shapes: N tokens, I inputs, O outputs."""
+"""Linear layers and MLPs for CPUs: faster matmuls and less memory. Shapes: N tokens, I inputs, O outputs."""
 
-from functools import cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -10,6 +9,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from diptych.device.hardware import cpu_vendor
+from diptych.models.clip import CLIP
+from diptych.models.layers import MLP
 
 GELU: TypeAlias = Literal["none", "tanh"]
 """The approximation of GELU, as in `torch.nn.functional.gelu`."""
@@ -17,7 +18,27 @@ _MIN_TOKENS_PER_CORE = 512
 """With fewer tokens, oneDNN does not make up for the 0.6 ms that it takes to compile for each new number of tokens."""
 
 
-class Linear(nn.Linear):
+def optimize(model: CLIP) -> None:
+    """Replace the linear layers and MLPs of a model on a CPU in place. Does nothing on other devices.
+
+    The new layers share the parameters of the old ones, under the same names. Call this before `copy.deepcopy`, DDP or FSDP,
+    and not for a model in int8.
+    """
+    if model.log_logit_scale.device.type == "cpu":
+        _replace_layers(model.image_tower, num_tokens_varies=False)
+        _replace_layers(model.text_tower, num_tokens_varies=True)
+
+
+def _replace_layers(module: nn.Module, *, num_tokens_varies: bool) -> None:
+    for name, child in module.named_children():
+        _replace_layers(child, num_tokens_varies=num_tokens_varies)
+        if type(child) is nn.Linear:  # Not a subclass, whose `forward` may differ.
+            setattr(module, name, CpuLinear(child, num_tokens_varies=num_tokens_varies))
+        elif type(child) is MLP and isinstance(child[1], nn.GELU) and isinstance(child[2], CpuLinear):
+            setattr(module, name, _GeluMLP(*child))
+
+
+class CpuLinear(nn.Linear):
     """Drop-in `nn.Linear` that uses oneDNN for large fp32 matmuls on AMD CPUs; results differ only in summation order.
 
     By default PyTorch uses MKL for fp32 matmuls on a CPU, which is optimized for Intel processors. On AMD processors, oneDNN
@@ -25,19 +46,25 @@ class Linear(nn.Linear):
     for some of its sizes (`docs/log.md`).
     """
 
-    rows_vary = False
-    """Whether the number of tokens changes from batch to batch, as for packed texts. If so, oneDNN is not used: it would
-    compile for every new number of tokens."""
+    def __init__(self, linear: nn.Linear, *, num_tokens_varies: bool = False) -> None:
+        """Take over the parameters of a linear layer.
+
+        Args:
+            linear: the layer.
+            num_tokens_varies: whether the number of tokens changes from batch to batch, as for packed texts. If so, oneDNN is
+                not used, because it would compile for every new number of tokens.
+        """
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.num_tokens_varies = num_tokens_varies
+        self.train(linear.training)
 
     def forward(self, x: Float[Tensor, "*N I"], *, gelu: GELU | None = None) -> Float[Tensor, "*N O"]:
-        """The linear map of `x`, or of GELU(x) if `gelu` is given.
-
-        On a CPU, GELU is recomputed in the backward pass to save the memory of its output.
-        """
+        """The linear map of `x`, or of GELU(x) if `gelu` is given. GELU is recomputed in the backward pass to save memory."""
         is_plain = _is_plain(x, self.weight)
         by_onednn = (
             is_plain
-            and not self.rows_vary
+            and not self.num_tokens_varies
             and x.numel() >= _MIN_TOKENS_PER_CORE * torch.get_num_threads() * x.shape[-1]
             and _is_onednn_faster()
         )
@@ -47,6 +74,16 @@ class Linear(nn.Linear):
             return super().forward(x)
         out: Tensor = _Product.apply(x.flatten(0, -2), self.weight, self.bias, _ProductOptions(gelu, by_onednn))  # type: ignore[no-untyped-call]
         return out.unflatten(0, x.shape[:-1])
+
+
+class _GeluMLP(nn.Sequential):
+    """An `MLP` with GELU that recomputes GELU in the backward pass."""
+
+    def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N I"]:
+        """Each token transformed on its own."""
+        first, gelu, second = self
+        out: Tensor = second(first(x), gelu=gelu.approximate)
+        return out
 
 
 class _ProductOptions(NamedTuple):
@@ -96,6 +133,5 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-@cache
 def _is_onednn_faster() -> bool:
     return torch.backends.mkldnn.is_available() and cpu_vendor() == "AuthenticAMD"
