@@ -16,7 +16,7 @@ from diptych.core.settings import override
 from diptych.inference import loaded
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
-from diptych.inference.loaded import LoadedBundle, Precision, load
+from diptych.inference.loaded import InferencePrecision, LoadedBundle, load
 from diptych.models.clip import CLIP
 from diptych.models.config import ConvNetConfig, ResNetConfig, ViTConfig
 from diptych.tokenizers.hashing import HashingTokenizer
@@ -76,7 +76,7 @@ def _centre(heat: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_the_heat_lies_on_what_was_named(
-    seeing: LoadedBundle, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    seeing: LoadedBundle, precision: InferencePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
     monkeypatch.setattr(loaded, "has_fast_int8", lambda: True)

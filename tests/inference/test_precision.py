@@ -58,7 +58,7 @@ def test_sixteen_bits_agree_with_float32(
 
 @pytest.mark.parametrize("precision", ["int8", "bf16", "fp16"])
 def test_what_the_cpu_lacks_is_refused(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: loaded.Precision
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: loaded.InferencePrecision
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     with pytest.raises(ConfigError, match=f"{precision} on a CPU needs"):

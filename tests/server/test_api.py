@@ -15,7 +15,7 @@ from PIL import Image
 from diptych.index.protocol import Index
 from diptych.inference import loaded
 from diptych.inference.explain import explain
-from diptych.inference.loaded import LoadedBundle, Precision
+from diptych.inference.loaded import InferencePrecision, LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
 from diptych.server.thumbnails import render_heat_map
@@ -211,7 +211,7 @@ def test_heat_is_a_picture_of_what_the_model_sees(site: Site, index: Index) -> N
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_heat_explains_the_picture_that_was_indexed(
-    tiny_bundle: Path, tmp_path: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, precision: InferencePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a smaller copy of it: in one of a panorama the model sees other pixels."""
     monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)

@@ -9,13 +9,14 @@ from torch.nn import functional
 
 from diptych.core.errors import ConfigError, RunError
 from diptych.data.batches.batch import Batch
+from diptych.device.precision import Precision
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.optim.ema import WeightAverage
-from diptych.training.precision import Precision, check_precision
+from diptych.training.precision import check_precision
 from diptych.training.report.diagnosis import MAX_STRIKES, TrainingMonitor, diagnose, diagnostics
 from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL

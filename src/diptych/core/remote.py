@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import sha256
@@ -16,6 +15,7 @@ import fsspec
 from diptych.core.cache import cache_folder
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.files import atomic_write, file_lock
+from diptych.core.retry import retry
 
 T = TypeVar("T")
 
@@ -181,18 +181,19 @@ def _with_retries(url: str, read: Callable[[], T]) -> T:
         ConfigError: the protocol needs a package that is not installed.
         DataError: the file does not exist, or all three tries failed.
     """
-    for attempt in range(_TRIES):
-        try:
-            return read()
-        except ImportError:
-            raise _missing_extra(url) from None
-        except FileNotFoundError:
-            raise DataError(f"{url}: {_NOT_THERE}") from None
-        except Exception as error:  # Raised by many libraries: fsspec, cloud clients, HTTP clients.
-            if attempt == _TRIES - 1:
-                raise DataError(f"{url}: cannot be fetched ({_reason(error)})") from None
-            time.sleep(_WAIT_S * 2**attempt)
-    raise AssertionError
+    try:
+        return retry(
+            read,
+            attempts=_TRIES,
+            is_temporary=lambda error: not isinstance(error, ImportError | FileNotFoundError),
+            wait_s=lambda attempt, _: _WAIT_S * 2**attempt,
+        )
+    except ImportError:
+        raise _missing_extra(url) from None
+    except FileNotFoundError:
+        raise DataError(f"{url}: {_NOT_THERE}") from None
+    except Exception as error:  # Raised by many libraries: fsspec, cloud clients, HTTP clients.
+        raise DataError(f"{url}: cannot be fetched ({_reason(error)})") from None
 
 
 def _missing_extra(url: str) -> ConfigError:

@@ -19,6 +19,7 @@ from diptych.core.progress import Track, bar, silently
 from diptych.core.sample import ImageInput
 from diptych.cpu import linear
 from diptych.device.hardware import choose_device, cpu_has, has_fast_int8
+from diptych.device.precision import DTYPES, Precision, lacks_bf16
 from diptych.images.transforms import Pixels
 from diptych.inference.embedder import Embedder
 from diptych.inference.query import Query, query_embeddings
@@ -28,8 +29,8 @@ from diptych.models.config import Activation
 from diptych.models.int8 import to_int8
 from diptych.models.vision_transformer import VisionTransformer
 
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
-"""Data type in which a model computes."""
+InferencePrecision: TypeAlias = Precision | Literal["int8"]
+"""Data type in which a model computes embeddings."""
 
 
 class LoadedBundle(ClipTasks):
@@ -107,7 +108,7 @@ def load(
     path: str | Path,
     *,
     device: str = "auto",
-    precision: Precision = "fp32",
+    precision: InferencePrecision = "fp32",
     batch_size: int = 64,
     urls: bool = False,
     progress: bool = True,
@@ -157,7 +158,7 @@ def identities_of(bundle: Bundle) -> tuple[str, ...]:
     return bundle.identity, sampled_identity(bundle.model)
 
 
-def _check_precision(precision: Precision, device: torch.device) -> None:
+def _check_precision(precision: InferencePrecision, device: torch.device) -> None:
     """Raise a ConfigError if the device does not support the precision or is slower with it than in float32."""
     lacking = None
     if device.type == "cpu":
@@ -168,15 +169,15 @@ def _check_precision(precision: Precision, device: torch.device) -> None:
         }.get(precision)
     elif precision == "int8":
         lacking = f"int8 is for CPUs, and the device is {device}"
-    elif precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    elif precision == "bf16" and lacks_bf16(device):
         lacking = "this GPU has no bf16; it has fp16"
     if lacking:
         raise ConfigError(f"{lacking}; fp32 is faster on this device")
 
 
-def _convert(model: CLIP, precision: Precision) -> None:
+def _convert(model: CLIP, precision: InferencePrecision) -> None:
     if precision != "int8":
-        model.convert({"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+        model.convert(DTYPES[precision])
         return
     if not isinstance(model.image_tower, VisionTransformer):
         raise ConfigError("int8 is for vision transformers; this image tower is a ResNet")

@@ -3,7 +3,6 @@
 import base64
 import json
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from diptych.core.deprecation import renamed_names
 from diptych.core.errors import ConfigError, DiptychError, ImageError
 from diptych.core.lists import check_list
 from diptych.core.progress import Track, silently
+from diptych.core.retry import retry
 from diptych.core.sample import ImageInput
 from diptych.images.decode import decode, describe, file_content
 from diptych.inference.encoder import Encoder
@@ -286,26 +286,35 @@ class Client(ClipTasks):
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"} | ({} if self._key is None else {"X-API-Key": self._key})
         request = urllib.request.Request(self.url + path, content, headers, method=method)
-        for attempt in range(_MAX_ATTEMPTS):
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                with error:
-                    message, wait = _detail(error), error.headers.get("Retry-After", "")
-                if error.code not in {429, 503} or attempt == _MAX_ATTEMPTS - 1:
-                    kind = _TooLargeError if error.code == 413 else DiptychError
-                    raise kind(f"{self.url}: {message}") from None
-                time.sleep(float(wait) if wait.isdigit() else 1.0)
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "reason", None) or error
-                # Servers and proxies often close the connection before the client reads that a large request was refused.
-                is_cut = (
-                    isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _LARGE_BYTES
-                )
-                kind = _TooLargeError if is_cut else DiptychError
-                raise kind(f"{self.url}: does not answer ({reason})") from None
-        raise AssertionError  # The last attempt returned or raised.
+
+        def send() -> Any:
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                return json.load(response)
+
+        try:
+            return retry(send, attempts=_MAX_ATTEMPTS, is_temporary=_is_busy, wait_s=lambda _, error: _wait_s(error))
+        except urllib.error.HTTPError as error:
+            with error:
+                kind = _TooLargeError if error.code == 413 else DiptychError
+                raise kind(f"{self.url}: {_detail(error)}") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", None) or error
+            # Servers and proxies often close the connection before the client reads that a large request was refused.
+            is_cut = isinstance(reason, BrokenPipeError | ConnectionResetError) and len(content or b"") > _LARGE_BYTES
+            kind = _TooLargeError if is_cut else DiptychError
+            raise kind(f"{self.url}: does not answer ({reason})") from None
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, urllib.error.HTTPError) and error.code in {429, 503}
+
+
+def _wait_s(error: Exception) -> float:
+    """The seconds to wait according to the response of a busy server, 1 by default. Closes the response."""
+    assert isinstance(error, urllib.error.HTTPError)
+    with error:
+        wait = error.headers.get("Retry-After", "")
+    return float(wait) if wait.isdigit() else 1.0
 
 
 def _size(item: str) -> int:

@@ -12,6 +12,7 @@ from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.splits import FIRST_SPLIT_RULE
+from diptych.device.precision import Precision
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
@@ -21,7 +22,6 @@ from diptych.training.optim.build import OptimizerConfig
 from diptych.training.optim.freeze import LockConfig, check_freeze
 from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.parallel.wrap import Parallel
-from diptych.training.precision import Precision
 from diptych.training.validation import ValidationConfig
 
 CUSTOM = "custom"

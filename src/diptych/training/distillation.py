@@ -10,8 +10,9 @@ from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.data.batches.batch import ModelInput
 from diptych.data.batches.loader import InputSpec
+from diptych.device.precision import Precision
 from diptych.images.tensors import normalize
-from diptych.training.precision import Precision, autocast
+from diptych.training.precision import autocast
 
 
 @settings

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diptych.core.randomness import stable_hash
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import positive_group_ids
+from diptych.device.precision import Precision
 from diptych.device.timer import Stopwatch
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
@@ -21,7 +22,7 @@ from diptych.training.loss import LossConfig
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.parallel.tensors import clip_grad_norm
 from diptych.training.parallel.wrap import Replicas
-from diptych.training.precision import Precision, autocast, gradient_scaler
+from diptych.training.precision import autocast, gradient_scaler
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

@@ -1,7 +1,6 @@
 """Opens the database of a study: SQLite in the study's folder, or PostgreSQL for several machines."""
 
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from diptych.core.address import redacted, shown_address
 from diptych.core.database import is_postgres_address, postgres_address
 from diptych.core.errors import ConfigError, DiptychError, SaveError
+from diptych.core.retry import retry
 from diptych.tuning.study import Succession, this_worker
 
 _ATTEMPTS = 5
@@ -120,24 +120,29 @@ def _check_file(url: str) -> None:
 
 def _open(address: str, heartbeat_s: int, *, shown: str) -> RDBStorage:
     connect = {"timeout": 60} if address.startswith("sqlite") else {"connect_timeout": 10}
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _Storage(
-                address,
-                engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
-                heartbeat_interval=heartbeat_s,
-                grace_period=3 * heartbeat_s,
-                heartbeat_stale_trial_callback=Succession(max_retry=MAX_RETRIES),
-            )
-        except ModuleNotFoundError:
-            raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None
-        except (ArgumentError, NoSuchModuleError, ValueError) as error:
-            raise ConfigError(f"storage {shown!r} is invalid: {_one_line(error)}") from None
-        except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            if attempt + 1 == _ATTEMPTS or "already exists" not in str(error):  # Two workers create it at once.
-                raise ConfigError(f"storage {shown} cannot be reached: {_one_line(error)}") from None
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+
+    def open_storage() -> RDBStorage:
+        return _Storage(
+            address,
+            engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
+            heartbeat_interval=heartbeat_s,
+            grace_period=3 * heartbeat_s,
+            heartbeat_stale_trial_callback=Succession(max_retry=MAX_RETRIES),
+        )
+
+    try:
+        return retry(
+            open_storage,
+            attempts=_ATTEMPTS,
+            is_temporary=lambda error: "already exists" in str(error),  # Two workers create it at once.
+            wait_s=lambda attempt, _: 0.2 * 2**attempt,
+        )
+    except ModuleNotFoundError:
+        raise ConfigError("a study in PostgreSQL needs psycopg: pip install 'diptych[postgres]'") from None
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise ConfigError(f"storage {shown!r} is invalid: {_one_line(error)}") from None
+    except (DBAPIError, SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise ConfigError(f"storage {shown} cannot be reached: {_one_line(error)}") from None
 
 
 def _sqlalchemy_url(url: str) -> str:
