@@ -35,9 +35,6 @@ class LocalIndex(LocalSearch):
     def __enter__(self) -> "LocalIndex":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def add(
         self,
         entries: Sequence[Entry],
@@ -48,11 +45,7 @@ class LocalIndex(LocalSearch):
     ) -> None:
         """Add or replace entries (`Index.add`). Vectors are written before the transaction that refers to them."""
         self._check_writing("add")
-        for digest, vector in vectors.items():
-            if vector.shape != (self.dim,):
-                raise IndexingError(
-                    f"{self.folder}: has vectors of {self.dim} numbers; one of {vector.shape} was given ({digest})"
-                )
+        self._check_vectors(vectors)
         for entry in entries:
             if entry.digest not in vectors and not self.has_vector(entry.digest):
                 raise IndexingError(f"{entry.key}: has no vector")

@@ -15,7 +15,7 @@ switches to the new file.
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock, get_ident
@@ -27,12 +27,11 @@ from diptych.core.program import command
 from diptych.index.approximate import NOT_BUILT, AnnInfo
 from diptych.index.checksums import Block, damaged_tables
 from diptych.index.connection import Connection, connect
-from diptych.index.dialects import SQLITE, Condition, where
+from diptych.index.dialects import SQLITE
 from diptych.index.exact import Vectors
-from diptych.index.filters import Filter
 from diptych.index.row_counts import COUNTED, drop_counts, has_counts, keep_counts, wrong_counts
-from diptych.index.stored import StoredIndex
-from diptych.index.tables import COLUMNS_OF_FORMAT, DATABASE, FORMAT, holds_local_index, known_models, set_about
+from diptych.index.sql_index import SqlIndex
+from diptych.index.tables import DATABASE, FORMAT, holds_local_index, set_about
 from diptych.index.upgrade import upgrade
 from diptych.index.vector_file import AGAIN, NEXT_ADD, VectorDtype, VectorFile
 
@@ -46,10 +45,10 @@ _NUM_CHECKED = """
 _NUMBERED = re.compile(r"(vectors-\d+\.(f32|f16)|codes-\d+\.(i8|f32)|nearly-\d+)").fullmatch
 
 
-class LocalStore(StoredIndex):
+class LocalStore(SqlIndex):
     """Base of `LocalIndex` with the operations on the files, without additions and searches."""
 
-    _placeholder = SQLITE.placeholder
+    _dialect = SQLITE
 
     def __init__(self, folder: Path) -> None:
         """Open an existing index.
@@ -72,22 +71,12 @@ class LocalStore(StoredIndex):
 
     def _connect(self) -> Connection:
         if not holds_local_index(self.folder):
-            raise IndexingError(
-                f"{self.folder}: holds no index; make one with: "
-                + command("index", "add", self.folder, "FOLDER", "--bundle", "BUNDLE")
-            )
+            raise self._no_index()
         return connect(self.folder / DATABASE)
 
-    def _describe(self, about: dict[str, str]) -> None:
-        """Set the properties that the table `about` stores."""
-        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
-            raise IndexingError(
-                f"{self.folder}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
-                "install the version of Diptych that wrote it, or a newer one"
-            )
+    def _describe(self, about: Mapping[str, str]) -> None:
         try:
-            self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
-            self.models = known_models(about)
+            super()._describe(about)
         except (KeyError, ValueError):
             raise self._damaged() from None
 
@@ -104,11 +93,7 @@ class LocalStore(StoredIndex):
         before, self._opened = self._opened, self._connect()
         try:
             about = dict(self._opened.database.execute("SELECT name, value FROM about").fetchall())
-            if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
-                raise IndexingError(
-                    f"{self.folder}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
-                    "open it again"
-                )
+            self._check_same_model(about)
             self._describe(about)
         except (IndexingError, sqlite3.Error, UnicodeError, KeyError, ValueError) as error:
             self._opened.close()
@@ -223,15 +208,8 @@ class LocalStore(StoredIndex):
         ]
         return [*([old] if self._is_old() else []), *self._file().remarks(self._num_vectors()), *left]
 
-    def size(self) -> dict[str, int]:
-        """Numbers of entries and vectors, and bytes on the disk (`Index.size`)."""
-        return {
-            "entries": len(self),
-            "vectors": self._num_vectors(),
-            "unused": self._count("unused"),
-            "unreadable": self._count("broken"),
-            "bytes": sum(map(_num_bytes, self.folder.iterdir())),
-        }
+    def _num_bytes(self) -> int:
+        return sum(map(_file_size, self.folder.iterdir()))
 
     def _read_snapshot(self, read: Callable[[], _Read]) -> _Read:
         """The result of `read` for a consistent state. It runs again if another process replaced the files meanwhile."""
@@ -306,9 +284,6 @@ class LocalStore(StoredIndex):
             return int(self._one("SELECT num FROM counts WHERE name = ?", (name,)))
         return int(self._one(COUNTED[name]))
 
-    def _where(self, selected: Filter | None) -> Condition:
-        return where(selected, SQLITE)
-
     def _damaged(self) -> IndexingError:
         return IndexingError(f"{self.folder}: is damaged; for details, run: {command('index', 'verify', self.folder)}")
 
@@ -356,7 +331,7 @@ class LocalStore(StoredIndex):
             raise IndexingError(f"{self.folder}: cannot be written ({error.strerror}); it is as it was") from None
 
 
-def _num_bytes(path: Path) -> int:
+def _file_size(path: Path) -> int:
     """The size of a file in bytes; 0 if another process has just removed it."""
     try:
         return path.stat().st_size

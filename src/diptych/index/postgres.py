@@ -39,9 +39,6 @@ class PostgresIndex(PostgresStore):
     def __enter__(self) -> "PostgresIndex":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def add(
         self,
         entries: Sequence[Entry],
@@ -51,11 +48,7 @@ class PostgresIndex(PostgresStore):
         gone: Sequence[str] = (),
     ) -> None:
         """Add or replace entries (`Index.add`), in one transaction."""
-        for digest, vector in vectors.items():
-            if vector.shape != (self.dim,):
-                raise IndexingError(
-                    f"{self.place}: has vectors of {self.dim} numbers; one of {vector.shape} was given ({digest})"
-                )
+        self._check_vectors(vectors)
         with self._changing() as cursor:
             digests = {entry.digest for entry in entries} - set(vectors)
             stored = cursor.execute("SELECT digest FROM vectors WHERE digest = ANY(%s)", (list(digests),)).fetchall()
@@ -186,7 +179,7 @@ class PostgresIndex(PostgresStore):
     def built(self) -> Hnsw | None:
         """The description of the HNSW index with its measured recall; None if there is none."""
         hnsw = Hnsw.from_about(self._about())
-        return None if hnsw is None else hnsw.at(int(self._one("SELECT count(*) FROM vectors")))
+        return None if hnsw is None else hnsw.at(self._num_vectors())
 
 
 def _set_hnsw(cursor: "psycopg.Cursor[Any]", hnsw: Hnsw | None) -> None:

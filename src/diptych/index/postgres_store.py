@@ -26,14 +26,13 @@ import psycopg
 from diptych.core.errors import BusyError, IndexingError
 from diptych.core.program import command
 from diptych.index.address import parse_address
-from diptych.index.dialects import POSTGRESQL, Condition, where
-from diptych.index.filters import Filter
+from diptych.index.dialects import POSTGRESQL
 from diptych.index.pgvector import connect, one_line
 from diptych.index.postgres_hnsw import is_usable
 from diptych.index.postgres_pool import Connection, Connections
 from diptych.index.row_counts import COUNTED
-from diptych.index.stored import StoredIndex
-from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models
+from diptych.index.sql_index import SqlIndex
+from diptych.index.tables import FORMAT
 from diptych.index.upgrade import MARK_CAPTIONS, NEW_COLUMNS
 from diptych.index.vector_file import AGAIN
 
@@ -54,10 +53,10 @@ _DIGESTS_OUTSIDE = """
 """Returns a row if digests are stored outside the rows of their vectors, as in large indexes of earlier versions."""
 
 
-class PostgresStore(StoredIndex):
+class PostgresStore(SqlIndex):
     """Base of `PostgresIndex` with connections, locks and checks, without additions and searches."""
 
-    _placeholder = POSTGRESQL.placeholder
+    _dialect = POSTGRESQL
 
     def __init__(self, address: str, *, timeout_s: float | None = None) -> None:
         """Open an existing index.
@@ -78,26 +77,15 @@ class PostgresStore(StoredIndex):
         self._writer: Connection | None = None
         self._lock = RLock()  # Protects the writer's connection.
         try:
-            about = self._about()
+            self._describe(self._about())
         except IndexingError:
             self.close()
             raise
-        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
-        self.models = known_models(about)
 
     def _about(self) -> dict[str, str]:
         if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
-            raise IndexingError(
-                f"{self.place}: holds no index; make one with: "
-                + command("index", "add", self.place, "FOLDER", "--bundle", "BUNDLE")
-            )
-        about = super()._about()
-        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
-            raise IndexingError(
-                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
-                "install the version of Diptych that wrote it, or a newer one"
-            )
-        return about
+            raise self._no_index()
+        return super()._about()
 
     def close(self) -> None:
         """Close the connections. A connection in use is closed after its operation."""
@@ -147,11 +135,7 @@ class PostgresStore(StoredIndex):
     def _check_model(self, connection: Connection) -> dict[str, str]:
         """The rows of the table `about`. Raises IndexingError if another model's index has replaced this one."""
         about = dict(connection.execute("SELECT name, value FROM about").fetchall())
-        if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
-            raise IndexingError(
-                f"{self.place}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
-                "open it again"
-            )
+        self._check_same_model(about)
         return about
 
     def _writer_name(self) -> str:
@@ -192,22 +176,15 @@ class PostgresStore(StoredIndex):
         once = command("index", "build", self.place)
         return [f"the exact search takes twice as long as necessary; this makes it faster, once: {once}"]
 
-    def size(self) -> dict[str, int]:
-        """Numbers of entries and vectors, and bytes on the server's disk."""
+    def _num_vectors(self) -> int:
+        return int(self._one("SELECT count(*) FROM vectors"))
+
+    def _num_bytes(self) -> int:
         tables = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relnamespace = %s::regnamespace AND relkind = 'r'"
-        return {
-            "entries": len(self),
-            "vectors": int(self._one("SELECT count(*) FROM vectors")),
-            "unused": self._count("unused"),
-            "unreadable": self._count("broken"),
-            "bytes": int(self._one(tables, (f'"{self._schema}"',))),
-        }
+        return int(self._one(tables, (f'"{self._schema}"',)))
 
     def _count(self, name: str) -> int:
         return int(self._one(COUNTED[name]))
-
-    def _where(self, selected: Filter | None) -> Condition:
-        return where(selected, POSTGRESQL)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(sql.encode(), values).fetchall())

@@ -6,32 +6,45 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from jaxtyping import Float32
+from numpy import ndarray
+
 from diptych.core.deprecation import renamed_parameter
 from diptych.core.errors import BusyError, IndexingError
-from diptych.index.dialects import Condition
+from diptych.core.program import command
+from diptych.index.dialects import Condition, Dialect, where
 from diptych.index.entry import Entry, FileStat, common_folder, merged_left_out
 from diptych.index.filters import Filter
-from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, to_entry, total_left_out
+from diptych.index.tables import COLUMNS_OF_FORMAT, FORMAT, known_models, to_entry, total_left_out
 
 _KEY_RANGE = "SELECT (SELECT min(key) FROM entries), (SELECT max(key) FROM entries)"
 """The first and the last key. Two subqueries use the index of keys, whereas a single SELECT would read the whole table."""
 
 
-class StoredIndex(ABC):
+class SqlIndex(ABC):
     """Base of both kinds of index. A subclass defines how statements are executed and how rows of `about` are replaced."""
 
+    place: str
+    """The folder, or the address without its password."""
+    dim: int
+    """Dimension of the vectors."""
+    bundle: str
+    """Where the bundle of the model was when the index was made."""
     models: tuple[str, ...]
+    """Identities of the model that computed the vectors, the current one first."""
     _format: int
-    _placeholder: str
-    """Placeholder of a value in a statement."""
+    _dialect: Dialect
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the database."""
 
     @abstractmethod
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a query."""
-
-    @abstractmethod
-    def _where(self, selected: Filter | None) -> Condition:
-        """The WHERE clause of a filter."""
 
     @abstractmethod
     def _count(self, name: str) -> int:
@@ -41,11 +54,57 @@ class StoredIndex(ABC):
     def _set_about(self, **values: str | None) -> None:
         """Replace rows of the table `about` in one transaction; None removes one."""
 
+    @abstractmethod
+    def _num_vectors(self) -> int:
+        """The number of stored vectors."""
+
+    @abstractmethod
+    def _num_bytes(self) -> int:
+        """The number of bytes on the disk."""
+
+    def _where(self, selected: Filter | None) -> Condition:
+        return where(selected, self._dialect)
+
     def _one(self, sql: str, values: Sequence[Any] = ()) -> Any:
         return self._all(sql, values)[0][0]
 
     def _about(self) -> dict[str, str]:
         return dict(self._all("SELECT name, value FROM about"))
+
+    def _no_index(self) -> IndexingError:
+        make = command("index", "add", self.place, "FOLDER", "--bundle", "BUNDLE")
+        return IndexingError(f"{self.place}: holds no index; make one with: {make}")
+
+    def _describe(self, about: Mapping[str, str]) -> None:
+        """Set the properties that the table `about` stores.
+
+        Raises:
+            IndexingError: the index has an unknown format.
+            KeyError, ValueError: the table is damaged.
+        """
+        if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
+            raise IndexingError(
+                f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
+                "install the version of Diptych that wrote it, or a newer one"
+            )
+        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+        self.models = known_models(about)
+
+    def _check_same_model(self, about: Mapping[str, str]) -> None:
+        """Raise IndexingError if another model's index has replaced this one."""
+        if int(about["dim"]) != self.dim or not {*known_models(about)} & {*self.models}:
+            raise IndexingError(
+                f"{self.place}: was replaced by an index of another model, {about['model']} ({about['bundle']}); "
+                "open it again"
+            )
+
+    def _check_vectors(self, vectors: Mapping[str, Float32[ndarray, " E"]]) -> None:
+        """Raise IndexingError if new vectors have another dimension than the index."""
+        for digest, vector in vectors.items():
+            if vector.shape != (self.dim,):
+                raise IndexingError(
+                    f"{self.place}: has vectors of {self.dim} numbers; one of {vector.shape} was given ({digest})"
+                )
 
     def _current_format(self) -> int:
         """The current format of the index, which another process may have upgraded."""
@@ -103,23 +162,33 @@ class StoredIndex(ABC):
         """The reasons why pictures could not be read, by key."""
         return dict(sorted(self._below("SELECT key, reason FROM broken", below)))
 
+    def size(self) -> dict[str, int]:
+        """Numbers of entries and vectors, and bytes on the disk (`Index.size`)."""
+        return {
+            "entries": len(self),
+            "vectors": self._num_vectors(),
+            "unused": self._count("unused"),
+            "unreadable": self.num_broken(),
+            "bytes": self._num_bytes(),
+        }
+
     def num_broken(self) -> int:
         """Number of pictures that could not be read."""
         return self._count("broken")
 
     def digest_of(self, key: str) -> str | None:
         """The digest of the content of an entry; None if the entry does not exist."""
-        rows = self._all(f"SELECT digest FROM entries WHERE key = {self._placeholder}", (key,))
+        rows = self._all(f"SELECT digest FROM entries WHERE key = {self._dialect.placeholder}", (key,))
         return str(rows[0][0]) if rows else None
 
     def with_digest(self, digest: str) -> list[Entry]:
         """The entries with a content, sorted by key."""
-        sql = f"SELECT {self._columns()} FROM entries WHERE digest = {self._placeholder} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries WHERE digest = {self._dialect.placeholder} ORDER BY key"
         return [to_entry(row) for row in self._all(sql, (digest,))]
 
     def has_vector(self, digest: str) -> bool:
         """Whether the index has the vector of a content."""
-        return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._placeholder}", (digest,)))
+        return bool(self._all(f"SELECT 1 FROM vectors WHERE digest = {self._dialect.placeholder}", (digest,)))
 
     @renamed_parameter("chosen", "selected")
     def keys(self, selected: Filter | None = None) -> list[str]:
@@ -129,7 +198,7 @@ class StoredIndex(ABC):
 
     def keys_at(self, place: str) -> list[str]:
         """The key of the entry with a path, if it exists, and the sorted keys of the entries in the folder with that path."""
-        rows = self._all(f"SELECT key FROM entries WHERE key = {self._placeholder}", (place,))
+        rows = self._all(f"SELECT key FROM entries WHERE key = {self._dialect.placeholder}", (place,))
         return [key for (key,) in (*rows, *sorted(self._below("SELECT key FROM entries", [place])))]
 
     def without_phash(self) -> list[Entry]:
@@ -144,7 +213,7 @@ class StoredIndex(ABC):
         """The entries that a filter selects, sorted by key (`Index.entries`)."""
         condition = self._where(selected)
         both = f"{condition.sql} AND" if condition.sql else " WHERE"
-        sql = f"SELECT {self._columns()} FROM entries{both} key > {self._placeholder} ORDER BY key"
+        sql = f"SELECT {self._columns()} FROM entries{both} key > {self._dialect.placeholder} ORDER BY key"
         if limit is not None:
             sql += f" LIMIT {limit:d}"
         return [to_entry(row) for row in self._all(sql, (*condition.values, after))]
@@ -156,10 +225,8 @@ class StoredIndex(ABC):
         word = "AND" if " WHERE " in sql else "WHERE"
         rows = []
         for folder in folders:
-            prefix = folder.rstrip("/")  # "0" is the character after "/".
-            rows += self._all(
-                f"{sql} {word} key > {self._placeholder} AND key < {self._placeholder}", (f"{prefix}/", f"{prefix}0")
-            )
+            prefix, value = folder.rstrip("/"), self._dialect.placeholder  # "0" is the character after "/".
+            rows += self._all(f"{sql} {word} key > {value} AND key < {value}", (f"{prefix}/", f"{prefix}0"))
         return rows
 
     def lost(self) -> set[str]:
