@@ -1,7 +1,7 @@
 """Builds the optimizers: AdamW as in the paper, Lion or Muon, with weight decay on matrices only and layer-wise decay."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, assert_never
 
 import torch
 from torch import nn
@@ -108,11 +108,14 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
         optimizers.append(Muon(groups, lr=config.lr))
     if others:
         groups = _param_groups(others, config)
-        optimizers.append(
-            Lion(groups, lr=config.lr, betas=config.betas)
-            if config.name == "lion"
-            else torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-        )
+        match config.name:
+            case "lion":
+                optimizers.append(Lion(groups, lr=config.lr, betas=config.betas))
+            case "adamw" | "muon":
+                adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+                optimizers.append(adamw)
+            case _:
+                assert_never(config.name)
     return tuple(optimizers)
 
 
