@@ -9,13 +9,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp
 
 from diptych.core.version import VERSION
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
-from diptych.server import schemas
 from diptych.server.api import api
 from diptych.server.engine import Engine
 from diptych.server.errors import add_error_handlers
@@ -23,6 +22,7 @@ from diptych.server.guard import Guard
 from diptych.server.limits import Limits
 from diptych.server.openai import openai_api
 from diptych.server.problems import Problem
+from diptych.server.schemas import BODIES
 
 _STATIC = Path(__file__).parent / "static"
 
@@ -125,23 +125,11 @@ def _describe_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = default_openapi()
-            known = schema.setdefault("components", {}).setdefault("schemas", {})
-            for model in (
-                schemas.EmbedRequest,
-                schemas.SimilarityRequest,
-                schemas.ClassifyRequest,
-                schemas.SearchRequest,
-                schemas.OpenAIRequest,
-                schemas.ProblemAnswer,
-            ):
-                _add_schema(known, model)
+            _, definitions = models_json_schema(
+                [(model, "validation") for model in BODIES], ref_template="#/components/schemas/{model}"
+            )
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _add_schema(known: dict[str, Any], model: type[BaseModel]) -> None:
-    own = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    known |= own.pop("$defs", {})
-    known[model.__name__] = own

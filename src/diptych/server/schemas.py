@@ -92,6 +92,11 @@ Encoding = Annotated[Literal["float", "base64"], NullIs("float")]
 Vector = Annotated[list[float], Field(description="A vector of length 1.")]
 
 
+def _with_examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """The configuration of a request's schema, with bodies as examples. Pydantic adds it to that of the base class."""
+    return ConfigDict(json_schema_extra={"examples": [*bodies]})
+
+
 class Model(BaseModel):
     """Base class of schemas that do not accept unknown fields."""
 
@@ -101,9 +106,7 @@ class Model(BaseModel):
 class EmbedRequest(Model):
     """Texts, images, or both."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"texts": ["a red square", "two dogs"]}, {"images": [PICTURE]}]}
-    )
+    model_config = _with_examples({"texts": ["a red square", "two dogs"]}, {"images": [PICTURE]})
     texts: Annotated[Texts, NullIs([])] = []
     images: Annotated[Pictures, NullIs([])] = []
     encoding: Encoding = "float"
@@ -128,10 +131,7 @@ class EmbedAnswer(Model):
 class SimilarityRequest(Model):
     """The images and the texts to compare."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"images": [PICTURE], "texts": ["a red square", "two dogs"]}]},
-    )
+    model_config = _with_examples({"images": [PICTURE], "texts": ["a red square", "two dogs"]})
     images: Pictures = Field(min_length=1)
     texts: Texts = Field(min_length=1)
 
@@ -146,10 +146,7 @@ class SimilarityAnswer(Model):
 class ClassifyRequest(Model):
     """Images, and the names of the classes to choose from."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"examples": [{"images": [PICTURE], "classes": ["square", "dog"], "templates": ["a {}"]}]},
-    )
+    model_config = _with_examples({"images": [PICTURE], "classes": ["square", "dog"], "templates": ["a {}"]})
     images: Pictures = Field(min_length=1)
     classes: Texts = Field(min_length=1)
     templates: Annotated[Texts, Field(min_length=1), NullIs(["a photo of a {}"])] = ["a photo of a {}"]
@@ -199,16 +196,11 @@ class SearchTerm(Model):
 class SearchRequest(Model):
     """A search for a text, or for the weighted sum of several terms."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"text": "a dog on a beach", "limit": 5},
-                {"terms": [{"text": "a dog"}, {"text": "snow", "weight": -0.5}], "where": "width >= 16"},
-                {"terms": [{"image": PICTURE}], "offset": 20, "limit": 20},
-                {"text": "a dog on a beach", "group_similar": True},
-            ]
-        },
+    model_config = _with_examples(
+        {"text": "a dog on a beach", "limit": 5},
+        {"terms": [{"text": "a dog"}, {"text": "snow", "weight": -0.5}], "where": "width >= 16"},
+        {"terms": [{"image": PICTURE}], "offset": 20, "limit": 20},
+        {"text": "a dog on a beach", "group_similar": True},
     )
     text: Text | None = None
     terms: Annotated[list[SearchTerm], Field(max_length=MAX_TERMS), NullIs([])] = []
@@ -313,9 +305,7 @@ class Info(Model):
 class OpenAIRequest(BaseModel):
     """An embedding request in the format of OpenAI's clients."""
 
-    model_config = ConfigDict(
-        extra="ignore", json_schema_extra={"examples": [{"input": ["a red square"], "model": "diptych"}]}
-    )
+    model_config = _with_examples({"input": ["a red square"], "model": "diptych"})  # Unknown fields are ignored.
     input: Text | Annotated[list[Annotated[Text, BeforeValidator(_no_token_ids)]], Field(min_length=1, fail_fast=True)]
     model: Annotated[str, NullIs("diptych")] = "diptych"
     """Any name. The server has one model; `/v1/models` returns its name."""
@@ -389,3 +379,7 @@ class ProblemAnswer(BaseModel):
     detail: str = Field(description="What is wrong, and how to fix it.")
     errors: list[FieldError] | None = Field(default=None, description="The errors of single fields, if there are any.")
     error: OpenAIError | None = Field(default=None, description="Present on the paths of OpenAI's API.")
+
+
+BODIES = (EmbedRequest, SimilarityRequest, ClassifyRequest, SearchRequest, OpenAIRequest, ProblemAnswer)
+"""Bodies that FastAPI does not describe in `/openapi.json` by itself."""
