@@ -16,8 +16,7 @@ from numpy import ndarray
 from diptych.core.errors import ConfigError
 from diptych.core.version import VERSION
 from diptych.images.formats import remedy
-from diptych.index.entry import Entry
-from diptych.index.entry import SearchHit as IndexHit
+from diptych.index.entry import Entry, SearchHit
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
 from diptych.inference.classify import (
@@ -30,31 +29,11 @@ from diptych.inference.classify import (
 from diptych.inference.query import unit_sums
 from diptych.inference.similarity import softmax
 from diptych.search.similar import SIMILAR_COSINE, HitGroup, search_groups
+from diptych.server import schemas
 from diptych.server.engine import Engine
 from diptych.server.parse_body import body_schema, read_body
 from diptych.server.problems import Problem
-from diptych.server.schemas import (
-    ID_PATTERN,
-    ClassifyAnswer,
-    ClassifyRequest,
-    EmbedAnswer,
-    EmbedRequest,
-    Hit,
-    Info,
-    InfoLimits,
-    LeftOutFormat,
-    ProblemAnswer,
-    SearchAnswer,
-    SearchHit,
-    SearchRequest,
-    SearchTerm,
-    SimilarityAnswer,
-    SimilarityRequest,
-)
 
-_PROBLEM: dict[str, Any] = {
-    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
-}
 _DESCRIPTIONS = {
     400: "The request is malformed.",
     401: "A valid key is missing.",
@@ -69,13 +48,14 @@ _DESCRIPTIONS = {
     429: "The server has too many requests.",
     503: "The server cannot answer in time.",
 }
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemAnswer"}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"description": description, "model": ProblemAnswer, **_PROBLEM}
+    status: {"description": description, "model": schemas.ProblemAnswer, "content": _PROBLEM}
     for status, description in _DESCRIPTIONS.items()
 }
 _CACHE_ONE_DAY = {"Cache-Control": "private, max-age=86400"}
 _PROXY_HEADERS = {"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
-Id = Annotated[str, PathParam(alias="id", pattern=ID_PATTERN, description="An id from a search result.")]
+Id = Annotated[str, PathParam(alias="id", pattern=schemas.ID_PATTERN, description="An id from a search result.")]
 
 
 def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # noqa: C901  (a list of routes)
@@ -88,20 +68,20 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
     router = APIRouter(prefix="/v1", responses=PROBLEMS)
     parse = partial(engine.run_in_thread, "bodies")
 
-    async def hit_formatter(request: Request) -> Callable[[IndexHit | Entry], Hit]:
+    async def hit_formatter(request: Request) -> Callable[[SearchHit | Entry], schemas.Hit]:
         folder = await engine.read_index(lambda index: index.common_folder())
         is_absolute = has_absolute_paths and not _PROXY_HEADERS & {*request.headers}
         return partial(format_hit, folder=folder, is_absolute=is_absolute)
 
     @router.get("/info")
-    async def info() -> Info:
+    async def info() -> schemas.Info:
         """Describe the server: its model, its limits and its index."""
         return await _info(engine)
 
-    @router.post("/embed", openapi_extra=body_schema(EmbedRequest), response_model=EmbedAnswer)
+    @router.post("/embed", openapi_extra=body_schema(schemas.EmbedRequest), response_model=schemas.EmbedAnswer)
     async def embed(request: Request) -> Response:
         """Embed texts and images as unit vectors."""
-        body = await read_body(request, EmbedRequest, parse)
+        body = await read_body(request, schemas.EmbedRequest, parse)
         texts, images = await engine.embed_texts(body.texts), await engine.embed_images(body.images)
 
         def respond() -> JSONResponse:
@@ -116,37 +96,37 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
 
         return await engine.run_in_thread("bodies", respond)
 
-    @router.post("/similarity", openapi_extra=body_schema(SimilarityRequest))
-    async def similarity(request: Request) -> SimilarityAnswer:
+    @router.post("/similarity", openapi_extra=body_schema(schemas.SimilarityRequest))
+    async def similarity(request: Request) -> schemas.SimilarityAnswer:
         """Compare every image with every text."""
-        body = await read_body(request, SimilarityRequest, parse)
+        body = await read_body(request, schemas.SimilarityRequest, parse)
         # Shape (images, texts).
         cosine = await engine.embed_images(body.images) @ (await engine.embed_texts(body.texts)).T
         probability = softmax(cosine * np.float32(engine.embedder.logit_scale))
-        return SimilarityAnswer(cosine=cosine.tolist(), probability=probability.tolist())
+        return schemas.SimilarityAnswer(cosine=cosine.tolist(), probability=probability.tolist())
 
-    @router.post("/classify", openapi_extra=body_schema(ClassifyRequest))
-    async def classify(request: Request) -> ClassifyAnswer:
+    @router.post("/classify", openapi_extra=body_schema(schemas.ClassifyRequest))
+    async def classify(request: Request) -> schemas.ClassifyAnswer:
         """Classify images, given only the names of the classes (zero-shot)."""
-        return await _classify(engine, await read_body(request, ClassifyRequest, parse))
+        return await _classify(engine, await read_body(request, schemas.ClassifyRequest, parse))
 
-    @router.post("/search", openapi_extra=body_schema(SearchRequest))
-    async def search(request: Request) -> SearchAnswer:
+    @router.post("/search", openapi_extra=body_schema(schemas.SearchRequest))
+    async def search(request: Request) -> schemas.SearchAnswer:
         """Search the images of the index by a weighted sum of texts and images."""
-        body = await read_body(request, SearchRequest, parse)
+        body = await read_body(request, schemas.SearchRequest, parse)
         groups = await _groups(engine, body)
         to_hit = await hit_formatter(request)
         page = [
-            SearchHit(**vars(to_hit(group.hit)), similar=[to_hit(other) for other in group.similar])
+            schemas.SearchHit(**vars(to_hit(group.hit)), similar=[to_hit(other) for other in group.similar])
             for group in groups[: body.limit]
         ]
-        return SearchAnswer(results=page, offset=body.offset, has_more=len(groups) > body.limit)
+        return schemas.SearchAnswer(results=page, offset=body.offset, has_more=len(groups) > body.limit)
 
     @router.get("/images/{id}")
-    async def image(request: Request, key: Id) -> Hit:
+    async def image(request: Request, key: Id) -> schemas.Hit:
         """Describe an image of the index."""
         to_hit = await hit_formatter(request)
-        return to_hit(await _entry(engine, key))
+        return to_hit((await _entries(engine, key))[0])
 
     @router.get("/images/{id}/file", response_class=Response, responses={200: _picture("image/*")})
     async def file(key: Id) -> Response:
@@ -169,7 +149,7 @@ def api(engine: Engine, *, has_absolute_paths: bool = False) -> APIRouter:  # no
     return router
 
 
-def format_hit(found: IndexHit | Entry, *, folder: str | None, is_absolute: bool) -> Hit:
+def format_hit(found: SearchHit | Entry, *, folder: str | None, is_absolute: bool) -> schemas.Hit:
     """The description of an image of the index in a response.
 
     Args:
@@ -177,8 +157,8 @@ def format_hit(found: IndexHit | Entry, *, folder: str | None, is_absolute: bool
         folder: a folder that contains the image, to which `path` is relative; None for no path.
         is_absolute: whether to include the absolute path.
     """
-    entry, score = (found.entry, found.score) if isinstance(found, IndexHit) else (found, None)
-    return Hit(
+    entry, score = (found.entry, found.score) if isinstance(found, SearchHit) else (found, None)
+    return schemas.Hit(
         id=entry.digest,
         name=basename(entry.key),  # noqa: PTH119  (called for every hit; Path is ten times slower)
         path=None if folder is None else entry.key.removeprefix(f"{folder}/"),
@@ -194,8 +174,7 @@ def format_hit(found: IndexHit | Entry, *, folder: str | None, is_absolute: bool
 def encode_embeddings(emb: Float32[ndarray, "N E"], encoding: Literal["float", "base64"]) -> list[Any]:
     """Embeddings for a JSON response: as lists of numbers, or as little-endian float32 bytes in base64."""
     if encoding == "float":
-        numbers: list[Any] = emb.tolist()
-        return numbers
+        return emb.tolist()
     return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in emb]
 
 
@@ -203,14 +182,14 @@ def _picture(kind: str) -> dict[str, Any]:
     return {"description": "The picture.", "content": {kind: {"schema": {"type": "string", "format": "binary"}}}}
 
 
-async def _info(engine: Engine) -> Info:
+async def _info(engine: Engine) -> schemas.Info:
     bundle, path = engine.clip.bundle, engine.clip.path
     try:
         threshold: float | None = calibrated_threshold(bundle.metrics)
     except ConfigError:
         threshold = None
     px = bundle.config.image.image_px
-    return Info(
+    return schemas.Info(
         version=VERSION,
         model=engine.clip.identity,
         bundle=None if path is None else path.resolve().name,
@@ -220,7 +199,7 @@ async def _info(engine: Engine) -> Info:
         logit_scale=engine.embedder.logit_scale,
         threshold=threshold,
         pictures=None if engine.index is None else await engine.read_index(len),
-        limits=InfoLimits(
+        limits=schemas.InfoLimits(
             body_bytes=engine.limits.body_mb * 2**20,
             texts=engine.limits.max_texts,
             text_chars=engine.limits.text_chars,
@@ -231,11 +210,13 @@ async def _info(engine: Engine) -> Info:
     )
 
 
-def _left_out(index: Index) -> list[LeftOutFormat]:
-    return [LeftOutFormat(suffix=suffix, num=num, remedy=remedy(suffix)) for suffix, num in index.left_out().items()]
+def _left_out(index: Index) -> list[schemas.LeftOutFormat]:
+    return [
+        schemas.LeftOutFormat(suffix=suffix, num=num, remedy=remedy(suffix)) for suffix, num in index.left_out().items()
+    ]
 
 
-async def _classify(engine: Engine, body: ClassifyRequest) -> ClassifyAnswer:
+async def _classify(engine: Engine, body: schemas.ClassifyRequest) -> schemas.ClassifyAnswer:
     num_prompts, max_texts = len(body.classes) * len(body.templates), engine.limits.max_texts
     if num_prompts > max_texts:
         raise Problem(
@@ -255,18 +236,11 @@ async def _classify(engine: Engine, body: ClassifyRequest) -> ClassifyAnswer:
         logit_scale=engine.embedder.logit_scale,
         threshold=threshold,
     )
-    return ClassifyAnswer.model_validate(
-        {
-            "images": [
-                {
-                    "best": result.best and result.best.name,
-                    "threshold": result.threshold,
-                    "scores": [vars(score) for score in result.scores],
-                }
-                for result in ranked
-            ]
-        }
-    )
+    images = [
+        {"best": result.best and result.best.name, "threshold": result.threshold, "scores": [*map(vars, result.scores)]}
+        for result in ranked
+    ]
+    return schemas.ClassifyAnswer.model_validate({"images": images})
 
 
 def _filter(where: str | None) -> Filter | None:
@@ -278,7 +252,7 @@ def _filter(where: str | None) -> Filter | None:
         raise Problem(422, str(error).removeprefix("--")) from None
 
 
-async def _groups(engine: Engine, body: SearchRequest) -> list[HitGroup]:
+async def _groups(engine: Engine, body: schemas.SearchRequest) -> list[HitGroup]:
     """The hits of the requested page and one more. Near-duplicates are grouped if the request says so."""
     engine.require_index()
     selected = _filter(body.where)
@@ -294,18 +268,13 @@ async def _groups(engine: Engine, body: SearchRequest) -> list[HitGroup]:
     return (await engine.read_index(grouped))[body.offset :]
 
 
-async def _query_vector(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[ndarray, " E"]:
+async def _query_vector(engine: Engine, terms: Sequence[schemas.SearchTerm]) -> Float32[ndarray, " E"]:
     """The L2-normalized weighted sum of the embeddings of the terms."""
-    texts = [term for term in terms if term.text is not None]
-    images = [term for term in terms if term.image is not None]
-    known = [term for term in terms if term.id is not None]
     total = np.zeros(engine.clip.bundle.config.embed_dim, dtype=np.float32)
-    for group, emb in (
-        (texts, await engine.embed_texts([term.text or "" for term in texts])),
-        (images, await engine.embed_images([term.image or b"" for term in images])),
-        (known, await _vectors(engine, [term.id or "" for term in known])),
-    ):
-        for term, vector in zip(group, emb, strict=True):
+    embed: dict[str, Any] = {"text": engine.embed_texts, "image": engine.embed_images, "id": partial(_vectors, engine)}
+    for kind, embed_values in embed.items():
+        group = [term for term in terms if getattr(term, kind) is not None]
+        for term, vector in zip(group, await embed_values([getattr(term, kind) for term in group]), strict=True):
             total += np.float32(term.weight) * vector
     return unit_sums(total[None], [f"{len(terms)} terms"])[0]
 
@@ -313,7 +282,7 @@ async def _query_vector(engine: Engine, terms: Sequence[SearchTerm]) -> Float32[
 async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, " E"]]:
     def read(index: Index) -> list[Float32[ndarray, " E"]]:
         for digest in ids:
-            _first(index, digest)  # Raises for an unknown id.
+            _all(index, digest)  # Raises for an unknown id.
         vectors = index.vectors(ids)
         return [vectors[digest] for digest in ids]
 
@@ -322,15 +291,6 @@ async def _vectors(engine: Engine, ids: Sequence[str]) -> list[Float32[ndarray, 
 
 async def _entries(engine: Engine, key: str) -> Sequence[Entry]:
     return await engine.read_index(lambda index: _all(index, key))
-
-
-async def _entry(engine: Engine, key: str) -> Entry:
-    return await engine.read_index(lambda index: _first(index, key))
-
-
-def _first(index: Index, key: str) -> Entry:
-    """The first entry of the index with a digest."""
-    return _all(index, key)[0]
 
 
 def _all(index: Index, key: str) -> Sequence[Entry]:

@@ -3,9 +3,8 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -37,14 +36,8 @@ _DECODERS = 3
 """Number of images that are decoded at the same time."""
 
 
-@dataclass(frozen=True)
-class _SearchJob:
-    """One search: the `top` nearest entries among those that `selected` matches, without the first `skip`."""
-
-    vector: Float32[ndarray, " E"]
-    top: int
-    skip: int
-    selected: Filter | None
+_Page: TypeAlias = tuple[int, int, Filter | None]
+"""Parameters of a search: the `top` nearest entries without the first `skip`, among those that the filter selects."""
 
 
 class Engine:
@@ -190,8 +183,7 @@ class Engine:
             Overloaded: the queue is full (429).
         """
         self.require_index()
-        (found,) = await self._await(self.searches, [_SearchJob(vector, top, skip, selected)])
-        hits: list[SearchHit] = found
+        (hits,) = await self._await(self.searches, [(vector, (top, skip, selected))])
         return hits
 
     async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
@@ -207,8 +199,7 @@ class Engine:
         content = await self.run_in_thread("pictures", partial(self._pictures.original, entries))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heat_maps, [(pixels, text)])
-        encoded: bytes = png
-        return encoded
+        return png
 
     async def read_index(self, read: Callable[[Index], T]) -> T:
         """The result of a function that reads the index. It runs in the thread of the index.
@@ -262,14 +253,14 @@ class Engine:
     def _embed_images(self, pixels: list[UInt8[ndarray, "3 H W"]]) -> list[Float32[ndarray, " E"]]:
         return list(self.embedder.encode_pixels(pixels))
 
-    def _search(self, jobs: list[_SearchJob]) -> list[list[SearchHit] | Exception]:
-        """The hits of each job. Jobs with the same `top`, `skip` and filter are searched together, and fail together."""
+    def _search(self, jobs: list[tuple[Float32[ndarray, " E"], _Page]]) -> list[list[SearchHit] | Exception]:
+        """The hits of each query. Queries with the same parameters are searched together, and fail together."""
         index, results = self.require_index(), dict[int, list[SearchHit] | Exception]()
-        groups: dict[tuple[int, int, Filter | None], list[int]] = defaultdict(list)
-        for number, job in enumerate(jobs):
-            groups[job.top, job.skip, job.selected].append(number)
+        groups: dict[_Page, list[int]] = defaultdict(list)
+        for number, (_, page) in enumerate(jobs):
+            groups[page].append(number)
         for (top, skip, selected), numbers in groups.items():
-            vectors = np.stack([jobs[number].vector for number in numbers])
+            vectors = np.stack([jobs[number][0] for number in numbers])
             try:
                 results |= dict(zip(numbers, index.search(vectors, top=top, skip=skip, selected=selected), strict=True))
             except Exception as error:
