@@ -87,8 +87,7 @@ class Batcher(Generic[T, R]):
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
         for waiting in list(self._queue):
-            if not waiting.done.done():
-                waiting.done.set_exception(Problem(503, "the server is going down"))
+            _fail(waiting, Problem(503, "the server is going down"))
         self._queue.clear()
         self._num = 0
 
@@ -142,36 +141,31 @@ class Batcher(Generic[T, R]):
     async def _compute(self, shares: list[_Share[T, R]]) -> None:
         began, num = time.monotonic(), sum(len(some) for _, some in shares)
         self._observe(num)
+        if await self._call(shares):
+            self._s_per_item = (time.monotonic() - began) / num
+
+    async def _call(self, shares: list[_Share[T, R]]) -> bool:
+        """Run the function on one batch, and distribute its results to the requests; False if the only request fails."""
+        items = [item for _, some in shares for item in some]
         try:
-            await self._call(shares)
+            results = list(await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items))
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
             if len(shares) == 1:
                 _fail(shares[0][0], error)
-                return
+                return False
             for share in shares:
-                await self._compute_single(share)
-        self._s_per_item = (time.monotonic() - began) / num
-
-    async def _compute_single(self, share: _Share[T, R]) -> None:
-        if share[0].done.done():
-            return
-        try:
-            await self._call([share])
-        except Exception as error:
-            _fail(share[0], error)
-
-    async def _call(self, shares: list[_Share[T, R]]) -> None:
-        """Run the function on one batch, and distribute its results to the requests."""
-        items = [item for _, some in shares for item in some]
-        results = list(await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items))
-        if len(results) != len(items):
-            raise RuntimeError(f"{len(results)} results for {len(items)} items")
+                if not share[0].done.done():
+                    await self._call([share])
+            return True
         start = 0
         for waiting, some in shares:
             waiting.results += results[start : start + len(some)]
             start += len(some)
             if len(waiting.results) == len(waiting.items) and not waiting.done.done():
                 waiting.done.set_result(waiting.results)
+        return True
 
     def _take(self) -> list[_Share[T, R]]:
         """Take the items of the next batch from the queue, oldest requests first."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diptych.core.terminal import visible
@@ -143,13 +144,10 @@ class _Response:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.on_start()
-            existing = {name.lower() for name, _ in message["headers"]}
-            added = [
-                (name.lower().encode(), value.encode())
-                for name, value in {**HEADERS, "Cache-Control": "no-store"}.items()
-                if name.lower().encode() not in existing
-            ]
-            message = {**message, "headers": [*message["headers"], *added]}
+            headers = MutableHeaders(raw=[*message["headers"]])
+            for name, value in {**HEADERS, "Cache-Control": "no-store"}.items():
+                headers.setdefault(name, value)
+            message = {**message, "headers": headers.raw}
         elif not self._has_content:
             message = {**message, "body": b""}
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)

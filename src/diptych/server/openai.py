@@ -26,10 +26,7 @@ def openai_api(engine: Engine) -> APIRouter:
         texts = [body.input] if isinstance(body.input, str) else body.input
         dim = engine.clip.bundle.config.embed_dim
         if body.dimensions not in {None, dim}:
-            raise Problem(
-                422,
-                f"dimensions is {body.dimensions}; this model supports only {dim}: leave it out",
-            )
+            raise Problem(422, f"dimensions is {body.dimensions}; this model supports only {dim}: leave it out")
         emb = await engine.embed_texts(texts)
 
         def respond() -> JSONResponse:

@@ -16,8 +16,7 @@ _APIS = ("/v1/", "/api/")
 
 def header(scope: Scope, name: bytes) -> bytes:
     """The first value of a request header, or an empty string if the request does not have the header."""
-    first_value: bytes = next((value for key, value in scope["headers"] if key == name), b"")
-    return first_value
+    return next((value for key, value in scope["headers"] if key == name), b"")
 
 
 def check_host(scope: Scope, hosts: Collection[str]) -> None:

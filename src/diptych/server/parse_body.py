@@ -52,8 +52,7 @@ async def read_body(request: Request, model: type[M], in_thread: InThread) -> M:
             raise Problem(415, f"send JSON with Content-Type: application/json{form}; this is {kind[:60]!r}")
         body = await request.body()
         if len(body) > _LONG:
-            parsed: M = await in_thread(partial(_parse, model, body))
-            return parsed
+            return await in_thread(partial(_parse, model, body))
         return _parse(model, body)
     except ValidationError as error:
         errors = error.errors(include_input=False, include_url=False)

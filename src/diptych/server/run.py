@@ -114,9 +114,8 @@ def serve(app: ASGIApp, bound: socket.socket, *, drain_s: int = DRAIN_S) -> None
         bound: a bound socket. It is closed at the end.
         drain_s: time in seconds to complete current requests.
     """
-    before = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # Uvicorn raises the signal again after it has ended.
+    # Uvicorn raises the signal again after it has ended.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _Server(server_config(app, drain_s=drain_s)).run(sockets=[bound])
     except KeyboardInterrupt:

@@ -116,10 +116,7 @@ class Workers(Executor):
         if not future.cancelled():
             return
         with self._changed:
-            for job in self._jobs:
-                if job[0] is future:
-                    self._jobs.remove(job)
-                    return
+            self._jobs = deque(job for job in self._jobs if job[0] is not future)
 
 
 def busy_threads() -> list[str]:
@@ -132,9 +129,7 @@ def _settle(future: "Future[Any]", call: Callable[[], Any]) -> None:
         result = call()
     except Exception as error:
         future.set_exception(error)
-    except (
-        BaseException
-    ) as error:  # Such as a panic of a Rust library, which must not end the thread or the event loop.
+    except BaseException as error:  # Such as a panic of a Rust library. It must not end the thread or the event loop.
         failed = RuntimeError(f"{type(error).__name__}: {error}")
         failed.__cause__ = error
         future.set_exception(failed)
