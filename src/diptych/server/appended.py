@@ -67,7 +67,7 @@ class IncrementalReader(Generic[R]):
             RunError: the file or a line is too large, or the reader raised the error for a line.
             OSError: the file cannot be read.
         """
-        if not _is_same(self._status, self._path.stat()):
+        if not is_same(self._status, self._path.stat()):
             self._update()
         if self._error is not None:
             raise self._error.with_traceback(None)  # Each raise adds to the traceback.
@@ -123,7 +123,8 @@ class IncrementalReader(Generic[R]):
         self._tail = (self._tail + block[-_TAIL_BYTES:])[-_TAIL_BYTES:]
 
 
-def _is_same(before: os.stat_result | None, now: os.stat_result) -> bool:
+def is_same(before: os.stat_result | None, now: os.stat_result) -> bool:
+    """Whether device, inode, size and modification time of a file are unchanged."""
     return before is not None and all(
         getattr(before, name) == getattr(now, name) for name in ("st_dev", "st_ino", "st_size", "st_mtime_ns")
     )

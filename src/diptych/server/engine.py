@@ -23,7 +23,7 @@ from diptych.server.limits import Limits
 from diptych.server.metrics import Counts
 from diptych.server.problems import Problem, too_late
 from diptych.server.readiness import IndexCheck
-from diptych.server.thumbnails import PictureReader, render_heat_map
+from diptych.server.thumbnails import PictureReader, read_original, render_heat_map
 from diptych.server.workers import Workers
 
 T = TypeVar("T")
@@ -196,7 +196,7 @@ class Engine:
         Raises:
             Problem: no file has the indexed content any more (410), or the request timed out (503).
         """
-        content = await self.run_in_thread("pictures", partial(self._pictures.original, entries))
+        content = await self.run_in_thread("pictures", partial(read_original, entries))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heat_maps, [(pixels, text)])
         return png

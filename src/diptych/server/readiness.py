@@ -41,11 +41,6 @@ class IndexCheck:
     def _read(self) -> "asyncio.Future[bool]":
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().run_in_executor(self._executor, self._index.has_vector, "")
-            self._reading.add_done_callback(_retrieve)
+            # Retrieve the exception, so that asyncio does not report it as never retrieved.
+            self._reading.add_done_callback(lambda reading: reading.cancelled() or reading.exception())
         return self._reading
-
-
-def _retrieve(reading: "asyncio.Future[bool]") -> None:
-    """Retrieve the exception, so that asyncio does not report it as never retrieved."""
-    if not reading.cancelled():
-        reading.exception()

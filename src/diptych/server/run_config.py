@@ -1,6 +1,7 @@
 """Reads the settings of a training run for the page that compares runs, with limits on their size."""
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from diptych.core.address import without_secrets
 from diptych.core.errors import ConfigError, RunError
 from diptych.core.settings import read_yaml
+from diptych.server.appended import is_same
 from diptych.server.run_events import printable_text
 
 CONFIG = "config.yaml"
@@ -33,9 +35,8 @@ class ConfigReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file_stat: tuple[int, int, int, int] | None = None
-        self._config: RunConfig | None = None
-        self._error: ConfigError | RunError | None = None
+        self._status: os.stat_result | None = None
+        self._outcome: RunConfig | ConfigError | RunError
 
     def read(self) -> RunConfig:
         """The current settings.
@@ -46,18 +47,16 @@ class ConfigReader:
             OSError: the file cannot be read.
         """
         status = self._path.stat()
-        file_stat = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        if file_stat != self._file_stat:
-            self._file_stat = self._config = self._error = None
+        if not is_same(self._status, status):
+            self._status = None
             try:
-                self._config = _read(self._path, status.st_size)
+                self._outcome = _read(self._path, status.st_size)
             except (ConfigError, RunError) as error:
-                self._error = error.with_traceback(None)
-            self._file_stat = file_stat
-        if self._config is None:
-            assert self._error is not None
-            raise self._error.with_traceback(None)  # Each raise adds to the traceback.
-        return self._config
+                self._outcome = error
+            self._status = status
+        if not isinstance(self._outcome, RunConfig):
+            raise self._outcome.with_traceback(None)  # Each raise adds to the traceback.
+        return self._outcome
 
 
 def _read(path: Path, size: int) -> RunConfig:
@@ -88,14 +87,10 @@ def _flat(settings: Any) -> list[tuple[str, Any]]:
         RunError: there are too many settings, or they are nested too deeply.
     """
     pairs: list[tuple[str, Any]] = []
-    budget = [_MAX_SETTINGS]
+    budget = _Budget()
 
     def visit(value: Any, path: str, depth: int) -> None:
-        budget[0] -= 1
-        if budget[0] < 0:
-            raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
-        if depth > _MAX_DEPTH or len(path) > _MAX_PATH:
-            raise RunError(f"{CONFIG}: is nested too deeply")
+        budget.spend(depth, path)
         if isinstance(value, dict) and (value or depth):
             for key, inner in value.items():
                 visit(inner, f"{path}.{printable_text(str(key))}" if path else printable_text(str(key)), depth + 1)
@@ -108,17 +103,31 @@ def _flat(settings: Any) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _plain(value: Any, budget: list[int], depth: int) -> Any:
+class _Budget:
+    """Counts the values of a file, which may refer to the same value many times."""
+
+    _num_left = _MAX_SETTINGS
+
+    def spend(self, depth: int, path: str = "") -> None:
+        """Count one value.
+
+        Raises:
+            RunError: there are too many values, or this one is nested too deeply.
+        """
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
+        if depth > _MAX_DEPTH or len(path) > _MAX_PATH:
+            raise RunError(f"{CONFIG}: is nested too deeply")
+
+
+def _plain(value: Any, budget: _Budget, depth: int) -> Any:
     """A value that JSON can represent.
 
     Raises:
         RunError: the value is too large or nested too deeply.
     """
-    budget[0] -= 1
-    if budget[0] < 0:
-        raise RunError(f"{CONFIG}: holds more than {_MAX_SETTINGS} settings, or many references to the same")
-    if depth > _MAX_DEPTH:
-        raise RunError(f"{CONFIG}: is nested too deeply")
+    budget.spend(depth)
     match value:
         case None | bool():
             return value

@@ -44,13 +44,13 @@ class RunReader:
                 for path in cache.keys() - listed:
                     del cache[path]
             runs = [(name, self._run(path)) for name, path in folders.items()]
-        return [run.summary(name) for name, run in runs]
+        return [run.read(name, has_details=False) for name, run in runs]
 
     def details(self, name: str, path: Path) -> dict[str, Any]:
         """The summary of a run together with its curves, messages and settings."""
         with self._lock:
             run = self._run(path)
-        payload = run.details(name)
+        payload = run.read(name, has_details=True)
         with self._lock:
             self._with_curves.pop(path, None)
             self._with_curves[path] = run
@@ -83,26 +83,13 @@ class _Run:
         self._curves: IncrementalReader[RunCurves] | None = None
         self.num_points = 0
 
-    def summary(self, name: str) -> dict[str, Any]:
-        """The values that the list of runs shows."""
-        with self._lock:
-            return self._payload(name, has_details=False)
-
-    def details(self, name: str) -> dict[str, Any]:
-        """The summary together with curves, messages and settings."""
-        with self._lock:
-            return self._payload(name, has_details=True)
-
-    def drop_curves(self) -> None:
-        """Free the memory of the curves. The next request for them reads the events again."""
-        with self._lock:
-            self._curves, self.num_points = None, 0
-
-    def _payload(self, name: str, *, has_details: bool) -> dict[str, Any]:
+    def read(self, name: str, *, has_details: bool) -> dict[str, Any]:
+        """The values that the list of runs shows; with details, also curves, messages and settings."""
         empty = {"name": name, "step": 0, "is_done": False, "last": {}, "pictures": [], "unreadable": None}
         details: dict[str, Any] = {"curves": {}, "messages": [], "settings": {}} if has_details else {}
         try:
-            return {**empty, **details, **self._read(has_details=has_details)}
+            with self._lock:
+                return {**empty, **details, **self._read(has_details=has_details)}
         except (ConfigError, RunError) as error:
             reason = str(error).removeprefix(f"{self._path}/")
         except OSError as error:
@@ -110,6 +97,11 @@ class _Run:
         except (ValueError, RecursionError, MemoryError, OverflowError, TypeError) as error:
             reason = f"{type(error).__name__}"
         return {**empty, **details, "unreadable": printable(reason)}
+
+    def drop_curves(self) -> None:
+        """Free the memory of the curves. The next request for them reads the events again."""
+        with self._lock:
+            self._curves, self.num_points = None, 0
 
     def _read(self, *, has_details: bool) -> dict[str, Any]:
         config, last = self._config.read(), self._last.read().values

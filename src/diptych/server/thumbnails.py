@@ -61,7 +61,7 @@ class PictureReader:
                 if content is not None:
                     self._cache.move_to_end((digest, width_px))
                     return content, "image/webp"
-        content = _read_any(entries)
+        content = read_original(entries)
         if width_px is None:
             media_type = _media_type(content)
             if media_type is not None and len(content) <= _MAX_FILE_BYTES:
@@ -70,17 +70,6 @@ class PictureReader:
         thumbnail = self._thumbnail(content, width_px, "WEBP")
         self._add_to_cache((digest, width_px), thumbnail)
         return thumbnail, "image/webp"
-
-    def original(self, entries: Sequence[Entry]) -> bytes:
-        """The content of an indexed file.
-
-        Args:
-            entries: the files of the image, one or more with the same digest.
-
-        Raises:
-            Problem: every file is missing or has changed since it was indexed (410).
-        """
-        return _read_any(entries)
 
     def _thumbnail(self, content: bytes, width_px: int, form: Literal["JPEG", "WEBP"]) -> bytes:
         try:
@@ -114,8 +103,15 @@ def render_heat_map(explanation: Explanation) -> bytes:
     return png.getvalue()
 
 
-def _read_any(entries: Sequence[Entry]) -> bytes:
-    """The content of the first file that is unchanged since it was indexed. All files have the same digest."""
+def read_original(entries: Sequence[Entry]) -> bytes:
+    """The content of the first file that is unchanged since it was indexed.
+
+    Args:
+        entries: the files of an image, one or more with the same digest.
+
+    Raises:
+        Problem: every file is missing or has changed since it was indexed (410).
+    """
     for entry in entries[:-1]:
         with suppress(Problem):
             return _read(entry)
