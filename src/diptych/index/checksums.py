@@ -7,6 +7,7 @@ read older vectors, and never computes a valid checksum for damaged ones. Shapes
 import sqlite3
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from itertools import accumulate
 from typing import NamedTuple
 
 from numpy import ndarray
@@ -26,6 +27,11 @@ class Block(NamedTuple):
     integers: str | None
     """Checksum of the integers of the codes; None if the rows have no codes."""
     scales: str | None
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the block."""
+        return slice(self.first, self.first + self.num)
 
 
 def hash_block(rows: ndarray) -> str:
@@ -60,12 +66,8 @@ def named_rows(blocks: Iterable[Block]) -> str:
 
 def missing_rows(blocks: Sequence[Block], num: int) -> bool:
     """Whether the blocks, which are sorted by their first row, do not cover exactly the first `num` rows."""
-    end = 0
-    for block in blocks:
-        if block.first != end:
-            return True
-        end += block.num
-    return end != num
+    ends = accumulate((block.num for block in blocks), initial=0)
+    return [*(block.first for block in blocks), num] != list(ends)
 
 
 def damaged_tables(database: sqlite3.Connection, *, form: int) -> list[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 DateField: TypeAlias = Literal["taken", "modified"]
 """`taken` is the camera's local time, without a time zone; `modified` is in UTC."""
 
@@ -56,20 +58,9 @@ def parse_period(text: str, field: DateField) -> Period:
 
 def _after(first: datetime, num_parts: int) -> str:
     """The end of the year, month, day, minute or second that starts at `first`."""
-    try:
-        match num_parts:
-            case 1:
-                return _written(first.replace(year=first.year + 1))
-            case 2:
-                return _written((first + timedelta(days=31)).replace(day=1))
-            case 3:
-                return _written(first + timedelta(days=1))
-            case 5:
-                return _written(first + timedelta(minutes=1))
-            case _:
-                return _written(first + timedelta(seconds=1))
-    except (ValueError, OverflowError):
-        return _END_OF_TIME
+    unit = {1: "Y", 2: "M", 3: "D", 5: "m", 6: "s"}[num_parts]
+    after = (np.datetime64(first).astype(f"datetime64[{unit}]") + 1).astype("datetime64[s]").item()
+    return _written(after) if isinstance(after, datetime) else _END_OF_TIME  # An int is a time after the year 9999.
 
 
 def _written(moment: datetime) -> str:

@@ -140,10 +140,9 @@ class VectorFile:
         codes = self._raw_codes(num)
         if codes is None:
             return []
-        rows = [slice(block.first, block.first + block.num) for block in blocks]
         return [
-            block._replace(integers=hash_block(codes[0][some]), scales=hash_block(codes[1][some]))
-            for block, some in zip(blocks, rows, strict=True)
+            block._replace(integers=hash_block(codes[0][block.rows]), scales=hash_block(codes[1][block.rows]))
+            for block in blocks
         ]
 
     def copy(self, places: Int64[ndarray, " M"], target: "VectorFile") -> list[Block]:
@@ -160,13 +159,12 @@ class VectorFile:
         Raises:
             OSError: the file cannot be read.
         """
-        num = max((block.first + block.num for block in blocks), default=0)
+        num = max((block.rows.stop for block in blocks), default=0)
         intact = np.zeros(num, dtype=bool)
         vectors = self.read(min(num, self._num_bytes() // (self.dim * self.kind.itemsize)))
         for block in blocks:
-            rows = slice(block.first, block.first + block.num)
-            if rows.stop <= len(vectors) and hash_block(vectors[rows]) == block.vectors:
-                intact[rows] = _are_unit(vectors[rows])
+            if block.rows.stop <= len(vectors) and hash_block(vectors[block.rows]) == block.vectors:
+                intact[block.rows] = _are_unit(vectors[block.rows])
         return intact
 
     def damaged_vectors(self, num: int, blocks: Sequence[Block]) -> str | None:
@@ -176,9 +174,7 @@ class VectorFile:
             OSError: the file does not exist.
             ValueError: the file is too short.
         """
-        vectors = self.read(num)
-        damaged = [b for b in blocks if hash_block(vectors[b.first : b.first + b.num]) != b.vectors]
-        return f"{self.path.name} is damaged in {named_rows(damaged)}" if damaged else None
+        return _damage(self.path, self.read(num), blocks, "vectors")
 
     def is_whole(self, num: int) -> bool:
         """Whether the files are long enough for `num` vectors. Their content is not read."""
@@ -210,18 +206,15 @@ class VectorFile:
             damaged = self.damaged_vectors(num, blocks)
             if damaged is not None:
                 return [f"{damaged}; {AGAIN}"]
-        bad = self._not_unit(num)
-        if bad is not None:
-            return [bad]
-        return self.faults_of_codes(num, blocks)
+        return self._not_unit(num) or self.faults_of_codes(num, blocks)
 
-    def _not_unit(self, num: int) -> str | None:
+    def _not_unit(self, num: int) -> list[str]:
         vectors = self.read(num)
         for start in range(0, num, _CHUNK):
             bad = np.flatnonzero(~_are_unit(vectors[start : start + _CHUNK]))
             if len(bad):
-                return f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}; {AGAIN}"
-        return None
+                return [f"{len(bad)} vectors are not of unit length, the first is number {start + bad[0]}; {AGAIN}"]
+        return []
 
     def faults_of_codes(self, num: int, blocks: Sequence[Block] | None) -> list[str]:
         """Messages about damaged codes, which are compared with `blocks`, or with the codes of the vectors if it is None."""
@@ -233,12 +226,11 @@ class VectorFile:
             return [f"its codes are not those of its vectors; {again}"]
         if blocks is None:
             return [] if _are_codes(self.read(num), codes) else [f"its codes are not those of its vectors; {again}"]
-        faults = []
-        for path, kept, column in ((self._integers, codes[0], "integers"), (self._scales, codes[1], "scales")):
-            damaged = [b for b in blocks if hash_block(kept[b.first : b.first + b.num]) != b._asdict()[column]]
-            if damaged:
-                faults.append(f"{path.name} is damaged in {named_rows(damaged)}; {again}")
-        return faults
+        faults = (
+            _damage(self._integers, codes[0], blocks, "integers"),
+            _damage(self._scales, codes[1], blocks, "scales"),
+        )
+        return [f"{fault}; {again}" for fault in faults if fault is not None]
 
     def unlink(self) -> None:
         """Remove the files. Processes that have opened them can still read."""
@@ -258,6 +250,12 @@ class VectorFile:
             return min(self._integers.stat().st_size // self.dim, self._scales.stat().st_size // 8)
         except OSError:
             return -1
+
+
+def _damage(path: Path, rows: ndarray, blocks: Sequence[Block], column: str) -> str | None:
+    """A message that lists the blocks whose rows do not have the checksum in this column; None if there are none."""
+    damaged = [block for block in blocks if hash_block(rows[block.rows]) != getattr(block, column)]
+    return f"{path.name} is damaged in {named_rows(damaged)}" if damaged else None
 
 
 def _are_unit(vectors: Vectors) -> Bool[ndarray, " N"]:
