@@ -7,7 +7,7 @@ parser returns a tree that does not depend on the database; `dialects.py` transl
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, cast, get_args
@@ -95,19 +95,16 @@ class _Parser:
 
     def parse_or(self) -> Filter:
         """Parse conditions joined by `or`."""
-        parts = [self._parse_and()]
-        while self._accept("or"):
-            parts.append(self._parse_and())
-        return _joined("or", parts)
+        return self._parse_joined("or", lambda: self._parse_joined("and", self._parse_not))
 
-    def _parse_and(self) -> Filter:
-        parts = [self._parse_not()]
-        while self._accept("and"):
-            parts.append(self._parse_not())
-        return _joined("and", parts)
+    def _parse_joined(self, word: Literal["and", "or"], parse_part: Callable[[], Filter]) -> Filter:
+        parts = [parse_part()]
+        while self._accept(word):
+            parts.append(parse_part())
+        return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))
 
     def _parse_not(self) -> Filter:
-        position = None if self.current is None else self.current.position
+        position = 0 if self.current is None else self.current.position
         if self._accept("not"):
             with self._nested(position):
                 return Not(self._parse_not())
@@ -120,11 +117,9 @@ class _Parser:
         return self._comparison()
 
     @contextmanager
-    def _nested(self, position: int | None) -> Iterator[None]:
+    def _nested(self, position: int) -> Iterator[None]:
         if self._level == MAX_LEVELS:
-            raise ConfigError(
-                f"--where at {(position or 0) + 1}: more than {MAX_LEVELS} levels of brackets and not; simplify the filter"
-            )
+            raise _error(position, f"more than {MAX_LEVELS} levels of brackets and not; simplify the filter")
         self._level += 1
         yield
         self._level -= 1
@@ -133,17 +128,13 @@ class _Parser:
         name = self._expect_word("a field")
         self._num_conditions += 1
         if self._num_conditions > MAX_CONDITIONS:
-            raise ConfigError(
-                f"--where at {name.position + 1}: more than {MAX_CONDITIONS} conditions; split the filter, or use like"
-            )
+            raise _error(name.position, f"more than {MAX_CONDITIONS} conditions; split the filter, or use like")
         if name.is_quoted or name.text not in _FIELDS:
-            raise ConfigError(f"--where at {name.position + 1}: {unknown_name('field', name.text, _FIELDS)}")
+            raise _error(name.position, unknown_name("field", name.text, _FIELDS))
         sign = self._expect_word("a comparison")
         comparison = "=" if sign.text == "==" else sign.text.lower()
         if sign.is_quoted or comparison not in _SIGNS:
-            raise ConfigError(
-                f"--where at {sign.position + 1}: {sign.text!r} is not a comparison; known: {', '.join(_SIGNS)}"
-            )
+            raise _error(sign.position, f"{sign.text!r} is not a comparison; known: {', '.join(_SIGNS)}")
         value = self._expect_word("a value")
         if name.text in _DATES and comparison != "like":
             return self._date_comparison(cast("DateField", name.text), comparison, value)
@@ -155,7 +146,7 @@ class _Parser:
         try:
             period = parse_period(value.text, field)
         except ValueError as error:
-            raise ConfigError(f"--where at {value.position + 1}: {error}") from None
+            raise _error(value.position, str(error)) from None
         is_before, is_after = Comparison(field, "<", period.first), Comparison(field, ">=", period.after)
         starts, ends = Comparison(field, ">=", period.first), Comparison(field, "<", period.after)
         either: dict[str, Filter] = {"<": is_before, "<=": ends, ">": is_after, ">=": starts}
@@ -170,7 +161,7 @@ class _Parser:
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise ConfigError(f"--where at {value.position + 1}: {name} is a number, {value.text!r} is not")
+            raise _error(value.position, f"{name} is a number, {value.text!r} is not")
         return number
 
     def _accept(self, word: str) -> bool:
@@ -189,20 +180,20 @@ class _Parser:
         """The error that the current token is not the expected one."""
         position = len(self.text) if self.current is None else self.current.position
         found = "the end" if self.current is None else repr(self.current.text)
-        return ConfigError(f"--where at {position + 1}: expected {expected}, found {found}, in {self.text!r}")
+        return _error(position, f"expected {expected}, found {found}, in {self.text!r}")
 
 
 def _tokens(text: str) -> list[_Token]:
     tokens, position = [], 0
     invalid = _INVALID_CHARACTER.search(text)
     if invalid is not None:
-        raise ConfigError(f"--where at {invalid.start() + 1}: {invalid[0]!r} is not a valid character")
+        raise _error(invalid.start(), f"{invalid[0]!r} is not a valid character")
     text = text.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             rest = text[position:].lstrip()
-            raise ConfigError(f"--where at {len(text) - len(rest) + 1}: cannot be read from {rest[:20]!r} on")
+            raise _error(len(text) - len(rest), f"cannot be read from {rest[:20]!r} on")
         sign, single, double, word = match.groups()
         quoted = single.replace("''", "'") if single is not None else double
         start = position + len(match[0]) - len(match[0].lstrip())
@@ -211,5 +202,6 @@ def _tokens(text: str) -> list[_Token]:
     return tokens
 
 
-def _joined(word: Literal["and", "or"], parts: Sequence[Filter]) -> Filter:
-    return parts[0] if len(parts) == 1 else Joined(word, tuple(parts))
+def _error(position: int, message: str) -> ConfigError:
+    """An error of a filter at a position, counted from 0."""
+    return ConfigError(f"--where at {position + 1}: {message}")
