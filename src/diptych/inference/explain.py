@@ -85,13 +85,15 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
     config = embedder.bundle.config
     text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
     model = _copy_in_float32(embedder.bundle.model)
-    tower = model.image_tower
-    compute_maps = _attention_maps if isinstance(tower, VisionTransformer) else _grad_cam_maps
+    recorded, to_map = _record(model.image_tower)
     with torch.enable_grad():
         batch = normalize(torch.from_numpy(pixels[None]).to(embedder.device), config.pixels)
         batch.requires_grad_()  # Gradients must flow even if all parameters are frozen.
-        cosine, maps = compute_maps(tower, lambda: model.encode_image(batch)[0], text_emb)
-    heat = functional.interpolate(maps[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False)[:, 0]
+        cosine = text_emb @ model.encode_image(batch)[0]
+        maps = [to_map(torch.autograd.grad(score, recorded, retain_graph=True)) for score in _contrasts(cosine)]
+    heat = functional.interpolate(
+        torch.stack(maps)[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False
+    )[:, 0]
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
     heat = heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     return Explanation(
@@ -118,21 +120,6 @@ def _copy_in_float32(model: CLIP) -> CLIP:
         memo[id(parameter)] = parameter if is_float32 else nn.Parameter(parameter.detach().float())
     memo |= {id(buffer): buffer for buffer in tower.buffers()}
     return copy.deepcopy(model, memo)
-
-
-def _attention_maps(
-    tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
-) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
-    """Cosine similarities, and maps by gradient-weighted attention."""
-    assert isinstance(tower, VisionTransformer)
-    weights = _record_attention(tower)
-    cosine = text_emb @ embed()
-    maps = []
-    for score in _contrasts(cosine):
-        grads = torch.autograd.grad(score, weights, retain_graph=True)
-        layers = [_positive_attention(weight, grad) for weight, grad in zip(weights, grads, strict=True)]
-        maps.append(_relevance(layers, tower))
-    return cosine, torch.stack(maps)
 
 
 def _contrasts(cosine: Float[Tensor, " X"]) -> Float[Tensor, " X"]:
@@ -163,28 +150,27 @@ def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> 
     return pooled[extra:].view(*tower.config.grid)
 
 
-def _record_attention(tower: nn.Module) -> list[Tensor]:
-    """A list to which the attention weights of every layer are appended, in order, during the forward pass."""
-    weights: list[Tensor] = []
-    for module in tower.modules():
-        if isinstance(module, Attention):
-            module.hook = weights.append
-    return weights
+def _record(tower: nn.Module) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Float[Tensor, "R C"]]]:
+    """A list that the forward pass fills with the tensors whose gradients make a map, and the function that makes it.
 
-
-def _grad_cam_maps(
-    tower: nn.Module, embed: Callable[[], Tensor], text_emb: Float[Tensor, "X E"]
-) -> tuple[Float[Tensor, " X"], Float[Tensor, "X R C"]]:
-    """Cosine similarities, and maps by Grad-CAM."""
+    For a vision transformer, these are the attention weights of all layers; otherwise, the activations of the last stage.
+    """
+    recorded: list[Tensor] = []
+    if isinstance(tower, VisionTransformer):
+        for module in tower.modules():
+            if isinstance(module, Attention):
+                module.hook = recorded.append
+        return recorded, lambda grads: _relevance(list(map(_positive_attention, recorded, grads)), tower)
     assert isinstance(tower, ModifiedResNet | ConvNet)
-    activations: list[Tensor] = []
-    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: activations.append(output))
-    cosine = text_emb @ embed()
-    maps = []
-    for score in _contrasts(cosine):
-        (grad,) = torch.autograd.grad(score, activations, retain_graph=True)
-        maps.append((activations[0] * grad.mean(dim=(2, 3), keepdim=True)).sum(dim=1).clamp_min(0)[0].detach())
-    return cosine, torch.stack(maps)
+    tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
+    return recorded, lambda grads: _grad_cam(recorded[0], grads[0])
+
+
+def _grad_cam(
+    activations: Float[Tensor, "1 channels R C"], grad: Float[Tensor, "1 channels R C"]
+) -> Float[Tensor, "R C"]:
+    """The positive part of the activations, weighted by the mean gradient of their channel (Selvaraju et al. 2017)."""
+    return (activations * grad.mean(dim=(2, 3), keepdim=True)).sum(dim=1).clamp_min(0)[0].detach()
 
 
 def _overlay(picture: UInt8[ndarray, "H W 3"], heat: Float32[ndarray, "H W"]) -> UInt8[ndarray, "H W 3"]:
