@@ -17,6 +17,7 @@ Q queries, K rows per query, R found.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt16, UInt64
 from numpy import ndarray
 
+from diptych.core.lists import chunks
 from diptych.index.exact import Vectors
 
 _MAGIC: Final = b"diptych signs 1\n"
@@ -118,44 +120,38 @@ class Signs:
     def nearest(self, queries: Float32[ndarray, "Q E"], num: int) -> list[Int64[ndarray, " R"]]:
         """For each query, the sorted rows of the `num` largest estimated products; of equal products, the first rows."""
         found: list[Int64[ndarray, " R"]] = []
-        for start in range(0, len(queries), _QUERIES):
-            planes = self._planes(queries[start : start + _QUERIES])
-
-            def of_part(part: range, planes: UInt64[ndarray, "Q P W"] = planes) -> list[_Smallest]:
-                best = [_Smallest(num) for _ in planes]
-                for query, first, distances in self._distances(planes, part):
-                    best[query].offer(distances, first)
-                return best
-
-            parts = in_threads(of_part, self._parts())
+        for some in chunks(len(queries), _QUERIES):
+            parts = in_threads(partial(self._collect, self._planes(queries[some]), num), self._parts())
             found += [_Smallest.joined(of_query, num) for of_query in zip(*parts, strict=True)]
         return found
+
+    def _collect(self, planes: UInt64[ndarray, "Q P W"], num: int, part: slice) -> list["_Smallest"]:
+        best = [_Smallest(num) for _ in planes]
+        for query, first, distances in self._distances(planes, part):
+            best[query].offer(distances, first)
+        return best
 
     def ranks(self, queries: Float32[ndarray, "Q E"], rows: Int64[ndarray, "Q K"]) -> Int64[ndarray, "Q K"]:
         """For each row, an upper bound of the smallest `num` for which `nearest` finds it. A row of -1 has rank 0."""
         ranks = np.zeros_like(rows)
-        for start in range(0, len(queries), _QUERIES):
-            some = slice(start, start + _QUERIES)
+        for some in chunks(len(queries), _QUERIES):
             planes = self._planes(queries[some])
-            num_values = 1 + (2**_PLANES - 1) * 64 * planes.shape[2]
-
-            def of_part(
-                part: range, planes: UInt64[ndarray, "Q P W"] = planes, num_values: int = num_values
-            ) -> Int64[ndarray, "Q D"]:
-                counts = np.zeros((len(planes), num_values), dtype=np.int64)
-                for query, _, distances in self._distances(planes, part):
-                    counts[query] += np.bincount(distances, minlength=num_values)
-                return counts
-
-            num_nearer = np.cumsum(sum(in_threads(of_part, self._parts())), axis=1)
+            num_nearer = np.cumsum(sum(in_threads(partial(self._counts, planes), self._parts())), axis=1)
             for query, of_query in enumerate(rows[some]):
                 block, column = np.divmod(np.maximum(of_query, 0), self._block)
                 words = self._blocks[block, :, column]
                 distances = sum(
                     2**i * np.bitwise_count(words ^ plane).sum(axis=1) for i, plane in enumerate(planes[query])
                 )
-                ranks[start + query] = np.where(of_query < 0, 0, num_nearer[query, distances])
+                ranks[some.start + query] = np.where(of_query < 0, 0, num_nearer[query, distances])
         return ranks
+
+    def _counts(self, planes: UInt64[ndarray, "Q P W"], part: slice) -> Int64[ndarray, "Q D"]:
+        """Number of vectors by query and distance."""
+        counts = np.zeros((len(planes), 1 + (2**_PLANES - 1) * 64 * planes.shape[2]), dtype=np.int64)
+        for query, _, distances in self._distances(planes, part):
+            counts[query] += np.bincount(distances, minlength=counts.shape[1])
+        return counts
 
     def _planes(self, queries: Float32[ndarray, "Q E"]) -> UInt64[ndarray, "Q P W"]:
         """The lower and the upper bit of each weight, packed like the bits of the vectors."""
@@ -165,19 +161,17 @@ class Signs:
         planes = np.stack([codes & 1, codes >> 1], axis=1)
         return np.packbits(planes, axis=2, bitorder="little").view("<u8")
 
-    def _parts(self) -> list[range]:
+    def _parts(self) -> list[slice]:
         """Ranges of blocks, one for each thread."""
-        num_blocks = len(self._blocks)
-        size = max(1, -(-num_blocks // num_cores()))
-        return [range(first, min(first + size, num_blocks)) for first in range(0, num_blocks, size)]
+        return list(chunks(len(self._blocks), max(1, -(-len(self._blocks) // num_cores()))))
 
     def _distances(
-        self, planes: UInt64[ndarray, "Q P W"], part: range
+        self, planes: UInt64[ndarray, "Q P W"], part: slice
     ) -> Iterator[tuple[int, int, UInt16[ndarray, " C"]]]:
         """Yield query, first row and distances of each block. The array of distances is reused."""
         words = np.empty(self._blocks.shape[1:], dtype=np.uint64)
         counts, sums = words.astype(np.uint8), np.empty((_PLANES, self._block), dtype=np.uint16)
-        for number in part:
+        for number in range(part.start, part.stop):
             first = number * self._block
             block, size = np.asarray(self._blocks[number]), min(self._block, self.num - first)
             for query, of_query in enumerate(planes):
