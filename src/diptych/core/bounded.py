@@ -22,7 +22,9 @@ MAX_DEPTH = 64
 """Maximum nesting depth of lists and objects."""
 MAX_NODES = 100_000
 """Maximum number of values in a YAML file; values that aliases repeat are counted each time."""
+_TOO_DEEP = f"its lists and objects are nested more than {MAX_DEPTH} deep"
 _MAX_INT = 10**40
+_TOO_MANY_DIGITS = "it holds an integer of more than 40 digits"
 _MAX_COLONS = 22
 """Maximum number of colons in a base-60 integer: with more, it is at least 60**23, which is larger than `_MAX_INT`."""
 _LONG_BASE_60 = re.compile(rf"[-+]?[1-9][0-9_]*(?::[0-5]?[0-9]){{{_MAX_COLONS + 1},}}")
@@ -135,11 +137,11 @@ class _YamlBounds:
             elif isinstance(event, yaml.ScalarEvent):
                 self._sizes[event.anchor] = 1
                 if _is_long_base_60(event):
-                    raise ConfigError(_too_many_digits())
+                    raise ConfigError(_TOO_MANY_DIGITS)
 
     def _add(self, num: int) -> None:
         if len(self._opened) >= MAX_DEPTH:
-            raise ConfigError(_too_deep())
+            raise ConfigError(_TOO_DEEP)
         self._num_values += num
         if self._num_values > MAX_NODES:
             raise ConfigError(f"it holds more than {MAX_NODES:,} values, those that aliases repeat included")
@@ -164,7 +166,7 @@ def _bounded(parse: Callable[[], Any], kind: str, what: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
     except RecursionError:
-        raise ConfigError(f"{what}: {_too_deep()}") from None
+        raise ConfigError(f"{what}: {_TOO_DEEP}") from None
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # PyYAML raises bare exceptions for values that their tag does not allow, such as `!!timestamp x`.
         raise ConfigError(f"{what}: is not {kind}: {' '.join(str(error).split()):.300}") from None
@@ -175,10 +177,10 @@ def _check_bounds(content: Any) -> None:
     level, depth = [content], 0
     while level:
         if depth > MAX_DEPTH:
-            raise ConfigError(_too_deep())
+            raise ConfigError(_TOO_DEEP)
         for value in level:
             if isinstance(value, int) and abs(value) >= _MAX_INT:
-                raise ConfigError(_too_many_digits())
+                raise ConfigError(_TOO_MANY_DIGITS)
         level, depth = [inner for value in level for inner in _members(value)], depth + 1
 
 
@@ -188,11 +190,3 @@ def _members(value: Any) -> Iterator[Any]:
         yield from value.values()
     elif isinstance(value, list | tuple | set):
         yield from value
-
-
-def _too_deep() -> str:
-    return f"its lists and objects are nested more than {MAX_DEPTH} deep"
-
-
-def _too_many_digits() -> str:
-    return "it holds an integer of more than 40 digits"

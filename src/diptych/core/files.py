@@ -84,11 +84,7 @@ def is_tmp(path: Path, of: str = "") -> bool:
     >>> is_tmp(Path(".config.yaml.0a1b2c3d.tmp"), of="config.yaml"), is_tmp(Path("notes.tmp"))
     (True, False)
     """
-    return path.name.startswith(f".{of}.") and path.name.endswith(TMP_SUFFIX) if of else _is_any_tmp(path.name)
-
-
-def _is_any_tmp(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TMP_SUFFIX)
+    return path.name.startswith(f".{of}." if of else ".") and path.name.endswith(TMP_SUFFIX)
 
 
 def clear_tmp(folder: Path) -> None:

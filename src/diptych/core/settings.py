@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
 from diptych.core.bounded import parse_yaml, read_json, read_text, read_yaml
 from diptych.core.errors import ConfigError, unknown_name
+from diptych.core.formatting import plain as to_plain
 
 __all__ = ["from_plain", "merge", "override", "read_json", "read_text", "read_yaml", "settings", "to_plain"]
 
@@ -18,15 +19,6 @@ def settings(cls: type[T]) -> type[T]:
     """Make the class a frozen keyword-only dataclass; `from_plain` rejects unknown keys and numbers that are not finite."""
     cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-
-
-def to_plain(value: Any) -> Any:
-    """Return settings as dicts, lists and scalars that can be written as YAML or JSON."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    return value
 
 
 def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
@@ -43,8 +35,7 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
     from pydantic import ValidationError  # noqa: PLC0415  (takes 50 ms; `--help` does not need it)
 
     try:
-        value: T = _adapter(cls).validate_python(plain)  # type: ignore[arg-type]
-        return value
+        return _adapter(cls).validate_python(plain)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
 
@@ -131,9 +122,8 @@ def _merged(value: Any, changes: Any) -> Any:
 def _read(text: str) -> Any:
     if text.lower() in {"none", "null"}:
         return None
-    return (
-        parse_yaml(text, what="config") if text.startswith("[") else text
-    )  # pydantic reads numbers and booleans from text
+    # pydantic reads numbers and booleans from text.
+    return parse_yaml(text, what="config") if text.startswith("[") else text
 
 
 def _unknown_key(cls: type[Any], path: str, known: list[str] | None = None) -> str:
