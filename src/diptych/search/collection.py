@@ -90,7 +90,7 @@ def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Vector
     if clip is None:
         return open_index(place)
     bundle = "" if clip.path is None else str(clip.path.resolve() if clip.path.exists() else clip.path)
-    model, *aliases = _names_of(clip)
+    model, *aliases = clip.identities
     dim = clip.bundle.config.embed_dim
     index = open_or_create_index(place, dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
     check_model(index, clip)
@@ -103,18 +103,12 @@ def check_model(index: Index, clip: LoadedBundle) -> None:
     Raises:
         IndexingError: the vectors come from another model. The index is closed.
     """
-    if index.model not in _names_of(clip):
+    if index.model not in clip.identities:
         index.close()
         raise IndexingError(
             f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {clip.path} is {clip.identity}: "
             "their numbers do not compare; make another index for it"
         )
-
-
-def _names_of(clip: LoadedBundle) -> tuple[str, ...]:
-    """All names of a model. The current name comes first."""
-    names: tuple[str, ...] = getattr(clip, "identities", (clip.identity,))
-    return names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +173,7 @@ def update(
     with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=store_phash) as pool:
         index.repair()
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
-        names = _names_of(clip)
-        names += tuple(name for name in index.models if name not in names)
+        names = tuple(dict.fromkeys((*clip.identities, *index.models)))
         if index.models != names:
             index.rename_model(names)
         omissions = Omissions()
@@ -275,7 +268,6 @@ class _Updater:
     def _add_batch(self, batch: list[ScannedFile]) -> None:
         """Read a batch of files, embed new contents, and commit."""
         entries: list[Entry] = []
-        broken: list[tuple[str, FileStat, str]] = []
         contents: dict[str, bytes] = {}
         for file in batch:
             try:
@@ -288,7 +280,7 @@ class _Updater:
             if entry.digest not in contents and not self.index.has_vector(entry.digest):
                 contents[entry.digest] = content
         vectors, reasons = self._embed(contents)
-        broken += [(entry.key, entry.stamp, reasons[entry.digest]) for entry in entries if entry.digest in reasons]
+        broken = [(entry.key, entry.stamp, reasons[entry.digest]) for entry in entries if entry.digest in reasons]
         decoded = [replace(entry, phash=self._phash(entry.digest)) for entry in entries if entry.digest not in reasons]
         moved_from = self._count(decoded, vectors)
         self.index.add(decoded, vectors, broken=broken, gone=moved_from)
