@@ -37,8 +37,5 @@ def write_csv(path: Path, headings: Iterable[object], rows: Iterable[Iterable[ob
     Raises:
         OSError: the file cannot be written.
     """
-    with (
-        atomic_write(path) as tmp,
-        tmp.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         csv.writer(file).writerows([csv_cell(value) for value in row] for row in (headings, *rows))

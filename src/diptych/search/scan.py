@@ -4,13 +4,15 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from diptych.core.encodings import decode_text
 from diptych.core.errors import IndexingError
@@ -134,9 +136,10 @@ class _Scanner:
         for item in items:
             if self._is_left_out(item):
                 continue
-            if _is_folder(item):
+            folder = _folder_kind(item)
+            if folder == "folder":
                 yield from self._folder(item.path, os.path.join(real, item.name))  # noqa: PTH118  (a hundred thousand)
-            elif _is_link_to_folder(item):
+            elif folder == "link":
                 self._link_to_folder(item)
             else:
                 name, suffix = os.path.splitext(item.name)  # noqa: PTH122
@@ -175,7 +178,7 @@ class _Scanner:
         if not (is_hidden or self._is_excluded(item)):
             return False
         suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122
-        if suffix in IMAGE_SUFFIXES or _is_folder(item) or _is_link_to_folder(item):
+        if suffix in IMAGE_SUFFIXES or _folder_kind(item):
             self._omissions.hidden += is_hidden
             self._omissions.excluded += not is_hidden
         return True
@@ -237,19 +240,12 @@ class _Scanner:
         return f"{target}/".startswith(f"{self._root.rstrip('/')}/")
 
 
-def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Whether an item is a folder and not a link to one. Some file systems need a lookup for this, which may fail."""
+def _folder_kind(item: os.DirEntry[str]) -> Literal["folder", "link"] | None:
+    """Whether an item is a folder or a link to one; None for others. Some file systems need a lookup, which may fail."""
     try:
-        return item.is_dir(follow_symlinks=False)
-    except OSError:  # `_picture` reports the error.
-        return False
-
-
-def _is_link_to_folder(item: os.DirEntry[str]) -> bool:
-    try:
-        return item.is_symlink() and item.is_dir()
-    except OSError:  # For example, a link to itself.
-        return False
+        return None if not item.is_dir() else "link" if item.is_symlink() else "folder"
+    except OSError:  # For example, a link to itself. `_picture` reports other errors.
+        return None
 
 
 def _file_stat(item: os.DirEntry[str]) -> FileStat:
@@ -311,20 +307,15 @@ def describe_picture(file: ScannedFile, content: bytes, captions: tuple[str, ...
 
 
 def _from_header(content: bytes) -> tuple[int | None, int | None, str | None]:
+    taken = None
     try:
         with open_image(content) as picture:
             width, height = upright_size(picture)
-            taken = _taken(picture)
+            with suppress(Exception):  # Damaged metadata does not prevent decoding.
+                taken = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(_TAKEN)
     except Exception:  # Headers may be arbitrary; decoding reports whether the picture is readable.
         return None, None, None
     return width, height, _parse_exif_time(taken)
-
-
-def _taken(picture: Image.Image) -> object:
-    try:
-        return picture.getexif().get_ifd(ExifTags.IFD.Exif).get(_TAKEN)
-    except Exception:  # Damaged metadata does not prevent decoding.
-        return None
 
 
 def _parse_exif_time(taken: object) -> str | None:

@@ -165,13 +165,11 @@ class Client(ClipTasks):
             ImageError: an image cannot be read, and `on_error` is None.
         """
         check_list(images, "images")
-        positions: list[int] = []
-        num = 0
+        is_read = list[bool]()
 
         def contents() -> Iterator[str]:
-            nonlocal num
             for position, image in enumerate(images):
-                num += 1
+                is_read.append(False)
                 try:
                     content = self._base64(image)
                 except ImageError as error:
@@ -179,13 +177,13 @@ class Client(ClipTasks):
                         raise
                     on_error(position, error)
                 else:
-                    positions.append(position)
+                    is_read[position] = True
                     yield content
                 advance()
 
         rows = [row for batch in self._batches("images", contents()) for row in self._embed("images", batch)]
-        emb = np.full((num, self.dim), np.nan, dtype=np.float32)
-        emb[positions] = self._stacked(rows)
+        emb = np.full((len(is_read), self.dim), np.nan, dtype=np.float32)
+        emb[np.flatnonzero(is_read)] = self._stacked(rows)
         return emb
 
     def search(
@@ -216,9 +214,7 @@ class Client(ClipTasks):
         terms: list[dict[str, Any]] = [{"text": query}]
         if isinstance(query, Query):
             terms = [
-                {"text": term.value, "weight": term.weight}
-                if term.kind == "text"
-                else {"image": self._base64(term.value), "weight": term.weight}
+                {term.kind: term.value if term.kind == "text" else self._base64(term.value), "weight": term.weight}
                 for term in query.terms
             ]
         body: dict[str, Any] = {"terms": terms, "limit": limit, "offset": offset, "where": where}

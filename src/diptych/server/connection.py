@@ -29,7 +29,6 @@ class BoundedProtocol(HttpToolsProtocol):
     _field_bytes = 0
     """Size of the URL and the headers of the current request that have been parsed so far."""
     _timer: TimerHandle | None = None
-    _is_too_large = False
 
     def connection_made(self, transport: Any) -> None:
         """Start the timer for the headers of the first request."""
@@ -92,12 +91,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that cannot be parsed (400) or whose headers are too large (431)."""
-        self._refuse(431 if self._is_too_large else 400)
+        self._refuse(431 if self._field_bytes > HEADER_BYTES else 400)
 
     def _count(self, part: bytes) -> None:
         self._field_bytes += len(part)
         if self._field_bytes > HEADER_BYTES:
-            self._is_too_large = True
             raise ValueError("the header is too large")  # Ends parsing; `send_400_response` is called.
 
     def _arm(self) -> None:

@@ -69,6 +69,7 @@ class Engine:
         self.searches = self._batcher("searches", "index", self._search)
         # Heat maps share the thread of the images, so that the two do not compete for the same cores.
         self.heat_maps = self._batcher("heats", "images", self._explain, batch=1, waiting=32)
+        self._batchers = self.texts, self.images, self.searches, self.heat_maps
         self._pictures = PictureReader(self._decode_pool)
         self._index_check = None
         if index is not None:
@@ -95,10 +96,6 @@ class Engine:
         )
         self.counts.waiting.labels(name).set_function(lambda: len(batcher))
         return batcher
-
-    @property
-    def _batchers(self) -> tuple[Batcher[Any, Any], ...]:
-        return self.texts, self.images, self.searches, self.heat_maps
 
     async def unready_reason(self) -> str | None:
         """The reason why the server cannot answer requests in time; None if it can."""

@@ -66,21 +66,15 @@ def create_runs_app(folder: Path, *, hosts: Sequence[str] = ()) -> ASGIApp:
     add_error_handlers(app)
     threads, reader = Workers("runs", num=2), RunReader()
 
-    def all_runs() -> list[dict[str, Any]]:
-        return reader.summaries(find_runs(folder))
-
-    def one_run(name: str) -> dict[str, Any]:
-        return reader.details(name, _named(folder, name))
-
     @app.get("/api/runs")
     async def runs(request: Request) -> Response:
         """Return summaries of all runs. For a run that cannot be read, `unreadable` contains the reason."""
-        return await _run_in_thread(threads, partial(_respond, request, all_runs))
+        return await _run_in_thread(threads, lambda: _respond(request, reader.summaries(find_runs(folder))))
 
     @app.get("/api/run")
     async def run(request: Request, name: str) -> Response:
         """Return the curves, messages and settings of one run."""
-        return await _run_in_thread(threads, partial(_respond, request, partial(one_run, name)))
+        return await _run_in_thread(threads, lambda: _respond(request, reader.details(name, _named(folder, name))))
 
     @app.get("/api/picture")
     async def picture(name: str, file: str) -> FileResponse:
@@ -98,9 +92,9 @@ async def _run_in_thread(threads: Workers, call: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(threads, call)
 
 
-def _respond(request: Request, read: Callable[[], Any]) -> Response:
-    """The result of `read` as JSON with an ETag, or status 304 if the client already has the same content."""
-    response = JSONResponse(read(), headers={"Cache-Control": "no-cache"})
+def _respond(request: Request, payload: Any) -> Response:
+    """The payload as JSON with an ETag, or status 304 if the client already has the same content."""
+    response = JSONResponse(payload, headers={"Cache-Control": "no-cache"})
     tag = f'"{hashlib.blake2b(response.body, digest_size=16).hexdigest()}"'
     response.headers["ETag"] = tag
     if tag in request.headers.get("if-none-match", ""):
