@@ -64,11 +64,9 @@ class AnnInfo:
 
     def rows(self) -> dict[str, str]:
         """The description as rows of the table `about`. Earlier versions read only the first row."""
-        known = {name: value for name, value in asdict(self).items() if name not in _MORE}
-        more = {
-            f"nearly_{name}": str(value) for name, value in asdict(self).items() if name in _MORE and value is not None
-        }
-        return {"nearly": json.dumps(known), **more}
+        values = asdict(self)
+        more = {f"nearly_{name}": str(value) for name in _MORE if (value := values.pop(name)) is not None}
+        return {"nearly": json.dumps(values), **more}
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> "AnnInfo | None":

@@ -47,9 +47,8 @@ def create_local_index(
                 keep_counts(database)
                 set_about(database, **{name: str(value) for name, value in about.items()}, **known)
                 database.commit()
-                database.execute(
-                    "PRAGMA journal_mode = WAL"
-                )  # Processes that open it at the same time need not switch.
+                # Processes that open it at the same time need not switch.
+                database.execute("PRAGMA journal_mode = WAL")
     except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
         raise IndexingError(f"{folder}: cannot be written ({error})") from None
     return LocalIndex(folder)

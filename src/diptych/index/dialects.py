@@ -31,6 +31,7 @@ _LONGEST_TEXT = 1000
 _PLAIN_JSON = r"replace(replace(replace(captions, '\\', {quoted}), '\u0000', ''), {quoted}, '\\')"
 """The JSON of the captions without NUL, which PostgreSQL does not allow in texts. `{quoted}` is a character that JSON never
 contains."""
+_NUMBERS = {name: name for name in NUMBERS}
 SQLITE = Dialect(
     placeholder="?",
     like="{text} LIKE ?",
@@ -38,10 +39,8 @@ SQLITE = Dialect(
         "path": "key",
         "taken": "taken",
         "modified": "datetime(modified_ns / 1000000000, 'unixepoch')",
-        "size": "size",
-        "width": "width",
-        "height": "height",
         "caption": "line.value",
+        **_NUMBERS,
     },
     lines=f"json_each({_PLAIN_JSON.format(quoted='char(1)')}) AS line",
     has_text=r"(captions LIKE ? OR instr(captions, '\u0000'))",
@@ -54,10 +53,8 @@ POSTGRESQL = Dialect(
         "taken": 'taken COLLATE "C"',
         "modified": "to_char(to_timestamp(modified_ns / 1000000000) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
         ' COLLATE "C"',
-        "size": "size",
-        "width": "width",
-        "height": "height",
         "caption": 'line.value COLLATE "C"',
+        **_NUMBERS,
     },
     lines=f"jsonb_array_elements_text({_PLAIN_JSON.format(quoted='chr(1)')}::jsonb) AS line(value)",
 )

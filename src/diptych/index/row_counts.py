@@ -18,8 +18,13 @@ COUNTED = {
 """SQL by name of a count: entries, unreadable pictures, vectors without an entry, and entries without a vector."""
 _HAS_VECTOR = "EXISTS (SELECT 1 FROM vectors WHERE digest = {row}.digest)"
 _HAS_OTHER = "EXISTS (SELECT 1 FROM entries WHERE digest = {row}.digest AND key <> {row}.key)"
-_HAS_ENTRY = "EXISTS (SELECT 1 FROM entries WHERE digest = {row}.digest)"
-_NUM_ENTRIES = "(SELECT count(*) FROM entries WHERE digest = {row}.digest)"
+_TERMS = {
+    "vector": _HAS_VECTOR,
+    "freed": f"({_HAS_VECTOR} AND NOT {_HAS_OTHER})",
+    "entry": "EXISTS (SELECT 1 FROM entries WHERE digest = {row}.digest)",
+    "num": "(SELECT count(*) FROM entries WHERE digest = {row}.digest)",
+}
+"""SQL of the terms in `_TRIGGERS`. `{row}` is the name of the changed row."""
 _TRIGGERS = {
     "entry_added": ("INSERT ON entries", "new", {"entries": "+ 1", "lost": "+ NOT {vector}", "unused": "- {freed}"}),
     "entry_removed": ("DELETE ON entries", "old", {"entries": "- 1", "lost": "- NOT {vector}", "unused": "+ {freed}"}),
@@ -65,17 +70,9 @@ def wrong_counts(database: sqlite3.Connection) -> bool:
 def _trigger_statements() -> dict[str, str]:
     statements = {}
     for name, (event, row, changes) in _TRIGGERS.items():
-        updates = "; ".join(_update(count, change, row) for count, change in changes.items())
+        updates = "; ".join(
+            f"UPDATE counts SET num = num {change.format(**_TERMS).format(row=row)} WHERE name = '{count}'"
+            for count, change in changes.items()
+        )
         statements[name] = f"CREATE TRIGGER {name} AFTER {event} BEGIN {updates}; END"
     return statements
-
-
-def _update(count: str, change: str, row: str) -> str:
-    vector = _HAS_VECTOR.format(row=row)
-    parts = {
-        "vector": vector,
-        "freed": f"({vector} AND NOT {_HAS_OTHER.format(row=row)})",
-        "entry": _HAS_ENTRY.format(row=row),
-        "num": _NUM_ENTRIES.format(row=row),
-    }
-    return f"UPDATE counts SET num = num {change.format(**parts)} WHERE name = '{count}'"

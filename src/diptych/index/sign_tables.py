@@ -114,26 +114,15 @@ def plan_tables(
         angles = np.arccos(np.clip(cosines[is_far], -1, 1))
         counts, edges = np.histogram(1 - angles / pi, bins=_BINS, range=(0, 1))
         for bits in range(_MIN_BITS, _MAX_BITS + 1):
-            in_bucket = len(vectors) * float(counts @ edges[1:] ** bits) / is_far.size
-            plans.append(_plan(vectors.unit.dim, bits, equal_bit, offset, in_bucket))
+            # Enough tables to find pairs whose bits are equal with the probability `equal_bit`.
+            tables = ceil(log(MISS - _SKETCH_MISS) / log1p(-(equal_bit**bits))) if equal_bit**bits > 1e-12 else 10**9
+            in_bucket = (
+                len(vectors) * float(counts @ edges[1:] ** bits) / is_far.size
+            )  # Mean number of dissimilar vectors.
+            compared = min(1.0, in_bucket) * (_BLOCK_ROWS + in_bucket / 2)
+            cost = tables * (bits * vectors.unit.dim + _ROW_COST + compared * _PAIR_COST)
+            plans.append(TablePlan(bits=bits, tables=tables, offset=offset, cost=cost))
     return min(plans, key=lambda plan: plan.cost, default=None)
-
-
-def _plan(dim: int, bits: int, equal_bit: float, offset: float, in_bucket: float) -> TablePlan:
-    """A plan with enough tables to find pairs whose bits are equal with the probability `equal_bit`.
-
-    Args:
-        dim: embedding dimension.
-        bits: number of bits of a key.
-        equal_bit: probability that a bit is equal for two vectors at the maximum distance.
-        offset: constant that is appended to each centered vector.
-        in_bucket: mean number of dissimilar vectors in a bucket.
-    """
-    tables = ceil(log(MISS - _SKETCH_MISS) / log1p(-(equal_bit**bits))) if equal_bit**bits > 1e-12 else 10**9
-    compared = min(1.0, in_bucket) * (_BLOCK_ROWS + in_bucket / 2)
-    return TablePlan(
-        bits=bits, tables=tables, offset=offset, cost=tables * (bits * dim + _ROW_COST + compared * _PAIR_COST)
-    )
 
 
 def candidates(

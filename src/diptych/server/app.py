@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -72,7 +72,7 @@ def create_app(
     add_error_handlers(app)
     app.include_router(api(engine, has_absolute_paths=has_absolute_paths))
     app.include_router(openai_api(engine))
-    app.include_router(_health(engine))
+    _add_health(app, engine)
     _describe_bodies(app)
     add_page(app, "search")
     return Guard(app, limits=engine.limits, counts=engine.counts, keys=keys, hosts=hosts)
@@ -93,16 +93,15 @@ def add_page(app: FastAPI, name: str) -> None:
         return FileResponse(_STATIC / name / "index.html", media_type="text/html; charset=utf-8")
 
 
-def _health(engine: Engine) -> APIRouter:
-    """Routes for monitoring."""
-    router = APIRouter()
+def _add_health(app: FastAPI, engine: Engine) -> None:
+    """Add the routes for monitoring."""
 
-    @router.get("/healthz")
+    @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Report that the server is running."""
         return {"status": "ok"}
 
-    @router.get("/readyz")
+    @app.get("/readyz")
     async def readyz() -> dict[str, str]:
         """Report whether the server and its index respond in time."""
         reason = await engine.unready_reason()
@@ -110,12 +109,10 @@ def _health(engine: Engine) -> APIRouter:
             raise Problem(503, f"not ready: {reason}")
         return {"status": "ready"}
 
-    @router.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Return the metrics of the server in Prometheus's text format."""
         return Response(engine.counts.text(), media_type=CONTENT_TYPE_LATEST)
-
-    return router
 
 
 def _describe_bodies(app: FastAPI) -> None:

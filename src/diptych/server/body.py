@@ -21,8 +21,8 @@ class BodyBudget:
     """The memory budget for the bodies of all requests that have not been answered yet."""
 
     def __init__(self, limits: Limits, counts: Counts) -> None:
-        self.limits, self._counts = limits, counts
-        self._num_bytes = 0
+        self.limits, self._num_bytes = limits, 0
+        counts.bodies.set_function(lambda: self._num_bytes)
 
     def acquire(self, num: int, *, num_before: int) -> None:
         """Add bytes of a body to the total.
@@ -39,15 +39,11 @@ class BodyBudget:
             max_bytes -= max_bytes // _RESERVED_PART
         if self._num_bytes + num > max_bytes:
             raise Overloaded("too many large requests are under way")
-        self._change(num)
+        self._num_bytes += num
 
     def release(self, num: int) -> None:
         """Subtract bytes from the total."""
-        self._change(-num)
-
-    def _change(self, num: int) -> None:
-        self._num_bytes += num
-        self._counts.bodies.set(self._num_bytes)
+        self._num_bytes -= num
 
 
 class Body:
