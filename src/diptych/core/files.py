@@ -30,7 +30,6 @@ MAX_IMAGE_BYTES = 512 * 2**20
 pixels (600 MB uncompressed), and encoded files are much smaller."""
 
 _HOLDER_SUFFIX = ".holder"
-_BLOCK_BYTES = 1 << 20
 _CHECKED_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY"))
 """`O_NONBLOCK`: without it, opening a FIFO that has no writer blocks. Windows lacks most of these flags."""
 _CHILDREN_S = 10.0
@@ -185,11 +184,8 @@ def sha256_of(path: Path) -> str:
     Raises:
         OSError: the file cannot be read.
     """
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

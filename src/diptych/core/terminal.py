@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +16,6 @@ _UNSAFE = re.compile(
     "\ud800-\udfff"  # Lone surrogates: bytes of a file name that are not UTF-8.
     "]"
 )
-_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -33,15 +31,7 @@ def visible(text: str, *, keep: str = "") -> str:
     >>> visible("a\x1b]52;c;QQ==\x07\n.jpg")
     'a\\x1b]52;c;QQ==\\x07\\n.jpg'
     """
-    return _UNSAFE.sub(partial(_escaped, keep=keep), text)
-
-
-def _escaped(match: "re.Match[str]", *, keep: str) -> str:
-    char = match.group()
-    if char in keep:
-        return char
-    code = ord(char)
-    return _SHORT.get(char) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+    return _UNSAFE.sub(lambda match: match[0] if match[0] in keep else match[0].encode("unicode_escape").decode(), text)
 
 
 def visible_json(text: str) -> str:

@@ -5,10 +5,11 @@ Shapes: E embedding, Q queries, K found.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from timeit import timeit
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -119,9 +120,4 @@ def _recall(
 
 def _time(search: Callable[[Float32[ndarray, "Q E"]], object], queries: Float32[ndarray, "Q E"]) -> float:
     """Median time of a search for one query, in seconds."""
-    seconds = []
-    for number in range(len(queries)):
-        start = perf_counter()
-        search(queries[number : number + 1])
-        seconds.append(perf_counter() - start)
-    return median(seconds)
+    return median(timeit(partial(search, one), number=1) for one in queries[:, None])

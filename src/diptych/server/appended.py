@@ -92,10 +92,12 @@ class IncrementalReader(Generic[R]):
 
     def _continues(self, file: BinaryIO, now: os.stat_result) -> bool:
         before = self._status
-        if before is None or (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino):
-            return False
-        if now.st_size <= before.st_size:  # Truncated, or changed in place.
-            return False
+        if (
+            before is None
+            or (before.st_dev, before.st_ino) != (now.st_dev, now.st_ino)
+            or now.st_size <= before.st_size
+        ):
+            return False  # Replaced, truncated, or changed in place.
         file.seek(self._offset - len(self._tail))
         return file.read(len(self._tail)) == self._tail
 

@@ -1,7 +1,7 @@
 """Error responses as JSON problems (RFC 9457). They contain no details of the implementation."""
 
 import logging
-from http import HTTPStatus
+from http.client import responses
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -29,7 +29,7 @@ class Problem(Exception):  # noqa: N818  (named as the standard names it)
         super().__init__(detail)
         self.status, self.detail, self.headers, self.more = status, detail, headers, more
         self.code = code or {401: "invalid_api_key", 429: "rate_limit_exceeded"}.get(
-            status, _title(status).lower().replace(" ", "_")
+            status, responses.get(status, "Error").lower().replace(" ", "_")
         )
 
 
@@ -58,17 +58,11 @@ def problem_response(problem: Problem, path: str) -> JSONResponse:
         problem: the problem to report.
         path: the path of the request.
     """
-    body: dict[str, Any] = {"type": "about:blank", "title": _title(problem.status), "status": problem.status}
-    body |= {"detail": problem.detail, **problem.more}
+    title = responses.get(problem.status, "Error")
+    body: dict[str, Any] = {"type": "about:blank", "title": title, "status": problem.status, "detail": problem.detail}
+    body |= problem.more
     if path.startswith(OPENAI_PATHS):
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(problem.status, "invalid_request_error")
         kind = "server_error" if problem.status >= 500 else kind
         body["error"] = {"message": problem.detail, "type": kind, "param": None, "code": problem.code}
     return JSONResponse(body, problem.status, headers=problem.headers, media_type="application/problem+json")
-
-
-def _title(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Error"
