@@ -126,12 +126,7 @@ def plan_tables(
 
 
 def candidates(
-    vectors: CenteredVectors,
-    components: Components,
-    plan: TablePlan,
-    *,
-    distance: float,
-    rng: np.random.Generator,
+    vectors: CenteredVectors, components: Components, plan: TablePlan, *, distance: float, rng: np.random.Generator
 ) -> Iterator[tuple[Bool[ndarray, "R C"], Int64[ndarray, " R"], Int64[ndarray, " C"]]]:
     """Yield blocks of pairs whose distance may be at most `distance`, with the contents of the rows and of the columns.
 

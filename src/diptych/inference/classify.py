@@ -89,11 +89,7 @@ def classify(
     class_emb = class_embeddings(embedder, classes, templates)
     encoded = encode_all(embedder, images, on_error=on_error, track=track)
     return ranked_classes(
-        encoded.emb @ class_emb.T,
-        classes,
-        names=encoded.names,
-        logit_scale=embedder.logit_scale,
-        threshold=threshold,
+        encoded.emb @ class_emb.T, classes, names=encoded.names, logit_scale=embedder.logit_scale, threshold=threshold
     )
 
 

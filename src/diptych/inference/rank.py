@@ -67,12 +67,7 @@ def rank_images(
 
 
 def rank_images_for_texts(
-    embedder: Encoder,
-    texts: Sequence[str | Query],
-    images: Images,
-    *,
-    top: int | None = None,
-    track: Track = silently,
+    embedder: Encoder, texts: Sequence[str | Query], images: Images, *, top: int | None = None, track: Track = silently
 ) -> list[Ranking]:
     """One ranking per text; see `rank_images`. The images are encoded once."""
     check_not_empty(texts, "text")

@@ -48,13 +48,7 @@ class ClipTasks(ABC):
     ) -> list[Classification]:
         """Zero-shot classification: the classes of each image, most probable first; see `diptych.inference.classify`."""
         return classify(
-            self.encoder,
-            images,
-            classes,
-            templates=templates,
-            threshold=threshold,
-            on_error=on_error,
-            track=self.track,
+            self.encoder, images, classes, templates=templates, threshold=threshold, on_error=on_error, track=self.track
         )
 
     def rank_images(self, text: str | Query, images: Images, *, top: int | None = None) -> Ranking:

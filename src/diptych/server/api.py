@@ -19,13 +19,7 @@ from diptych.images.formats import remedy
 from diptych.index.entry import Entry, SearchHit
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.protocol import Index
-from diptych.inference.classify import (
-    calibrated_threshold,
-    check_distinct,
-    class_means,
-    class_prompts,
-    ranked_classes,
-)
+from diptych.inference.classify import calibrated_threshold, check_distinct, class_means, class_prompts, ranked_classes
 from diptych.inference.query import unit_sums
 from diptych.inference.similarity import softmax
 from diptych.search.similar import SIMILAR_COSINE, HitGroup, search_groups
@@ -230,11 +224,7 @@ async def _classify(engine: Engine, body: schemas.ClassifyRequest) -> schemas.Cl
     prompts = await engine.embed_texts(class_prompts(body.classes, body.templates))
     cosine = await engine.embed_images(body.images) @ class_means(prompts, len(body.classes)).T
     ranked = ranked_classes(
-        cosine,
-        body.classes,
-        names=[""] * len(cosine),
-        logit_scale=engine.embedder.logit_scale,
-        threshold=threshold,
+        cosine, body.classes, names=[""] * len(cosine), logit_scale=engine.embedder.logit_scale, threshold=threshold
     )
     images = [
         {"best": result.best and result.best.name, "threshold": result.threshold, "scores": [*map(vars, result.scores)]}

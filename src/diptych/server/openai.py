@@ -46,9 +46,7 @@ def openai_api(engine: Engine) -> APIRouter:
         return OpenAIModels(data=[known])
 
     @router.get("/models/{id:path}")
-    async def model(
-        name: Annotated[str, PathParam(alias="id", description="An id from `/v1/models`.")],
-    ) -> OpenAIModel:
+    async def model(name: Annotated[str, PathParam(alias="id", description="An id from `/v1/models`.")]) -> OpenAIModel:
         """Describe the model. Its id is the name of the bundle, the identity of the bundle, or `diptych`."""
         if name not in {known.id, engine.clip.identity, "diptych"}:
             raise Problem(404, f"this server has one model, {known.id}", code="model_not_found")
