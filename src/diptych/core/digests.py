@@ -5,6 +5,7 @@ import sqlite3
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from diptych.core.cache import cache_folder
 from diptych.core.files import sha256_of
@@ -38,42 +39,28 @@ class FileDigests:
             OSError: the file cannot be read.
         """
         state = path.stat()
-        name = os.fsencode(path.absolute())
-        cached = self._cached(name, state)
-        if cached is not None:
-            return cached
+        version = os.fsencode(path.absolute()), state.st_size, state.st_mtime_ns
+        cached = self._execute("SELECT digest FROM digests WHERE path = ? AND size = ? AND mtime_ns = ?", *version)
+        if cached and isinstance(cached[0][0], bytes) and len(cached[0][0]) == 32:
+            return cached[0][0]
         digest = bytes.fromhex(sha256_of(path))
         if time.time_ns() - state.st_mtime_ns > _SETTLED_NS:
-            self._store(name, state, digest)
+            self._execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", *version, digest)
+            self._num_new += 1
+            if self._num_new % _COMMIT_EVERY == 0:
+                self._execute("COMMIT")
         return digest
 
     def close(self) -> None:
         """Write new digests to the disk and close the database."""
+        self._execute("COMMIT")
         if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._database.commit()
             self._database.close()
             self._database = None
 
-    def _cached(self, name: bytes, state: os.stat_result) -> bytes | None:
-        if self._database is None:
-            return None
-        try:
-            row = self._database.execute(
-                "SELECT digest FROM digests WHERE path = ? AND size = ? AND mtime_ns = ?",
-                (name, state.st_size, state.st_mtime_ns),
-            ).fetchone()
-        except sqlite3.Error:
-            return None
-        return bytes(row[0]) if row is not None and isinstance(row[0], bytes) and len(row[0]) == 32 else None
-
-    def _store(self, name: bytes, state: os.stat_result, digest: bytes) -> None:
-        if self._database is None:
-            return
-        with suppress(sqlite3.Error):
-            self._database.execute(
-                "INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?)", (name, state.st_size, state.st_mtime_ns, digest)
-            )
-            self._num_new += 1
-            if self._num_new % _COMMIT_EVERY == 0:
-                self._database.commit()
+    def _execute(self, sql: str, *values: bytes | int) -> list[Any]:
+        """The rows of a statement; none if the database cannot be used."""
+        if self._database is not None:
+            with suppress(sqlite3.Error):
+                return self._database.execute(sql, values).fetchall()
+        return []
