@@ -64,9 +64,8 @@ def write(vectors: Vectors, path: Path) -> None:
     rotation, mean, decoder = _fit(vectors)
     limits = rotation @ mean
     with path.open("wb") as file:
-        file.write(
-            _MAGIC + np.array(_Header(num, dim, _BLOCK), dtype="<i8").tobytes() + decoder.astype("<f4").tobytes()
-        )
+        header = np.array(_Header(num, dim, _BLOCK), dtype="<i8")
+        file.write(_MAGIC + header.tobytes() + decoder.astype("<f4").tobytes())
         for start in range(0, num, _BLOCK):
             is_set = np.zeros((_BLOCK, len(rotation)), dtype=bool)
             part = np.asarray(vectors[start : start + _BLOCK], dtype=np.float32)

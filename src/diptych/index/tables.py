@@ -136,22 +136,11 @@ def keep_vectors(database: sqlite3.Connection, kept: Int64[ndarray, " N"]) -> No
 
 def to_row(entry: Entry) -> tuple[Any, ...]:
     """The values of `COLUMNS` of an entry."""
-    captions = json.dumps(entry.captions, ensure_ascii=False)
-    stamp, sidecar = entry.stamp, entry.sidecar
-    sidecar_values = (None, None) if sidecar is None else (sidecar.size, sidecar.modified_ns)
-    size = (entry.width, entry.height)
-    return (
-        entry.key,
-        entry.digest,
-        stamp.size,
-        stamp.modified_ns,
-        *size,
-        entry.taken,
-        captions,
-        *sidecar_values,
-        entry.target,
-        None if entry.phash is None else to_signed(entry.phash),
-    )
+    file = entry.key, entry.digest, entry.stamp.size, entry.stamp.modified_ns
+    picture = entry.width, entry.height, entry.taken, json.dumps(entry.captions, ensure_ascii=False)
+    sidecar = (None, None) if entry.sidecar is None else (entry.sidecar.size, entry.sidecar.modified_ns)
+    phash = None if entry.phash is None else to_signed(entry.phash)
+    return *file, *picture, *sidecar, entry.target, phash
 
 
 def to_signed(phash: int) -> int:
