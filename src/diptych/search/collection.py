@@ -308,7 +308,8 @@ class _Updater:
         for batch in _batches(stale):
             entries = list[Entry]()
             for file in batch:
-                entry = self._entry_of(file.key)
+                known = self.index.with_digest(self.index.digest_of(file.key) or "")
+                entry = next((entry for entry in known if entry.key == file.key), None)
                 if entry is None:  # A picture that could not be read.
                     continue
                 stamp = None if file.sidecar is None else file.sidecar.stamp
@@ -320,11 +321,6 @@ class _Updater:
 
     def _is_stale(self, file: ScannedFile) -> bool:
         return self.sidecars.get(file.key) != (None if file.sidecar is None else file.sidecar.stamp)
-
-    def _entry_of(self, key: str) -> Entry | None:
-        digest = self.index.digest_of(key)
-        entries = [] if digest is None else self.index.with_digest(digest)
-        return next((entry for entry in entries if entry.key == key), None)
 
     def _embed(self, contents: dict[str, bytes]) -> tuple[dict[str, Float32[ndarray, " E"]], dict[str, str]]:
         """Vectors by digest, and by digest of pictures that cannot be decoded, the reason."""

@@ -218,9 +218,7 @@ async def _classify(engine: Engine, body: schemas.ClassifyRequest) -> schemas.Cl
             f"{num_prompts} prompts (classes times templates) in one request; at most {max_texts}: use fewer templates",
         )
     check_distinct(body.classes)
-    threshold = body.threshold
-    if threshold == "auto":
-        threshold = calibrated_threshold(engine.clip.bundle.metrics)
+    threshold = calibrated_threshold(engine.clip.bundle.metrics) if body.threshold == "auto" else body.threshold
     prompts = await engine.embed_texts(class_prompts(body.classes, body.templates))
     cosine = await engine.embed_images(body.images) @ class_means(prompts, len(body.classes)).T
     ranked = ranked_classes(

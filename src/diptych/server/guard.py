@@ -103,7 +103,7 @@ class Guard:
                 raise
             raise (too_slow() if body.is_waiting else too_late()) from None
         finally:
-            response.on_start = _nothing
+            response.on_start = lambda: None
 
     def _admit(self, scope: Scope) -> None:
         """Check host, site and key of a request.
@@ -126,10 +126,6 @@ class Guard:
             await problem_response(problem, scope["path"])(scope, receive, response.send)
 
 
-def _nothing() -> None:
-    pass
-
-
 class _Response:
     """Adds the headers of all responses and stores the status. A response to HEAD has no content.
 
@@ -138,7 +134,7 @@ class _Response:
 
     def __init__(self, send: Send, body: Body, *, has_content: bool) -> None:
         self._send, self._body, self._has_content, self.status = send, body, has_content, 0
-        self.on_start: Callable[[], object] = _nothing
+        self.on_start: Callable[[], object] = lambda: None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
