@@ -26,8 +26,7 @@ Template = Annotated[
     list[str] | None,
     Parameter(
         help="Prompt with {} for the class; a file of prompts; or imagenet-80, imagenet-7 or cifar-18. Repeat the option for "
-        "an ensemble. Default: the prompts of the dataset.",
-        negative="",
+        "an ensemble. Default: the prompts of the dataset."
     ),
 ]
 
@@ -50,7 +49,7 @@ class Measurement:
             help="Folder for results.json, report.html and images. The metrics are added to the bundle's model card, too."
         ),
     ] = None
-    no_cache: Annotated[bool, Parameter(help="Do not use cached embeddings.", negative="", show_default=False)] = False
+    no_cache: Annotated[bool, Parameter(help="Do not use cached embeddings.")] = False
     as_json: Json = False
 
 
@@ -85,14 +84,10 @@ def zero_shot(
     classes: Annotated[
         list[str] | None,
         Parameter(
-            help="Class names in the order of the dataset, or a file with one name per line.",
-            consume_multiple=True,
-            negative="",
+            help="Class names in the order of the dataset, or a file with one name per line.", consume_multiple=True
         ),
     ] = None,
-    allow_empty_classes: Annotated[
-        bool, Parameter(help="Allow names in --classes that have no sample.", negative="", show_default=False)
-    ] = False,
+    allow_empty_classes: Annotated[bool, Parameter(help="Allow names in --classes that have no sample.")] = False,
 ) -> None:
     """Evaluate zero-shot classification of labeled images."""
     from diptych.evaluation.rendering import tell_zero_shot

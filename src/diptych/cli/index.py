@@ -42,34 +42,18 @@ def add(
     bundle: Annotated[
         Path | None, Parameter(help="Bundle that embeds the images. Needed for a new index, which stores its path.")
     ] = None,
-    prune: Annotated[
-        bool, Parameter(help="Remove entries whose file in these folders is missing.", negative="", show_default=False)
-    ] = False,
+    prune: Annotated[bool, Parameter(help="Remove entries whose file in these folders is missing.")] = False,
     force: Annotated[
-        bool,
-        Parameter(
-            help="Allow --prune to remove more than half of the index without confirmation.",
-            negative="",
-            show_default=False,
-        ),
+        bool, Parameter(help="Allow --prune to remove more than half of the index without confirmation.")
     ] = False,
-    half: Annotated[
-        bool,
-        Parameter(
-            help="Store the vectors of a new index as float16 instead of float32.", negative="", show_default=False
-        ),
-    ] = False,
+    half: Annotated[bool, Parameter(help="Store the vectors of a new index as float16 instead of float32.")] = False,
     follow_links: Annotated[
-        bool,
-        Parameter(
-            help="Follow symbolic links to folders, and to files outside the folders.", negative="", show_default=False
-        ),
+        bool, Parameter(help="Follow symbolic links to folders, and to files outside the folders.")
     ] = False,
     exclude: Annotated[
         list[str] | None,
         Parameter(
-            help="Skip files and folders that match a pattern, such as '*.thumb.jpg' or '@eaDir'. Can be repeated.",
-            negative="",
+            help="Skip files and folders that match a pattern, such as '*.thumb.jpg' or '@eaDir'. Can be repeated."
         ),
     ] = None,
     loading: Loading = DEFAULT_LOADING,
@@ -201,9 +185,7 @@ def build(
         bool,
         Parameter(
             help="Build an index for approximate search: sign bits in a folder, HNSW in PostgreSQL. Without the option, an "
-            "existing one is removed.",
-            negative="",
-            show_default=False,
+            "existing one is removed."
         ),
     ] = False,
     bundle: Annotated[

@@ -90,12 +90,10 @@ def classify(
     /,
     *images: Annotated[str, Parameter(help="Image files, or one folder of them.")],
     classes: Annotated[
-        list[str],
-        Parameter(help="Class names, or a file with one name per line.", consume_multiple=True, negative=""),
+        list[str], Parameter(help="Class names, or a file with one name per line.", consume_multiple=True)
     ],
     template: Annotated[
-        list[str] | None,
-        Parameter(help="Prompt with {} for the class. Repeat the option for an ensemble of prompts.", negative=""),
+        list[str] | None, Parameter(help="Prompt with {} for the class. Repeat the option for an ensemble of prompts.")
     ] = None,
     threshold: Annotated[
         str | None,

@@ -34,9 +34,7 @@ class Loading:
         Literal["fp32", "bf16", "fp16", "int8"],
         Parameter(help="Precision of the model; int8 is for CPUs. Below fp32, its cosine with fp32 is printed."),
     ] = "fp32"
-    urls: Annotated[bool, Parameter(help="Allow URLs of images (http, s3, ...).", negative="", show_default=False)] = (
-        False
-    )
+    urls: Annotated[bool, Parameter(help="Allow URLs of images (http, s3, ...).")] = False
 
     def load(self, bundle: Path) -> "LoadedBundle":
         """Load a bundle with these options.

@@ -40,13 +40,18 @@ def _check_finite(_: object, value: Any) -> None:
         raise ValueError("it must be a finite number")
 
 
+def _shown_default(value: Any) -> str | None:
+    """The default of an option as the help shows it; None for options that are off by default."""
+    return None if value is None or value is False else str(value)
+
+
 app = App(
     name="diptych",
     help=f"Train, evaluate, search with and serve CLIP models. Start with: {command('demo')}",
     version=diptych.__version__,
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(validator=_check_finite),
+    default_parameter=Parameter(validator=_check_finite, negative="", show_default=_shown_default),
 )
 evaluate_app = App(name="evaluate", help="Evaluate a model on a dataset.")
 data_app = App(name="data", help="Inspect and convert datasets.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from diptych.images.formats import LeftOut
 
-Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.", negative="", show_default=False)]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON instead of a table.")]
 """The option `--json`."""
 
 _PIPED_WIDTH = 200

@@ -25,22 +25,17 @@ def search(
     ] = None,
     /,
     *,
-    image: Annotated[list[Path] | None, Parameter(help="Image file to add to the query.", negative="")] = None,
-    minus: Annotated[list[str] | None, Parameter(help="Text to subtract from the query.", negative="")] = None,
+    image: Annotated[list[Path] | None, Parameter(help="Image file to add to the query.")] = None,
+    minus: Annotated[list[str] | None, Parameter(help="Text to subtract from the query.")] = None,
     where: Annotated[
         str | None, Parameter(help="Filter, such as \"taken > 2024-01-01 and width >= 800 and path like '%trip%'\".")
     ] = None,
     top: Annotated[int, Parameter(help="Number of results.")] = 20,
-    group_similar: Annotated[
-        bool,
-        Parameter(help="Group near-duplicates under the best hit.", negative="", show_default=False),
-    ] = False,
+    group_similar: Annotated[bool, Parameter(help="Group near-duplicates under the best hit.")] = False,
     similar_cosine: Annotated[float | None, Parameter(help="Minimum cosine of near-duplicates. Default: 0.95.")] = None,
     sheet: Annotated[Path | None, Parameter(help="Write a contact sheet of the results to this image file.")] = None,
     bundle: Annotated[Path | None, Parameter(help="Bundle to use, if that of the index has moved.")] = None,
-    timing: Annotated[
-        bool, Parameter(help="Print timings to standard error.", negative="", show_default=False)
-    ] = False,
+    timing: Annotated[bool, Parameter(help="Print timings to standard error.")] = False,
     loading: Loading = DEFAULT_LOADING,
     as_json: Json = False,
 ) -> None:

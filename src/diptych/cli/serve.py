@@ -31,7 +31,7 @@ def serve(
         Path | None, Parameter(help="File with one API key per line. Requests then need a key, except health checks.")
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, Parameter(help="Host name that a proxy uses for this server. Can be repeated.", negative="")
+        list[str] | None, Parameter(help="Host name that a proxy uses for this server. Can be repeated.")
     ] = None,
     batch: Annotated[int, Parameter(help="Maximum number of texts per batch; for images, a quarter of it.")] = 64,
     window_ms: Annotated[float, Parameter(help="Time that a batch waits for more requests, in milliseconds.")] = 2.0,

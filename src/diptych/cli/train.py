@@ -37,10 +37,7 @@ def train(
     epochs: Annotated[float | None, Parameter(help="Number of epochs.")] = None,
     steps: Annotated[int | None, Parameter(help="Number of steps.")] = None,
     max_samples: Annotated[int | None, Parameter(help="Maximum number of training samples.")] = None,
-    skip_missing: Annotated[
-        bool,
-        Parameter(help="Skip rows of a table whose image file is missing.", negative="", show_default=False),
-    ] = False,
+    skip_missing: Annotated[bool, Parameter(help="Skip rows of a table whose image file is missing.")] = False,
     batch_size: Annotated[int | None, Parameter(help="Number of pairs per step.")] = None,
     micro_batch: Annotated[
         int | None, Parameter(help="Number of pairs per forward pass. It must divide the batch size.")
@@ -53,29 +50,14 @@ def train(
     config: Annotated[Path | None, Parameter(help="Config file (config.yaml) to run instead of a recipe.")] = None,
     resume: Annotated[Path | None, Parameter(help="Resume the run in this folder.")] = None,
     accept_changed_data: Annotated[
-        bool,
-        Parameter(
-            help="With --resume: continue even if the data has changed since the checkpoint.",
-            negative="",
-            show_default=False,
-        ),
+        bool, Parameter(help="With --resume: continue even if the data has changed since the checkpoint.")
     ] = False,
-    check: Annotated[
-        bool,
-        Parameter(
-            help="Only overfit one batch, to verify that the model can learn.",
-            negative="",
-            show_default=False,
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool, Parameter(help="Replace an existing run in the run folder.", negative="", show_default=False)
-    ] = False,
+    check: Annotated[bool, Parameter(help="Only overfit one batch, to verify that the model can learn.")] = False,
+    overwrite: Annotated[bool, Parameter(help="Replace an existing run in the run folder.")] = False,
     changes: Annotated[
         list[str] | None,
         Parameter(
             name="--set",
-            negative="",
             help="Change a setting by its path, such as optimizer.eps=1e-8. `--optimizer.eps 1e-8` works, too.",
         ),
     ] = None,
@@ -169,8 +151,7 @@ def _check(config: "TrainConfig") -> int:
 
     with errors().status("Overfitting one batch ...") as status:
         result = overfit_one_batch(
-            config,
-            on_step=lambda step, loss: status.update(f"Overfitting one batch: step {step}, loss {loss:.3f}"),
+            config, on_step=lambda step, loss: status.update(f"Overfitting one batch: step {step}, loss {loss:.3f}")
         )
     metrics = (
         f"Overfit {result.num_pairs} pairs: loss {result.first_loss:.2f} -> {result.last_loss:.3f} in {result.steps} steps, "

@@ -63,9 +63,7 @@ def tune(
     changes: Annotated[
         list[str] | None,
         Parameter(
-            name="--set",
-            negative="",
-            help="Change a setting of all trials, such as precision=bf16. `--precision bf16` works, too.",
+            name="--set", help="Change a setting of all trials, such as precision=bf16. `--precision bf16` works, too."
         ),
     ] = None,
 ) -> int:

@@ -18,8 +18,7 @@ Target = Literal["open-clip", "hugging-face"]
 
 def import_model(
     path: Annotated[
-        str,
-        Parameter(help="Model folder of open_clip or Hugging Face, weights file of OpenAI's CLIP, or hf:ID."),
+        str, Parameter(help="Model folder of open_clip or Hugging Face, weights file of OpenAI's CLIP, or hf:ID.")
     ],
     /,
     *,
@@ -30,10 +29,8 @@ def import_model(
     preset: Annotated[
         str | None, Parameter(help="Architecture of the model, if the tensors of a weights file do not determine it.")
     ] = None,
-    image_px: Annotated[
-        int | None, Parameter(help="Interpolate the position embeddings for this image size.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, Parameter(help="Replace an existing bundle.", negative="")] = False,
+    image_px: Annotated[int | None, Parameter(help="Interpolate the position embeddings for this image size.")] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace an existing bundle.", show_default=True)] = False,
 ) -> None:
     """Convert a model of another library to a bundle."""
     from diptych.bundle.folder import save_bundle
