@@ -57,43 +57,18 @@ evaluate_app = App(name="evaluate", help="Evaluate a model on a dataset.")
 data_app = App(name="data", help="Inspect and convert datasets.")
 index_app = App(name="index", help="Create and maintain a search index of images.")
 runs_app = App(name="runs", help="Inspect training runs.")
-app.command(demo)
-app.command(train)
-app.command(tune)
-app.command(evaluate_app)
-app.command(data_app)
-data_app.command(audit)
-data_app.command(show)
-data_app.command(pack)
-data_app.command(shards)
-evaluate_app.command(retrieval)
-evaluate_app.command(zero_shot)
-evaluate_app.command(probe)
-evaluate_app.command(knn)
-evaluate_app.command(robustness)
-evaluate_app.command(compare)
-app.command(index_app)
-index_app.command(add)
-index_app.command(merge)
-index_app.command(build)
-index_app.command(stats)
-index_app.command(verify)
-index_app.command(remove)
-index_app.command(compact)
-index_app.command(duplicates)
-app.command(search)
-app.command(serve)
-app.command(runs_app)
 runs_app.command(serve_runs, name="serve")
-app.command(similarity)
-app.command(explain)
-app.command(classify)
-app.command(rank_images)
-app.command(rank_texts)
 app.command(import_model, name="import")
-app.command(export)
-app.command(presets)
-app.command(recipes)
+_COMMANDS: tuple[tuple[App, tuple[Any, ...]], ...] = (
+    (app, (demo, train, tune, evaluate_app, data_app, index_app, runs_app, search, serve, export, presets, recipes)),
+    (app, (similarity, explain, classify, rank_images, rank_texts)),
+    (data_app, (audit, show, pack, shards)),
+    (evaluate_app, (retrieval, zero_shot, probe, knn, robustness, compare)),
+    (index_app, (add, merge, build, stats, verify, remove, compact, duplicates)),
+)
+for _group, _commands in _COMMANDS:
+    for _each in _commands:
+        _group.command(_each)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
