@@ -23,6 +23,12 @@ def _shapes(width: int, heads: int, layers: int) -> CLIPConfig:
     )
 
 
+def _drawings(**settings: Any) -> CLIPConfig:
+    image = ViTConfig(image_px=64, patch_px=16, stem="conv", width=64, layers=2, heads=4, pooling="mean")
+    text = TextConfig(width=64, layers=2, heads=4, **settings)
+    return CLIPConfig(embed_dim=64, image=image, text=text, init_temperature=0.05)
+
+
 def _convnet(image: ConvNetConfig) -> CLIPConfig:
     text = TextConfig(vocab_size=4000, context_length=48, width=256, layers=2, heads=4, is_causal=False, pooling="mean")
     return CLIPConfig(embed_dim=256, image=image, text=text)
@@ -94,19 +100,9 @@ PRESETS: dict[str, CLIPConfig] = {
     "shapes-base": _shapes(512, 8, 12),
     "shapes-large": _shapes(768, 12, 24),
     # For `diptych demo`: drawings of 64 px and a vocabulary of a few dozen words.
-    "shapes-demo": CLIPConfig(
-        embed_dim=64,
-        image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=64, layers=2, heads=4, pooling="mean"),
-        text=TextConfig(vocab_size=512, context_length=32, width=64, layers=2, heads=4),
-        init_temperature=0.05,
-    ),
+    "shapes-demo": _drawings(vocab_size=512, context_length=32),
     # For the same drawings, with a character tokenizer.
-    "shapes-character": CLIPConfig(
-        embed_dim=64,
-        image=ViTConfig(image_px=64, patch_px=16, stem="conv", width=64, layers=2, heads=4, pooling="mean"),
-        text=TextConfig(tokenizer="character", vocab_size=64, context_length=64, width=64, layers=2, heads=4),
-        init_temperature=0.05,
-    ),
+    "shapes-character": _drawings(tokenizer="character", vocab_size=64, context_length=64),
     # For a few thousand photos, and for a few thousand images of 32 px.
     "photos-convnet": _convnet(ConvNetConfig()),
     "icons-convnet": _convnet(ConvNetConfig(image_px=32, stem_stride=2)),
@@ -126,19 +122,9 @@ def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
     return replace(config, image=image, text=replace(config.text, activation="quick_gelu"))
 
 
-_PAPERS = (
-    "rn50",
-    "rn101",
-    "rn50x4",
-    "rn50x16",
-    "rn50x64",
-    "vit-b-32",
-    "vit-b-16",
-    "vit-l-14",
-    "vit-l-14-336",
-    "vit-h-14",
-)
-PRESETS |= {f"{name}-quickgelu": _quick_gelu(PRESETS[name]) for name in _PAPERS}  # For OpenAI's weights.
+_RESNETS = ("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64")
+_VITS = ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
+PRESETS |= {f"{name}-quickgelu": _quick_gelu(PRESETS[name]) for name in _RESNETS + _VITS}  # For OpenAI's weights.
 
 
 def preset(name: str) -> CLIPConfig:
