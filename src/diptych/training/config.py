@@ -1,6 +1,6 @@
 """The config of a run: one tree of settings, read from and written to YAML."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,23 +27,9 @@ from diptych.training.validation import ValidationConfig
 CUSTOM = "custom"
 """Value of `recipe` for a run without a recipe."""
 _ALWAYS_NAMED = (
-    *(
-        "recipe",
-        "model.image.image_px",
-        "model.text.vocab_size",
-        "model.pixels.mean",
-        "data.source",
-        "data.max_samples",
-    ),
-    *(
-        "augment.flip",
-        "optimizer.lr",
-        "optimizer.max_grad_norm",
-        "schedule.epochs",
-        "schedule.steps",
-        "schedule.minutes",
-    ),
-    *("batch_size", "seed", "device"),
+    *("recipe", "model.image.image_px", "model.text.vocab_size", "model.pixels.mean", "data.source"),
+    *("data.max_samples", "augment.flip", "optimizer.lr", "optimizer.max_grad_norm", "schedule.epochs"),
+    *("schedule.steps", "schedule.minutes", "batch_size", "seed", "device"),
 )
 """Settings that the run configs of all versions contain. A config written by a user usually lacks most of them."""
 SECRETS = "secrets.yaml"
@@ -264,7 +250,8 @@ def write_config(config: TrainConfig, path: Path) -> None:
     """Write a config that `read_config` reads. Addresses with secrets are stored in `secrets.yaml` next to it (mode 600)."""
     plain = to_plain(config)
     public = without_secrets(plain)
-    secrets = dict(_differing(plain, public))
+    shown = dict(flat(public))
+    secrets = {path: value for path, value in flat(plain) if isinstance(value, str) and value != shown[path]}
     if secrets:
         write_text(path.with_name(SECRETS), yaml.safe_dump(secrets, sort_keys=False), mode=0o600)
     write_text(path, yaml.safe_dump(public, sort_keys=False))
@@ -277,13 +264,17 @@ def hide_secrets(path: Path) -> None:
         write_config(from_plain(TrainConfig, _completed(plain), what=str(path)), path)
 
 
-def _differing(plain: Any, public: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted path, original text) of each setting that `without_secrets` changed."""
-    if isinstance(plain, dict):
-        for key, value in plain.items():
-            yield from _differing(value, public[key], f"{path}.{key}" if path else key)
-    elif isinstance(plain, str) and plain != public:
-        yield path, plain
+def flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of each setting in nested settings.
+
+    >>> list(flat({"seed": 0, "optimizer": {"lr": 0.1}}))
+    [('seed', 0), ('optimizer.lr', 0.1)]
+    """
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _restored(plain: Any, secrets: dict[str, str], path: str = "") -> Any:

@@ -1,12 +1,13 @@
 """Checks that a resumed run has the settings and the data of its checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diptych.core.address import redacted
 from diptych.core.errors import RunError
 from diptych.core.fingerprint import DataFingerprint
 from diptych.core.settings import to_plain
+from diptych.training.config import flat
 
 _MAY_DIFFER = {
     "device",
@@ -105,7 +106,7 @@ def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[s
     >>> differing_settings({"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.2}})
     [('optimizer.lr', '0.1', '0.2')]
     """
-    before, now = dict(_flat(saved)), dict(_flat(to_plain(config)))
+    before, now = dict(flat(saved)), dict(flat(to_plain(config)))
     before = {key: value for key, value in _ADDED.items() if key in now} | before
     return [
         (key, _format(before, key), _format(now, key))
@@ -118,13 +119,5 @@ def _may_differ(key: str) -> bool:
     return key in _MAY_DIFFER or key.partition(".")[0] in _SECTIONS_THAT_MAY_DIFFER
 
 
-def _format(flat: Mapping[str, Any], key: str) -> str:
-    return redacted(repr(flat[key])) if key in flat else "(no such setting)"
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in plain.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _format(settings: Mapping[str, Any], key: str) -> str:
+    return redacted(repr(settings[key])) if key in settings else "(no such setting)"
