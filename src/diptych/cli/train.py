@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict, Unpack
 
 from cyclopts import Parameter
 
@@ -15,6 +15,14 @@ from diptych.core.program import command
 if TYPE_CHECKING:
     from diptych.training.config import TrainConfig
     from diptych.training.run_folder import RunResult
+
+
+class RunFlags(TypedDict, total=False):
+    """What to do if the run folder contains a run; see `diptych.training.run.train`."""
+
+    overwrite: bool
+    resume: bool
+    accept_changed_data: bool
 
 
 def train(
@@ -87,9 +95,8 @@ def train(
         if given or overwrite or check or any(value is not None for value in others):
             raise ConfigError("--resume continues a run with its own settings; it excludes all other options")
         check_run_folder(resume, overwrite=False, resume=True)
-        return run_and_report(
-            read_run_config(resume / CONFIG), resume, resume=True, accept_changed_data=accept_changed_data
-        )
+        saved = read_run_config(resume / CONFIG)
+        return _run_and_report(saved, resume, resume=True, accept_changed_data=accept_changed_data)
     if accept_changed_data:
         raise ConfigError("--accept-changed-data needs --resume; a new run always uses the current data")
     base = base_config(recipe, config, data, changes={**given, **as_settings(changes or [])})
@@ -97,39 +104,19 @@ def train(
     resolved = resolve(base, preset, given, changes or [])
     if check:
         return _check(resolved)
-    return run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
+    return _run_and_report(resolved, out or Path("runs") / resolved.recipe, overwrite=overwrite)
 
 
-def run_and_report(
-    config: "TrainConfig",
-    run: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    accept_changed_data: bool = False,
-) -> int:
-    """Train with a progress display, then print the results. Under torchrun, only rank 0 prints.
-
-    Args:
-        config: the run.
-        run: the run folder.
-        overwrite: whether to replace an existing run in the folder.
-        resume: whether to continue the run in the folder.
-        accept_changed_data: whether to resume even if the data has changed.
-
-    Returns:
-        The exit code.
-    """
+def _run_and_report(config: "TrainConfig", run: Path, **flags: Unpack[RunFlags]) -> int:
+    """Train with a progress display, then print the results. Under torchrun, only rank 0 prints. Returns the exit code."""
     from diptych.device.distributed import all_ranks
 
     if all_ranks().rank:
         from diptych.training.run import train as run_training
 
-        run_training(config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data)
+        run_training(config, run, **flags)
         return 0
-    result = train_with_display(
-        config, run, overwrite=overwrite, resume=resume, accept_changed_data=accept_changed_data
-    )
+    result = train_with_display(config, run, **flags)
     if result.interrupted:
         print_line(f"Stopped at step {result.steps}, saved. Continue with: {command('train', '--resume', run)}")
         return 0
@@ -165,28 +152,20 @@ def _check(config: "TrainConfig") -> int:
     return 1
 
 
-def train_with_display(
-    config: "TrainConfig",
-    run: Path,
-    *,
-    overwrite: bool = False,
-    resume: bool = False,
-    accept_changed_data: bool = False,
-) -> "RunResult":
-    """Train with a progress display, then print a summary of speed and time. See `run_and_report` for the arguments."""
+def train_with_display(config: "TrainConfig", run: Path, **flags: Unpack[RunFlags]) -> "RunResult":
+    """Train with a progress display, then print a summary of speed and time.
+
+    Args:
+        config: the run.
+        run: the run folder.
+        flags: what to do if the run folder contains a run.
+    """
     from diptych.cli.train_display import Display
     from diptych.training.run import train as run_training
 
     display = Display(config.recipe, batch_size=config.batch_size, metric=config.validation.metric, console=console())
     try:
-        result = run_training(
-            config,
-            run,
-            overwrite=overwrite,
-            resume=resume,
-            accept_changed_data=accept_changed_data,
-            observers=[display],
-        )
+        result = run_training(config, run, observers=[display], **flags)
     finally:
         display.close()
     rate = result.steps * config.batch_size / max(result.elapsed_s, 1e-9)
