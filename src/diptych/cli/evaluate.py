@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source
     from diptych.evaluation.encoded import SourceEncoder
     from diptych.evaluation.report import Report
-    from diptych.inference.loaded import LoadedBundle
 
 TrainSplit = Annotated[str, Parameter(help="Split that trains the classifier.")]
 Template = Annotated[
@@ -67,11 +66,11 @@ def retrieval(
     from diptych.evaluation.rendering import tell_retrieval
     from diptych.evaluation.retrieval import evaluate_retrieval
 
-    clip = _load(bundle)
-    (source,) = _samples(clip, on, on.split)
-    result = evaluate_retrieval(_encoder(clip, on), source, split=on.split, captions=captions)
+    encoder = _encoder(bundle, on)
+    (source,) = _samples(encoder, on, on.split)
+    result = evaluate_retrieval(encoder, source, split=on.split, captions=captions)
     _report(tell_retrieval(result), on, bundle)
-    if on.out is not None and is_bundle(bundle) and "pairs" not in clip.bundle.metrics.get("retrieval", {}):
+    if on.out is not None and is_bundle(bundle) and "pairs" not in encoder.embedder.bundle.metrics.get("retrieval", {}):
         add_metrics(bundle, {"retrieval": asdict(result.report)})  # `classify --threshold auto` uses it.
 
 
@@ -95,10 +94,10 @@ def zero_shot(
 
     if classes is not None:
         classes = read_classes(classes)
-    clip = _load(bundle)
-    (source,) = _samples(clip, on, on.split)
+    encoder = _encoder(bundle, on)
+    (source,) = _samples(encoder, on, on.split)
     result = evaluate_zero_shot(
-        _encoder(clip, on),
+        encoder,
         source,
         split=on.split,
         templates=_templates(template),
@@ -119,9 +118,9 @@ def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "
     from diptych.evaluation.rendering import tell_probe
 
     _check_splits(on, train_split)
-    clip = _load(bundle)
-    test, train = _samples(clip, on, on.split, train_split)
-    report = evaluate_probe(_encoder(clip, on), train, test, split=on.split, train_split=train_split)
+    encoder = _encoder(bundle, on)
+    test, train = _samples(encoder, on, on.split, train_split)
+    report = evaluate_probe(encoder, train, test, split=on.split, train_split=train_split)
     _report(tell_probe(report), on, bundle)
 
 
@@ -139,10 +138,10 @@ def knn(
     from diptych.evaluation.rendering import tell_knn
 
     _check_splits(on, train_split)
-    clip = _load(bundle)
-    test, train = _samples(clip, on, on.split, train_split)
+    encoder = _encoder(bundle, on)
+    test, train = _samples(encoder, on, on.split, train_split)
     report = evaluate_knn(
-        _encoder(clip, on),
+        encoder,
         train,
         test,
         split=on.split,
@@ -158,9 +157,9 @@ def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = N
     from diptych.evaluation.rendering import tell_robustness
     from diptych.evaluation.robustness import evaluate_robustness
 
-    clip = _load(bundle)
-    (source,) = _samples(clip, on, on.split)
-    result = evaluate_robustness(_encoder(clip, on), source, split=on.split, templates=_templates(template))
+    encoder = _encoder(bundle, on)
+    (source,) = _samples(encoder, on, on.split)
+    result = evaluate_robustness(encoder, source, split=on.split, templates=_templates(template))
     _report(tell_robustness(result), on, bundle)
 
 
@@ -173,9 +172,8 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
 
     if len(bundles) < 2:
         raise ConfigError("a comparison needs at least two bundles")
-    clips = [_load(bundle) for bundle in bundles]
-    encoders = [_encoder(clip, on) for clip in clips]
-    (source,) = _samples(clips[0], on, on.split)
+    encoders = [_encoder(bundle, on) for bundle in bundles]
+    (source,) = _samples(encoders[0], on, on.split)
     names = _short_names(bundles)
     if source.classes:
         templates = _templates(template)
@@ -187,20 +185,15 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
     _report(tell_comparison(comparison), on, None)
 
 
-def _load(bundle: Path) -> "LoadedBundle":
-    from diptych.inference.loaded import load
-
-    return load(bundle)
-
-
-def _encoder(clip: "LoadedBundle", on: Measurement) -> "SourceEncoder":
+def _encoder(bundle: Path, on: Measurement) -> "SourceEncoder":
     from diptych.evaluation.cache import EmbeddingCache
     from diptych.evaluation.encoded import SourceEncoder
+    from diptych.inference.loaded import load
 
-    return SourceEncoder(clip.embedder, cache=None if on.no_cache else EmbeddingCache(), track=bar)
+    return SourceEncoder(load(bundle).embedder, cache=None if on.no_cache else EmbeddingCache(), track=bar)
 
 
-def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Source]":
+def _samples(encoder: "SourceEncoder", on: Measurement, *splits: str) -> "list[Source]":
     """The samples of each split, split as in the training of the bundle. `--max-samples` limits the first split only.
 
     Raises:
@@ -210,14 +203,14 @@ def _samples(clip: "LoadedBundle", on: Measurement, *splits: str) -> "list[Sourc
     from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE, take_split
     from diptych.data.sources.subset import take_few
 
-    fraction = float(clip.bundle.origin.get("val_fraction", 0.05)) if on.val_fraction is None else on.val_fraction
+    origin = encoder.embedder.bundle.origin
+    fraction = float(origin.get("val_fraction", 0.05)) if on.val_fraction is None else on.val_fraction
     if not 0 < fraction < 1:
         raise ConfigError(f"--val-fraction is {fraction}; it must be between 0 and 1")
     if on.max_samples is not None and on.max_samples < 1:
         raise ConfigError(f"--max-samples is {on.max_samples}; it must be at least 1")
     whole = open_source(on.data)
     # A bundle stores the rule that split its training data, so that it is never evaluated on its training images.
-    origin = clip.bundle.origin
     rule = int(origin.get("split_rule", FIRST_SPLIT_RULE if "train_split_hash" in origin else SPLIT_RULE))
     parts = [take_split(whole, split, val_fraction=fraction, rule=rule) for split in splits]
     return [take_few(parts[0], on.max_samples), *parts[1:]]
