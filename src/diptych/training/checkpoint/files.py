@@ -19,15 +19,6 @@ import torch
 from torch.distributed.checkpoint import metadata as torch_metadata
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.serialization import _get_layout
@@ -39,23 +30,15 @@ METADATA = "metadata.json"
 _OLD_METADATA = ".metadata"
 _FORMAT_VERSION = 1
 _DATA_FILE = re.compile(r"__\d+_\d+\.distcp")
+_METADATA_CLASSES = (
+    *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+    *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+)
 _OLD_CLASSES: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _get_layout,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"): torch_metadata._MEM_FORMAT_ENCODING,
-    **{
-        ("torch.distributed.checkpoint.metadata", kind.__name__): kind
-        for kind in (
-            BytesStorageMetadata,
-            ChunkStorageMetadata,
-            Metadata,
-            MetadataIndex,
-            StorageMeta,
-            TensorProperties,
-            TensorStorageMetadata,
-        )
-    },
+    **{("torch.distributed.checkpoint.metadata", name): getattr(torch_metadata, name) for name in _METADATA_CLASSES},
     # The folder that the checkpoint was written to, which is not used.
     **{(module, "PosixPath"): PurePosixPath for module in ("pathlib", PosixPath.__module__, "pathlib._local")},
     **{(module, "WindowsPath"): PureWindowsPath for module in ("pathlib", "pathlib._local")},
@@ -66,7 +49,7 @@ _OLD_CLASSES: dict[tuple[str, str], Any] = {
 class JsonWriter(FileSystemWriter):
     """Writes tensors in PyTorch's format, and the metadata as `metadata.json`."""
 
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: torch_metadata.Metadata, results: list[list[WriteResult]]) -> None:
         """Write the metadata. PyTorch calls it once, on rank 0, after all tensors are written."""
         metadata.storage_data = {result.index: result.storage_data for part in results for result in part}
         write_text(Path(self.path) / METADATA, json.dumps(_to_plain(metadata)))
@@ -75,7 +58,7 @@ class JsonWriter(FileSystemWriter):
 class JsonReader(FileSystemReader):
     """Reads checkpoints that `JsonWriter` wrote, and those of earlier versions, which used PyTorch's own writer."""
 
-    def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
+    def read_metadata(self, *_args: Any, **_options: Any) -> torch_metadata.Metadata:
         """Read the metadata.
 
         Raises:
@@ -111,23 +94,23 @@ class SafePlanner(DefaultLoadPlanner):
             raise RunError(f"{name} holds more than numbers, texts and tensors; nothing of it was run") from None
 
 
-def _to_plain(metadata: Metadata) -> dict[str, Any]:
+def _to_plain(metadata: torch_metadata.Metadata) -> dict[str, Any]:
     """Metadata as JSON data: by name, dtype, size and chunks of a tensor, or the storage location of a plain value."""
     entries: dict[str, Any] = {}
     for name, kind in metadata.state_dict_metadata.items():
-        if isinstance(kind, TensorStorageMetadata):
+        if isinstance(kind, torch_metadata.TensorStorageMetadata):
             chunks = [
                 {
                     "offsets": list(chunk.offsets),
                     "sizes": list(chunk.sizes),
-                    **_location_to_plain(metadata.storage_data[MetadataIndex(name, chunk.offsets)]),
+                    **_location_to_plain(metadata.storage_data[torch_metadata.MetadataIndex(name, chunk.offsets)]),
                 }
                 for chunk in kind.chunks
             ]
             dtype = str(kind.properties.dtype).removeprefix("torch.")
             entries[name] = {"dtype": dtype, "size": list(kind.size), "chunks": chunks}
         else:
-            entries[name] = _location_to_plain(metadata.storage_data[MetadataIndex(name)])
+            entries[name] = _location_to_plain(metadata.storage_data[torch_metadata.MetadataIndex(name)])
     return {"format_version": _FORMAT_VERSION, "entries": entries}
 
 
@@ -135,24 +118,27 @@ def _location_to_plain(location: _StorageInfo) -> dict[str, Any]:
     return {"file": location.relative_path, "start": location.offset, "length": location.length}
 
 
-def _from_plain(plain: Mapping[str, Any]) -> Metadata:
+def _from_plain(plain: Mapping[str, Any]) -> torch_metadata.Metadata:
     if plain["format_version"] != _FORMAT_VERSION:
         raise RunError(f"{METADATA} has format {plain['format_version']}; this Diptych reads {_FORMAT_VERSION}")
-    kinds: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    locations: dict[MetadataIndex, _StorageInfo] = {}
+    kinds: dict[str, torch_metadata.TensorStorageMetadata | torch_metadata.BytesStorageMetadata] = {}
+    locations: dict[torch_metadata.MetadataIndex, _StorageInfo] = {}
     for name, entry in plain["entries"].items():
         if "chunks" not in entry:
-            kinds[name] = BytesStorageMetadata()
-            locations[MetadataIndex(name)] = _location_from_plain(entry)
+            kinds[name] = torch_metadata.BytesStorageMetadata()
+            locations[torch_metadata.MetadataIndex(name)] = _location_from_plain(entry)
             continue
         chunks = []
         for number, chunk in enumerate(entry["chunks"]):
             offsets = torch.Size(chunk["offsets"])
-            chunks.append(ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk["sizes"])))
-            locations[MetadataIndex(name, offsets, number)] = _location_from_plain(chunk)
-        properties = TensorProperties(dtype=_dtype(entry["dtype"]))
-        kinds[name] = TensorStorageMetadata(properties=properties, size=torch.Size(entry["size"]), chunks=chunks)
-    return Metadata(state_dict_metadata=kinds, storage_data=locations, storage_meta=StorageMeta())
+            chunks.append(torch_metadata.ChunkStorageMetadata(offsets=offsets, sizes=torch.Size(chunk["sizes"])))
+            locations[torch_metadata.MetadataIndex(name, offsets, number)] = _location_from_plain(chunk)
+        properties = torch_metadata.TensorProperties(dtype=_dtype(entry["dtype"]))
+        size = torch.Size(entry["size"])
+        kinds[name] = torch_metadata.TensorStorageMetadata(properties=properties, size=size, chunks=chunks)
+    return torch_metadata.Metadata(
+        state_dict_metadata=kinds, storage_data=locations, storage_meta=torch_metadata.StorageMeta()
+    )
 
 
 def _location_from_plain(plain: Mapping[str, Any]) -> _StorageInfo:
@@ -186,7 +172,7 @@ class _OldUnpickler(pickle.Unpickler):
         raise RunError(f"{_OLD_METADATA} names {module}.{name}, which no checkpoint needs; nothing of it was run")
 
 
-def _read_old(path: Path) -> Metadata:
+def _read_old(path: Path) -> torch_metadata.Metadata:
     """Read the metadata of an older checkpoint, which PyTorch's own writer wrote."""
     with path.open("rb") as file:
         try:
@@ -195,6 +181,6 @@ def _read_old(path: Path) -> Metadata:
             raise
         except Exception as error:  # A damaged pickle can raise almost any exception.
             raise RunError(f"{path.name} is damaged ({type(error).__name__})") from None
-    if not isinstance(metadata, Metadata):
+    if not isinstance(metadata, torch_metadata.Metadata):
         raise RunError(f"{path.name} is damaged")
     return metadata
