@@ -48,14 +48,14 @@ def test_the_teacher_reads_in_its_own_way(tiny_bundle: Path) -> None:
     source, _ = open_data(config)
     batch = next(
         training_batches(
-            training_examples(source, config, assembly.teacher), assembly.embedder.bundle.tokenizer, batch_size=16
+            training_examples(source, config, assembly.step.teacher), assembly.embedder.bundle.tokenizer, batch_size=16
         )
     )
     assert batch.for_teacher is not None
     assert batch.pixels.shape[-1] == 64
     assert batch.for_teacher.pixels.shape[-1] == 32
-    assert assembly.teacher is not None
-    images, texts, _ = assembly.teacher.encode(batch.for_teacher, at_once=5)
+    assert assembly.step.teacher is not None
+    images, texts, _ = assembly.step.teacher.encode(batch.for_teacher, at_once=5)
     embedder = Embedder(load_bundle(tiny_bundle))
     pictures = [source[number].image for number in range(len(source)) if source.key(number) in batch.keys]
     order = [batch.keys.index(source.key(number)) for number in range(len(source)) if source.key(number) in batch.keys]
@@ -69,7 +69,7 @@ def test_the_teacher_reads_in_its_own_way(tiny_bundle: Path) -> None:
 def test_its_loss_is_added(tiny_bundle: Path, micro_batch: int | None) -> None:
     assembly, config = _student(tiny_bundle, micro_batch=micro_batch)
     source, _ = open_data(config)
-    examples = training_examples(source, config, assembly.teacher)
+    examples = training_examples(source, config, assembly.step.teacher)
     batch = next(training_batches(examples, assembly.embedder.bundle.tokenizer, batch_size=16))
     assembly.step.max_grad_norm = None
     result = assembly.step(batch, lr=0.0, seed=0)
@@ -77,9 +77,9 @@ def test_its_loss_is_added(tiny_bundle: Path, micro_batch: int | None) -> None:
     assembly.model.zero_grad()
     out = assembly.model(normalize(batch.pixels, config.model.pixels), batch.ids, batch.lengths)
     text_emb = out.text_emb[batch.text_of_row]
-    assert assembly.teacher is not None
+    assert assembly.step.teacher is not None
     assert batch.for_teacher is not None
-    images, texts, scale = assembly.teacher.encode(batch.for_teacher, at_once=16)
+    images, texts, scale = assembly.step.teacher.encode(batch.for_teacher, at_once=16)
     pairs = clip_loss(out.image_emb, text_emb, out.logit_scale)
     taught = distillation_loss(out.image_emb, text_emb, out.logit_scale, images, texts[batch.text_of_row], scale)
     (pairs + 2 * taught).backward()

@@ -110,7 +110,7 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
     if config.init is not None:
         config = replace(config, model=start.model.config)
     assembly = assemble(config, start.model.to(device), start.tokenizer, ranks)
-    examples = training_examples(train_source, config, assembly.teacher)
+    examples = training_examples(train_source, config, assembly.step.teacher)
     skipped = SkippedSamples(run / SKIPPED, ranks, num_samples=len(train_source), max_share=config.data.max_skipped)
     progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
     if is_resumed:
@@ -329,8 +329,6 @@ class Assembly:
     embedder: Embedder
     """Embedder with the weights that are evaluated and saved in bundles: the model's own or their average, unsharded."""
 
-    teacher: Teacher | None = None
-
     def refresh_eval_model(self) -> None:
         """Copy the current weights, or their average, to the embedder. All ranks must call it."""
         eval_model = self.embedder.bundle.model
@@ -363,7 +361,6 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         model.image_tower.compile()
     replicas = replicate(model, config.parallel, ranks)
     average = None if config.ema is None else WeightAverage(model, config.ema)
-    teacher = open_teacher(config.distill, model.log_logit_scale.device, config.precision)
     optimizers = build_optimizers(model, config.optimizer)
     step = TrainingStep(
         model,
@@ -374,7 +371,7 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         precision=config.precision,
         average=average,
         replicas=replicas,
-        teacher=teacher,
+        teacher=open_teacher(config.distill, model.log_logit_scale.device, config.precision),
         teacher_weight=config.distill.weight,
         runner=ParallelHalves() if ranks.size == 1 and config.precision == "fp32" and can_halve(model) else None,
     )
@@ -383,7 +380,7 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         model=model, optimizers=optimizers, extras={name: part for name, part in extras.items() if part is not None}
     )
     embedder = Embedder(Bundle(model=eval_model, tokenizer=tokenizer))
-    return Assembly(model=model, step=step, state=state, embedder=embedder, teacher=teacher)
+    return Assembly(model=model, step=step, state=state, embedder=embedder)
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -259,8 +259,8 @@ class TrainingStep:
 
 
 def _tensors(output: CLIPOutput) -> list[Tensor]:
-    bias = [] if output.logit_bias is None else [output.logit_bias]
-    return [output.image_emb, output.text_emb, output.logit_scale, *bias]
+    """The tensors of an output: the logit bias is the last if the model has one."""
+    return [tensor for tensor in output if tensor is not None]
 
 
 def _concatenated(outputs: list[CLIPOutput]) -> list[Tensor]:

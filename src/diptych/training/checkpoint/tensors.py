@@ -32,7 +32,7 @@ def write_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
         named[f"groups/{i}"] = _groups(optimizer, names)
         for parameter, values in optimizer.state.items():
             named |= {f"optimizer/{i}/{names[parameter]}/{key}": value for key, value in values.items()}
-    named |= _flat(_extra_states(state), "extra/")
+    named |= _extra_states(state)
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     with _silence_warning():
         save(named, storage_writer=JsonWriter(folder), planner=planner, no_dist=ranks.size == 1)
@@ -67,7 +67,7 @@ def read_tensors(folder: Path, state: TrainingState, ranks: Ranks) -> None:
 def _allocate_targets(saved: Mapping[str, Any], state: TrainingState) -> dict[str, Any]:
     """The targets into which the values are read, by name: the model's own tensors, and new tensors for all others."""
     by_name = {name: parameter for parameter, name in _parameter_names(state.model).items()}
-    extras = _flat(_extra_states(state), "extra/")
+    extras = _extra_states(state)
     targets: dict[str, Any] = {f"model/{name}": value for name, value in _model_state(state.model).items()}
     for name, kind in saved.items():
         match name.split("/"):
@@ -164,7 +164,7 @@ def _allocate_target(saved: Any, *, like: Any) -> Any:
 
 
 def _extra_states(state: TrainingState) -> dict[str, Any]:
-    return {extra: holder.state_dict() for extra, holder in state.extras.items()}
+    return _flat({extra: holder.state_dict() for extra, holder in state.extras.items()}, "extra/")
 
 
 def _flat(nested: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -36,10 +36,8 @@ class Lion(GroupwiseOptimizer):
     def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         momenta = [local(self._momentum(parameter)) for parameter in parameters]
-        parameters, gradients = (
-            [local(parameter) for parameter in parameters],
-            [local(gradient) for gradient in gradients],
-        )
+        parameters = [local(parameter) for parameter in parameters]
+        gradients = [local(gradient) for gradient in gradients]
         update = torch._foreach_mul(momenta, beta_1)
         torch._foreach_add_(update, gradients, alpha=1 - beta_1)
         torch._foreach_sign_(update)

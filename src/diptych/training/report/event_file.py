@@ -57,10 +57,6 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 def _has_numbers(event: dict[str, Any]) -> bool:
     """Whether the step and the metrics that `curves.png` shows are present and numbers; True for messages."""
-    needed = [name for prefix in ("", "val_") if f"{prefix}loss" in event for name in _prefixed(prefix)]
+    needed = [f"{prefix}{name}" for prefix in ("", "val_") if f"{prefix}loss" in event for name in _CURVES]
     needed += ["step"] if needed or "step" in event else []
     return all(isinstance(event.get(name), int | float) for name in needed)
-
-
-def _prefixed(prefix: str) -> list[str]:
-    return [f"{prefix}{name}" for name in _CURVES]

@@ -13,6 +13,11 @@ from diptych.training.report.events import StepReport
 from diptych.training.validation import Validation
 
 _ID = "tracked-as.txt"
+_STEP_METRICS = (
+    *("loss", "image_to_text", "text_to_image", "logit_scale", "grad_norm", "lr", "epoch", "pairs_per_s"),
+    "teacher_loss",
+)
+"""Metrics of a step that are logged, as named in `StepReport` and `StepResult`; `teacher_loss` only with a teacher."""
 
 
 class Tracker:
@@ -43,21 +48,8 @@ class Tracker:
         """Log the first step and every `every_steps` steps."""
         if report.step % self._every_steps and report.step > 1:
             return
-        result = report.result
-        self._log(
-            report.step,
-            {
-                "train/loss": result.loss,
-                "train/image_to_text": result.image_to_text,
-                "train/text_to_image": result.text_to_image,
-                "train/logit_scale": result.logit_scale,
-                "train/grad_norm": result.grad_norm,
-                "train/lr": report.lr,
-                "train/epoch": report.epoch,
-                "train/pairs_per_s": report.pairs_per_s,
-                **({} if result.teacher_loss is None else {"train/teacher_loss": result.teacher_loss}),
-            },
-        )
+        values = {**vars(report), **vars(report.result)}
+        self._log(report.step, {f"train/{name}": values[name] for name in _STEP_METRICS if values[name] is not None})
 
     def on_validation(self, step: int, validation: Validation) -> None:
         """Log the metrics of a validation."""
