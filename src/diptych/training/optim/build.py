@@ -1,7 +1,7 @@
 """Builds the optimizers: AdamW as in the paper, Lion or Muon, with weight decay on matrices only and layer-wise decay."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, assert_never
+from typing import Any, Literal, TypeAlias, assert_never
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from diptych.models.clip import CLIP
 from diptych.models.depth import LayerLocation, locate_parameter
 from diptych.training.optim.lion import Lion
 from diptych.training.optim.muon import Muon
+
+_Located: TypeAlias = tuple[nn.Parameter, LayerLocation | None]
+"""A trainable parameter and its location in the model."""
 
 
 @settings
@@ -75,20 +78,6 @@ class OptimizerConfig:
         return 1.0 if location is None else self.layer_decay**location.from_output
 
 
-class _Trainable(NamedTuple):
-    """A trainable parameter and its location in the model."""
-
-    name: str
-    parameter: nn.Parameter
-    location: LayerLocation | None
-
-    @property
-    def is_hidden_matrix(self) -> bool:
-        """Whether it is a matrix of a transformer block, a convolution of a stage, or a tower's projection."""
-        is_inside = self.location is not None and (self.location.is_in_layer or ".projection." in self.name)
-        return is_inside and self.parameter.ndim >= 2
-
-
 def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.Optimizer, ...]:
     """Build the optimizers for the parameters that require a gradient: one, or two for Muon. Each parameter belongs to one.
 
@@ -96,16 +85,16 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     with the same learning rate and weight decay share a group. Groups are sorted by falling learning rate, then by falling
     weight decay. Scalars, such as the temperature, have groups of their own, because FSDP does not shard them.
     """
-    hidden_matrices: list[_Trainable] = []
-    others: list[_Trainable] = []
+    hidden_matrices: list[_Located] = []
+    others: list[_Located] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            trainable = _Trainable(name, parameter, locate_parameter(name, model.config))
-            (hidden_matrices if config.name == "muon" and trainable.is_hidden_matrix else others).append(trainable)
+            location = locate_parameter(name, model.config)
+            is_for_muon = config.name == "muon" and _is_hidden_matrix(name, parameter, location)
+            (hidden_matrices if is_for_muon else others).append((parameter, location))
     optimizers: list[torch.optim.Optimizer] = []
     if hidden_matrices:
-        groups = _param_groups(hidden_matrices, config)
-        optimizers.append(Muon(groups, lr=config.lr))
+        optimizers.append(Muon(_param_groups(hidden_matrices, config), lr=config.lr))
     if others:
         groups = _param_groups(others, config)
         match config.name:
@@ -119,9 +108,14 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
     return tuple(optimizers)
 
 
-def _param_groups(trainable: Sequence[_Trainable], config: OptimizerConfig) -> list[dict[str, Any]]:
+def _is_hidden_matrix(name: str, parameter: nn.Parameter, location: LayerLocation | None) -> bool:
+    """Whether it is a matrix of a transformer block, a convolution of a stage, or a tower's projection."""
+    return parameter.ndim >= 2 and location is not None and (location.is_in_layer or ".projection." in name)
+
+
+def _param_groups(trainable: Sequence[_Located], config: OptimizerConfig) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
-    for _, parameter, location in trainable:
+    for parameter, location in trainable:
         weight_decay = config.weight_decay_at(location) if parameter.ndim >= 2 else 0.0
         groups.setdefault((config.lr_factor_at(location), weight_decay, parameter.ndim > 0), []).append(parameter)
     return [

@@ -27,7 +27,7 @@ class WeightAverage:
         self.decay = decay
         self.num_updates = 0
         self.weights = {name: weight.to(torch.float32, copy=True) for name, weight in _weights(model).items()}
-        self.buffers = {name: buffer.clone() for name, buffer in _buffers(model).items()}
+        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -40,13 +40,13 @@ class WeightAverage:
             [local(current[name]).float() for name in self.weights],
             weight=1 - decay,
         )
-        _copy(_buffers(model), self.buffers)
+        _copy(dict(model.named_buffers()), self.buffers)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Overwrite weights and buffers of a model, unsharded or sharded like the averaged one. Its dtypes do not change."""
         _copy(self.weights, _weights(model))
-        _copy(self.buffers, _buffers(model))
+        _copy(self.buffers, dict(model.named_buffers()))
 
     def state_dict(self) -> dict[str, Any]:
         """The complete state for `load_state_dict`. The tensors share memory with the average; they are not copies."""
@@ -72,10 +72,6 @@ class WeightAverage:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_buffers())
 
 
 def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
