@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, assert_never, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -277,28 +277,22 @@ class _Worker:
         self._standing.refresh()
         others = this_worker() if self._standing.has_running else ""
         seed = stable_hash(self.space.base.seed, "tune", self._standing.num_starts, others) % 2**32
-        match self.options.sampler:
-            case "tpe":
-                return TPESampler(n_startup_trials=min(10, max(3, self.options.trials // 3)), seed=seed)
-            case "random":
-                return RandomSampler(seed=seed)
-            case "gp":
-                return GPSampler(seed=seed)
-            case "qmc":  # All workers share one sequence.
-                return QMCSampler(seed=self.space.base.seed, warn_asynchronous_seeding=False)
-            case _:
-                assert_never(self.options.sampler)
+        samplers: dict[SamplerName, Callable[[], BaseSampler]] = {
+            "tpe": lambda: TPESampler(n_startup_trials=min(10, max(3, self.options.trials // 3)), seed=seed),
+            "random": lambda: RandomSampler(seed=seed),
+            "gp": lambda: GPSampler(seed=seed),
+            # All workers share one sequence.
+            "qmc": lambda: QMCSampler(seed=self.space.base.seed, warn_asynchronous_seeding=False),
+        }
+        return samplers[self.options.sampler]()
 
     def _pruner(self) -> BasePruner:
         """The pruner. Its resource is the number of validations."""
         validation = self.space.base.validation
-        match self.options.pruner:
-            case "hyperband":
-                most: str | int = "auto" if validation.epochs is not None else validation.times
-                return HyperbandPruner(min_resource=1, max_resource=most, reduction_factor=3)
-            case "median":
-                return MedianPruner(n_startup_trials=3, n_warmup_steps=1)
-            case "none":
-                return NopPruner()
-            case _:
-                assert_never(self.options.pruner)
+        most: str | int = "auto" if validation.epochs is not None else validation.times
+        pruners: dict[PrunerName, BasePruner] = {
+            "hyperband": HyperbandPruner(min_resource=1, max_resource=most, reduction_factor=3),
+            "median": MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+            "none": NopPruner(),
+        }
+        return pruners[self.options.pruner]
