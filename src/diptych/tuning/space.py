@@ -107,18 +107,19 @@ class Space:
 
         The base config's values of the undecided dimensions are tried first, because they usually are.
         """
-        if self._is_valid(values):
+        if self.fault(values) is None:
             return True
         return bool(undecided) and any(
             self._can_complete({**values, undecided[0].name: choice}, undecided[1:]) for choice in undecided[0].choices
         )
 
-    def _is_valid(self, values: Mapping[str, Value]) -> bool:
+    def fault(self, values: Mapping[str, Value]) -> str | None:
+        """Why the given values are not compatible with each other or with the data; None if they are."""
         try:
             self.settings(values)
-        except ConfigError:
-            return False
-        return True
+        except ConfigError as error:
+            return str(error).removeprefix("config: ")
+        return None
 
 
 def look_up(plain: Mapping[str, Any], path: str) -> Any:
@@ -156,7 +157,9 @@ def reduced(space: Space, say: Callable[[str], None]) -> Space:
         left = space.possible(dimension, {})
         for choice in dimension.choices:
             if choice not in left:
-                say(f"{dimension.name} {choice} is not tried: {_reason(space, dimension, choice)}")
+                fault = space.fault({dimension.name: choice})
+                reason = fault or "it is incompatible with all choices of the other dimensions"
+                say(f"{dimension.name} {choice} is not tried: {reason}")
         if not left:
             raise ConfigError(
                 f"space: none of {list(dimension.choices)} for {dimension.name} is compatible with the other settings"
@@ -195,11 +198,3 @@ def _members(hint: Any) -> Iterator[Any]:
     yield from (member for part in inner for member in _members(part))
     if not inner:
         yield hint
-
-
-def _reason(space: Space, dimension: Dimension, choice: Value) -> str:
-    try:
-        space.settings({dimension.name: choice})
-    except ConfigError as error:
-        return str(error).removeprefix("config: ")
-    return "it is incompatible with all choices of the other dimensions"
