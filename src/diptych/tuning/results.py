@@ -5,7 +5,6 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import optuna
@@ -80,13 +79,10 @@ def _writers(
     importances = _importances(space, found)
     content = json.dumps(plain(_content(space, reached, importances)), indent=2) + "\n"
     yield "best_results.json", lambda: write_text(folder / "best_results.json", content)
-    pictures: dict[str, Callable[[Path], object]] = {
-        "optimization_history.png": lambda path: plot_history(found, metric, path),
-        "param_importances.png": lambda path: plot_importances(importances, path),
-        "parallel_coordinates.png": lambda path: plot_parallel(found, space, metric, path),
-    }
-    for name, plot in pictures.items():
-        yield name, partial(plot, folder / name)
+    history, shares, coordinates = "optimization_history.png", "param_importances.png", "parallel_coordinates.png"
+    yield history, lambda: plot_history(found, metric, folder / history)
+    yield shares, lambda: plot_importances(importances, folder / shares)
+    yield coordinates, lambda: plot_parallel(found, space, metric, folder / coordinates)
     yield BUNDLE, lambda: _copy_bundle(best, folder / BUNDLE)
 
 

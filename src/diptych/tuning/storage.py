@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -102,11 +102,8 @@ def _check_file(url: str) -> None:
     if scheme != "sqlite" or not name or not file.is_file() or not file.stat().st_size:
         return
     try:
-        connection = sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)
-        try:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as connection:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            connection.close()
     except sqlite3.OperationalError:  # It is read-only or locked by another process; `_open` reports that.
         return
     except sqlite3.DatabaseError as error:

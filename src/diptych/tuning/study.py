@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
@@ -167,13 +167,9 @@ def suggest(trial: Trial, space: Space, known: Mapping[str, Value] | None = None
             possible = space.possible(dimension, values)
             name = dimension.name if possible == dimension.choices else f"{dimension.name} of {list(possible)}"
             values[dimension.name] = trial.suggest_categorical(name, possible)
-        elif dimension.integer:
-            low, high = int(dimension.low), int(dimension.high)
-            values[dimension.name] = trial.suggest_int(dimension.name, low, high, log=dimension.log)
         else:
-            values[dimension.name] = trial.suggest_float(
-                dimension.name, dimension.low, dimension.high, log=dimension.log
-            )
+            draw: Callable[..., Value] = trial.suggest_int if dimension.integer else trial.suggest_float
+            values[dimension.name] = draw(dimension.name, *dimension.ends, log=dimension.log)
     return values if known is None else dict(known)
 
 
