@@ -5,9 +5,7 @@ from collections.abc import Callable
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.recipes.cifar10_rn import cifar10_rn
 from diptych.recipes.demo import demo
-from diptych.recipes.flickr30k_bert import flickr30k_bert
-from diptych.recipes.flickr30k_small import flickr30k_small
-from diptych.recipes.flickr30k_vit_b_16 import flickr30k_vit_b_16
+from diptych.recipes.flickr30k import flickr30k_bert, flickr30k_small, flickr30k_vit_b_16
 from diptych.recipes.paper_vit_b_32 import paper_vit_b_32
 from diptych.recipes.shapes import shapes
 from diptych.recipes.small_data import small_data
