@@ -91,13 +91,7 @@ def _write_audit(opened: "SourceProtocol", result: "Audit", out: Path) -> None:
 
 def _without_lists(result: "Audit") -> dict[str, object]:
     """The fields of an audit without the values per caption and per image, which only the histograms need."""
-    import dataclasses
-
-    return {
-        field.name: getattr(result, field.name)
-        for field in dataclasses.fields(result)
-        if field.name not in {"areas", "token_counts"}
-    }
+    return {name: value for name, value in vars(result).items() if name not in {"areas", "token_counts"}}
 
 
 def pack(

@@ -228,20 +228,18 @@ class _Images:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.paths, self._is_folder = names, len(names) == 1 and path_kind(names[0]) == "folder"
+        self.paths = names
+        self.on_error: Callable[[str, ImageError], None] | None = None
+        """A callback that records unreadable images of a folder; None for named files, which must be readable."""
         self._skipped: list[tuple[str, str]] = []
         self._left_out: Sequence[LeftOut] = ()
-        if self._is_folder:
+        if len(names) == 1 and path_kind(names[0]) == "folder":
             from diptych.images.listing import list_images
 
             listing = list_images(Path(names[0]))
             self.paths, self._left_out = [str(path) for path in listing.paths], listing.left_out
+            self.on_error = self._add_skipped
             self._skipped += [(path, f"{path}: {reason}") for path, reason in listing.unreadable]
-
-    @property
-    def on_error(self) -> "Callable[[str, ImageError], None] | None":
-        """A callback that records unreadable images of a folder; None for named files, which must be readable."""
-        return self._add_skipped if self._is_folder else None
 
     def print_omissions(self) -> None:
         """Print to standard error which images were skipped because they are unreadable or of an unsupported format."""
