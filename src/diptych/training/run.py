@@ -76,11 +76,11 @@ class _Run:
         self.clock = RunClock(self.ranks, elapsed_s=setup.progress.elapsed_s)
         self.observers = open_observers(self.config, self.path, self.ranks, first_step=self.step, more=observers)
         self.manager = CheckpointManager(
-            self.config,
-            self.path,
-            self.assembly.state,
-            self.assembly.embedder.bundle,
-            self.ranks,
+            config=self.config,
+            run=self.path,
+            state=self.assembly.state,
+            evaluated=self.assembly.embedder.bundle,
+            ranks=self.ranks,
             progress=setup.progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
             data=setup.data,
@@ -215,6 +215,6 @@ class _Run:
             num_skipped=len(self.skipped.reasons),
             data_wait=self.reporter.throughput.data_wait,
             seconds=self.assembly.step.stopwatch.total(),
-            best_step=self.manager.best_step,
+            best_step=self.manager.progress.best_step,
             stopped_early=self.manager.is_out_of_patience,
         )

@@ -1,7 +1,7 @@
 """Saves checkpoints when they are due, and the bundle of the best validation."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from diptych.bundle.folder import Bundle, add_metrics, save_bundle
@@ -18,57 +18,40 @@ from diptych.training.config import TrainConfig
 from diptych.training.validation import Validation
 
 
+@dataclass(kw_only=True, eq=False)
 class CheckpointManager:
-    """Saves the checkpoints and bundles of a run. If the disk is full, the run continues with a message.
+    """Saves the checkpoints and bundles of a run. If the disk is full, the run continues with a message."""
 
-    Args:
-        config: config of the run.
-        run: the run folder.
-        state: content of checkpoints.
-        evaluated: the model that is evaluated and saved in bundles, with its tokenizer.
-        ranks: the ranks of the run.
-        progress: where the run starts.
-        steps_per_epoch: number of steps per epoch.
-        data: fingerprints of the training and the validation data.
-        say: called with messages for the user.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: Path,
-        state: TrainingState,
-        evaluated: Bundle,
-        ranks: Ranks,
-        *,
-        progress: Progress,
-        steps_per_epoch: int,
-        data: Mapping[str, DataFingerprint],
-        say: Callable[[str], None],
-    ) -> None:
-        self.config, self.run = config, run
-        self._state, self._evaluated, self._ranks = state, evaluated, ranks
-        self.best_metric, self.best_step = progress.best_metric, progress.best_step
-        self.since_best = progress.since_best
-        self._steps_per_epoch = steps_per_epoch
-        self._data = data
-        self._say = say
-        self._saved_at_s, self._saved_step = progress.elapsed_s, progress.step
-        self._unsaved_bundles: set[Path] = set()
+    config: TrainConfig
+    run: Path
+    """The run folder."""
+    state: TrainingState
+    """Content of checkpoints."""
+    evaluated: Bundle
+    """The model that is evaluated and saved in bundles, with its tokenizer."""
+    ranks: Ranks
+    progress: Progress
+    """Where the run starts; then the progress at the last checkpoint, but with the best validation so far."""
+    steps_per_epoch: int
+    data: Mapping[str, DataFingerprint]
+    """Fingerprints of the training and the validation data."""
+    say: Callable[[str], None]
+    """Called with messages for the user."""
+    _unsaved_bundles: set[Path] = field(default_factory=set, init=False)
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether there were `validation.patience` consecutive validations without improvement."""
         patience = self.config.validation.patience
-        return patience is not None and self.since_best >= patience
+        return patience is not None and self.progress.since_best >= patience
 
     def update_best(self, validation: Validation, step: int) -> bool:
         """Save `bundle-best` if this validation is the best so far. Returns whether it is."""
         score = validation.score(self.config.validation.metric)
-        self.since_best += 1
-        if not score > self.best_metric:
+        if not score > self.progress.best_metric:
+            self.progress = replace(self.progress, since_best=self.progress.since_best + 1)
             return False
-        self.best_metric, self.best_step, self.since_best = score, step, 0
+        self.progress = replace(self.progress, best_metric=score, best_step=step, since_best=0)
         self.save_bundle(validation, self.run / "bundle-best", step)
         return True
 
@@ -80,7 +63,7 @@ class CheckpointManager:
             folder: the folder of the bundle, which is replaced.
             step: number of completed steps.
         """
-        is_saved = self._ranks.run_on_rank0(lambda: self._save_bundle(validation, folder, step))
+        is_saved = self.ranks.run_on_rank0(lambda: self._save_bundle(validation, folder, step))
         if not is_saved:
             self._unsaved_bundles.add(folder)
         return is_saved
@@ -95,7 +78,7 @@ class CheckpointManager:
             resume = command("train", "--resume", self.run)
             raise SaveError(f"{folder}: could not be saved; make room, then: {resume}")
         metrics = {"retrieval": asdict(retrieval)} | ({"zero_shot": asdict(zero_shot)} if zero_shot else {})
-        self._ranks.run_on_rank0(lambda: add_metrics(folder, metrics))
+        self.ranks.run_on_rank0(lambda: add_metrics(folder, metrics))
 
     def _save_bundle(self, validation: Validation, folder: Path, step: int) -> bool:
         during_training = {
@@ -103,23 +86,23 @@ class CheckpointManager:
             "protocol": validation.retrieval.protocol,
         }
         bundle = Bundle(
-            model=self._evaluated.model,
-            tokenizer=self._evaluated.tokenizer,
+            model=self.evaluated.model,
+            tokenizer=self.evaluated.tokenizer,
             metrics={"during_training": during_training},
-            origin=origin(self.config, step=step, train_split_hash=self._data["training"].short),
+            origin=origin(self.config, step=step, train_split_hash=self.data["training"].short),
         )
         try:
             save_bundle(bundle, folder)
         except BundleError as error:
-            self._say(str(error))
+            self.say(str(error))
             return False
         return True
 
     def is_checkpoint_due(self, step: int, *, elapsed_s: float) -> bool:
         """Whether a checkpoint is due, by the steps, minutes and epochs since the last one (see `CheckpointConfig`)."""
-        steps = step - self._saved_step
-        minutes = (elapsed_s - self._saved_at_s) / 60
-        return self.config.checkpoint.is_due(steps=steps, minutes=minutes, epochs=steps / self._steps_per_epoch)
+        steps = step - self.progress.step
+        minutes = (elapsed_s - self.progress.elapsed_s) / 60
+        return self.config.checkpoint.is_due(steps=steps, minutes=minutes, epochs=steps / self.steps_per_epoch)
 
     def save_checkpoint(self, step: int, *, elapsed_s: float, skipped: Mapping[str, str], must: bool = False) -> None:
         """Save a checkpoint. If that fails, send a message, or raise an error with `must`. All ranks must call it.
@@ -133,27 +116,19 @@ class CheckpointManager:
         Raises:
             RunError: the checkpoint could not be saved, and `must` is True.
         """
-        progress = Progress(
-            step=step,
-            elapsed_s=elapsed_s,
-            best_metric=self.best_metric,
-            best_step=self.best_step,
-            since_best=self.since_best,
-            skipped=tuple(skipped.items()),
-        )
+        self.progress = replace(self.progress, step=step, elapsed_s=elapsed_s, skipped=tuple(skipped.items()))
         try:
             save_checkpoint(
                 self.run,
-                self._state,
-                progress,
-                self._ranks,
+                self.state,
+                self.progress,
+                self.ranks,
                 config=self.config,
-                data=self._data,
+                data=self.data,
                 keep=self.config.checkpoint.keep,
-                best_step=self.best_step,
+                best_step=self.progress.best_step,
             )
         except RunError as error:
             if must:
                 raise
-            self._say(str(error))
-        self._saved_at_s, self._saved_step = elapsed_s, step
+            self.say(str(error))
