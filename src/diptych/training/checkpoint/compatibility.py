@@ -18,11 +18,12 @@ _MAY_DIFFER = {
     "data.fingerprint",
     "gradient_checkpointing",
     "parallel",
+    "checkpoint",
+    "logs",
 }
-"""Settings that do not change the trained model: devices, speed, and the locations of files."""
+"""Settings and sections that do not change the trained model: devices, speed, and the locations of files."""
 _ADDED: dict[str, Any] = {"data.split_rule": 1}
 """Settings that were added in later versions and change the trained model, with the values that earlier versions used."""
-_SECTIONS_THAT_MAY_DIFFER = {"checkpoint", "logs"}
 
 
 def check_same_run(saved: Mapping[str, Any], config: object) -> None:
@@ -111,12 +112,8 @@ def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[s
     return [
         (key, _format(before, key), _format(now, key))
         for key in dict.fromkeys([*now, *before])
-        if not _may_differ(key) and _format(before, key) != _format(now, key)
+        if not {key, key.partition(".")[0]} & _MAY_DIFFER and _format(before, key) != _format(now, key)
     ]
-
-
-def _may_differ(key: str) -> bool:
-    return key in _MAY_DIFFER or key.partition(".")[0] in _SECTIONS_THAT_MAY_DIFFER
 
 
 def _format(settings: Mapping[str, Any], key: str) -> str:
