@@ -38,7 +38,7 @@ def plot_history(rows: Sequence[Row], metric: Metric, path: Path) -> None:
     for row in done:
         if row.is_recipe:
             axes.axhline(_value(row, metric), color=_ORANGE, linestyle=":", label="the recipe's own settings")
-    axes.set(xlabel="trial", ylabel=_label(metric))
+    axes.set(xlabel="trial", ylabel=METRIC_NAMES[metric] + ("" if metric == "loss" else ", %"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9)
     figure.savefig(path, format="png")
@@ -84,9 +84,10 @@ def plot_parallel(rows: Sequence[Row], space: Space, metric: Metric, path: Path)
         heights.append((score - low) / (high - low) if high > low else 0.5)
         paths.append(list(enumerate(heights)))
     shares = colours(np.array([score for _, score in drawn]))
+    shares = 1 - shares if metric == "loss" else shares
     lines = LineCollection(
         paths,
-        colors=_blue(1 - shares if metric == "loss" else shares),
+        colors=np.asarray(colormaps["Blues"](0.25 + 0.75 * shares)),  # From light to dark blue.
         linewidths=[3 if row is best else 1.2 for row, _ in drawn],
         linestyles=["--" if row.is_recipe else "-" for row, _ in drawn],
         zorder=2,
@@ -155,11 +156,6 @@ def _draw_axis(axes: Axes, x: int, ticks: Mapping[float, str]) -> None:
         )
 
 
-def _blue(shares: np.ndarray) -> np.ndarray:
-    """RGBA colors (N, 4) for shares (N,) within [0, 1], from light to dark blue."""
-    return np.asarray(colormaps["Blues"](0.25 + 0.75 * shares))
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.subplots()
@@ -175,16 +171,11 @@ def _values(rows: Sequence[Row], metric: Metric) -> list[float]:
     return [_value(row, metric) for row in rows]
 
 
-def _value(row: Row | None, metric: Metric) -> float:
+def _value(row: Row, metric: Metric) -> float:
     """The score in the unit of the metric: a positive loss, or percent."""
-    assert row is not None
     assert row.score is not None
     return -row.score if metric == "loss" else 100 * row.score
 
 
 def _tick(value: float, metric: Metric) -> str:
     return f"{value:.3f}" if metric == "loss" else f"{value:.2f} %"
-
-
-def _label(metric: Metric) -> str:
-    return METRIC_NAMES[metric] + ("" if metric == "loss" else ", %")

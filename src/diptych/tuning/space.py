@@ -1,7 +1,7 @@
 """The search space of tuning: its dimensions, the config fields that they set, and their values."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -190,11 +190,5 @@ def _types_of(base: TrainConfig, path: str) -> set[Any]:
     section: Any = base
     for parent in parents:
         section = getattr(section, parent)
-    return set(_members(get_type_hints(type(section))[name]))
-
-
-def _members(hint: Any) -> Iterator[Any]:
-    inner = get_args(hint) if get_origin(hint) in {Union, UnionType} else ()
-    yield from (member for part in inner for member in _members(part))
-    if not inner:
-        yield hint
+    hint = get_type_hints(type(section))[name]
+    return set(get_args(hint)) if get_origin(hint) in {Union, UnionType} else {hint}

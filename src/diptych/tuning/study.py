@@ -89,7 +89,8 @@ def open_study(storage: RDBStorage, name: str, space: Space) -> Study:
     Raises:
         ConfigError: the study was created with another space, or another base config.
     """
-    setup = json.loads(json.dumps(_setup(space)))
+    dimensions = {dimension.name: asdict(dimension) for dimension in space.dimensions}
+    setup = json.loads(json.dumps({"space": dimensions, "run": without_secrets(to_plain(space.base))}))
     try:
         study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
         study.set_user_attr("setup", setup)
@@ -100,13 +101,6 @@ def open_study(storage: RDBStorage, name: str, space: Space) -> Study:
         study = optuna.load_study(study_name=name, storage=storage)
         _check_setup(study, setup)
     return study
-
-
-def _setup(space: Space) -> dict[str, Any]:
-    return {
-        "space": {dimension.name: asdict(dimension) for dimension in space.dimensions},
-        "run": without_secrets(to_plain(space.base)),
-    }
 
 
 def _check_setup(study: Study, setup: Mapping[str, Any]) -> None:
