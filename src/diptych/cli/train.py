@@ -172,17 +172,14 @@ def train_with_display(config: "TrainConfig", run: Path, **flags: Unpack[RunFlag
     print_line(
         f"{result.steps:,} steps in {result.elapsed_s:.0f} s, {rate:,.0f} pairs/s; waited for data {result.data_wait:.1%}"
     )
-    print_line(_time_shares(result.seconds), style="dim")
+    total_s = sum(result.seconds.values()) or 1.0
+    shares = ", ".join(f"{name} {seconds / total_s:.0%}" for name, seconds in result.seconds.items())
+    print_line(f"Time: {shares}", style="dim")
     if result.stopped_early:
         print_line("Stopped early: the validation metric no longer improved (validation.patience)")
     if result.num_skipped:
         warn(f"{result.num_skipped} unreadable samples were replaced; they are listed in {run / 'skipped.jsonl'}")
     return result
-
-
-def _time_shares(seconds: dict[str, float]) -> str:
-    total = sum(seconds.values()) or 1.0
-    return "Time: " + ", ".join(f"{name} {spent / total:.0%}" for name, spent in seconds.items())
 
 
 def dotted_to_set(words: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diptych.core.formatting import percent
-from diptych.core.terminal import open_console, visible
+from diptych.core.terminal import visible
 from diptych.training.report.events import StepReport
 from diptych.training.validation import Metric, Validation
 
@@ -26,16 +26,14 @@ class Display:
         title: title of the panel.
         batch_size: number of pairs per step, N.
         metric: the validation metric to show.
-        console: where to print; standard output if None.
+        console: where to print.
     """
 
-    def __init__(
-        self, title: str, *, batch_size: int, metric: Metric = "recall", console: Console | None = None
-    ) -> None:
+    def __init__(self, title: str, *, batch_size: int, metric: Metric, console: Console) -> None:
         self._title = Text(visible(title))
         self._metric = metric
         self._batch_size = batch_size
-        self._console = console or open_console()
+        self._console = console
         self._shown_at = -math.inf
         self._validation: tuple[int, Validation] | None = None
         self._live = (

@@ -1,7 +1,7 @@
 """`diptych tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -9,9 +9,6 @@ from diptych.cli.output import print_line
 from diptych.cli.run_settings import as_settings, base_config, length, resolve
 from diptych.core.errors import ConfigError
 from diptych.core.program import command
-
-if TYPE_CHECKING:
-    from diptych.training.config import TrainConfig
 
 
 def tune(
@@ -74,13 +71,13 @@ def tune(
     """
     _check_installed()
     from diptych.cli.tune_display import TuneDisplay, print_study
+    from diptych.training.run_folder import check_inputs_outside
+    from diptych.tuning import tune as tuning
     from diptych.tuning.results import write_results
     from diptych.tuning.spaces import default_dimensions, read_dimensions
     from diptych.tuning.storage import StudyLostError
     from diptych.tuning.study_folder import create_study_folder, prepare_space, read_study
     from diptych.tuning.trial import InterruptedTrialError
-    from diptych.tuning.tune import TuneOptions
-    from diptych.tuning.tune import tune as run_study
 
     if show is not None:
         print_study(*read_study(show, storage=storage))
@@ -93,15 +90,16 @@ def tune(
     base = resolve(base_config(recipe, config, data, changes=options), preset, options, [])
     if metric is None and base.validation.metric == "recall":
         base = resolve(base, None, {"validation.metric": "map"}, [])
-    folder = _study_folder(out, base)
+    folder = out or Path("runs") / f"tune-{base.recipe}"
+    check_inputs_outside(base, folder)
     search_space = prepare_space(
         base, read_dimensions(space) if space else default_dimensions(base, priority), print_line
     )
     create_study_folder(folder, storage=storage)
     display = TuneDisplay(search_space, folder, trials=trials + repeats)
     try:
-        tune_options = TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
-        rows = run_study(search_space, folder, options=tune_options, observer=display)
+        search = tuning.TuneOptions(trials=trials, sampler=sampler, pruner=pruner, repeats=repeats, storage=storage)
+        rows = tuning.tune(search_space, folder, options=search, observer=display)
     except (InterruptedTrialError, KeyboardInterrupt, StudyLostError) as error:
         display.end()
         write_results(folder, search_space, display.rows)  # The trials up to the interruption.
@@ -115,14 +113,6 @@ def tune(
     print_study(search_space, rows)
     print_line(f"Results: {folder}; run the best settings: {command('train', '--config', folder / 'best_config.yaml')}")
     return 0
-
-
-def _study_folder(out: Path | None, base: "TrainConfig") -> Path:
-    from diptych.training.run_folder import check_inputs_outside
-
-    folder = out or Path("runs") / f"tune-{base.recipe}"
-    check_inputs_outside(base, folder)
-    return folder
 
 
 def _check_installed() -> None:

@@ -37,7 +37,8 @@ class TuneDisplay:
     def __init__(self, space: Space, folder: Path, *, trials: int) -> None:
         self._space, self._folder, self._trials = space, folder, trials
         self._metric = space.base.validation.metric
-        self._rows: list[Row] = []
+        self.rows: list[Row] = []
+        """The trials at the last update."""
         self._printed: set[int] = set()
         self._progress, self._shown_at, self._has_warned = 0.0, 0.0, False
         self._live = Live(console=console(), auto_refresh=False, transient=True) if console().is_terminal else None
@@ -46,14 +47,9 @@ class TuneDisplay:
         names = ", ".join(dimension.name for dimension in space.dimensions)
         print_line(f"Tuning {space.base.recipe}: {names}; metric: {METRIC_NAMES[self._metric]}")
 
-    @property
-    def rows(self) -> list[Row]:
-        """The trials at the last update."""
-        return self._rows
-
     def on_rows(self, found: list[Row]) -> None:
         """Update the table with the current trials. Without a terminal, print a line for each trial that has ended."""
-        self._rows, self._progress = found, 0.0
+        self.rows, self._progress = found, 0.0
         self._warn_if_too_short(found)
         if self._live:
             self._refresh()
@@ -98,15 +94,15 @@ class TuneDisplay:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
         for number, heading in enumerate(_headings(self._space, self._metric)):
             table.add_column(Text(visible(heading)), justify="right" if number else "left", overflow="fold")
-        for row in self._rows[-_MAX_SHOWN:]:
+        for row in self.rows[-_MAX_SHOWN:]:
             state = f"{self._progress:.0%}" if row.state == "running" else row.state
             table.add_row(*(Text(visible(cell)) for cell in _cells(row, self._space, self._metric, state=state)))
         self._live.update(Group(table, Text(), Text(self._summary(), style="bold")), refresh=True)
 
     def _summary(self) -> str:
-        counts = {state: sum(row.state == state for row in self._rows) for state in ("done", "pruned", "failed")}
-        best = best_of(self._rows)
-        ended = [row for row in self._rows if row.is_over]
+        counts = {state: sum(row.state == state for row in self.rows) for state in ("done", "pruned", "failed")}
+        best = best_of(self.rows)
+        ended = [row for row in self.rows if row.is_over]
         so_far = "" if best is None else f"; best {shown_score(best.score, self._metric)} (trial {best.number})"
         numbers = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "done")
         return f"{numbers} of {self._trials}{so_far}{_time_left(ended, self._trials - len(ended))}"
@@ -115,7 +111,8 @@ class TuneDisplay:
         settings = "  ".join(f"{name} {_short(value)}" for name, value in row.settings.items())
         score = f"{METRIC_NAMES[self._metric]} {shown_score(row.score, self._metric)}" if row.score is not None else ""
         seconds = "" if row.seconds is None else f"  {row.seconds:.0f} s"
-        return f"trial {row.number:>3}  {_state_and_kind(row):<8}  {row.reason or score}  {settings}{seconds}"
+        state = f"{row.state} {_kind(row)}".rstrip()
+        return f"trial {row.number:>3}  {state:<8}  {row.reason or score}  {settings}{seconds}"
 
 
 def print_study(space: Space, rows: Sequence[Row]) -> None:
@@ -165,10 +162,6 @@ def _kind(row: Row) -> str:
     if row.repeat_of is not None:
         return f"(= {row.repeat_of}, seed {row.seed})"
     return "(recipe)" if row.is_recipe else ""
-
-
-def _state_and_kind(row: Row) -> str:
-    return f"{row.state} {_kind(row)}".rstrip()
 
 
 def _short(value: object) -> str:
