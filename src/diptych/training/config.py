@@ -32,6 +32,7 @@ _ALWAYS_NAMED = (
     *("schedule.steps", "schedule.minutes", "batch_size", "seed", "device"),
 )
 """Settings that the run configs of all versions contain. A config written by a user usually lacks most of them."""
+_MISSING = object()
 SECRETS = "secrets.yaml"
 """File for the secrets of the addresses in `config.yaml`, readable only by its owner."""
 
@@ -229,15 +230,19 @@ def starts_from(plain: Any) -> str:
 
 
 def _first_missing(plain: dict[str, Any]) -> str | None:
-    return next((path for path in _ALWAYS_NAMED if not _contains(plain, path.split("."))), None)
+    return next((path for path in _ALWAYS_NAMED if look_up(plain, path, default=_MISSING) is _MISSING), None)
 
 
-def _contains(plain: Any, path: list[str]) -> bool:
-    for name in path:
-        if not isinstance(plain, dict) or name not in plain:
-            return False
-        plain = plain[name]
-    return True
+def look_up(plain: Mapping[str, Any], path: str, *, default: Any = None) -> Any:
+    """The value at a dotted path of plain settings; `default` if there is none.
+
+    >>> look_up({"optimizer": {"lr": 0.1}}, "optimizer.lr")
+    0.1
+    """
+    node: Any = plain
+    for part in path.split("."):
+        node = node.get(part, default) if isinstance(node, Mapping) else default
+    return node
 
 
 def _completed(plain: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.settings import override, to_plain
-from diptych.training.config import TrainConfig
+from diptych.training.config import TrainConfig, look_up
 
 Value: TypeAlias = bool | int | float | str | None
 
@@ -120,18 +120,6 @@ class Space:
         except ConfigError as error:
             return str(error).removeprefix("config: ")
         return None
-
-
-def look_up(plain: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path of plain settings; None if there is none.
-
-    >>> look_up({"optimizer": {"lr": 0.1}}, "optimizer.lr")
-    0.1
-    """
-    node: Any = plain
-    for part in path.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
 
 
 def reduced(space: Space, say: Callable[[str], None]) -> Space:
