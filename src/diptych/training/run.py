@@ -87,9 +87,9 @@ class _Run:
             say=self.observers.say,
         )
         self.reporter = StepReporter(
-            self.config,
-            self.assembly.model,
-            self.ranks,
+            config=self.config,
+            model=self.assembly.model,
+            ranks=self.ranks,
             observers=self.observers,
             schedule=self.schedule,
             clock=self.clock,

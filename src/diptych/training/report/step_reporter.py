@@ -1,6 +1,7 @@
 """Reports the steps of a run: metrics, throughput, advice on slow data, and a diagnosis of a loss that does not fall."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -17,40 +18,29 @@ from diptych.training.report.throughput import Throughput
 from diptych.training.step import StepResult
 
 
+@dataclass(kw_only=True, eq=False)
 class StepReporter:
-    """Reports the steps of a run to its observers.
+    """Reports the steps of a run to its observers."""
 
-    Args:
-        config: config of the run.
-        model: the model that is trained.
-        ranks: the ranks of the run.
-        observers: receive the reports.
-        schedule: schedule of the run.
-        clock: clock of the run.
-        is_decoded: whether the source stores decoded pixels, so that packing it would not make reading faster.
-    """
+    config: TrainConfig
+    model: CLIP
+    """The model that is trained."""
+    ranks: Ranks
+    observers: Observers
+    """Receive the reports."""
+    schedule: Schedule
+    clock: RunClock
+    is_decoded: bool
+    """Whether the source stores decoded pixels, so that packing it would not make reading faster."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        model: CLIP,
-        ranks: Ranks,
-        *,
-        observers: Observers,
-        schedule: Schedule,
-        clock: RunClock,
-        is_decoded: bool,
-    ) -> None:
-        self._model, self._ranks, self._observers = model, ranks, observers
-        self._schedule, self._clock = schedule, clock
-        self._warmup_steps = config.schedule.warmup_steps
-        self._monitor = TrainingMonitor(config.batch_size, loss=config.loss)
+    def __post_init__(self) -> None:
+        self._monitor = TrainingMonitor(self.config.batch_size, loss=self.config.loss)
         self._num_cut = 0
         self.throughput = Throughput(
-            batch_size=config.batch_size,
-            image_pixels=math.prod(height_width(config.model.image.image_px)),
-            num_workers=config.data.num_workers,
-            is_decoded=is_decoded,
+            batch_size=self.config.batch_size,
+            image_pixels=math.prod(height_width(self.config.model.image.image_px)),
+            num_workers=self.config.data.num_workers,
+            is_decoded=self.is_decoded,
         )
 
     def report(self, batch: Batch, result: StepResult, *, step: int, lr: float, waited_s: float, took_s: float) -> None:
@@ -69,11 +59,11 @@ class StepReporter:
         """
         self._num_cut += batch.num_cut
         self.throughput.record_step(batch, waited_s=waited_s, took_s=took_s)
-        elapsed = self._clock.now()
-        progress = self._schedule.progress(step, elapsed)
+        elapsed = self.clock.now()
+        progress = self.schedule.progress(step, elapsed)
         report = StepReport(
             step=step,
-            epoch=step / self._schedule.steps_per_epoch,
+            epoch=step / self.schedule.steps_per_epoch,
             progress=progress,
             elapsed_s=elapsed,
             seconds_left=elapsed * (1 - progress) / progress if progress else math.inf,
@@ -82,17 +72,17 @@ class StepReporter:
             data_wait=self.throughput.data_wait,
             result=result,
         )
-        self._observers.notify(lambda observer: observer.on_step(report))
+        self.observers.notify(lambda observer: observer.on_step(report))
         for message in (self.throughput.advice(), self._monitor.skipped(result, batch, step, lr=lr)):
             if message is not None:
-                self._observers.say(message)
+                self.observers.say(message)
         if self._monitor.is_stuck(result.loss):
-            warmup_left = max(0, self._warmup_steps - step)
-            measured = diagnostics(self._model, batch, result, self._ranks, lr=lr, warmup_left=warmup_left)
-            self._observers.say(diagnose(measured, ln_n=self._monitor.ln_n))
+            warmup_left = max(0, self.config.schedule.warmup_steps - step)
+            measured = diagnostics(self.model, batch, result, self.ranks, lr=lr, warmup_left=warmup_left)
+            self.observers.say(diagnose(measured, ln_n=self._monitor.ln_n))
 
     def report_cut_captions(self, context_length: int) -> None:
         """Report how many captions were longer than the model's context, if any were. All ranks must call it."""
-        num_cut = int(self._ranks.sum(torch.tensor(self._num_cut)))
+        num_cut = int(self.ranks.sum(torch.tensor(self._num_cut)))
         if num_cut:
-            self._observers.say(f"{num_cut} captions were longer than {context_length} tokens and were truncated")
+            self.observers.say(f"{num_cut} captions were longer than {context_length} tokens and were truncated")
