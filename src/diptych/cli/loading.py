@@ -1,6 +1,7 @@
 """Options and functions with which commands load a bundle."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -84,10 +85,8 @@ class Loading:
 
         compared = []
         for image in images:
-            try:
+            with suppress(ImageError):
                 compared.append(decode(image))
-            except ImageError:
-                continue
             if len(compared) == _NUM_COMPARED:
                 break
         if compared:

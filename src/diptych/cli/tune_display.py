@@ -1,7 +1,7 @@
 """Displays the progress of tuning, and prints the results of a study."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -96,7 +96,7 @@ class TuneDisplay:
             table.add_column(Text(visible(heading)), justify="right" if number else "left", overflow="fold")
         for row in self.rows[-_MAX_SHOWN:]:
             state = f"{self._progress:.0%}" if row.state == "running" else row.state
-            table.add_row(*(Text(visible(cell)) for cell in _cells(row, self._space, self._metric, state=state)))
+            table.add_row(*(Text(visible(cell)) for cell in _cells(row, self._space, state=state)))
         self._live.update(Group(table, Text(), Text(self._summary(), style="bold")), refresh=True)
 
     def _summary(self) -> str:
@@ -126,7 +126,7 @@ def print_study(space: Space, rows: Sequence[Row]) -> None:
     """
     metric = space.base.validation.metric
     listed = _listed(rows)
-    cells = [_cells(row, space, metric, state=row.state) for row in listed]
+    cells = [_cells(row, space, state=row.state) for row in listed]
     print_table(f"{len(rows)} trials", _headings(space, metric), cells)
     if len(listed) < len(rows):
         num = len(rows) - len(listed)
@@ -152,9 +152,8 @@ def _headings(space: Space, metric: str) -> list[str]:
     return ["trial", "", metric, *(dimension.name for dimension in space.dimensions)]
 
 
-def _cells(row: Row, space: Space, metric: object, *, state: str) -> list[str]:
-    settings: Mapping[str, object] = row.settings
-    values = [_short(settings[d.name]) if d.name in settings else "" for d in space.dimensions]
+def _cells(row: Row, space: Space, *, state: str) -> list[str]:
+    values = [_short(row.settings[d.name]) if d.name in row.settings else "" for d in space.dimensions]
     return [f"{row.number} {_kind(row)}".rstrip(), state, shown_score(row.score, space.base.validation.metric), *values]
 
 

@@ -1,6 +1,7 @@
 """The recipe for a few thousand captioned images on a laptop, and its adaptation to given data."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -104,8 +105,6 @@ def _usual_side(source: Source) -> int:
     """The median of the shorter side, in pixels, over nine images that are evenly spaced over the source."""
     sides = []
     for number in range(_NUM_MEASURED):
-        try:
+        with suppress(ImageError):
             sides.append(min(decode(source[number * len(source) // _NUM_MEASURED].image).size))
-        except ImageError:
-            continue
     return round(median(sides)) if sides else _TINY_PX
