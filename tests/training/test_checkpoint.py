@@ -120,9 +120,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
     for at in range(1, 7):
-        _save(tmp_path, state, at, keep=2, best_step=2 if at > 2 else None)
+        progress = _progress(at, best_step=2 if at > 2 else None)
+        save_checkpoint(tmp_path, state, progress, ALONE, config=CONFIG, keep=2)
     assert _names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]
-    _save(tmp_path, state, 7, keep=1, best_step=6)
+    save_checkpoint(tmp_path, state, _progress(7, best_step=6), ALONE, config=CONFIG, keep=1)
     assert _names(tmp_path) == ["step-00000006", "step-00000007"]
 
 

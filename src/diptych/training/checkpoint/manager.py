@@ -126,7 +126,6 @@ class CheckpointManager:
                 config=self.config,
                 data=self.data,
                 keep=self.config.checkpoint.keep,
-                best_step=self.progress.best_step,
             )
         except RunError as error:
             if must:

@@ -54,9 +54,10 @@ def save_checkpoint(
     config: object,
     data: Mapping[str, DataFingerprint] | None = None,
     keep: int = 2,
-    best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint, then remove older ones, except the newest `keep` and that of `best_step`. All ranks must call it.
+    """Write a checkpoint, then remove older ones, except the newest `keep` and that of `progress.best_step`.
+
+    All ranks must call it.
 
     Args:
         run: the run folder.
@@ -66,7 +67,6 @@ def save_checkpoint(
         config: settings of the run, or the same as plain data.
         data: the fingerprint of each split that the run uses.
         keep: number of newest checkpoints to keep.
-        best_step: the checkpoint of this step is kept as well, if it exists.
 
     Returns:
         The folder of the checkpoint.
@@ -102,7 +102,7 @@ def save_checkpoint(
             older = "the one before is kept" if _checkpoints(run) else "there is none before it"
             raise RunError(f"{path}: could not be saved ({failure}); {older}")
     if ranks.rank == 0:
-        _remove_old(run, progress.step, keep=keep, best_step=best_step)
+        _remove_old(run, progress, keep=keep)
     return path
 
 
@@ -225,15 +225,15 @@ def _recover(run: Path, *, clean: bool = True) -> None:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
-def _remove_old(run: Path, step: int, *, keep: int, best_step: int | None) -> None:
-    """Remove all checkpoints except the newest `keep` up to `step` and that of `best_step`.
+def _remove_old(run: Path, progress: Progress, *, keep: int) -> None:
+    """Remove all checkpoints except the newest `keep` up to `progress.step` and that of `progress.best_step`.
 
-    Checkpoints after `step` are damaged: the run resumed from an earlier one.
+    Checkpoints after `progress.step` are damaged: the run resumed from an earlier one.
     """
     paths = _checkpoints(run)
-    newest = [path for path in paths if _step(path) <= step][-keep:]
+    newest = [path for path in paths if _step(path) <= progress.step][-keep:]
     for path in paths:
-        if path not in newest and _step(path) != best_step:
+        if path not in newest and _step(path) != progress.best_step:
             remove_folder(path, tmp=path.with_name(f".{path.name}.new"))
     for old in (run / "checkpoints").glob(".step-*.old"):
         shutil.rmtree(old, ignore_errors=True)
