@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from diptych.cli.inference import print_similarity
 from diptych.cli.output import print_line, print_table
 from diptych.cli.reports import print_retrieval
 from diptych.cli.train import train_with_display
@@ -104,12 +105,7 @@ def _use(clip: "LoadedBundle", pictures: list[Path]) -> None:
 
     picture = pictures[0]
     texts = ("a red circle", "a blue circle", "a red triangle", "a green square")
-    similar = clip.similarity([picture], texts)
-    rows = [
-        [t, f"{c:.3f}", percent(float(p))]
-        for t, c, p in zip(texts, similar.cosine[0], similar.probability[0], strict=True)
-    ]
-    print_table(f"Similarity: {picture.name} and four texts", ["text", "cosine", "among these"], rows)
+    print_similarity(clip.similarity([picture], texts), title=f"Similarity: {picture.name} and four texts")
 
     names = [f"{color} {shape}" for color in COLOURS for shape in SHAPES]
     results = clip.classify(pictures[1:4], names, templates=ShapesSource.templates)

@@ -46,19 +46,25 @@ def similarity(
         print_json(result)
         return
     inputs.print_omissions()
-    _print_similarity(result)
+    print_similarity(result)
     loading.print_min_cosine(clip, result.images)
     if plot is not None:
         print_line(f"Plot: {plot}")
 
 
-def _print_similarity(result: "Similarity") -> None:
+def print_similarity(result: "Similarity", *, title: str | None = None) -> None:
+    """Print the similarities of one image and its texts, or the matrix of cosines of several images.
+
+    Args:
+        result: the similarities.
+        title: title of the table of a single image. By default, the name of the image.
+    """
     if len(result.images) == 1:
         rows = [
             [text, f"{cosine:.3f}", percent(float(probability))]
             for text, cosine, probability in zip(result.texts, result.cosine[0], result.probability[0], strict=True)
         ]
-        print_table(result.images[0], ["text", "cosine", "among these"], rows)
+        print_table(title or result.images[0], ["text", "cosine", "among these"], rows)
         return
     rows = [
         [image, *(f"{cosine:.3f}" for cosine in row)] for image, row in zip(result.images, result.cosine, strict=True)
