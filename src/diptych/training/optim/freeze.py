@@ -1,6 +1,6 @@
 """Frozen towers: weights that training does not change (LiT, Zhai et al. 2022)."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
@@ -92,8 +92,7 @@ def check_freeze(lock: LockConfig, optimizer: OptimizerConfig) -> None:
 
 
 def _check_numbers(lock: LockConfig, config: CLIPConfig) -> None:
-    towers: tuple[Tower, Tower] = ("image", "text")
-    for tower in towers:
+    for tower in get_args(Tower):
         locked, num_layers = lock.of(tower), num_layers_of(tower, config)
         if isinstance(locked, int) and locked > num_layers:
             layers = "stages" if tower == "image" and isinstance(config.image, STAGED) else "blocks"
