@@ -1,6 +1,6 @@
 """Create the tokenizer of a config: trained on captions, built from its settings, or loaded from a bundle."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, TypeAlias, assert_never
 
@@ -15,6 +15,12 @@ TokenizerKind: TypeAlias = Literal["character", "learned-bpe", "clip-bpe", "hash
 """`character` and `learned-bpe` are trained on captions; `clip-bpe` and `hashing` need no training."""
 UNTRAINED = frozenset({"clip-bpe", "hashing"})
 """Kinds that need no training."""
+_LOADERS: dict[TokenizerKind, Callable[..., Tokenizer]] = {
+    "character": CharacterTokenizer.load,
+    "learned-bpe": LearnedBPETokenizer.load,
+    "clip-bpe": ClipBPETokenizer.load,
+    "hashing": HashingTokenizer.load,
+}
 
 
 def train_tokenizer(kind: TokenizerKind, captions: Iterable[str], *, vocab_size: int, context_length: int) -> Tokenizer:
@@ -54,14 +60,4 @@ def load_tokenizer(kind: TokenizerKind, path: Path, *, context_length: int) -> T
     Raises:
         Exception: as for the `load` method of the tokenizer's class.
     """
-    match kind:
-        case "character":
-            return CharacterTokenizer.load(path, context_length=context_length)
-        case "learned-bpe":
-            return LearnedBPETokenizer.load(path, context_length=context_length)
-        case "clip-bpe":
-            return ClipBPETokenizer.load(path, context_length=context_length)
-        case "hashing":
-            return HashingTokenizer.load(path, context_length=context_length)
-        case _:
-            assert_never(kind)
+    return _LOADERS[kind](path, context_length=context_length)
