@@ -6,23 +6,13 @@ from pathlib import Path
 
 from diptych.core.errors import BundleError
 from diptych.core.settings import read_json
-from diptych.tokenizers.protocol import (
-    END,
-    PAD,
-    SPECIAL_TOKENS,
-    START,
-    UNKNOWN,
-    Encoded,
-    Truncate,
-    check_context_length,
-    check_ids,
-    check_texts,
-    pad_and_mark,
-)
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, BaseTokenizer
 
 
-class CharacterTokenizer:
-    """Lowercases the text, collapses whitespace, and maps each character to an id.
+class CharacterTokenizer(BaseTokenizer):
+    """Lowercases the text, collapses whitespace, and maps each character to an id; others become the unknown token.
+
+    The vocabulary consists of the alphabet and four special tokens.
 
     >>> tokenizer = CharacterTokenizer.train(["a red circle"], context_length=32)
     >>> encoded = tokenizer.encode(["A  circle"])
@@ -31,12 +21,11 @@ class CharacterTokenizer:
     """
 
     kind = "character"
-    pad_id, start_id, end_id = PAD, START, END
 
     def __init__(self, alphabet: Sequence[str], *, context_length: int) -> None:
-        check_context_length(context_length)
+        super().__init__(context_length)
         self.alphabet = tuple(alphabet)
-        self.context_length = context_length
+        self.vocab_size = len(SPECIAL_TOKENS) + len(self.alphabet)
         self._ids = {character: len(SPECIAL_TOKENS) + i for i, character in enumerate(self.alphabet)}
 
     @classmethod
@@ -46,24 +35,10 @@ class CharacterTokenizer:
             sorted({character for text in captions for character in _clean(text)}), context_length=context_length
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """Size of the alphabet plus four special tokens."""
-        return len(SPECIAL_TOKENS) + len(self.alphabet)
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[self._ids.get(character, UNKNOWN) for character in _clean(text)] for text in texts]
 
-    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts; characters outside the alphabet become the unknown token.
-
-        Raises:
-            DataError: an element is not a string, or a text is too long and `truncate` is "error".
-        """
-        check_texts(texts)
-        rows = [[self._ids.get(character, UNKNOWN) for character in _clean(text)] for text in texts]
-        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids, without special tokens."""
-        check_ids(ids, vocab_size=self.vocab_size)
+    def _text_of(self, ids: Sequence[int]) -> str:
         first = len(SPECIAL_TOKENS)
         return "".join(self.alphabet[i - first] for i in ids if i >= first)
 

@@ -23,14 +23,7 @@ import regex
 
 from diptych.core.errors import BundleError, DataError
 from diptych.core.settings import read_json
-from diptych.tokenizers.protocol import (
-    Encoded,
-    Truncate,
-    check_context_length,
-    check_ids,
-    check_texts,
-    pad_and_mark,
-)
+from diptych.tokenizers.protocol import BaseTokenizer
 from tokenizers import models
 
 VOCABULARY_NAME = "bpe_simple_vocab_16e6.txt.gz"
@@ -56,8 +49,11 @@ _MAX_CACHED_CHUNKS = 2**16
 _MAX_CACHED_CHARACTERS = 64
 
 
-class ClipBPETokenizer:
+class ClipBPETokenizer(BaseTokenizer):
     """The tokenizer of OpenAI's weights and of most open_clip weights; its vocabulary is fixed.
+
+    An end token written in a text is encoded as such: `lengths` counts up to it, and `ids` continue, as in open_clip. Decoding
+    stops at the first end token and adds a space after each piece.
 
     >>> tokenizer = ClipBPETokenizer()
     >>> encoded = tokenizer.encode(["A dog's life"])
@@ -72,36 +68,16 @@ class ClipBPETokenizer:
     pad_id, start_id, end_id = 0, VOCAB_SIZE - 2, VOCAB_SIZE - 1
 
     def __init__(self, *, context_length: int = 77) -> None:
-        check_context_length(context_length)
-        self.context_length = context_length
+        super().__init__(context_length)
 
-    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts.
-
-        An end token written in a text is encoded as such: `lengths` counts up to it, and `ids` continue, as in open_clip.
-
-        Raises:
-            DataError: an element is not a string, cannot be cleaned, or is too long and `truncate` is "error". The message
-                names its position.
-        """
-        check_texts(texts)
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         ids_of = _chunk_ids().__getitem__
-        rows = [
+        return [
             list(chain.from_iterable(map(ids_of, _clean(text, position).split())))
             for position, text in enumerate(texts)
         ]
-        return pad_and_mark(
-            rows,
-            context_length=self.context_length,
-            truncate=truncate,
-            pad_id=self.pad_id,
-            start_id=self.start_id,
-            end_id=self.end_id,
-        )
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids up to the first end token, with a space after each piece and without special tokens."""
-        check_ids(ids, vocab_size=self.vocab_size)
+    def _text_of(self, ids: Sequence[int]) -> str:
         entries, spelling = _entries(), _bytes_of_characters()
         shown = b""
         for i in ids:

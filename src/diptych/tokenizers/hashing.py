@@ -9,27 +9,17 @@ from zlib import crc32
 
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import read_json
-from diptych.tokenizers.protocol import (
-    END,
-    PAD,
-    SPECIAL_TOKENS,
-    START,
-    Encoded,
-    Truncate,
-    check_context_length,
-    check_ids,
-    check_texts,
-    pad_and_mark,
-)
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, BaseTokenizer
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _HASH = "crc32 of the word's UTF-8"
 
 
-class HashingTokenizer:
+class HashingTokenizer(BaseTokenizer):
     """Lowercases the text, splits it into words and punctuation characters, and hashes each into `vocab_size - 4` buckets.
 
-    The hash is the same on every machine. Words that share a bucket are the same token to the model (Weinberger et al. 2009).
+    The hash is the same on every machine. Words that share a bucket are the same token to the model (Weinberger et al. 2009),
+    and `decode` returns the buckets: the words cannot be recovered.
 
     >>> tokenizer = HashingTokenizer(vocab_size=1000, context_length=16)
     >>> encoded = tokenizer.encode(["Two dogs, two cats"])
@@ -38,30 +28,19 @@ class HashingTokenizer:
     """
 
     kind = "hashing"
-    pad_id, start_id, end_id = PAD, START, END
 
     def __init__(self, *, vocab_size: int, context_length: int) -> None:
-        check_context_length(context_length)
+        super().__init__(context_length)
         if vocab_size <= len(SPECIAL_TOKENS):
             raise ConfigError(
                 f"the hashing tokenizer's vocab_size is {vocab_size}; four special tokens and a bucket need 5"
             )
         self.vocab_size = vocab_size
-        self.context_length = context_length
 
-    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts.
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[self._id(word) for word in _WORD.findall(_clean(text))] for text in texts]
 
-        Raises:
-            DataError: an element is not a string, or a text is too long and `truncate` is "error".
-        """
-        check_texts(texts)
-        rows = [[self._id(word) for word in _WORD.findall(_clean(text))] for text in texts]
-        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the buckets of the ids, as in "#17 #203", without special tokens; the words cannot be recovered."""
-        check_ids(ids, vocab_size=self.vocab_size)
+    def _text_of(self, ids: Sequence[int]) -> str:
         first = len(SPECIAL_TOKENS)
         return " ".join(f"#{i - first}" for i in ids if i >= first)
 

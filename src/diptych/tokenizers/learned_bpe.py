@@ -9,24 +9,15 @@ from pathlib import Path
 
 from diptych.core.errors import BundleError
 from diptych.core.settings import read_text
-from diptych.tokenizers.protocol import (
-    END,
-    PAD,
-    SPECIAL_TOKENS,
-    START,
-    Encoded,
-    Truncate,
-    check_context_length,
-    check_ids,
-    check_texts,
-    pad_and_mark,
-)
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, BaseTokenizer
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 
-class LearnedBPETokenizer:
+class LearnedBPETokenizer(BaseTokenizer):
     """Lowercases the text, collapses whitespace, splits it into words, and merges bytes. Any Unicode text can be encoded.
+
+    The vocabulary consists of the bytes, the merges and four special tokens.
 
     >>> tokenizer = LearnedBPETokenizer.train(["two dogs", "two cats"], vocab_size=300, context_length=16)
     >>> tokenizer.decode(tokenizer.encode(["Two dogs é"]).ids[0].tolist())
@@ -34,12 +25,11 @@ class LearnedBPETokenizer:
     """
 
     kind = "learned-bpe"
-    pad_id, start_id, end_id = PAD, START, END
 
     def __init__(self, engine: Engine, *, context_length: int, text: str | None = None) -> None:
-        check_context_length(context_length)
+        super().__init__(context_length)
+        self.vocab_size = int(engine.get_vocab_size())
         self._text = text
-        self.context_length = context_length
         self._engine = engine
         self._engine.encode_special_tokens = True  # "<end>" in a caption is text, not a special token.
 
@@ -64,25 +54,11 @@ class LearnedBPETokenizer:
         engine.train_from_iterator(map(_encodable, captions), trainer)
         return cls(engine, context_length=context_length)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of bytes and merges plus four special tokens."""
-        return int(self._engine.get_vocab_size())
-
-    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts.
-
-        Raises:
-            DataError: an element is not a string, or a text is too long and `truncate` is "error".
-        """
-        check_texts(texts)
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._engine.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
-        rows = [encoding.ids for encoding in encodings]
-        return pad_and_mark(rows, context_length=self.context_length, truncate=truncate)
+        return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids, without special tokens."""
-        check_ids(ids, vocab_size=self.vocab_size)
+    def _text_of(self, ids: Sequence[int]) -> str:
         return str(self._engine.decode([int(i) for i in ids if i >= len(SPECIAL_TOKENS)])).strip()
 
     def save(self, path: Path) -> None:

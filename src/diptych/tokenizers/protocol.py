@@ -3,6 +3,7 @@
 Shapes: B texts, T tokens of the longest text.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,53 @@ class Tokenizer(Protocol):
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs into one file."""
+
+
+class BaseTokenizer(ABC):
+    """The checks, truncation and padding that all tokenizers of this package share.
+
+    Subclasses set `vocab_size`, and their own special ids if these differ.
+    """
+
+    vocab_size: int
+    pad_id, start_id, end_id = PAD, START, END
+
+    def __init__(self, context_length: int) -> None:
+        check_context_length(context_length)
+        self.context_length = context_length
+
+    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
+        """Return the ids of the texts; see `Tokenizer.encode`.
+
+        Raises:
+            DataError: an element is not a string or cannot be tokenized, or a text is too long and `truncate` is "error".
+        """
+        check_texts(texts)
+        return pad_and_mark(
+            self._rows(texts),
+            context_length=self.context_length,
+            truncate=truncate,
+            pad_id=self.pad_id,
+            start_id=self.start_id,
+            end_id=self.end_id,
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids, without special tokens.
+
+        Raises:
+            DataError: an id is outside the vocabulary.
+        """
+        check_ids(ids, vocab_size=self.vocab_size)
+        return self._text_of(ids)
+
+    @abstractmethod
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens and of any length."""
+
+    @abstractmethod
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of valid ids, without special tokens."""
 
 
 def check_texts(texts: Sequence[str]) -> None:
