@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.core.deprecation import RenamedAttribute
 from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
-from diptych.models.config import Activation
+from diptych.models.config import Activation, TextConfig, ViTConfig
 from diptych.models.single_query import AttentionHook, single_query_attention
 
 AncestorIds: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
@@ -47,6 +47,15 @@ _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "quick_gelu": QuickGELU,
     "gelu_tanh": partial(nn.GELU, approximate="tanh"),
 }
+
+
+def norm_eps(config: ViTConfig | TextConfig) -> float:
+    """The epsilon of a tower's layer norms.
+
+    >>> norm_eps(TextConfig()), norm_eps(TextConfig(layout="siglip"))
+    (1e-05, 1e-06)
+    """
+    return 1e-6 if config.layout == "siglip" else 1e-5
 
 
 def hidden_width(width: int, ratio: float) -> int:
@@ -142,22 +151,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)), with dropout on both residual branches."""
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        mlp_ratio: float,
-        activation: Activation,
-        norm_eps: float = 1e-5,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, config: ViTConfig | TextConfig) -> None:
         super().__init__()
-        self.norm_1 = LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, heads)
-        self.norm_2 = LayerNorm(width, eps=norm_eps)
-        self.mlp = MLP(width, ratio=mlp_ratio, activation=activation)
-        self.dropout = nn.Dropout(dropout)
+        self.norm_1 = LayerNorm(config.width, eps=norm_eps(config))
+        self.attention = Attention(config.width, config.heads)
+        self.norm_2 = LayerNorm(config.width, eps=norm_eps(config))
+        self.mlp = MLP(config.width, ratio=config.mlp_ratio, activation=config.activation)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """The tokens after this block."""
@@ -190,25 +190,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, initialized like OpenAI's text tower: standard deviations decrease with width and depth."""
+    """The blocks of a tower, initialized like OpenAI's text tower: standard deviations decrease with width and depth."""
 
-    def __init__(
-        self,
-        width: int,
-        layers: int,
-        heads: int,
-        *,
-        mlp_ratio: float,
-        activation: Activation,
-        norm_eps: float = 1e-5,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, config: ViTConfig | TextConfig) -> None:
         super().__init__()
+        width, layers = config.width, config.layers
         self.gradient_checkpointing = False
-        self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp_ratio, activation=activation, norm_eps=norm_eps, dropout=dropout)
-            for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(layers))
         for block in self.blocks:
             assert isinstance(block, Block)
             init_attention(block.attention, std=width**-0.5, out_std=(width * 2 * layers) ** -0.5)

@@ -68,8 +68,7 @@ def pack(
     start_idx = end_idx - packed + 1
     position = torch.arange(int(packed.sum())) - start_idx.repeat_interleave(packed)
     gather_idx = offset[order].repeat_interleave(packed) + position
-    inverse_perm = torch.empty_like(order)
-    inverse_perm[order] = torch.arange(len(order))
+    inverse_perm = torch.argsort(order)
     values, counts = torch.unique_consecutive(packed, return_counts=True)
     buckets = tuple(LengthBucket(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True))
     return Packing(

@@ -88,8 +88,7 @@ def shared_tree(ids: Int64[ndarray, "B T"], lengths: Int64[ndarray, " B"], devic
         return None
     order, _ = sharing
     tree = prefix_tree(ids[order], lengths[order], device)
-    inverse_perm = np.empty_like(order)
-    inverse_perm[order] = np.arange(len(order))
+    inverse_perm = np.argsort(order)
     return replace(tree, end_of_text=tree.end_of_text[torch.from_numpy(inverse_perm).to(device)])
 
 

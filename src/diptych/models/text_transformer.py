@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.models.config import TextConfig
-from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, normal
+from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, norm_eps, normal
 from diptych.models.packing import Packing, pack
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
@@ -25,20 +25,11 @@ class TextTransformer(nn.Module):
     def __init__(self, config: TextConfig, embed_dim: int) -> None:
         super().__init__()
         is_siglip = config.layout == "siglip"
-        norm_eps = 1e-6 if is_siglip else 1e-5
         self.config = config
         self.token_emb = nn.Embedding(config.vocab_size, config.width)
         self.position_emb = normal(config.context_length, config.width, std=0.01)
-        self.transformer = Transformer(
-            config.width,
-            config.layers,
-            config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            norm_eps=norm_eps,
-            dropout=config.dropout,
-        )
-        self.norm_post = LayerNorm(config.width, eps=norm_eps)
+        self.transformer = Transformer(config)
+        self.norm_post = LayerNorm(config.width, eps=norm_eps(config))
         self.projection = nn.Linear(config.width, embed_dim, bias=is_siglip)
         nn.init.normal_(self.token_emb.weight, std=0.02)
         nn.init.normal_(self.projection.weight, std=config.width**-0.5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.attention import LengthBucket, SequenceLayout
 from diptych.models.config import ViTConfig
-from diptych.models.layers import MLP, Attention, LayerNorm, Transformer, init_attention, init_mlp, normal
+from diptych.models.layers import MLP, Attention, LayerNorm, Transformer, init_attention, init_mlp, norm_eps, normal
 
 
 class PatchStem(nn.Module):
@@ -51,12 +51,12 @@ class ConvStem(nn.Module):
 class AttentionPool(nn.Module):
     """Attention with one learned query over all tokens, then a residual MLP (Zhai et al. 2022; the head of SigLIP)."""
 
-    def __init__(self, config: ViTConfig, *, norm_eps: float) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         width = config.width
         self.query = normal(width, std=width**-0.5)
         self.attention = Attention(width, config.heads)
-        self.norm = LayerNorm(width, eps=norm_eps)
+        self.norm = LayerNorm(width, eps=norm_eps(config))
         self.mlp = MLP(width, ratio=config.mlp_ratio, activation=config.activation)
         init_attention(self.attention, std=width**-0.5, out_std=(2 * width) ** -0.5)
         init_mlp(self.mlp, std=(2 * width) ** -0.5, out_std=(2 * width) ** -0.5)
@@ -79,7 +79,6 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig, embed_dim: int) -> None:
         super().__init__()
         width, is_siglip = config.width, config.layout == "siglip"
-        norm_eps = 1e-6 if is_siglip else 1e-5
         self.config = config
         self.stem = (
             PatchStem(config.patch_px, width, bias=is_siglip)
@@ -90,17 +89,9 @@ class VisionTransformer(nn.Module):
         self.class_emb = normal(width, std=width**-0.5) if config.num_extra_tokens else None
         self.position_emb = normal(config.num_extra_tokens + rows * columns, width, std=width**-0.5)
         self.norm_pre = nn.Identity() if is_siglip else LayerNorm(width)
-        self.transformer = Transformer(
-            width,
-            config.layers,
-            config.heads,
-            mlp_ratio=config.mlp_ratio,
-            activation=config.activation,
-            norm_eps=norm_eps,
-            dropout=config.dropout,
-        )
-        self.norm_post = LayerNorm(width, eps=norm_eps)
-        self.pool = AttentionPool(config, norm_eps=norm_eps) if config.pooling == "attention" else None
+        self.transformer = Transformer(config)
+        self.norm_post = LayerNorm(width, eps=norm_eps(config))
+        self.pool = AttentionPool(config) if config.pooling == "attention" else None
         self.projection = nn.Identity() if is_siglip else nn.Linear(width, embed_dim, bias=False)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
