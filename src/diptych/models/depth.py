@@ -13,25 +13,11 @@ Tower: TypeAlias = Literal["image", "text"]
 
 _TOWERS: dict[str, Tower] = {"image_tower": "image", "text_tower": "text"}
 
-_PARTS: dict[str, Literal["before", "layers", "after"]] = {
-    # Transformers of either tower.
-    "stem": "before",
-    "class_emb": "before",
-    "token_emb": "before",
-    "position_emb": "before",
-    "norm_pre": "before",
-    "transformer": "layers",
-    "norm_post": "after",
-    "projection": "after",
-    # ResNets and convolutional networks. Vision transformers have `pool`, too.
-    "conv_1": "before",
-    "norm_1": "before",
-    "conv_2": "before",
-    "norm_2": "before",
-    "conv_3": "before",
-    "norm_3": "before",
-    "stages": "layers",
-    "pool": "after",
+_PARTS = {
+    **dict.fromkeys(("stem", "class_emb", "token_emb", "position_emb", "norm_pre"), "before"),
+    **dict.fromkeys(("conv_1", "norm_1", "conv_2", "norm_2", "conv_3", "norm_3"), "before"),  # The stem of a ResNet.
+    **dict.fromkeys(("transformer", "stages"), "layers"),
+    **dict.fromkeys(("norm_post", "projection", "pool"), "after"),
 }
 """Whether each attribute of a tower comes before, in or after its layers."""
 
