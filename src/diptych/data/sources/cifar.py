@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
 from diptych.core.files import atomic_write
-from diptych.core.sample import Sample
 from diptych.data.sources.class_folder import read_class_folder
 from diptych.data.sources.location import read_location
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource, Source
 from diptych.data.sources.templates import FIVE_TEMPLATES, filled, readable, templates_of
 
 
@@ -79,7 +78,7 @@ URL = "https://www.cs.toronto.edu/~kriz"
 _PICTURE = 3 * 32 * 32
 
 
-class CifarSource(Source):
+class CifarSource(ColumnSource):
     """Images of 32x32 pixels in memory, with captions made from the class names and templates."""
 
     is_decoded = True
@@ -92,18 +91,18 @@ class CifarSource(Source):
     ) -> None:
         self.classes = tuple(readable(name) for name in classes)
         self.templates = templates
-        self._split_numbers = [(split, i) for split, (pictures, _) in parts.items() for i in range(len(pictures))]
+        sizes = [len(pictures) for pictures, _ in parts.values()]
+        self._split_names, self._splits = tuple(parts), np.repeat(np.arange(len(parts)), sizes)
+        self._numbers = np.concatenate([np.arange(size) for size in sizes])
         self._pictures = np.concatenate([pictures for pictures, _ in parts.values()])
         self._labels = np.concatenate([labels for _, labels in parts.values()])
 
     def __len__(self) -> int:
-        return len(self._split_numbers)
+        return len(self._labels)
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        image = self._pictures[index].reshape(3, 32, 32).transpose(1, 2, 0)
-        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels."""
+        return self._pictures[index].reshape(3, 32, 32).transpose(1, 2, 0)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return each template with the name of the class."""
@@ -111,16 +110,7 @@ class CifarSource(Source):
 
     def key(self, index: int) -> str:
         """Return the split and the number within it, as in `train/00042`."""
-        split, number = self._split_numbers[index]
-        return f"{split}/{number:05d}"
-
-    def split(self, index: int) -> str | None:
-        """Return `train` or `test`."""
-        return self._split_numbers[index][0]
-
-    def label(self, index: int) -> int:
-        """Return the class of the image."""
-        return int(self._labels[index])
+        return f"{self.split(index)}/{self._numbers[index]:05d}"
 
 
 def read_cifar10(location: str) -> Source:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from diptych.core.cache import settled_stamp
 from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
-from diptych.core.sample import Sample
+from diptych.core.sample import ImageInput
 from diptych.data.sources.class_layout import find_layout, natural_key
 from diptych.data.sources.location import read_location
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.split_names import SPLIT_FOLDERS, usual_name
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
 from diptych.data.storage.blocks import RowColumns
@@ -27,7 +27,7 @@ from diptych.data.storage.oddities import Oddity, OddityCounter, from_plain
 from diptych.data.storage.tree import FolderTree, Tree, ZipTree, open_tree
 
 
-class LabelledPictures(Source):
+class LabelledPictures(ColumnSource):
     """Images that have a class but no captions of their own."""
 
     can_be_sampled = True
@@ -97,11 +97,9 @@ class LabelledPictures(Source):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        key = self._keys[index]
-        return Sample(key=key, image=self._tree.image(key), captions=self.captions(index), label=self.label(index))
+    def image(self, index: int) -> ImageInput:
+        """Return the path of the image, or its file's content if it is in a zip."""
+        return self._tree.image(self._keys[index])
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return each template with the name of the class."""
@@ -110,15 +108,6 @@ class LabelledPictures(Source):
     def key(self, index: int) -> str:
         """Return the path of the image from the root."""
         return self._keys[index]
-
-    def split(self, index: int) -> str | None:
-        """Return the split that the folder above the classes names; None if it names none."""
-        code = int(self._splits[index])
-        return None if code < 0 else self._split_names[code]
-
-    def label(self, index: int) -> int:
-        """Return the class of the image."""
-        return int(self._labels[index])
 
     def image_size(self, index: int) -> int | None:
         """Return the size of the image file in bytes; None if it is unknown."""

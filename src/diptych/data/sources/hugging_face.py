@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
-from diptych.core.sample import Sample
 from diptych.data.sources.hugging_face_columns import OPTIONS, Columns, find_columns
 from diptych.data.sources.location import read_location
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names, templates_of
 from diptych.data.storage.blocks import RowColumns
 from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
@@ -31,8 +30,11 @@ _OWN_NAMES = {"validation": "val", "valid": "val"}
 _BATCH = 1000
 
 
-class HuggingFaceSource(Source):
-    """The rows of one or several tables that have an image; the keys consist of the split's name and the row number."""
+class HuggingFaceSource(ColumnSource):
+    """The rows of one or several tables that have an image; the keys consist of the split's name and the row number.
+
+    The split of a row is its value in the column `split`, else that of its table; `validation` and `valid` become `val`.
+    """
 
     can_be_sampled = True
 
@@ -51,12 +53,13 @@ class HuggingFaceSource(Source):
             ends.append(len(self._rows.numbers))
         self._ends = np.array(ends, dtype=np.int64)
         self._captions = GroupedTexts(self._rows.texts, np.array(self._rows.row_of_text, dtype=np.int64), len(self))
-        self._labels, self._splits = self._rows.labels.codes(), self._rows.splits.codes()
+        self._splits, self._split_names = self._rows.splits.codes(), self._rows.splits.names
         self._check_not_empty(where)
         named = next(iter(classes)) if len(classes) == 1 else ()
         self.classes, class_of_label = class_names(named or self._rows.labels.names, in_order=bool(named))
         number = dict(zip(named or self._rows.labels.names, class_of_label.tolist(), strict=True))
-        self._label_of_code = [number[name] for name in self._rows.labels.names]
+        label_of_code = np.array([*(number[name] for name in self._rows.labels.names), -1], dtype=np.int64)
+        self._labels: NDArray[np.int64] = label_of_code[self._rows.labels.codes()]
         self._given_templates = templates
         self.oddities = self._rows.oddities.oddities()
         self.templates = templates or (() if self._captions.filled().all() else FIVE_TEMPLATES)
@@ -73,12 +76,16 @@ class HuggingFaceSource(Source):
     def __len__(self) -> int:
         return len(self._rows.numbers)
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        return Sample(
-            key=self.key(index), image=self._stored(index), captions=self.captions(index), label=self.label(index)
-        )
+    def image(self, index: int) -> bytes | Path:
+        """Return the content of the image file or its path, as stored in the table."""
+        table = self._table(index)
+        try:
+            value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
+        except Exception as error:  # Arrow raises errors of several classes for damaged files.
+            raise ImageError(f"{self.key(index)}: cannot be read from its table ({error})") from None
+        if isinstance(value, bytes):
+            return value
+        return Path(value["path"]) if value["bytes"] is None else bytes(value["bytes"])
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the row's captions, or templates with its class name if it has none or if templates are given."""
@@ -91,22 +98,12 @@ class HuggingFaceSource(Source):
         name = self._names[self._table(index)]
         return f"{name}{'/' if name else ''}{self._rows.numbers[index]:09d}"
 
-    def split(self, index: int) -> str | None:
-        """Return the value of the column `split`, else the split of the table; `validation` and `valid` become `val`."""
-        code = int(self._splits[index])
-        return None if code < 0 else self._rows.splits.names[code]
-
-    def label(self, index: int) -> int | None:
-        """Return the row's class; None if it has none."""
-        code = int(self._labels[index])
-        return None if code < 0 else self._label_of_code[code]
-
     def image_size(self, index: int) -> int | None:
         """Return the size in bytes of the stored image, or of the file whose path is stored; None if it cannot be read."""
         if self._rows.sizes[index] >= 0:
             return self._rows.sizes[index]
         try:
-            return Path(str(self._stored(index))).stat().st_size
+            return Path(str(self.image(index))).stat().st_size
         except (OSError, ImageError):
             return None
 
@@ -115,22 +112,11 @@ class HuggingFaceSource(Source):
         if self.templates:
             return None
         captions, counts = self._captions.take(rows)
-        labels = np.array([*self._label_of_code, -1], dtype=np.int64)[self._labels[rows]]
         keys = TextColumn(map(self.key, rows.tolist())).take(np.arange(len(rows)))
-        return RowColumns(keys, captions, counts, labels, self._splits[rows], self._rows.splits.names)
+        return RowColumns(keys, captions, counts, self._labels[rows], self._splits[rows], self._split_names)
 
     def _table(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))
-
-    def _stored(self, index: int) -> bytes | Path:
-        table = self._table(index)
-        try:
-            value = self._pictures[table][self._rows.numbers[index]][self._image[table]]
-        except Exception as error:  # Arrow raises errors of several classes for damaged files.
-            raise ImageError(f"{self.key(index)}: cannot be read from its table ({error})") from None
-        if isinstance(value, bytes):
-            return value
-        return Path(value["path"]) if value["bytes"] is None else bytes(value["bytes"])
 
 
 class _Rows:

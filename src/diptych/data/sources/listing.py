@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.core.errors import DataError
 from diptych.core.file_states import FileStates, file_states
-from diptych.core.sample import Sample
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
 from diptych.data.storage.blocks import RowColumns, TextBlock
 from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
@@ -42,7 +41,7 @@ def missing_images(*, skip: bool) -> Iterator[None]:
         _skips_missing.reset(token)
 
 
-class Listing(Source):
+class Listing(ColumnSource):
     """Samples whose images are files; the key is the path from the root, or the absolute path of a file outside the root."""
 
     can_be_sampled = True
@@ -102,11 +101,9 @@ class Listing(Source):
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        key = self._keys[index]
-        return Sample(key=key, image=self.root / key, captions=self.captions(index), label=self.label(index))
+    def image(self, index: int) -> Path:
+        """Return the path of the image."""
+        return self.root / self._keys[index]
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the sample's captions, or templates with its class name if it has none or if templates are given."""
@@ -117,16 +114,6 @@ class Listing(Source):
     def key(self, index: int) -> str:
         """Return the path of the image from the root."""
         return self._keys[index]
-
-    def split(self, index: int) -> str | None:
-        """Return the split given in the caption file; None if there is none."""
-        code = int(self._splits[index])
-        return None if code < 0 else self._split_names[code]
-
-    def label(self, index: int) -> int | None:
-        """Return the class given in the caption file; None if there is none."""
-        label = int(self._labels[index])
-        return None if label < 0 else label
 
     def image_size(self, index: int) -> int | None:
         """Return the size of the image file in bytes; None if it cannot be read."""

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from diptych.core.cache import settled_stamp
 from diptych.core.errors import ConfigError, DataError, ImageError
 from diptych.core.program import command
-from diptych.core.sample import Sample
 from diptych.core.settings import read_json
 from diptych.data.sources.location import existing_folder
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.templates import class_names
 from diptych.data.storage.blocks import RowColumns, by_stretch, joined, ranges
 from diptych.data.storage.columns import NameColumn, TextColumn, locate
@@ -98,17 +97,19 @@ class ShardTable:
             ) from None
 
 
-class PackedSource(Source):
+class PackedSource(ColumnSource):
     """The samples of a pack. Each process maps the shards that it reads."""
 
     is_decoded = True
 
     def __init__(self, folder: Path, names: Sequence[str], *, classes: Sequence[str], templates: Sequence[str]) -> None:
         self.classes, class_of_label = class_names(classes, in_order=True)
-        self.templates, self._class_of_label = tuple(templates), class_of_label.tolist()
+        self.templates = tuple(templates)
         self._paths = [folder / f"{name}.pixels" for name in names]
         self._tables = [ShardTable.load(folder / f"{name}.npz") for name in names]
         self._starts = np.cumsum([0] + [len(table.keys) for table in self._tables]).tolist()
+        stored_labels = [label for table in self._tables for label in table.labels]
+        self._labels: NDArray[np.int64] = np.array([*class_of_label, -1], dtype=np.int64)[stored_labels]
         self._offsets = [np.cumsum([0] + [3 * h * w for h, w in table.shapes]).tolist() for table in self._tables]
         for path, table in zip(self._paths, self._tables, strict=True):
             if not path.is_file() or path.stat().st_size != table.num_bytes:
@@ -121,11 +122,11 @@ class PackedSource(Source):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Sample:
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels, which are mapped into memory."""
         shard, row = locate(self._starts, index)
         offsets, (height, width) = self._offsets[shard], self._tables[shard].shapes[row]
-        image = self._map(shard)[offsets[row] : offsets[row + 1]].reshape(height, width, 3)
-        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
+        return self._map(shard)[offsets[row] : offsets[row + 1]].reshape(height, width, 3)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the sample's captions."""
@@ -143,12 +144,6 @@ class PackedSource(Source):
         """Return the sample's split in the original source."""
         shard, row = locate(self._starts, index)
         return self._tables[shard].splits[row]
-
-    def label(self, index: int) -> int | None:
-        """Return the sample's label; None if it has none."""
-        shard, row = locate(self._starts, index)
-        label = self._tables[shard].labels[row]
-        return None if label < 0 else self._class_of_label[label]
 
     def image_size(self, index: int) -> int | None:
         """Return the size of the original image file in bytes; None if it is unknown."""
@@ -168,7 +163,7 @@ class PackedSource(Source):
     def columns(self, rows: NDArray[np.int64], /) -> RowColumns | None:
         """Return the keys, captions, labels and splits of several rows."""
         columns = joined([_columns(self._tables[shard], numbers) for shard, numbers in by_stretch(self._starts, rows)])
-        return columns._replace(labels=np.array([*self._class_of_label, -1], dtype=np.int64)[columns.labels])
+        return columns._replace(labels=self._labels[rows])
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
         """Return the bytes of a shard.

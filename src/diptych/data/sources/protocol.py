@@ -1,12 +1,14 @@
-"""The base class of all sources: a sequence of samples with random access."""
+"""The base classes of all sources: a sequence of samples with random access."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.file_states import FileStates
-from diptych.core.sample import Sample
+from diptych.core.sample import ImageInput, Sample
 from diptych.data.storage.blocks import RowColumns
 from diptych.data.storage.oddities import Oddity
 
@@ -90,3 +92,37 @@ class Source(ABC):
         takes seconds instead of minutes.
         """
         return None
+
+
+class ColumnSource(Source):
+    """A source that stores the labels of all samples in one array, and their splits in another, or overrides `split`."""
+
+    _labels: NDArray[np.integer[Any]]
+    """Index of each sample's class in `classes`; -1 for none."""
+    _splits: NDArray[np.integer[Any]]
+    """Index of each sample's split in `_split_names`; -1 for none."""
+    _split_names: Sequence[str]
+
+    @abstractmethod
+    def image(self, index: int) -> ImageInput:
+        """Return the image of a sample, which may be a path that has not been opened.
+
+        Raises:
+            ImageError: the file that contains the image cannot be read.
+        """
+
+    def __getitem__(self, index: int, /) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        image = self.image(index)
+        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
+
+    def split(self, index: int) -> str | None:
+        """Return the split that the source assigns to the sample; None if it assigns none."""
+        code = int(self._splits[index])
+        return None if code < 0 else self._split_names[code]
+
+    def label(self, index: int) -> int | None:
+        """Return the sample's label; None if it has none."""
+        label = int(self._labels[index])
+        return None if label < 0 else label

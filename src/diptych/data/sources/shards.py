@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from diptych.core.cache import settled_stamp
 from diptych.core.errors import DataError, DiptychWarning, unknown_name
 from diptych.core.remote import FileCache, is_remote
-from diptych.core.sample import Sample
 from diptych.data.sources.benchmark_files import BenchmarkFiles, benchmark_files, read_lines
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.tar_pattern import MAX_TARS, distinct_stems, shortened, tars_of
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, readable, templates_of
 from diptych.data.storage.blocks import RowColumns, by_stretch, joined, prefixed, ranges
@@ -36,7 +35,7 @@ _NUM_INDEX_THREADS = 8
 """Number of threads that load indexes: over a network, they mostly wait."""
 
 
-class ShardsSource(Source):
+class ShardsSource(ColumnSource):
     """The samples of several tars, concatenated."""
 
     def __init__(
@@ -56,9 +55,10 @@ class ShardsSource(Source):
         self.block_ends = np.cumsum([len(index.keys) for index in self._indices], dtype=np.int64)
         self._starts = np.concatenate([[0], self.block_ends]).tolist()
         self._stems = distinct_stems([tar.name for tar in tars])
-        self._splits = tuple(splits) or (None,) * len(tars)
+        self._split_of_tar = tuple(splits) or (None,) * len(tars)
         self.classes = _classes(self._indices, files.classes)
-        self._labels = [_label_ids(index, self.classes, files.classes) for index in self._indices]
+        label_ids = [_label_ids(index, self.classes, files.classes) for index in self._indices]
+        self._labels: NDArray[np.int64] = np.concatenate(label_ids)
         self._given_templates = templates
         lacks_captions = any(map(_lacks_captions, self._indices))
         self.templates = templates or ((files.templates or FIVE_TEMPLATES) if lacks_captions else ())
@@ -72,16 +72,15 @@ class ShardsSource(Source):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return the sample with the bytes of its image.
+    def image(self, index: int) -> bytes:
+        """Return the content of the image file.
 
         Raises:
             ImageError: the tar cannot be read, or was truncated after it was indexed.
         """
         shard, row = locate(self._starts, index)
         offset, length = self._indices[shard].places[row].tolist()
-        image = self._reader.read(shard, offset, length)
-        return Sample(key=self.key(index), image=image, captions=self.captions(index), label=self.label(index))
+        return self._reader.read(shard, offset, length)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Return the sample's captions, or templates with its class name, from the index."""
@@ -89,7 +88,7 @@ class ShardsSource(Source):
         tar = self._indices[shard]
         start, end = int(tar.caption_ends[row - 1]) if row else 0, int(tar.caption_ends[row])
         captions = tuple([tar.captions[i] for i in range(start, end)])
-        label = int(self._labels[shard][row])
+        label = int(self._labels[index])
         if label < 0 or (captions and not self._given_templates):
             return captions
         return filled(self.templates, readable(self.classes[label]))
@@ -102,13 +101,7 @@ class ShardsSource(Source):
     def split(self, index: int) -> str | None:
         """Return the split of the tar's folder, else the split in the sample's JSON; None if there is none."""
         shard, row = locate(self._starts, index)
-        return self._splits[shard] or self._indices[shard].splits[row]
-
-    def label(self, index: int) -> int | None:
-        """Return the class in the sample's JSON or `.cls`; None if there is none."""
-        shard, row = locate(self._starts, index)
-        label = int(self._labels[shard][row])
-        return None if label < 0 else label
+        return self._split_of_tar[shard] or self._indices[shard].splits[row]
 
     def image_size(self, index: int) -> int:
         """Return the size of the image in its tar, in bytes."""
@@ -135,12 +128,12 @@ class ShardsSource(Source):
         index = self._indices[shard]
         counts = np.diff(index.caption_ends, prepend=0)[numbers]
         captions = ranges(index.caption_ends[numbers] - counts, counts)
-        split = self._splits[shard]
+        split = self._split_of_tar[shard]
         return RowColumns(
             keys=prefixed(index.keys.take(numbers), f"{self._stems[shard]}/"),
             captions=index.captions.take(np.arange(len(index.captions))[captions]),
             num_captions=counts,
-            labels=self._labels[shard][numbers],
+            labels=self._labels[self._starts[shard] + numbers],
             splits=np.zeros(len(numbers), dtype=np.int64) if split else index.splits.take(numbers),
             split_names=(split,) if split else index.splits.names,
         )
