@@ -21,7 +21,7 @@ from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.split_names import SPLIT_FOLDERS, usual_name
 from diptych.data.sources.templates import FIVE_TEMPLATES, class_names, filled, templates_of
 from diptych.data.storage.blocks import RowColumns
-from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn, named_arrays
 from diptych.data.storage.inputs import warn
 from diptych.data.storage.oddities import Oddity, OddityCounter, from_plain
 from diptych.data.storage.tree import FolderTree, Tree, ZipTree, open_tree
@@ -66,12 +66,7 @@ class LabelledPictures(ColumnSource):
             "oddities": [astuple(oddity) for oddity in self.oddities],
             "is_natural": self._is_natural,
         }
-        columns: dict[str, TextColumn | NameColumn] = {
-            "keys": self._keys,
-            "labels": self._names,
-            "splits": self._named_splits,
-        }
-        arrays = {f"{part}_{name}": array for part in columns for name, array in columns[part].to_arrays().items()}
+        arrays = named_arrays(keys=self._keys, labels=self._names, splits=self._named_splits)
         return {**arrays, "facts": np.array(json.dumps(facts))}
 
     @classmethod

@@ -14,7 +14,7 @@ from diptych.core.file_states import file_states
 from diptych.data.sources.class_folder import LabelledPictures
 from diptych.data.sources.listing import Listing, skips_missing
 from diptych.data.sources.protocol import Source
-from diptych.data.storage.columns import TextColumn
+from diptych.data.storage.columns import TextColumn, named_arrays
 from diptych.data.storage.inputs import recorded_inputs, warn
 from diptych.images.formats import FORMATS
 
@@ -50,8 +50,7 @@ def kept_or_read(spec: str, read: Callable[[], tuple[str, Source]]) -> Source:
     if kind in KINDS and isinstance(source, Listing | LabelledPictures) and len(source) >= MIN_ROWS:
         arrays = source.to_arrays() if states.is_settled() else None
         if arrays is not None:
-            paths = inputs.paths.to_arrays()
-            arrays |= {f"input_{name}": array for name, array in paths.items()}
+            arrays |= named_arrays(input=inputs.paths)
             type_name = np.array(type(source).__name__)
             warned = np.array(json.dumps(inputs.warned))
             cache.put("listing", key, {**arrays, "input_states": states.table, "warned": warned, "type": type_name})
@@ -66,8 +65,5 @@ def _is_valid(cached: dict[str, NDArray[Any]]) -> bool:
 def _source(cached: dict[str, NDArray[Any]]) -> Source:
     for text in json.loads(str(cached["warned"])):
         warn(text)
-    types: dict[str, type[Listing] | type[LabelledPictures]] = {
-        "Listing": Listing,
-        "LabelledPictures": LabelledPictures,
-    }
-    return types[str(cached["type"])].from_arrays(cached)
+    read = Listing.from_arrays if str(cached["type"]) == "Listing" else LabelledPictures.from_arrays
+    return read(cached)

@@ -19,7 +19,7 @@ from diptych.core.file_states import FileStates, file_states
 from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.templates import FIVE_TEMPLATES, captions_or_filled, class_names
 from diptych.data.storage.blocks import RowColumns, TextBlock
-from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn
+from diptych.data.storage.columns import GroupedTexts, NameColumn, TextColumn, named_arrays
 from diptych.data.storage.inputs import reads, warn
 from diptych.data.storage.oddities import OddityCounter, from_plain
 
@@ -77,8 +77,7 @@ class Listing(ColumnSource):
             "oddities": [astuple(oddity) for oddity in self.oddities],
             "was_absolute": self.was_absolute,
         }
-        columns = {"keys": self._keys.to_arrays(), "captions": self._captions.to_arrays()}
-        arrays = {f"{part}_{name}": array for part, found in columns.items() for name, array in found.items()}
+        arrays = named_arrays(keys=self._keys, captions=self._captions)
         return {**arrays, "labels": self._labels, "splits": self._splits, "facts": np.array(json.dumps(facts))}
 
     @classmethod

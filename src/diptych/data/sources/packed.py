@@ -26,7 +26,7 @@ from diptych.data.sources.location import existing_folder
 from diptych.data.sources.protocol import ColumnSource
 from diptych.data.sources.templates import class_names
 from diptych.data.storage.blocks import RowColumns, by_stretch, joined, ranges
-from diptych.data.storage.columns import NameColumn, TextColumn, locate
+from diptych.data.storage.columns import NameColumn, TextColumn, locate, named_arrays
 
 PACK = "pack.json"
 FORMAT_VERSION = 1
@@ -65,8 +65,7 @@ class ShardTable:
             "shapes": np.array(self.shapes, dtype=np.int64).reshape(-1, 2),
             "skipped": np.array(json.dumps(self.skipped)),
         }
-        for name in ("keys", "captions", "splits"):
-            arrays |= {f"{name}_{part}": array for part, array in getattr(self, name).to_arrays().items()}
+        arrays |= named_arrays(keys=self.keys, captions=self.captions, splits=self.splits)
         with path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # Its other argument is a boolean.
 

@@ -200,3 +200,12 @@ class NameColumn:
     def codes(self) -> NDArray[np.int32]:
         """Return the index into `names` for each row, -1 for none."""
         return np.array(self._codes, dtype=np.int32)
+
+
+def named_arrays(**columns: TextColumn | GroupedTexts | NameColumn) -> dict[str, NDArray[Any]]:
+    """Return the arrays of several columns (`to_arrays`), each named after its column and its part of the column.
+
+    >>> list(named_arrays(keys=TextColumn(), labels=NameColumn()))
+    ['keys_bytes', 'keys_ends', 'labels_names', 'labels_codes']
+    """
+    return {f"{name}_{part}": array for name, column in columns.items() for part, array in column.to_arrays().items()}

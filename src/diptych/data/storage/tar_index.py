@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from diptych.core.cache import cache_folder
 from diptych.core.errors import DataError
 from diptych.core.files import atomic_write
-from diptych.data.storage.columns import NameColumn, TextColumn
-from diptych.data.storage.oddities import Oddity, OddityCounter
+from diptych.data.storage.columns import NameColumn, TextColumn, named_arrays
+from diptych.data.storage.oddities import Oddity, OddityCounter, from_plain
 from diptych.data.storage.tar_samples import read_samples
 
 _VERSION = 4
@@ -128,10 +128,8 @@ def _scan(path: Path, size: int, *, lines: bool) -> TarIndex:
     if not places and endings:
         seen = ", ".join(f"{ending} ({count})" for ending, count in sorted(endings.items())[:6])
         raise DataError(f"{path}: none of its samples has both an image and a caption; endings seen: {seen}")
-    index.places, index.label_numbers = (
-        np.array(places, dtype=np.int64).reshape(-1, 2),
-        np.array(numbers, dtype=np.int64),
-    )
+    index.places = np.array(places, dtype=np.int64).reshape(-1, 2)
+    index.label_numbers = np.array(numbers, dtype=np.int64)
     index.caption_ends, index.problems = np.array(caption_ends, dtype=np.int64), dict(problems)
     index.oddities = oddities.oddities()
     return index
@@ -156,8 +154,7 @@ def _save(index: TarIndex, path: Path, version: str) -> bool:
         "problems": np.array(json.dumps(index.problems)),
         "oddities": np.array(json.dumps([astuple(oddity) for oddity in index.oddities])),
     }
-    for name in ("keys", "captions", "labels", "splits"):
-        arrays |= {f"{name}_{part}": array for part, array in getattr(index, name).to_arrays().items()}
+    arrays |= named_arrays(keys=index.keys, captions=index.captions, labels=index.labels, splits=index.splits)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as tmp, tmp.open("wb") as file:
@@ -181,10 +178,7 @@ def _load(path: Path, version: str) -> TarIndex | None:
                 splits=NameColumn.from_arrays(arrays["splits_names"], arrays["splits_codes"]),
                 problems=json.loads(str(arrays["problems"])),
                 label_numbers=arrays["label_numbers"],
-                oddities=tuple(
-                    Oddity(what, done, num, tuple(examples))
-                    for what, done, num, examples in json.loads(str(arrays["oddities"]))
-                ),
+                oddities=from_plain(json.loads(str(arrays["oddities"]))),
             )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # Missing or damaged: create a new one.
         return None
