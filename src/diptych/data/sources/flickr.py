@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from diptych.core.encodings import decode_text
@@ -62,9 +62,9 @@ def read_flickr(root: Path) -> Listing:
     captions, splits = _read_karpathy(splits_file) if splits_file else ({}, _listed_splits(folder))
     oddities = OddityCounter()
     if table and table.name not in _TABLES:
-        captions = _read_tokens(table, oddities)
+        captions = _by_image(table, _token_rows(table, oddities))
     elif table:
-        captions = _read_comma_table(table) if is_flickr8k(table) else _read_table(table)
+        captions = _by_image(table, _comma_rows(table) if is_flickr8k(table) else _pipe_rows(table))
     builder = ListingBuilder(_image_folder(folder), where=table or folder)
     for name, texts in captions.items():
         builder.add(name, texts, split=splits.get(name))
@@ -126,8 +126,17 @@ def _token_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if ".lemma." not in path.name and not path.name.startswith("."))
 
 
-def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ...]]:
+def _by_image(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the captions of each image, given (image name, caption) of each row of a file."""
     captions: dict[str, list[str]] = {}
+    for name, caption in rows:
+        captions.setdefault(name, []).append(caption.strip())
+    if not captions:
+        raise DataError(f"{path}: holds no captions")
+    return captions
+
+
+def _token_rows(path: Path, oddities: OddityCounter) -> Iterator[tuple[str, str]]:
     text, _ = decode_text(path.read_bytes())
     for number, line in enumerate(text.split("\n"), start=1):
         image, tab, caption = line.rstrip("\r").partition("\t")
@@ -137,12 +146,9 @@ def _read_tokens(path: Path, oddities: OddityCounter) -> dict[str, tuple[str, ..
         if not tab or not sign:
             raise DataError(f"{path}: line {number} is not 'image#number<TAB>caption': {line[:80]!r}")
         if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-            captions.setdefault(name, []).append(caption.strip())
+            yield name, caption
         else:  # Flickr8k lists 2258277193_586949ec62.jpg.1, which does not exist.
             oddities.add("captions without a valid image name", "left out", name)
-    if not captions:
-        raise DataError(f"{path}: holds no captions")
-    return {name: tuple(texts) for name, texts in captions.items()}
 
 
 def _listed_splits(folder: Path) -> dict[str, str]:
@@ -156,8 +162,7 @@ def _listed_splits(folder: Path) -> dict[str, str]:
     }
 
 
-def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
-    captions: dict[str, list[str]] = {}
+def _pipe_rows(path: Path) -> Iterator[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -168,10 +173,7 @@ def _read_table(path: Path) -> dict[str, tuple[str, ...]]:
         row = _ROW.fullmatch(line)
         if row is None:
             raise DataError(f"{path}: line {number} is not 'image| number| caption': {line[:80]!r}")
-        captions.setdefault(row["image"].strip(), []).append(row["caption"].strip())
-    if not captions:
-        raise DataError(f"{path}: holds no captions")
-    return {name: tuple(texts) for name, texts in captions.items()}
+        yield row["image"].strip(), row["caption"]
 
 
 def is_flickr8k(path: Path) -> bool:
@@ -181,8 +183,7 @@ def is_flickr8k(path: Path) -> bool:
     return len(heading) in {2, 3} and heading[0] in {"image", "image_name"} and heading[-1] in {"caption", "comment"}
 
 
-def _read_comma_table(path: Path) -> dict[str, tuple[str, ...]]:
-    captions: dict[str, list[str]] = {}
+def _comma_rows(path: Path) -> Iterator[tuple[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file)
@@ -190,27 +191,24 @@ def _read_comma_table(path: Path) -> dict[str, tuple[str, ...]]:
             for row in rows:
                 if len(row) != len(heading):
                     raise DataError(f"{path}: line {rows.line_num} is not '{','.join(heading)}': {row!r:.80}")
-                captions.setdefault(row[0].strip(), []).append(row[-1].strip())
+                yield row[0].strip(), row[-1]
     except UnicodeDecodeError as error:
         raise _not_utf8(path, error) from None
     except csv.Error as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    if not captions:
-        raise DataError(f"{path}: holds no captions")
-    return {name: tuple(texts) for name, texts in captions.items()}
 
 
 def _not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     return DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8")
 
 
-def _read_karpathy(path: Path) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+def _read_karpathy(path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
         names = [
             f"{image['filepath']}/{image['filename']}" if "filepath" in image else image["filename"] for image in images
         ]
-        texts = [tuple(line["raw"].strip() for line in image["sentences"]) for image in images]
+        texts = [[line["raw"].strip() for line in image["sentences"]] for image in images]
         captions = dict(zip(names, texts, strict=True))
         splits = {name: str(image["split"]) for name, image in zip(names, images, strict=True)}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
