@@ -44,10 +44,10 @@ def python_files(cifar: Cifar, folder: Path) -> Path:
 
 def _binary(cifar: Cifar, folder: Path) -> Path:
     folder.mkdir()
-    for number, name in enumerate(name for names in cifar.binaries.values() for name in names):
+    for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
         labels = np.zeros((2, cifar.label_bytes), dtype=np.uint8)
         labels[:, -1] = [number % 3, 2]
-        (folder / name).write_bytes(np.concatenate([labels, _pictures(number)], axis=1).tobytes())
+        (folder / f"{name}.bin").write_bytes(np.concatenate([labels, _pictures(number)], axis=1).tobytes())
     (folder / cifar.names_text).write_text("\n".join(NAMES) + "\n\n")
     return folder
 

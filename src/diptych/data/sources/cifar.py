@@ -8,9 +8,11 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -34,9 +36,7 @@ class Cifar:
 
     name: str
     pickles: Mapping[str, tuple[str, ...]]
-    """Files of each split in the Python archive."""
-    binaries: Mapping[str, tuple[str, ...]]
-    """Files of each split in the binary archive."""
+    """Files of each split in the Python archive; those in the binary archive end in `.bin`."""
     label_key: str
     names_file: tuple[str, str]
     """Pickle with the class names, and their key in it."""
@@ -51,7 +51,6 @@ class Cifar:
 CIFAR10 = Cifar(
     name="cifar10",
     pickles={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-    binaries={"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
     label_key="labels",
     names_file=("batches.meta", "label_names"),
     names_text="batches.meta.txt",
@@ -64,7 +63,6 @@ CIFAR10 = Cifar(
 CIFAR100 = Cifar(
     name="cifar100",
     pickles={"train": ("train",), "test": ("test",)},
-    binaries={"train": ("train.bin",), "test": ("test.bin",)},
     label_key="fine_labels",
     names_file=("meta", "fine_label_names"),
     names_text="fine_label_names.txt",
@@ -152,15 +150,10 @@ def _read(cifar: Cifar, location: str) -> Source:
 
 def _archive_in(cifar: Cifar, folder: Path) -> Path | None:
     """Return the official archive in a folder, or a zip of class folders that is named after the dataset."""
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    return next(
-        (
-            entry
-            for entry in entries
-            if entry.name in cifar.checksums or (entry.name.startswith(cifar.name) and entry.suffix == ".zip")
-        ),
-        None,
-    )
+    for entry in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if entry.name in cifar.checksums or (entry.name.startswith(cifar.name) and entry.suffix == ".zip"):
+            return entry
+    return None
 
 
 def _from_files(
@@ -170,12 +163,11 @@ def _from_files(
     names_pickle, names_text = read(cifar.names_file[0]), read(cifar.names_text)
     if names_pickle is None and names_text is None:
         raise DataError(f"{path}: holds neither {cifar.names_file[0]} nor {cifar.names_text} of {cifar.name}")
-    files = cifar.pickles if names_pickle is not None else cifar.binaries
-    parse = _parse_pickle if names_pickle is not None else _parse_binary
+    parse, suffix = (_parse_binary, ".bin") if names_pickle is None else (_parse_pickle, "")
     parts = {}
     try:
-        for split, names in files.items():
-            contents = {name: read(name) for name in names}
+        for split, names in cifar.pickles.items():
+            contents = {f"{name}{suffix}": read(f"{name}{suffix}") for name in names}
             lacking = [name for name, content in contents.items() if content is None]
             if lacking:
                 raise DataError(f"{path}: {', '.join(lacking)} of {cifar.name} is missing")
@@ -250,11 +242,8 @@ def _archive_reader(cifar: Cifar, path: Path) -> Callable[[str], bytes | None]:
 
 
 def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _download(cifar: Cifar) -> Path:
@@ -271,8 +260,7 @@ def _download(cifar: Cifar) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as tmp:
             with urlopen(url, timeout=30) as response, tmp.open("wb") as file:
-                while block := response.read(2**20):
-                    file.write(block)
+                shutil.copyfileobj(response, file, length=2**20)
             if _md5(tmp) != cifar.checksums[name]:
                 raise DataError(
                     f"{url}: the downloaded file is not the official one; download it yourself and use {cifar.name}:PATH"
