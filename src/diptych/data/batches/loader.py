@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -126,31 +126,24 @@ class Example:
     teacher_pixels: UInt8[ndarray, "3 H2 W2"] | None = None
 
 
+@dataclass(eq=False)
 class TrainingExamples(Dataset["Example | DataError"]):
     """Dataset of decoded and augmented rows.
 
     All random choices are keyed by (seed, epoch, key), so every process returns the same row.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        *,
-        config: DataConfig,
-        augment: AugmentConfig,
-        pixels: PixelConfig,
-        image_px: Pixels,
-        seed: int,
-        teacher: InputSpec | None = None,
-    ) -> None:
-        self.source = source
-        self.teacher = teacher
-        self.config = config
-        self.augment = augment
-        self.pixels = pixels
-        self.image_px = image_px
-        self.seed = seed
-        self.rows = RowTable(source, config.caption)
+    source: Source
+    _: KW_ONLY
+    config: DataConfig
+    augment: AugmentConfig
+    pixels: PixelConfig
+    image_px: Pixels
+    seed: int
+    teacher: InputSpec | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = RowTable(self.source, self.config.caption)
 
     def __len__(self) -> int:
         return len(self.rows)
