@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from diptych.core.errors import ConfigError, DataError, ImageError
-from diptych.core.files import MAX_IMAGE_BYTES, atomic_write, read_regular
+from diptych.core.files import atomic_write
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.sources.benchmark_files import CLASSES, TEMPLATES, TYPE
 from diptych.data.sources.protocol import Source
-from diptych.images.decode import decode
+from diptych.images.decode import decode, file_content
 from diptych.images.opener import open_image
 
 Layout: TypeAlias = Literal["webdataset", "clip-benchmark"]
@@ -146,21 +145,12 @@ def _meta(sample: Sample, source: Source, split: str | None) -> dict[str, object
 
 def _file_of(image: ImageInput) -> tuple[bytes, str]:
     """Return the bytes and ending of an image file; a decoded image is encoded as PNG."""
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        try:
-            image = read_regular(path, max_bytes=MAX_IMAGE_BYTES)
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read ({error.strerror})") from None
-    if isinstance(image, bytes):
-        try:
-            with open_image(image) as opened:
-                return image, _ENDINGS.get(opened.format or "", "png")
-        except Exception:  # Pillow's plug-ins raise almost anything; `decode` reports the error.
-            return image, "jpg"
-    buffer = io.BytesIO()
-    decode(image).save(buffer, "PNG")
-    return buffer.getvalue(), "png"
+    content = file_content(image)
+    try:
+        with open_image(content) as opened:
+            return content, _ENDINGS.get(opened.format or "", "png")
+    except Exception:  # Pillow's plug-ins raise almost anything; `decode` reports the error.
+        return content, "jpg"
 
 
 def _add(tar: tarfile.TarFile, name: str, files: dict[str, bytes]) -> None:
