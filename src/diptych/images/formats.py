@@ -39,16 +39,17 @@ _RAW = "3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf 
 RAW_SUFFIXES = frozenset(f".{name}" for name in _RAW.split())
 """Suffixes of RAW photos. Pillow opens only a thumbnail of some of them."""
 _OTHER = "ai bpg cur dds eps exr flif hdr ico jxl jxr pcx pfm psb psd qoi sgi svg svgz tga wdp xcf"
-_OTHER_SUFFIXES = frozenset(f".{name}" for name in _OTHER.split())
 
 HEIC_REMEDY = "pip install 'diptych[heic]'"
-_REMEDIES = {
-    "HEIF": HEIC_REMEDY,
-    "AVIF": "pip install --upgrade Pillow",
-    "JPEG2000": "install a Pillow that was built with OpenJPEG",
-}
 RAW_REMEDY = "RAW photos are not read; export them as JPEG, with darktable-cli or the camera maker's program"
-_OTHER_REMEDY = "not read; convert them to PNG or JPEG"
+_REMEDIES = {
+    **dict.fromkeys(_SOMETIMES["JPEG2000"], "install a Pillow that was built with OpenJPEG"),
+    **dict.fromkeys(_SOMETIMES["AVIF"], "pip install --upgrade Pillow"),
+    **dict.fromkeys(_SOMETIMES["HEIF"], HEIC_REMEDY),
+    **dict.fromkeys(RAW_SUFFIXES, RAW_REMEDY),
+    **{f".{name}": "not read; convert them to PNG or JPEG" for name in _OTHER.split()},
+}
+"""Advice by suffix, for the case that the format is not available."""
 
 
 def remedy(suffix: str) -> str | None:
@@ -58,14 +59,7 @@ def remedy(suffix: str) -> str | None:
     ('not read; convert them to PNG or JPEG', None, None)
     """
     suffix = suffix.lower()
-    if suffix in FORMATS:
-        return None
-    if suffix in RAW_SUFFIXES:
-        return RAW_REMEDY
-    for name, suffixes in _SOMETIMES.items():
-        if suffix in suffixes:
-            return _REMEDIES[name]
-    return _OTHER_REMEDY if suffix in _OTHER_SUFFIXES else None
+    return None if suffix in FORMATS else _REMEDIES.get(suffix)
 
 
 @dataclass(frozen=True, kw_only=True)

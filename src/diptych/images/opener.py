@@ -36,24 +36,9 @@ _TURNED = frozenset({5, 6, 7, 8})
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PPM_HEADER = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#[^\r\n]*[\r\n])+\d{1,9}(?:\s|#)")
 _PPM_HEADER_BYTES = 4096
-_TIFF_TYPE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
-}
+_TIFF_TYPES = {1: (1, 2, 6, 7), 2: (3, 8), 4: (4, 9, 11, 13), 8: (5, 10, 12, 16, 17, 18)}
+"""The types of values in a TIFF by their size in bytes."""
+_TIFF_TYPE_BYTES = {kind: size for size, kinds in _TIFF_TYPES.items() for kind in kinds}
 
 
 def open_image(source: bytes | Path | str, *, max_pixels: int | None = None) -> Image.Image:

@@ -64,20 +64,16 @@ def _receive(connection: socket.socket, num: int) -> bytearray:
 
 def _pixels(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Return the model's input, as computed by `evaluation_pixels`, and the perceptual hash of the whole image."""
-    image_px, config = request["image_px"], request["config"]
+    config = PixelConfig(**{name: _as_tuple(value) for name, value in request["config"].items()})
     picture = decode(content, max_pixels=request["max_pixels"])
-    pixels = evaluation_pixels(
-        picture,
-        image_px=tuple(image_px) if isinstance(image_px, list) else image_px,
-        config=PixelConfig(
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
-            crop_rounding=config["crop_rounding"],
-        ),
-    )
+    pixels = evaluation_pixels(picture, image_px=_as_tuple(request["image_px"]), config=config)
     phash = fingerprint(picture) if request.get("with_phash") else None
     return {"shape": pixels.shape, "phash": phash}, pixels.tobytes()
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a list of the JSON as a tuple, any other value as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _phash(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
