@@ -5,18 +5,20 @@ Shapes: H and W are the height and width of the model's input.
 """
 
 import math
-import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image, ImageEnhance
 
+from diptych.core.deprecation import renamed_names
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.images.resize import resize
 from diptych.images.transforms import PixelConfig, Pixels, height_width
+
+__getattr__ = renamed_names(__name__, {"random_view": "random_crop_params", "random_look": "random_color_params"})
 
 
 @settings
@@ -191,14 +193,3 @@ def _random_patch(generator: np.random.Generator, image_px: Pixels) -> tuple[int
     patch_height = min(height, max(1, round(math.sqrt(area / ratio))))
     left, upper = generator.integers(width - patch_width + 1), generator.integers(height - patch_height + 1)
     return int(left), int(upper), int(left) + patch_width, int(upper) + patch_height
-
-
-_RENAMED = {"random_view": "random_crop_params", "random_look": "random_color_params"}
-
-
-def __getattr__(name: str) -> Any:
-    """Return a function by its deprecated name."""
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{__name__}.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-    return globals()[_RENAMED[name]]

@@ -1,11 +1,11 @@
 """The rows of an epoch: one per sample, or one per image-caption pair with `caption: all`."""
 
-import warnings
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.core.deprecation import RenamedAttribute
 from diptych.data.batches.groups import Positives, group_rows
 from diptych.data.batches.order import Arrangement, Rows
 from diptych.data.sources.protocol import Source
@@ -59,10 +59,7 @@ class RowTable:
         keys = [str(number) for number, _ in numbers]
         return np.array(group_rows(keys, captions, labels, positives=positives), dtype=np.int64)
 
-    def groups(self, positives: Positives) -> NDArray[np.int64]:
-        """Return `positive_groups(positives)`. Deprecated."""
-        warnings.warn("RowTable.groups is now positive_groups", DeprecationWarning, stacklevel=2)
-        return self.positive_groups(positives)
+    groups = RenamedAttribute("positive_groups")
 
     def _caption_text(self, number: int, which: int) -> str:
         """Return the row's caption, or all captions of its sample if training draws or joins them."""
