@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from diptych.core.errors import DataError
 from diptych.data.sources.listing import Listing, ListingBuilder
@@ -20,19 +19,9 @@ from diptych.data.sources.templates import templates_of
 from diptych.data.storage.inputs import looked_up, reads, warn
 
 _SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|"}
+_IMAGE = ("image", "filepath", "image_path", "path", "file", "filename", "file_name", "image_name", "img", "image_file")
 _COLUMNS = {
-    "image": (
-        "image",
-        "filepath",
-        "image_path",
-        "path",
-        "file",
-        "filename",
-        "file_name",
-        "image_name",
-        "img",
-        "image_file",
-    ),
+    "image": _IMAGE,
     "caption": ("caption", "captions", "title", "text", "comment", "description", "sentence"),
     "label": ("label", "class", "category"),
     "split": ("split", "subset", "partition"),
@@ -47,15 +36,6 @@ _END = "\x1e" * 3
 """A sentinel line after the end of the file: if it is part of a row, a quote was not closed."""
 
 
-class _Layout(NamedTuple):
-    """Index of each column; None for a missing column."""
-
-    image: int
-    caption: int | None
-    label: int | None
-    split: int | None
-
-
 def read_csv(location: str) -> Listing:
     """Read a table with one row per caption or per image. Image paths are relative to the file's folder, or to `?root=DIR`.
 
@@ -68,8 +48,9 @@ def read_csv(location: str) -> Listing:
     builder = ListingBuilder(Path(options.get("root", path.parent)), where=path, templates=templates_of(options))
     rows = _rows(path, options)
     _, heading = next(rows)
-    layout = _layout(path, heading, options)
-    image, caption, label, split = layout
+    columns = _find_columns(path, heading, options)
+    image = columns["image"]
+    caption, label, split = (columns.get(name) for name in ("caption", "label", "split"))
     needed = max(image, caption or 0)
     for number, row in rows:
         too_many = any(field.strip() for field in row[len(heading) :])
@@ -182,20 +163,21 @@ def _separator(path: Path, heading: str, options: dict[str, str]) -> str:
     return separator
 
 
-def _layout(path: Path, heading: Sequence[str], options: dict[str, str]) -> _Layout:
+def _find_columns(path: Path, heading: Sequence[str], options: dict[str, str]) -> dict[str, int]:
+    """Return the index of each column of `_COLUMNS` that exists. The column of images does."""
     names = [name.strip().lower() for name in heading]
-    found: dict[str, int | None] = {}
+    found: dict[str, int] = {}
     for column, usual in _COLUMNS.items():
         wanted = (options[column].lower(),) if column in options else usual
-        found[column] = next((names.index(name) for name in wanted if name in names), None)
-        if found[column] is None and (column in options or column == "image"):
+        index = next((names.index(name) for name in wanted if name in names), None)
+        if index is not None:
+            found[column] = index
+        elif column in options or column == "image":
             raise DataError(
                 f"{path}: has no column '{wanted[0]}'; it has: {', '.join(heading)}. Name it: csv:FILE?{column}=NAME"
             )
-    if found["caption"] is None and found["label"] is None:
+    if not found.keys() & {"caption", "label"}:
         raise DataError(
             f"{path}: has no column 'caption', nor 'label'; it has: {', '.join(heading)}. Name it: csv:FILE?caption=NAME"
         )
-    image = found["image"]
-    assert image is not None
-    return _Layout(image, found["caption"], found["label"], found["split"])
+    return found
