@@ -13,7 +13,7 @@ from PIL import Image
 from diptych.core.digests import FileDigests
 from diptych.core.fingerprint import PARTS, DataFingerprint
 from diptych.data.open_source import open_source
-from diptych.data.sources import identity
+from diptych.data.sources import protocol
 from diptych.data.sources.identity import columns_by_row, fingerprint_data
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
@@ -31,9 +31,9 @@ def test_columns_and_rows_give_the_same_fingerprint(kind: str, tmp_path: Path, m
         with monkeypatch.context() as patch:
             patch.setattr(type(source), "columns", lambda *_: None)
             assert fingerprint_data(source) == found
-            patch.setattr(identity, "_CHUNK", 2)
+            patch.setattr(protocol, "_CHUNK", 2)
             assert fingerprint_data(source) == found
-        monkeypatch.setattr(identity, "_CHUNK", 1 << 16)
+        monkeypatch.setattr(protocol, "_CHUNK", 1 << 16)
 
 
 @pytest.mark.parametrize("kind", ["csv", "coco", "shards", "packed", "cc3m", "hf", "class-folder"])

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from diptych.core.deprecation import RenamedAttribute
 from diptych.data.batches.groups import Positives, group_rows
 from diptych.data.batches.order import Arrangement, Rows
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import Source, row_chunks
 
 CaptionChoice: TypeAlias = Literal["random", "first", "all", "join"]
-_CHUNK = 1 << 16
 
 
 class RowTable:
@@ -75,8 +74,7 @@ class RowTable:
 def _caption_counts(source: Source) -> NDArray[np.int64]:
     """Return the number of captions of each sample."""
     counts = []
-    for start in range(0, len(source), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
+    for rows in row_chunks(source):
         columns = source.columns(rows)
         by_row = [len(source.captions(i)) for i in rows.tolist()] if columns is None else columns.num_captions
         counts.append(np.asarray(by_row, dtype=np.int64))

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,9 @@ from diptych.core.digests import FileDigests
 from diptych.core.errors import ImageError
 from diptych.core.fingerprint import DataFingerprint, FingerprintBuilder, PicturesBy
 from diptych.core.sample import ImageInput
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import Source, row_chunks
 from diptych.data.storage.blocks import RowColumns
 from diptych.data.storage.columns import NameColumn, TextColumn
-
-_CHUNK = 1 << 16
-"""Rows per chunk, so that memory does not grow with the number of rows."""
 
 
 def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataFingerprint:
@@ -29,8 +27,7 @@ def fingerprint_data(source: Source, *, pictures: PicturesBy = "sizes") -> DataF
     """
     builder = FingerprintBuilder(pictures)
     with closing(FileDigests()) as digests:
-        for start in range(0, len(source), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
+        for rows in row_chunks(source):
             _add_columns(builder, source.columns(rows) or columns_by_row(source, rows))
             if pictures == "sizes":
                 builder.add("pictures", source.image_sizes(rows))
@@ -47,22 +44,15 @@ def split_hash(source: Source) -> str:
 
 def columns_by_row(source: Source, rows: NDArray[np.int64]) -> RowColumns:
     """Return the columns of several rows of a source that does not implement `columns`."""
-    keys, captions, splits = TextColumn(), TextColumn(), NameColumn()
-    counts, labels = np.zeros(len(rows), dtype=np.int64), np.full(len(rows), -1, dtype=np.int64)
-    for row, index in enumerate(rows.tolist()):
-        keys.append(source.key(index))
-        texts = source.captions(index)
-        counts[row] = len(texts)
-        for text in texts:
-            captions.append(text)
-        label = source.label(index)
-        labels[row] = -1 if label is None else label
-        splits.append(source.split(index))
+    indices = rows.tolist()
+    texts, labels = [source.captions(i) for i in indices], [source.label(i) for i in indices]
+    keys, captions = TextColumn(map(source.key, indices)), TextColumn(chain.from_iterable(texts))
+    splits = NameColumn(map(source.split, indices))
     return RowColumns(
         keys=keys.take(np.arange(len(keys))),
         captions=captions.take(np.arange(len(captions))),
-        num_captions=counts,
-        labels=labels,
+        num_captions=np.array([len(of_row) for of_row in texts], dtype=np.int64),
+        labels=np.array([-1 if label is None else label for label in labels], dtype=np.int64),
         splits=splits.codes(),
         split_names=splits.names,
     )

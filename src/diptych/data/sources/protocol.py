@@ -1,16 +1,20 @@
 """The base classes of all sources: a sequence of samples with random access."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.core.file_states import FileStates
+from diptych.core.lists import chunks
 from diptych.core.sample import ImageInput, Sample
 from diptych.data.storage.blocks import RowColumns
 from diptych.data.storage.oddities import Oddity
+
+_CHUNK = 1 << 16
+"""Rows per chunk, so that memory does not grow with the number of rows."""
 
 
 class Source(ABC):
@@ -92,6 +96,12 @@ class Source(ABC):
         takes seconds instead of minutes.
         """
         return None
+
+
+def row_chunks(source: Source) -> Iterator[NDArray[np.int64]]:
+    """Yield all row numbers of a source in parts of at most `_CHUNK`, for `Source.columns`."""
+    for part in chunks(len(source), _CHUNK):
+        yield np.arange(part.start, part.stop, dtype=np.int64)
 
 
 class ColumnSource(Source):

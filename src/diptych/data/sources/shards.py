@@ -233,9 +233,8 @@ def _classes(indices: Sequence[TarIndex], given: tuple[str, ...]) -> tuple[str, 
 def _label_ids(index: TarIndex, classes: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.int64]:
     """Return the index of each sample's class, -1 for none."""
     class_ids = {name: i for i, name in reversed(list(enumerate(classes)))}  # For equal names, the first index.
-    by_name = np.array([*(class_ids[readable(name)] for name in index.labels.names), -1], dtype=np.int64)[
-        index.labels.codes()
-    ]
+    class_of_name = np.array([*(class_ids[readable(name)] for name in index.labels.names), -1], dtype=np.int64)
+    by_name = class_of_name[index.labels.codes()]
     numbers = index.label_numbers
     if not given:
         unique, inverse = np.unique(numbers, return_inverse=True)

@@ -14,7 +14,7 @@ from diptych.core.file_states import FileStates
 from diptych.core.fingerprint import FingerprintBuilder
 from diptych.core.randomness import stable_fraction
 from diptych.data.sources.copies import copy_groups
-from diptych.data.sources.protocol import Source
+from diptych.data.sources.protocol import Source, row_chunks
 from diptych.data.sources.split_names import usual_name
 from diptych.data.sources.subset import Subset
 from diptych.data.storage.columns import NameColumn, TextColumn
@@ -24,7 +24,6 @@ SPLIT_RULE = 2
 FIRST_SPLIT_RULE = 1
 _CACHE_VERSION = 1
 """Increment it with any change that could assign the same data to other splits."""
-_CHUNK = 1 << 16
 
 
 class _Cut(NamedTuple):
@@ -130,9 +129,7 @@ class Splits:
             usual = {name: usual_name(name) for name in set(own)}
             own = [usual[name] for name in own]
         has_own_val = "val" in own
-        column = NameColumn()
-        for name in own:
-            column.append(name or "train")
+        column = NameColumn(name or "train" for name in own)
         train, val = column.code("train"), column.code("val")
         codes = column.codes()
         can_move = [name is None or (name == "train" and not has_own_val) for name in own]
@@ -181,16 +178,13 @@ def take_split(source: Source, split: str, *, val_fraction: float = 0.05, rule: 
 def _hash_of_keys(source: Source) -> list[str]:
     """Return hashes of the keys of all samples and of the splits that the source names."""
     builder = FingerprintBuilder("sizes")
-    for start in range(0, len(source), _CHUNK):
-        rows = np.arange(start, min(start + _CHUNK, len(source)), dtype=np.int64)
+    for rows in row_chunks(source):
         columns = source.columns(rows)
         if columns is not None:
             builder.add("keys", columns.keys.content, lengths=columns.keys.lengths)
             builder.add_splits(columns.splits, columns.split_names)
             continue
-        keys, splits = TextColumn(map(source.key, rows.tolist())), NameColumn()
-        for name in map(source.split, rows.tolist()):
-            splits.append(name)
+        keys, splits = TextColumn(map(source.key, rows.tolist())), NameColumn(map(source.split, rows.tolist()))
         block = keys.take(np.arange(len(keys)))
         builder.add("keys", block.content, lengths=block.lengths)
         builder.add_splits(splits.codes(), splits.names)

@@ -31,12 +31,8 @@ class Subset(Source):
         self.oddities = source.oddities
         if source.block_ends is not None:
             self.block_ends = np.searchsorted(self._rows, source.block_ends).astype(np.int64)
-        self.parts = tuple(
-            (int(end), share)
-            for end, (_, share) in zip(
-                np.searchsorted(self._rows, [end for end, _ in source.parts]), source.parts, strict=True
-            )
-        )
+        ends = np.searchsorted(self._rows, [end for end, _ in source.parts])
+        self.parts = tuple((int(end), share) for end, (_, share) in zip(ends, source.parts, strict=True))
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -155,12 +155,19 @@ class GroupedTexts:
 
 
 class NameColumn:
-    """A categorical column: one of a few names, or none, for each row."""
+    """A categorical column: one of a few names, or none, for each row.
 
-    def __init__(self) -> None:
+    >>> column = NameColumn(["train", None, "val", "train"])
+    >>> column.names, column.codes().tolist()
+    (['train', 'val'], [0, -1, 1, 0])
+    """
+
+    def __init__(self, names: Iterable[str | None] = ()) -> None:
         self.names: list[str] = []
         self._codes = array("i")
         self._code_of: dict[str, int] = {}
+        for name in names:
+            self.append(name)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arguments of `from_arrays`, for storage in a file."""
