@@ -176,7 +176,7 @@ def add_metrics(path: Path, metrics: dict[str, Any]) -> None:
     content["metrics"] = without_secrets({**content.get("metrics", {}), **metrics})
     if content["format_version"] == FORMAT_VERSION:
         content = seal(content)
-    _replace(path / "config.json", json.dumps(content, indent=2) + "\n")
+    write_text(path / "config.json", json.dumps(content, indent=2) + "\n", errors="backslashreplace")
 
 
 def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str, str | int]) -> None:
@@ -196,13 +196,9 @@ def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str
     try:
         card = with_evaluations((path / "README.md").read_text(encoding="utf-8"), evaluations)
         add_metrics(path, {"evaluations": evaluations})
-        _replace(path / "README.md", redacted(card))
+        write_text(path / "README.md", redacted(card), errors="backslashreplace")
     except OSError as error:
         raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def _replace(file: Path, text: str) -> None:
-    write_text(file, text, errors="backslashreplace")
 
 
 def _write(bundle: Bundle, folder: Path) -> None:

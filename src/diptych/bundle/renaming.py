@@ -79,14 +79,13 @@ def from_theirs(
         BundleError: tensors are missing, unexpected, of another shape than in the config, or not finite; the message names up
             to three of them.
     """
-    with torch.device("meta"):
-        empty = CLIP(config).state_dict()
+    empty = CLIP.without_memory(config).state_dict()
     expected = to_theirs(empty, table)
     needed = {rename.theirs for rename in table if rename.default is None}
     _refuse(what, "tensors are missing", sorted(needed - weights.keys()))
     _refuse(what, "unexpected tensors", sorted(weights.keys() - expected.keys()))
     wrong = [
-        f"{name} is {_shape(tensor)}, expected {_shape(expected[name])}"
+        f"{name} is {shape_text(tensor.shape)}, expected {shape_text(expected[name].shape)}"
         for name, tensor in weights.items()
         if tensor.shape != expected[name].shape
     ]
@@ -114,5 +113,10 @@ def _refuse(what: str, problem: str, names: list[str]) -> None:
         raise BundleError(f"{what}: {problem}: {', '.join(names[:3])}{more}")
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a single number"
+def shape_text(shape: Iterable[int]) -> str:
+    """Return the shape of a tensor for a message.
+
+    >>> shape_text((3, 4)), shape_text(())
+    ('3x4', 'a single number')
+    """
+    return "x".join(map(str, shape)) or "a single number"

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from diptych.bundle.renaming import shape_text
 from diptych.core.errors import BundleError
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ViTConfig
@@ -64,14 +65,9 @@ def _first_difference(
         if name not in shapes:
             return f"{name} is missing"
         if shapes[name] != tuple(tensor.shape):
-            return f"{name} is {_shape(shapes[name])}, expected {_shape(tuple(tensor.shape))}"
-        if tensor.is_floating_point() != (dtypes[name] in _FLOATS) or (tensor.dtype == torch.int64) != (
-            dtypes[name] == "I64"
-        ):
+            return f"{name} is {shape_text(shapes[name])}, expected {shape_text(tensor.shape)}"
+        is_float, is_int64 = dtypes[name] in _FLOATS, dtypes[name] == "I64"
+        if tensor.is_floating_point() != is_float or (tensor.dtype == torch.int64) != is_int64:
             return f"{name} has dtype {dtypes[name]}"
     unexpected = shapes.keys() - expected.keys()
     return f"{min(unexpected)} is unexpected" if unexpected else None
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"

@@ -110,9 +110,9 @@ def _without_wrapping(content: Any, path: Path) -> dict[str, Tensor]:
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
-        raise BundleError(f"{path}: holds no weights by name")
-    tensors = {_PREFIXES.sub("", name): value for name, value in content.items() if isinstance(value, Tensor)}
+    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    named = content if is_named else {}
+    tensors = {_PREFIXES.sub("", name): value for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:
         raise BundleError(f"{path}: holds no weights by name")
     return tensors
