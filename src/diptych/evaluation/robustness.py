@@ -74,19 +74,15 @@ def evaluate_robustness(
     """
     measure, score, meta = _measure(encoder, source, templates)
     images = encoder.encode_images(source)
-    disturbed = {
-        name: [
-            score(
-                encoder.encode_images(source, change=_change(encoder, name, strength), change_name=f"{name} {strength}")
-            )
-            for strength in STRENGTHS
-        ]
-        for name in disturbances
-    }
+
+    def disturbed(name: str, strength: int) -> EncodedImages:
+        change = _change(encoder, name, strength)
+        return encoder.encode_images(source, change=change, change_name=f"{name} {strength}")
+
     return Robustness(
         measure=measure,
         clean=score(images),
-        disturbed=disturbed,
+        disturbed={name: [score(disturbed(name, s)) for s in STRENGTHS] for name in disturbances},
         protocol={**encoder.protocol(images, split=split), **meta},
         example=_input_pixels(encoder, source[images.rows[0]].image),
     )

@@ -104,7 +104,8 @@ class ViTConfig:
         _check_image_px(self.image_px)
         _write_squares_as_one_number(self, "image_px", "patch_px")
         height, width = height_width(self.patch_px)
-        if min(height, width) < 1 or any(side < 1 for side in self.grid) or self._has_remainder():
+        sides = zip(height_width(self.image_px), (height, width), strict=True)
+        if min(height, width) < 1 or any(image < patch or image % patch for image, patch in sides):
             raise ConfigError(f"model.image.image_px is {self.image_px}, not a multiple of patch_px {self.patch_px}")
         if self.stem == "conv" and (height != width or height & (height - 1)):
             raise ConfigError(
@@ -114,10 +115,6 @@ class ViTConfig:
         _check_share("model.image.dropout", self.dropout)
         if self.layout == "siglip" and self.pooling == "cls":
             raise ConfigError("model.image.pooling is 'cls', but SigLIP's layout has no class token; use 'attention'")
-
-    def _has_remainder(self) -> bool:
-        sides = zip(height_width(self.image_px), height_width(self.patch_px), strict=True)
-        return any(image % patch for image, patch in sides)
 
     @property
     def grid(self) -> tuple[int, int]:
