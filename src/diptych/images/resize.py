@@ -22,7 +22,4 @@ def resize(
     lost_rows, lost_columns = pixels.shape[0] - height, pixels.shape[1] - width
     if lost_rows > 2 * max(0, lost_columns):
         tensor = interpolate(tensor, (height, pixels.shape[1]), mode=interpolation, antialias=True)
-    resized: UInt8[ndarray, "3 height width"] = (
-        interpolate(tensor, (height, width), mode=interpolation, antialias=True)[0].contiguous().numpy()
-    )
-    return resized
+    return interpolate(tensor, (height, width), mode=interpolation, antialias=True)[0].contiguous().numpy()

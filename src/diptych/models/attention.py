@@ -183,7 +183,7 @@ def _varlen(
     is_causal: bool,
 ) -> Tensor:
     kernel, causal = _varlen_kernel()
-    out: Tensor = kernel(
+    return kernel(
         query,
         key,
         value,
@@ -193,7 +193,6 @@ def _varlen(
         layout.limit or layout.max_length,
         **(causal if is_causal else {}),
     )
-    return out
 
 
 @cache

@@ -45,7 +45,6 @@ class _SkipInit(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        del types
         named = kwargs or {}
         if func.__name__ == "normal_":
             return args[0] if args else named["tensor"]

@@ -70,5 +70,4 @@ class ConvNet(nn.Module):
         x = self.stem(pixels.to(self.projection.weight.dtype, memory_format=torch.channels_last))
         for stage in self.stages:
             x = stage(x)
-        out: Tensor = self.projection(self.norm_post(x.mean(dim=(2, 3))))
-        return out
+        return self.projection(self.norm_post(x.mean(dim=(2, 3))))

@@ -98,8 +98,7 @@ class Attention(nn.Module):
             attended = attend(query, key, value, layout, is_causal=is_causal)
         else:
             attended = self._attend_with_hook(query, key, value, layout)
-        merged: Tensor = self.out(attended.flatten(1))
-        return merged
+        return self.out(attended.flatten(1))
 
     def pooled(
         self, query_token: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
@@ -112,8 +111,7 @@ class Attention(nn.Module):
         else:
             key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
             attended = attend_once(self._split_heads(query), key, value, layout).flatten(1)
-        merged: Tensor = self.out(attended)
-        return merged
+        return self.out(attended)
 
     def along_paths(
         self, query_token: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: AncestorIds
@@ -128,8 +126,7 @@ class Attention(nn.Module):
             )  # queries H length D
             queries = part.view(len(path), self.heads, 1, self.head_width)
             outputs.append(functional.scaled_dot_product_attention(queries, keys, values).flatten(1))
-        merged: Tensor = self.out(torch.cat(outputs))
-        return merged
+        return self.out(torch.cat(outputs))
 
     def _attend_with_hook(self, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
         """Attention that computes its weights explicitly and passes them to `hook`."""
@@ -185,8 +182,7 @@ class Block(nn.Module):
     def _add_and_mlp(self, x: Float[Tensor, "A W"], attended: Float[Tensor, "A W"]) -> Float[Tensor, "A W"]:
         """Add the attention output, then the output of the MLP."""
         x = x + self.dropout(attended)
-        out: Tensor = x + self.dropout(self.mlp(self.norm_2(x)))
-        return out
+        return x + self.dropout(self.mlp(self.norm_2(x)))
 
 
 class Transformer(nn.Module):

@@ -73,8 +73,7 @@ class MapAttentionPool(nn.Module):
         features = x.flatten(2).transpose(1, 2)  # B HW C
         tokens = torch.cat([features.mean(dim=1, keepdim=True), features], dim=1) + self.position_emb  # B 1+HW C
         attended = single_query_attention(self.query(tokens[:, 0]), [tokens], self.key, self.value, heads=self.heads)
-        out: Tensor = self.out(attended)
-        return out
+        return self.out(attended)
 
 
 class ModifiedResNet(nn.Module):
@@ -112,8 +111,7 @@ class ModifiedResNet(nn.Module):
         x = functional.avg_pool2d(x, 2)
         for stage in self.stages:
             x = stage(x)
-        out: Tensor = self.pool(x)
-        return out
+        return self.pool(x)
 
 
 def _pooled(x: Tensor, stride: int) -> Tensor:

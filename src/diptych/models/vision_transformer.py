@@ -26,8 +26,7 @@ class PatchStem(nn.Module):
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token per patch, in row-major order. A patch is flattened in the order (channel, row, column)."""
         grid = pixels.unflatten(3, (-1, self.width)).unflatten(2, (-1, self.height))  # B 3 rows height columns width
-        tokens: Tensor = self.embed(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
-        return tokens
+        return self.embed(grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
 
 class ConvStem(nn.Module):
@@ -44,8 +43,7 @@ class ConvStem(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N D"]:
         """One token per patch, in row-major order."""
-        tokens: Tensor = self.layers(pixels).flatten(2).transpose(1, 2)
-        return tokens
+        return self.layers(pixels).flatten(2).transpose(1, 2)
 
 
 class AttentionPool(nn.Module):
@@ -66,8 +64,7 @@ class AttentionPool(nn.Module):
         query = self.query.expand(len(x), -1)  # B D
         layout = SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),))
         attended = self.attention.pooled(query, x.flatten(0, 1), layout)
-        out: Tensor = attended + self.mlp(self.norm(attended))
-        return out
+        return attended + self.mlp(self.norm(attended))
 
 
 class VisionTransformer(nn.Module):
@@ -98,8 +95,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B E"]:
         """Embeddings of normalized pixels, not scaled to unit length."""
-        out: Tensor = self.projection(self._pooled(self.norm_pre(self._tokens(pixels))))
-        return out
+        return self.projection(self._pooled(self.norm_pre(self._tokens(pixels))))
 
     def _tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
         patches = self.stem(pixels.to(self.position_emb.dtype))

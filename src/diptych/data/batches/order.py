@@ -124,8 +124,7 @@ def _drawn(rows: Rows) -> list[int]:
     sizes = np.diff([end for end, _ in rows.parts], prepend=0)
     shares = np.array([share for _, share in rows.parts]) * (sizes > 0)
     ends = np.round(np.cumsum(shares) / shares.sum() * rows.num).astype(int)
-    drawn: list[int] = np.diff(ends, prepend=0).tolist()
-    return drawn
+    return np.diff(ends, prepend=0).tolist()
 
 
 def _next_of_part(
