@@ -45,11 +45,9 @@ def _rows(path: Path) -> Iterator[Any]:
     """Yield the rows one by one, so that a JSON Lines file is never completely in memory."""
     reads(path)
     if path.suffix.lower() in {".jsonl", ".ndjson"}:
-        number = 0
         try:
             with path.open("rb") as file:  # In text mode, characters such as U+2028 would end a line.
-                for line in file:
-                    number += 1
+                for number, line in enumerate(file, start=1):
                     if not line.isspace():
                         yield from_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         except ValueError as error:
