@@ -92,7 +92,6 @@ def plot_ranks(ranks: Mapping[str, tuple[Int64[ndarray, "_"], int]]) -> bytes:
     for color, (name, (rank, num)) in zip(_COLORS, ranks.items(), strict=False):
         ks = np.unique(np.geomspace(1, num, 60).astype(int))
         axes.plot(ks, [100 * float((rank <= k).mean()) for k in ks], color=color, label=name)
-    ks = np.unique(np.geomspace(1, num, 60).astype(int))
     axes.plot(ks, 100 * ks / num, color=_FAINT, linestyle=":", label="guessing")
     axes.set(xscale="log", xlabel="k", ylabel="found among the k best, %", ylim=(0, 101))
     axes.legend(frameon=False, fontsize=9)

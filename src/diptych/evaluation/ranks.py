@@ -5,6 +5,7 @@ equal whenever it is computed again, and ties are exact. Shapes: I images, X tex
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.core.deprecation import RenamedAttribute, renamed_names
+from diptych.core.lists import chunks
 from diptych.core.progress import Track, silently
 
 TILE_IMAGES, TILE_TEXTS = 1024, 4096
@@ -84,11 +86,7 @@ class _Tiles:
     def __init__(self, image_emb: ndarray, text_emb: ndarray, device: torch.device) -> None:
         self.images, self.texts = torch.from_numpy(image_emb).to(device), torch.from_numpy(text_emb).to(device)
         self.height, self.width = min(TILE_IMAGES, len(image_emb)), min(TILE_TEXTS, len(text_emb))
-        self.slices = [
-            (slice(top, min(top + self.height, len(image_emb))), slice(left, min(left + self.width, len(text_emb))))
-            for top in range(0, len(image_emb), self.height)
-            for left in range(0, len(text_emb), self.width)
-        ]
+        self.slices = [*product(chunks(len(image_emb), self.height), chunks(len(text_emb), self.width))]
 
     def scores(self, rows: slice, columns: slice) -> Tensor:
         """Return the scores of a slice of images with a slice of texts."""

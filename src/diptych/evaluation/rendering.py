@@ -8,7 +8,6 @@ import numpy as np
 
 from diptych.core.formatting import percent
 from diptych.evaluation.compare import Comparison
-from diptych.evaluation.encoded import EncodedImages
 from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths
 from diptych.evaluation.probe import KnnReport, ProbeReport
 from diptych.evaluation.report import Picture, Report, Section, png_of
@@ -69,7 +68,7 @@ def _describe_cosines(pairs: PairScores) -> str:
 
 def tell_retrieval(result: Retrieval) -> Report:
     """Return a report with the recall of both directions, the ranks of correct answers, and pictures of sample queries."""
-    report = result.report
+    report, pairs = result.report, result.pairs
     ranks = {
         "image to text": (result.image_to_text.rank, result.image_to_text.num_candidates),
         "text to image": (result.text_to_image.rank, result.text_to_image.num_candidates),
@@ -77,7 +76,7 @@ def tell_retrieval(result: Retrieval) -> Report:
     curve = Picture("ranks", lambda: plot_ranks(ranks), "Share of queries whose right answer is among the k best")
     both = f"{percent(report.image_to_text.r1)} / {percent(report.text_to_image.r1)}"
     return Report(
-        title=f"Retrieval on {report.protocol['split']}: {_size(result.pairs.images)}, {len(result.pairs.captions):,} texts",
+        title=f"Retrieval on {report.protocol['split']}: {len(pairs.images.rows):,} images, {len(pairs.captions):,} texts",
         summary=f"R@1 {both} (image to text / text to image)",
         metrics=report,
         protocol=report.protocol,
@@ -174,7 +173,7 @@ def tell_comparison(comparison: Comparison) -> Report:
         if picture is not None
     ]
     return Report(
-        title=f"Comparison on {comparison.protocol['split']}: {_size(comparison.images)}",
+        title=f"Comparison on {comparison.protocol['split']}: {len(comparison.images.rows):,} images",
         summary=", ".join(
             f"{name} {percent(own.value)}" for name, own in zip(comparison.names, comparison.own, strict=True)
         ),
@@ -199,10 +198,6 @@ def _differing(comparison: Comparison, right: int, wrong: int) -> Picture | None
         return png_of(contact_sheet([SheetRow(title, tiles)], columns=5, caption_lines=3))
 
     return Picture(f"right-{right}-wrong-{wrong}", draw, title)
-
-
-def _size(images: EncodedImages) -> str:
-    return f"{len(images.rows):,} images"
 
 
 def _probe_rows(top1: float, mean_per_class: float) -> list[list[str]]:
