@@ -125,38 +125,29 @@ def answering_within(connection: Connection, limit_s: float | None) -> Iterator[
     if limit_s is None:
         yield
         return
-    closer = _ConnectionCloser(connection)
-    timer = threading.Timer(limit_s, closer.end_connection)
+    lock, is_over, has_ended = threading.Lock(), False, False
+
+    def end_connection() -> None:
+        nonlocal has_ended
+        with lock, suppress(psycopg.Error, OSError):
+            if not is_over:  # Otherwise another thread may be using the connection.
+                has_ended = True
+                with socket.socket(fileno=os.dup(connection.fileno())) as twin:
+                    twin.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(limit_s, end_connection)
     timer.daemon = True
     timer.start()
     try:
         yield
     except psycopg.Error:
-        if closer.has_ended:
+        if has_ended:
             raise TimeoutError(f"no answer within {limit_s:g} s") from None
         raise
     finally:
         timer.cancel()
-        closer.stop()
-
-
-class _ConnectionCloser:
-    """Closes a connection from another thread, unless it is no longer in use."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock, self._is_over = connection, threading.Lock(), False
-        self.has_ended = False
-
-    def end_connection(self) -> None:
-        with self._lock, suppress(psycopg.Error, OSError):
-            if not self._is_over:
-                self.has_ended = True
-                with socket.socket(fileno=os.dup(self._connection.fileno())) as twin:
-                    twin.shutdown(socket.SHUT_RDWR)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._is_over = True
+        with lock:
+            is_over = True
 
 
 def _is_alive(connection: Connection) -> bool:

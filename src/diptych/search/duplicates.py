@@ -41,21 +41,14 @@ def find_duplicates(index: Index, *, threshold: float = 0.98, track: Track = sil
                 if phash is not None:
                     found[entries[0].digest] = phash
                 advance()
-            can_write = can_write and _store(index, found)
+            if found and can_write:
+                try:
+                    with index.writing(wait_s=0):
+                        index.set_phashes(found)
+                except (BusyError, IndexingError):  # The index cannot be written now.
+                    can_write = False
             phashes |= found
     return index.duplicates(threshold, phashes=phashes)
-
-
-def _store(index: Index, phashes: dict[str, int]) -> bool:
-    """Store the hashes of a batch. Returns False if the index cannot be written now."""
-    if not phashes:
-        return True
-    try:
-        with index.writing(wait_s=0):
-            index.set_phashes(phashes)
-    except (BusyError, IndexingError):
-        return False
-    return True
 
 
 def _phash(pool: DecodePool, entries: list[Entry]) -> int | None:

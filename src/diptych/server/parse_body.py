@@ -100,7 +100,9 @@ async def _form(request: Request) -> dict[str, Any]:
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
     """The OpenAPI description of a request body: JSON, and a form if the model has a field `images`."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    content: dict[str, Any] = {"application/json": {"schema": schema, "examples": _examples(model)}}
+    extra: Any = model.model_config["json_schema_extra"]
+    examples = {f"example {number}": {"value": value} for number, value in enumerate(extra["examples"], start=1)}
+    content: dict[str, Any] = {"application/json": {"schema": schema, "examples": examples}}
     if "images" in model.model_fields:
         fields = {
             "images": {"type": "array", "items": {"type": "string", "contentMediaType": "application/octet-stream"}}
@@ -109,9 +111,3 @@ def body_schema(model: type[BaseModel]) -> dict[str, Any]:
         fields |= {name: {"type": "array", "items": {"type": "string", "minLength": 1}} for name in lists}
         content["multipart/form-data"] = {"schema": {"type": "object", "properties": fields, "required": ["images"]}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-def _examples(model: type[BaseModel]) -> dict[str, Any]:
-    extra = model.model_config.get("json_schema_extra")
-    examples: Any = extra.get("examples", []) if isinstance(extra, dict) else []
-    return {f"example {number}": {"value": value} for number, value in enumerate(examples, start=1)}
