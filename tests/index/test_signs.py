@@ -86,7 +86,7 @@ def test_texts_are_found_although_their_mean_is_another(tmp_path: Path, gap: _Pa
     vectors, texts = gap
     about = build_signs.build(vectors, tmp_path / "bits", codes=encode(vectors), queries=texts[: 9 * NUM_QUERIES])
     assert about.effort < NUM / 6
-    assert about.recall >= 0.995
+    assert about.recall >= 0.998
     others = texts[9 * NUM_QUERIES :]
     expected = nearest(vectors, others, top=10)[0]
     rows = _opened(tmp_path / "bits", about).search(vectors, others, top=10, codes=encode(vectors))[0]
@@ -94,7 +94,7 @@ def test_texts_are_found_although_their_mean_is_another(tmp_path: Path, gap: _Pa
     centered, mean = vectors - vectors.mean(axis=0), vectors.mean(axis=0)
     plain = ((centered > 0) @ np.where(others > mean, 1, -1).T).T
     rank = [np.sum(of_query >= of_query[row]) for of_query, rows in zip(plain, expected, strict=True) for row in rows]
-    assert np.quantile(rank, 0.995) > 2 * about.effort
+    assert np.quantile(rank, 0.998) > 2 * about.effort
     hard = np.eye(128, dtype=np.float32)[-20:]  # In these directions, the vectors differ least.
     assert build_signs.build(vectors, tmp_path / "hard", queries=hard).effort > about.effort
 

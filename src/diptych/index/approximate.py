@@ -2,7 +2,7 @@
 
 The first pass compares sign bits (`signs.py`), the second pass compares eight-bit codes of the vectors that remain, and the
 third pass compares floats. The number of vectors that the first pass leaves is fixed when the bits are built: it is large
-enough to find 99.5 % of the 10 nearest vectors, for picture queries and for text queries. Hits are ranked by the scores of the
+enough to find 99.8 % of the 10 nearest vectors, for picture queries and for text queries. Hits are ranked by the scores of the
 exact scan (`exact.py`). The exact scan is used for hits after the first 100, and for queries with too few hits.
 Shapes: N vectors, E embedding, Q queries, K found, R rows, C rows of a chunk, P pairs of a query and a row, F first hits.
 """
