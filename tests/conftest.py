@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings as hypothesis_settings
 from PIL import Image, ImageDraw
 
+from diptych.cli.output import console
 from diptych.core.settings import override
 from diptych.data.batches.loader import DataConfig
 from diptych.images.augment import AugmentConfig
@@ -28,7 +29,7 @@ from diptych.training.optim.schedule import ScheduleConfig
 from diptych.training.run import train
 from diptych.training.validation import ValidationConfig
 from tests import TestNumber
-from tests.servers import postgresql
+from tests.servers import Server, postgresql, postgresql_server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -121,6 +122,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.fixture
+def fresh_console() -> None:
+    """The console holds the stream that was standard output when it was made."""
+    console.cache_clear()
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than ten steps do."""
+    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(finished_run: Path) -> Path:
     """The folder of a tiny trained bundle; leave it as it is."""
@@ -162,6 +175,13 @@ def database() -> Iterator[str]:
     """A PostgreSQL with pgvector, started when it is first asked for."""
     with postgresql(with_vector=True) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def own_database() -> Iterator[Server]:
+    """A PostgreSQL with pgvector that no other file of tests uses."""
+    with postgresql_server(with_vector=True) as started:
+        yield started
 
 
 @pytest.fixture(params=["folder", "postgresql"])

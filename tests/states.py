@@ -1,6 +1,5 @@
 """A small state of training with all that a checkpoint must bring back."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,9 +116,3 @@ def assert_same_values(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             assert torch.equal(value, theirs[name]), name
         else:
             assert value == theirs[name], name
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)

@@ -30,7 +30,8 @@ from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.hashing import HashingTokenizer
 from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
-from tests.bundle.forging import config_of, reseal
+from tests.bundle.makers import config_of, reseal
+from tests.makers import flip_bit
 
 SMALL = CLIPConfig(
     embed_dim=8,
@@ -55,12 +56,6 @@ def _remembering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SETTLED_S", -1.0)
 
 
-def _flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
 def _small(**text: Any) -> Bundle:
     torch.manual_seed(0)
     config = replace(SMALL, text=replace(SMALL.text, **text))
@@ -79,7 +74,7 @@ def test_a_flipped_bit_is_found_or_changes_no_number(bundle: Path, seed: int) ->
     rng = random.Random(seed)
     path = bundle / (*FILES, "README.md")[seed % 4]
     before = load_bundle(bundle)
-    _flip(path, rng.randrange(8 * path.stat().st_size))
+    flip_bit(path, rng.randrange(8 * path.stat().st_size))
     after, message = _loaded_or_refused(bundle)
     if after is None:
         assert str(bundle) in message
@@ -99,14 +94,14 @@ def test_every_bit_of_a_number_in_the_config_is_found(tmp_path: Path) -> None:
     for byte in (*range(first, first + 4), version):
         for bit in range(8):
             path.write_bytes(text)
-            _flip(path, 8 * byte + bit)
+            flip_bit(path, 8 * byte + bit)
             with pytest.raises(BundleError, match=r"config\.json"):
                 load_bundle(tmp_path / "b")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
 def test_the_message_names_the_damaged_file(bundle: Path, name: str) -> None:
-    _flip(bundle / name, 8 * (bundle / name).stat().st_size - 20)
+    flip_bit(bundle / name, 8 * (bundle / name).stat().st_size - 20)
     with pytest.raises(BundleError, match=rf"{name}: is damaged: its SHA-256 is .*copy or download the bundle again"):
         load_bundle(bundle)
 
@@ -136,7 +131,7 @@ def test_a_file_is_read_once_per_state(bundle: Path, monkeypatch: pytest.MonkeyP
     open_bundle(bundle, verify="full")
     assert len(read) == 4
     status = (bundle / "tokenizer.json").stat()
-    _flip(bundle / "tokenizer.json", 99)
+    flip_bit(bundle / "tokenizer.json", 99)
     os.utime(bundle / "tokenizer.json", ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged"):
         load_bundle(bundle)  # A program can set back the time of the content, but not that of the metadata.
@@ -148,7 +143,7 @@ def test_a_full_check_trusts_no_note(bundle: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checksums, "file_stamp", lambda path: "the same")
     load_bundle(bundle)
     load_bundle(bundle)
-    _flip(bundle / "model.safetensors", 8 * (bundle / "model.safetensors").stat().st_size - 20)
+    flip_bit(bundle / "model.safetensors", 8 * (bundle / "model.safetensors").stat().st_size - 20)
     load_bundle(bundle)  # Decay of a disk that changes no time stamp goes unnoticed here,
     with pytest.raises(BundleError, match=r"model\.safetensors: is damaged"):
         open_bundle(bundle, verify="full")  # and is found here.

@@ -8,7 +8,7 @@ import pytest
 from diptych.bundle import folder as folder_module
 from diptych.bundle.folder import load_bundle, save_bundle
 from diptych.core.errors import BundleError
-from tests.bundle.forging import reseal
+from tests.bundle.makers import reseal
 
 
 def test_a_tokenizer_with_ids_beyond_its_vocabulary_is_refused(bundle: Path) -> None:

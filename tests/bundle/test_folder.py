@@ -1,7 +1,5 @@
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +13,7 @@ from diptych.core.errors import BundleError
 from diptych.core.files import sha256_of
 from diptych.data.open_source import open_source
 from diptych.inference.embedder import Embedder
-
-
-@pytest.fixture
-def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+from tests.bundle.makers import reseal
 
 
 def _embeddings(bundle: Bundle) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -68,13 +61,6 @@ def test_not_a_bundle(tmp_path: Path, finished_run: Path, tiny_bundle: Path) -> 
         load_bundle(tiny_bundle / "config.json")
     with pytest.raises(BundleError, match=f"is a run, not a bundle; its bundle is {finished_run}/bundle"):
         load_bundle(finished_run)
-
-
-def reseal(bundle: Path, **changes: Any) -> None:
-    """Make the checksums fit files that a test changed, as whoever forges a bundle would."""
-    config = {**json.loads((bundle / "config.json").read_text("utf-8")), **changes}
-    config["files"] = {name: sha256_of(bundle / name) for name in config["files"]}
-    (bundle / "config.json").write_text(json.dumps(seal(config)))
 
 
 @pytest.mark.parametrize("size", [0, 100, -40])

@@ -15,7 +15,7 @@ import torch
 from diptych.bundle.hub import _is_complete, _wanted
 from diptych.bundle.hugging_face_writer import write_hugging_face
 from diptych.models.clip import CLIP
-from tests.bundle.test_import import SMALL
+from tests.bundle.makers import SMALL
 
 COMMIT = "a" * 40
 

@@ -20,13 +20,11 @@ from diptych.bundle.renaming import to_theirs
 from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ConvNetConfig, TextConfig, ViTConfig
+from diptych.models.config import ConvNetConfig
 from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests import peers
-
-TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=1, heads=1)
-SMALL = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=64, layers=1, heads=1), text=TEXT)
+from tests.bundle.makers import SMALL
 
 
 @pytest.fixture(scope="module")

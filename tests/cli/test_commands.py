@@ -10,36 +10,20 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
-from diptych.cli.output import console
 from diptych.data.sources.cifar import CIFAR100
 from diptych.data.sources.shapes import CLASSES
 from diptych.device.hardware import has_fast_int8
 from diptych.training.config import TrainConfig, write_config
-from tests.data.test_cifar import python_files
+from tests.cli.makers import error_of
+from tests.data.makers import python_files
 
-
-@pytest.fixture(autouse=True)
-def _fresh_console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    console.cache_clear()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
 def places(tiny_bundle: Path, photos: Path, flickr_folder: Path) -> dict[str, str]:
     """What the capital words of a command line stand for."""
     return {"BUNDLE": str(tiny_bundle), "PHOTOS": str(photos), "FLICKR": str(flickr_folder)}
-
-
-def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(list(words)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.endswith("\n")
-    assert err.count("\n") == 1, err
-    assert err.startswith("diptych: ")
-    assert "Traceback" not in err
-    return err
 
 
 def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -94,7 +78,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     ],
 )
 def test_a_wrong_word_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], line: str, says: str) -> None:
-    assert says in _fails(capsys, *line.split())
+    assert says in error_of(capsys, *line.split())
     assert list(Path().iterdir()) == []  # And leaves nothing behind.
 
 
@@ -141,7 +125,7 @@ def test_a_wrong_use_is_one_line_and_code_2(
 ) -> None:
     for name, place in places.items():
         line, says = line.replace(name, place), says.replace(name, place)
-    assert says in _fails(capsys, *line.split())
+    assert says in error_of(capsys, *line.split())
 
 
 def test_json_of_every_command(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, photos: Path) -> None:
@@ -238,8 +222,8 @@ def test_every_use_draws(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, 
     texts = ["rank-texts", bundle, f"{image} - blue", "--texts", str(tmp_path / "texts.txt")]
     assert [found["item"] for found in _json(capsys, *texts)["results"]]
     gone = ["rank-texts", bundle, str(photos / "gone.png"), *texts[3:]]
-    assert "gone.png: no such file" in _fails(capsys, *gone)
-    assert "needs a single image" in _fails(capsys, *texts, "--sheet", str(drawn))
+    assert "gone.png: no such file" in error_of(capsys, *gone)
+    assert "needs a single image" in error_of(capsys, *texts, "--sheet", str(drawn))
     if has_fast_int8():
         assert main(["classify", bundle, image, "--classes", "red", "blue", "--precision", "int8"]) == 0
         assert "int8: minimum cosine with fp32 0.99" in capsys.readouterr().out
@@ -254,7 +238,7 @@ def test_train_by_config_then_refused_then_overwritten(
     out, _ = capsys.readouterr()
     assert f"Bundle: {run / 'bundle'}" in out
     assert "eps: 1.0e-07" in (run / "config.yaml").read_text("utf-8")
-    assert "already holds a run" in _fails(capsys, "train", "--config", str(config), "--out", str(run))
+    assert "already holds a run" in error_of(capsys, "train", "--config", str(config), "--out", str(run))
     assert main(["train", "--config", str(run / "config.yaml"), "--out", str(run), "--overwrite"]) == 0
     capsys.readouterr()
     assert main(["train", "--resume", str(run)]) == 0
@@ -281,7 +265,7 @@ def test_a_config_with_init_excludes_another_model(
     capsys: pytest.CaptureFixture[str], tiny_run: TrainConfig, tmp_path: Path
 ) -> None:
     write_config(replace(tiny_run, init="somewhere"), tmp_path / "init.yaml")
-    err = _fails(capsys, "train", "--config", str(tmp_path / "init.yaml"), "--preset", "small")
+    err = error_of(capsys, "train", "--config", str(tmp_path / "init.yaml"), "--preset", "small")
     assert "--init determines the model; it excludes --preset" in err
 
 
@@ -289,10 +273,10 @@ def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("keep")
     bundle, out = str(tiny_bundle), str(tmp_path / "copy")
-    assert "is not a bundle that can be replaced" in _fails(
+    assert "is not a bundle that can be replaced" in error_of(
         capsys, "import", bundle, "--out", str(tmp_path / "mine"), "--overwrite"
     )
-    assert "is not a bundle that can be replaced" in _fails(capsys, "import", bundle, "--out", bundle, "--overwrite")
+    assert "is not a bundle that can be replaced" in error_of(capsys, "import", bundle, "--out", bundle, "--overwrite")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "keep"
     assert main(["import", bundle, "--out", out]) == 0
     assert "already exists" in _fails_after(capsys, "import", bundle, "--out", out)
@@ -301,12 +285,12 @@ def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_
     for name, says in ((bundle, "holds weights.pt"), (f"{out}/weights.pt", "is not a bundle that can be replaced")):
         assert says in _fails_after(capsys, "import", name, "--out", out, "--overwrite")
     assert (tmp_path / "copy" / "weights.pt").read_text() == "keep"
-    assert "does not support" in _fails(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))
+    assert "does not support" in error_of(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))
 
 
 def _fails_after(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
-    return _fails(capsys, *words)
+    return error_of(capsys, *words)
 
 
 def test_data_is_shown_and_written_as_tars(
@@ -320,9 +304,9 @@ def test_data_is_shown_and_written_as_tars(
     said = capsys.readouterr().out
     assert "4 samples in 2 tars" in said
     assert f"--data 'shards:{out}/{{00000..00001}}.tar'" in said
-    assert "holds tars already" in _fails(capsys, "data", "shards", str(flickr_folder), out)
-    assert "num is 0" in _fails(capsys, "data", "show", str(flickr_folder), "-n", "0")
-    assert "cannot be written" in _fails(capsys, "data", "show", str(flickr_folder), "--out", "/nowhere/x.png")
+    assert "holds tars already" in error_of(capsys, "data", "shards", str(flickr_folder), out)
+    assert "num is 0" in error_of(capsys, "data", "show", str(flickr_folder), "-n", "0")
+    assert "cannot be written" in error_of(capsys, "data", "show", str(flickr_folder), "--out", "/nowhere/x.png")
 
 
 def test_data_is_audited(capsys: pytest.CaptureFixture[str], flickr_folder: Path, tmp_path: Path) -> None:

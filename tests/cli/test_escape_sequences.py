@@ -21,11 +21,6 @@ HOSTILE = f"a{CLIPBOARD}\x9b2J{BIDI}"
 SHOWN = r"a\x1b]52;c;Y3VybA==\x07\x9b2J\u202egpj.exe"
 
 
-@pytest.fixture(autouse=True)
-def _fresh_console() -> None:
-    output.console.cache_clear()
-
-
 def _is_safe(text: str) -> bool:
     return not set(text) & set("\x1b\x07\x9b\u202e")
 

@@ -11,16 +11,10 @@ from pathlib import Path
 import pytest
 
 from diptych.cli.main import main
-from diptych.cli.output import console
 from tests.conftest import draw_photos
-from tests.data.test_odd_names import odd_set
+from tests.data.makers import odd_set
 
 COMMAND = [sys.executable, "-m", "diptych", "data"]
-
-
-@pytest.fixture(autouse=True)
-def _fresh_console() -> None:
-    console.cache_clear()
 
 
 def _environment(**more: str) -> dict[str, str]:

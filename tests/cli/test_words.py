@@ -8,17 +8,12 @@ import numpy as np
 import pytest
 
 from diptych.cli.main import main
-from diptych.cli.output import console
 from diptych.inference.loaded import LoadedBundle
+from tests.cli.makers import error_of
+
+pytestmark = pytest.mark.usefixtures("here")
 
 LONG = "a photo of a red circle next to a blue square " * 8
-
-
-@pytest.fixture(autouse=True)
-def _fresh_console(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    console.cache_clear()
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.fixture
@@ -34,14 +29,6 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[Any, str]:
     assert main([*words, "--json"]) == 0
     out, err = capsys.readouterr()
     return json.loads(out), err
-
-
-def _fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(list(words)) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert (err.startswith("diptych: "), err.count("\n")) == (True, 1), err
-    return err
 
 
 @pytest.mark.filterwarnings("ignore:texts longer than 24 tokens")
@@ -65,7 +52,7 @@ def test_a_text_longer_than_a_file_name_is_a_text(
         ["evaluate", "zero-shot", bundle, "--data", "shapes:9", "--template", LONG],
         ["train", LONG],
     ):
-        _fails(capsys, *words)
+        error_of(capsys, *words)
 
 
 def test_rank_texts_takes_a_text(
@@ -88,7 +75,7 @@ def test_rank_texts_takes_a_text(
     ranking = ["rank-texts", str(tiny_bundle), str(photos / "b - c.png"), "--texts", texts, "--sheet", str(drawn)]
     assert _json(capsys, *ranking)[0]["query"] == str(photos / "b - c.png")
     assert drawn.stat().st_size > 1000
-    assert "needs a single image" in _fails(capsys, *ranking[:2], '"a text"', *ranking[3:])
+    assert "needs a single image" in error_of(capsys, *ranking[:2], '"a text"', *ranking[3:])
 
 
 def test_classes_may_be_in_a_file(
@@ -105,9 +92,9 @@ def test_classes_may_be_in_a_file(
     assert {score["name"] for score in _json(capsys, *classify, "names")[0][0]["scores"]} == {"red", "blue"}
     (answer,), _ = _json(capsys, *classify, "names", "blue")  # One of several words that is no .txt is a word.
     assert {score["name"] for score in answer["scores"]} == {"names", "blue"}
-    assert "holds no classes" in _fails(capsys, *classify, str(_written("empty.txt", "\n")))
+    assert "holds no classes" in error_of(capsys, *classify, str(_written("empty.txt", "\n")))
     shot = ["evaluate", "zero-shot", str(tiny_bundle), "--data", "shapes:9", "--classes", texts]
-    assert "3 class names given, but the data has 18" in _fails(capsys, *shot)
+    assert "3 class names given, but the data has 18" in error_of(capsys, *shot)
 
 
 def _written(name: str, text: str) -> Path:
@@ -157,7 +144,7 @@ def test_every_number_of_a_command_is_finite(
     capsys: pytest.CaptureFixture[str], tiny_bundle: Path, line: str, number: str
 ) -> None:
     words = line.replace("BUNDLE", str(tiny_bundle)).split()
-    _fails(capsys, *words[:-1], f"{words[-1]}{number}")
+    error_of(capsys, *words[:-1], f"{words[-1]}{number}")
 
 
 @pytest.mark.parametrize(
@@ -180,4 +167,4 @@ def test_every_number_of_a_command_is_finite(
     ],
 )
 def test_numbers_out_of_range(capsys: pytest.CaptureFixture[str], tiny_bundle: Path, line: str, says: str) -> None:
-    assert says in _fails(capsys, *line.replace("BUNDLE", str(tiny_bundle)).split())
+    assert says in error_of(capsys, *line.replace("BUNDLE", str(tiny_bundle)).split())

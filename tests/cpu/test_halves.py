@@ -12,7 +12,7 @@ from diptych.cpu.halves import ParallelHalves, can_halve
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ViTConfig
 from tests.conftest import TINY_MODEL
-from tests.training.test_step import assert_close, batch_of, gradients, gradients_of, model_of, step_of
+from tests.training.makers import assert_close, batch_of, gradients, gradients_of, model_of, step_of
 
 _MANY_WORDS = replace(TINY_MODEL, text=replace(TINY_MODEL.text, vocab_size=20_000))
 _Given = TypeVar("_Given")

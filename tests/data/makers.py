@@ -1,21 +1,37 @@
 """Each kind of data, small: functions that write it into a folder and give its `kind:location`."""
 
+import csv
+import io
 import json
+import os
+import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
+from diptych.core.errors import ImageError
 from diptych.data.open_source import open_source
-from diptych.data.sources.cifar import CIFAR10
+from diptych.data.sources.cifar import CIFAR10, CIFAR100, Cifar
+from diptych.data.sources.protocol import Source
 from diptych.data.tools.pack import pack
 from diptych.data.tools.write_shards import write_shards
+from diptych.images.decode import decode
 from tests.conftest import draw_photos
-from tests.data.test_cifar import python_files
 
 NAMES = [f"{name}.png" for name in "abcd"]
+CIFARS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CIFAR_CLASSES = ["airplane", "aquarium_fish", "bear"]
+ODD_NAMES = (
+    "a b.png", "new\nline.png", "\U0001f408.png", "q\"uo'te.png", "-dash.png", "..two.png", "[red].png", ":cat:.png",
+    "semi;pipe|comma,tab\t.png", "per%20cent?#.png", "x" * 240 + ".png", os.fsdecode(b"\xff\xfe.png"), "back\\slash.png",
+    "$HOME`ls`.png", "{0..9}.png", "*.png",
+)  # fmt: skip
 
 
 def csv_file(folder: Path) -> str:
@@ -71,9 +87,59 @@ def class_zip(folder: Path) -> str:
     return f"class-folder:{folder.parent / 'set.zip'}"
 
 
+def cifar_pixels(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Two pictures of noise, in the order of CIFAR's files."""
+    return np.random.default_rng(number).integers(0, 256, (2, 3072), dtype=np.uint8)
+
+
+def python_files(cifar: Cifar, folder: Path) -> Path:
+    """As the authors' Python 2 wrote them: protocol 2, texts as bytes."""
+    folder.mkdir()
+    for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
+        batch = {b"data": cifar_pixels(number), cifar.label_key.encode(): [number % 3, 2]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    meta = {cifar.names_file[1].encode(): [name.encode() for name in CIFAR_CLASSES]}
+    (folder / cifar.names_file[0]).write_bytes(pickle.dumps(meta, protocol=2))
+    return folder
+
+
+def binary_files(cifar: Cifar, folder: Path) -> Path:
+    """The same as files for C programs."""
+    folder.mkdir()
+    for number, name in enumerate(f"{name}.bin" for names in cifar.pickles.values() for name in names):
+        labels = np.zeros((2, cifar.label_bytes), dtype=np.uint8)
+        labels[:, -1] = [number % 3, 2]
+        (folder / name).write_bytes(np.concatenate([labels, cifar_pixels(number)], axis=1).tobytes())
+    (folder / cifar.names_text).write_text("\n".join(CIFAR_CLASSES) + "\n\n")
+    return folder
+
+
+def cifar_archive(folder: Path, name: str = "mine.tar.gz") -> Path:
+    """A tar of the folder, beside it."""
+    path = folder.parent / name
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(folder, arcname="cifar-batches")
+    return path
+
+
 def cifar10_folder(folder: Path) -> str:
     """Twelve pictures in the layout of the python archive."""
     return f"cifar10:{python_files(CIFAR10, folder)}"
+
+
+def write_tar(path: Path, *members: tuple[str, bytes | str]) -> Path:
+    """A tar. Members with a text for content are hard links to the member of that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.LNKTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return path
 
 
 def shards_folder(folder: Path) -> str:
@@ -160,3 +226,57 @@ def spec_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
     if kind in FIXTURES:
         return f"{kind}:{request.getfixturevalue(FIXTURES[kind])}"
     return MAKERS[kind](folder)
+
+
+def keys_of(source: Source) -> list[str]:
+    """Of all samples, in their order."""
+    return [source.key(i) for i in range(len(source))]
+
+
+def broken(source: Source) -> list[str]:
+    """Why samples cannot be read."""
+    reasons = []
+    for i in range(len(source)):
+        try:
+            decode(source[i].image)
+        except ImageError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def odd_set(folder: Path, kind: str) -> str:
+    """Pictures of odd names in one of the layouts, as far as it can hold them."""
+    draw_photos(folder / "images", [f"{i}.png" for i in range(len(ODD_NAMES))])
+    for i, name in enumerate(ODD_NAMES):
+        (folder / "images" / f"{i}.png").rename(folder / "images" / name)
+    rows = [{"image": f"images/{name}", "caption": f"of {name}"} for name in ODD_NAMES]
+    annotations = [{"image_id": i, "caption": name} for i, name in enumerate(ODD_NAMES)]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(ODD_NAMES)]
+    match kind:
+        case "csv":
+            with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerows([["image", "caption"], *([row["image"], row["caption"]] for row in rows[:11])])
+            return f"csv:{folder / 'rows.csv'}"
+        case "json":
+            (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
+            return f"json:{folder / 'rows.json'}"
+        case "tsv-folder":
+            lines = (os.fsencode(f"{name}\tx\n") for name in ODD_NAMES if name.isprintable())
+            (folder / "captions.txt").write_bytes(b"".join(lines))
+            return f"tsv-folder:{folder}"
+        case "coco":
+            (folder / "captions_train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+            return f"coco:{folder}"
+        case "class-folder":
+            for name in ODD_NAMES:
+                (folder / "classes" / name[:-4]).mkdir(parents=True)
+                (folder / "images" / name).rename(folder / "classes" / name[:-4] / name)
+            return f"class-folder:{folder / 'classes'}"
+    with tarfile.open(folder / "odd.tar", "w") as tar:
+        for name in ODD_NAMES:
+            stem = name[:-4].replace(".", "_")
+            tar.add(folder / "images" / name, f"{stem}.png")
+            (folder / "text").write_text("x")
+            tar.add(folder / "text", f"{stem}.txt")
+    return f"shards:{folder / 'odd.tar'}"

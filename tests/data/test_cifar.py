@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import shutil
-import tarfile
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -22,49 +21,15 @@ from diptych.data.sources import cifar as cifar_module
 from diptych.data.sources.cifar import CIFAR10, CIFAR100, Cifar
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
-
-KINDS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-NAMES = ["airplane", "aquarium_fish", "bear"]
+from tests.data.makers import CIFARS, binary_files, cifar_archive, cifar_pixels, python_files
 
 
-def _pictures(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.random.default_rng(number).integers(0, 256, (2, 3072), dtype=np.uint8)
-
-
-def python_files(cifar: Cifar, folder: Path) -> Path:
-    """As the authors' Python 2 wrote them: protocol 2, texts as bytes."""
-    folder.mkdir()
-    for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
-        batch = {b"data": _pictures(number), cifar.label_key.encode(): [number % 3, 2]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    meta = {cifar.names_file[1].encode(): [name.encode() for name in NAMES]}
-    (folder / cifar.names_file[0]).write_bytes(pickle.dumps(meta, protocol=2))
-    return folder
-
-
-def _binary(cifar: Cifar, folder: Path) -> Path:
-    folder.mkdir()
-    for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
-        labels = np.zeros((2, cifar.label_bytes), dtype=np.uint8)
-        labels[:, -1] = [number % 3, 2]
-        (folder / f"{name}.bin").write_bytes(np.concatenate([labels, _pictures(number)], axis=1).tobytes())
-    (folder / cifar.names_text).write_text("\n".join(NAMES) + "\n\n")
-    return folder
-
-
-def archive(folder: Path, name: str = "mine.tar.gz") -> Path:
-    path = folder.parent / name
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(folder, arcname="cifar-batches")
-    return path
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("make", [python_files, _binary])
+@pytest.mark.parametrize("kind", list(CIFARS))
+@pytest.mark.parametrize("make", [python_files, binary_files])
 @pytest.mark.parametrize("packing", ["folder", "folder above", "archive"])
 def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], packing: str, tmp_path: Path) -> None:
-    folder = make(KINDS[kind], tmp_path / "batches")
-    place = {"folder": folder, "folder above": tmp_path, "archive": archive(folder)}[packing]
+    folder = make(CIFARS[kind], tmp_path / "batches")
+    place = {"folder": folder, "folder above": tmp_path, "archive": cifar_archive(folder)}[packing]
     source = open_source(f"{kind}:{place}")
     num_train = 10 if kind == "cifar10" else 2
     assert len(source) == num_train + 2
@@ -74,7 +39,7 @@ def test_every_official_form(kind: str, make: Callable[[Cifar, Path], Path], pac
     sample = source[1]
     assert sample.label == 2
     assert sample.captions[0] == "a photo of a bear"
-    expected = _pictures(0)[1].reshape(3, 32, 32).transpose(1, 2, 0)
+    expected = cifar_pixels(0)[1].reshape(3, 32, 32).transpose(1, 2, 0)
     assert np.array_equal(np.asarray(decode(sample.image)), expected)
     again = pickle.loads(pickle.dumps(source))
     assert np.array_equal(np.asarray(decode(again[1].image)), expected)
@@ -121,18 +86,18 @@ def test_damaged_batches(content: bytes, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    folder = _binary(CIFAR10, tmp_path / "batches")
+    folder = binary_files(CIFAR10, tmp_path / "batches")
     (folder / "data_batch_4.bin").unlink()
     with pytest.raises(DataError, match=r"data_batch_4\.bin of cifar10 is missing"):
         open_source(f"cifar10:{folder}")
     with pytest.raises(DataError, match="no such file or folder"):
         open_source(f"cifar10:{tmp_path}/gone")
     with pytest.raises(DataError, match=r"holds neither batches\.meta nor batches\.meta\.txt of cifar10"):
-        open_source(f"cifar10:{archive(python_files(CIFAR100, tmp_path / 'other'))}")
+        open_source(f"cifar10:{cifar_archive(python_files(CIFAR100, tmp_path / 'other'))}")
 
 
 def test_an_archive_that_is_called_as_the_official_one_must_be_it(tmp_path: Path) -> None:
-    path = archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    path = cifar_archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
     with pytest.raises(DataError, match=r"is damaged or incomplete; its MD5 is not c58f30108f718f92721af3b95e74349a"):
         open_source(f"cifar10:{path}")
 
@@ -144,7 +109,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 def test_without_a_location_it_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "there").mkdir()
-    path = archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
+    path = cifar_archive(python_files(CIFAR10, tmp_path / "batches"), "cifar-10-python.tar.gz")
     path = path.rename(tmp_path / "there" / path.name)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path / "there")))
     threading.Thread(target=server.serve_forever, daemon=True).start()

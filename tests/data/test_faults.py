@@ -16,8 +16,7 @@ from diptych.core.errors import DataError, DiptychWarning
 from diptych.data.open_source import open_source
 from diptych.data.tools.pack import pack
 from tests.conftest import as_nobody, draw_photos
-from tests.data.makers import MAKERS, coco_folder, csv_file, shards_folder
-from tests.data.test_odd_names import broken
+from tests.data.makers import MAKERS, broken, coco_folder, csv_file, shards_folder
 
 
 def _fate(spec: str) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from diptych.data.storage import tree
 from diptych.data.storage.inputs import Inputs
 from diptych.images import formats
 from tests.conftest import draw_photos
-from tests.data.makers import coco_folder, csv_file, tsv_folder
+from tests.data.makers import coco_folder, csv_file, keys_of, tsv_folder
 
 _DAY_S = 86_400
 
@@ -57,11 +57,6 @@ def _num_kept(kind: str) -> int:
     return len(list(ArrayCache().folder.glob(f"{kind}-*.npz")))
 
 
-def _keys(spec: str) -> list[str]:
-    source = open_source(spec)
-    return [source.key(i) for i in range(len(source))]
-
-
 def _captioned(folder: Path, names: str) -> None:
     draw_photos(folder, [f"{name}.png" for name in names])
     for name in names:
@@ -78,9 +73,9 @@ def test_formats_that_can_be_opened_and_pillow_are_part_of_the_key(
     with monkeypatch.context() as without_webp:
         without_webp.delitem(formats.FORMATS, ".webp")
         without_webp.setattr(tree, "IMAGE_SUFFIXES", frozenset(formats.FORMATS))
-        assert _keys(spec) == ["a.png", "b.png"]
-    assert _keys(spec) == ["a.png", "b.png", "c.webp"]
-    assert _keys(spec) == ["a.png", "b.png", "c.webp"]
+        assert keys_of(open_source(spec)) == ["a.png", "b.png"]
+    assert keys_of(open_source(spec)) == ["a.png", "b.png", "c.webp"]
+    assert keys_of(open_source(spec)) == ["a.png", "b.png", "c.webp"]
     assert _num_kept("listing") == 2
     monkeypatch.setattr(PIL, "__version__", "0.0")
     open_source(spec)

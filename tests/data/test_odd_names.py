@@ -1,41 +1,20 @@
 """Files that are no files, and names that nobody expects."""
 
-import csv
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from diptych.core.errors import DataError, ImageError
+from diptych.core.errors import DataError
 from diptych.data.open_source import SOURCES, open_source
-from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import take_split
 from diptych.data.tools.audit import audit
 from diptych.data.tools.pack import pack
 from diptych.data.tools.write_shards import write_shards
 from diptych.evaluation.zero_shot import prompt_hash
-from diptych.images.decode import decode
 from tests.conftest import draw_photos
-from tests.data.makers import class_folder
-
-ODD_NAMES = (
-    "a b.png", "new\nline.png", "\U0001f408.png", "q\"uo'te.png", "-dash.png", "..two.png", "[red].png", ":cat:.png",
-    "semi;pipe|comma,tab\t.png", "per%20cent?#.png", "x" * 240 + ".png", os.fsdecode(b"\xff\xfe.png"), "back\\slash.png",
-    "$HOME`ls`.png", "{0..9}.png", "*.png",
-)  # fmt: skip
-
-
-def broken(source: Source) -> list[str]:
-    """Why samples cannot be read."""
-    reasons = []
-    for i in range(len(source)):
-        try:
-            decode(source[i].image)
-        except ImageError as error:
-            reasons.append(str(error))
-    return reasons
+from tests.data.makers import ODD_NAMES, broken, class_folder, odd_set
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
@@ -59,44 +38,6 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
     for fraction in (0.2, 0.4, 0.6, 0.8):
         with pytest.raises(DataError, match="no split 'other'"):
             take_split(pipes, "other", val_fraction=fraction)
-
-
-def odd_set(folder: Path, kind: str) -> str:
-    """Pictures of odd names in one of the layouts, as far as it can hold them."""
-    draw_photos(folder / "images", [f"{i}.png" for i in range(len(ODD_NAMES))])
-    for i, name in enumerate(ODD_NAMES):
-        (folder / "images" / f"{i}.png").rename(folder / "images" / name)
-    rows = [{"image": f"images/{name}", "caption": f"of {name}"} for name in ODD_NAMES]
-    annotations = [{"image_id": i, "caption": name} for i, name in enumerate(ODD_NAMES)]
-    images = [{"id": i, "file_name": name} for i, name in enumerate(ODD_NAMES)]
-    match kind:
-        case "csv":
-            with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
-                table = csv.writer(file)
-                table.writerows([["image", "caption"], *([row["image"], row["caption"]] for row in rows[:11])])
-            return f"csv:{folder / 'rows.csv'}"
-        case "json":
-            (folder / "rows.json").write_text(json.dumps(rows), "utf-8")
-            return f"json:{folder / 'rows.json'}"
-        case "tsv-folder":
-            lines = (os.fsencode(f"{name}\tx\n") for name in ODD_NAMES if name.isprintable())
-            (folder / "captions.txt").write_bytes(b"".join(lines))
-            return f"tsv-folder:{folder}"
-        case "coco":
-            (folder / "captions_train.json").write_text(json.dumps({"images": images, "annotations": annotations}))
-            return f"coco:{folder}"
-        case "class-folder":
-            for name in ODD_NAMES:
-                (folder / "classes" / name[:-4]).mkdir(parents=True)
-                (folder / "images" / name).rename(folder / "classes" / name[:-4] / name)
-            return f"class-folder:{folder / 'classes'}"
-    with tarfile.open(folder / "odd.tar", "w") as tar:
-        for name in ODD_NAMES:
-            stem = name[:-4].replace(".", "_")
-            tar.add(folder / "images" / name, f"{stem}.png")
-            (folder / "text").write_text("x")
-            tar.add(folder / "text", f"{stem}.txt")
-    return f"shards:{folder / 'odd.tar'}"
 
 
 @pytest.mark.parametrize("kind", ["csv", "json", "tsv-folder", "coco", "class-folder", "shards"])

@@ -1,10 +1,8 @@
 """Tars as a source: random access, what is broken counted, other people's readers."""
 
-import io
 import json
 import os
 import pickle
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,7 @@ from diptych.data.storage import tar_index as tar_index_module
 from diptych.data.tools.write_shards import write_shards
 from diptych.images.decode import decode
 from tests.conftest import draw_photos
-
-
-def _tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
+from tests.data.makers import write_tar
 
 
 @pytest.fixture
@@ -88,7 +78,7 @@ def test_labels_of_the_json_become_classes(tmp_path: Path, picture: bytes) -> No
     rows = [{"caption": "x", "label": label} for label in ("dog", "cat", "dog")]
     files = {f"{i}.{ending}": content for i, row in enumerate(rows) for ending, content in
              (("jpg", picture), ("json", json.dumps(row).encode()))}  # fmt: skip
-    source = open_source(f"shards:{_tar(tmp_path / 'a.tar', files)}")
+    source = open_source(f"shards:{write_tar(tmp_path / 'a.tar', *files.items())}")
     assert source.classes == ("cat", "dog")
     assert [source[i].label for i in range(3)] == [1, 0, 1]
 
@@ -106,7 +96,7 @@ def test_the_index_lies_beside_and_is_used(shards: Path, monkeypatch: pytest.Mon
 def test_an_index_that_does_not_fit_is_made_anew(shards: Path, tmp_path: Path, picture: bytes, harm: str) -> None:
     open_source(f"shards:{shards}/*.tar")
     if harm == "changed":
-        _tar(shards / "00001.tar", {"z.jpg": picture, "z.txt": b"another"})
+        write_tar(shards / "00001.tar", *{"z.jpg": picture, "z.txt": b"another"}.items())
     else:
         (shards / "00001.tar.index.npz").write_bytes(b"PK\x03\x04broken")
     source = open_source(f"shards:{shards}/*.tar")
@@ -139,7 +129,7 @@ def test_what_is_not_whole_is_left_out_and_counted(tmp_path: Path, picture: byte
         "e.jpg": picture, "e.txt": b"  ",
         "f.JPG": picture, "f.txt": b"six",
     }  # fmt: skip
-    path = _tar(tmp_path / "some.tar", files)
+    path = write_tar(tmp_path / "some.tar", *files.items())
     said = r"4 of 6 samples are left out: 2 with no caption, 1 with no image, 1 with JSON that cannot be read"
     for _ in range(2):  # From the index, too.
         with pytest.warns(DiptychWarning, match=said):
@@ -155,7 +145,7 @@ def test_a_tar_that_is_cut_off_keeps_what_is_whole(
 ) -> None:
     """Two headers and two contents of up to 512 and 1,024 bytes a sample: 2,560."""
     files = {f"{i}.{ending}": content for i in range(6) for ending, content in (("txt", b"x"), ("jpg", picture))}
-    path = _tar(tmp_path / "half.tar", files)
+    path = write_tar(tmp_path / "half.tar", *files.items())
     os.truncate(path, keep)
     with pytest.warns(DiptychWarning, match=f"left out: 1 with {reason}"):
         source = open_source(f"shards:{path}")
@@ -186,7 +176,7 @@ def test_a_tar_that_vanishes_or_shrinks_is_an_image_error(shards: Path) -> None:
 )
 def test_shards_say_what_is_wrong(tmp_path: Path, picture: bytes, pattern: str, message: str) -> None:
     (tmp_path / "text.tar").write_bytes(b"no tar at all" * 100)
-    _tar(tmp_path / "only.tar", {"0.jpg": picture, "0.npy": b"3", "1.jpg": picture, "1.npy": b"4"})
+    write_tar(tmp_path / "only.tar", *{"0.jpg": picture, "0.npy": b"3", "1.jpg": picture, "1.npy": b"4"}.items())
     with pytest.raises(DataError, match=message):
         open_source(f"shards:{tmp_path}/{pattern}")
 
@@ -225,7 +215,7 @@ def test_ranges_and_lists_are_expanded_from_left_to_right() -> None:
 def test_several_patterns_and_equal_names(tmp_path: Path, picture: bytes) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-        _tar(tmp_path / folder / "0.tar", {"k.jpg": picture, "k.txt": folder.encode()})
+        write_tar(tmp_path / folder / "0.tar", *{"k.jpg": picture, "k.txt": folder.encode()}.items())
     source = open_source(f"shards:{tmp_path}/one/0.tar::{tmp_path}/two/*.tar")
     assert [source.key(i) for i in range(2)] == ["one/0/k", "two/0/k"]
     assert [source.captions(i) for i in range(2)] == [("one",), ("two",)]

@@ -7,9 +7,8 @@ from unicodedata import normalize
 import pytest
 
 from diptych.data.open_source import open_source
-from diptych.data.sources.protocol import Source
 from tests.conftest import draw_photos
-from tests.data.makers import class_folder
+from tests.data.makers import class_folder, keys_of
 
 
 def _zipped(folder: Path) -> Path:
@@ -21,10 +20,6 @@ def _zipped(folder: Path) -> Path:
     return path
 
 
-def _keys(source: Source) -> list[str]:
-    return [source.key(i) for i in range(len(source))]
-
-
 @pytest.mark.parametrize("is_zip", [False, True])
 def test_files_of_other_programs_are_no_pictures(tmp_path: Path, is_zip: bool) -> None:
     clean = open_source(class_folder(tmp_path / "set"))
@@ -33,7 +28,7 @@ def test_files_of_other_programs_are_no_pictures(tmp_path: Path, is_zip: bool) -
     draw_photos(tmp_path / "set" / "train" / "dog", ["._a.png"])
     place = _zipped(tmp_path / "set") if is_zip else tmp_path / "set"
     source = open_source(f"class-folder:{place}")
-    assert (_keys(source), source.classes) == (_keys(clean), clean.classes)
+    assert (keys_of(source), source.classes) == (keys_of(clean), clean.classes)
     assert [source.split(i) for i in range(len(source))] == ["train"] * 4 + ["val"] * 2
     (oddity,) = source.oddities
     assert (oddity.what, oddity.done, oddity.num) == ("hidden files and files of other programs", "left out", 4)
@@ -66,7 +61,7 @@ def test_linked_class_folders_are_followed_and_loops_are_cut(tmp_path: Path) -> 
     }.items():
         (tmp_path / "set" / name).symlink_to(target)
     source = open_source(f"class-folder:{tmp_path / 'set'}")
-    assert _keys(source) == ["cat/b.png", "dog/old/a.png"]
+    assert keys_of(source) == ["cat/b.png", "dog/old/a.png"]
     assert [str(oddity) for oddity in source.oddities] == [
         "links to folders: followed (1; cat)",
         "links to a folder that another link led to: left out (1; tiger)",
@@ -80,7 +75,7 @@ def test_two_folders_that_link_to_each_other_end(tmp_path: Path) -> None:
     (tmp_path / "set/a/to").symlink_to(tmp_path / "set/b")
     (tmp_path / "set/b/to").symlink_to(tmp_path / "set/a")
     source = open_source(f"class-folder:{tmp_path / 'set'}")
-    assert _keys(source) == ["a/a.png", "a/to/b.png", "b/b.png", "b/to/a.png"]
+    assert keys_of(source) == ["a/a.png", "a/to/b.png", "b/b.png", "b/to/a.png"]
     assert sum(oddity.num for oddity in source.oddities if oddity.done == "followed") == 2
 
 
@@ -93,7 +88,7 @@ def test_a_name_that_stands_in_a_zip_again_is_one_picture(tmp_path: Path) -> Non
         with pytest.warns(UserWarning, match="Duplicate name"):
             file.write(tmp_path / "b.png", "dog/a.png")
     source = open_source(f"class-folder:{tmp_path / 'set.zip'}")
-    assert _keys(source) == ["cat.png/a.png", "dog/a.png"]
+    assert keys_of(source) == ["cat.png/a.png", "dog/a.png"]
     assert source[1].image == (tmp_path / "b.png").read_bytes()
     assert [str(oddity) for oddity in source.oddities] == [
         "names that occur repeatedly in the zip: read from the last entry (1; dog/a.png)"

@@ -16,8 +16,7 @@ from diptych.data.sources.protocol import Source
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
-from tests.data.makers import SOURCE_KINDS, picture_bytes, spec_of
-from tests.data.test_cifar import KINDS, archive, python_files
+from tests.data.makers import CIFARS, SOURCE_KINDS, cifar_archive, picture_bytes, python_files, spec_of
 
 _STEPS, _BATCH_SIZE = 12, 4
 
@@ -43,7 +42,7 @@ def _parquet(folder: Path) -> str:
 
 
 def _cifar_archive(folder: Path) -> str:
-    return f"cifar10:{archive(python_files(KINDS['cifar10'], folder / 'cifar'))}"
+    return f"cifar10:{cifar_archive(python_files(CIFARS['cifar10'], folder / 'cifar'))}"
 
 
 _MORE: dict[str, Callable[[Path], str]] = {

@@ -10,7 +10,7 @@ from torch import Tensor, multiprocessing
 from diptych.device.distributed import ALONE, all_ranks
 from diptych.losses import tiles
 from tests.distributed.workers import CASES, NUM, outcome, small_tiles, work
-from tests.losses.test_tiling import as_on_a_gpu
+from tests.losses.makers import as_on_a_gpu
 
 Results = list[dict[str, Any]]
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
-from torch.nn import functional
 
 from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses import tiles
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.losses.sigmoid import tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
+from tests.losses.makers import pairs
 
 NUM = 24
 """Rows of the joint batch, which two and three ranks share evenly."""
@@ -54,14 +54,14 @@ def outcome(case: Case, rows: slice, *, ranks: Ranks) -> list[Tensor]:
     # The last half is longer, so that ranks differ in how large their logits may be.
     lengths = torch.where(torch.arange(NUM) < NUM // 2, 1.0, 1.3)
     inputs = [
-        emb.mul(lengths[:, None])[rows].to(case.dtype).requires_grad_() for emb in _pairs(dim=5, likeness=0.5, seed=0)
+        emb.mul(lengths[:, None])[rows].to(case.dtype).requires_grad_() for emb in pairs(NUM, 5, likeness=0.5, seed=0)
     ]
     inputs += [torch.tensor(scalar, requires_grad=True) for scalar in case.scalars]
     others: list[Tensor] = []
     if case.grouped:  # Of every size from one to many; most span ranks; not in order, and far apart.
         others = [torch.randint(0, 12, (NUM,), generator=torch.Generator().manual_seed(1))[rows] * 1_000_003 - 5]
     if case.is_taught:
-        others = [*(emb[rows] for emb in _pairs(dim=7, likeness=0.3, seed=1)), torch.tensor(30.0)]
+        others = [*(emb[rows] for emb in pairs(NUM, 7, likeness=0.3, seed=1)), torch.tensor(30.0)]
     loss = case.loss_of(*inputs, *others, **case.options, ranks=ranks)
     (3 * loss).backward()
     return [loss.detach(), *(tensor.grad for tensor in inputs if tensor.grad is not None)]
@@ -112,8 +112,3 @@ def _exchanges(ranks: Ranks) -> dict[str, Any]:
         "gather_objects": ranks.gather_objects({"rank": ranks.rank}),
     }
     return {**found, "unchanged": torch.equal(joint, before)}
-
-
-def _pairs(*, dim: int, likeness: float, seed: int) -> tuple[Tensor, Tensor]:
-    image, text = torch.randn(2, NUM, dim, generator=torch.Generator().manual_seed(seed)).unbind()
-    return functional.normalize(image, dim=1), functional.normalize(likeness * image + text, dim=1)

@@ -10,7 +10,7 @@ from diptych.losses import tiles
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.sigmoid import sigmoid_loss, tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
-from tests.losses.test_tiled import pairs, relative
+from tests.losses.makers import pairs, relative
 
 pytestmark = pytest.mark.gpu
 

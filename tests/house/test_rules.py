@@ -98,6 +98,22 @@ def test_every_command_and_option_has_help(name: str) -> None:
         assert (argument.parameter.help or "").strip(), f"{name}: {argument.name}"
 
 
+_OF_A_TEST_MODULE = re.compile(
+    r"\btests(\.\w+)*\.test_\w+|\bfrom\s+(tests(\.\w+)*|\.+[\w.]*)\s+import\s+[^\n]*\btest_\w+|\bfrom\s+\.+test_\w+"
+)
+
+
+def test_no_test_module_is_imported() -> None:
+    """Nor in the code that a test gives to another process. What several of them need stands in a module of its own."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {
+        f"{path.relative_to(ROOT)}: {use[0]}"
+        for path in files
+        for use in _OF_A_TEST_MODULE.finditer(path.read_text("utf-8"))
+    }
+    assert found == set()
+
+
 def _documents() -> str:
     paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     return "\n".join(path.read_text("utf-8") for path in paths if path.is_file())

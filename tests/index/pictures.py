@@ -16,9 +16,14 @@ from diptych.index.protocol import Index
 DIM = 8
 
 
+def of_length_one(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Each row divided by its length."""
+    return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
+
+
 def unit(num: int, seed: int = 0) -> NDArray[np.float32]:
-    vectors = np.random.default_rng(seed).standard_normal((num, DIM))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    """Random vectors of length 1."""
+    return of_length_one(np.random.default_rng(seed).standard_normal((num, DIM)))
 
 
 def entry(number: int, **more: Any) -> Entry:

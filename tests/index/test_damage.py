@@ -16,6 +16,7 @@ from diptych.index.entry import FileStat
 from diptych.index.local import LocalIndex
 from diptych.index.tables import HASHED
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
+from tests.makers import flip_bit
 
 NUM = 60
 FILES = ["vectors-0.f32", "codes-1.i8", "codes-1.f32", "nearly-1"]
@@ -47,29 +48,23 @@ def _copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def _flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_bit_flip_in_a_file_is_found(whole: Path, tmp_path: Path, name: str) -> None:
     folder = _copy(whole, tmp_path)
     draw, num_bits = random.Random(0), 8 * (whole / name).stat().st_size
     with LocalIndex(folder) as index:
         for bit in draw.sample(range(num_bits), 40):
-            _flip(folder / name, bit)
+            flip_bit(folder / name, bit)
             (fault,) = index.verify()
             assert fault.startswith(name)
-            _flip(folder / name, bit)
+            flip_bit(folder / name, bit)
         assert index.verify() == []
 
 
 def test_the_rows_are_named(whole: Path, tmp_path: Path) -> None:
     folder = _copy(whole, tmp_path)
     for row in (0, 8, 45):
-        _flip(folder / "vectors-0.f32", 8 * (row * DIM * 4 + 5))
+        flip_bit(folder / "vectors-0.f32", 8 * (row * DIM * 4 + 5))
     with LocalIndex(folder) as index:
         assert index.verify() == [
             "vectors-0.f32 is damaged in rows 0 to 13 and 40 to 46; the next index add embeds the pictures again"
@@ -100,7 +95,7 @@ def _check_flips(whole: Path, tmp_path: Path, num: int) -> int:
     path = folder / "index.db"
     original, draw = path.read_bytes(), random.Random(1)
     for bit in draw.sample(range(8 * len(original)), num):
-        _flip(path, bit)
+        flip_bit(path, bit)
         try:
             has_changed = _content(folder) != expected
         except (sqlite3.Error, UnicodeError):
@@ -151,7 +146,7 @@ def test_a_changed_value_is_found(whole: Path, tmp_path: Path, sql: str) -> None
 def test_no_change_hides_damage(tmp_path: Path) -> None:
     with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as index:
         add_ten(index)
-        _flip(index.folder / "vectors-0.f32", 100)
+        flip_bit(index.folder / "vectors-0.f32", 100)
         said = ["vectors-0.f32 is damaged in rows 0 to 9; the next index add embeds the pictures again"]
         add(index, [entry(40)], {"d40": unit(1, seed=9)[0]})
         assert index.verify() == said
@@ -178,7 +173,7 @@ def test_half_precision_has_checksums(tmp_path: Path) -> None:
     with create_local_index(tmp_path / "half", dim=DIM, model="m", bundle="b", kind="float16") as index:
         add_ten(index)
         assert index.verify() == []
-        _flip(index.folder / "vectors-0.f16", 8 * 40)
+        flip_bit(index.folder / "vectors-0.f16", 8 * 40)
         assert "vectors-0.f16 is damaged in rows 0 to 9" in index.verify()[0]
 
 

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from diptych.index import exact
 from diptych.index.exact import encode, nearest
-
-
-def unit(array: NDArray[Any]) -> NDArray[np.float32]:
-    return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
+from tests.index.pictures import of_length_one
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,9 +54,11 @@ def by_hand(vectors: NDArray[Any], queries: NDArray[np.float32], top: int) -> ND
 )
 def test_codes_find_what_the_plain_scan_finds(seed: int, num: int, top: int, spread: float, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    vectors = unit(1e-3 + rng.standard_normal((1, 16)) + spread * rng.standard_normal((num, 16))).astype(kind)
-    vectors[:: max(1, num // 3)] = unit(np.eye(16)[rng.integers(16, size=1)]).astype(kind)  # What codes round worst.
-    queries = unit(rng.standard_normal((3, 16)))
+    vectors = of_length_one(1e-3 + rng.standard_normal((1, 16)) + spread * rng.standard_normal((num, 16))).astype(kind)
+    vectors[:: max(1, num // 3)] = of_length_one(np.eye(16)[rng.integers(16, size=1)]).astype(
+        kind
+    )  # What codes round worst.
+    queries = of_length_one(rng.standard_normal((3, 16)))
     rows, scores = nearest(vectors, queries, top=top, codes=encode(vectors))
     num_found = min(top, num)
     assert rows.shape == scores.shape == (3, num_found)
@@ -75,7 +74,7 @@ def test_codes_find_what_the_plain_scan_finds(seed: int, num: int, top: int, spr
 @pytest.mark.parametrize("coded", [False, True])
 def test_only_some_rows_are_asked(coded: bool) -> None:
     rng = np.random.default_rng(1)
-    vectors, queries = unit(rng.standard_normal((500, 16))), unit(rng.standard_normal((300, 16)))
+    vectors, queries = of_length_one(rng.standard_normal((500, 16))), of_length_one(rng.standard_normal((300, 16)))
     among = np.sort(rng.choice(500, size=200, replace=False))
     rows, scores = nearest(vectors, queries, top=5, among=among, codes=encode(vectors) if coded else None)
     np.testing.assert_allclose(scores, by_hand(vectors[among], queries, 5), atol=1e-5)
@@ -83,23 +82,23 @@ def test_only_some_rows_are_asked(coded: bool) -> None:
 
 
 def test_of_equals_the_first_come_first() -> None:
-    vectors = np.repeat(unit(np.random.default_rng(2).standard_normal((4, 16))), 50, axis=0)
+    vectors = np.repeat(of_length_one(np.random.default_rng(2).standard_normal((4, 16))), 50, axis=0)
     rows, _ = nearest(vectors, vectors[[60]], top=20, codes=encode(vectors))
     assert rows[0].tolist() == list(range(50, 70))
 
 
 def test_nothing_among_nothing() -> None:
     empty = np.empty((0, 16), dtype=np.float32)
-    rows, scores = nearest(empty, unit(np.ones((2, 16))), top=3, codes=encode(empty))
+    rows, scores = nearest(empty, of_length_one(np.ones((2, 16))), top=3, codes=encode(empty))
     assert rows.shape == scores.shape == (2, 0)
-    assert nearest(unit(np.ones((5, 16))), empty, top=3)[0].shape == (0, 3)
+    assert nearest(of_length_one(np.ones((5, 16))), empty, top=3)[0].shape == (0, 3)
 
 
 def test_few_are_left_to_compare(monkeypatch: pytest.MonkeyPatch, num_scored: list[int]) -> None:
     """Of twenty thousand, codes leave less than a hundredth."""
     monkeypatch.setattr(exact, "_TILE", 2**14)
     rng = np.random.default_rng(3)
-    vectors, queries = unit(rng.standard_normal((20_000, 256))), unit(rng.standard_normal((4, 256)))
+    vectors, queries = of_length_one(rng.standard_normal((20_000, 256))), of_length_one(rng.standard_normal((4, 256)))
     nearest(vectors, queries, top=10, codes=encode(vectors))
     assert 40 <= num_scored[0] < 4 * 200
 
@@ -108,8 +107,8 @@ def test_few_are_left_to_compare(monkeypatch: pytest.MonkeyPatch, num_scored: li
 def test_a_score_does_not_depend_on_the_request(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, in batches, with other numbers of hits, among fewer rows and in other tiles, bit for bit."""
     rng = np.random.default_rng(4)
-    vectors = unit(rng.standard_normal((700, 515)))
-    queries = unit(vectors[:20] + 0.3 * unit(rng.standard_normal((20, 515))))
+    vectors = of_length_one(rng.standard_normal((700, 515)))
+    queries = of_length_one(vectors[:20] + 0.3 * of_length_one(rng.standard_normal((20, 515))))
     codes = encode(vectors) if coded else None
     rows, scores = nearest(vectors, queries, top=300, codes=codes)
     np.testing.assert_allclose(scores, by_hand(vectors, queries, 300), atol=1e-7)
@@ -131,9 +130,9 @@ def test_thousands_of_equal_vectors_are_cut_by_row(
     """Candidates are scored in parts, so that memory does not grow with their number; the order is total all the same."""
     monkeypatch.setattr(exact, "_PAIRS", 100)
     rng = np.random.default_rng(5)
-    kinds = unit(rng.standard_normal((3, 48)))
+    kinds = of_length_one(rng.standard_normal((3, 48)))
     kind = rng.integers(3, size=5000)
-    queries = unit(kinds[[0, 1]] + 0.1 * rng.standard_normal((2, 48)))
+    queries = of_length_one(kinds[[0, 1]] + 0.1 * rng.standard_normal((2, 48)))
     rows, scores = nearest(kinds[kind], queries, top=30, codes=encode(kinds[kind]) if coded else None)
     for number in (0, 1):
         assert rows[number].tolist() == np.flatnonzero(kind == number)[:30].tolist()
@@ -145,14 +144,14 @@ def test_candidates_that_fell_behind_are_not_scored(monkeypatch: pytest.MonkeyPa
     """They are collected in tiles, and dropped when the scan has found enough that are nearer."""
     monkeypatch.setattr(exact, "_PAIRS", 100)
     rng = np.random.default_rng(7)
-    vectors, queries = unit(rng.standard_normal((5000, 48))), unit(rng.standard_normal((2, 48)))
+    vectors, queries = of_length_one(rng.standard_normal((5000, 48))), of_length_one(rng.standard_normal((2, 48)))
     scores = nearest(vectors, queries, top=30)[1]
     np.testing.assert_allclose(scores, by_hand(vectors, queries, 30), atol=1e-7)
     assert 2 * 30 <= sum(num_scored) < 2 * 40
 
 
 def test_what_is_not_a_number_is_not_found() -> None:
-    vectors = unit(np.random.default_rng(6).standard_normal((50, 16)))
+    vectors = of_length_one(np.random.default_rng(6).standard_normal((50, 16)))
     queries = vectors[:2].copy()
     vectors[[3, 40]] = np.nan
     rows, _ = nearest(vectors, queries, top=50)

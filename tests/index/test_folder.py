@@ -29,14 +29,6 @@ from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
 NUM = 600
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[LocalIndex]:
-    """Ten pictures."""
-    with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as made:
-        add_ten(made)
-        yield made
-
-
 def _make(folder: Path, vectors: NDArray[np.float32], *, first: int = 0, model: str = "m") -> LocalIndex:
     made = create_local_index(folder, dim=vectors.shape[1], model=model, bundle="b")
     numbers = range(first, first + len(vectors))
@@ -72,80 +64,82 @@ def test_an_index_that_is_made_again_is_searched(tmp_path: Path, ann: AnnKind | 
         assert (len(again), again.verify()) == (NUM + 1, [])
 
 
-def test_an_index_of_another_model_in_its_place_is_refused(index: LocalIndex, tmp_path: Path) -> None:
+def test_an_index_of_another_model_in_its_place_is_refused(local_index: LocalIndex, tmp_path: Path) -> None:
     _make(tmp_path / "other", unit(10), model="n").close()
     _make(tmp_path / "wide", np.eye(DIM + 1, dtype=np.float32)).close()
     same = create_local_index(tmp_path / "same", dim=DIM, model="newer", bundle="c", aliases=["m"])
     add(same, [entry(77)], {"d77": unit(1)[0]})
     same.close()
-    index.folder.rename(tmp_path / "gone")
+    local_index.folder.rename(tmp_path / "gone")
     for name in ("other", "wide"):
-        (tmp_path / name).rename(index.folder)
+        (tmp_path / name).rename(local_index.folder)
         for _ in range(2):
             with pytest.raises(IndexingError, match="was replaced by an index of another model"):
-                index.search(unit(1), top=1)
-        index.folder.rename(tmp_path / name)
-    (tmp_path / "same").rename(index.folder)
-    assert _digests(index, unit(1)) == ["d77"]
-    assert (index.models, index.bundle) == (("newer", "m"), "c")
+                local_index.search(unit(1), top=1)
+        local_index.folder.rename(tmp_path / name)
+    (tmp_path / "same").rename(local_index.folder)
+    assert _digests(local_index, unit(1)) == ["d77"]
+    assert (local_index.models, local_index.bundle) == (("newer", "m"), "c")
 
 
-def test_who_writes_an_index_that_is_replaced_is_told(index: LocalIndex, tmp_path: Path) -> None:
-    with index.writing():
-        index.folder.rename(tmp_path / "gone")
-        _make(index.folder, unit(10)).close()
+def test_who_writes_an_index_that_is_replaced_is_told(local_index: LocalIndex, tmp_path: Path) -> None:
+    with local_index.writing():
+        local_index.folder.rename(tmp_path / "gone")
+        _make(local_index.folder, unit(10)).close()
         with pytest.raises(IndexingError, match="was deleted or replaced while it was written"):
-            index.add([entry(99)], {"d99": unit(1)[0]})
-    with LocalIndex(index.folder) as again:
+            local_index.add([entry(99)], {"d99": unit(1)[0]})
+    with LocalIndex(local_index.folder) as again:
         assert (len(again), again.verify()) == (10, [])
 
 
-def test_a_change_of_files_is_refused_without_the_lock(index: LocalIndex) -> None:
+def test_a_change_of_files_is_refused_without_the_lock(local_index: LocalIndex) -> None:
     with pytest.raises(IndexingError, match=r"add must be called within `with index.writing\(\):`"):
-        index.add([entry(20)], {"d20": unit(1)[0]})
-    for change in (index.compact, index.repair, lambda: index.build(None)):
+        local_index.add([entry(20)], {"d20": unit(1)[0]})
+    for change in (local_index.compact, local_index.repair, lambda: local_index.build(None)):
         with pytest.raises(IndexingError, match="must be called within"):
             change()
-    with index.writing(), ThreadPoolExecutor(1) as pool:
-        refused = pool.submit(index.add, [entry(20)], {"d20": unit(1)[0]}).exception()
+    with local_index.writing(), ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(local_index.add, [entry(20)], {"d20": unit(1)[0]}).exception()
     assert isinstance(refused, IndexingError)
-    assert (len(index), index.verify()) == (10, [])
+    assert (len(local_index), local_index.verify()) == (10, [])
 
 
-def test_threads_share_an_index(index: LocalIndex) -> None:
+def test_threads_share_an_index(local_index: LocalIndex) -> None:
     """What three write and two read meanwhile is whole, and nothing is lost."""
     vectors = unit(400, seed=3)
 
     def write(thread: int) -> None:
         for number in range(100 + 12 * thread, 112 + 12 * thread, 4):
-            with index.writing(wait_s=60):
+            with local_index.writing(wait_s=60):
                 some = range(number, number + 4)
-                index.add([entry(n, width=n) for n in some], {f"d{n}": vectors[n] for n in some})
+                local_index.add([entry(n, width=n) for n in some], {f"d{n}": vectors[n] for n in some})
 
     def read() -> set[int]:
         seen = set[int]()
         for _ in range(60):
-            found = index.search(unit(1), top=999)[0]
-            seen |= {len(found), len(index.entries()), len(index)}
-            seen.add(2 + len(index.search(unit(1), top=999, selected=parse_filter("width >= 1000 or size >= 100"))[0]))
+            found = local_index.search(unit(1), top=999)[0]
+            seen |= {len(found), len(local_index.entries()), len(local_index)}
+            seen.add(
+                2 + len(local_index.search(unit(1), top=999, selected=parse_filter("width >= 1000 or size >= 100"))[0])
+            )
         return seen
 
     with ThreadPoolExecutor(5) as pool:
         readers = [pool.submit(read) for _ in range(2)]
         list(pool.map(write, range(3)))
         assert {num % 4 for reader in readers for num in reader.result()} == {2}
-    assert _digests(index, vectors[100:136]) == [f"d{n}" for n in range(100, 136)]
-    assert (len(index), index.verify()) == (46, [])
+    assert _digests(local_index, vectors[100:136]) == [f"d{n}" for n in range(100, 136)]
+    assert (len(local_index), local_index.verify()) == (46, [])
 
 
 @pytest.mark.parametrize("change", ["compact", "build"])
 def test_what_a_kill_leaves_is_removed_by_the_next_writer(
-    index: LocalIndex, change: str, monkeypatch: pytest.MonkeyPatch
+    local_index: LocalIndex, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before the database counts the new files, and after it, before the old ones are removed."""
-    index.remove(["/photos/3.jpg"])
-    files = sorted(path.name for path in index.folder.iterdir() if path.name != "lock")
-    expected = index.search(unit(10), top=9)
+    local_index.remove(["/photos/3.jpg"])
+    files = sorted(path.name for path in local_index.folder.iterdir() if path.name != "lock")
+    expected = local_index.search(unit(10), top=9)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -154,20 +148,20 @@ def test_what_a_kill_leaves_is_removed_by_the_next_writer(
         with monkeypatch.context() as patch:
             patch.setattr(place, killed)
             with pytest.raises(KeyboardInterrupt):
-                compact(index) if change == "compact" else build(index, "signs")
-        (index.folder / ".codes-9.i8.0a1b2c3d.tmp").write_bytes(b"left")
-        left = {path.name for path in index.folder.iterdir()} - {*files, "lock", ".codes-9.i8.0a1b2c3d.tmp"}
-        remarks = [remark for remark in index.remarks() if "is left from a change that was interrupted" in remark]
+                compact(local_index) if change == "compact" else build(local_index, "signs")
+        (local_index.folder / ".codes-9.i8.0a1b2c3d.tmp").write_bytes(b"left")
+        left = {path.name for path in local_index.folder.iterdir()} - {*files, "lock", ".codes-9.i8.0a1b2c3d.tmp"}
+        remarks = [remark for remark in local_index.remarks() if "is left from a change that was interrupted" in remark]
         assert left or remarks
-        assert index.verify() == []
-        assert index.search(unit(10), top=9) == expected
-        with index.writing():
+        assert local_index.verify() == []
+        assert local_index.search(unit(10), top=9) == expected
+        with local_index.writing():
             pass
-        assert (index.verify(), index.remarks()) == ([], [])
+        assert (local_index.verify(), local_index.remarks()) == ([], [])
         num_files = len(
-            [path for path in index.folder.iterdir() if path.name.startswith(("vectors", "codes", "nearly", "."))]
+            [path for path in local_index.folder.iterdir() if path.name.startswith(("vectors", "codes", "nearly", "."))]
         )
-        assert num_files == 3 + ("nearly" in index._about())
+        assert num_files == 3 + ("nearly" in local_index._about())
 
 
 @pytest.fixture
@@ -351,8 +345,10 @@ def test_who_may_only_read_sees_what_others_write(shared: LocalIndex) -> None:
         reader.close()
 
 
-def test_files_that_are_replaced_meanwhile_are_no_damage(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    index.remove(["/photos/3.jpg"])
+def test_files_that_are_replaced_meanwhile_are_no_damage(
+    local_index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_index.remove(["/photos/3.jpg"])
     checking = LocalIndex._faults_of_files
     num_checks = 0
 
@@ -361,25 +357,25 @@ def test_files_that_are_replaced_meanwhile_are_no_damage(index: LocalIndex, monk
         num_checks += 1
         reader._all("SELECT count(*) FROM vectors")  # From here on, it reads this state.
         if num_checks == 1:
-            assert compact(index) == 1
+            assert compact(local_index) == 1
         return checking(reader)
 
-    with LocalIndex(index.folder) as reader:
+    with LocalIndex(local_index.folder) as reader:
         monkeypatch.setattr(LocalIndex, "_faults_of_files", check_late)
         assert (reader.verify(), num_checks) == ([], 2)
 
 
 def test_a_database_that_is_locked_is_not_read_without_locks(
-    index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+    local_index: LocalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index.close()
-    other = sqlite3.connect(index.folder / "index.db")
+    local_index.close()
+    other = sqlite3.connect(local_index.folder / "index.db")
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
     connecting = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connecting(*args, **{**more, "timeout": 0}))
     with pytest.raises(IndexingError, match="locked"):
-        LocalIndex(index.folder)
+        LocalIndex(local_index.folder)
     other.close()
 
 

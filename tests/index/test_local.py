@@ -2,7 +2,6 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,40 +9,32 @@ import pytest
 from diptych.core.errors import IndexingError
 from diptych.index.create_local import create_local_index
 from diptych.index.local import LocalIndex
-from tests.index.pictures import DIM, add, add_ten, compact, entry, unit
+from tests.index.pictures import DIM, add, compact, entry, unit
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[LocalIndex]:
-    """Ten pictures."""
-    with create_local_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as made:
-        add_ten(made)
-        yield made
+def test_the_old_vectors_go_when_they_are_written_anew(local_index: LocalIndex) -> None:
+    local_index.remove(["/photos/3.jpg"])
+    assert compact(local_index) == 1
+    assert [path.name for path in local_index.folder.glob("vectors-*")] == ["vectors-1.f32"]
+    assert local_index.size()["bytes"] > 9 * DIM * 4
 
 
-def test_the_old_vectors_go_when_they_are_written_anew(index: LocalIndex) -> None:
-    index.remove(["/photos/3.jpg"])
-    assert compact(index) == 1
-    assert [path.name for path in index.folder.glob("vectors-*")] == ["vectors-1.f32"]
-    assert index.size()["bytes"] > 9 * DIM * 4
-
-
-def test_an_addition_that_was_cut_off_is_written_over(index: LocalIndex) -> None:
-    file = index.folder / "vectors-0.f32"
+def test_an_addition_that_was_cut_off_is_written_over(local_index: LocalIndex) -> None:
+    file = local_index.folder / "vectors-0.f32"
     file.write_bytes(file.read_bytes() + b"half a vector")
-    (remark,) = index.remarks()
+    (remark,) = local_index.remarks()
     assert remark.startswith("vectors-0.f32 has 13 bytes of an addition that was interrupted")
-    assert index.verify() == []
-    assert index.search(unit(10)[:1], top=1)[0][0].score == pytest.approx(1)
-    add(index, [entry(40)], {"d40": unit(1, seed=9)[0]})
-    assert (index.verify(), index.remarks()) == ([], [])
-    assert index.search(unit(1, seed=9), top=1)[0][0].entry.key == "/photos/40.jpg"
+    assert local_index.verify() == []
+    assert local_index.search(unit(10)[:1], top=1)[0][0].score == pytest.approx(1)
+    add(local_index, [entry(40)], {"d40": unit(1, seed=9)[0]})
+    assert (local_index.verify(), local_index.remarks()) == ([], [])
+    assert local_index.search(unit(1, seed=9), top=1)[0][0].entry.key == "/photos/40.jpg"
 
 
-def test_damage_is_named(index: LocalIndex, tmp_path: Path) -> None:
+def test_damage_is_named(local_index: LocalIndex, tmp_path: Path) -> None:
     def damaged(name: str) -> Path:
-        index.close()
-        return Path(shutil.copytree(index.folder, tmp_path / name))
+        local_index.close()
+        return Path(shutil.copytree(local_index.folder, tmp_path / name))
 
     short = damaged("short")
     (short / "vectors-0.f32").write_bytes((short / "vectors-0.f32").read_bytes()[:-1])

@@ -1,7 +1,6 @@
 """An index in PostgreSQL whose server is restarted, hangs or closes connections, and that several threads share."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
@@ -13,22 +12,15 @@ from diptych.index.address import parse_address
 from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from tests.index.pictures import DIM, add_ten, entry, unit
-from tests.servers import Server, postgresql_server
+from tests.servers import Server
 
 _BACKENDS = "FROM pg_stat_activity WHERE application_name LIKE 'diptych%'"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One that no other test uses."""
-    with postgresql_server(with_vector=True) as started:
-        yield started
-
-
 @pytest.fixture
-def address(server: Server) -> str:
+def address(own_database: Server) -> str:
     """Of an index with ten pictures."""
-    made = f"{server.address}?index=i{uuid4().hex}"
+    made = f"{own_database.address}?index=i{uuid4().hex}"
     with create_index(made, dim=DIM, model="m", bundle="b") as index:
         add_ten(index)
     return made
@@ -42,14 +34,16 @@ def _check_reads(index: Index) -> None:
     assert (len(index), len(index.stamps()), index.size()["entries"], index.verify()) == (10, 10, 10, [])
 
 
-def test_a_restart_is_not_noticed_and_an_outage_ends_with_the_server_s_return(server: Server, address: str) -> None:
+def test_a_restart_is_not_noticed_and_an_outage_ends_with_the_server_s_return(
+    own_database: Server, address: str
+) -> None:
     with open_index(address) as index, ThreadPoolExecutor(4) as threads:
         barrier = threading.Barrier(4)
         list(threads.map(lambda _: (barrier.wait(), len(index)), range(4)))  # Several connections are open.
-        server.stop()
-        server.start()
+        own_database.stop()
+        own_database.start()
         _check_reads(index)
-        server.stop()
+        own_database.stop()
         try:
             for _ in range(2):
                 with pytest.raises(IndexingError, match=r"cannot be reached \([^\n]*[Cc]onnection refused"):
@@ -57,7 +51,7 @@ def test_a_restart_is_not_noticed_and_an_outage_ends_with_the_server_s_return(se
                 with pytest.raises(IndexingError, match="cannot be reached"):
                     index.add([entry(11, digest="d1")], {})
         finally:
-            server.start()
+            own_database.start()
         assert list(threads.map(lambda _: len(index), range(8))) == [10] * 8
         _check_reads(index)
         with index.writing():
@@ -65,8 +59,8 @@ def test_a_restart_is_not_noticed_and_an_outage_ends_with_the_server_s_return(se
         assert len(index) == 11
 
 
-def test_each_operation_survives_the_end_of_all_connections(server: Server, address: str) -> None:
-    with psycopg.connect(server.address, autocommit=True) as raw, open_index(address) as index:
+def test_each_operation_survives_the_end_of_all_connections(own_database: Server, address: str) -> None:
+    with psycopg.connect(own_database.address, autocommit=True) as raw, open_index(address) as index:
 
         def close_all() -> None:
             raw.execute(f"SELECT pg_terminate_backend(pid, 10000) {_BACKENDS}".encode())
@@ -91,10 +85,10 @@ def test_each_operation_survives_the_end_of_all_connections(server: Server, addr
         assert (again.models, len(again)) == (("n", "m"), 10)
 
 
-def test_a_server_that_hangs_costs_no_more_than_the_limit(server: Server, address: str) -> None:
+def test_a_server_that_hangs_costs_no_more_than_the_limit(own_database: Server, address: str) -> None:
     with open_index(address, timeout_s=1) as index:
         _check_reads(index)
-        with server.paused():
+        with own_database.paused():
             with pytest.raises(IndexingError, match=r"cannot be read \(no answer within 2 s\)"):
                 index.search(unit(1), top=1)
             with pytest.raises(IndexingError, match=r"cannot be reached \([^\n]*timeout"):  # A new connection.
@@ -102,9 +96,9 @@ def test_a_server_that_hangs_costs_no_more_than_the_limit(server: Server, addres
         _check_reads(index)
 
 
-def test_a_search_that_is_too_slow_is_canceled_in_the_server(server: Server, address: str) -> None:
+def test_a_search_that_is_too_slow_is_canceled_in_the_server(own_database: Server, address: str) -> None:
     schema = parse_address(address).schema
-    with open_index(address, timeout_s=0.2) as index, psycopg.connect(server.address) as raw:
+    with open_index(address, timeout_s=0.2) as index, psycopg.connect(own_database.address) as raw:
         raw.execute(f'LOCK TABLE "{schema}".entries IN ACCESS EXCLUSIVE MODE'.encode())
         with pytest.raises(IndexingError, match=r"cannot be read \(canceling statement due to statement timeout\)"):
             index.search(unit(1), top=1)

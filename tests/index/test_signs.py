@@ -20,14 +20,10 @@ from diptych.index.signs import Signs, smallest, write
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from diptych.search.sample_texts import sample_texts
-from tests.index.pictures import DIM, add, add_ten, entry, unit
+from tests.index.pictures import DIM, add, add_ten, entry, of_length_one, unit
 
 NUM, NUM_QUERIES = 20_000, 20
 _Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-def _unit(array: NDArray[Any]) -> NDArray[np.float32]:
-    return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +32,10 @@ def gap() -> _Pair:
     rng = np.random.default_rng(0)
     spread = (np.arange(128) + 3.0) ** -0.5
     spread /= np.linalg.norm(spread)
-    means = _unit(rng.standard_normal((2, 128)))
+    means = of_length_one(rng.standard_normal((2, 128)))
     topics = rng.standard_normal((NUM + 10 * NUM_QUERIES, 128))
-    pictures = _unit(0.7 * means[0] + 0.7 * topics * spread)
-    texts = _unit(0.75 * means[1] + 0.65 * (0.5 * topics + 0.85 * rng.standard_normal(topics.shape)) * spread)
+    pictures = of_length_one(0.7 * means[0] + 0.7 * topics * spread)
+    texts = of_length_one(0.75 * means[1] + 0.65 * (0.5 * topics + 0.85 * rng.standard_normal(topics.shape)) * spread)
     return pictures[:NUM], texts[NUM:]
 
 
@@ -117,7 +113,7 @@ def test_of_thousands_of_equals_the_first_are_found(tmp_path: Path) -> None:
     """Placeholders: more than the passes leave."""
     vectors = np.concatenate([unit(200), np.repeat(unit(1, seed=3), 3000, axis=0), unit(200, seed=4)])
     about = build_signs.build(vectors, tmp_path / "bits")
-    query = _unit(unit(1, seed=3) + 0.1 * unit(1, seed=5))
+    query = of_length_one(unit(1, seed=3) + 0.1 * unit(1, seed=5))
     rows, scores = _opened(tmp_path / "bits", about).search(vectors, query, top=100)
     expected = nearest(vectors, query, top=100)
     assert (rows.tolist(), scores.tolist()) == (expected[0].tolist(), expected[1].tolist())
@@ -209,8 +205,8 @@ def test_codes_that_rule_out_little_are_given_up(spread: float, monkeypatch: pyt
     """Cosines of a narrow collection differ by no more than the errors of codes; the plain products leave few candidates."""
     monkeypatch.setattr(exact, "has_fast_int8", lambda: True)
     rng = np.random.default_rng(7)
-    vectors = _unit(_unit(rng.standard_normal((1, 64))) + spread * rng.standard_normal((NUM, 64)))
-    queries, scored = _unit(rng.standard_normal((16, 64))), list[int]()
+    vectors = of_length_one(of_length_one(rng.standard_normal((1, 64))) + spread * rng.standard_normal((NUM, 64)))
+    queries, scored = of_length_one(rng.standard_normal((16, 64))), list[int]()
     whole = exact.scores_of
 
     def counting(*given: Any) -> Any:

@@ -10,14 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.losses.contrastive import batch_accuracy, clip_loss
+from tests.losses.makers import pairs
 
 SCALE = torch.tensor(7.0)
-
-
-def _pairs(num: int = 6, dim: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    image, text = torch.randn(2, num, dim, generator=generator).unbind()
-    return functional.normalize(image, dim=1), functional.normalize(text, dim=1)
 
 
 def _slow(image: Tensor, text: Tensor, scale: float, groups: list[int]) -> float:
@@ -38,13 +33,13 @@ GROUPS = st.lists(st.integers(0, 3), min_size=2, max_size=9)
 
 @given(groups=GROUPS, seed=st.integers(0, 50))
 def test_equals_the_slow_twin(groups: list[int], seed: int) -> None:
-    image, text = _pairs(len(groups), seed=seed)
+    image, text = pairs(len(groups), 5, likeness=0, seed=seed)
     loss = clip_loss(image, text, SCALE, torch.tensor(groups)).item()
     assert loss == pytest.approx(_slow(image, text, 7.0, groups), abs=1e-5)
 
 
 def test_without_groups_it_is_the_papers() -> None:
-    image, text = _pairs()
+    image, text = pairs(6, 5, likeness=0)
     expected = _slow(image, text, 7.0, list(range(6)))
     assert clip_loss(image, text, SCALE).item() == pytest.approx(expected, abs=1e-5)
     ones = clip_loss(image, text, SCALE, torch.tensor([5, 3, 0, 1, 9, 2]))
@@ -53,7 +48,7 @@ def test_without_groups_it_is_the_papers() -> None:
 
 @given(groups=GROUPS)
 def test_symmetric_and_blind_to_order(groups: list[int]) -> None:
-    image, text = _pairs(len(groups))
+    image, text = pairs(len(groups), 5, likeness=0)
     group = torch.tensor(groups)
     loss = clip_loss(image, text, SCALE, group)
     torch.testing.assert_close(clip_loss(text, image, SCALE, group), loss, atol=1e-5, rtol=0)
@@ -70,7 +65,7 @@ def test_a_model_that_knows_nothing_loses_ln_n() -> None:
 
 @pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 3, 3]])
 def test_gradients_equal_double_precision(groups: list[int] | None) -> None:
-    image, text = _pairs()
+    image, text = pairs(6, 5, likeness=0)
     group = None if groups is None else torch.tensor(groups)
     single = [tensor.clone().requires_grad_() for tensor in (image, text, SCALE)]
     clip_loss(single[0], single[1], single[2], group).backward()

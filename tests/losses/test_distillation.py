@@ -9,7 +9,7 @@ from torch import Tensor
 from diptych.losses import tiles
 from diptych.losses.distillation import distillation_loss, tiled_distillation_loss
 from tests import peers
-from tests.losses.test_tiled import pairs, relative
+from tests.losses.makers import pairs, relative
 
 
 def _in_double(student: list[Tensor], teacher: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from diptych.losses import tiles
 from diptych.losses.sigmoid import sigmoid_loss, tiled_sigmoid_loss
 from tests import peers
-from tests.losses.test_tiled import pairs, relative
+from tests.losses.makers import pairs, relative
 
 
 @given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=7), seed=st.integers(0, 50))

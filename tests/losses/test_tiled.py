@@ -13,13 +13,7 @@ from torch.nn import functional
 from diptych.losses import tiles
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.tiled import tiled_clip_loss
-
-
-def pairs(num: int, dim: int, *, likeness: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Unit embeddings; the larger the likeness, the nearer each pair."""
-    generator = torch.Generator().manual_seed(seed)
-    image, text = torch.randn(2, num, dim, generator=generator).unbind()
-    return functional.normalize(image, dim=1), functional.normalize(likeness * image + text, dim=1)
+from tests.losses.makers import pairs, relative
 
 
 def _in_double(
@@ -34,11 +28,6 @@ def _in_double(
     loss = -(target * (logits.log_softmax(dim=1) + logits.T.log_softmax(dim=1))).sum() / (2 * len(image))
     loss.backward()
     return loss.detach(), [tensor.grad for tensor in inputs if tensor.grad is not None]
-
-
-def relative(ours: Tensor | None, exact: Tensor) -> float:
-    assert ours is not None
-    return float((ours.double() - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -1,7 +1,6 @@
 """Tiles on devices other than the CPU: the choice of their size, what they give, and what the host reads of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,19 +15,10 @@ from diptych.losses.contrastive import clip_loss
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.losses.sigmoid import sigmoid_loss, tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
-from tests.losses.test_tiled import pairs
+from tests.losses.makers import as_on_a_gpu, pairs
 
 _READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
 """Operators whose result the host waits for, or whose result has a size that the host waits for."""
-
-
-@contextmanager
-def as_on_a_gpu(side: int) -> Iterator[None]:
-    """The CPU taken for a device with tiles of this side, whose numbers the host does not read at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "HOST_DEVICES", frozenset[str]())
-        patch.setattr(tiles, "_side", lambda _device: side)
-        yield
 
 
 class CountReads(TorchDispatchMode):

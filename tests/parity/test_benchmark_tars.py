@@ -15,6 +15,7 @@ from diptych.inference.loaded import load
 from tests import peers
 from tests.conftest import draw_photos
 from tests.data.makers import class_folder
+from tests.parity.models import KnownEmbeddings
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore:WebDataset.shardshuffle"
@@ -57,7 +58,7 @@ def test_recalls_of_the_command_equal_clip_benchmarks(
         "x", lambda image: torch.from_numpy(embedder.encode_images([image])[0]), "test", str(tmp_path / "tars")
     )
     expected = peers.retrieval_metrics.evaluate(
-        _Known(),
+        KnownEmbeddings(),
         [(torch.stack([emb]), [texts]) for emb, texts in theirs],
         lambda texts: torch.from_numpy(embedder.encode_texts(texts)),
         "cpu",
@@ -72,13 +73,3 @@ def test_recalls_of_the_command_equal_clip_benchmarks(
     for k in (1, 5, 10):
         assert report["image_to_text"][f"r{k}"] == pytest.approx(expected[f"text_retrieval_recall@{k}"], abs=1e-6)
         assert report["text_to_image"][f"r{k}"] == pytest.approx(expected[f"image_retrieval_recall@{k}"], abs=1e-6)
-
-
-class _Known:
-    """A model whose inputs are embeddings already."""
-
-    @staticmethod
-    def encode_image(emb: torch.Tensor) -> torch.Tensor:
-        return emb
-
-    encode_text = encode_image

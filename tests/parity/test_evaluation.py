@@ -16,22 +16,13 @@ from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests import peers
+from tests.parity.models import KnownEmbeddings
 
 SMALL = CLIPConfig(
     embed_dim=32,
     image=ViTConfig(image_px=32, patch_px=16, width=64, layers=1, heads=1),
     text=TextConfig(tokenizer="clip-bpe", vocab_size=49408, context_length=77, width=64, layers=2, heads=2),
 )
-
-
-class _Known:
-    """A model whose embeddings are known: what it is asked for is what it says."""
-
-    @staticmethod
-    def encode_image(emb: torch.Tensor) -> torch.Tensor:
-        return emb
-
-    encode_text = encode_image
 
 
 def test_recalls_equal_clip_benchmarks() -> None:
@@ -45,7 +36,7 @@ def test_recalls_equal_clip_benchmarks() -> None:
         return torch.stack(texts)
 
     theirs: dict[str, Any] = peers.retrieval_metrics.evaluate(
-        _Known(), loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
+        KnownEmbeddings(), loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )
     image_to_text, text_to_image = (
         ranks.recall()

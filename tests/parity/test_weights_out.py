@@ -26,8 +26,17 @@ from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests import peers
 from tests.conftest import draw_photos
-from tests.parity.models import RESNET, VIT, hugging_face_model, open_clip_model, save_hugging_face, shaken
-from tests.parity.test_weights_in import assert_parity, encode_hugging_face, encode_open_clip
+from tests.parity.models import (
+    RESNET,
+    VIT,
+    assert_parity,
+    encode_hugging_face,
+    encode_open_clip,
+    hugging_face_model,
+    open_clip_model,
+    save_hugging_face,
+    shaken,
+)
 
 TEXTS = ["a dog in the snow", "Two CHILDREN on a swing, laughing!", "a red circle", "", "the 1990s café"]
 TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=2, heads=2)

@@ -1,6 +1,5 @@
 """Config files that start from a recipe, and whole ones that do not."""
 
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from diptych.recipes.config_file import read_config_file
 from diptych.recipes.recipe import RECIPES, recipe
 from diptych.recipes.small_data import recipe_for, small_data
 from diptych.training.config import TrainConfig, read_config, read_run_config, write_config
-from diptych.training.report.events import StepReport
 from diptych.training.run import train
-from diptych.training.validation import Validation
+from tests.training.listener import Listener, interrupt
 
 
 def _file(folder: Path, text: str) -> Path:
@@ -182,29 +180,12 @@ def test_a_config_of_the_first_version_means_what_it_meant(tmp_path: Path) -> No
     assert read_config_file(path) == read_run_config(path) == expected
 
 
-class _Stop:
-    """Interrupts a run after five steps."""
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == 5:
-            signal.raise_signal(signal.SIGINT)
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def test_a_run_resumes_with_its_own_settings(tiny_run: TrainConfig, finished_run: Path, tmp_path: Path) -> None:
     """Bit for bit, although it names a recipe of other settings; the finished run's name, `tiny`, is no recipe at all."""
     assert tiny_run.recipe not in RECIPES
     assert read_config_file(finished_run / "config.yaml") == tiny_run
     run = tmp_path / "run"
-    assert train(override(tiny_run, {"recipe": "small-data"}), run, observers=[_Stop()]).interrupted
+    assert train(override(tiny_run, {"recipe": "small-data"}), run, observers=[Listener(5, interrupt)]).interrupted
     assert main(["train", "--resume", str(run)]) == 0
     weights = [(folder / "bundle" / "model.safetensors").read_bytes() for folder in (finished_run, run)]
     assert weights[0] == weights[1]

@@ -12,12 +12,9 @@ from diptych.training.config import read_config, write_config
 from diptych.training.run import train
 from tests.conftest import TINY_MODEL, draw_photos
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 _DATA = {"demo": "shapes:64", "shapes": "shapes:64"}
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 def _cifar(folder: Path) -> str:

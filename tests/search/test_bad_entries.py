@@ -14,28 +14,14 @@ from diptych.core import files
 from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import scan
-from diptych.search.collection import Update, open_or_create, update
+from diptych.search.collection import Update
 from tests.conftest import as_nobody
+from tests.search.makers import names_in, refresh
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder that has no index yet."""
-    return tmp_path / "index"
-
-
-def _update(place: Path, clip: LoadedBundle, *folders: Path, prune: bool = False) -> Update:
-    with open_or_create(place, clip) as index:
-        return update(index, clip, folders, prune=prune)
-
-
-def _names(place: Path) -> set[str]:
-    with open_index(place) as index:
-        assert index.verify() == []
-        return {Path(entry.key).name for entry in index.entries()}
-
-
-def test_bad_entries_are_listed_and_the_others_are_indexed(clip: LoadedBundle, photos: Path, place: Path) -> None:
+def test_bad_entries_are_listed_and_the_others_are_indexed(
+    clip: LoadedBundle, photos: Path, index_folder: Path
+) -> None:
     (photos / "loop").symlink_to("loop")
     (photos / "loop.jpg").symlink_to("loop.jpg")
     (photos / "a.txt").symlink_to("a.txt")
@@ -49,15 +35,15 @@ def test_bad_entries_are_listed_and_the_others_are_indexed(clip: LoadedBundle, p
         "pipe.png": "cannot be read (is not a regular file)",
         "sparse.tiff": "cannot be read (has more than 536,870,912 bytes)",
     }
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     assert (report.added, {Path(path).name: reason for path, reason in report.unreadable}) == (6, reasons)
     assert {Path(path).name: reason for path, reason in report.unread_captions} == {
         "a.txt": "cannot be read (Too many levels of symbolic links)",
         "b.txt": "cannot be read (is not a regular file)",
     }
     again = Update(unchanged=6, unreadable=report.unreadable, unread_captions=report.unread_captions)
-    assert _update(place, clip, photos) == again
-    with open_index(place) as index:
+    assert refresh(index_folder, clip, photos) == again
+    with open_index(index_folder) as index:
         stamps = {Path(key).name: stamp.modified_ns for key, stamp in index.stamps().items()}
     assert (stamps["c.png"], set(stamps)) == (2**63 - 1, {"a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg"})
 
@@ -75,17 +61,17 @@ def _deny(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_a_subfolder_that_cannot_be_read_keeps_its_entries(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     (photos / "a.png").unlink()
     with monkeypatch.context() as patch:
         _deny(patch, photos / "more")
-        report = _update(place, clip, photos, prune=True)
+        report = refresh(index_folder, clip, photos, prune=True)
         told = [(str(photos / "more"), "cannot be read (Permission denied)")]
         assert report == Update(unchanged=4, vanished=1, dropped=1, unreadable=told)
-    assert "f.jpg" in _names(place)
-    assert _update(place, clip, photos, prune=True) == Update(unchanged=5)
+    assert "f.jpg" in names_in(index_folder)
+    assert refresh(index_folder, clip, photos, prune=True) == Update(unchanged=5)
 
 
 def test_permissions_of_a_subfolder(photos: Path) -> None:
@@ -134,7 +120,7 @@ class _Listed(list["os.DirEntry[str]"]):
 
 
 def test_what_could_not_be_read_is_tried_again(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (photos / "bad.png").write_bytes(b"no picture")
     whole = files.read_regular
@@ -148,24 +134,24 @@ def test_what_could_not_be_read_is_tried_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(scan, "read_regular", refused)
-        report = _update(place, clip, photos)
+        report = refresh(index_folder, clip, photos)
         assert (str(photos / "b.png"), "cannot be read (Input/output error)") in report.unreadable
         assert (report.added, len(report.unreadable)) == (5, 2)
         tried.clear()
-        assert len(_update(place, clip, photos).unreadable) == 1
+        assert len(refresh(index_folder, clip, photos).unreadable) == 1
         assert tried == ["b.png"]  # What cannot be decoded is not read again.
-    assert _update(place, clip, photos) == Update(added=1, unchanged=6)
+    assert refresh(index_folder, clip, photos) == Update(added=1, unchanged=6)
     # Earlier versions stored it.
-    with open_index(place) as index, index.writing():
+    with open_index(index_folder) as index, index.writing():
         stamp = index.stamps()[str(photos / "b.png")]
         index.add([], {}, broken=[(str(photos / "b.png"), stamp, "cannot be read (Permission denied)")])
-    assert (_update(place, clip, photos).copies, "b.png" in _names(place)) == (1, True)
+    assert (refresh(index_folder, clip, photos).copies, "b.png" in names_in(index_folder)) == (1, True)
 
 
 def test_a_picture_that_cannot_be_read_now_keeps_its_entry(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     Image.new("RGB", (9, 9)).save(photos / "b.png")
 
     def refused(*_: object, **__: object) -> bytes:
@@ -173,9 +159,9 @@ def test_a_picture_that_cannot_be_read_now_keeps_its_entry(
 
     with monkeypatch.context() as patch:
         patch.setattr(scan, "read_regular", refused)
-        assert len(_update(place, clip, photos, prune=True).unreadable) == 1
-    assert "b.png" in _names(place)
-    assert _update(place, clip, photos).changed == 1
+        assert len(refresh(index_folder, clip, photos, prune=True).unreadable) == 1
+    assert "b.png" in names_in(index_folder)
+    assert refresh(index_folder, clip, photos).changed == 1
 
 
 class _Terminal(io.StringIO):
@@ -184,31 +170,35 @@ class _Terminal(io.StringIO):
 
 
 def test_pruning_more_than_half_needs_a_yes(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle,
+    photos: Path,
+    index_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     photos.rename(photos.with_name("elsewhere"))
     photos.mkdir()
-    assert _update(place, clip, photos, prune=True) == Update(vanished=6, is_prune_refused=True)
-    arguments = ["index", "add", str(place), str(photos), "--prune"]
+    assert refresh(index_folder, clip, photos, prune=True) == Update(vanished=6, is_prune_refused=True)
+    arguments = ["index", "add", str(index_folder), str(photos), "--prune"]
     assert main(arguments) == 2
     assert "--prune would drop 6 files, more than half of the index, and dropped none" in capsys.readouterr().err
-    assert len(_names(place)) == 6
+    assert len(names_in(index_folder)) == 6
     terminal = _Terminal()
     for answer, code, left in (("\n", 2, 6), ("y\n", 0, 0)):
         monkeypatch.setattr(sys, "stdin", _Terminal(answer))
         monkeypatch.setattr(sys, "stderr", terminal)
         assert main(arguments) == code
-        assert len(_names(place)) == left
+        assert len(names_in(index_folder)) == left
     assert "--prune removes 6 of 6 pictures. Is every disk mounted? Remove them? [y/N]" in terminal.getvalue()
 
 
-def test_force_prunes_and_half_is_not_more_than_half(clip: LoadedBundle, photos: Path, place: Path) -> None:
-    _update(place, clip, photos)
+def test_force_prunes_and_half_is_not_more_than_half(clip: LoadedBundle, photos: Path, index_folder: Path) -> None:
+    refresh(index_folder, clip, photos)
     for name in "abc":
         (photos / f"{name}.png").unlink()
-    assert _update(place, clip, photos, prune=True).dropped == 3
+    assert refresh(index_folder, clip, photos, prune=True).dropped == 3
     shutil.rmtree(photos / "more")
     (photos / "d.png").unlink()
-    assert main(["index", "add", str(place), str(photos), "--prune", "--force"]) == 0
-    assert _names(place) == {"e.png"}
+    assert main(["index", "add", str(index_folder), str(photos), "--prune", "--force"]) == 0
+    assert names_in(index_folder) == {"e.png"}

@@ -26,27 +26,17 @@ from diptych.index.open_index import index_exists, open_index
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.inference.query import Query, Term, parse_query
-from diptych.search.collection import Update, open_or_create, update
+from diptych.search.collection import Update, open_or_create
 from diptych.search.scan import ScannedFile, describe_picture
 from tests.conftest import draw_photos
+from tests.search.makers import names_in, refresh
 
 ROOT = Path(__file__).parents[2]
 
 
-def _update(place: str | Path, clip: LoadedBundle, pictures: Path, *, prune: bool = False) -> Update:
-    with open_or_create(place, clip) as index:
-        return update(index, clip, [pictures], prune=prune)
-
-
-def _held(place: str | Path) -> set[str]:
-    with open_index(place) as index:
-        assert index.verify() == []
-        return {Path(entry.key).name for entry in index.entries()}
-
-
 def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: str) -> None:
-    assert _update(place, clip, photos) == Update(added=6)
-    assert _update(place, clip, photos) == Update(unchanged=6)
+    assert refresh(place, clip, photos) == Update(added=6)
+    assert refresh(place, clip, photos) == Update(unchanged=6)
     encode = clip.embedder.encode_images
     (photos / "a.png").rename(photos / "more" / "moved.png")
     shutil.copy(photos / "b.png", photos / "copy.png")
@@ -57,7 +47,7 @@ def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: 
     (photos / ".hidden.png").write_bytes(b"no picture")
     (photos / "@eaDir").mkdir()
     (photos / "@eaDir" / "thumbnail.png").write_bytes(b"no picture")
-    report = _update(place, clip, photos)
+    report = refresh(place, clip, photos)
     assert report == Update(
         unchanged=3,
         moved=1,
@@ -67,10 +57,10 @@ def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: 
         hidden=2,
         unreadable=[(str(photos / "broken.jpg"), "is not a picture")],
     )
-    assert _held(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "e.png", "f.jpg"}
-    report = _update(place, clip, photos, prune=True)
+    assert names_in(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "e.png", "f.jpg"}
+    report = refresh(place, clip, photos, prune=True)
     assert report == Update(unchanged=7, vanished=1, dropped=1, hidden=2)  # What is broken is not read again.
-    assert _held(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "f.jpg"}
+    assert names_in(place) == {"moved.png", "b.png", "copy.png", "c.png", "d.png", "f.jpg"}
     with open_index(place) as index:
         assert index.size()["unused"] == 0
         for entry in index.entries():
@@ -80,7 +70,7 @@ def test_files_come_move_change_and_go(clip: LoadedBundle, photos: Path, place: 
 def test_only_what_is_new_is_embedded(
     clip: LoadedBundle, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _update(tmp_path / "index", clip, photos)
+    refresh(tmp_path / "index", clip, photos)
     (photos / "a.png").rename(photos / "z.png")
     draw_photos(photos, ["0.png", "1.png", *(f"n{i}.png" for i in range(8)), "new.png"])
     counted = list[int]()
@@ -91,7 +81,7 @@ def test_only_what_is_new_is_embedded(
         return encode(embedder, images, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Embedder, "encode_images", counting)
-    report = _update(tmp_path / "index", clip, photos)
+    report = refresh(tmp_path / "index", clip, photos)
     assert report.moved == 1
     assert sum(counted) == report.added
 
@@ -106,7 +96,7 @@ def test_what_files_say_of_themselves(clip: LoadedBundle, tmp_path: Path) -> Non
     (pictures / "a.txt").write_text("a dark field\nnothing\n\n", encoding="utf-8")
     Image.new("RGB", (40, 20)).save(pictures / "b.png")
     Image.new("RGB", (40, 20)).save(pictures / "c.tif", exif=exif)
-    _update(tmp_path / "index", clip, pictures)
+    refresh(tmp_path / "index", clip, pictures)
     with open_index(tmp_path / "index") as index:
         a, b, c = index.entries()
     assert (a.width, a.height, a.taken, a.captions) == (20, 40, "2024-05-01 12:30:00", ("a dark field", "nothing"))
@@ -139,16 +129,16 @@ def test_when_a_picture_was_taken_is_a_time_or_nothing(written: str, taken: str 
 def test_names_that_are_no_text_are_left_out(clip: LoadedBundle, photos: Path, place: str) -> None:
     shutil.copy(photos / "a.png", os.fsdecode(os.fsencode(photos) + b"/caf\xe9.png"))
     told = (f"{photos}/caf\\xe9.png", "has a name that is not UTF-8")
-    assert _update(place, clip, photos) == Update(added=6, unreadable=[told])
-    assert _update(place, clip, photos) == Update(unchanged=6, unreadable=[told])
-    assert len(_held(place)) == 6
+    assert refresh(place, clip, photos) == Update(added=6, unreadable=[told])
+    assert refresh(place, clip, photos) == Update(unchanged=6, unreadable=[told])
+    assert len(names_in(place)) == 6
 
 
 def test_another_models_vectors_are_refused(
     clip: LoadedBundle, tiny_bundle: Path, photos: Path, place: str, tmp_path: Path
 ) -> None:
-    _update(place, clip, photos)
-    assert _update(place, load(tiny_bundle, device="cpu"), photos).unchanged == 6
+    refresh(place, clip, photos)
+    assert refresh(place, load(tiny_bundle, device="cpu"), photos).unchanged == 6
     changed = load(tiny_bundle, device="cpu").bundle
     with torch.no_grad():
         next(changed.model.text_tower.parameters()).view(-1)[1] += 0.1
@@ -158,7 +148,7 @@ def test_another_models_vectors_are_refused(
     with pytest.raises(IndexingError, match="make another index"):
         open_or_create(place, other)
     with pytest.raises(IndexingError, match="no such folder"):
-        _update(place, clip, tmp_path / "nowhere")
+        refresh(place, clip, tmp_path / "nowhere")
 
 
 def test_kills_lose_and_double_nothing(tiny_bundle: Path, tmp_path: Path, place: str) -> None:
@@ -346,19 +336,19 @@ def test_processes_take_shares_and_the_parts_are_joined(
     assert f"When all are done: diptych index merge {place} {place}.part-*-of-3" in first[0]
     assert not index_exists(place)
     parts = sorted(map(str, tmp_path.glob("index.part-*-of-3")))
-    held = [_held(part) for part in parts]
+    held = [names_in(part) for part in parts]
     assert sum(map(len, held)) == 16
     assert all(held)
     assert main(["index", "merge", place, *parts]) == 0
     assert "16 merged; 16 pictures" in capsys.readouterr().out
-    assert _held(place) == set.union(*held)
+    assert names_in(place) == set.union(*held)
     assert main(["index", "add", place, str(photos)]) == 0
     assert "16 as before" in capsys.readouterr().out
     for part in parts:
         shutil.rmtree(part)
     draw_photos(photos, ["new.png"])
     launched()
-    assert sum(len(_held(part)) for part in parts) == 1
+    assert sum(len(names_in(part)) for part in parts) == 1
     assert main(["index", "merge", place]) == 2
     monkeypatch.setattr(build_signs, "MIN_SPEEDUP", 0)  # So few are faster without.
     assert main(["index", "build", place, "--approximate"]) == 0

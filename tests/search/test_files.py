@@ -12,28 +12,18 @@ from diptych.index.filters import parse_filter
 from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import collection, scan
-from diptych.search.collection import Update, open_or_create, update
+from diptych.search.collection import Update, open_or_create
 from tests.conftest import draw_photos
+from tests.search.makers import refresh
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder that has no index yet."""
-    return tmp_path / "index"
-
-
-def _update(place: Path, clip: LoadedBundle, *folders: Path, follow_links: bool = False, prune: bool = False) -> Update:
-    with open_or_create(place, clip) as index:
-        return update(index, clip, folders, follow_links=follow_links, prune=prune)
-
-
-def _captions(place: Path) -> dict[str, tuple[str, ...]]:
-    with open_index(place) as index:
+def _captions(index_folder: Path) -> dict[str, tuple[str, ...]]:
+    with open_index(index_folder) as index:
         return {Path(entry.key).name: entry.captions for entry in index.entries()}
 
 
-def _names(place: Path, root: Path) -> set[str]:
-    with open_index(place) as index:
+def _names(index_folder: Path, root: Path) -> set[str]:
+    with open_index(index_folder) as index:
         return {str(Path(entry.key).relative_to(root)) for entry in index.entries()}
 
 
@@ -53,47 +43,47 @@ def outside(tmp_path: Path, photos: Path) -> Path:
 
 
 def test_links_out_of_the_folder_are_counted_and_not_followed(
-    clip: LoadedBundle, photos: Path, outside: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle, photos: Path, outside: Path, index_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _update(place, clip, photos) == Update(added=6, copies=1, links=3)
-    assert _names(place, photos) == {"a.png", "b.png", "c.png", "d.png", "e.png", "inside.png", "more/f.jpg"}
-    assert set(_captions(place).values()) == {()}
-    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert refresh(index_folder, clip, photos) == Update(added=6, copies=1, links=3)
+    assert _names(index_folder, photos) == {"a.png", "b.png", "c.png", "d.png", "e.png", "inside.png", "more/f.jpg"}
+    assert set(_captions(index_folder).values()) == {()}
+    assert main(["index", "add", str(index_folder), str(photos)]) == 0
     assert (
         "7 pictures; links that leave the folders and were not followed (--follow-links): 3" in capsys.readouterr().out
     )
-    assert main(["index", "add", str(place), str(photos), "--json"]) == 0
+    assert main(["index", "add", str(index_folder), str(photos), "--json"]) == 0
     assert '"links": 3' in capsys.readouterr().out
 
 
-def test_links_are_followed_on_request(clip: LoadedBundle, photos: Path, outside: Path, place: Path) -> None:
-    report = _update(place, clip, photos, follow_links=True)
+def test_links_are_followed_on_request(clip: LoadedBundle, photos: Path, outside: Path, index_folder: Path) -> None:
+    report = refresh(index_folder, clip, photos, follow_links=True)
     assert (report.added + report.copies, report.links) == (10, 0)
-    assert {"g.png", "linked/6.png", "linked/7.png"} < _names(place, photos)
-    assert _captions(place)["a.png"] == ("private",)
-    with open_index(place) as index:
+    assert {"g.png", "linked/6.png", "linked/7.png"} < _names(index_folder, photos)
+    assert _captions(index_folder)["a.png"] == ("private",)
+    with open_index(index_folder) as index:
         assert index.targets() == {
             str(photos / "g.png"): str(outside / "6.png"),
             str(photos / "linked/6.png"): str(outside / "6.png"),
             str(photos / "linked/7.png"): str(outside / "7.png"),
             str(photos / "inside.png"): str(photos / "more/f.jpg"),
         }
-    assert _update(place, clip, photos, follow_links=True) == Update(unchanged=10)
-    report = _update(place, clip, photos, prune=True)
+    assert refresh(index_folder, clip, photos, follow_links=True) == Update(unchanged=10)
+    report = refresh(index_folder, clip, photos, prune=True)
     assert (report.unchanged, report.recaptioned, report.dropped, report.links) == (6, 1, 3, 3)
-    assert main(["index", "add", str(place), str(photos), "--follow-links"]) == 0
-    assert main(["index", "remove", str(place), str(photos / "linked")]) == 0
-    assert "linked/7.png" not in _names(place, photos)
+    assert main(["index", "add", str(index_folder), str(photos), "--follow-links"]) == 0
+    assert main(["index", "remove", str(index_folder), str(photos / "linked")]) == 0
+    assert "linked/7.png" not in _names(index_folder, photos)
 
 
 def test_a_linked_picture_is_removed_and_what_it_leads_to_stays(
-    clip: LoadedBundle, outside: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle, outside: Path, index_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = tmp_path / "photos"
     (tmp_path / "alias").symlink_to(tmp_path)
     (tmp_path / "pictures").symlink_to(photos)
-    _update(place, clip, photos, outside, follow_links=True)
-    before = _names(place, tmp_path)
+    refresh(index_folder, clip, photos, outside, follow_links=True)
+    before = _names(index_folder, tmp_path)
     removed = {
         tmp_path / "alias" / "photos" / "inside.png": {"photos/inside.png"},
         tmp_path / "pictures" / "g.png": {"photos/g.png"},
@@ -104,14 +94,14 @@ def test_a_linked_picture_is_removed_and_what_it_leads_to_stays(
         tmp_path / "pictures": {f"photos/{name}.png" for name in "abcde"},
     }
     for path, names in removed.items():
-        assert main(["index", "remove", str(place), str(path)]) == 0
+        assert main(["index", "remove", str(index_folder), str(path)]) == 0
         assert f"{len(names)} removed" in capsys.readouterr().out
-        assert before - _names(place, tmp_path) == names
+        assert before - _names(index_folder, tmp_path) == names
         before -= names
     assert before == {"outside/6.png", "outside/7.png"}
 
 
-def test_links_in_a_circle_end(clip: LoadedBundle, photos: Path, place: Path) -> None:
+def test_links_in_a_circle_end(clip: LoadedBundle, photos: Path, index_folder: Path) -> None:
     for number in range(12):  # Each leads to all the others: twelve factorial paths.
         (photos / f"n{number}").mkdir()
         for other in range(12):
@@ -119,42 +109,46 @@ def test_links_in_a_circle_end(clip: LoadedBundle, photos: Path, place: Path) ->
     (photos / "n3" / "up").symlink_to(photos)
     (photos / "more" / "self.png").symlink_to("self.png")
     looped = (str(photos / "more" / "self.png"), "cannot be read (Too many levels of symbolic links)")
-    assert _update(place, clip, photos, follow_links=True) == Update(added=6, unreadable=[looped])
+    assert refresh(index_folder, clip, photos, follow_links=True) == Update(added=6, unreadable=[looped])
 
 
-def test_a_link_that_is_turned_elsewhere_is_read_again(clip: LoadedBundle, photos: Path, place: Path) -> None:
+def test_a_link_that_is_turned_elsewhere_is_read_again(clip: LoadedBundle, photos: Path, index_folder: Path) -> None:
     (photos / "link.png").symlink_to(photos / "a.png")
     size = (photos / "b.png").stat().st_size
     (photos / "a.png").write_bytes((photos / "a.png").read_bytes().ljust(size, b"\0"))
     (photos / "b.png").write_bytes((photos / "b.png").read_bytes().ljust((photos / "a.png").stat().st_size, b"\0"))
     for name in ("a.png", "b.png"):
         os.utime(photos / name, (1, 1))
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     (photos / "link.png").unlink()
     (photos / "link.png").symlink_to(photos / "b.png")
-    assert _update(place, clip, photos).changed == 1
-    with open_index(place) as index:
+    assert refresh(index_folder, clip, photos).changed == 1
+    with open_index(index_folder) as index:
         assert index.digest_of(str(photos / "link.png")) == index.digest_of(str(photos / "b.png"))
 
 
 def test_captions_that_come_change_and_go(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle,
+    photos: Path,
+    index_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (photos / "a.txt").write_text("first", "utf-8")
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     monkeypatch.setattr(clip.embedder, "encode_images", lambda images, **_: pytest.fail("embedded") if images else [])
     (photos / "a.txt").write_text("second\nand third", "utf-8")
     (photos / "more" / "f.txt").write_text("new", "utf-8")
-    assert _update(place, clip, photos) == Update(unchanged=4, recaptioned=2)
-    assert _captions(place)["a.png"] == ("second", "and third")
-    assert _captions(place)["f.jpg"] == ("new",)
+    assert refresh(index_folder, clip, photos) == Update(unchanged=4, recaptioned=2)
+    assert _captions(index_folder)["a.png"] == ("second", "and third")
+    assert _captions(index_folder)["f.jpg"] == ("new",)
     os.utime(photos / "a.txt", (1, 1))  # Touched, but what it was.
-    assert _update(place, clip, photos) == Update(unchanged=6)
+    assert refresh(index_folder, clip, photos) == Update(unchanged=6)
     (photos / "a.txt").unlink()
-    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert main(["index", "add", str(index_folder), str(photos)]) == 0
     assert "1 with new captions, 5 as before; 6 pictures" in capsys.readouterr().out
-    assert _captions(place)["a.png"] == ()
-    assert _update(place, clip, photos) == Update(unchanged=6)
+    assert _captions(index_folder)["a.png"] == ()
+    assert refresh(index_folder, clip, photos) == Update(unchanged=6)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
@@ -175,36 +169,36 @@ def test_captions_in_other_encodings_are_read_as_the_training_data_is(tmp_path: 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_sidecar_of_windows_is_found_by_its_lines(
-    clip: LoadedBundle, photos: Path, place: Path, encoding: str
+    clip: LoadedBundle, photos: Path, index_folder: Path, encoding: str
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     (photos / "b.txt").write_text('the "red" fox\r\nC:\\new\r\n', encoding)
-    assert _update(place, clip, photos).recaptioned == 1
-    with open_index(place) as index:
+    assert refresh(index_folder, clip, photos).recaptioned == 1
+    with open_index(index_folder) as index:
         for text in ("caption = 'the \"red\" fox'", r"caption = 'C:\new'"):
             assert [Path(entry.key).name for entry in index.entries(parse_filter(text))] == ["b.png"]
 
 
 def test_captions_that_cannot_be_read_cost_no_picture(
-    clip: LoadedBundle, photos: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle, photos: Path, index_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "a.txt").write_bytes(b"x" * (2**20 + 1))
     os.mkfifo(photos / "b.txt")
     (photos / "c.txt").symlink_to("/dev/zero")
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     too_large = (str(photos / "a.txt"), "cannot be read (has more than 1,048,576 bytes)")
     no_file = (str(photos / "b.txt"), "cannot be read (is not a regular file)")
     assert (report.added, sorted(report.unread_captions)) == (6, [too_large, no_file])
     # It is not read again until it changes.
-    assert _update(place, clip, photos) == Update(unchanged=6, unread_captions=[no_file])
+    assert refresh(index_folder, clip, photos) == Update(unchanged=6, unread_captions=[no_file])
     os.utime(photos / "a.txt", (1, 1))
-    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert main(["index", "add", str(index_folder), str(photos)]) == 0
     assert "a.txt: cannot be read (has more than 1,048,576 bytes); its captions are left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("becomes", ["fifo", "device", "link", "nothing", "folder", "larger"])
 def test_a_file_that_changes_under_the_scan_fails_alone(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
 ) -> None:
     path, whole = photos / "c.png", scan.scan
 
@@ -229,7 +223,7 @@ def test_a_file_that_changes_under_the_scan_fails_alone(
         return files
 
     monkeypatch.setattr(collection, "scan", scanned)
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     assert report.added == 5
     ((name, reason),) = report.unreadable
     assert name == str(path)
@@ -237,24 +231,24 @@ def test_a_file_that_changes_under_the_scan_fails_alone(
     reasons["larger"] = "grew while it was indexed; the next addition reads it"
     assert reason == f"cannot be read ({reasons.get(becomes, 'is not a regular file')})"
     monkeypatch.setattr(collection, "scan", whole)
-    assert _update(place, clip, photos).added == (becomes == "larger")
+    assert refresh(index_folder, clip, photos).added == (becomes == "larger")
 
 
 def test_a_file_that_is_too_large_is_not_read(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (photos / "huge.png").open("wb") as file:
         file.truncate(2**29 + 1)  # It takes no room on the disk.
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     assert report == Update(
         added=6, unreadable=[(str(photos / "huge.png"), "cannot be read (has more than 536,870,912 bytes)")]
     )
 
 
 def test_a_picture_without_access_is_no_gone_one(
-    clip: LoadedBundle, photos: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     stamp = scan._file_stat
 
     def refused(item: os.DirEntry[str]) -> object:
@@ -263,20 +257,20 @@ def test_a_picture_without_access_is_no_gone_one(
         return stamp(item)
 
     monkeypatch.setattr(scan, "_file_stat", refused)
-    report = _update(place, clip, photos, prune=True)
+    report = refresh(index_folder, clip, photos, prune=True)
     assert report == Update(unchanged=5, unreadable=[(str(photos / "b.png"), "cannot be read (Permission denied)")])
 
 
 def test_a_model_is_known_by_each_of_its_names(
-    clip: LoadedBundle, photos: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: LoadedBundle, photos: Path, index_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _update(place, clip, photos)
+    refresh(index_folder, clip, photos)
     before = clip.identities
     monkeypatch.setitem(vars(clip), "identities", ("sha256-of-it", *before))
-    with open_or_create(place, clip) as index:
+    with open_or_create(index_folder, clip) as index:
         assert index.models == before  # Reading changes nothing.
-    assert _update(place, clip, photos) == Update(unchanged=6)
-    with open_index(place) as index:
+    assert refresh(index_folder, clip, photos) == Update(unchanged=6)
+    with open_index(index_folder) as index:
         assert index.models == ("sha256-of-it", *before)
     with open_or_create(tmp_path / "new", clip) as new:
         assert new.models == ("sha256-of-it", *before)

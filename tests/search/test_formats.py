@@ -15,38 +15,21 @@ from diptych.index.filters import parse_filter
 from diptych.index.open_index import open_index
 from diptych.inference.loaded import LoadedBundle
 from diptych.search import scan as scanning
-from diptych.search.collection import Update, open_or_create, update
+from diptych.search.collection import Update
 from tests.conftest import draw_photos
 from tests.images.hostile import encoded
+from tests.search.makers import names_in, refresh
 
 _NEW = {".jfif": "JPEG", ".jpe": "JPEG", ".jp2": "JPEG2000", ".avif": "AVIF", ".heic": "HEIF", ".pgm": "PPM"}
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder that has no index yet."""
-    return tmp_path / "index"
-
-
-def _update(
-    place: Path, clip: LoadedBundle, folder: Path, *, exclude: tuple[str, ...] = (), prune: bool = False
-) -> Update:
-    with open_or_create(place, clip) as index:
-        return update(index, clip, [folder], exclude=exclude, prune=prune)
-
-
-def _names(place: Path) -> set[str]:
-    with open_index(place) as index:
-        return {Path(entry.key).name for entry in index.entries()}
-
-
-def test_every_format_that_can_be_opened_is_indexed(clip: LoadedBundle, tmp_path: Path, place: Path) -> None:
+def test_every_format_that_can_be_opened_is_indexed(clip: LoadedBundle, tmp_path: Path, index_folder: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, (suffix, form) in enumerate(_NEW.items()):
         (folder / f"a{suffix.upper()}").write_bytes(encoded(form, width=20 + number))
-    assert _update(place, clip, folder) == Update(added=len(_NEW))
-    with open_index(place) as index:
+    assert refresh(index_folder, clip, folder) == Update(added=len(_NEW))
+    with open_index(index_folder) as index:
         for number, suffix in enumerate(_NEW):
             (entry,) = index.entries(parse_filter(f"path like '%{suffix.upper()}'"))
             assert (entry.width, entry.height) == (20 + number, 12)
@@ -68,21 +51,21 @@ def _add_others(photos: Path) -> list[LeftOut]:
 
 
 def test_what_is_left_out_is_counted_with_its_remedy(
-    clip: LoadedBundle, photos: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle, photos: Path, index_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left_out = _add_others(photos)
     (photos / "holiday.jpg").mkdir()
     draw_photos(photos / "holiday.jpg", ["g.png", "h.png"])
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     assert (report.added, report.copies, report.left_out, report.unreadable) == (6, 2, left_out, [])
-    assert main(["index", "add", str(place), str(photos)]) == 0
+    assert main(["index", "add", str(index_folder), str(photos)]) == 0
     said = capsys.readouterr().err
     assert (
         f"left out: 4 .cr2 ({photos}/1.CR2, {photos}/2.cr2, {photos}/4.cr2, ...): RAW photos are not read; export"
         in said
     )
     assert "left out: 1 .psd" in said
-    assert main(["index", "add", str(place), str(photos), "--json"]) == 0
+    assert main(["index", "add", str(index_folder), str(photos), "--json"]) == 0
     assert [left["num"] for left in json.loads(capsys.readouterr().out)["left_out"]] == [4, 1, 1]
 
 
@@ -117,7 +100,7 @@ def test_rank_images_and_audit_count_them_too(
 
 
 def test_patterns_exclude_files_and_folders(
-    clip: LoadedBundle, photos: Path, place: Path, capsys: pytest.CaptureFixture[str]
+    clip: LoadedBundle, photos: Path, index_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_photos(photos / "thumbnails", ["x.png"])
     draw_photos(photos / "2019" / "raw", ["y.png"])
@@ -125,14 +108,24 @@ def test_patterns_exclude_files_and_folders(
     draw_photos(photos / "@eaDir", ["z.png"])
     (photos / ".hidden.png").write_bytes(b"")
     (photos / ".DS_Store").write_bytes(b"")
-    report = _update(place, clip, photos)
+    report = refresh(index_folder, clip, photos)
     assert (report.hidden, report.excluded) == (2, 0)
-    assert _names(place) == {"a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg", "x.png", "y.png", "a.thumb.png"}
-    report = _update(place, clip, photos, exclude=("thumbnails", "*.thumb.*", "20??/raw"), prune=True)
+    assert names_in(index_folder) == {
+        "a.png",
+        "b.png",
+        "c.png",
+        "d.png",
+        "e.png",
+        "f.jpg",
+        "x.png",
+        "y.png",
+        "a.thumb.png",
+    }
+    report = refresh(index_folder, clip, photos, exclude=("thumbnails", "*.thumb.*", "20??/raw"), prune=True)
     assert (report.hidden, report.excluded, report.dropped, report.unchanged) == (2, 3, 3, 6)
-    assert _names(place) == {"a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg"}
+    assert names_in(index_folder) == {"a.png", "b.png", "c.png", "d.png", "e.png", "f.jpg"}
     patterns = ["--exclude", "thumbnails", "--exclude", "*.thumb.png", "--exclude", "2019/*"]
-    assert main(["index", "add", str(place), str(photos), *patterns]) == 0
+    assert main(["index", "add", str(index_folder), str(photos), *patterns]) == 0
     said = capsys.readouterr().out
     assert "hidden pictures and folders, and those of other programs: 2; excluded pictures and folders: 3" in said
-    assert len(_names(place)) == 6
+    assert len(names_in(index_folder)) == 6

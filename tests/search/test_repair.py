@@ -15,6 +15,7 @@ from diptych.index.local import LocalIndex
 from diptych.inference.loaded import LoadedBundle
 from diptych.search.collection import open_or_create, update
 from tests.conftest import draw_photos
+from tests.makers import flip_bit
 
 
 @pytest.fixture
@@ -32,12 +33,6 @@ def place(tmp_path: Path, clip: LoadedBundle, photos: Path, monkeypatch: pytest.
     return str(tmp_path / "index")
 
 
-def _flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 def _drop_row(folder: Path) -> None:
     database = sqlite3.connect(folder / "index.db")
     with database:
@@ -49,12 +44,12 @@ _DAMAGES: dict[str, tuple[Callable[[Path], object], int]] = {
     "a short vector file": (lambda folder: _cut(folder / "vectors-0.f32"), 2),
     "no vector file": (lambda folder: (folder / "vectors-0.f32").unlink(), 8),
     "an empty vector file": (lambda folder: (folder / "vectors-0.f32").write_bytes(b""), 8),
-    "a bit of a vector": (lambda folder: _flip(folder / "vectors-0.f32", 10), 1),
+    "a bit of a vector": (lambda folder: flip_bit(folder / "vectors-0.f32", 8 * 10), 1),
     "a missing vector": (_drop_row, 1),
-    "a bit of the codes": (lambda folder: _flip(folder / "codes-1.i8", 10), 0),
+    "a bit of the codes": (lambda folder: flip_bit(folder / "codes-1.i8", 8 * 10), 0),
     "no codes": (lambda folder: (folder / "codes-1.f32").unlink(), 0),
     "no structure": (lambda folder: (folder / "nearly-1").unlink(), 0),
-    "a bit of the structure": (lambda folder: _flip(folder / "nearly-1", 200), 0),
+    "a bit of the structure": (lambda folder: flip_bit(folder / "nearly-1", 8 * 200), 0),
     "a short structure": (lambda folder: _cut(folder / "nearly-1"), 0),
 }
 
@@ -98,7 +93,7 @@ def test_checksums_are_compared_only_after_damage_was_found(
     with LocalIndex(Path(place)) as index:
         assert update(index, clip, [photos]).repaired == 0
         assert read == []
-        _flip(Path(place) / "vectors-0.f32", 10)
+        flip_bit(Path(place) / "vectors-0.f32", 8 * 10)
         assert update(index, clip, [photos]).repaired == 0  # Nobody has looked yet.
         assert index.verify() != []
         assert update(index, clip, [photos]).repaired == 1

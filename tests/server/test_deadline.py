@@ -17,8 +17,8 @@ from diptych.inference.loaded import LoadedBundle
 from diptych.server import engine as engines
 from diptych.server.app import create_app
 from diptych.server.limits import Limits
+from tests.server.makers import coded, jpeg
 from tests.server.site import Site, served
-from tests.server.test_hostile import coded, jpeg
 
 HELD = threading.Event()
 

@@ -1,7 +1,5 @@
 """Requests that mean no good: each is refused with a problem, the server goes on, and nothing of its inside is told."""
 
-import base64
-import io
 import json
 import socket
 import struct
@@ -11,12 +9,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from diptych.index.protocol import Index
 from diptych.inference.loaded import LoadedBundle
 from diptych.server.app import create_app
 from diptych.server.limits import Limits
+from tests.images.hostile import png_chunk
+from tests.server.makers import coded, jpeg
 from tests.server.site import Answer, Site, served
 
 SMALL = Limits(body_mb=1, all_bodies_mb=3, deadline_s=2.0, idle_s=1.5, pixels=1_000_000)
@@ -42,22 +41,9 @@ def check_refused(answer: Answer, *statuses: int) -> None:
 def png(width: int, height: int) -> bytes:
     """A small file that says it is so large."""
 
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(b"\0" * 100_000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-def jpeg() -> bytes:
-    written = io.BytesIO()
-    Image.effect_noise((64, 64), 50).convert("RGB").save(written, "JPEG")
-    return written.getvalue()
-
-
-def coded(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -18,24 +18,17 @@ from diptych.search.collection import open_or_create, update
 from diptych.server.app import create_app
 from diptych.server.limits import Limits
 from tests.server.site import Site, served
-from tests.servers import Server, postgresql_server
+from tests.servers import Server
 
 _SEARCH = {"text": "a red circle", "limit": 3}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One that no other test uses."""
-    with postgresql_server(with_vector=True) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def address(server: Server, clip: LoadedBundle, pictures: Path) -> str:
+def address(own_database: Server, clip: LoadedBundle, pictures: Path) -> str:
     """Of an index with 48 pictures."""
-    with open_or_create(server.address, clip) as index:
+    with open_or_create(own_database.address, clip) as index:
         update(index, clip, [pictures])
-    return server.address
+    return own_database.address
 
 
 @contextmanager
@@ -54,14 +47,14 @@ def _wait_for(is_so: Callable[[], bool]) -> None:
 
 
 def test_a_restart_of_the_database_costs_no_answer_and_an_outage_is_reported(
-    clip: LoadedBundle, server: Server, address: str
+    clip: LoadedBundle, own_database: Server, address: str
 ) -> None:
     with _site(clip, address, deadline_s=20) as site:
         before = site.post("/v1/search", _SEARCH)
-        server.stop()
-        server.start()
+        own_database.stop()
+        own_database.start()
         assert site.post("/v1/search", _SEARCH) == before
-        server.stop()
+        own_database.stop()
         try:
             for _ in range(2):
                 refused = site.ask("POST", "/v1/search", _SEARCH)
@@ -71,17 +64,17 @@ def test_a_restart_of_the_database_costs_no_answer_and_an_outage_is_reported(
                 assert site.ask("GET", "/healthz").status == 200
                 assert site.ask("POST", "/v1/embed", {"texts": ["a"]}).status == 200
         finally:
-            server.start()
+            own_database.start()
         assert site.ask("GET", "/readyz").status == 200
         assert site.post("/v1/search", _SEARCH) == before
 
 
 def test_a_database_that_hangs_is_reported_and_the_server_recovers(
-    clip: LoadedBundle, server: Server, address: str
+    clip: LoadedBundle, own_database: Server, address: str
 ) -> None:
     with _site(clip, address, deadline_s=1) as site:
         before = site.post("/v1/search", _SEARCH)
-        with server.paused():
+        with own_database.paused():
             assert site.ask("POST", "/v1/search", _SEARCH).json["detail"].startswith("the request took too long")
             ready = site.ask("GET", "/readyz")
             assert ready.status == 503
@@ -90,12 +83,12 @@ def test_a_database_that_hangs_is_reported_and_the_server_recovers(
         assert site.post("/v1/search", _SEARCH) == before
 
 
-def test_the_deadline_ends_a_search_in_the_database(clip: LoadedBundle, server: Server, address: str) -> None:
+def test_the_deadline_ends_a_search_in_the_database(clip: LoadedBundle, own_database: Server, address: str) -> None:
     active = b"SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'diptych%' AND state = 'active'"
     with (
         _site(clip, address, deadline_s=0.5) as site,
-        psycopg.connect(server.address) as raw,
-        psycopg.connect(server.address, autocommit=True) as watch,
+        psycopg.connect(own_database.address) as raw,
+        psycopg.connect(own_database.address, autocommit=True) as watch,
     ):
         _wait_for(lambda: site.ask("POST", "/v1/search", _SEARCH).status == 200)
         raw.execute("LOCK TABLE diptych.entries IN ACCESS EXCLUSIVE MODE")
@@ -106,7 +99,9 @@ def test_the_deadline_ends_a_search_in_the_database(clip: LoadedBundle, server: 
         _wait_for(lambda: site.ask("POST", "/v1/search", _SEARCH).status == 200)
 
 
-def test_sigterm_ends_the_process_while_the_database_hangs(tiny_bundle: Path, server: Server, address: str) -> None:
+def test_sigterm_ends_the_process_while_the_database_hangs(
+    tiny_bundle: Path, own_database: Server, address: str
+) -> None:
     words = ["serve", str(tiny_bundle), "--index", address, "--port", "0", "--deadline", "3"]
     with subprocess.Popen(
         [sys.executable, "-m", "diptych", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -123,7 +118,7 @@ def test_sigterm_ends_the_process_while_the_database_hangs(tiny_bundle: Path, se
 
         _wait_for(is_ready)
         statuses = list[int]()
-        with server.paused():
+        with own_database.paused():
             asking = threading.Thread(target=lambda: statuses.append(site.ask("POST", "/v1/search", _SEARCH).status))
             asking.start()
             time.sleep(0.5)

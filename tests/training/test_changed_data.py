@@ -13,39 +13,17 @@ from diptych.core.errors import ConfigError, RunError
 from diptych.core.files import sha256_of
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig
-from diptych.training.report.events import StepReport
 from diptych.training.run import train
-from diptych.training.validation import Validation
 from tests.conftest import draw_photos
+from tests.training.listener import Listener
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 NUM = 20
 
 
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than the steps do."""
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
-
-
-class Messages:
-    """Keeps what is said, and ends the run after a step by what it raises."""
-
-    def __init__(self, stop: int | None = None) -> None:
-        self.stop = stop
-        self.said: list[str] = []
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.stop:
-            raise KeyboardInterrupt
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        self.said.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
+def _die() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -65,7 +43,7 @@ def stopped(tmp_path: Path, tiny_run: TrainConfig) -> tuple[TrainConfig, Path]:
         },
     )
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", observers=[Messages(stop=3)])
+        train(config, tmp_path / "run", observers=[Listener(3, _die)])
     return config, tmp_path / "run"
 
 
@@ -119,19 +97,19 @@ def test_changed_data_is_refused_by_name_unless_it_is_accepted(
     with pytest.raises(RunError) as refused:
         train(config, run, resume=True)
     assert f"({said}); restore the data, or continue with the changed data: --accept-changed-data" in str(refused.value)
-    observer = Messages()
+    observer = Listener()
     assert train(config, run, resume=True, accept_changed_data=True, observers=[observer]).steps == 4
-    assert f"({said}); the run continues with the new data." in "\n".join(observer.said)
+    assert f"({said}); the run continues with the new data." in "\n".join(observer.messages)
 
 
 def test_a_copy_of_the_data_elsewhere_is_the_same_data(stopped: tuple[TrainConfig, Path], tmp_path: Path) -> None:
     config, run = stopped
     shutil.copytree(run.parent / "set", tmp_path / "copy")  # With other times.
     shutil.rmtree(run.parent / "set")
-    observer = Messages()
+    observer = Listener()
     moved = override(config, {"data.source": f"json:{tmp_path / 'copy' / 'set.json'}"})
     assert train(moved, run, resume=True, observers=[observer]).steps == 4
-    assert not [text for text in observer.said if "data" in text and "changed" in text]
+    assert not [text for text in observer.messages if "data" in text and "changed" in text]
 
 
 def _without_fingerprint(run: Path) -> None:
@@ -150,9 +128,9 @@ def test_a_checkpoint_without_a_fingerprint_goes_on_with_one_remark(stopped: tup
     config, run = stopped
     _without_fingerprint(run)
     _rewrite(run.parent / "set")
-    observer = Messages()
+    observer = Listener()
     assert train(config, run, resume=True, observers=[observer]).steps == 4
-    assert len([text for text in observer.said if "no fingerprint of its data" in text]) == 1
+    assert len([text for text in observer.messages if "no fingerprint of its data" in text]) == 1
 
 
 def test_contents_notice_another_picture_of_the_same_size(
@@ -161,7 +139,7 @@ def test_contents_notice_another_picture_of_the_same_size(
     config, run = stopped
     config = override(config, {"data.fingerprint": "contents"})
     with pytest.raises(KeyboardInterrupt):
-        train(config, run, overwrite=True, observers=[Messages(stop=3)])
+        train(config, run, overwrite=True, observers=[Listener(3, _die)])
     picture = run.parent / "set" / "07.png"
     picture.write_bytes(picture.read_bytes() + b"\0")
     before = train(config, run, resume=True, accept_changed_data=True)

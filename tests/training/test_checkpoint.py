@@ -20,23 +20,11 @@ from diptych.core.settings import override, to_plain
 from diptych.device.distributed import ALONE
 from diptych.training.checkpoint.compatibility import check_same_run
 from diptych.training.checkpoint.state import TrainingState
-from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
+from diptych.training.checkpoint.store import load_checkpoint, save_checkpoint
 from diptych.training.config import CheckpointConfig, TrainConfig
-from tests.states import Average, assert_same, flip, make_state, step
-
-CONFIG = {"seed": 0, "device": "cpu"}
-
-
-def _progress(at: int, **changes: Any) -> Progress:
-    return replace(Progress(step=at, elapsed_s=1.5, best_metric=0.25, skipped=(("a", "b"),)), **changes)
-
-
-def _save(run: Path, state: TrainingState, at: int, **options: Any) -> Path:
-    return save_checkpoint(run, state, _progress(at), ALONE, config=CONFIG, **options)
-
-
-def _load(run: Path, state: TrainingState, said: list[str] | None = None) -> Progress:
-    return load_checkpoint(run, state, ALONE, config=CONFIG, tell=(said if said is not None else []).append)
+from tests.makers import flip_bit
+from tests.states import Average, assert_same, make_state, step
+from tests.training.makers import SETTINGS, load_newest, progress_at, save_at
 
 
 def _names(run: Path) -> list[str]:
@@ -50,10 +38,10 @@ def test_a_state_comes_back_bit_for_bit_and_goes_on_as_if_nothing_was(tmp_path: 
     for i in range(num_steps):
         step(one, i)
         step(twin, i)
-    progress = _progress(num_steps, best_metric=-math.inf)
-    save_checkpoint(tmp_path, one, progress, ALONE, config=CONFIG)
+    progress = progress_at(num_steps, best_metric=-math.inf)
+    save_checkpoint(tmp_path, one, progress, ALONE, config=SETTINGS)
     assert_same(one, twin)
-    assert _load(tmp_path, other) == progress
+    assert load_newest(tmp_path, other) == progress
     assert_same(one, other)
     for state in (one, twin, other):
         step(state, num_steps)
@@ -64,9 +52,9 @@ def test_a_state_comes_back_bit_for_bit_and_goes_on_as_if_nothing_was(tmp_path: 
 def test_settings_of_groups_come_back(tmp_path: Path) -> None:
     one, other = make_state(0), make_state(1)
     one.optimizers[1].param_groups[0].update(lr=0.125, betas=(0.5, 0.75))
-    _save(tmp_path, one, 1)
+    save_at(tmp_path, one, 1)
     other.optimizers[1].param_groups[0]["lr_factor"] = 9.0
-    _load(tmp_path, other)
+    load_newest(tmp_path, other)
     group = other.optimizers[1].param_groups[0]
     assert (group["lr"], group["betas"], group["lr_factor"]) == (0.125, (0.5, 0.75), 0.5)
 
@@ -81,25 +69,25 @@ def test_state_of_another_precision_than_its_parameter(tmp_path: Path) -> None:
             values = {"step": torch.tensor(float(seed)), "exp_avg": torch.randn(parameter.shape)}
             optimizer.state[parameter] = {**values, "exp_avg_sq": torch.rand(parameter.shape)}
         states.append(TrainingState(model=model, optimizers=(optimizer,)))
-    _save(tmp_path, states[0], 1)
-    _load(tmp_path, states[1])
+    save_at(tmp_path, states[0], 1)
+    load_newest(tmp_path, states[1])
     assert_same(states[0], states[1])
 
 
 def test_a_compiled_model_reads_a_bare_ones(tmp_path: Path) -> None:
     one, other = make_state(0), make_state(1)
     step(one, 0)
-    _save(tmp_path, one, 1)
+    save_at(tmp_path, one, 1)
     compiled = torch.compile(other.model, backend="eager")
     assert isinstance(compiled, nn.Module)
-    _load(tmp_path, replace(other, model=compiled))
+    load_newest(tmp_path, replace(other, model=compiled))
     assert_same(one, other)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     state = make_state(0)
     step(state, 0)
-    _save(tmp_path, state, 1)
+    save_at(tmp_path, state, 1)
     wider, longer, lone = make_state(0, width=5), make_state(0), make_state(0)
     longer.model.add_module("more", nn.Linear(2, 2))
     swapped = replace(lone, optimizers=lone.optimizers[::-1])
@@ -112,7 +100,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         (swapped, "optimizer 0 has its parameters in other groups"),
     ):
         with pytest.raises(RunError, match=says) as caught:
-            _load(tmp_path, other)
+            load_newest(tmp_path, other)
         assert "step-00000001: cannot be loaded" in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -120,19 +108,19 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
     for at in range(1, 7):
-        progress = _progress(at, best_step=2 if at > 2 else None)
-        save_checkpoint(tmp_path, state, progress, ALONE, config=CONFIG, keep=2)
+        progress = progress_at(at, best_step=2 if at > 2 else None)
+        save_checkpoint(tmp_path, state, progress, ALONE, config=SETTINGS, keep=2)
     assert _names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]
-    save_checkpoint(tmp_path, state, _progress(7, best_step=6), ALONE, config=CONFIG, keep=1)
+    save_checkpoint(tmp_path, state, progress_at(7, best_step=6), ALONE, config=SETTINGS, keep=1)
     assert _names(tmp_path) == ["step-00000006", "step-00000007"]
 
 
 def test_what_is_saved_twice_is_there_once(tmp_path: Path) -> None:
     one, other = make_state(0), make_state(1)
-    _save(tmp_path, make_state(2), 3)
-    _save(tmp_path, one, 3, keep=1)
+    save_at(tmp_path, make_state(2), 3)
+    save_at(tmp_path, one, 3, keep=1)
     assert _names(tmp_path) == ["step-00000003"]
-    _load(tmp_path, other)
+    load_newest(tmp_path, other)
     assert_same(one, other)
 
 
@@ -140,16 +128,16 @@ def test_leftovers_go_at_the_next_save(tmp_path: Path) -> None:
     half = tmp_path / "checkpoints" / ".step-00000008.new"
     half.mkdir(parents=True)
     (half / "rubbish").write_bytes(b"half")
-    _save(tmp_path, make_state(0), 1)
+    save_at(tmp_path, make_state(0), 1)
     assert _names(tmp_path) == ["step-00000001"]
 
 
 def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
     """One checkpoint was to take the place of another of its step."""
     one, other = make_state(0), make_state(1)
-    place = _save(tmp_path, one, 3)
+    place = save_at(tmp_path, one, 3)
     place.rename(place.with_name(".step-00000003.old"))
-    assert _load(tmp_path, other).step == 3
+    assert load_newest(tmp_path, other).step == 3
     assert_same(one, other)
     assert _names(tmp_path) == ["step-00000003"]
 
@@ -157,7 +145,7 @@ def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (lambda place: flip(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
+        (lambda place: flip_bit(place / "__0_0.distcp"), "__0_0.distcp is not what was written, its checksum differs"),
         (lambda place: os.truncate(place / "__0_0.distcp", 100), "__0_0.distcp has 100 bytes where"),
         (lambda place: (place / "state.json").unlink(), "it is incomplete, state.json is missing"),
         (lambda place: (place / "metadata.json").write_bytes(b""), "metadata.json has 0 bytes"),
@@ -168,35 +156,35 @@ def test_a_process_that_died_between_two_renames(tmp_path: Path) -> None:
 )
 def test_a_damaged_one_is_passed_over(tmp_path: Path, harm: Callable[[Path], object], says: str) -> None:
     one, other, said = make_state(0), make_state(1), list[str]()
-    _save(tmp_path, one, 1)
-    newest = _save(tmp_path, make_state(2), 2)
+    save_at(tmp_path, one, 1)
+    newest = save_at(tmp_path, make_state(2), 2)
     harm(newest)
-    assert _load(tmp_path, other, said).step == 1
+    assert load_newest(tmp_path, other, said).step == 1
     assert_same(one, other)
     assert len(said) == 1
     assert said[0].startswith(f"{newest} is skipped: {says}")
-    _save(tmp_path, other, 2, keep=1)
-    assert _load(tmp_path, other).step == 2
+    save_at(tmp_path, other, 2, keep=1)
+    assert load_newest(tmp_path, other).step == 2
 
 
 def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
     state = make_state(0)
     for at in (1, 5):
-        _save(tmp_path, state, at)
+        save_at(tmp_path, state, at)
     (tmp_path / "checkpoints" / "step-00000005" / "state.json").unlink()
-    _load(tmp_path, state)
-    _save(tmp_path, state, 3, keep=1)
+    load_newest(tmp_path, state)
+    save_at(tmp_path, state, 3, keep=1)
     assert _names(tmp_path) == ["step-00000003"]
 
 
 def test_none_left(tmp_path: Path) -> None:
     said = list[str]()
     with pytest.raises(RunError, match=r"has no checkpoint to resume from; start it again with --overwrite"):
-        _load(tmp_path, make_state(0), said)
+        load_newest(tmp_path, make_state(0), said)
     for at in (1, 2):
-        (_save(tmp_path, make_state(0), at) / "manifest.json").unlink()
+        (save_at(tmp_path, make_state(0), at) / "manifest.json").unlink()
     with pytest.raises(RunError, match=r"all its checkpoints are damaged; start it again with --overwrite"):
-        _load(tmp_path, make_state(0), said)
+        load_newest(tmp_path, make_state(0), said)
     assert [line.split(" is skipped")[0][-1] for line in said] == ["2", "1"]
 
 
@@ -204,7 +192,7 @@ def test_none_left(tmp_path: Path) -> None:
 def test_a_disk_that_fills_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Whichever file it was that no longer went in."""
     one, other = make_state(0), make_state(1)
-    before = _save(tmp_path, one, 1)
+    before = save_at(tmp_path, one, 1)
     calls, flush = iter(range(1000)), os.fsync
 
     def full(descriptor: int) -> None:
@@ -217,11 +205,11 @@ def test_a_disk_that_fills_leaves_the_one_before(tmp_path: Path, monkeypatch: py
         with pytest.raises(
             RunError, match=r"step-00000002: could not be saved \(No space left on device\); the one be"
         ):
-            _save(tmp_path, make_state(2), 2, keep=1)
+            save_at(tmp_path, make_state(2), 2, keep=1)
     assert _names(tmp_path) == [before.name]
-    _load(tmp_path, other)
+    load_newest(tmp_path, other)
     assert_same(one, other)
-    _save(tmp_path, one, 2, keep=1)
+    save_at(tmp_path, one, 2, keep=1)
     assert _names(tmp_path) == ["step-00000002"]
 
 
@@ -229,14 +217,14 @@ _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 from diptych.core.errors import RunError
-from tests.training.test_checkpoint import _save
 from tests.states import make_state
+from tests.training.makers import save_at
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 run, state = Path(sys.argv[1]), make_state(0, width=64)
-_save(run, state, 1)
+save_at(run, state, 1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    _save(run, state, 2)
+    save_at(run, state, 2)
 except RunError as error:
     print(error)
 """
@@ -256,7 +244,7 @@ def test_a_file_that_cannot_grow(tmp_path: Path, limit: int) -> None:
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(RunError, match=r"could not be saved \(Not a directory\); there is none before it"):
-        _save(tmp_path, make_state(0), 2)
+        save_at(tmp_path, make_state(0), 2)
 
 
 def test_the_second_interrupt_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,11 +253,11 @@ def test_the_second_interrupt_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        _save(tmp_path, make_state(0), 1)
+        save_at(tmp_path, make_state(0), 1)
 
 
 def test_its_json_is_strict_and_whole(tmp_path: Path, tiny_run: TrainConfig) -> None:
-    state, progress = make_state(0), _progress(1, best_metric=-math.inf, best_step=None)
+    state, progress = make_state(0), progress_at(1, best_metric=-math.inf, best_step=None)
     place = save_checkpoint(tmp_path, state, progress, ALONE, config=tiny_run)
 
     def refuse(constant: str) -> None:
@@ -312,11 +300,11 @@ def test_settings_that_only_one_run_knows() -> None:
 
 def test_another_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     other, twin = make_state(1), make_state(1)
-    _save(tmp_path, make_state(0), 1)
+    save_at(tmp_path, make_state(0), 1)
     with pytest.raises(
         RunError, match=r"written with seed 0, and this run has 5; go on with the folder's own config\.yaml"
     ):
-        load_checkpoint(tmp_path, other, ALONE, config={**CONFIG, "seed": 5}, tell=print)
+        load_checkpoint(tmp_path, other, ALONE, config={**SETTINGS, "seed": 5}, tell=print)
     assert_same(other, twin)
 
 

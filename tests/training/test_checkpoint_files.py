@@ -11,15 +11,11 @@ import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from diptych.core.errors import RunError
-from diptych.device.distributed import ALONE
 from diptych.training.checkpoint import tensors
 from diptych.training.checkpoint.files import METADATA
 from diptych.training.checkpoint.manifest import MANIFEST, write_manifest
-from diptych.training.checkpoint.state import TrainingState
-from diptych.training.checkpoint.store import Progress, load_checkpoint, save_checkpoint
 from tests.states import assert_same, make_state, step
-
-SETTINGS = {"seed": 0}
+from tests.training.makers import load_newest, save_at
 
 
 class Trap:
@@ -32,16 +28,6 @@ class Trap:
         return os.mkdir, (str(self.path),)
 
 
-def _save(run: Path, state: TrainingState) -> Path:
-    return save_checkpoint(
-        run, state, Progress(step=1, elapsed_s=1.0, best_metric=0.5, skipped=()), ALONE, config=SETTINGS
-    )
-
-
-def _load(run: Path, state: TrainingState) -> None:
-    load_checkpoint(run, state, ALONE, config=SETTINGS, tell=lambda _: None)
-
-
 def _sealed(place: Path) -> None:
     """With checksums that fit, as a stranger can compute them."""
     (place / MANIFEST).unlink()
@@ -49,7 +35,7 @@ def _sealed(place: Path) -> None:
 
 
 def test_nothing_that_is_written_is_a_pickle_of_its_own(tmp_path: Path) -> None:
-    place = _save(tmp_path, make_state(0))
+    place = save_at(tmp_path, make_state(0), 1)
     assert {path.name for path in place.iterdir()} == {METADATA, MANIFEST, "state.json", "__0_0.distcp"}
     entries = json.loads((place / METADATA).read_text())["entries"]
     assert entries["model/first.weight"]["dtype"] == "float32"
@@ -61,39 +47,39 @@ def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path: Path, monkeypatch:
     step(one, 0)
     with monkeypatch.context() as patch:
         patch.setattr(tensors, "JsonWriter", FileSystemWriter)
-        place = _save(tmp_path, one)
+        place = save_at(tmp_path, one, 1)
     assert (place / ".metadata").is_file()
     assert not (place / METADATA).exists()
-    _load(tmp_path, other)
+    load_newest(tmp_path, other)
     assert_same(one, other)
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_a_crafted_list_of_tensors_is_not_run(tmp_path: Path, protocol: int) -> None:
     trap = tmp_path / "trapped"
-    place = _save(tmp_path / "run", make_state(0))
+    place = save_at(tmp_path / "run", make_state(0), 1)
     (place / METADATA).unlink()
     (place / ".metadata").write_bytes(pickle.dumps(Trap(trap), protocol=protocol))
     _sealed(place)
     with pytest.raises(RunError, match=r"names posix\.mkdir, which no checkpoint needs; nothing of it was run"):
-        _load(tmp_path / "run", make_state(1))
+        load_newest(tmp_path / "run", make_state(1))
     assert not trap.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x05N.", pickle.dumps({"a": 1}), b"garbage"])
 def test_a_list_that_is_none_is_damaged(tmp_path: Path, content: bytes) -> None:
-    place = _save(tmp_path, make_state(0))
+    place = save_at(tmp_path, make_state(0), 1)
     (place / METADATA).unlink()
     (place / ".metadata").write_bytes(content)
     _sealed(place)
     with pytest.raises(RunError, match=r"\.metadata is damaged"):
-        _load(tmp_path, make_state(1))
+        load_newest(tmp_path, make_state(1))
 
 
 def test_a_crafted_plain_value_is_not_run(tmp_path: Path) -> None:
     """The settings of an optimizer are a pickle within the file of tensors, as `torch.save` writes it."""
     trap = tmp_path / "trapped"
-    place = _save(tmp_path / "run", make_state(0))
+    place = save_at(tmp_path / "run", make_state(0), 1)
     plain = json.loads((place / METADATA).read_text())
     with (place / "__0_0.distcp").open("ab") as file:
         start = file.tell()
@@ -106,19 +92,19 @@ def test_a_crafted_plain_value_is_not_run(tmp_path: Path) -> None:
     (place / METADATA).write_text(json.dumps(plain))
     _sealed(place)
     with pytest.raises(RunError, match="groups/0 holds more than numbers, texts and tensors"):
-        _load(tmp_path / "run", make_state(1))
+        load_newest(tmp_path / "run", make_state(1))
     assert not trap.exists()
 
 
 @pytest.mark.parametrize("file", ["../../secret.distcp", "/etc/passwd", "state.json", "__0_0.distcp/../x"])
 def test_only_the_checkpoints_own_files_are_read(tmp_path: Path, file: str) -> None:
-    place = _save(tmp_path, make_state(0))
+    place = save_at(tmp_path, make_state(0), 1)
     plain = json.loads((place / METADATA).read_text())
     plain["entries"]["model/first.weight"]["chunks"][0]["file"] = file
     (place / METADATA).write_text(json.dumps(plain))
     _sealed(place)
     with pytest.raises(RunError, match="which is not one of a checkpoint"):
-        _load(tmp_path, make_state(1))
+        load_newest(tmp_path, make_state(1))
 
 
 @pytest.mark.parametrize(
@@ -132,9 +118,9 @@ def test_only_the_checkpoints_own_files_are_read(tmp_path: Path, file: str) -> N
     ],
 )
 def test_metadata_that_is_not_what_is_written_is_one_line(tmp_path: Path, change: dict[str, Any]) -> None:
-    place = _save(tmp_path, make_state(0))
+    place = save_at(tmp_path, make_state(0), 1)
     plain = json.loads((place / METADATA).read_text())
     (place / METADATA).write_text(json.dumps(plain | change))
     _sealed(place)
     with pytest.raises(RunError, match=r"metadata\.json (is damaged|has format 99)"):
-        _load(tmp_path, make_state(1))
+        load_newest(tmp_path, make_state(1))

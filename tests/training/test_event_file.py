@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from diptych.core.settings import override
 from diptych.training.config import TrainConfig
 from diptych.training.report import curves
 from diptych.training.report.event_file import forget_after, read_events
-from diptych.training.report.events import EventLog, Observers, StepReport
+from diptych.training.report.events import EventLog, Observers
 from diptych.training.run import train
-from diptych.training.validation import Validation
+from tests.training.listener import Listener, interrupt
 
 STEP = {"step": 1, "loss": 2.5, "image_to_text": 0.5, "text_to_image": 0.25}
 VALIDATION = {"step": 2, "val_loss": 2.0, "val_image_to_text": 0.5, "val_text_to_image": 0.25}
@@ -37,27 +36,6 @@ DAMAGED = [
     b"[" * 100_000,
     b"1" * 10_000,
 ]
-
-
-class Listener:
-    """Keeps the messages, and stops the run after a step."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stop_at = stop_at
-        self.messages: list[str] = []
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.stop_at:
-            signal.raise_signal(signal.SIGINT)
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def _lines(*events: dict[str, Any]) -> list[bytes]:
@@ -84,7 +62,7 @@ def test_a_run_with_a_damaged_log_is_resumed_with_one_message(
     monkeypatch.setattr(curves, "draw_curves", lambda events, *_, **__: drawn.append(len(events)))
     run = tmp_path / "run"
     config = override(tiny_run, {"schedule.steps": "4", "validation.times": "1"})
-    train(config, run, observers=[Listener(stop_at=2)])
+    train(config, run, observers=[Listener(2, interrupt)])
     log = run / "events.jsonl"
     before = log.read_bytes()
     log.write_bytes(b'{"loss": \xff}\nnonsense\n' + before)

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,44 +13,18 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
-from diptych.cli.output import console
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.settings import override
 from diptych.data.open_source import open_source
 from diptych.data.tools.pack import pack
 from diptych.data.tools.write_shards import write_shards
 from diptych.training.config import TrainConfig, write_config
-from diptych.training.report.events import StepReport
 from diptych.training.run import train
-from diptych.training.validation import Validation
 from tests.conftest import as_nobody, draw_photos
+from tests.images.hostile import png_chunk
+from tests.training.listener import Listener
 
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than ten steps do."""
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
-    console.cache_clear()
-
-
-class Vandal:
-    """Does harm after a step."""
-
-    def __init__(self, at: int, harm: Callable[[], object]) -> None:
-        self.at, self.harm = at, harm
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.at:
-            self.harm()
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+pytestmark = pytest.mark.usefixtures("no_curves", "fresh_console")
 
 
 def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -63,16 +39,12 @@ def _noise(mode: str = "RGB") -> Image.Image:
 
 def _huge_png() -> bytes:
     """A header that claims 60,000 x 60,000 pixels."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + png_chunk(b"IEND", b"")
     )
 
 
@@ -194,7 +166,7 @@ def test_a_shard_that_goes_in_the_midst_of_a_run(
                 shard.write_bytes(b"")
 
     changes = {"data.source": source, "data.workers": workers, "schedule.steps": "24", "data.max_skipped": "0.9"}
-    result = train(override(tiny_run, changes), tmp_path / "run", observers=[Vandal(4, do_harm)])
+    result = train(override(tiny_run, changes), tmp_path / "run", observers=[Listener(4, do_harm)])
     assert result.steps == 24  # Workers are eight batches ahead at most.
     assert result.retrieval is not None
     if harm == "cut":
@@ -212,7 +184,7 @@ def test_a_shard_that_goes_in_the_midst_of_a_run(
 def test_a_shard_that_is_cut_stops_a_strict_run(tiny_run: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     source, shard = _in_tars(_plain_set(tmp_path / "set", 60), tmp_path / "out")
-    vandal = Vandal(2, lambda: os.truncate(shard, 100))
+    vandal = Listener(2, lambda: os.truncate(shard, 100))
     with pytest.raises(
         DataError, match=r"cannot be read, more than 1% .*skipped\.jsonl; the first: .*00001\.tar: ends bef"
     ):
@@ -224,7 +196,7 @@ def test_a_folder_that_goes_in_the_midst_of_a_run(tiny_run: TrainConfig, tmp_pat
     (tmp_path / "set").mkdir()
     source = _plain_set(tmp_path / "set", 60)
     changes = {"data.source": source, "data.max_skipped": "0.9"}
-    vandal = Vandal(2, lambda: (tmp_path / "set").rename(tmp_path / "elsewhere"))
+    vandal = Listener(2, lambda: (tmp_path / "set").rename(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"\.png: no such file"):
         train(override(tiny_run, changes), tmp_path / "run", observers=[vandal])
 

@@ -18,8 +18,7 @@ from diptych.training.run_folder import (
     has_begun,
 )
 from tests.states import assert_same, make_state
-from tests.training.test_checkpoint import CONFIG as SETTINGS
-from tests.training.test_checkpoint import _save
+from tests.training.makers import SETTINGS, save_at
 
 
 def test_killed_before_its_config_was_written_it_starts_again(tmp_path: Path) -> None:
@@ -48,7 +47,7 @@ def test_killed_as_it_emptied_the_folder_it_can_be_resumed(tmp_path: Path, monke
 
 def test_killed_between_the_renames_of_its_only_checkpoint_it_goes_on(tmp_path: Path) -> None:
     one, other = make_state(0), make_state(1)
-    place = _save(tmp_path, one, 3)
+    place = save_at(tmp_path, one, 3)
     (tmp_path / TOKENIZER).write_text("{}")
     place.rename(place.with_name(f".{place.name}.old"))
     assert has_begun(tmp_path)

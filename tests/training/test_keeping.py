@@ -13,34 +13,13 @@ from diptych.core.settings import override
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.training.config import TrainConfig, write_config
 from diptych.training.overfit import overfit_one_batch
-from diptych.training.report.events import Observers, StepReport
+from diptych.training.report.events import Observers
 from diptych.training.run import train
 from diptych.training.setup import open_data
-from diptych.training.validation import Validation
 from tests.conftest import draw_photos
+from tests.training.listener import Listener
 
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
-
-
-class Listener:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.validations: dict[int, Validation] = {}
-
-    def on_step(self, report: StepReport) -> None:
-        """Nothing."""
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        self.validations[step] = validation
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def test_validation_by_epochs_and_the_best_by_zero_shot(tiny_run: TrainConfig, tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from diptych.training.run_folder import (
     create_run_folder,
     hold_run_folder,
 )
-from diptych.training.validation import Validation
+from tests.training.listener import Listener
 
 
-class Intruder:
+class Intruder(Listener):
     """Tries to overwrite and to resume the run that it observes, after its second step."""
 
     def __init__(self, config: TrainConfig, run: Path) -> None:
+        super().__init__()
         self.config, self.run = config, run
         self.refusals: list[str] = []
 
@@ -37,20 +38,9 @@ class Intruder:
                     train(self.config, self.run, overwrite=overwrite, resume=not overwrite)
                 self.refusals.append(str(caught.value))
 
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
 
-    def on_message(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-def test_a_live_run_can_be_neither_overwritten_nor_resumed(
-    tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
+@pytest.mark.usefixtures("no_curves")
+def test_a_live_run_can_be_neither_overwritten_nor_resumed(tiny_run: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = override(tiny_run, {"schedule.steps": "3", "validation.times": "1"})
     intruder = Intruder(override(config, {"seed": "5"}), run)

@@ -23,44 +23,13 @@ from diptych.tokenizers.load_tokenizer import train_tokenizer
 from diptych.training.config import TrainConfig, read_config, write_config
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig, build_optimizers
-from diptych.training.report.events import StepReport
 from diptych.training.run import train
 from diptych.training.run_folder import RunResult
 from diptych.training.step import TrainingStep
-from diptych.training.validation import Validation
 from tests.conftest import draw_photos
+from tests.training.listener import Listener, interrupt
 
-
-@pytest.fixture(autouse=True)
-def _no_curves(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than ten steps do; one finished run has its curves."""
-    assert (finished_run / "curves.png").is_file()
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
-
-
-class AttentionHook:
-    """Keeps what it is told, and sends a signal after a step."""
-
-    def __init__(self, signal_at: int | None = None, kind: signal.Signals = signal.SIGINT) -> None:
-        self.signal_at, self.kind = signal_at, kind
-        self.steps: list[StepReport] = []
-        self.validations: list[int] = []
-        self.messages: list[str] = []
-        self.closed = 0
-
-    def on_step(self, report: StepReport) -> None:
-        self.steps.append(report)
-        if report.step == self.signal_at:
-            os.kill(os.getpid(), self.kind)
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        self.validations.append(step)
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None:
-        self.closed += 1
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -105,12 +74,12 @@ def test_an_interrupted_and_resumed_run_equals_the_unbroken_one(
 ) -> None:
     """Bit for bit."""
     run, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
-    watcher = AttentionHook(stop, kind)
-    stopped = train(tiny_run, run, observers=[watcher])
-    assert (stopped.interrupted, stopped.bundle, stopped.steps, watcher.closed) == (True, None, stop, 1)
+    listener = Listener(stop, lambda: os.kill(os.getpid(), kind))
+    stopped = train(tiny_run, run, observers=[listener])
+    assert (stopped.interrupted, stopped.bundle, stopped.steps, listener.num_closed) == (True, None, stop, 1)
     assert not (run / "bundle").exists()
     assert signal.getsignal(signal.SIGINT) is before
-    goes_on = AttentionHook()
+    goes_on = Listener()
     finished = train(tiny_run, run, resume=True, observers=[goes_on])
     assert (finished.interrupted, finished.steps) == (False, 10)
     assert [report.step for report in goes_on.steps] == list(range(stop + 1, 11))
@@ -129,7 +98,7 @@ def test_a_checkpoint_that_died_half_written_is_not_used(
     tiny_run: TrainConfig, tmp_path: Path, finished_run: Path
 ) -> None:
     run = tmp_path / "run"
-    train(tiny_run, run, observers=[AttentionHook(4)])
+    train(tiny_run, run, observers=[Listener(4, interrupt)])
     half = run / "checkpoints" / ".step-00000008.new"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
@@ -179,20 +148,24 @@ def test_a_run_that_cannot_start_leaves_the_old_one(tiny_run: TrainConfig, tmp_p
     assert load_bundle(run / "bundle").origin["steps"] == 2
 
 
+def test_a_finished_run_has_its_curves(finished_run: Path) -> None:
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_reports(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    watcher = AttentionHook()
-    result: RunResult = train(tiny_run, tmp_path / "run", observers=[watcher])
-    assert [report.step for report in watcher.steps] == list(range(1, 11))
-    assert [report.progress for report in watcher.steps] == pytest.approx([step / 10 for step in range(1, 11)])
-    assert watcher.validations == [0, 5, 10]
-    assert [round(report.lr / 2e-3, 4) for report in watcher.steps[:2]] == [
+    listener = Listener()
+    result: RunResult = train(tiny_run, tmp_path / "run", observers=[listener])
+    assert [report.step for report in listener.steps] == list(range(1, 11))
+    assert [report.progress for report in listener.steps] == pytest.approx([step / 10 for step in range(1, 11)])
+    assert list(listener.validations) == [0, 5, 10]
+    assert [round(report.lr / 2e-3, 4) for report in listener.steps[:2]] == [
         0.5,
         round((1 + math.cos(0.1 * math.pi)) / 2, 4),
     ]
-    assert watcher.steps[3].epoch == 4 / 16
+    assert listener.steps[3].epoch == 4 / 16
     assert result.retrieval is not None
     assert result.retrieval.protocol["images"] == 900
-    assert watcher.closed == 1
+    assert listener.num_closed == 1
 
 
 def _captioned(folder: Path, num: int, broken: int) -> str:
@@ -233,20 +206,20 @@ def test_a_few_broken_images_are_counted_once_each_also_over_a_resume(tiny_run: 
     source = _captioned(tmp_path / "set", 40, 2)
     config = override(tiny_run, {"data.source": source, "data.max_skipped": "0.2"})
     assert train(config, tmp_path / "one").num_skipped == 2
-    train(config, tmp_path / "two", observers=[AttentionHook(4)])
+    train(config, tmp_path / "two", observers=[Listener(4, interrupt)])
     assert train(config, tmp_path / "two", resume=True).num_skipped == 2
     assert len((tmp_path / "two" / "skipped.jsonl").read_text("utf-8").splitlines()) == 2
     _assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_captions_that_lose_their_tail_are_told(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    watcher = AttentionHook()
+    listener = Listener()
     short = override(tiny_run, {"model.text.context_length": "4", "schedule.steps": "2"})
     with pytest.warns(
         DiptychWarning, match=r"texts longer than 4 tokens were truncated: \d+"
     ):  # Those of the validation.
-        train(short, tmp_path / "run", observers=[watcher])
-    assert any("captions were longer than 4 tokens and were truncated" in message for message in watcher.messages)
+        train(short, tmp_path / "run", observers=[listener])
+    assert any("captions were longer than 4 tokens and were truncated" in message for message in listener.messages)
 
 
 def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Path) -> None:
@@ -259,7 +232,7 @@ def test_character_tokenizer_trains_too(character_run: TrainConfig, tmp_path: Pa
 def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_bundle: Path, tmp_path: Path) -> None:
     """Model, tokenizer and transform are the bundle's, also after a resume; the first loss is that of the bundle."""
     from_bundle = override(tiny_run, {"init": str(tiny_bundle), "model.text.layers": "2"})
-    before, after = AttentionHook(signal_at=3), AttentionHook()
+    before, after = Listener(3, interrupt), Listener()
     train(from_bundle, tmp_path / "run", observers=[before])
     saved = read_config(tmp_path / "run" / "config.yaml")
     assert (saved.model, saved.init) == (load_bundle(tiny_bundle).config, str(tiny_bundle))
@@ -267,7 +240,7 @@ def test_a_run_goes_on_from_another_models_weights(tiny_run: TrainConfig, tiny_b
     assert [report.step for report in after.steps] == [4, 5, 6, 7, 8, 9, 10]
     assert result.bundle is not None
     assert load_bundle(result.bundle).origin["init"] == str(tiny_bundle)
-    fresh = AttentionHook()
+    fresh = Listener()
     train(tiny_run, tmp_path / "fresh", observers=[fresh])
     assert before.steps[0].result.loss < fresh.steps[0].result.loss - 0.05
 
@@ -309,13 +282,13 @@ def test_a_loss_that_is_no_number_is_told_with_its_samples_and_stops_the_run_in_
         return whole(self, image_emb * (bad if image_emb.requires_grad else 1.0), *rest, **options)
 
     monkeypatch.setattr(LossConfig, "__call__", broken)
-    watcher, config = AttentionHook(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})
+    listener, config = Listener(), override(tiny_run, {"schedule.steps": "30", "data.positives": "pair"})
     with pytest.raises(
         RunError,
         match=r"not finite, 10 steps in a row: the weights have diverged; the learning rate is .*lower it \(--lr\)",
     ):
-        train(config, tmp_path / "run", observers=[watcher])
-    told = [message for message in watcher.messages if "skipped: loss nan" in message]
+        train(config, tmp_path / "run", observers=[listener])
+    told = [message for message in listener.messages if "skipped: loss nan" in message]
     assert len(told) == 9
     assert all(message.count(", ") >= 15 for message in told)  # The keys of the batch.
 

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,52 +11,21 @@ from safetensors.torch import load_file
 from diptych.core.errors import RunError
 from diptych.core.settings import override
 from diptych.training.config import TrainConfig
-from diptych.training.report.events import StepReport
 from diptych.training.run import train
-from diptych.training.validation import Validation
-from tests.states import assert_same_values, flip
+from tests.makers import flip_bit
+from tests.states import assert_same_values
+from tests.training.listener import Listener, interrupt
 
 
-class Listener:
-    """Keeps the messages, and does something after a step."""
-
-    def __init__(self, at: int | None = None, do: Callable[[], object] = lambda: None) -> None:
-        self.at, self.do = at, do
-        self.messages: list[str] = []
-
-    def on_step(self, report: StepReport) -> None:
-        if report.step == self.at:
-            self.do()
-
-    def on_validation(self, step: int, validation: Validation) -> None:
-        """Nothing."""
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than ten steps do."""
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
-
-
-def _stop() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     finished_run: Path, tiny_run: TrainConfig, tmp_path: Path
 ) -> None:
     """To the same weights."""
     run, listener = tmp_path / "run", Listener()
     for at in (3, 6):
-        train(tiny_run, run, resume=at == 6, observers=[Listener(at, _stop)])
-    flip(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
+        train(tiny_run, run, resume=at == 6, observers=[Listener(at, interrupt)])
+    flip_bit(run / "checkpoints" / "step-00000006" / "__0_0.distcp")
     train(tiny_run, run, resume=True, observers=[listener])
     assert [text for text in listener.messages if "step-00000006 is skipped: __0_0.distcp is not" in text]
     ours, theirs = (load_file(path / "bundle" / "model.safetensors") for path in (run, finished_run))
@@ -74,7 +41,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(
     assert_same_values(again, theirs)
 
 
-@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.usefixtures("no_curves")
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     tiny_run: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,8 +54,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     assert [text for text in listener.messages if "could not be saved (No space left on device); there is none" in text]
 
 
-@pytest.mark.usefixtures("_no_curves")
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_with_other_settings_does_not_go_on(tiny_run: TrainConfig, tmp_path: Path) -> None:
-    train(tiny_run, tmp_path / "run", observers=[Listener(2, _stop)])
+    train(tiny_run, tmp_path / "run", observers=[Listener(2, interrupt)])
     with pytest.raises(RunError, match=r"run: its checkpoint was written with seed 0, and this run has 1;"):
         train(override(tiny_run, {"seed": "1"}), tmp_path / "run", resume=True)

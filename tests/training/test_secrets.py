@@ -20,13 +20,10 @@ SECRET = "Xy7secretXy7"
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_curves: None) -> Iterator[str]:
     """A tar of 24 pictures behind a server, with a token in its address."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "_WAIT_S", 0.01)
-    monkeypatch.setattr(
-        "diptych.training.report.curves.draw_curves", lambda *_, **__: None
-    )  # It takes longer than two steps.
     names = [f"{i:02d}.jpg" for i in range(24)]
     draw_photos(tmp_path / "images", names)
     (tmp_path / "captions.txt").write_text("".join(f"{name}\tcaption {name}\n" for name in names), "utf-8")

@@ -2,24 +2,20 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from diptych.core.errors import ConfigError, RunError
-from diptych.data.batches.batch import Batch
 from diptych.device.precision import Precision
 from diptych.losses.contrastive import clip_loss
-from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig
+from diptych.models.config import ConvNetConfig, ResNetConfig
 from diptych.training.loss import LossConfig
-from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.precision import check_precision
 from diptych.training.report.diagnosis import MAX_STRIKES, TrainingMonitor, diagnose, diagnostics
-from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL
+from tests.training.makers import assert_close, batch_of, gradients, model_of, step_of
 
 _DROPPING = replace(
     TINY_MODEL,
@@ -28,55 +24,6 @@ _DROPPING = replace(
 )
 _CONVNET = replace(TINY_MODEL, image=ConvNetConfig(image_px=32, widths=(8, 16), layers=(1, 1)))
 _RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
-
-
-def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:
-    generator = np.random.default_rng(0)
-    side = config.image.image_px
-    assert isinstance(side, int)
-    lengths = torch.from_numpy(generator.integers(3, 9, distinct))
-    text_of_row = torch.arange(size) % distinct
-    return Batch(
-        pixels=torch.from_numpy(generator.integers(0, 256, (size, 3, side, side)).astype(np.uint8)),
-        ids=torch.from_numpy(generator.integers(1, 290, (distinct, 8))),
-        lengths=lengths,
-        text_of_row=text_of_row,
-        positive_groups=text_of_row.clone(),
-        positive_keys=text_of_row[:, None],
-        keys=tuple(f"key {i}" for i in range(size)),
-        captions=tuple(f"caption {i}" for i in text_of_row.tolist()),
-    )
-
-
-def model_of(config: CLIPConfig, dtype: torch.dtype = torch.float32) -> CLIP:
-    torch.manual_seed(1)
-    return CLIP(config).train().to(dtype)
-
-
-def step_of(model: CLIP, **settings: object) -> TrainingStep:
-    optimizers = build_optimizers(model, OptimizerConfig(max_grad_norm=None))
-    return TrainingStep(model, optimizers, max_grad_norm=None, **settings)  # type: ignore[arg-type]
-
-
-def gradients(
-    config: CLIPConfig, batch: Batch, dtype: torch.dtype = torch.float32, **settings: object
-) -> tuple[dict[str, torch.Tensor], float]:
-    return gradients_of(step_of(model_of(config, dtype), **settings), batch)
-
-
-def gradients_of(step: TrainingStep, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
-    result = step(batch, lr=0.0, seed=5)
-    while result.skipped:  # fp16 finds its scale.
-        result = step(batch, lr=0.0, seed=5)
-    named = step.model.named_parameters()
-    return {name: p.grad.to_dense().clone() for name, p in named if p.grad is not None}, result.loss
-
-
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    assert ours.keys() == theirs.keys()
-    largest = max(float(grad.abs().max()) for grad in theirs.values())
-    for name, grad in theirs.items():
-        assert float((ours[name] - grad).abs().max()) <= tolerance * largest, name
 
 
 @pytest.mark.parametrize("distinct", [12, 5, 2])

@@ -16,14 +16,11 @@ from diptych.tuning.tune import TuneOptions, tune
 from tests.conftest import TINY_RUN
 from tests.tuning.played import Silent
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 _FAST = override(TINY_RUN, {"schedule.steps": "3", "schedule.warmup_steps": "0", "validation.times": "1"})
 _WIDTH = Dimension(name="model.text.width", fields=("model.text.width",), low=32, high=64, integer=True)
 _HEADS = Dimension(name="model.text.heads", fields=("model.text.heads",), low=1, high=8, integer=True)
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diptych.training.report.curves.draw_curves", lambda *_, **__: None)
 
 
 def _table(folder: Path) -> list[dict[str, str]]:

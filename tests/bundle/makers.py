@@ -1,4 +1,4 @@
-"""Change the config of a bundle, as a forger would."""
+"""A small model that every other library can hold, and bundles changed as a forger would."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,10 @@ from typing import Any
 
 from diptych.bundle.checksums import seal
 from diptych.core.files import sha256_of
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
+
+TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=1, heads=1)
+SMALL = CLIPConfig(embed_dim=16, image=ViTConfig(image_px=32, patch_px=16, width=64, layers=1, heads=1), text=TEXT)
 
 
 def config_of(bundle: Path) -> dict[str, Any]:

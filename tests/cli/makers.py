@@ -1,0 +1,17 @@
+"""Commands that must fail."""
+
+import pytest
+
+from diptych.cli.main import main
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that a command says which fails with code 2."""
+    assert main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith("\n")
+    assert err.count("\n") == 1, err
+    assert err.startswith("diptych: ")
+    assert "Traceback" not in err
+    return err
