@@ -63,7 +63,7 @@ def test_names_are_no_markup(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 
 def _slow_set(folder: Path) -> str:
-    """Pictures that take a second or two together."""
+    """So many and so large pictures that a command has not finished when it is interrupted after the first ones."""
     draw_photos(folder, ["0.png"])
     from PIL import Image
 
@@ -76,8 +76,18 @@ def _slow_set(folder: Path) -> str:
 
 
 READY = """
-import signal, sys, diptych.cli.main, diptych.data.tools.audit, diptych.data.tools.pack, diptych.data.open_source
+import itertools, signal, sys, time
+import diptych.cli.main, diptych.data.tools.audit as audit, diptych.data.tools.pack, diptych.data.open_source
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Which a job in the background of a script is started without.
+decode, calls = audit.decode, itertools.count()
+
+def decode_slowly(image):
+    if next(calls) == 0:
+        print("reading", flush=True)
+    time.sleep(0.05)
+    return decode(image)
+
+audit.decode = decode_slowly
 print("ready", flush=True)
 sys.exit(diptych.cli.main.main())
 """
@@ -96,11 +106,13 @@ def test_ctrl_c_ends_at_once_and_packing_goes_on(command: str, tmp_path: Path) -
     )
     assert running.stdout is not None
     assert running.stdout.readline() == "ready\n"
-    give_up = time.monotonic() + (0.5 if command == "audit" else 30)
-    while not (out / "00001.pixels").exists() and time.monotonic() < give_up:
+    if command == "audit":
+        assert running.stdout.readline() == "reading\n"
+    while command == "pack" and not (out / "00001.pixels").exists():
+        assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    said, err = running.communicate(timeout=30)
+    said, err = running.communicate(timeout=60)
     assert (running.returncode, said, err) == (130, "", "diptych: interrupted\n")
     if command == "pack":
         assert main(["data", *words]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -156,19 +157,27 @@ from diptych.core.files import file_lock
 with file_lock(Path(sys.argv[1]), wait_s=0):
     links = {int(name): os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")}
     kept = [number for number, target in links.items() if target == os.path.realpath(sys.argv[1])]
-    child = subprocess.Popen(["sleep", "0.6"], pass_fds=kept, stdout=subprocess.DEVNULL)
-    print(len(kept), flush=True)
+    child = subprocess.Popen(["sleep", "60"], pass_fds=kept, stdout=subprocess.DEVNULL)
+    print(len(kept), child.pid, flush=True)
     time.sleep(60)
 """
     lock = tmp_path / "lock"
     with subprocess.Popen([sys.executable, "-c", program, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
-        assert holder.stdout.readline() == "1\n"
+        num_kept, child = map(int, holder.stdout.readline().split())
         holder.kill()
+    assert num_kept == 1
     with pytest.raises(Timeout):
         FileLock(lock, timeout=0).acquire()
+    has_ended = list[bool]()
+
+    def end() -> None:
+        has_ended.append(True)
+        os.kill(child, signal.SIGKILL)
+
+    threading.Timer(0.3, end).start()
     with file_lock(lock, wait_s=0):
-        pass
+        assert has_ended
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,44 @@ def test_no_test_module_is_imported() -> None:
     assert found == set()
 
 
+_CLOCKS = {f"time.{name}{unit}" for name in ("time", "monotonic", "perf_counter") for unit in ("", "_ns")}
+
+
+def _is_duration(node: ast.AST, durations: set[str]) -> bool:
+    """Whether an expression holds a difference of readings of a clock, or a name that one was given."""
+
+    def reads(part: ast.AST) -> bool:
+        return any(isinstance(one, ast.Call) and ast.unparse(one.func) in _CLOCKS for one in ast.walk(part))
+
+    return any(
+        (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Sub) and reads(part))
+        or (isinstance(part, ast.Name) and part.id in durations)
+        for part in ast.walk(node)
+    )
+
+
+def _asserted_durations(code: str) -> list[str]:
+    found = []
+    for function in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)):
+        durations: set[str] = set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and _is_duration(node.value, durations):
+                durations |= {ast.unparse(target) for target in node.targets}
+        asserted = (node for node in ast.walk(function) if isinstance(node, ast.Assert))
+        found += [ast.unparse(node) for node in asserted if _is_duration(node.test, durations)]
+    return found
+
+
+def test_no_test_asserts_how_long_something_took() -> None:
+    """A busy machine takes longer. The processor time of a start may be limited, and a hang ends at a generous deadline."""
+    wrong = "def f():\n began = time.monotonic()\n took = time.monotonic() - began\n assert took < 1\n"
+    assert _asserted_durations(wrong) == ["assert took < 1"]
+    assert _asserted_durations(wrong.replace("took < 1", "time.monotonic() < began + 60")) == []
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {path.name: _asserted_durations(path.read_text("utf-8")) for path in files}
+    assert {name: asserted for name, asserted in found.items() if asserted} == {}
+
+
 def _documents() -> str:
     paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     return "\n".join(path.read_text("utf-8") for path in paths if path.is_file())

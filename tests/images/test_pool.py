@@ -78,8 +78,9 @@ def test_what_cannot_be_decoded_is_an_error_and_the_process_goes_on(pool: Decode
 
 def test_a_picture_that_takes_too_long_fails_alone() -> None:
     """Its process is stopped here as a decoder that hangs would be; the pictures beside and after it are decoded."""
-    with DecodePool(1, timeout_s=0.5) as pool:
+    with DecodePool(1, timeout_s=60) as pool:
         pixels(pool, encoded("PNG"))
+        pool.timeout_s = 0.5
         (process,) = pool.processes
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(ImageError, match=r"took more than 0\.5 seconds"):

@@ -98,7 +98,7 @@ def test_a_server_that_hangs_costs_no_more_than_the_limit(own_database: Server, 
 
 def test_a_search_that_is_too_slow_is_canceled_in_the_server(own_database: Server, address: str) -> None:
     schema = parse_address(address).schema
-    with open_index(address, timeout_s=0.2) as index, psycopg.connect(own_database.address) as raw:
+    with open_index(address, timeout_s=1) as index, psycopg.connect(own_database.address) as raw:
         raw.execute(f'LOCK TABLE "{schema}".entries IN ACCESS EXCLUSIVE MODE'.encode())
         with pytest.raises(IndexingError, match=r"cannot be read \(canceling statement due to statement timeout\)"):
             index.search(unit(1), top=1)

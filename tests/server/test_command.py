@@ -37,7 +37,9 @@ def test_a_signal_drains_what_is_under_way(tiny_bundle: Path, index: Index, told
         answers: list[int] = []
         asking = threading.Thread(target=lambda: answers.append(site.ask("POST", "/v1/embed", {"texts": ["a"]}).status))
         asking.start()
-        time.sleep(0.3)  # It waits for others, for a second.
+        waits = 'diptych_waiting{queue="texts"} 1.0'  # For others, for a second.
+        while not answers and waits not in site.ask("GET", "/metrics").content.decode():
+            time.sleep(0.02)
         process.send_signal(told)
         said, wrong = process.communicate(timeout=60)
         asking.join(timeout=60)

@@ -34,7 +34,7 @@ def plain() -> Iterator[Site]:
 
 def spoken(site: Site, *parts: bytes) -> bytes:
     """What is answered until the server closes the connection, or nothing comes for a second."""
-    with socket.create_connection(("127.0.0.1", site.port), timeout=5) as link:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=60) as link:
         heard = b""
         try:
             for part in parts:
@@ -78,7 +78,7 @@ CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 def test_what_has_no_end_is_cut_off(plain: Site, start: bytes) -> None:
     """Hardly anything of 32 MiB is read: the connection is closed."""
-    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as link:
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=60) as link:
         link.sendall(start)
         with pytest.raises(OSError, match=r"reset|pipe"):
             link.sendall(b"a" * 2**25)
@@ -97,7 +97,7 @@ def test_bodies_of_any_shape_pass(plain: Site) -> None:
 )
 def test_headers_that_never_end_are_not_waited_for(plain: Site, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEADER_S", 0.3)
-    with socket.create_connection(("127.0.0.1", plain.port), timeout=10) as link:
+    with socket.create_connection(("127.0.0.1", plain.port), timeout=60) as link:
         link.sendall(said)
         heard = b""
         if said.endswith(b"HT") and said.startswith(GET):

@@ -221,9 +221,9 @@ def test_wrong_methods(small: Site) -> None:
         check_refused(small.ask(method, "/v1/embed"), 405)
 
 
-def spoken(site: Site, said: bytes, *, wait_s: float = 10.0) -> bytes:
+def spoken(site: Site, said: bytes) -> bytes:
     """What is answered to bytes as they stand."""
-    with socket.create_connection(("127.0.0.1", site.port), timeout=wait_s) as connection:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=60) as connection:
         connection.sendall(said)
         heard = b""
         try:
@@ -232,7 +232,7 @@ def spoken(site: Site, said: bytes, *, wait_s: float = 10.0) -> bytes:
                 head, _, rest = heard.partition(b"\r\n\r\n")
                 if rest and b"content-length" in head.lower():
                     break
-        except (TimeoutError, ConnectionResetError):
+        except ConnectionResetError:
             pass
         return heard
 
@@ -265,14 +265,14 @@ def test_a_body_that_does_not_come_is_not_waited_for(small: Site) -> None:
 
 
 def test_lengths_that_lie(small: Site) -> None:
-    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: -5") + b"{}", wait_s=4)
-    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: ten") + b"{}", wait_s=4)
-    assert spoken(small, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n", wait_s=4)[:12] in {b"HTTP/1.1 400", b""}
+    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: -5") + b"{}")
+    assert b"HTTP/1.1 4" in spoken(small, head("Content-Length: ten") + b"{}")
+    assert spoken(small, b"\x16\x03\x01\x02\x00nonsense\r\n\r\n").startswith(b"HTTP/1.1 400")
 
 
 def test_announced_bodies_cost_nothing(small: Site) -> None:
     """Several connections announce a megabyte and send a byte; everyone else is served."""
-    held = [socket.create_connection(("127.0.0.1", small.port), timeout=10) for _ in range(8)]
+    held = [socket.create_connection(("127.0.0.1", small.port), timeout=60) for _ in range(8)]
     try:
         for connection in held:
             connection.sendall(head(f"Content-Length: {2**20}") + b"{")
@@ -284,12 +284,13 @@ def test_announced_bodies_cost_nothing(small: Site) -> None:
 
 
 def test_bodies_that_arrived_are_bounded_together_and_leave_room_for_small_ones(small: Site) -> None:
-    held = [socket.create_connection(("127.0.0.1", small.port), timeout=10) for _ in range(3)]
+    held = [socket.create_connection(("127.0.0.1", small.port), timeout=60) for _ in range(3)]
     try:
         for connection in held:
             connection.sendall(head(f"Content-Length: {2**20}") + b" " * 700_000)
-        time.sleep(0.2)
-        check_refused(small.ask("POST", "/v1/embed", json.dumps({"texts": ["a" * 1000] * 300}).encode()), 429)
+        large = json.dumps({"texts": ["a" * 1000] * 300}).encode()
+        answers = (small.ask("POST", "/v1/embed", large) for _ in range(200))
+        check_refused(next(answer for answer in answers if answer.status != 200), 429)  # Once the bodies have arrived.
         assert small.ask("POST", "/v1/embed", {"texts": ["a"]}).status == 200
     finally:
         for connection in held:
