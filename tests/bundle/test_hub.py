@@ -8,12 +8,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 
-from diptych.bundle.hub import _is_complete, _wanted
+from diptych.bundle.hub import download
 from diptych.bundle.hugging_face_writer import write_hugging_face
+from diptych.core.errors import BundleError
 from diptych.models.clip import CLIP
 from tests.bundle.makers import SMALL
 
@@ -127,26 +130,49 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_a_download_that_was_broken_off_is_not_whole(tmp_path: Path) -> None:
-    (tmp_path / "config.json").touch()
-    assert not _is_complete(tmp_path)
+def test_a_download_that_was_broken_off_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of a hub that cannot be reached is used once all files of the weights are in it."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: str(tmp_path / name))
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
-    assert not _is_complete(tmp_path)
-    (tmp_path / "model-00001-of-00002.safetensors").touch()
-    assert not _is_complete(tmp_path)
+    for name, content in (
+        ("config.json", "{}"),
+        ("model.safetensors.index.json", json.dumps({"weight_map": parts})),
+        ("model-00001-of-00002.safetensors", ""),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(BundleError, match=r"is not in the cache, and the hub cannot be reached \(no route to host"):
+            download("hf:me/clip")
     (tmp_path / "model-00002-of-00002.safetensors").touch()
-    assert _is_complete(tmp_path)
+    assert download("hf:me/clip") == tmp_path
 
 
-def test_weights_are_fetched_once_of_whichever_naming() -> None:
-    both = [
-        "config.json",
-        "model.safetensors",
-        "open_clip_model.safetensors",
-        "open_clip_config.json",
-        "onnx/config.json",
-    ]
-    assert set(_wanted([*both, "pytorch_model.bin"])) == {*both} - {"model.safetensors", "onnx/config.json"}
-    parts = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
-    assert set(_wanted([*parts, "config.json", "merges.txt", "README.md"])) == {*parts, "config.json", "merges.txt"}
+_PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+_BOTH = ["config.json", "model.safetensors", "open_clip_model.safetensors", "open_clip_config.json", "onnx/config.json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "left_out"),
+    [
+        ([*_BOTH, "pytorch_model.bin"], {"model.safetensors", "onnx/config.json", "pytorch_model.bin"}),
+        ([*_PARTS, "config.json", "merges.txt", "README.md"], {"README.md"}),
+    ],
+)
+def test_weights_are_fetched_once_of_whichever_naming(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], left_out: set[str]
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(_: str, *, allow_patterns: list[str]) -> str:
+        fetched.extend(allow_patterns)
+        return str(tmp_path)
+
+    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert download("hf:me/clip") == tmp_path
+    assert set(fetched) == {*files} - left_out

@@ -149,7 +149,7 @@ def test_a_text_beside_a_picture_is_noticed(tmp_path: Path, read: list[str]) -> 
 
 def _opened_by_splits(source: Source, **settings: Any) -> tuple[list[str], int]:
     """The splits, and how many pictures were opened for them."""
-    with patch.object(copies, "_content_hash", side_effect=copies._content_hash) as opened:
+    with patch.object(copies, "open_regular", side_effect=open_regular) as opened:
         return Splits(source, **settings).names, opened.call_count
 
 
@@ -186,7 +186,7 @@ def test_a_changed_picture_and_another_order_cut_the_splits_again(table: Path) -
 def test_splits_of_packs_and_tars_are_kept_until_a_file_changes(kind: str, tmp_path: Path) -> None:
     spec = MAKERS[kind](tmp_path / "set")
     first = Splits(open_source(spec), val_fraction=0.4).names
-    with patch.object(Splits, "_cut", side_effect=AssertionError("cut")):
+    with patch.object(splits, "copy_groups", side_effect=AssertionError("cut")):
         assert Splits(open_source(spec), val_fraction=0.4).names == first
         stamp = open_source(spec).image_stamp()
     for path in (*tmp_path.rglob("*.pixels"), *tmp_path.rglob("*.tar")):

@@ -17,6 +17,7 @@ from diptych.core.cache import is_settled
 from diptych.core.file_states import file_states
 from diptych.data.open_source import open_source
 from diptych.data.sources import kept, listing, splits
+from diptych.data.sources.copies import copy_groups
 from diptych.data.sources.splits import Splits
 from diptych.data.storage import tree
 from diptych.data.storage.inputs import Inputs
@@ -176,7 +177,7 @@ def test_what_may_have_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> 
     with patch.object(listing, "images_there", slow(listing.images_there, 0)):
         source = open_source(spec)
     minutes[0].__exit__(None, None, None)
-    with patch.object(Splits, "_cut", slow(Splits._cut, 1)):
+    with patch.object(splits, "copy_groups", slow(copy_groups, 1)):
         Splits(source)
     minutes[1].__exit__(None, None, None)
     assert (_num_kept("listing"), _num_kept("splits")) == (0, 0)

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from diptych.data.sources.tar_pattern import expanded
 from diptych.data.storage import tar_index as tar_index_module
 from diptych.data.tools.write_shards import write_shards
 from diptych.images.decode import decode
-from tests.conftest import draw_photos
+from tests.conftest import as_nobody, draw_photos
 from tests.data.makers import write_tar
 
 
@@ -86,7 +87,7 @@ def test_labels_of_the_json_become_classes(tmp_path: Path, picture: bytes) -> No
 def test_the_index_lies_beside_and_is_used(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_source(f"shards:{shards}/*.tar")
     assert sorted(path.name for path in shards.glob("*.npz")) == ["00000.tar.index.npz", "00001.tar.index.npz"]
-    monkeypatch.setattr(tar_index_module, "_scan", None)
+    monkeypatch.setattr(tar_index_module, "read_samples", None)  # The tars are not read again.
     second = open_source(f"shards:{shards}/*.tar")
     assert [second.captions(i) for i in range(4)] == [first.captions(i) for i in range(4)]
     assert [second[i].image for i in range(4)] == [first[i].image for i in range(4)]
@@ -106,18 +107,19 @@ def test_an_index_that_does_not_fit_is_made_anew(shards: Path, tmp_path: Path, p
 
 
 def test_the_index_goes_into_the_cache_where_the_folder_is_closed(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, open_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    save = tar_index_module._save
-    monkeypatch.setattr(
-        tar_index_module, "_save", lambda index, path, mark: path.parent != shards and save(index, path, mark)
-    )
-    open_source(f"shards:{shards}/*.tar")
-    assert not list(shards.glob("*.npz"))
-    assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2
-    monkeypatch.setattr(tar_index_module, "_scan", None)
-    assert len(open_source(f"shards:{shards}/*.tar")) == 4
+    closed = open_place / "closed"
+    shutil.copytree(shards, closed)
+    (open_place / "cache").mkdir()
+    (open_place / "cache").chmod(0o777)
+    closed.chmod(0o555)
+    with as_nobody():
+        open_source(f"shards:{closed}/*.tar")
+        assert not list(closed.glob("*.npz"))
+        assert len(list((open_place / "cache").rglob("*.npz"))) == 2
+        monkeypatch.setattr(tar_index_module, "read_samples", None)
+        assert len(open_source(f"shards:{closed}/*.tar")) == 4
 
 
 def test_what_is_not_whole_is_left_out_and_counted(tmp_path: Path, picture: bytes) -> None:

@@ -3,25 +3,27 @@
 import os
 import signal
 import sys
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from diptych.cli.main import main
 from diptych.core.errors import DataError
-from diptych.device.distributed import all_ranks
 from diptych.device.launch import joined_ranks, leave
-from diptych.training import run as training_run
+from diptych.training.step import StepResult, TrainingStep
 
 FAILURES = ("error", "bug", "killed")
 
 
 def _fail(kind: str) -> None:
     """Rank 1 fails in its third step."""
-    agree = training_run._Run._agree
+    take_step, numbers = TrainingStep.__call__, count(1)
 
-    def agree_or_fail(run: training_run._Run) -> None:
-        if run.step == 3 and all_ranks().rank == 1:
+    def step_or_fail(step: TrainingStep, *given: Any, **more: Any) -> StepResult:
+        result = take_step(step, *given, **more)
+        if next(numbers) == 3 and all_ranks().rank == 1:
             match kind:
                 case "error":
                     raise DataError("the cable was pulled")
@@ -29,9 +31,9 @@ def _fail(kind: str) -> None:
                     raise ZeroDivisionError("a bug")
                 case "killed":
                     os.kill(os.getpid(), signal.SIGKILL)
-        agree(run)
+        return result
 
-    vars(training_run)["_Run"]._agree = agree_or_fail
+    TrainingStep.__call__ = step_or_fail  # type: ignore[method-assign]
 
 
 def _train_each(folder: Path, kinds: list[str]) -> None:

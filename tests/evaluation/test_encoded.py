@@ -13,21 +13,21 @@ from diptych.core.errors import NotFiniteError
 from diptych.data.open_source import open_source
 from diptych.evaluation.cache import EmbeddingCache, tower_hash
 from diptych.evaluation.encoded import SourceEncoder
-from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle, load
+from diptych.models.clip import CLIP
 
 
 @pytest.fixture
 def encoded_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each batch of the embedder had."""
+    """How many images each batch had that a model encoded."""
     calls = list[int]()
-    whole = Embedder._encode_pixels
+    whole = CLIP.encode_image
 
-    def counting(self: Embedder, batch: list[object]) -> object:
-        calls.append(len(batch))
-        return whole(self, batch)  # type: ignore[arg-type]
+    def counting(self: CLIP, pixels: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pixels))
+        return whole(self, pixels)
 
-    monkeypatch.setattr(Embedder, "_encode_pixels", counting)
+    monkeypatch.setattr(CLIP, "encode_image", counting)
     return calls
 
 

@@ -1,6 +1,7 @@
 """Metadata is not the picture: however broken, it costs at most the rotation, and the same in every command."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from diptych.data.open_source import open_source
 from diptych.data.tools.audit import audit
 from diptych.data.tools.pack import pack
 from diptych.images.decode import decode, decode_array, file_mode
-from diptych.images.worker import _respond
+from diptych.images.pool import DecodePool
 
 
 def _jpeg(mode: str = "RGB") -> bytes:
@@ -44,17 +45,22 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[DecodePool]:
+    with DecodePool(1, max_pixels=10_000) as opened:
+        yield opened
+
+
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("has_exif", [False, True])
-def test_broken_metadata_costs_no_picture(name: str, has_exif: bool) -> None:
+def test_broken_metadata_costs_no_picture(pool: DecodePool, name: str, has_exif: bool) -> None:
     content = _with_segment(*BROKEN[name], _with_exif(_jpeg()) if has_exif else _jpeg())
     slow = np.asarray(decode(content))
     upright = np.asarray(decode(_jpeg()))
     assert np.array_equal(slow, upright) or np.array_equal(slow, np.rot90(upright, k=-1))
     assert np.array_equal(decode_array(content), slow)
     assert file_mode(content) == "JPEG RGB"
-    told, payload = _respond(content, {"task": "preview", "max_pixels": 10_000, "width_px": 20, "form": "PNG"})
-    assert (told, Image.open(io.BytesIO(payload)).format) == ({}, "PNG")
+    assert Image.open(io.BytesIO(pool.preview(content, width_px=20, form="PNG"))).format == "PNG"
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "L"])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.index.approximate import AnnInfo, AnnKind
-from diptych.index.entry import Entry, FileStat
+from diptych.index.entry import Entry, FileStat, SearchHit
 from diptych.index.hnsw import Hnsw
 from diptych.index.local import LocalIndex
 from diptych.index.protocol import Index
@@ -66,3 +66,8 @@ def build(index: Index, kind: AnnKind | None) -> AnnInfo | Hnsw | None:
     with index.writing():
         built = index.build(kind)
     return built if isinstance(built, AnnInfo) else None
+
+
+def keys_of(answers: Sequence[Sequence[SearchHit]]) -> list[list[str]]:
+    """The keys of the hits of each query."""
+    return [[hit.entry.key for hit in answer] for answer in answers]

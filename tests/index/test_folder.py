@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,9 @@ from diptych.index.filters import parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.open_index import create_index
 from diptych.index.tables import set_about
+from diptych.index.vector_file import VectorFile
 from tests.conftest import as_nobody
+from tests.index.databases import changed_database
 from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
 
 NUM = 600
@@ -161,7 +164,7 @@ def test_what_a_kill_leaves_is_removed_by_the_next_writer(
         num_files = len(
             [path for path in local_index.folder.iterdir() if path.name.startswith(("vectors", "codes", "nearly", "."))]
         )
-        assert num_files == 3 + ("nearly" in local_index._about())
+        assert num_files == 3 + (local_index.built() is not None)
 
 
 @pytest.fixture
@@ -194,11 +197,17 @@ def test_all_hits_come_with_sign_bits(built: LocalIndex) -> None:
     ]  # Equal vectors, all of them.
 
 
+def _vectors(index: LocalIndex) -> NDArray[np.float32]:
+    """As its file holds them."""
+    (file,) = index.folder.glob("vectors-*.f32")
+    return np.fromfile(file, dtype="<f4").reshape(-1, DIM)[: index.size()["vectors"]]
+
+
 def test_too_few_hits_are_completed(built: LocalIndex) -> None:
     about = build(built, "signs")
     assert about is not None
     narrow = Approximate(FileId.of(built.folder / "nearly-1"), replace(about, effort=80))
-    vectors, queries = built._vectors(), unit(30, seed=7)
+    vectors, queries = _vectors(built), unit(30, seed=7)
     for top in (9, 90):
         found, expected = narrow.search(vectors, queries, top=top), nearest(vectors, queries, top=top)
         np.testing.assert_array_equal(found[0], expected[0])
@@ -209,7 +218,7 @@ def test_pages_go_on_behind_the_hits_that_the_bits_find(built: LocalIndex) -> No
     about = build(built, "signs")
     assert about is not None
     ann = Approximate(FileId.of(built.folder / "nearly-1"), replace(about, effort=120))
-    vectors, queries = built._vectors(), unit(8, seed=7)
+    vectors, queries = _vectors(built), unit(8, seed=7)
     exact = nearest(vectors, queries, top=NUM)[0]
     whole = ann.search(vectors, queries, top=300)
     assert (whole[0] != exact[:, :300]).any()
@@ -250,7 +259,7 @@ def test_a_structure_of_an_earlier_version_is_dropped_by_the_next_writer(built: 
     expected = built.search(unit(5, seed=7), top=20)
     path = built.folder / "nearly-0"
     path.write_bytes(b"of faiss")
-    with built._changing() as database:
+    with changed_database(built) as database:
         known = {"kind": kind, "num": NUM, "effort": 8, "recall": 0.99}
         set_about(database, nearly=json.dumps(known), nearly_top="100", nearly_bytes="8", nearly_sha256=sha256_of(path))
     with LocalIndex(built.folder) as again:
@@ -349,19 +358,19 @@ def test_files_that_are_replaced_meanwhile_are_no_damage(
     local_index: LocalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local_index.remove(["/photos/3.jpg"])
-    checking = LocalIndex._faults_of_files
+    checking = VectorFile.faults
     num_checks = 0
 
-    def check_late(reader: LocalIndex) -> list[str]:
+    def check_late(file: VectorFile, *given: Any) -> list[str]:
+        """The reader has read the database already, and goes on with this state of it."""
         nonlocal num_checks
         num_checks += 1
-        reader._all("SELECT count(*) FROM vectors")  # From here on, it reads this state.
         if num_checks == 1:
             assert compact(local_index) == 1
-        return checking(reader)
+        return checking(file, *given)
 
     with LocalIndex(local_index.folder) as reader:
-        monkeypatch.setattr(LocalIndex, "_faults_of_files", check_late)
+        monkeypatch.setattr(VectorFile, "faults", check_late)
         assert (reader.verify(), num_checks) == ([], 2)
 
 

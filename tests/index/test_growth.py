@@ -12,15 +12,18 @@ import pytest
 
 from diptych.core.errors import IndexingError
 from diptych.index import local_search
-from diptych.index.entry import FileStat, SearchHit
+from diptych.index.entry import FileStat
+from diptych.index.exact import nearest
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
 from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
 from diptych.index.row_counts import COUNTED, drop_counts
-from diptych.index.tables import to_entry
-from tests.index.pictures import DIM, add, add_ten, compact, entry, unit
+from diptych.index.tables import set_about, to_entry
+from diptych.index.vector_file import VectorFile
+from tests.index.databases import changed_database, noted_statements
+from tests.index.pictures import DIM, add, add_ten, compact, entry, keys_of, unit
 
 FILTERS = ["width >= 0", "width > 400", "path like '%/3.jpg'", "caption like 'CAP_ion 7'", "not caption = 'caption 2'"]
 
@@ -38,7 +41,14 @@ def _counts(index: LocalIndex) -> dict[str, int]:
     with closing(sqlite3.connect(index.folder / "index.db")) as database:
         kept = dict(database.execute("SELECT name, num FROM counts").fetchall())
         assert kept == {name: database.execute(sql).fetchone()[0] for name, sql in COUNTED.items()}
-    assert {name: index._count(name) for name in COUNTED} == kept
+    size = index.size()
+    told = {
+        "entries": size["entries"],
+        "broken": size["unreadable"],
+        "unused": size["unused"],
+        "lost": len(index.lost()),
+    }
+    assert told == kept
     return kept
 
 
@@ -53,7 +63,7 @@ def test_counts_follow_every_change(folder: LocalIndex) -> None:
     add(folder, [entry(0, digest="new")], {"new": unit(1, seed=3)[0]})
     assert _counts(folder)["unused"] == 2
     assert (compact(folder), _counts(folder)["unused"], folder.verify()) == (2, 0, [])
-    with folder._changing() as database:
+    with changed_database(folder) as database:
         database.execute("DELETE FROM vectors WHERE digest = 'd7'")
     assert (_counts(folder)["lost"], folder.lost()) == (1, {"/photos/7.jpg"})
 
@@ -90,19 +100,6 @@ def test_wrong_counts_are_found_and_repaired(folder: LocalIndex, damage: str) ->
     with folder.writing():
         folder.repair()
     assert (folder.verify(), len(folder)) == ([], 10)
-
-
-def _rows_read(index: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows of each later statement."""
-    rows, read = list[int](), index._all
-
-    def counted(sql: str, values: Any = ()) -> list[Any]:
-        found = read(sql, values)
-        rows.append(len(found))
-        return found
-
-    monkeypatch.setattr(index, "_all", counted)
-    return rows
 
 
 def test_of_a_folder_only_its_pictures_are_read(index: Index) -> None:
@@ -156,33 +153,26 @@ def _brute_force(index: LocalIndex, queries: Any, top: int, selected: Filter | N
     return answers
 
 
-def _keys(answers: list[list[SearchHit]]) -> list[list[str]]:
-    return [[found.entry.key for found in answer] for answer in answers]
-
-
 def test_filters_are_applied_to_the_nearest_or_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_search, "_SMALL", 100)
     monkeypatch.setattr(local_search, "_SAMPLE", 100)
     num, vectors, queries = 2000, unit(2000, seed=1), unit(4, seed=2)
     entries = [entry(row, width=row, captions=(f"{row}",)) for row in range(num)]
+    statements = noted_statements(monkeypatch)
     with create_index(tmp_path / "index", dim=DIM, model="m", bundle="b") as index:
         assert isinstance(index, LocalIndex)
         add(index, entries, {e.digest: vector for e, vector in zip(entries, vectors, strict=True)})
-        for where, is_listed in [
-            ("width > 600", False),  # Passes many: the nearest are checked.
-            ("width < 2", True),  # Passes few: all are checked.
-            ("width > 5000", True),
-            ("caption = '7'", True),
-        ]:
-            selected, rows = parse_filter(where), list[int]()
-            with monkeypatch.context() as context:
-                rows = _rows_read(index, context)
-                found = index.search(queries, top=5, selected=selected)
-            assert _keys(found) == _brute_force(index, queries, 5, selected), where
-            assert max(rows) < 300, "no statement reads a large part of the index"
-            passing = index._passing
-            assert passing is not None
-            assert (selected in passing.places) == is_listed, where
+        for where in (
+            "width > 600",  # Passes many: the nearest are checked.
+            "width < 2",  # Passes few: all are checked.
+            "width > 5000",
+            "caption = '7'",
+        ):
+            selected = parse_filter(where)
+            statements.clear()
+            found = index.search(queries, top=5, selected=selected)
+            assert 0 < max(num_rows for _, num_rows in statements) < 300, "no statement reads a large part of the index"
+            assert keys_of(found) == _brute_force(index, queries, 5, selected), where
 
 
 def test_a_filter_that_the_nearest_do_not_pass_is_applied_to_all(
@@ -198,14 +188,14 @@ def test_a_filter_that_the_nearest_do_not_pass_is_applied_to_all(
         assert isinstance(index, LocalIndex)
         add(index, entries, {e.digest: vector for e, vector in zip(entries, vectors, strict=True)})
         selected = parse_filter("width >= 1000")
-        assert _keys(index.search(query, top=5, selected=selected)) == [
+        assert keys_of(index.search(query, top=5, selected=selected)) == [
             [f"/photos/{row}.jpg" for row in order[1000:1005]]
         ]
 
 
 def test_filters_see_later_changes(folder: LocalIndex) -> None:
     selected, query = parse_filter("width > 400"), unit(1, seed=4)
-    before = _keys(folder.search(query, top=99, selected=selected))
+    before = keys_of(folder.search(query, top=99, selected=selected))
     assert len(before[0]) == 5
     with open_index(folder.folder) as other:  # Another connection, and then the same.
         add(other, [entry(40, width=1000)], {"d40": unit(1, seed=8)[0]})
@@ -279,13 +269,15 @@ def test_captions_with_characters_that_json_escapes(place: str, where: str, foun
 
 
 def test_without_counts_a_search_counts_no_rows(folder: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    with folder._changing() as database:
+    with changed_database(folder) as database:
         drop_counts(database)
+    statements = noted_statements(monkeypatch)
     with LocalIndex(folder.folder) as again:
-        counted = Mock()
-        monkeypatch.setattr(again, "_count", counted)
+        again.search(unit(1), top=1)  # The first search reads what the index is.
+        statements.clear()
         assert len(again.search(unit(2), top=3)[0]) == 3
-        assert not counted.called
+    assert statements
+    assert not [sql for sql, _ in statements if sql in COUNTED.values()]
 
 
 def test_repairs_and_searches_in_several_threads(folder: LocalIndex) -> None:
@@ -295,7 +287,8 @@ def test_repairs_and_searches_in_several_threads(folder: LocalIndex) -> None:
     with folder.writing(), ThreadPoolExecutor(2) as threads:
         searches = [threads.submit(search, number) for number in range(4)]
         for _ in range(30):
-            folder._set_about(damaged="1")
+            with changed_database(folder) as database:
+                set_about(database, damaged="1")
             folder.repair()
         answers = [one.result() for one in searches]
     assert [set(answer) for answer in answers] == [{f"/photos/{number}.jpg"} for number in range(4)]
@@ -305,31 +298,31 @@ def test_repairs_and_searches_in_several_threads(folder: LocalIndex) -> None:
 def test_an_unused_vector_among_the_nearest_costs_no_exact_scan(
     folder: LocalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, whole = list[int](), folder._nearest
+    asked = list[int]()
 
-    def counting(vectors: Any, queries: Any, top: int, among: Any, *, is_exact: bool) -> Any:
+    def counting(vectors: Any, queries: Any, *, top: int, **more: Any) -> Any:
         asked.append(top)
-        return whole(vectors, queries, top, among, is_exact=is_exact)
+        return nearest(vectors, queries, top=top, **more)
 
     add(folder, [entry(row) for row in range(10, 300)], {f"d{row}": unit(300, seed=3)[row] for row in range(10, 300)})
     (first,) = folder.search(unit(1), top=30)
     folder.remove([first[3].entry.key])
-    monkeypatch.setattr(folder, "_nearest", counting)
+    monkeypatch.setattr(local_search, "nearest", counting)
     assert folder.search(unit(1), top=30)[0][:29] == [*first[:3], *first[4:]]
     assert asked == [30, 100]
 
 
 def test_a_file_that_vanishes_during_verify_is_read_again(folder: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, calls = folder._faults_of_files, list[int]()
+    whole, calls = VectorFile.faults, list[int]()
 
-    def vanishing() -> list[str]:
+    def vanishing(file: VectorFile, *given: Any) -> list[str]:
         calls.append(1)
         if len(calls) == 1:
             with LocalIndex(folder.folder) as other:
                 other.remove(["/photos/3.jpg"])
                 assert compact(other) == 1
             raise FileNotFoundError(2, "No such file or directory", "vectors-0.f32")
-        return whole()
+        return whole(file, *given)
 
-    monkeypatch.setattr(folder, "_faults_of_files", vanishing)
+    monkeypatch.setattr(VectorFile, "faults", vanishing)
     assert (folder.verify(), len(calls)) == ([], 2)

@@ -19,7 +19,7 @@ from diptych.index.local import LocalIndex
 from diptych.index.merge import merge
 from diptych.index.open_index import create_index, open_index
 from diptych.index.protocol import Index
-from tests.index.pictures import DIM, add, add_ten, build, compact, entry, unit
+from tests.index.pictures import DIM, add, add_ten, build, compact, entry, keys_of, unit
 
 MANY = 600
 
@@ -27,10 +27,6 @@ MANY = 600
 def _add(index: Index, numbers: range, vectors: NDArray[np.float32]) -> None:
     entries = [entry(number, width=number) for number in numbers]
     add(index, entries, {made.digest: vectors[number] for made, number in zip(entries, numbers, strict=True)})
-
-
-def _keys(found: Any) -> list[list[str]]:
-    return [[hit.entry.key for hit in answer] for answer in found]
 
 
 @pytest.fixture
@@ -42,25 +38,32 @@ def large(tmp_path: Path) -> Iterator[LocalIndex]:
 
 
 def test_codes_follow_the_vectors(large: LocalIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = _keys(large.search(unit(5, seed=1), top=7))
+    plain = keys_of(large.search(unit(5, seed=1), top=7))
     monkeypatch.setattr(exact, "_FEW", 0)
-    used: list[int] = []
-    by_codes = exact._by_codes
+    nums: list[int] = []
+    score = exact.scores_of
 
     def counting(*given: Any) -> Any:
-        used.append(len(given[0]))
-        return by_codes(*given)
+        nums.append(len(given[3]))
+        return score(*given)
+
+    def num_scored() -> int:
+        """Pairs whose cosine was computed since the last call; codes rule out the others."""
+        num = sum(nums)
+        nums.clear()
+        return num
 
     monkeypatch.setattr(exact, "has_fast_int8", lambda: True)
-    monkeypatch.setattr(exact, "_by_codes", counting)
-    assert _keys(large.search(unit(5, seed=1), top=7)) == plain
-    assert used == [MANY]
+    monkeypatch.setattr(exact, "scores_of", counting)
+    assert keys_of(large.search(unit(5, seed=1), top=7)) == plain
+    assert 5 * 7 <= num_scored() < 5 * MANY // 2
     selected = parse_filter("width < 300")
-    some = _keys(large.search(unit(5, seed=1), top=7, selected=selected))
+    some = keys_of(large.search(unit(5, seed=1), top=7, selected=selected))
     large.remove([f"/photos/{number}.jpg" for number in range(300, MANY)])
     compact(large)
-    assert _keys(large.search(unit(5, seed=1), top=7)) == some
-    assert used == [MANY, MANY, 300]
+    num_scored()
+    assert keys_of(large.search(unit(5, seed=1), top=7)) == some
+    assert 5 * 7 <= num_scored() < 5 * 300 // 2
     assert large.verify() == []
 
 
@@ -98,19 +101,19 @@ def test_half_the_size(tmp_path: Path, large: LocalIndex) -> None:
 
 
 def test_nearly_the_nearest(large: LocalIndex) -> None:
-    plain = _keys(large.search(unit(40, seed=1), top=5))
+    plain = keys_of(large.search(unit(40, seed=1), top=5))
     about = build(large, "signs")
     assert about is not None
     assert (about.kind, about.num, about.recall) == ("signs", MANY, 1.0)
     with LocalIndex(large.folder) as reader:
-        assert _keys(reader.search(unit(40, seed=1), top=5)) == plain
+        assert keys_of(reader.search(unit(40, seed=1), top=5)) == plain
         _add(large, range(MANY, MANY + 5), unit(MANY + 5))  # Those that came later are found, too.
-        assert _keys(reader.search(unit(MANY + 5)[MANY:], top=1)) == [[f"/photos/{MANY + i}.jpg"] for i in range(5)]
+        assert keys_of(reader.search(unit(MANY + 5)[MANY:], top=1)) == [[f"/photos/{MANY + i}.jpg"] for i in range(5)]
         exactly = reader.search(unit(3, seed=2), top=5, selected=parse_filter("width < 50"))
         assert all(hit.entry.width is not None and hit.entry.width < 50 for answer in exactly for hit in answer)
         assert len(reader.search(unit(1), top=MANY + 5)[0]) == MANY + 5
     assert build(large, None) is None
-    assert _keys(large.search(unit(40, seed=1), top=5)) == plain
+    assert keys_of(large.search(unit(40, seed=1), top=5)) == plain
     assert not list(large.folder.glob("nearly-*"))
 
 
@@ -156,7 +159,7 @@ def test_whatever_was_built_all_that_was_asked_for_is_found(place: str) -> None:
         assert len(index.search(unit(1), top=100)[0]) == 100
         assert len(index.search(unit(1), top=100, selected=parse_filter("width < 60"))[0]) == 60
         build(index, None)
-        assert _keys(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
+        assert keys_of(index.search(unit(MANY)[[7]], top=1)) == [["/photos/7.jpg"]]
 
 
 def test_parts_are_joined(place: str, tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_parts_are_joined(place: str, tmp_path: Path) -> None:
             assert whole.size()["vectors"] == 30
             assert whole.broken() == {"/photos/bad.jpg": "is not a picture"}
             assert whole.stamps()["/photos/bad.jpg"] == broken[1]
-        assert _keys(whole.search(vectors[[25]], top=1)) == [["/photos/25.jpg"]]
+        assert keys_of(whole.search(vectors[[25]], top=1)) == [["/photos/25.jpg"]]
         assert whole.verify() == []
         with create_index(tmp_path / "renamed", dim=DIM, model="new", bundle="b", aliases=["m"]) as renamed:
             assert merge(whole, [renamed]) == 0

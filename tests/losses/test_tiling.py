@@ -100,8 +100,9 @@ def test_sides_follow_the_memory_of_the_card(monkeypatch: pytest.MonkeyPatch, gi
         total_memory = gibibytes * 2**30
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: Card)
-    assert tiles._side.__wrapped__(torch.device("cuda")) == side
-    assert tiles._side(torch.device("mps")) == 4096
+    card = torch.device("cuda", gibibytes % 100)  # Each has a number of its own, as the size of a card is kept.
+    assert tiles.tiling(card) == (side, side, False)
+    assert tiles.tiling(torch.device("mps")) == (4096, 4096, False)
 
 
 def test_a_cpu_has_small_tiles() -> None:

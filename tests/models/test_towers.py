@@ -1,15 +1,16 @@
 """Shapes: B batch, T tokens, E embedding."""
 
 import math
+from dataclasses import astuple
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
-from diptych.models import size
 from diptych.models.attention import LengthBucket, SequenceLayout
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
@@ -273,21 +274,21 @@ def test_model_size_of_a_case_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
-def test_layers_that_are_not_counted_cost_what_the_others_do(
-    monkeypatch: pytest.MonkeyPatch, layout: Literal["clip", "siglip"]
-) -> None:
+def test_layers_that_are_not_counted_cost_what_the_others_do(layout: Literal["clip", "siglip"]) -> None:
+    """Towers of few layers are counted, those of more are extrapolated: each layer adds the same."""
     pooling: Literal["cls", "attention"] = "attention" if layout == "siglip" else "cls"
-    config = CLIPConfig(
-        embed_dim=8,
-        image=ViTConfig(image_px=8, patch_px=2, width=8, layers=7, heads=2, layout=layout, pooling=pooling),
-        text=TextConfig(vocab_size=10, context_length=6, width=8, layers=5, heads=2, layout=layout),
-    )
-    reckoned = model_size(config)
-    size._count.cache_clear()
-    monkeypatch.setattr(size, "_MORE", 99)
-    assert model_size(config) == reckoned
-    size._count.cache_clear()
-    assert reckoned.parameters == sum(parameter.numel() for parameter in CLIP(config).parameters())
+
+    def config(layers: int) -> CLIPConfig:
+        return CLIPConfig(
+            embed_dim=8,
+            image=ViTConfig(image_px=8, patch_px=2, width=8, layers=layers, heads=2, layout=layout, pooling=pooling),
+            text=TextConfig(vocab_size=10, context_length=6, width=8, layers=layers, heads=2, layout=layout),
+        )
+
+    sizes = np.array([astuple(model_size(config(layers))) for layers in range(1, 8)])
+    assert (np.diff(sizes, axis=0) == sizes[1] - sizes[0]).all()
+    for layers in (1, 2, 7):
+        assert sizes[layers - 1][0] == sum(parameter.numel() for parameter in CLIP(config(layers)).parameters())
 
 
 @pytest.mark.parametrize(

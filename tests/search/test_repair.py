@@ -73,7 +73,7 @@ def test_an_addition_repairs_what_verify_reports(
         report = update(index, clip, folders)
         assert (report.repaired, report.unchanged, report.lost) == (num_lost, len(before) - num_lost, 0)
         assert (index.verify(), index.remarks(), index.entries()) == ([], [], before)
-        assert (index._ann_info() is not None) == (num_lost == 0)
+        assert (index.built() is not None) == (num_lost == 0)
         answers = index.search(queries, top=1)
         assert [hits[0].entry.digest for hits in answers] == [entry.digest for entry in before]
         assert update(index, clip, folders).repaired == 0

@@ -75,7 +75,8 @@ def test_only_a_server_for_its_own_machine_gives_absolute_paths(
     keys.write_text("a-key-of-24-characters-a")
     given: list[bool] = []
     monkeypatch.setattr("diptych.server.app.create_app", lambda *_, **more: given.append(more["has_absolute_paths"]))
-    monkeypatch.setattr("diptych.cli.serve._until_signal", lambda *_: None)
+    for name in ("serve", "exit_if_stuck"):
+        monkeypatch.setattr(f"diptych.server.run.{name}", lambda *_: None)
     words = [word.replace("{keys}", str(keys)) for word in case[0]]
     assert main(["serve", str(tiny_bundle), "--index", index.place, "--port", "0", *words]) == 0
     assert given == [case[1]]

@@ -1,9 +1,11 @@
 """CLIP's tokenizer against the live peer, id for id, and what is its own: vocabulary, marks, file."""
 
+import gc
 import gzip
 import json
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -175,12 +177,24 @@ def test_more_chunks_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_bpe, "_MAX_CACHED_CHUNKS", 10)
     texts = [f"number{i} x{i}" for i in range(40)] * 2
     _assert_as_the_peer(texts)
-    assert len(clip_bpe._chunk_ids()) <= 10
+    assert _bytes_kept([f"word{'y' * (i % 40)}{i:x}" for i in range(4000)]) < 100_000  # Of 4,000 chunks 10 are kept.
 
 
 def test_long_chunks_are_not_kept() -> None:
-    TOKENIZER.encode(["y" * 1000])
-    assert "y" * 1000 not in clip_bpe._chunk_ids()
+    assert _bytes_kept(["y" * (1000 + i) for i in range(100)]) < 50_000
+
+
+def _bytes_kept(texts: list[str]) -> int:
+    """Memory that is held after the texts were encoded, one by one, and was not before."""
+    TOKENIZER.encode(["warm"])
+    tracemalloc.start()
+    try:
+        for text in texts:
+            TOKENIZER.encode([text])
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_vocabulary_size_is_refused() -> None:
@@ -197,8 +211,14 @@ def test_a_file_that_names_another_vocabulary_is_refused(content: object, tmp_pa
 
 
 def test_importing_reads_no_merges() -> None:
-    code = "from diptych.tokenizers import clip_bpe as c; c.ClipBPETokenizer(); print(c._chunk_ids.cache_info().misses)"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "0\n"
+    code = (
+        "import sys; opened = []; sys.addaudithook(lambda event, given: event == 'open' and opened.append(str(given[0])))\n"
+        "from diptych.tokenizers import clip_bpe; tokenizer = clip_bpe.ClipBPETokenizer()\n"
+        "num = [sum('clip_merges' in name for name in opened)]; tokenizer.encode(['a'])\n"
+        "print(num[0], sum('clip_merges' in name for name in opened))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "0 1\n"
 
 
 def _published() -> Path:

@@ -12,16 +12,39 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from diptych.core.errors import DiptychWarning
 from diptych.core.settings import override
+from diptych.evaluation.retrieval import PairScores, Recall, RetrievalReport
 from diptych.training.config import TrainConfig
 from diptych.training.report import curves
 from diptych.training.report.event_file import forget_after, read_events
 from diptych.training.report.events import EventLog, Observers
 from diptych.training.run import train
+from diptych.training.validation import Validation
 from tests.training.listener import Listener, interrupt
 
 STEP = {"step": 1, "loss": 2.5, "image_to_text": 0.5, "text_to_image": 0.25}
 VALIDATION = {"step": 2, "val_loss": 2.0, "val_image_to_text": 0.5, "val_text_to_image": 0.25}
 MESSAGE = {"message": "naïve"}
+_RECALL = Recall(
+    r1=0.5,
+    r5=1.0,
+    r10=1.0,
+    median_rank=1.0,
+    mean_rank=1.5,
+    mean_average_precision=0.75,
+    num_queries=4,
+    num_candidates=4,
+)
+VALIDATED = Validation(
+    loss=2.0,
+    image_to_text=0.5,
+    text_to_image=0.25,
+    retrieval=RetrievalReport(
+        image_to_text=_RECALL,
+        text_to_image=_RECALL,
+        pairs=PairScores(own=0.5, others=0.1, threshold=0.3, wrong=0.25),
+        protocol={},
+    ),
+)
 DAMAGED = [
     b'{"step": 3, "loss": \xff}',
     b"{",
@@ -85,29 +108,41 @@ def test_lines_that_are_damaged_meanwhile_are_told_once(tmp_path: Path, monkeypa
     with (tmp_path / "events.jsonl").open("ab") as file:
         file.write(b"\xff\n")
     with pytest.warns(DiptychWarning, match=r"events.jsonl: 1 damaged line is left out; the run continues"):
-        log._draw()
+        log.on_validation(2, VALIDATED)
     log.close()  # A second warning would be an error.
-    assert drawn == [[{"message": "before"}]] * 2
+    assert [len(events) for events in drawn] == [2, 2]
+    assert drawn[0][0] == {"message": "before"}
 
 
+def _open_files(folder: Path) -> list[str]:
+    """Names of the files under a folder that this process has open."""
+    targets = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    return sorted(target.name for target in targets if folder in target.parents)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the open files in /proc")
 @pytest.mark.parametrize("full", ["curves", "board"])
 def test_a_full_disk_costs_the_log_and_closes_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    failed: list[Any] = []
+
+    def fail(*given: object, **_: object) -> None:
+        failed.extend(given)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     drawn: list[Any] = []
     listener = Listener()
     log = EventLog(tmp_path, batch_size=4)
-    board, close_board = log._board, log._board.close
+    assert "events.jsonl" in _open_files(tmp_path)
     monkeypatch.setattr(curves, "draw_curves", fail if full == "curves" else lambda *_, **__: drawn.append(1))
     if full == "board":
         monkeypatch.setattr(SummaryWriter, "close", fail)
     Observers([log, listener]).notify(lambda observer: observer.close())
     assert listener.messages == ["EventLog cannot write any more (No space left on device); the run goes on without it"]
-    assert log._file.closed
-    assert full == "curves" or drawn == [1]
-    assert full == "board" or board.file_writer is None  # As TensorBoard leaves a writer that is closed.
     monkeypatch.undo()
-    close_board()
+    if full == "board":
+        assert "events.jsonl" not in _open_files(tmp_path)
+        assert drawn == [1]
+        failed[0].close()
+    assert _open_files(tmp_path) == []

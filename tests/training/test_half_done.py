@@ -66,6 +66,7 @@ def test_half_bundles_go_and_whole_ones_stay(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_an_event_log_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "events.jsonl"
     before = '{"step": 1}\n{"step": 5}\n{"st'
@@ -79,7 +80,7 @@ def test_an_event_log_is_whole_at_any_moment(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt):
             EventLog(tmp_path, batch_size=4, first_step=4)
     assert log.read_text() == before
-    EventLog(tmp_path, batch_size=4, first_step=4)._file.close()
+    EventLog(tmp_path, batch_size=4, first_step=4).close()
     assert log.read_text() == '{"step": 1}\n'
 
 
