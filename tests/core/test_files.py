@@ -57,8 +57,12 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
 
 
 def test_two_writers_do_not_share_a_temporary_file(tmp_path: Path) -> None:
-    with atomic_write(tmp_path / "a") as one, atomic_write(tmp_path / "a") as other:
-        assert one != other
+    with atomic_write(tmp_path / "a") as one:
+        one.write_text("one")
+        with atomic_write(tmp_path / "a") as other:
+            other.write_text("other")
+        assert (tmp_path / "a").read_text() == "other"
+    assert (tmp_path / "a").read_text() == "one"
 
 
 def test_a_secret_is_readable_by_its_owner_alone(tmp_path: Path) -> None:

@@ -90,4 +90,5 @@ def test_names_of_classes_that_are_not_utf8_are_text(tmp_path: Path) -> None:
 
 
 def test_lone_surrogates_of_a_table_have_a_prompt_hash() -> None:
-    assert prompt_hash(["caf\udce9"], ["a {}"]) != prompt_hash(["caf\u00e9"], ["a {}"])
+    assert prompt_hash(["caf\udce9"], ["a {}"]) == "93811bc3ebec"
+    assert prompt_hash(["caf\u00e9"], ["a {}"]) == "24c5413e7300"

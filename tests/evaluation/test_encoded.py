@@ -54,7 +54,10 @@ def test_another_models_embeddings_are_others(clip: LoadedBundle, tiny_bundle: P
     other = load(tiny_bundle, device="cpu")
     with torch.no_grad():
         next(other.bundle.model.image_tower.parameters()).add_(0.1)
-    assert not np.array_equal(SourceEncoder(other.embedder, cache=cache).encode_images(source).emb, mine.emb)
+    fresh = SourceEncoder(other.embedder).encode_images(source).emb
+    assert not np.array_equal(fresh, mine.emb)
+    np.testing.assert_array_equal(SourceEncoder(other.embedder, cache=cache).encode_images(source).emb, fresh)
+    np.testing.assert_array_equal(SourceEncoder(clip.embedder, cache=cache).encode_images(source).emb, mine.emb)
 
 
 def test_a_damaged_or_full_cache_costs_only_time(clip: LoadedBundle, tmp_path: Path) -> None:
@@ -118,10 +121,11 @@ def test_progress_is_told(clip: LoadedBundle, flickr_folder: Path) -> None:
 
 
 def test_every_kind_of_tensor_tells_towers_apart() -> None:
+    """Digests are compared with stored ones: a cache on disk is that of earlier processes."""
     norm = torch.nn.BatchNorm2d(3)
-    first = tower_hash(norm, "setting")
-    assert tower_hash(norm, "setting") == first != tower_hash(norm, "other")
     assert norm.num_batches_tracked is not None
+    assert tower_hash(norm, "setting") == "1da091b0e4c9b87c1802255c213115f6"
+    assert tower_hash(norm, "other") == "c1a23b12117768131031844ffc17e1b1"
     norm.num_batches_tracked += 1
-    assert tower_hash(norm, "setting") != first
-    assert tower_hash(norm.half(), "setting") != first
+    assert tower_hash(norm, "setting") == "f15055ab71d555919196043d3a558f5f"
+    assert tower_hash(norm.half(), "setting") == "afdd432091ad12e134bb342ba46614f3"

@@ -119,28 +119,37 @@ def test_thousands_of_flips_in_the_database_are_found(whole: Path, tmp_path: Pat
     assert _check_flips(whole, tmp_path, 3000) > 400
 
 
+_CHANGED = "index.db is damaged: {} rows of the table {} have changed; delete it and add the pictures again"
+
+
 @pytest.mark.parametrize(
-    "sql",
+    ("sql", "said"),
     [
-        "UPDATE entries SET digest = 'd5' WHERE digest = 'd4'",
-        "UPDATE entries SET size = size + 1 WHERE digest = 'd4'",
-        "UPDATE entries SET captions = '[\"other\"]' WHERE digest = 'd4'",
-        "UPDATE entries SET size = CAST(size AS TEXT) || 'x' WHERE digest = 'd4'",
-        "UPDATE vectors SET place = 1000 WHERE digest = 'd4'",
-        "UPDATE broken SET reason = 'else'",
-        "UPDATE about SET value = 'n' WHERE name = 'model'",
-        "UPDATE blocks SET num = 6 WHERE first = 0",
-        "DELETE FROM blocks WHERE first = 40",
-        "DELETE FROM vectors WHERE digest = 'd4'",
+        ("UPDATE entries SET digest = 'd5' WHERE digest = 'd4'", _CHANGED.format(1, "entries")),
+        ("UPDATE entries SET size = size + 1 WHERE digest = 'd4'", _CHANGED.format(1, "entries")),
+        ("UPDATE entries SET captions = '[\"other\"]' WHERE digest = 'd4'", _CHANGED.format(1, "entries")),
+        ("UPDATE entries SET size = CAST(size AS TEXT) || 'x' WHERE digest = 'd4'", _CHANGED.format(1, "entries")),
+        ("UPDATE vectors SET place = 1000 WHERE digest = 'd4'", _CHANGED.format(1, "vectors")),
+        ("UPDATE broken SET reason = 'else'", _CHANGED.format(3, "broken")),
+        ("UPDATE about SET value = 'n' WHERE name = 'model'", _CHANGED.format(1, "about")),
+        ("UPDATE blocks SET num = 6 WHERE first = 0", _CHANGED.format(1, "blocks")),
+        (
+            "DELETE FROM blocks WHERE first = 40",
+            "the checksums do not belong to these vectors; the next index add embeds the pictures again",
+        ),
+        (
+            "DELETE FROM vectors WHERE digest = 'd4'",
+            "1 entries have no vector; the next index add embeds the pictures again",
+        ),
     ],
 )
-def test_a_changed_value_is_found(whole: Path, tmp_path: Path, sql: str) -> None:
+def test_a_changed_value_is_found(whole: Path, tmp_path: Path, sql: str, said: str) -> None:
     folder = _copy(whole, tmp_path)
     with sqlite3.connect(folder / "index.db") as database:
         database.execute(sql)
     database.close()
     with LocalIndex(folder) as index:
-        assert index.verify() != []
+        assert index.verify() == [said]
 
 
 def test_no_change_hides_damage(tmp_path: Path) -> None:

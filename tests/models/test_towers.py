@@ -20,6 +20,7 @@ from diptych.models.size import model_size
 from diptych.models.vision_transformer import ConvStem, PatchStem
 from diptych.presets import PRESETS, preset
 from tests.conftest import TINY_MODEL
+from tests.models.plain import plain_text
 
 PARAMETERS = {
     "rn50": 102_007_137,
@@ -180,11 +181,14 @@ def test_text_embedding_reads_every_token_before_its_end() -> None:
     ids = torch.tensor([[2, 10, 11, 12, 3]])
     length = torch.tensor([5])
     before = model.encode_text(ids, length)
-    for place in range(5):
-        changed = ids.clone()
+    others = [ids[:, [0, 3, 2, 1, 4]], *(ids.clone() for _ in range(5))]
+    for place, changed in enumerate(others[1:]):
         changed[0, place] = 20
-        assert not torch.allclose(model.encode_text(changed, length), before, atol=1e-4)
-    assert not torch.allclose(model.encode_text(ids[:, [0, 3, 2, 1, 4]], length), before, atol=1e-4)
+    for changed in others:
+        found = model.encode_text(changed, length)
+        expected = functional.normalize(plain_text(model.text_tower, changed, length), dim=1)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        assert not torch.allclose(found, before, atol=1e-4)
 
 
 def test_patch_stem_equals_a_strided_convolution() -> None:

@@ -10,6 +10,7 @@ from diptych.core.errors import ConfigError
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.resolution import at_resolution, resize_positions
 
 VIT = ViTConfig(image_px=32, patch_px=8, width=32, layers=3, heads=4)
@@ -168,7 +169,11 @@ def test_a_bias_is_there_when_asked_for() -> None:
 
 
 def test_resnet_in_training_follows_its_batches() -> None:
+    """By the formula of batch norm: a tenth of the batch's statistics."""
     model = _model(RESNET)
-    before = model.image_tower.norm_1.running_mean.clone()  # type: ignore[union-attr, operator]
-    model.image_tower(_pixels(model, 4))
-    assert not torch.equal(before, model.image_tower.norm_1.running_mean)  # type: ignore[union-attr, arg-type]
+    tower, pixels = model.image_tower, _pixels(model, 4)
+    assert isinstance(tower, ModifiedResNet)
+    tower(pixels)
+    by_channel = tower.conv_1(pixels).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(tower.norm_1.running_mean, 0.1 * by_channel.mean(dim=1))
+    torch.testing.assert_close(tower.norm_1.running_var, 0.9 + 0.1 * by_channel.var(dim=1))

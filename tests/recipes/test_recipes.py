@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from diptych.core.settings import override
+from diptych.models.clip import CLIP
 from diptych.recipes.recipe import RECIPES, recipe
 from diptych.training.config import read_config, write_config
 from diptych.training.run import train
@@ -65,3 +67,30 @@ def test_a_recipe_bears_its_name_and_survives_a_file(name: str, tmp_path: Path) 
     assert config.recipe == name
     write_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
+
+
+MODELS = {
+    "demo": (64, 64, 32, 274_673),
+    "small-data": (256, 112, 48, 3_990_561),
+    "flickr30k-small": (256, 64, 48, 5_055_193),
+    "flickr30k-vit-b-16": (512, 224, 77, 137_011_201),
+    "flickr30k-bert": (512, 224, 77, 149_620_737),
+    "shapes": (256, 64, 64, 9_708_545),
+    "paper-vit-b-32": (512, 224, 77, 151_277_313),
+    "cifar10-rn": (512, 32, 77, 51_688_753),
+}
+"""By recipe: width of the embeddings, side of the pictures, tokens of a text, parameters."""
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipes_own_model_has_its_size_and_shapes(name: str) -> None:
+    """On the `meta` device, without memory for weights."""
+    embed_dim, side, num_tokens, num_parameters = MODELS[name]
+    with torch.device("meta"):
+        model = CLIP(recipe(name).model)
+    pixels = torch.empty(2, 3, side, side, device="meta")
+    ids = torch.empty(2, num_tokens, dtype=torch.int64, device="meta")
+    out = model(pixels, ids, torch.tensor([3, num_tokens]))
+    assert out.image_emb.shape == out.text_emb.shape == (2, embed_dim)
+    assert (model.config.image.image_px, model.config.text.context_length) == (side, num_tokens)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from diptych.bundle.folder import load_bundle
 from diptych.data.batches.batch import Batch
 from diptych.device.distributed import ALONE
 from diptych.models.clip import CLIP
@@ -88,3 +89,9 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
     largest = max(float(grad.abs().max()) for grad in theirs.values())
     for name, grad in theirs.items():
         assert float((ours[name] - grad).abs().max()) <= tolerance * largest, name
+
+
+def first_weights(bundle: Path, seed: int = 0) -> dict[str, torch.Tensor]:
+    """The weights with which a run of this seed began whose bundle this is."""
+    torch.manual_seed(seed)
+    return CLIP(load_bundle(bundle).config).state_dict()

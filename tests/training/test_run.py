@@ -28,6 +28,7 @@ from diptych.training.run_folder import RunResult
 from diptych.training.step import TrainingStep
 from tests.conftest import draw_photos
 from tests.training.listener import Listener, interrupt
+from tests.training.makers import first_weights
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
@@ -62,10 +63,21 @@ def test_its_config_runs_again_to_the_same_weights(finished_run: Path, tmp_path:
     assert again == first
 
 
-def test_seed_and_learning_rate_matter(finished_run: Path, tiny_run: TrainConfig, tmp_path: Path) -> None:
-    train(override(tiny_run, {"seed": "1"}), tmp_path / "other")
-    other, first = _weights(tmp_path / "other"), _weights(finished_run)
-    assert not torch.equal(other["image_tower.stem.embed.weight"], first["image_tower.stem.embed.weight"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_step_starts_from_the_seeds_weights_and_is_as_long_as_the_learning_rate(
+    tiny_run: TrainConfig, tmp_path: Path, seed: int
+) -> None:
+    """The first step of AdamW is linear in the learning rate, and nearly as long as it for the largest gradients."""
+    changes = {"seed": str(seed), "schedule.steps": "1", "schedule.warmup_steps": "0", "schedule.shape": "constant"}
+    for lr in ("1e-3", "2e-3"):
+        train(override(tiny_run, {**changes, "optimizer.lr": lr, "validation.times": "1"}), tmp_path / lr)
+    once, twice = (_weights(tmp_path / lr) for lr in ("1e-3", "2e-3"))
+    start = first_weights(tmp_path / "1e-3" / "bundle", seed)
+    assert start.keys() == once.keys()
+    for name, weight in start.items():
+        torch.testing.assert_close(2 * once[name] - twice[name], weight, atol=2e-6, rtol=0)
+    longest = max(float((once[name] - weight).abs().max()) for name, weight in start.items())
+    assert longest == pytest.approx(1e-3, rel=0.1)
 
 
 @pytest.mark.parametrize(("stop", "kind"), [(3, signal.SIGINT), (5, signal.SIGTERM), (9, signal.SIGINT)])

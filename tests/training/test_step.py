@@ -163,12 +163,14 @@ def test_the_average_follows_steps_that_count() -> None:
     average = WeightAverage(model, 0.5)
     step, batch = step_of(model, average=average), batch_of(TINY_MODEL)
     step(batch, lr=1e-2, seed=0)
+    first, now = model_of(TINY_MODEL), {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.text_tower.projection.weight.data[0, 0] = torch.inf
+    assert step(batch, lr=1e-2, seed=1).skipped
     shown = model_of(TINY_MODEL)
     average.copy_to(shown)
-    first, now = model_of(TINY_MODEL).state_dict(), model.state_dict()
-    name = "image_tower.projection.weight"
-    assert not torch.equal(shown.state_dict()[name], now[name])
-    assert not torch.equal(shown.state_dict()[name], first[name])
+    for (name, found), start in zip(shown.named_parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(found, start.lerp(now[name], 9 / 11))  # The decay of the first update is 2 / 11.
+        assert not torch.equal(found, start) or torch.equal(start, now[name])
 
 
 def test_the_sigmoid_loss_learns_its_bias() -> None:
