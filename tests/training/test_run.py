@@ -69,10 +69,10 @@ def test_a_step_starts_from_the_seeds_weights_and_is_as_long_as_the_learning_rat
 ) -> None:
     """The first step of AdamW is linear in the learning rate, and nearly as long as it for the largest gradients."""
     changes = {"seed": str(seed), "schedule.steps": "1", "schedule.warmup_steps": "0", "schedule.shape": "constant"}
-    for lr in ("1e-3", "2e-3"):
+    for lr in ("0.001", "0.002"):
         train(override(tiny_run, {**changes, "optimizer.lr": lr, "validation.times": "1"}), tmp_path / lr)
-    once, twice = (_weights(tmp_path / lr) for lr in ("1e-3", "2e-3"))
-    start = first_weights(tmp_path / "1e-3" / "bundle", seed)
+    once, twice = (_weights(tmp_path / lr) for lr in ("0.001", "0.002"))
+    start = first_weights(tmp_path / "0.001" / "bundle", seed)
     assert start.keys() == once.keys()
     for name, weight in start.items():
         torch.testing.assert_close(2 * once[name] - twice[name], weight, atol=2e-6, rtol=0)

@@ -234,7 +234,7 @@ def test_results_that_can_be_written_are_written(
     play(lambda _: None)
     folder = tmp_path / "study"
     found = _tune(folder)
-    monkeypatch.setattr(results, "_write_table", full)
+    monkeypatch.setattr(results, "write_csv", full)
     monkeypatch.setattr(results, "plot_history", full)
     message = r"cannot write trials\.csv \(No space left.*\), optimization_history\.png \(No space left.*\); make room"
     with pytest.warns(DiptychWarning, match=message):

@@ -1,6 +1,7 @@
 """Results, pictures and tables of studies of many trials."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,14 @@ def test_the_best_so_far(
     assert (numbers, best) == ([0, 1, 2, 3], expected)
 
 
-def test_importances_are_computed_from_some_of_many_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importances_are_computed_from_some_of_many_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "_MAX_IMPORTANCE_TRIALS", 10)
     calls = _spy(monkeypatch, results, "create_trial")
-    assert results._importances(SPACE, _rows(31)).keys() == {"lr", "batch_size"}
+    for plot in ("plot_history", "plot_importances", "plot_parallel"):
+        monkeypatch.setattr(results, plot, lambda *_: None)
+    assert results.write_results(tmp_path, SPACE, _rows(31)) is not None
+    told = json.loads((tmp_path / "best_results.json").read_text("utf-8"))
+    assert told["importances"].keys() == {"lr", "batch_size"}
     assert len(calls) == 9  # Of 25 that are done every third.
 
 
