@@ -92,7 +92,7 @@ def test_icons(tmp_path: Path) -> None:
     ("num", "batch"), [(1, 2), (3, 3), (9, 8), (40, 8), (100, 16), (500, 64), (512, 128), (2000, 128)]
 )
 def test_a_batch_is_a_quarter_of_little_data(num: int, batch: int) -> None:
-    config, _ = recipe_for("shapes:2000", {"data.train_split": "all", "data.max_samples": num})
+    config, _ = recipe_for("shapes:2000", changes={"data.train_split": "all", "data.max_samples": num})
     assert config.batch_size == batch
 
 

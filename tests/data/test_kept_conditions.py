@@ -168,9 +168,9 @@ def test_what_may_have_changed_while_it_was_read_is_not_kept(tmp_path: Path) -> 
     minutes = [_later(60) for _ in range(2)]
 
     def slow(read: Callable[..., object], minute: int) -> Callable[..., object]:
-        def slower(*args: object) -> object:
+        def slower(*args: object, **options: object) -> object:
             minutes[minute].__enter__()
-            return read(*args)
+            return read(*args, **options)
 
         return slower
 

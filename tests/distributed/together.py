@@ -5,12 +5,13 @@ import signal
 import sys
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from diptych.cli.main import main
 from diptych.core.errors import DataError
+from diptych.data.batches.batch import Batch
+from diptych.device.distributed import all_ranks
 from diptych.device.launch import joined_ranks, leave
 from diptych.training.step import StepResult, TrainingStep
 
@@ -21,8 +22,10 @@ def _fail(kind: str) -> None:
     """Rank 1 fails in its third step."""
     take_step, numbers = TrainingStep.__call__, count(1)
 
-    def step_or_fail(step: TrainingStep, *given: Any, **more: Any) -> StepResult:
-        result = take_step(step, *given, **more)
+    def step_or_fail(
+        step: TrainingStep, batch: Batch, *, lr: float, seed: int, small_px: int | None = None
+    ) -> StepResult:
+        result = take_step(step, batch, lr=lr, seed=seed, small_px=small_px)
         if next(numbers) == 3 and all_ranks().rank == 1:
             match kind:
                 case "error":
@@ -33,7 +36,7 @@ def _fail(kind: str) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    TrainingStep.__call__ = step_or_fail  # type: ignore[method-assign]
+    TrainingStep.__call__ = step_or_fail  # type: ignore[method-assign, assignment]
 
 
 def _train_each(folder: Path, kinds: list[str]) -> None:

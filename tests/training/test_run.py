@@ -63,21 +63,21 @@ def test_its_config_runs_again_to_the_same_weights(finished_run: Path, tmp_path:
     assert again == first
 
 
-@pytest.mark.parametrize("seed", [0, 1])
 def test_a_step_starts_from_the_seeds_weights_and_is_as_long_as_the_learning_rate(
-    tiny_run: TrainConfig, tmp_path: Path, seed: int
+    tiny_run: TrainConfig, tmp_path: Path
 ) -> None:
     """The first step of AdamW is linear in the learning rate, and nearly as long as it for the largest gradients."""
-    changes = {"seed": str(seed), "schedule.steps": "1", "schedule.warmup_steps": "0", "schedule.shape": "constant"}
+    changes = {"seed": "7", "schedule.steps": "1", "schedule.warmup_steps": "0", "schedule.shape": "constant"}
+    changes["optimizer.weight_decay"] = "0"
     for lr in ("0.001", "0.002"):
         train(override(tiny_run, {**changes, "optimizer.lr": lr, "validation.times": "1"}), tmp_path / lr)
     once, twice = (_weights(tmp_path / lr) for lr in ("0.001", "0.002"))
-    start = first_weights(tmp_path / "0.001" / "bundle", seed)
+    start = first_weights(tmp_path / "0.001" / "bundle", seed=7)
     assert start.keys() == once.keys()
     for name, weight in start.items():
         torch.testing.assert_close(2 * once[name] - twice[name], weight, atol=2e-6, rtol=0)
     longest = max(float((once[name] - weight).abs().max()) for name, weight in start.items())
-    assert longest == pytest.approx(1e-3, rel=0.1)
+    assert longest == pytest.approx(1e-3, rel=0.02)
 
 
 @pytest.mark.parametrize(("stop", "kind"), [(3, signal.SIGINT), (5, signal.SIGTERM), (9, signal.SIGINT)])
