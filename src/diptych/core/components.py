@@ -1,6 +1,6 @@
 """Connected components of graphs whose edge lists would not fit in memory.
 
-Shapes: N members, M edges, R rows and C columns of a block of the adjacency matrix.
+Shapes: N members, M edges, K keys per member, R rows and C columns of a block of the adjacency matrix.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,13 @@ class Components:
 
     def find(self, members: Int64[ndarray, " M"]) -> Int64[ndarray, " M"]:
         """Return the smallest member of the component of each given member."""
-        roots = self._parent[members]
-        while not np.array_equal(above := self._parent[roots], roots):
-            roots = above
-        self._parent[members] = roots
-        return roots
+        nodes = members
+        while not np.array_equal(above := self._parent[nodes], two_above := self._parent[above]):
+            self._parent[nodes] = nodes = (
+                two_above  # Halve the paths, so that a chain takes a logarithmic number of rounds.
+            )
+        self._parent[members] = above
+        return above
 
     def first(self) -> Int64[ndarray, " N"]:
         """Return the smallest member of the component of every member."""
@@ -85,6 +87,20 @@ class Components:
         members = members[np.argsort(first[members], kind="stable")]
         starts = np.flatnonzero(np.diff(first[members])) + 1
         return [group.tolist() for group in np.split(members, starts) if len(group)]
+
+
+def connected_ids(keys: Int64[ndarray, "N K"]) -> Int64[ndarray, " N"]:
+    """Return for each row the first row of its component, where rows that share a key are connected.
+
+    >>> connected_ids(np.array([[7, 2], [8, 1], [9, 2]]))
+    array([0, 1, 0])
+    """
+    components = Components(len(keys))
+    if keys.size:
+        _, first, key_idx = np.unique(keys, return_index=True, return_inverse=True)
+        rows = np.arange(keys.size) // keys.shape[1]
+        components.join(rows, first[key_idx.ravel()] // keys.shape[1])
+    return components.first()
 
 
 def bucket_blocks(

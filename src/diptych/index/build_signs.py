@@ -26,8 +26,8 @@ MIN_SPEEDUP = 1.0
 _PICTURES = 100
 """Number of picture queries for the measurement."""
 _ENOUGH = 0.998
-"""Target recall for the measured queries. It leaves a margin, since the recall of other queries must be at least 99 %: among ten
-million vectors, a target of 99.5 % for 200 texts gave 98.9 % for 500 others, and 99.8 % gave 99.7 %."""
+"""Target recall for the measured queries. It leaves a margin, since the recall of other queries must be at least 99 %: among
+ten million vectors, a target of 99.5 % for 200 texts gave 98.9 % for 500 others, and 99.8 % gave 99.7 %."""
 _TIMED = 5
 """Approximate number of queries that are timed."""
 

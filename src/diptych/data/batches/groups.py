@@ -3,13 +3,17 @@
 Shapes: B rows, K positive keys per row.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from itertools import count
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from diptych.core.components import connected_ids
 from diptych.core.randomness import stable_hash
 from diptych.device.distributed import Ranks
 
@@ -26,7 +30,10 @@ def group_rows(
     >>> group_rows("abc", ["a dog", "a cat", "a dog"], [None] * 3, positives="caption")
     [0, 1, 0]
     """
-    return _connected_ids(_positive_keys(*row, positives) for row in zip(keys, captions, labels, strict=True))
+    number_of_key = defaultdict[Hashable, int](count().__next__)
+    rows = zip(keys, captions, labels, strict=True)
+    numbers = [[number_of_key[key] for key in _positive_keys(*row, positives)] for row in rows]
+    return connected_ids(np.array(numbers, dtype=np.int64).reshape(len(keys), -1 if numbers else 0)).tolist()
 
 
 def hash_positive_keys(
@@ -52,7 +59,7 @@ def positive_group_ids(positive_keys: Int64[Tensor, "B K"], ranks: Ranks) -> Int
     own = ranks.rows(len(positive_keys))
     if not positive_keys.shape[1]:
         return torch.arange(own.start, own.stop)
-    return torch.tensor(_connected_ids(ranks.gather_rows(positive_keys).tolist()))[own]
+    return torch.from_numpy(connected_ids(ranks.gather_rows(positive_keys).cpu().numpy()))[own]
 
 
 def _positive_keys(key: str, caption: str, label: int | None, positives: Positives) -> list[tuple[str | int, ...]]:
@@ -63,21 +70,3 @@ def _positive_keys(key: str, caption: str, label: int | None, positives: Positiv
     if positives == "class":
         found.append(("key", key) if label is None else ("label", label))
     return found
-
-
-def _connected_ids(keys_of_rows: Iterable[Iterable[Hashable]]) -> list[int]:
-    """Return a component id for each row, where rows that share a key are connected (union-find)."""
-    parent: list[int] = []
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    first_with: dict[Hashable, int] = {}
-    for row, keys in enumerate(keys_of_rows):
-        parent.append(row)
-        for key in keys:
-            parent[root(row)] = root(first_with.setdefault(key, row))
-    return [root(row) for row in range(len(parent))]
