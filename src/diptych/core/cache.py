@@ -78,14 +78,14 @@ def remember(key: str, note: str) -> None:
                 old.unlink(missing_ok=True)
 
 
-def make_room(folder: Path, pattern: str, *, max_bytes: int, keep: Path) -> None:
+def make_room(folder: Path, pattern: str, *, max_bytes: int, keep: Path | None = None) -> None:
     """Remove the least recently used files of a folder until the rest have at most `max_bytes`.
 
     Args:
         folder: the folder.
         pattern: a glob pattern; other files are ignored.
         max_bytes: maximum sum of the sizes of the files.
-        keep: a file that is never removed.
+        keep: a file that is never removed, if not None. Processes that have opened a removed file can still read it.
 
     Raises:
         OSError: a file cannot be read or removed.

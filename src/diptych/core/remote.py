@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from diptych.core.cache import cache_folder
+from diptych.core.cache import cache_folder, make_room
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.files import atomic_write, file_lock
 from diptych.core.retry import retry
@@ -128,7 +128,7 @@ class FileCache:
                         _fetch(url, tmp)
                         # Held until the file is renamed, so that two processes do not use the same free space.
                         size_lock.enter_context(file_lock(self.folder / ".room.lock", wait_s=math.inf))
-                        self._make_room(tmp.stat().st_size)
+                        make_room(self.folder, "[!.]*", max_bytes=self.max_bytes - tmp.stat().st_size)
         except OSError as error:
             raise DataError(f"{self.folder}: cannot keep {url} ({error.strerror or error})") from None
         return path
@@ -140,19 +140,6 @@ class FileCache:
         except OSError:
             return False
         return True
-
-    def _make_room(self, num_bytes: int) -> None:
-        copies = []
-        for path in self.folder.iterdir():
-            if not path.name.startswith("."):
-                state = path.stat()
-                copies.append((state.st_mtime_ns, state.st_size, path))
-        total = num_bytes + sum(size for _, size, _ in copies)
-        for _, size, path in sorted(copies):
-            if total <= self.max_bytes:
-                return
-            path.unlink(missing_ok=True)  # Processes that have it open can still read it.
-            total -= size
 
 
 def _fetch(url: str, path: Path) -> None:
