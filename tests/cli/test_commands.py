@@ -244,23 +244,6 @@ def test_train_by_config_then_refused_then_overwritten(
     assert main(["train", "--resume", str(run)]) == 0
 
 
-def test_demo_at_its_shortest(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import diptych.recipes.demo as demo_module
-    from diptych.core.settings import override
-    from tests.conftest import TINY_RUN
-
-    monkeypatch.setattr(demo_module, "demo", lambda: override(TINY_RUN, {"recipe": "demo", "schedule.steps": "2"}))
-    for _ in range(2):  # A second demo replaces the first.
-        assert main(["demo"]) == 0
-        out, _ = capsys.readouterr()
-        assert "Zero-shot" in out
-    run = Path("runs/demo")
-    assert (run / "search.png").is_file()
-    assert len(list((run / "pictures").iterdir())) == 120
-    metrics = json.loads((run / "bundle" / "config.json").read_text("utf-8"))["metrics"]
-    assert {"zero_shot_val", "zero_shot_novel", "retrieval"} <= set(metrics)
-
-
 def test_a_config_with_init_excludes_another_model(
     capsys: pytest.CaptureFixture[str], tiny_run: TrainConfig, tmp_path: Path
 ) -> None:
