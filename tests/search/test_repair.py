@@ -1,5 +1,6 @@
 """What `index verify` finds damaged, the next `index add` makes again."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +19,34 @@ from tests.conftest import draw_photos
 from tests.makers import flip_bit
 
 
-@pytest.fixture
-def place(tmp_path: Path, clip: LoadedBundle, photos: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An index of eight pictures, in three additions, with a structure."""
-    draw_photos(tmp_path / "later", [f"{number}.png" for number in range(8)])
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, clip: LoadedBundle) -> Path:
+    """Eight pictures in two folders, and their index, made by three additions, with a structure."""
+    root = tmp_path_factory.mktemp("original")
+    draw_photos(root / "photos", [f"{name}.png" for name in "abcde"])
+    draw_photos(root / "photos" / "more", ["f.jpg"])
+    draw_photos(root / "later", [f"{number}.png" for number in range(8)])
     for number in range(6):  # Of the others, these are copies.
-        (tmp_path / "later" / f"{number}.png").unlink()
-    with open_or_create(tmp_path / "index", clip) as index:
-        for folder in (photos / "more", photos, tmp_path / "later"):
+        (root / "later" / f"{number}.png").unlink()
+    with open_or_create(root / "index", clip) as index, pytest.MonkeyPatch.context() as patch:
+        for folder in (root / "photos" / "more", root / "photos", root / "later"):
             update(index, clip, [folder])
         with index.writing():
-            monkeypatch.setattr(build_signs, "MIN_SPEEDUP", 0)  # So few are faster without.
+            patch.setattr(build_signs, "MIN_SPEEDUP", 0)  # So few are faster without.
             index.build("signs")
-    return str(tmp_path / "index")
+    return root
+
+
+@pytest.fixture
+def photos(original: Path) -> Path:
+    """The folder of six of them."""
+    return original / "photos"
+
+
+@pytest.fixture
+def place(original: Path, tmp_path: Path) -> str:
+    """A copy of the index, to be damaged."""
+    return str(shutil.copytree(original / "index", tmp_path / "index"))
 
 
 def _drop_row(folder: Path) -> None:
@@ -59,10 +75,8 @@ def _cut(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", list(_DAMAGES))
-def test_an_addition_repairs_what_verify_reports(
-    place: str, photos: Path, tmp_path: Path, clip: LoadedBundle, damage: str
-) -> None:
-    folder, folders = Path(place), [photos, tmp_path / "later"]
+def test_an_addition_repairs_what_verify_reports(place: str, original: Path, clip: LoadedBundle, damage: str) -> None:
+    folder, folders = Path(place), [original / "photos", original / "later"]
     with LocalIndex(folder) as index:
         before = index.entries()
         queries = clip.encode_images([entry.key for entry in before])
@@ -103,18 +117,18 @@ def test_checksums_are_compared_only_after_damage_was_found(
 
 
 def test_pictures_of_other_folders_that_lost_their_vectors_are_counted(
-    place: str, photos: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: str, photos: Path, tiny_bundle: Path, original: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (Path(place) / "vectors-0.f32").unlink()
     assert main(["index", "verify", place]) == 2
     printed = capsys.readouterr()
     assert "the next index add embeds the pictures again" in printed.err
-    assert f"Repair it: diptych index add {place} {tmp_path}" in printed.out
+    assert f"Repair it: diptych index add {place} {original}" in printed.out
     assert main(["index", "add", place, str(photos), "--bundle", str(tiny_bundle)]) == 0
     printed = capsys.readouterr()
     assert "6 embedded again (their vectors were damaged)" in printed.out
     assert "2 pictures have no vector and are not found; add their folders again" in printed.err
     assert main(["index", "verify", place]) == 2
     assert "2 entries have no vector; the next index add embeds the pictures again" in capsys.readouterr().err
-    assert main(["index", "add", place, str(tmp_path / "later")]) == 0
+    assert main(["index", "add", place, str(original / "later")]) == 0
     assert main(["index", "verify", place]) == 0
