@@ -8,6 +8,7 @@ from dataclasses import is_dataclass
 from functools import partial, wraps
 from inspect import isfunction
 from random import getstate, setstate
+from threading import RLock
 from typing import Any
 
 import jaxtyping
@@ -28,6 +29,8 @@ class TestNumber:
 
 
 _check_all_calls = jaxtyping.jaxtyped
+_building = RLock()
+"""Held while checks are built. beartype replaces the warning filters meanwhile, and two threads would restore each other's."""
 
 
 def _check_first_calls(function: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
@@ -53,15 +56,16 @@ def _check_first_calls(function: Any = None, *, typechecker: Callable[[Any], Any
         if num_calls > NUM_CHECKED:
             return function(*args, **kwargs)
         state = getstate() if function.__name__ == "__init__" else None
-        if checked is None:  # Most functions are never called by most workers.
-            checked = _check_all_calls(function, typechecker=typechecker)
+        with _building:
+            if checked is None:  # Most functions are never called by most workers.
+                checked = _check_all_calls(function, typechecker=typechecker)
         try:
             return checked(*args, **kwargs)
         finally:
-            if (
-                state is not None
-            ):  # Strategies of Hypothesis create objects, and must not draw random numbers as checks do.
-                setstate(state)
+            if state is not None:
+                setstate(
+                    state
+                )  # Strategies of Hypothesis create objects, and must not draw random numbers as checks do.
 
     return call
 
