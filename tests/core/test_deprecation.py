@@ -3,6 +3,7 @@
 import pytest
 
 from diptych.core.deprecation import renamed_parameter
+from diptych.evaluation import rendering
 from diptych.index import approximate, entry, vector_file
 
 
@@ -14,6 +15,7 @@ from diptych.index import approximate, entry, vector_file
         (approximate, "About", "AnnInfo"),
         (approximate, "Kind", "AnnKind"),
         (vector_file, "Kind", "VectorDtype"),
+        (rendering, "tell_zero_shot", "render_zero_shot"),
     ],
 )
 def test_an_old_name_of_a_module_is_an_alias(module: object, old: str, new: str) -> None:

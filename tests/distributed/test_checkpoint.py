@@ -74,7 +74,7 @@ def _load(kind: str, folder: Path, rank: int) -> None:
     """What one process saved, and what the other kind did; the newest of which is damaged."""
     for source in ("bare", "ddp", kind):
         state, said = _wrapped(kind, 1), list[str]()
-        assert load_checkpoint(folder / source, state, all_ranks(), config={}, tell=said.append) == PROGRESS
+        assert load_checkpoint(folder / source, state, all_ranks(), config={}, on_message=said.append) == PROGRESS
         assert len(said) == (rank == 0 and source == "bare")
         assert_same_values(everything(state), torch.load(folder / f"{source}.pt", weights_only=True))
 
@@ -98,7 +98,7 @@ def _one_rank_fails(folder: Path, rank: int) -> None:
 def _refused_on_all(folder: Path) -> None:
     for run, config, says in (("ddp", {"seed": 1}, "written with seed"), ("none", {}, "has no checkpoint")):
         with pytest.raises(RunError, match=says):
-            load_checkpoint(folder / run, _wrapped("ddp", 0), all_ranks(), config=config, tell=print)
+            load_checkpoint(folder / run, _wrapped("ddp", 0), all_ranks(), config=config, on_message=print)
 
 
 def _locked_on_all(run: Path) -> None:
@@ -122,10 +122,10 @@ def test_two_ranks_and_one_process_read_each_others(tmp_path: Path) -> None:
     spawn(_work, args=(tmp_path,), nprocs=2)
     for kind in ("ddp", "sharded"):
         state = _wrapped("bare", 1)
-        assert load_checkpoint(tmp_path / kind, state, all_ranks(), config={}, tell=print) == PROGRESS
+        assert load_checkpoint(tmp_path / kind, state, all_ranks(), config={}, on_message=print) == PROGRESS
         assert_same_values(everything(state), torch.load(tmp_path / f"{kind}.pt", weights_only=True))
         twin = _wrapped("bare", 1)
-        load_checkpoint(tmp_path / kind, twin, all_ranks(), config={}, tell=print)
+        load_checkpoint(tmp_path / kind, twin, all_ranks(), config={}, on_message=print)
         step(state, 5)
         step(twin, 5)
         assert_same(state, twin)

@@ -15,12 +15,12 @@ from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder
 from diptych.evaluation.probe import KnnReport, ProbeReport
 from diptych.evaluation.rendering import (
-    tell_comparison,
-    tell_knn,
-    tell_probe,
-    tell_retrieval,
-    tell_robustness,
-    tell_zero_shot,
+    render_comparison,
+    render_knn,
+    render_probe,
+    render_retrieval,
+    render_robustness,
+    render_zero_shot,
 )
 from diptych.evaluation.report import Picture, Report, png_of, write_report
 from diptych.evaluation.retrieval import evaluate_retrieval
@@ -104,15 +104,15 @@ def reports(clip: LoadedBundle, flickr_folder: Path) -> list[Report]:
     shares = {"top1": 0.5, "mean_per_class": 0.5}
     protocol: dict[str, str | int] = {"split": "x", "images": 30, "chosen_on": "a tenth"}
     return [
-        tell_zero_shot(one),
-        tell_retrieval(found),
-        tell_probe(ProbeReport(**shares, c=1.0, sweep={1.0: 0.5}, protocol=protocol)),
-        tell_knn(KnnReport(**shares, protocol=protocol)),
-        tell_robustness(evaluate_robustness(encoder, shapes, split="x", templates=("a {}",), disturbances=("blur",))),
-        tell_robustness(evaluate_robustness(encoder, flickr, split="all", disturbances=("noise",))),
-        tell_comparison(compare_zero_shot(["one", "two"], [one, two])),
-        tell_comparison(compare_zero_shot(["one", "two", "three"], [one, two, one])),
-        tell_comparison(compare_retrieval(["one", "two"], [found, found])),
+        render_zero_shot(one),
+        render_retrieval(found),
+        render_probe(ProbeReport(**shares, c=1.0, sweep={1.0: 0.5}, protocol=protocol)),
+        render_knn(KnnReport(**shares, protocol=protocol)),
+        render_robustness(evaluate_robustness(encoder, shapes, split="x", templates=("a {}",), disturbances=("blur",))),
+        render_robustness(evaluate_robustness(encoder, flickr, split="all", disturbances=("noise",))),
+        render_comparison(compare_zero_shot(["one", "two"], [one, two])),
+        render_comparison(compare_zero_shot(["one", "two", "three"], [one, two, one])),
+        render_comparison(compare_retrieval(["one", "two"], [found, found])),
     ]
 
 
@@ -142,7 +142,7 @@ def test_names_of_classes_go_through_plots_and_sheets(clip: LoadedBundle, tmp_pa
     result = evaluate_zero_shot(
         SourceEncoder(clip.embedder), shapes, split="x", templates=("a {}",), classes=classes, all_must_occur=False
     )
-    write_report(tell_zero_shot(result), tmp_path)
+    write_report(render_zero_shot(result), tmp_path)
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<script" not in page
     assert any(attack in "".join(_Tags(page).texts) for attack in ATTACKS)

@@ -14,7 +14,13 @@ from diptych.data.open_source import open_source
 from diptych.data.sources.subset import Subset
 from diptych.evaluation.compare import compare_zero_shot
 from diptych.evaluation.encoded import SourceEncoder
-from diptych.evaluation.rendering import spread, tell_comparison, tell_retrieval, tell_robustness, tell_zero_shot
+from diptych.evaluation.rendering import (
+    render_comparison,
+    render_retrieval,
+    render_robustness,
+    render_zero_shot,
+    spread,
+)
 from diptych.evaluation.report import Report, Section, write_report
 from diptych.evaluation.retrieval import evaluate_retrieval
 from diptych.evaluation.robustness import evaluate_robustness
@@ -55,10 +61,10 @@ def _reports(clip: LoadedBundle, flickr_folder: Path) -> list[Report]:
     found = evaluate_retrieval(encoder, open_source(f"flickr30k:{flickr_folder}"), split="all")
     robust = evaluate_robustness(encoder, SHAPES, split="x", templates=("a {}",), disturbances=("blur",))
     return [
-        tell_zero_shot(one),
-        tell_retrieval(found),
-        tell_robustness(robust),
-        tell_comparison(compare_zero_shot(["one", "two"], [one, two])),
+        render_zero_shot(one),
+        render_retrieval(found),
+        render_robustness(robust),
+        render_comparison(compare_zero_shot(["one", "two"], [one, two])),
     ]
 
 

@@ -13,7 +13,7 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.templates import named_templates, resolve_templates
 from diptych.evaluation.calibration import calibration
 from diptych.evaluation.encoded import EncodedImages, SourceEncoder
-from diptych.evaluation.rendering import tell_zero_shot
+from diptych.evaluation.rendering import render_zero_shot
 from diptych.evaluation.zero_shot import ZeroShot, evaluate_zero_shot
 from diptych.inference.loaded import LoadedBundle
 
@@ -107,7 +107,7 @@ def test_classes_of_one_name_are_told_apart(clip: LoadedBundle) -> None:
     )
     assert result.report.per_class == {"crane (class 1)": 1, "crane (class 2)": 0, "dog": 1}
     assert result.report.mean_per_class == pytest.approx(2 / 3)
-    tell_zero_shot(result).sections[1].pictures[0].draw()
+    render_zero_shot(result).sections[1].pictures[0].draw()
 
 
 def test_labels_that_tell_nothing(clip: LoadedBundle) -> None:

@@ -33,7 +33,7 @@ def save_at(run: Path, state: TrainingState, at: int, **options: Any) -> Path:
 
 def load_newest(run: Path, state: TrainingState, said: list[str] | None = None) -> Progress:
     """Load the newest checkpoint that is whole; `said` gets the messages."""
-    return load_checkpoint(run, state, ALONE, config=SETTINGS, tell=(said if said is not None else []).append)
+    return load_checkpoint(run, state, ALONE, config=SETTINGS, on_message=(said if said is not None else []).append)
 
 
 def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch:

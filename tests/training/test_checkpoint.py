@@ -268,7 +268,7 @@ def test_its_json_is_strict_and_whole(tmp_path: Path, tiny_run: TrainConfig) -> 
     manifest = json.loads((place / "manifest.json").read_text("utf-8"), parse_constant=refuse)
     assert manifest["step"] == 1
     assert {*manifest["files"], "manifest.json"} == {path.name for path in place.iterdir()}
-    assert load_checkpoint(tmp_path, state, ALONE, config=tiny_run, tell=print) == progress
+    assert load_checkpoint(tmp_path, state, ALONE, config=tiny_run, on_message=print) == progress
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_another_run_is_refused_before_anything_is_loaded(tmp_path: Path) -> Non
     with pytest.raises(
         RunError, match=r"written with seed 0, and this run has 5; go on with the folder's own config\.yaml"
     ):
-        load_checkpoint(tmp_path, other, ALONE, config={**SETTINGS, "seed": 5}, tell=print)
+        load_checkpoint(tmp_path, other, ALONE, config={**SETTINGS, "seed": 5}, on_message=print)
     assert_same(other, twin)
 
 

@@ -51,7 +51,7 @@ def test_killed_between_the_renames_of_its_only_checkpoint_it_goes_on(tmp_path: 
     (tmp_path / TOKENIZER).write_text("{}")
     place.rename(place.with_name(f".{place.name}.old"))
     assert has_begun(tmp_path)
-    assert load_checkpoint(tmp_path, other, ALONE, config=SETTINGS, tell=print).step == 3
+    assert load_checkpoint(tmp_path, other, ALONE, config=SETTINGS, on_message=print).step == 3
     assert_same(one, other)
 
 

@@ -63,13 +63,13 @@ def retrieval(
 ) -> None:
     """Evaluate retrieval in both directions: recall at 1, 5 and 10, ranks, mean average precision."""
     from diptych.bundle.folder import add_metrics, is_bundle
-    from diptych.evaluation.rendering import tell_retrieval
+    from diptych.evaluation.rendering import render_retrieval
     from diptych.evaluation.retrieval import evaluate_retrieval
 
     encoder = _encoder(bundle, on)
     (source,) = _samples(encoder, on, on.split)
     result = evaluate_retrieval(encoder, source, split=on.split, captions=captions)
-    _report(tell_retrieval(result), on, bundle)
+    _report(render_retrieval(result), on, bundle)
     if on.out is not None and is_bundle(bundle) and "pairs" not in encoder.embedder.bundle.metrics.get("retrieval", {}):
         add_metrics(bundle, {"retrieval": asdict(result.report)})  # `classify --threshold auto` uses it.
 
@@ -89,7 +89,7 @@ def zero_shot(
     allow_empty_classes: Annotated[bool, Parameter(help="Allow names in --classes that have no sample.")] = False,
 ) -> None:
     """Evaluate zero-shot classification of labeled images."""
-    from diptych.evaluation.rendering import tell_zero_shot
+    from diptych.evaluation.rendering import render_zero_shot
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
     if classes is not None:
@@ -109,19 +109,19 @@ def zero_shot(
         print_table(
             "Classes", ["name in the data", "number", "given name"], [[a, str(i), b] for i, (a, b) in enumerate(pairs)]
         )
-    _report(tell_zero_shot(result), on, bundle)
+    _report(render_zero_shot(result), on, bundle)
 
 
 def probe(bundle: BundlePath, /, *, on: Measurement, train_split: TrainSplit = "train") -> None:
     """Evaluate a linear classifier that is trained on the image embeddings (linear probe)."""
     from diptych.evaluation.probe import evaluate_probe
-    from diptych.evaluation.rendering import tell_probe
+    from diptych.evaluation.rendering import render_probe
 
     _check_splits(on, train_split)
     encoder = _encoder(bundle, on)
     test, train = _samples(encoder, on, on.split, train_split)
     report = evaluate_probe(encoder, train, test, split=on.split, train_split=train_split)
-    _report(tell_probe(report), on, bundle)
+    _report(render_probe(report), on, bundle)
 
 
 def knn(
@@ -135,7 +135,7 @@ def knn(
 ) -> None:
     """Evaluate classification by the nearest neighbors of each image."""
     from diptych.evaluation.probe import evaluate_knn
-    from diptych.evaluation.rendering import tell_knn
+    from diptych.evaluation.rendering import render_knn
 
     _check_splits(on, train_split)
     encoder = _encoder(bundle, on)
@@ -149,24 +149,24 @@ def knn(
         neighbours=neighbours,
         temperature=temperature,
     )
-    _report(tell_knn(report), on, bundle)
+    _report(render_knn(report), on, bundle)
 
 
 def robustness(bundle: BundlePath, /, *, on: Measurement, template: Template = None) -> None:
     """Evaluate under changes of brightness, blur, noise, JPEG compression and rotation at five strengths."""
-    from diptych.evaluation.rendering import tell_robustness
+    from diptych.evaluation.rendering import render_robustness
     from diptych.evaluation.robustness import evaluate_robustness
 
     encoder = _encoder(bundle, on)
     (source,) = _samples(encoder, on, on.split)
     result = evaluate_robustness(encoder, source, split=on.split, templates=_templates(template))
-    _report(tell_robustness(result), on, bundle)
+    _report(render_robustness(result), on, bundle)
 
 
 def compare(*bundles: BundlePath, on: Measurement, template: Template = None) -> None:
     """Compare models on the same samples: zero-shot if the dataset has labels, otherwise retrieval."""
     from diptych.evaluation.compare import compare_retrieval, compare_zero_shot
-    from diptych.evaluation.rendering import tell_comparison
+    from diptych.evaluation.rendering import render_comparison
     from diptych.evaluation.retrieval import evaluate_retrieval
     from diptych.evaluation.zero_shot import evaluate_zero_shot
 
@@ -182,7 +182,7 @@ def compare(*bundles: BundlePath, on: Measurement, template: Template = None) ->
     else:
         retrieved = [evaluate_retrieval(encoder, source, split=on.split) for encoder in encoders]
         comparison = compare_retrieval(names, retrieved)
-    _report(tell_comparison(comparison), on, None)
+    _report(render_comparison(comparison), on, None)
 
 
 def _encoder(bundle: Path, on: Measurement) -> "SourceEncoder":

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from diptych.core.deprecation import renamed_names
 from diptych.core.formatting import percent
 from diptych.evaluation.compare import Comparison
 from diptych.evaluation.plots import plot_confusion, plot_ranks, plot_reliability, plot_strengths
@@ -23,7 +24,7 @@ _PER_CLASS = 6
 T = TypeVar("T")
 
 
-def tell_zero_shot(result: ZeroShot) -> Report:
+def render_zero_shot(result: ZeroShot) -> Report:
     """Return a report with accuracies, sample answers, pictures of the worst classes, confusion matrix and calibration."""
     report = result.report
     worst = worst_classes(report)
@@ -66,7 +67,7 @@ def _describe_cosines(pairs: PairScores) -> str:
     )
 
 
-def tell_retrieval(result: Retrieval) -> Report:
+def render_retrieval(result: Retrieval) -> Report:
     """Return a report with the recall of both directions, the ranks of correct answers, and pictures of sample queries."""
     report, pairs = result.report, result.pairs
     ranks = {
@@ -89,7 +90,7 @@ def tell_retrieval(result: Retrieval) -> Report:
     )
 
 
-def tell_probe(report: ProbeReport) -> Report:
+def render_probe(report: ProbeReport) -> Report:
     """Return a report with the accuracy of the classifier and of every weight decay that was tried."""
     rows = [[f"{c:.3g}", percent(accuracy)] for c, accuracy in sorted(report.sweep.items())]
     return Report(
@@ -108,7 +109,7 @@ def tell_probe(report: ProbeReport) -> Report:
     )
 
 
-def tell_knn(report: KnnReport) -> Report:
+def render_knn(report: KnnReport) -> Report:
     """Return a report with the accuracy of nearest-neighbor classification."""
     rows = _probe_rows(report.top1, report.mean_per_class)
     return Report(
@@ -120,7 +121,7 @@ def tell_knn(report: KnnReport) -> Report:
     )
 
 
-def tell_robustness(result: Robustness) -> Report:
+def render_robustness(result: Robustness) -> Report:
     """Return a report with the metric under each disturbance, and example pictures of the disturbances."""
     headings = ["", "undisturbed", *(f"strength {s}" for s in range(1, 6)), "mean of 1 to 5"]
     rows = [
@@ -151,7 +152,7 @@ def tell_robustness(result: Robustness) -> Report:
     )
 
 
-def tell_comparison(comparison: Comparison) -> Report:
+def render_comparison(comparison: Comparison) -> Report:
     """Return a report with the metric of each model, confidence intervals of the differences, and pictures that differ."""
     headings = ["", comparison.measure, "95 % interval", f"minus {comparison.names[0]}", "95 % interval"]
     rows = []
@@ -282,3 +283,12 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     if len(items) <= most:
         return list(items)
     return [items[int(position)] for position in np.linspace(0, len(items) - 1, most)]
+
+
+__getattr__ = renamed_names(
+    __name__,
+    {
+        f"tell_{kind}": f"render_{kind}"
+        for kind in ("zero_shot", "retrieval", "probe", "knn", "robustness", "comparison")
+    },
+)

@@ -84,7 +84,7 @@ class _Run:
             progress=setup.progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
             data=setup.data,
-            say=self.observers.say,
+            on_message=self.observers.say,
         )
         self.reporter = StepReporter(
             config=self.config,

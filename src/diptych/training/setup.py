@@ -119,7 +119,7 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
             assembly.state,
             ranks,
             config=config,
-            tell=messages.append,
+            on_message=messages.append,
             data=data,
             accept_changed_data=accept_changed_data,
         )

@@ -122,12 +122,12 @@ class Space:
         return None
 
 
-def reduced(space: Space, say: Callable[[str], None]) -> Space:
+def reduced(space: Space, on_message: Callable[[str], None]) -> Space:
     """The space without choices that are incompatible with all choices of other dimensions.
 
     Args:
         space: the space.
-        say: called with a message for each choice that is removed.
+        on_message: called with a message for each choice that is removed.
 
     Raises:
         ConfigError: the space has no dimensions, a field does not exist or does not accept the values, or no choice is left.
@@ -147,7 +147,7 @@ def reduced(space: Space, say: Callable[[str], None]) -> Space:
             if choice not in left:
                 fault = space.fault({dimension.name: choice})
                 reason = fault or "it is incompatible with all choices of the other dimensions"
-                say(f"{dimension.name} {choice} is not tried: {reason}")
+                on_message(f"{dimension.name} {choice} is not tried: {reason}")
         if not left:
             raise ConfigError(
                 f"space: none of {list(dimension.choices)} for {dimension.name} is compatible with the other settings"

@@ -21,13 +21,13 @@ from diptych.tuning.study import Row, quiet_optuna
 _META = "tune.yaml"
 
 
-def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], say: Callable[[str], None]) -> Space:
+def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], on_message: Callable[[str], None]) -> Space:
     """Build the search space around a base config, without choices that are incompatible with the data.
 
     Args:
         base: the base config.
         dimensions: the dimensions of the space.
-        say: called with a message for each choice that is removed.
+        on_message: called with a message for each choice that is removed.
 
     Raises:
         ConfigError: the base config does not fit its data, a field does not exist or does not accept the values, or a dimension
@@ -41,7 +41,7 @@ def prepare_space(base: TrainConfig, dimensions: Sequence[Dimension], say: Calla
         if config.batch_size > num:
             raise ConfigError(f"batch_size {config.batch_size} is larger than the training data ({num} samples)")
 
-    return reduced(Space(base, tuple(dimensions), check), say)
+    return reduced(Space(base, tuple(dimensions), check), on_message)
 
 
 def create_study_folder(folder: Path, *, storage: str | None) -> None:

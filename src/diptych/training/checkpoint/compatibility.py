@@ -56,7 +56,7 @@ def check_same_data(
     now: Mapping[str, DataFingerprint],
     *,
     accept: bool,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> None:
     """Check that the data has not changed since the checkpoint was written.
 
@@ -64,13 +64,13 @@ def check_same_data(
         saved: fingerprints of the checkpoint as plain data; None if it has none, as in earlier versions.
         now: current fingerprint of each split.
         accept: accept changed data, with a message.
-        tell: called with the message.
+        on_message: called with the message.
 
     Raises:
         RunError: the data has changed and `accept` is False; the message names the columns that differ.
     """
     if saved is None:
-        tell(
+        on_message(
             "The checkpoint contains no fingerprint of its data, so changes of the data since then cannot be detected."
         )
         return
@@ -89,7 +89,7 @@ def check_same_data(
             f"its data has changed since its checkpoint was written ({'. '.join(changes)}); restore the data, or continue "
             "with the changed data: --accept-changed-data"
         )
-    tell(
+    on_message(
         f"The data has changed since the checkpoint was written ({'. '.join(changes)}); the run continues with the new data."
     )
 

@@ -35,7 +35,7 @@ class CheckpointManager:
     steps_per_epoch: int
     data: Mapping[str, DataFingerprint]
     """Fingerprints of the training and the validation data."""
-    say: Callable[[str], None]
+    on_message: Callable[[str], None]
     """Called with messages for the user."""
     _unsaved_bundles: set[Path] = field(default_factory=set, init=False)
 
@@ -94,7 +94,7 @@ class CheckpointManager:
         try:
             save_bundle(bundle, folder)
         except BundleError as error:
-            self.say(str(error))
+            self.on_message(str(error))
             return False
         return True
 
@@ -130,4 +130,4 @@ class CheckpointManager:
         except RunError as error:
             if must:
                 raise
-            self.say(str(error))
+            self.on_message(str(error))

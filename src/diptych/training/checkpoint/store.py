@@ -112,7 +112,7 @@ def load_checkpoint(
     ranks: Ranks,
     *,
     config: object,
-    tell: Callable[[str], None],
+    on_message: Callable[[str], None],
     data: Mapping[str, DataFingerprint] | None = None,
     accept_changed_data: bool = False,
 ) -> Progress:
@@ -123,7 +123,7 @@ def load_checkpoint(
         state: the state to overwrite.
         ranks: the ranks of the run.
         config: settings of the resumed run, or the same as plain data.
-        tell: called on rank 0 with a message for each damaged checkpoint that is skipped.
+        on_message: called on rank 0 with a message for each damaged checkpoint that is skipped.
         data: the current fingerprint of each split; None to skip the comparison.
         accept_changed_data: continue with data that differs from the checkpoint's, with a message.
 
@@ -135,9 +135,9 @@ def load_checkpoint(
     def check(saved: Mapping[str, Any]) -> None:
         check_same_run(saved["config"], config)
         if data is not None:
-            check_same_data(saved.get("data"), data, accept=accept_changed_data, tell=tell)
+            check_same_data(saved.get("data"), data, accept=accept_changed_data, on_message=on_message)
 
-    step, failure = ranks.run_on_rank0(lambda: _find_newest(run, check, tell))
+    step, failure = ranks.run_on_rank0(lambda: _find_newest(run, check, on_message))
     if failure is not None:
         raise RunError(failure)
     path = _checkpoint_path(run, step)
@@ -148,7 +148,7 @@ def load_checkpoint(
 
 
 def _find_newest(
-    run: Path, check: Callable[[Mapping[str, Any]], None], tell: Callable[[str], None]
+    run: Path, check: Callable[[Mapping[str, Any]], None], on_message: Callable[[str], None]
 ) -> tuple[int, str | None]:
     """The step of the newest intact checkpoint and None, or 0 and an error message.
 
@@ -162,7 +162,7 @@ def _find_newest(
             if fault is None:
                 check(_read_state(path))
                 return _step(path), None
-            tell(f"{path} is skipped: {fault}")
+            on_message(f"{path} is skipped: {fault}")
     except (RunError, OSError) as error:
         return 0, f"{run}: {error}"
     why = "all its checkpoints are damaged" if paths else "has no checkpoint to resume from"
