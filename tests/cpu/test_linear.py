@@ -150,3 +150,16 @@ def test_models_on_other_devices_stay_as_they_are() -> None:
     kinds = [type(module) for module in model.modules()]
     optimize(model)
     assert [type(module) for module in model.modules()] == kinds
+
+
+def test_a_layer_may_be_replaced_after_the_optimization() -> None:
+    mlp = _with_layers_replaced(MLP(48, ratio=2, activation="gelu"))
+    x, plain = torch.randn(7, 48), nn.Linear(96, 48)
+    mlp.add_module("2", plain)
+    torch.testing.assert_close(mlp(x), plain(nn.functional.gelu(mlp.get_submodule("0")(x))))
+
+
+def test_evaluation_mode_is_kept() -> None:
+    model = CLIP(SMALL).eval()
+    optimize(model)
+    assert not any(module.training for module in model.modules())

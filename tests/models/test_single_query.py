@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.cpu.linear import GELU, CpuLinear
 from diptych.models.attention import LengthBucket, SequenceLayout, split_buckets
 from diptych.models.layers import Attention
 from diptych.models.modified_resnet import MapAttentionPool
@@ -100,3 +101,20 @@ def test_a_resnets_pooling_asks_what_took_the_place_of_a_map() -> None:
     torch.testing.assert_close(pooling(places), plain, atol=1e-12, rtol=0)
     nn.init.normal_(adapted.added.weight)
     assert (pooling(places) - plain).abs().max() > 1e-3
+
+
+def test_an_adapter_that_subclasses_linear_is_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class DoubledOfCpu(CpuLinear):
+        def forward(self, x: Tensor, *, gelu: GELU | None = None) -> Tensor:
+            return 2 * super().forward(x, gelu=gelu)
+
+    attention, query, x = _given()
+    doubled = Doubled(16, 16, dtype=torch.float64)
+    for adapted in (doubled, DoubledOfCpu(attention.value)):
+        attention.value = adapted
+        plain = attention.out(_by_keys_and_values(attention.query(query), x, attention.key, adapted))
+        torch.testing.assert_close(attention.pooled(query, x, LAYOUT), plain, atol=1e-12, rtol=0)

@@ -35,7 +35,7 @@ def _replace_layers(module: nn.Module, *, num_tokens_varies: bool) -> None:
         if type(child) is nn.Linear:  # Not a subclass, whose `forward` may differ.
             setattr(module, name, CpuLinear(child, num_tokens_varies=num_tokens_varies))
         elif type(child) is MLP and isinstance(child[1], nn.GELU) and isinstance(child[2], CpuLinear):
-            setattr(module, name, _GeluMLP(*child))
+            setattr(module, name, _GeluMLP(*child).train(child.training))
 
 
 class CpuLinear(nn.Linear):
@@ -46,8 +46,11 @@ class CpuLinear(nn.Linear):
     for some of its sizes (`docs/log.md`).
     """
 
+    IS_PLAIN_LINEAR = True
+    """Computes the same as `nn.Linear` (`models/single_query.py`)."""
+
     def __init__(self, linear: nn.Linear, *, num_tokens_varies: bool = False) -> None:
-        """Take over the parameters of a linear layer.
+        """Share the parameters of a linear layer.
 
         Args:
             linear: the layer.
@@ -60,7 +63,7 @@ class CpuLinear(nn.Linear):
         self.train(linear.training)
 
     def forward(self, x: Float[Tensor, "*N I"], *, gelu: GELU | None = None) -> Float[Tensor, "*N O"]:
-        """The linear map of `x`, or of GELU(x) if `gelu` is given. GELU is recomputed in the backward pass to save memory."""
+        """The linear map of `x`, or of GELU(x) if `gelu` is given. In fp32, GELU is recomputed in backward to save memory."""
         is_plain = _is_plain(x, self.weight)
         by_onednn = (
             is_plain
@@ -80,9 +83,11 @@ class _GeluMLP(nn.Sequential):
     """An `MLP` with GELU that recomputes GELU in the backward pass."""
 
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N I"]:
-        """Each token transformed on its own."""
+        """The output of the MLP for each token."""
         first, gelu, second = self
-        out: Tensor = second(first(x), gelu=gelu.approximate)
+        # The second layer may have been replaced, for example by an adapter.
+        is_fused = isinstance(second, CpuLinear)
+        out: Tensor = second(first(x), gelu=gelu.approximate) if is_fused else second(gelu(first(x)))
         return out
 
 

@@ -47,7 +47,7 @@ def create_local_index(
                 keep_counts(database)
                 set_about(database, **{name: str(value) for name, value in about.items()}, **known)
                 database.commit()
-                # Processes that open it at the same time need not switch.
+                # Set here, so that processes that open the index at the same time need not change the mode.
                 database.execute("PRAGMA journal_mode = WAL")
     except (OSError, sqlite3.Error, UnicodeEncodeError) as error:
         raise IndexingError(f"{folder}: cannot be written ({error})") from None

@@ -85,7 +85,9 @@ class PostgresStore(SqlIndex):
     def _about(self) -> dict[str, str]:
         if not self._one("SELECT to_regclass(%s) IS NOT NULL", (f'"{self._schema}".about',)):
             raise self._no_index()
-        return super()._about()
+        about = super()._about()
+        self._check_format(about)
+        return about
 
     def close(self) -> None:
         """Close the connections. A connection in use is closed after its operation."""

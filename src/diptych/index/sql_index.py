@@ -29,7 +29,7 @@ class SqlIndex(ABC):
     dim: int
     """Dimension of the vectors."""
     bundle: str
-    """Where the bundle of the model was when the index was made."""
+    """Location of the model's bundle when the index was created."""
     models: tuple[str, ...]
     """Identities of the model that computed the vectors, the current one first."""
     _format: int
@@ -82,13 +82,17 @@ class SqlIndex(ABC):
             IndexingError: the index has an unknown format.
             KeyError, ValueError: the table is damaged.
         """
+        self._check_format(about)
+        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
+        self.models = known_models(about)
+
+    def _check_format(self, about: Mapping[str, str]) -> None:
+        """Raise IndexingError if the index has an unknown format; a newer version may have upgraded it."""
         if about.get("format") not in {str(known) for known in COLUMNS_OF_FORMAT}:
             raise IndexingError(
                 f"{self.place}: is an index of format {about.get('format')}, and this version reads 1 to 3; "
                 "install the version of Diptych that wrote it, or a newer one"
             )
-        self._format, self.dim, self.bundle = int(about["format"]), int(about["dim"]), about["bundle"]
-        self.models = known_models(about)
 
     def _check_same_model(self, about: Mapping[str, str]) -> None:
         """Raise IndexingError if another model's index has replaced this one."""
@@ -99,7 +103,7 @@ class SqlIndex(ABC):
             )
 
     def _check_vectors(self, vectors: Mapping[str, Float32[ndarray, " E"]]) -> None:
-        """Raise IndexingError if new vectors have another dimension than the index."""
+        """Raise IndexingError if new vectors do not have the dimension of the index."""
         for digest, vector in vectors.items():
             if vector.shape != (self.dim,):
                 raise IndexingError(

@@ -9,6 +9,7 @@ Shapes: S sequences, L tokens of a sequence, W token width, H heads, D head widt
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,7 @@ def single_query_attention(
     """
     queries = query.unflatten(1, (heads, -1))
     counts = [len(tokens) for tokens in sequences]
-    if not (isinstance(key, nn.Linear) and isinstance(value, nn.Linear)):
+    if not (_is_plain(key) and _is_plain(value)):
         parts = zip(sequences, queries.split(counts), strict=True)
         return torch.cat([query[:0], *(_project_all_tokens(tokens, q, key, value, hook) for tokens, q in parts)])
     bias_score = (queries * key.bias.unflatten(0, (heads, -1))).sum(dim=2, keepdim=True)  # S H 1: q · b_k
@@ -51,6 +52,11 @@ def single_query_attention(
         means.append(weights @ tokens)  # num H W
     out = torch.cat(means).transpose(0, 1) @ value.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # H S D
     return out.transpose(0, 1).flatten(1) + value.bias
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a layer is an `nn.Linear` or declares that it computes the same. Other subclasses may be adapters."""
+    return type(layer) is nn.Linear or "IS_PLAIN_LINEAR" in vars(type(layer))
 
 
 def _project_all_tokens(

@@ -8,6 +8,7 @@ from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
+from diptych.cpu import linear
 from diptych.data.batches.batch import ModelInput
 from diptych.data.batches.loader import InputSpec
 from diptych.device.precision import Precision
@@ -42,6 +43,7 @@ class Teacher:
 
     def __init__(self, bundle: Bundle, device: torch.device, precision: Precision) -> None:
         self.model = bundle.model.float().to(device).eval().requires_grad_(False)
+        linear.optimize(self.model)
         self.precision = precision
         self.input_spec = InputSpec(
             image_px=bundle.config.image.image_px, pixels=bundle.config.pixels, tokenizer=bundle.tokenizer

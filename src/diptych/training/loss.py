@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
-from diptych.device.distributed import ALONE, Ranks
+from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 from diptych.losses.sigmoid import tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
 
@@ -27,6 +27,7 @@ class LossConfig:
         if self.label_smoothing and self.name == "sigmoid":
             raise ConfigError("loss.label_smoothing is only for the loss 'clip'; set it to 0 for the sigmoid loss")
 
+    @accepts_across_ranks
     def __call__(
         self,
         image_emb: Float[Tensor, "B E"],
@@ -45,7 +46,7 @@ class LossConfig:
             logit_scale: factor of the cosine similarities.
             logit_bias: added to the logits of the sigmoid loss, which requires it; `clip` ignores it.
             groups: positive group of each row; rows of a group are positives of each other.
-            ranks: the ranks whose rows together are the batch. All of them must call it.
+            ranks: the ranks whose rows together form the batch. All of them must call the loss.
         """
         match self.name:
             case "clip":

@@ -32,8 +32,8 @@ def group_rows(
     """
     number_of_key = defaultdict[Hashable, int](count().__next__)
     rows = zip(keys, captions, labels, strict=True)
-    numbers = [[number_of_key[key] for key in _positive_keys(*row, positives)] for row in rows]
-    return connected_ids(np.array(numbers, dtype=np.int64).reshape(len(keys), -1 if numbers else 0)).tolist()
+    numbers = np.fromiter((number_of_key[key] for row in rows for key in _positive_keys(*row, positives)), np.int64)
+    return connected_ids(numbers.reshape(len(keys), -1 if len(keys) else 0)).tolist()
 
 
 def hash_positive_keys(
