@@ -1,4 +1,4 @@
-"""What tests of several packages make: damaged files."""
+"""Factories for tests of several packages: damaged files."""
 
 from pathlib import Path
 

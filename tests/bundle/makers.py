@@ -1,4 +1,4 @@
-"""A small model that every other library can hold, and bundles changed as a forger would."""
+"""A small model that every supported library can represent, and bundles with forged checksums."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,6 @@ def config_of(bundle: Path) -> dict[str, Any]:
 
 
 def reseal(bundle: Path, **changes: Any) -> None:
-    """Make the checksums fit files that a test changed, as whoever forges a bundle would."""
+    """Recompute the checksums of files that a test has changed, as somebody who forges a bundle would."""
     files = {name: sha256_of(bundle / name) for name in ("model.safetensors", "tokenizer.json")}
     (bundle / "config.json").write_text(json.dumps(seal({**config_of(bundle), **changes, "files": files})))

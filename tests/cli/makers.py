@@ -6,7 +6,7 @@ from diptych.cli.main import main
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line that a command says which fails with code 2."""
+    """Run a command that must fail with code 2, and return the one line that it prints on standard error."""
     assert main(list(words)) == 2
     out, err = capsys.readouterr()
     assert out == ""

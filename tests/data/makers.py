@@ -1,4 +1,4 @@
-"""Each kind of data, small: functions that write it into a folder and give its `kind:location`."""
+"""Functions that write a small dataset of each kind into a folder and return its `kind:location`."""
 
 import csv
 import io
@@ -88,12 +88,12 @@ def class_zip(folder: Path) -> str:
 
 
 def cifar_pixels(number: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Two pictures of noise, in the order of CIFAR's files."""
+    """Two pictures of noise, of shape (2, 3072), with the pixel order of CIFAR's files."""
     return np.random.default_rng(number).integers(0, 256, (2, 3072), dtype=np.uint8)
 
 
 def python_files(cifar: Cifar, folder: Path) -> Path:
-    """As the authors' Python 2 wrote them: protocol 2, texts as bytes."""
+    """Write pickles as the authors' Python 2 did, with protocol 2 and texts as bytes. Returns the folder."""
     folder.mkdir()
     for number, name in enumerate(name for names in cifar.pickles.values() for name in names):
         batch = {b"data": cifar_pixels(number), cifar.label_key.encode(): [number % 3, 2]}
@@ -104,7 +104,7 @@ def python_files(cifar: Cifar, folder: Path) -> Path:
 
 
 def binary_files(cifar: Cifar, folder: Path) -> Path:
-    """The same as files for C programs."""
+    """Write the same pictures and labels in the binary format. Returns the folder."""
     folder.mkdir()
     for number, name in enumerate(f"{name}.bin" for names in cifar.pickles.values() for name in names):
         labels = np.zeros((2, cifar.label_bytes), dtype=np.uint8)
@@ -115,7 +115,7 @@ def binary_files(cifar: Cifar, folder: Path) -> Path:
 
 
 def cifar_archive(folder: Path, name: str = "mine.tar.gz") -> Path:
-    """A tar of the folder, beside it."""
+    """Write a compressed tar of the folder next to it. Returns the path of the tar."""
     path = folder.parent / name
     with tarfile.open(path, "w:gz") as tar:
         tar.add(folder, arcname="cifar-batches")
@@ -128,7 +128,7 @@ def cifar10_folder(folder: Path) -> str:
 
 
 def write_tar(path: Path, *members: tuple[str, bytes | str]) -> Path:
-    """A tar. Members with a text for content are hard links to the member of that name."""
+    """Write a tar. A member whose content is a string is a hard link to the member with that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members:
@@ -160,7 +160,7 @@ def mixture(folder: Path) -> str:
 
 
 def picture_bytes(folder: Path, num: int) -> list[bytes]:
-    """So many different pictures, as the bytes of their files."""
+    """The contents of the files of `num` different pictures."""
     names = [f"{i}.png" for i in range(num)]
     draw_photos(folder, names)
     return [(folder / name).read_bytes() for name in names]
@@ -191,7 +191,7 @@ def saved_labels(folder: Path) -> str:
 
 
 def cc3m_folder(folder: Path) -> str:
-    """Tars called after their splits, as they are put up on the hub."""
+    """Tars that are named after their splits, as on the hub."""
     for split in ("train", "validation"):
         write_shards(open_source(csv_file(folder)), folder.parent / split)
         (folder.parent / split / "00000.tar").rename(folder / f"cc3m-{split}-0000.tar")
@@ -220,7 +220,7 @@ SOURCE_KINDS = ("shapes", *FIXTURES, *MAKERS)
 
 
 def spec_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    """The `kind:location` of one of `SOURCE_KINDS`; what has no fixture is written into the folder."""
+    """The `kind:location` of one of `SOURCE_KINDS`. Data without a fixture is written into the folder."""
     if kind == "shapes":
         return "shapes:10"
     if kind in FIXTURES:
@@ -229,12 +229,12 @@ def spec_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
 
 
 def keys_of(source: Source) -> list[str]:
-    """Of all samples, in their order."""
+    """The keys of all samples, in order."""
     return [source.key(i) for i in range(len(source))]
 
 
 def broken(source: Source) -> list[str]:
-    """Why samples cannot be read."""
+    """The error message of each sample that cannot be decoded."""
     reasons = []
     for i in range(len(source)):
         try:
@@ -245,7 +245,7 @@ def broken(source: Source) -> list[str]:
 
 
 def odd_set(folder: Path, kind: str) -> str:
-    """Pictures of odd names in one of the layouts, as far as it can hold them."""
+    """Write pictures with unusual names in a layout, as far as it supports them. Returns the `kind:location`."""
     draw_photos(folder / "images", [f"{i}.png" for i in range(len(ODD_NAMES))])
     for i, name in enumerate(ODD_NAMES):
         (folder / "images" / f"{i}.png").rename(folder / "images" / name)

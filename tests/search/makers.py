@@ -1,4 +1,4 @@
-"""An index brought up to date, and what it holds."""
+"""Update an index, and list the pictures in it."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from diptych.search.collection import Update, open_or_create, update
 
 
 def refresh(place: str | Path, clip: LoadedBundle, *folders: Path, **options: Any) -> Update:
-    """What an update of an index, which may be a new one, has changed."""
+    """Update an index, or create it, and return what changed."""
     with open_or_create(place, clip) as index:
         return update(index, clip, folders, **options)
 
 
 def names_in(place: str | Path) -> set[str]:
-    """File names of the pictures in an index that is whole."""
+    """File names of the pictures in an index, which must pass verification."""
     with open_index(place) as index:
         assert index.verify() == []
         return {Path(entry.key).name for entry in index.entries()}

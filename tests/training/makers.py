@@ -18,11 +18,11 @@ from diptych.training.optim.build import OptimizerConfig, build_optimizers
 from diptych.training.step import TrainingStep
 
 SETTINGS = {"seed": 0, "device": "cpu"}
-"""In place of a run's config, in checkpoints."""
+"""Stands in for the config of a run in checkpoints."""
 
 
 def progress_at(at: int, **changes: Any) -> Progress:
-    """How far a run is at this step."""
+    """The progress of a run at this step."""
     return replace(Progress(step=at, elapsed_s=1.5, best_metric=0.25, skipped=(("a", "b"),)), **changes)
 
 
@@ -32,7 +32,7 @@ def save_at(run: Path, state: TrainingState, at: int, **options: Any) -> Path:
 
 
 def load_newest(run: Path, state: TrainingState, said: list[str] | None = None) -> Progress:
-    """Load the newest checkpoint that is whole; `said` gets the messages."""
+    """Load the newest intact checkpoint; messages are appended to `said`."""
     return load_checkpoint(run, state, ALONE, config=SETTINGS, on_message=(said if said is not None else []).append)
 
 
@@ -56,13 +56,13 @@ def batch_of(config: CLIPConfig, *, size: int = 12, distinct: int = 12) -> Batch
 
 
 def model_of(config: CLIPConfig, dtype: torch.dtype = torch.float32) -> CLIP:
-    """A model with the weights of seed 1."""
+    """A model with random weights from seed 1."""
     torch.manual_seed(1)
     return CLIP(config).train().to(dtype)
 
 
 def step_of(model: CLIP, **settings: object) -> TrainingStep:
-    """A step without a limit on gradients."""
+    """A training step without gradient clipping."""
     optimizers = build_optimizers(model, OptimizerConfig(max_grad_norm=None))
     return TrainingStep(model, optimizers, max_grad_norm=None, **settings)  # type: ignore[arg-type]
 
@@ -75,16 +75,16 @@ def gradients(
 
 
 def gradients_of(step: TrainingStep, batch: Batch) -> tuple[dict[str, torch.Tensor], float]:
-    """Gradients and loss of the first step that counts."""
+    """Gradients and loss of the first step that is not skipped."""
     result = step(batch, lr=0.0, seed=5)
-    while result.skipped:  # fp16 finds its scale.
+    while result.skipped:  # The loss scale of fp16 is still too large.
         result = step(batch, lr=0.0, seed=5)
     named = step.model.named_parameters()
     return {name: p.grad.to_dense().clone() for name, p in named if p.grad is not None}, result.loss
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Each gradient within a share of the largest."""
+    """Assert that no gradient differs by more than `tolerance` times the largest absolute gradient of `theirs`."""
     assert ours.keys() == theirs.keys()
     largest = max(float(grad.abs().max()) for grad in theirs.values())
     for name, grad in theirs.items():
@@ -92,6 +92,6 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 
 
 def first_weights(bundle: Path, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The weights with which a run of this seed began whose bundle this is."""
+    """The initial weights of the run with this seed that wrote the bundle."""
     torch.manual_seed(seed)
     return CLIP(load_bundle(bundle).config).state_dict()

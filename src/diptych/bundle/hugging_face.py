@@ -122,7 +122,7 @@ def _text_config(text: Mapping[str, Any]) -> TextConfig:
     width = text.get("hidden_size", 512)
     if text.get("vocab_size", 49408) != 49408:
         raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych supports only CLIP's, 49408")
-    # An end token of 2 stands for the largest token id of a text, which is also the end token.
+    # With an `eos_token_id` of 2, a text is pooled at its largest token id, which is the end token.
     if text.get("eos_token_id", 49407) not in (49407, 2):
         raise ConfigError(f"text_config has eos_token_id {text['eos_token_id']}; Diptych supports only CLIP's, 49407")
     plain = {

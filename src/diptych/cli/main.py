@@ -41,7 +41,7 @@ def _check_finite(_: object, value: Any) -> None:
 
 
 def _shown_default(value: Any) -> str | None:
-    """The default of an option as the help shows it; None for options that are off by default."""
+    """The default of an option as shown in the help; None for options that have no default or are off by default."""
     return None if value is None or value is False else str(value)
 
 

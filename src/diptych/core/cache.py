@@ -85,7 +85,7 @@ def make_room(folder: Path, pattern: str, *, max_bytes: int, keep: Path | None =
         folder: the folder.
         pattern: a glob pattern; other files are ignored.
         max_bytes: maximum sum of the sizes of the files.
-        keep: a file that is never removed, if not None. Processes that have opened a removed file can still read it.
+        keep: a file that is not removed; None if every file may be removed. Open files can be read after their removal.
 
     Raises:
         OSError: a file cannot be read or removed.

@@ -19,10 +19,11 @@ def retry(
     Args:
         action: the function to call.
         attempts: maximum number of calls, at least 1.
-        is_temporary: whether an error may vanish. Other errors are raised at once.
-        wait_s: seconds to wait after an error, from the number of the attempt (from 0) and the error.
+        is_temporary: whether to call `action` again after an error. Other errors are raised at once.
+        wait_s: returns the seconds to wait after an error, given the number of the attempt (from 0) and the error.
 
     Raises:
+        ValueError: `attempts` is below 1.
         Exception: `action` raised an error that is not temporary, or the last attempt failed.
 
     >>> answers = iter([OSError("busy"), "done"])

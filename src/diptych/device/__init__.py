@@ -1,1 +1,1 @@
-"""Device selection, groups of processes, and the time and forks of computations with torch."""
+"""Devices, precisions, ranks, launched and forked processes, and timers. Requires torch."""

@@ -144,4 +144,4 @@ def all_ranks() -> Ranks:
 accepts_across_ranks = renamed_parameter(
     "across_ranks", "ranks", convert=lambda is_joint: all_ranks() if is_joint else ALONE
 )
-"""Decorator of losses, which took the flag `across_ranks` before they took `ranks`."""
+"""Decorator of losses that also accept the deprecated flag `across_ranks` instead of `ranks`."""

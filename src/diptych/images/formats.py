@@ -49,7 +49,7 @@ _REMEDIES = {
     **dict.fromkeys(RAW_SUFFIXES, RAW_REMEDY),
     **{f".{name}": "not read; convert them to PNG or JPEG" for name in _OTHER.split()},
 }
-"""Advice by suffix, for the case that the format is not available."""
+"""Advice by suffix, for formats that are not available."""
 
 
 def remedy(suffix: str) -> str | None:

@@ -72,7 +72,7 @@ def _pixels(content: bytes, request: dict[str, Any]) -> tuple[dict[str, Any], by
 
 
 def _as_tuple(value: Any) -> Any:
-    """Return a list of the JSON as a tuple, any other value as it is."""
+    """Return a list from JSON as a tuple, and any other value unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -151,9 +151,10 @@ def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> 
 
 
 def _record(tower: nn.Module) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Float[Tensor, "R C"]]]:
-    """A list that the forward pass fills with the tensors whose gradients make a map, and the function that makes it.
+    """A list that the forward pass fills with tensors, and a function that computes a heat map from their gradients.
 
-    For a vision transformer, these are the attention weights of all layers; otherwise, the activations of the last stage.
+    For a vision transformer, the tensors are the attention weights of all layers; otherwise, the activations of the last
+    stage.
     """
     recorded: list[Tensor] = []
     if isinstance(tower, VisionTransformer):

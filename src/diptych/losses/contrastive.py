@@ -65,7 +65,7 @@ def batch_accuracy(
         text_emb: text embeddings of unit length.
         groups: positive group of each row.
         max_rows: maximum number of measured rows per rank.
-        ranks: the ranks whose rows together are the batch.
+        ranks: the ranks whose rows together form the batch.
 
     Returns:
         The share of images whose most similar text is a positive, and the share of texts whose most similar image is a

@@ -145,7 +145,7 @@ class Batcher(Generic[T, R]):
             self._s_per_item = (time.monotonic() - began) / num
 
     async def _call(self, shares: list[_Share[T, R]]) -> bool:
-        """Run the function on one batch, and distribute its results to the requests; False if the only request fails."""
+        """Run the function on a batch and distribute the results to the requests. False if it fails on a single request."""
         items = [item for _, some in shares for item in some]
         try:
             results = list(await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items))

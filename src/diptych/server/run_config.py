@@ -104,7 +104,7 @@ def _flat(settings: Any) -> list[tuple[str, Any]]:
 
 
 class _Budget:
-    """Counts the values of a file, which may refer to the same value many times."""
+    """Counts the values of a file, including repeated references to the same value."""
 
     _num_left = _MAX_SETTINGS
 

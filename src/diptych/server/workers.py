@@ -129,7 +129,9 @@ def _settle(future: "Future[Any]", call: Callable[[], Any]) -> None:
         result = call()
     except Exception as error:
         future.set_exception(error)
-    except BaseException as error:  # Such as a panic of a Rust library. It must not end the thread or the event loop.
+    except (
+        BaseException
+    ) as error:  # For example, a panic in a Rust library. It must not end the thread or the event loop.
         failed = RuntimeError(f"{type(error).__name__}: {error}")
         failed.__cause__ = error
         future.set_exception(failed)

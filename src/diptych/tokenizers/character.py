@@ -10,9 +10,9 @@ from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, BaseTokenizer
 
 
 class CharacterTokenizer(BaseTokenizer):
-    """Lowercases the text, collapses whitespace, and maps each character to an id; others become the unknown token.
+    """Lowercases the text, collapses whitespace, and maps each character to an id.
 
-    The vocabulary consists of the alphabet and four special tokens.
+    The vocabulary consists of the alphabet and four special tokens. Other characters become the unknown token.
 
     >>> tokenizer = CharacterTokenizer.train(["a red circle"], context_length=32)
     >>> encoded = tokenizer.encode(["A  circle"])

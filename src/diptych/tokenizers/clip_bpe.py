@@ -52,8 +52,8 @@ _MAX_CACHED_CHARACTERS = 64
 class ClipBPETokenizer(BaseTokenizer):
     """The tokenizer of OpenAI's weights and of most open_clip weights; its vocabulary is fixed.
 
-    An end token written in a text is encoded as such: `lengths` counts up to it, and `ids` continue, as in open_clip. Decoding
-    stops at the first end token and adds a space after each piece.
+    An end token that is written in a text is encoded as the end token. As in open_clip, `lengths` counts up to it, but `ids`
+    also contain the rest of the text. Decoding stops at the first end token and adds a space after each piece.
 
     >>> tokenizer = ClipBPETokenizer()
     >>> encoded = tokenizer.encode(["A dog's life"])

@@ -18,8 +18,8 @@ _HASH = "crc32 of the word's UTF-8"
 class HashingTokenizer(BaseTokenizer):
     """Lowercases the text, splits it into words and punctuation characters, and hashes each into `vocab_size - 4` buckets.
 
-    The hash is the same on every machine. Words that share a bucket are the same token to the model (Weinberger et al. 2009),
-    and `decode` returns the buckets: the words cannot be recovered.
+    The hash is the same on every machine. Words that share a bucket are the same token to the model (Weinberger et al. 2009).
+    `decode` returns the buckets, because the words cannot be recovered.
 
     >>> tokenizer = HashingTokenizer(vocab_size=1000, context_length=16)
     >>> encoded = tokenizer.encode(["Two dogs, two cats"])

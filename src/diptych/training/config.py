@@ -270,7 +270,7 @@ def hide_secrets(path: Path) -> None:
 
 
 def flat(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of each setting in nested settings.
+    """Yield (dotted path, value) of each setting in nested settings.
 
     >>> list(flat({"seed": 0, "optimizer": {"lr": 0.1}}))
     [('seed', 0), ('optimizer.lr', 0.1)]

@@ -259,7 +259,7 @@ class TrainingStep:
 
 
 def _tensors(output: CLIPOutput) -> list[Tensor]:
-    """The tensors of an output: the logit bias is the last if the model has one."""
+    """The tensors of an output in order; the logit bias, if the model has one, comes last."""
     return [tensor for tensor in output if tensor is not None]
 
 

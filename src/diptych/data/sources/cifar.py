@@ -36,7 +36,7 @@ class Cifar:
 
     name: str
     pickles: Mapping[str, tuple[str, ...]]
-    """Files of each split in the Python archive; those in the binary archive end in `.bin`."""
+    """File names of each split in the Python archive. The binary archive has the same names with the suffix `.bin`."""
     label_key: str
     names_file: tuple[str, str]
     """Pickle with the class names, and their key in it."""

@@ -127,7 +127,7 @@ def _token_files(folder: Path) -> list[Path]:
 
 
 def _by_image(path: Path, rows: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return the captions of each image, given (image name, caption) of each row of a file."""
+    """Return the captions of each image from (image name, caption) pairs, one for each row of a file."""
     captions: dict[str, list[str]] = {}
     for name, caption in rows:
         captions.setdefault(name, []).append(caption.strip())

@@ -31,9 +31,10 @@ _BATCH = 1000
 
 
 class HuggingFaceSource(ColumnSource):
-    """The rows of one or several tables that have an image; the keys consist of the split's name and the row number.
+    """The rows of one or several tables that have an image, and a caption or a label.
 
-    The split of a row is its value in the column `split`, else that of its table; `validation` and `valid` become `val`.
+    A key consists of the name of the table's split and the row number. The split of a row is its value in the column
+    `split`, otherwise that of its table; `validation` and `valid` become `val`.
     """
 
     can_be_sampled = True

@@ -105,7 +105,7 @@ def row_chunks(source: Source) -> Iterator[NDArray[np.int64]]:
 
 
 class ColumnSource(Source):
-    """A source that stores the labels of all samples in one array, and their splits in another, or overrides `split`."""
+    """A source that stores the labels of all samples in an array and, unless it overrides `split`, also their splits."""
 
     _labels: NDArray[np.integer[Any]]
     """Index of each sample's class in `classes`; -1 for none."""

@@ -164,7 +164,7 @@ def _separator(path: Path, heading: str, options: dict[str, str]) -> str:
 
 
 def _find_columns(path: Path, heading: Sequence[str], options: dict[str, str]) -> dict[str, int]:
-    """Return the index of each column of `_COLUMNS` that exists. The column of images does."""
+    """Return the index of each column of `_COLUMNS` that the table has. The image column is always among them."""
     names = [name.strip().lower() for name in heading]
     found: dict[str, int] = {}
     for column, usual in _COLUMNS.items():

@@ -210,7 +210,7 @@ class NameColumn:
 
 
 def named_arrays(**columns: TextColumn | GroupedTexts | NameColumn) -> dict[str, NDArray[Any]]:
-    """Return the arrays of several columns (`to_arrays`), each named after its column and its part of the column.
+    """Return the arrays of several columns (`to_arrays`), named by column and array, such as `keys_ends`.
 
     >>> list(named_arrays(keys=TextColumn(), labels=NameColumn()))
     ['keys_bytes', 'keys_ends', 'labels_names', 'labels_codes']

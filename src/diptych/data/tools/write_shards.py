@@ -149,7 +149,7 @@ def _file_of(image: ImageInput) -> tuple[bytes, str]:
     try:
         with open_image(content) as opened:
             return content, _ENDINGS.get(opened.format or "", "png")
-    except Exception:  # Pillow's plug-ins raise almost anything; `decode` reports the error.
+    except Exception:  # Pillow's plug-ins may raise any exception; `decode` reports it.
         return content, "jpg"
 
 

@@ -31,7 +31,7 @@ class CheckpointManager:
     """The model that is evaluated and saved in bundles, with its tokenizer."""
     ranks: Ranks
     progress: Progress
-    """Where the run starts; then the progress at the last checkpoint, but with the best validation so far."""
+    """Progress at the start of the run, then at the last checkpoint. The best validation is always up to date."""
     steps_per_epoch: int
     data: Mapping[str, DataFingerprint]
     """Fingerprints of the training and the validation data."""

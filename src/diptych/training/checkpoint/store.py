@@ -228,7 +228,7 @@ def _recover(run: Path, *, clean: bool = True) -> None:
 def _remove_old(run: Path, progress: Progress, *, keep: int) -> None:
     """Remove all checkpoints except the newest `keep` up to `progress.step` and that of `progress.best_step`.
 
-    Checkpoints after `progress.step` are damaged: the run resumed from an earlier one.
+    Checkpoints after `progress.step` are removed, too: they are damaged, because the run resumed from an earlier one.
     """
     paths = _checkpoints(run)
     newest = [path for path in paths if _step(path) <= progress.step][-keep:]

@@ -109,7 +109,7 @@ def build_optimizers(model: CLIP, config: OptimizerConfig) -> tuple[torch.optim.
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter, location: LayerLocation | None) -> bool:
-    """Whether it is a matrix of a transformer block, a convolution of a stage, or a tower's projection."""
+    """Whether a parameter is a matrix of a transformer block, a convolution of a stage, or a tower's projection."""
     return parameter.ndim >= 2 and location is not None and (location.is_in_layer or ".projection." in name)
 
 

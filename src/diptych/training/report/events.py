@@ -18,6 +18,9 @@ from diptych.training.report.event_file import forget_after, read_events
 from diptych.training.step import StepResult
 from diptych.training.validation import Validation
 
+_STEP_SCALARS = ("loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss")
+"""Values of a step that are shown in TensorBoard; `events.jsonl` contains all of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
@@ -118,10 +121,9 @@ class EventLog:
             return
         event = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
         del event["result"]
-        scalars = ["loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss"]
         if report.result.teacher_loss is None:
-            del event[scalars.pop()]
-        self._write(report.step, event, tuple(scalars))
+            del event["teacher_loss"]
+        self._write(report.step, event, tuple(name for name in _STEP_SCALARS if name in event))
 
     def on_validation(self, step: int, validation: Validation) -> None:
         """Log the validation, and redraw curves and samples."""

@@ -39,7 +39,7 @@ export function startDetail(onMove, onClose) {
     if (event.key === "ArrowRight") go(here + 1);
   });
   dialog.addEventListener("close", () => {
-    if (dialog.open) return; // Browsers send this event later; Forward may have opened it again.
+    if (dialog.open) return; // The event is asynchronous: Forward may have opened the view again.
     if (here !== first) document.querySelectorAll("#grid .open")[here]?.focus(); // Else the browser goes back by itself.
     if (!isClosedByPage) onClose();
   });
