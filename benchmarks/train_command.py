@@ -64,7 +64,7 @@ def main() -> None:
     times = Times(taken)
     rows = [
         [
-            "pairs a second",
+            "pairs per second",
             *(f"{1 / times.median(side):.1f}" for side in sides),
             f"{times.ratio('open_clip', 'Diptych'):.2f} x",
         ],
@@ -78,7 +78,7 @@ def main() -> None:
         given.out,
         "# A whole training command",
         f"`python benchmarks/train_command.py`, {machine('open_clip_torch')}",
-        f"{STEPS} steps of {BATCH} pairs on Flickr8k, the small model of `train_step.py`; pairs a second are medians of "
+        f"{STEPS} steps of {BATCH} pairs on Flickr8k, the small model of `train_step.py`; pairs per second are medians of "
         f"{given.rounds} rounds in turn, their ratio round by round; memory is weighed in one run each beside them.",
         table(["what", "Diptych", "open_clip's trainer", "ratio"], rows),
     )

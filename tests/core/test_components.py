@@ -25,7 +25,7 @@ def test_rows_that_share_a_key_are_connected(keys: np.ndarray[tuple[int, int], n
 
 @pytest.mark.parametrize("order", ["ascending", "descending", "random"])
 def test_a_chain_is_one_component(order: str) -> None:
-    """With paths that grow by one per edge, 300,000 members would take hours."""
+    """With paths that grow by one per edge, the time is quadratic: 40,000 members take two seconds."""
     members = {
         "ascending": np.arange(300_000),
         "descending": np.arange(300_000)[::-1],

@@ -115,7 +115,7 @@ class ColumnSource(Source):
 
     @abstractmethod
     def image(self, index: int) -> ImageInput:
-        """Return the image of a sample, which may be a path that has not been opened.
+        """Return the image of a sample: its pixels, the content of its file, or the path of the file.
 
         Raises:
             ImageError: the file that contains the image cannot be read.
