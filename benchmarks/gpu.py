@@ -1,206 +1,155 @@
-"""Compare the training step and the loss of a ViT-B/32 in bf16 on one GPU with open_clip, and find the largest batch.
+"""Compare training on one GPU with open_clip: steps from memory, the command on packed images, the loss, copies and indexing.
 
-    python benchmarks/gpu.py --flickr DIR [--out FILE] [--device cuda] [--sizes 256,1024,4096]
+    python benchmarks/gpu.py [--out FILE] [--budget-s 600] [--flickr DIR] [--device cuda]
 
-Captions are those of Flickr8k; images are noise, because only the step is timed. The share is the model's FLOP/s divided by
-those of a large bf16 matrix product on the same GPU. Both sides start from the same weights and use the same batches;
-open_clip's model is compiled, runs under autocast to bf16 and uses the fused AdamW. The losses alone are timed in float32 and
-TF32; open_clip's also in bf16. Use `--device cpu` with small sizes to test the script without a GPU.
+The rows are measured in order of importance. Each is printed and written to FILE as soon as it is measured. A row whose
+estimated time exceeds the remaining budget is listed as not run. If a row fails, the reason is listed, and the next row starts.
+
+Images are noise; captions are random words with the lengths of Flickr8k's captions, or those captions (`--flickr`). Diptych and
+open_clip start from the same weights and use the same batches, which are already on the GPU. Their first losses are compared;
+then their steps are timed in turn, in one process. Both compute in bf16 and use fused AdamW. With `--device cpu`, a tiny model
+tests the script without a GPU in about a minute.
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
-from itertools import cycle
-from statistics import median
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
-from harness import arguments, machine, must_agree, product_ceiling, table, write
-from sides import in_open_clip, own_bundle
-from tests import peers
-from torch import Tensor
-from torch.nn import functional
-from train_step import batch_of, given_to_peers, multiply_adds, open_clip_loss
+from gpu_parts import command_rate, copy_row, index_row, loss_row
+from gpu_steps import Bench, largest_row, step_row
+from harness import arguments, machine, product_ceiling, table, write
 
-from diptych.bundle.folder import Bundle
-from diptych.data.batches.batch import Batch
-from diptych.data.open_source import open_source
-from diptych.images.transforms import height_width
-from diptych.losses.tiled import tiled_clip_loss
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.presets import preset
-from diptych.training.loss import LossConfig
-from diptych.training.optim.build import OptimizerConfig, build_optimizers
-from diptych.training.step import TrainingStep
 
-Step = Callable[[], object]
+TOY = CLIPConfig(
+    embed_dim=64,
+    image=ViTConfig(image_px=64, patch_px=32, width=64, layers=2, heads=1),
+    text=TextConfig(width=64, layers=2, heads=1, tokenizer="clip-bpe", vocab_size=49408, context_length=77),
+)
+STEPS = [
+    "model",
+    "batch",
+    "towers",
+    "Diptych, pairs/s",
+    "open_clip, pairs/s",
+    "ratio",
+    "of peak",
+    "nominal",
+    "GB",
+    "open_clip's GB",
+]
+LARGEST = ["model", "largest batch", "Diptych, pairs/s", "of peak", "GB"]
+COMMAND = ["model", "batch", "command, pairs/s", "share of the bare step", "GPU waits"]
+LOSSES = ["pairs", "Diptych", "open_clip"]
+OTHER = ["what", "measured", "compared with"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table that is not measured yet."""
+
+    headings: list[str]
+    """Headings of its table."""
+    name: str
+    estimate_s: float
+    """Estimated duration in seconds on a GPU, compilation included."""
+    measure: Callable[[], list[str]]
 
 
 def main() -> None:
-    """Measure, print, and write the tables."""
-    given = arguments(
-        __doc__, flickr="", device="cuda", sizes="256,1024,4096", rounds=20, pairs=65536, preset="vit-b-32"
-    )
-    device = torch.device(given.device)
-    texts = _captions(given.flickr)
-    bundle = own_bundle(preset(given.preset))
-    bundle.model.to(device)
-    ceiling = product_ceiling(8192 if device.type == "cuda" else 512, torch.bfloat16, given.device)
-    sizes = [int(size) for size in given.sizes.split(",")]
-    rows = [_step_row(bundle, _batches(bundle, texts, size), rounds=given.rounds, ceiling=ceiling) for size in sizes]
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "no GPU: a trial of the script"
-    write(
-        given.out,
+    """Measure row by row; print and write the tables after each."""
+    given = arguments(__doc__, flickr="", device="cuda", budget_s=600.0, batch=0, pairs=0, rounds=6)
+    began, device = time.monotonic(), torch.device(given.device)
+    is_gpu = device.type == "cuda"
+    configs = {name: preset(name) for name in ("vit-b-32", "vit-b-16", "vit-l-14")} if is_gpu else {"toy": TOY}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(
+            device=device,
+            configs=configs,
+            batch=given.batch or (1024 if is_gpu else 16),
+            rounds=given.rounds if is_gpu else 2,
+            flickr=given.flickr,
+            ceiling=product_ceiling(8192 if is_gpu else 512, bench_dtype(device), given.device),
+            folder=Path(folder),
+        )
+        _run(
+            list(_rows(bench, pairs=given.pairs or (65536 if is_gpu else 512))), bench, given.budget_s, began, given.out
+        )
+
+
+def bench_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of the compared products: bf16 on a GPU, float32 elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def _rows(bench: Bench, *, pairs: int) -> Iterator[Row]:
+    """All rows in order of importance."""
+    first, *others = bench.configs
+    modes = ("compiled", "eager") if bench.device.type == "cuda" else ("eager",)
+    yield Row(STEPS, f"{first}, {modes[0]}", 120, partial(step_row, bench, first, modes[0]))
+    yield Row(COMMAND, f"{first}, command", 150, partial(command_rate, bench, first))
+    for name in others:
+        estimate_s = 200 if name == "vit-l-14" else 120  # It is measured again with half the batch if it does not fit.
+        yield Row(STEPS, f"{name}, compiled", estimate_s, partial(step_row, bench, name, "compiled"))
+    for num in sorted({min(1024, pairs), pairs}):
+        yield Row(LOSSES, f"loss of {num:,} pairs", 10, partial(loss_row, num, bench.device))
+    for name in bench.configs if len(modes) > 1 else ():
+        yield Row(STEPS, f"{name}, eager", 40, partial(step_row, bench, name, "eager"))
+    for name in bench.configs:
+        yield Row(LARGEST, f"{name}, largest batch", 60, partial(largest_row, bench, name))
+    yield Row(OTHER, "copies of pixels", 5, partial(copy_row, bench))
+    yield Row(OTHER, "index add", 60, partial(index_row, bench))
+    for name in others:
+        yield Row(COMMAND, f"{name}, command", 200, partial(command_rate, bench, name))
+
+
+def _run(rows: list[Row], bench: Bench, budget_s: float, began: float, out: Path | None) -> None:
+    measured: list[tuple[Row, list[str]]] = []
+    notes: list[str] = []
+    for row in rows:
+        scale = 1.0 if bench.device.type == "cuda" else 0.1
+        if time.monotonic() - began + scale * row.estimate_s > budget_s:
+            notes.append(f"{row.name}: not run: budget")
+        else:
+            try:
+                measured.append((row, row.measure()))
+                print(row.name, *measured[-1][1], sep=" | ", file=sys.stderr, flush=True)
+            except (Exception, SystemExit) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                notes.append(f"{row.name}: failed: {type(error).__name__}: {reason}")
+        bench.clear()
+        if notes and notes[-1].startswith(row.name):
+            print(notes[-1], file=sys.stderr, flush=True)
+        if out is not None:
+            out.write_text(_text(measured, notes, bench), encoding="utf-8")
+    write(out, _text(measured, notes, bench).rstrip("\n"))
+    if any(": failed: " in note for note in notes):
+        sys.exit(1)
+
+
+def _text(measured: list[tuple[Row, list[str]]], notes: list[str], bench: Bench) -> str:
+    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "no GPU: a trial of the script"
+    parts = [
         "# On a GPU",
         f"`python benchmarks/gpu.py`, {name}, {machine('open_clip_torch')}",
-        f"`{given.preset}`, bf16, texts packed; medians of {given.rounds} steps. A product of two large matrices in bf16 gives "
-        f"{ceiling / 1e12:.1f} TFLOP/s; the share is of that.",
-        table(["batch", "pairs/s", "share", "open_clip compiled, pairs/s", "ratio"], rows),
-        "Losses of embeddings of 512 numbers at a logit scale of 14.3, forward and backward, and the memory that they take:",
-        table(["pairs", "products in", "Diptych", "open_clip"], _loss_rows(sorted({1024, given.pairs}), device)),
-        f"Largest batch that fits without gradient caching: {_largest(bundle, texts, device, sizes[0]):,} pairs.",
-    )
-
-
-def _captions(folder: str) -> list[str]:
-    source = open_source(f"flickr8k:{folder}")
-    return [caption for row in range(len(source)) for caption in source.captions(row)]
-
-
-def _batches(bundle: Bundle, texts: list[str], size: int, num: int = 4) -> list[Batch]:
-    generator = torch.Generator().manual_seed(0)
-    shape = (size, 3, *height_width(bundle.config.image.image_px))
-    return [
-        batch_of(
-            torch.randint(256, shape, dtype=torch.uint8, generator=generator),
-            tuple(texts[(number * size + i) % len(texts)] for i in range(size)),
-            bundle.tokenizer,
-        )
-        for number in range(num)
+        f"A product of two large matrices gives {bench.ceiling / 1e12:.3g} TFLOP/s; the assumed peak rate is "
+        f"{bench.peak / 1e12:.3g} TFLOP/s. `of peak` counts the operations for the real lengths of the texts; `nominal` counts "
+        "77 tokens for each text, as publications do. Losses: forward and backward, float32 tensors with TF32 products, "
+        "embeddings of 512 numbers, logit scale 14.3.",
     ]
-
-
-def _step_row(bundle: Bundle, batches: list[Batch], *, rounds: int, ceiling: float) -> list[str]:
-    size, device = len(batches[0].pixels), bundle.model.log_logit_scale.device
-    own, theirs = _own_step(bundle, batches), _peer_step(bundle, batches, device)
-    losses = [float(step()) for step in (own, theirs)]  # type: ignore[arg-type]
-    must_agree(f"loss at batch {size}, in bf16", abs(losses[0] - losses[1]), at_most=0.05)
-    rate, peer_rate = (size / _seconds(step, rounds, device) for step in (own, theirs))
-    operations = 6 * multiply_adds(bundle.config, batches)
-    print(size, rate, peer_rate, file=sys.stderr)
-    return [
-        str(size),
-        f"{rate:,.0f}",
-        f"{rate * operations / ceiling:.0%}",
-        f"{peer_rate:,.0f}",
-        f"{rate / peer_rate:.2f} x",
-    ]
-
-
-def _own_step(bundle: Bundle, batches: list[Batch]) -> Step:
-    model = deepcopy(bundle.model).train()
-    step = TrainingStep(model, build_optimizers(model, OptimizerConfig()), loss=LossConfig(), precision="bf16")
-    turn = cycle(batches)
-    return lambda: step(next(turn), lr=1e-5, seed=0).loss
-
-
-def _peer_step(bundle: Bundle, batches: list[Batch], device: torch.device) -> Step:
-    model = (
-        in_open_clip(Bundle(model=deepcopy(bundle.model).cpu(), tokenizer=bundle.tokenizer)).model.to(device).train()
-    )
-    compiled = torch.compile(model) if device.type == "cuda" else model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    turn = cycle([given_to_peers(batch, bundle.config).to(device) for batch in batches])
-
-    def step() -> Tensor:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = open_clip_loss(compiled, next(turn))
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _seconds(step: Step, rounds: int, device: torch.device) -> float:
-    """Return the median time of a step in seconds, measured with CUDA events on a GPU."""
-    for _ in range(5):
-        step()
-    taken = []
-    for _ in range(rounds):
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            step()
-            end.record()
-            torch.cuda.synchronize()
-            taken.append(begin.elapsed_time(end) / 1000)
-        else:
-            began = time.perf_counter()
-            step()
-            taken.append(time.perf_counter() - began)
-    return median(taken)
-
-
-def _loss_rows(sizes: list[int], device: torch.device) -> list[list[str]]:
-    """Return the rows of the table of losses."""
-    rows = []
-    for num in sizes:
-        for precision in ("float32", "TF32", "bf16"):
-            with _products_in(precision, device):
-                own = "" if precision == "bf16" else _loss_cell(tiled_clip_loss, num, device)
-                rows.append([f"{num:,}", precision, own, _loss_cell(peers.open_clip.ClipLoss(), num, device)])
-            print(*rows[-1], file=sys.stderr)
-    return rows
-
-
-@contextmanager
-def _products_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Set the precision of matrix products: float32, TF32 (for float32 tensors) or bf16 (by autocast)."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "TF32"
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
-def _loss_cell(loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], num: int, device: torch.device) -> str:
-    """Return milliseconds, and on a GPU also the peak memory in MiB beyond the embeddings."""
-    image, text = (functional.normalize(side, dim=1) for side in torch.randn(2, num, 512, device=device).unbind())
-    image.requires_grad_()
-    text.requires_grad_()
-    scale = torch.tensor(14.3, device=device)
-
-    def step() -> None:
-        image.grad = text.grad = None
-        loss_of(image, text, scale).backward()
-
-    if device.type != "cuda":
-        return f"{_seconds(step, 3, device) * 1000:,.1f} ms"
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    try:
-        taken = _seconds(step, 5, device)
-    except torch.cuda.OutOfMemoryError:
-        return "does not fit"
-    return f"{taken * 1000:,.1f} ms, {(torch.cuda.max_memory_allocated() - held) / 2**20:,.0f} MiB"
-
-
-def _largest(bundle: Bundle, texts: list[str], device: torch.device, start: int) -> int:
-    """Return the largest batch found by doubling until the GPU is out of memory; without a GPU, the starting size."""
-    size = start
-    while device.type == "cuda":
-        try:
-            _own_step(bundle, _batches(bundle, texts, 2 * size, num=1))()
-        except torch.cuda.OutOfMemoryError:
-            break
-        size *= 2
-    return size
+    for headings in (STEPS, COMMAND, LOSSES, LARGEST, OTHER):
+        cells = [cells for row, cells in measured if row.headings is headings]
+        if cells:
+            parts.append(table(headings, cells))
+    if notes:
+        parts.append("\n".join(f"- {note}" for note in notes))
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":

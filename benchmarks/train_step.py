@@ -39,7 +39,7 @@ from diptych.images.transforms import evaluation_pixels
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
-from diptych.models.size import model_size
+from diptych.models.flops import step_flops
 from diptych.presets import preset
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.loss import LossConfig
@@ -95,16 +95,16 @@ def _row(times: Times, peer: str, num: int) -> list[str]:
 
 
 def _share(name: str, config: CLIPConfig, batches: Sequence[Batch], rate: float, ceiling: float) -> str:
-    """Return the share of the machine's peak FLOP/s; a backward pass costs two forward passes."""
+    """Return the share of the machine's peak FLOP/s."""
     tokens = _tokens(batches)
-    share = 3 * 2 * multiply_adds(config, batches) * rate / ceiling
+    share = operations_per_pair(config, batches) * rate / ceiling
     return f"`{name}`: {tokens:.1f} tokens a caption; {share:.0%} of a large float32 product ({ceiling / 1e9:.0f} GFLOP/s)."
 
 
-def multiply_adds(config: CLIPConfig, batches: Sequence[Batch]) -> float:
-    """Return the multiply-adds of a pair in the forward pass; the cost of a text is scaled by its share of the context."""
-    size = model_size(config)
-    return size.image_multiply_adds + size.text_multiply_adds * _tokens(batches) / config.text.context_length
+def operations_per_pair(config: CLIPConfig, batches: Sequence[Batch]) -> float:
+    """Return the operations of a step, forward and backward, per pair; texts have their real lengths (`models/flops.py`)."""
+    total = sum(step_flops(config, num_images=len(batch.keys), text_lengths=batch.lengths) for batch in batches)
+    return total / sum(len(batch.keys) for batch in batches)
 
 
 def _tokens(batches: Sequence[Batch]) -> float:

@@ -17,6 +17,7 @@ from diptych.data.batches.rows import RowTable
 from diptych.data.open_source import open_source
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.subset import Subset
+from diptych.device.packed_texts import PackingSpec
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
@@ -58,6 +59,20 @@ def test_workers_change_nothing(workers: int, json_file: Path) -> None:
     (json_file.parent / "c.png").write_bytes(b"broken")
     source = open_source(f"json:{json_file}")
     _assert_same(_batches(source, workers=workers, batch_size=3), _batches(source, batch_size=3))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_pack_texts(json_file: Path) -> None:
+    source, tokenizer = open_source(f"json:{json_file}"), CharacterTokenizer.train(["abcdefgh"], context_length=64)
+    examples = replace(_examples(source, "random"), packing=PackingSpec(context_length=64, micro_batch=2))
+    examples = replace(examples, config=replace(examples.config, workers=1))
+    batch = next(training_batches(examples, tokenizer, batch_size=3))
+    expected = PackingSpec(context_length=64, micro_batch=2).pack(batch.ids, batch.lengths, num_pairs=3)
+    assert len(batch.packed) == len(expected) == 2
+    for ours, theirs in zip(batch.packed, expected, strict=True):
+        assert ours.limit == theirs.limit == 64
+        for name, tensor in vars(theirs).items():
+            assert name == "limit" or torch.equal(getattr(ours, name), tensor)
 
 
 def test_starting_at_a_step_gives_what_it_would_have_been() -> None:

@@ -50,6 +50,8 @@ KINDS = {
         "optimizer.lr": "1e-4",
         "gradient_checkpointing": "true",
     },
+    "ddp, muon, as on a GPU": {"optimizer.name": "muon", "optimizer.lr": "5e-3", "ema": "0.8"},
+    "fsdp, as on a GPU": {"parallel": "fsdp", "ema": "0.8", "micro_batch": "4"},
     "ddp, class, locked": {"data.positives": "class", "lock.image": "1", "data.caption": "all"},
 }
 
@@ -115,7 +117,7 @@ def test_two_ranks_train_what_one_process_does(joint: tuple[Path, str], kind: st
 
 
 def test_the_first_rank_speaks_for_both(joint: tuple[Path, str]) -> None:
-    assert joint[1].count("2 ranks (cpu, fsdp, 8 pairs each)") == 2
+    assert joint[1].count("2 ranks (cpu, fsdp, 8 pairs each)") == 3
     assert joint[1].count("Bundle:") == len(KINDS)
 
 

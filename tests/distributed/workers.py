@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from diptych.device import hardware
 from diptych.device.distributed import ALONE, Ranks, all_ranks
 from diptych.losses import tiles
 from diptych.losses.distillation import tiled_distillation_loss
@@ -75,7 +76,7 @@ def small_tiles() -> None:
 def own_side(rank: int) -> None:
     """As on a GPU, where the first rank has a larger card: a tile of it holds its whole matrix."""
     side = NUM if rank == 0 else NUM // 4
-    tiles.HOST_DEVICES = frozenset()
+    hardware.HOST_DEVICES = frozenset()
     tiles._side = lambda _device: side  # type: ignore[assignment]
 
 

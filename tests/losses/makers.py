@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diptych.device import hardware
 from diptych.losses import tiles
 
 
@@ -28,6 +29,6 @@ def relative(ours: Tensor | None, exact: Tensor) -> float:
 def as_on_a_gpu(side: int) -> Iterator[None]:
     """Within the block, losses treat the CPU as a GPU with tiles of this side."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "HOST_DEVICES", frozenset[str]())
+        patch.setattr(hardware, "HOST_DEVICES", frozenset[str]())
         patch.setattr(tiles, "_side", lambda _device: side)
         yield

@@ -1,6 +1,7 @@
 """Tiles on devices other than the CPU: the choice of their size, what they give, and what the host reads of them."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diptych.losses import tiles
-from diptych.losses.contrastive import clip_loss
-from diptych.losses.distillation import tiled_distillation_loss
+from diptych.losses.contrastive import batch_accuracy, clip_loss
+from diptych.losses.distillation import distillation_loss, tiled_distillation_loss
 from diptych.losses.sigmoid import sigmoid_loss, tiled_sigmoid_loss
 from diptych.losses.tiled import tiled_clip_loss
 from tests.losses.makers import as_on_a_gpu, pairs
@@ -54,36 +55,54 @@ def test_every_size_gives_the_plain_loss(
     generator = torch.Generator().manual_seed(seed)
     groups = None if num_groups is None else torch.randint(-9, num_groups, (num,), generator=generator)
     with_bias = *inputs, torch.tensor(-5.0)
+    teacher = *pairs(num, 5, seed=seed + 100), torch.tensor(scale / 2)
     with as_on_a_gpu(side):
         clip, sigmoid = (
             _gradients(f, x, groups) for f, x in ((tiled_clip_loss, inputs), (tiled_sigmoid_loss, with_bias))
         )
+        distilled = _gradients(tiled_distillation_loss, inputs, *teacher)
     for ours, plain in (
         (clip, _gradients(clip_loss, inputs, groups)),
+        (distilled, _gradients(distillation_loss, inputs, *teacher)),
         (sigmoid, _gradients(sigmoid_loss, with_bias, groups)),
     ):
         for each, exact in zip(ours, plain, strict=True):
             torch.testing.assert_close(each, exact, atol=3e-5, rtol=3e-5)
 
 
+@pytest.mark.parametrize("side", [64, 32, 8])
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [14.3, 100.0])
-def test_the_host_reads_at_most_one_number_however_many_tiles_there_are(scale: float, *, grouped: bool) -> None:
+def test_the_host_reads_no_number_however_many_tiles_there_are(scale: float, side: int, *, grouped: bool) -> None:
     image, text = pairs(64, 8)
-    groups = torch.arange(64) // 3 if grouped else None
+    groups = torch.arange(64) // 3
+    chosen = groups if grouped else None
     teacher = *pairs(64, 8, seed=1), torch.tensor(20.0)
-    reads: dict[str, list[int]] = {}
-    for side in (64, 32, 8):
-        for name, loss_of, inputs, others in (
-            ("clip", tiled_clip_loss, (image, text, torch.tensor(scale)), (groups,)),
-            ("sigmoid", tiled_sigmoid_loss, (image, text, torch.tensor(scale), torch.tensor(-5.0)), (groups,)),
-            ("distillation", tiled_distillation_loss, (image, text, torch.tensor(scale)), teacher),
-        ):
-            with as_on_a_gpu(side), CountReads() as count:  # type: ignore[no-untyped-call]
-                _gradients(loss_of, inputs, *others)
-            reads.setdefault(name, []).append(count.num)
-    # Whether one shift serves all logits is read once for each matrix, where there are several tiles.
-    assert reads == {"clip": [0, 1, 1], "sigmoid": [0, 0, 0], "distillation": [0, 2, 2]}
+    inputs, bias = (image, text, torch.tensor(scale)), torch.tensor(-5.0)
+    with as_on_a_gpu(side), CountReads() as count:  # type: ignore[no-untyped-call]
+        _gradients(tiled_clip_loss, inputs, chosen)
+        _gradients(partial(tiled_clip_loss, label_smoothing=0.1), inputs, chosen)
+        _gradients(tiled_sigmoid_loss, (*inputs, bias), chosen)
+        _gradients(tiled_distillation_loss, inputs, *teacher)
+        batch_accuracy(image, text, groups, max_rows=16)
+    assert count.num == 0
+    with count:
+        image.sum().item()
+    assert count.num == 1  # It counts.
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_logits_of_the_whole_range_are_exact(side: int) -> None:
+    """Rows and columns whose largest logits are 100, 0, and -100 or just above it."""
+    directions = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    image, text = directions[[0, 0, 1, 2]], torch.stack([directions[0], -directions[1], -directions[2], -directions[0]])
+    alone = -directions[:1].expand(3, 3), directions[:1].expand(3, 3)  # Each logit is -100.
+    for images, texts in ((image, text), alone):
+        exact = _gradients(clip_loss, tuple(x.double() for x in (images, texts, torch.tensor(100.0))))
+        with as_on_a_gpu(side):
+            ours = _gradients(tiled_clip_loss, (images, texts, torch.tensor(100.0)))
+        for each, theirs in zip(ours, exact, strict=True):
+            torch.testing.assert_close(each.double(), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_matrix_that_fits_is_computed_plainly() -> None:

@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from diptych.models import attention
-from diptych.models.attention import LengthBucket, SequenceLayout, attend, attend_once
+from diptych.models.attention import (
+    LengthBucket,
+    SequenceLayout,
+    attend,
+    attend_once,
+    attend_paths,
+    attend_pooled,
+    mean_of_each,
+)
+from diptych.models.packing import layout_of, pack_texts
 
 CPU = torch.device("cpu")
 BUCKETS = (LengthBucket(3, 1), LengthBucket(1, 4), LengthBucket(2, 7))
@@ -58,11 +67,7 @@ def test_values_and_gradients_are_those_of_the_formula(
         else attend(query, key, value, layout, is_causal=queries == "causal")
     )
     expected = _one_by_one(query, key, value, layout, is_causal=queries == "causal")
-    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
-    direction = torch.randn_like(ours)
-    pairs = [torch.autograd.grad((out * direction).sum(), (query, key, value)) for out in (ours, expected)]
-    for gradient, theirs in zip(*pairs, strict=True):
-        torch.testing.assert_close(gradient, theirs, atol=1e-12, rtol=0)
+    _assert_same(ours, expected, (query, key, value))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -87,8 +92,11 @@ def test_indices_of_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = _layout(is_padded=True, monkeypatch=monkeypatch, buckets=(LengthBucket(2, 1), LengthBucket(1, 3)))
     assert layout.cu_seq is not None
     assert layout.slots is not None
+    assert layout.is_token is not None
     assert layout.cu_seq.tolist() == [0, 1, 2, 5]
     assert layout.slots.tolist() == [0, 3, 6, 7, 8]
+    assert layout.is_token.tolist() == [[True, False, False], [True, False, False], [True, True, True]]
+    assert (layout.num_sequences, layout.num_tokens, layout.max_length) == (3, 5, 3)
 
 
 def _dense(
@@ -105,14 +113,12 @@ def _dense(
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("limit", "num_compiled"), [(30, 1), (None, 2)])
-def test_with_a_limit_compiled_code_serves_all_lengths(
-    monkeypatch: pytest.MonkeyPatch, limit: int | None, num_compiled: int
-) -> None:
-    """The other layout has another longest sequence, which without a limit is a number in the compiled code."""
+@pytest.mark.parametrize("limit", [30, None])
+@pytest.mark.parametrize("has_varlen", [True, False])
+def test_compiled_code_serves_all_lengths(monkeypatch: pytest.MonkeyPatch, limit: int | None, has_varlen: bool) -> None:
+    """The second layout has other numbers of sequences, lengths and tokens."""
     monkeypatch.setattr(attention, "BUCKETED_DEVICES", frozenset())
-    monkeypatch.setattr(attention, "_has_varlen", lambda _query: True)
-    monkeypatch.setattr(attention, "_varlen_kernel", lambda: (_dense, {}))
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda _query: _dense if has_varlen else None)
     compiled = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
@@ -126,4 +132,91 @@ def test_with_a_limit_compiled_code_serves_all_lengths(
         x = torch.randn(layout.num_tokens, 2, 8)
         expected = _one_by_one(x, x, x, layout, is_causal=False)
         torch.testing.assert_close(step(x, x, x, layout, is_causal=False), expected)
-    assert len(compiled) == num_compiled
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("limit", [7, 30])
+def test_the_arguments_of_the_kernel_for_many_lengths(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths are tensors of int32, the context length is the maximum, and one query per sequence has a maximum of 1."""
+    calls: list[tuple[Any, ...]] = []
+
+    def varlen_attn(query: Tensor, *rest: Any, window_size: tuple[int, int] = (-1, -1)) -> Tensor:
+        calls.append((*rest[2:], window_size))
+        return query
+
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    kernel = attention._import_varlen()
+    monkeypatch.setattr(attention, "_varlen_kernel", lambda _query: kernel)
+    layout = layout_of(pack_texts(torch.ones(2, 7, dtype=torch.int64), torch.tensor([7, 5]), context_length=limit))
+    x = torch.randn(64, 2, 8)
+    attend(x, x, x, layout, is_causal=True)
+    attend(x, x, x, layout, is_causal=False)
+    attend_once(x[: layout.num_sequences], x, x, layout)
+    ends = [0, 5, 12, *range(19, 64, 7), 64]
+    assert [(call[0].tolist(), call[1].tolist(), *call[2:]) for call in calls] == [
+        (ends, ends, limit, limit, (-1, 0)),
+        (ends, ends, limit, limit, (-1, -1)),
+        (list(range(len(ends))), ends, 1, limit, (-1, -1)),
+    ]
+    assert {side.dtype for call in calls for side in call[:2]} == {torch.int32}
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize("has_hook", [False, True])
+def test_one_query_over_tokens_that_are_not_projected(
+    is_padded: bool, has_hook: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = _layout(is_padded=is_padded, monkeypatch=monkeypatch)
+    torch.manual_seed(0)
+    key, value = (torch.nn.Linear(16, 16).double() for _ in range(2))
+    query = torch.randn(layout.num_sequences, 16, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(layout.num_tokens, 16, dtype=torch.float64, requires_grad=True)
+    seen: list[Tensor] = []
+    hook = seen.append if has_hook else None
+    ours = attend_pooled(query, x, layout, key=key, value=value, heads=2, hook=hook)
+    q, k, v = (side.unflatten(1, (2, 8)) for side in (query, key(x), value(x)))
+    expected = _one_by_one(q, k, v, layout, is_causal=False).flatten(1)
+    _assert_same(ours, expected, (query, x, *key.parameters(), *value.parameters()))
+    assert sum(len(weights) for weights in seen) == (layout.num_sequences if has_hook else 0)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_a_hook_gets_the_weights_of_all_tokens(is_padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = _layout(is_padded=is_padded, monkeypatch=monkeypatch)
+    torch.manual_seed(0)
+    x = torch.randn(layout.num_tokens, 2, 8, dtype=torch.float64, requires_grad=True)
+    seen: list[Tensor] = []
+    ours = attend(x, x, x, layout, is_causal=False, hook=seen.append)
+    _assert_same(ours, _one_by_one(x, x, x, layout, is_causal=False), (x,))
+    assert all(torch.allclose(weights.sum(3), weights.new_ones(()), atol=1e-12) for weights in seen)
+    assert len(seen) == (1 if is_padded else len(BUCKETS))
+
+
+def test_paths_are_causal_attention_within_each_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = _layout(is_padded=False, monkeypatch=monkeypatch, buckets=(LengthBucket(2, 3),))
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(6, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    by_depth = torch.tensor([0, 3, 1, 4, 2, 5])
+    paths = (torch.tensor([[0], [3]]), torch.tensor([[0, 1], [3, 4]]), torch.tensor([[0, 1, 2], [3, 4, 5]]))
+    ours = attend_paths(query[by_depth], key, value, paths)
+    _assert_same(ours, _one_by_one(query, key, value, layout, is_causal=True)[by_depth], (query, key, value))
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_the_mean_of_each_sequence(is_padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = _layout(is_padded=is_padded, monkeypatch=monkeypatch)
+    torch.manual_seed(0)
+    x = torch.randn(layout.num_tokens, 4, dtype=torch.float64, requires_grad=True)
+    lengths = [bucket.length for bucket in BUCKETS for _ in range(bucket.num)]
+    _assert_same(mean_of_each(x, layout), torch.stack([part.mean(0) for part in x.split(lengths)]), (x,))
+
+
+def _assert_same(ours: Tensor, expected: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """The same values, and the same gradients of `inputs`."""
+    torch.testing.assert_close(ours, expected, atol=1e-12, rtol=0)
+    direction = torch.randn_like(ours)
+    pairs = [torch.autograd.grad((out * direction).sum(), inputs) for out in (ours, expected)]
+    for gradient, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(gradient, theirs, atol=1e-12, rtol=0)

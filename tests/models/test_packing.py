@@ -14,8 +14,10 @@ from diptych.models import attention
 from diptych.models.attention import LengthBucket
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
-from diptych.models.packing import pack
-from tests.models.plain import plain_text, plain_vision
+from diptych.models.layers import Block
+from diptych.models.packing import PackingSpec, pack, pack_texts, packing_spec
+from diptych.models.vision_transformer import VisionTransformer
+from tests.models.plain import plain_block, plain_text, plain_vision
 
 CPU = torch.device("cpu")
 TEXT = TextConfig(vocab_size=50, context_length=12, width=32, layers=3, heads=4)
@@ -81,6 +83,7 @@ def test_packed_and_padded_equal_the_plain_tower(kind: str, lengths: list[int]) 
     packed = torch.cat([row[:length] for row, length in zip(ids, lengths, strict=True)])
     _assert_same(_gradients(model, model.text_tower(ids, counts)), plain)
     _assert_same(_gradients(model, model.text_tower(packed, counts)), plain)
+    _assert_same(_gradients(model, model.text_tower(pack_texts(ids, counts, context_length=12))), plain)
     torch.testing.assert_close(model.encode_text(ids, counts), model.encode_text(packed, counts), rtol=0, atol=0)
 
 
@@ -89,6 +92,26 @@ def test_image_tower_equals_the_plain_one(pooling: str) -> None:
     model = _model(TEXT, pooling=pooling)
     pixels = torch.randn(3, 3, 16, 16)
     torch.testing.assert_close(model.image_tower(pixels), plain_vision(model.image_tower, pixels), atol=1e-5, rtol=0)  # type: ignore[arg-type]
+
+
+def test_dropped_patches_are_left_out_of_attention() -> None:
+    model = _model(TEXT, patch_dropout=0.5)
+    tower = model.image_tower.train()
+    assert isinstance(tower, VisionTransformer)
+    assert tower.class_emb is not None
+    pixels = torch.randn(3, 3, 16, 16)
+    torch.manual_seed(7)
+    ours = tower(pixels)
+    torch.manual_seed(7)
+    kept = torch.rand(3, 4).topk(2, dim=1).indices
+    patches = (tower.stem(pixels) + tower.position_emb[1:])[torch.arange(3)[:, None], kept]
+    start = tower.class_emb + tower.position_emb[0]
+    x = tower.norm_pre(torch.cat([start.expand(3, 1, -1), patches], dim=1))
+    for block in tower.transformer.blocks:
+        assert isinstance(block, Block)
+        x = plain_block(block, x, None)
+    expected = tower.projection(tower.norm_post(x[:, 0]))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
 def test_no_product_is_computed_for_padding() -> None:
@@ -124,6 +147,54 @@ def test_packing_is_a_permutation_that_comes_back(lengths: list[int], is_padded:
         rank = int(packing.inverse_perm[row])
         assert tokens[int(packing.start_idx[rank])] == (row, 0)
         assert tokens[int(packing.end_idx[rank])] == (row, length - 1)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=40))
+def test_packed_texts_are_those_of_the_tower_and_a_filling(lengths: list[int]) -> None:
+    ids, counts = _texts(lengths)
+    packed, packing = pack_texts(ids, counts, context_length=12), pack(counts, padded_to=ids.shape[1], device=CPU)
+    num, texts = sum(lengths), len(lengths)
+    assert packed.ids[:num].tolist() == ids.flatten()[packing.gather_idx].tolist()
+    assert packed.position[:num].tolist() == packing.position.tolist()
+    assert packed.start_idx[:texts].tolist() == packing.start_idx.tolist()
+    assert packed.end_idx[:texts].tolist() == packing.end_idx.tolist()
+    assert packed.inverse_perm.tolist() == packing.inverse_perm.tolist()
+    # The filling is always there, in sequences no longer than the texts.
+    total, sizes = len(packed.ids), packed.cu_seq.diff()
+    assert (total % 64, packed.ids[num:].any().item()) == (0, False)
+    assert 1 <= total - num <= 64
+    assert (int(packed.cu_seq[texts]), int(packed.cu_seq[-1]), packed.cu_seq.dtype) == (num, total, torch.int32)
+    assert 1 <= int(sizes.min()) <= int(sizes.max()) == max(lengths)
+    assert packed.position.tolist() == [i for size in sizes.tolist() for i in range(size)]
+    assert packed.end_idx.tolist() == (packed.cu_seq[1:] - 1).tolist()
+    # The padded grid holds every token once, at its position.
+    grid = torch.full(packed.is_token.shape, -1).flatten().index_copy(0, packed.slots, packed.position)
+    width = packed.is_token.shape[1]
+    assert grid.tolist() == [i if i < size else -1 for size in sizes.tolist() for i in range(width)]
+    assert torch.equal(packed.is_token.flatten(), grid >= 0)
+
+
+def test_a_batch_is_packed_in_the_parts_in_which_it_is_encoded() -> None:
+    ids, lengths = _texts([5, 2, 12, 5, 3])
+    parts = PackingSpec(context_length=12, micro_batch=4).pack(ids, lengths, num_pairs=8)
+    assert [len(part.inverse_perm) for part in parts] == [3, 2]
+    model = _model(TEXT)
+    emb = torch.cat([model.encode_text(part) for part in parts])
+    torch.testing.assert_close(emb, model.encode_text(ids, lengths), atol=1e-6, rtol=0)
+    assert model.encode_text(pack_texts(ids[:0], lengths[:0], context_length=12)).shape == (0, 24)
+
+
+def test_texts_are_packed_ahead_where_one_call_per_length_is_slow() -> None:
+    siglip = replace(TEXT, is_causal=False, layout="siglip", activation="gelu_tanh")
+    assert packing_spec(TEXT, torch.device("cuda"), micro_batch=4) == PackingSpec(context_length=12, micro_batch=4)
+    assert packing_spec(TEXT, CPU, micro_batch=4) is None
+    assert packing_spec(siglip, torch.device("cuda"), micro_batch=4) is None
+
+
+@pytest.mark.parametrize(("width", "limit"), [(5, 12), (12, 5)])
+def test_packed_texts_beyond_their_row_or_the_context_are_refused(width: int, limit: int) -> None:
+    with pytest.raises(DataError, match="texts of 3 to 9 tokens do not fit in rows of 5"):
+        pack_texts(torch.full((2, width), 7), torch.tensor([3, 9]), context_length=limit)
 
 
 def test_texts_of_one_length_are_one_bucket() -> None:

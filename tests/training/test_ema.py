@@ -124,7 +124,7 @@ def test_another_models_state_is_refused_and_changes_nothing() -> None:
     average = WeightAverage(_model(), decay=0.9)
     before = {name: tensor.clone() for name, tensor in average.weights.items()}
     other = WeightAverage(_model(width=1), decay=0.9)  # Of a shape that would be broadcast.
-    other.num_updates = 7
+    other.update(_model(width=1))
     missing = average.state_dict()
     del missing["buffers"]["1.running_var"]
     for state, name in ((other.state_dict(), "0.bias"), (missing, "1.running_var")):

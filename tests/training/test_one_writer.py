@@ -42,7 +42,7 @@ class Intruder(Listener):
 @pytest.mark.usefixtures("no_curves")
 def test_a_live_run_can_be_neither_overwritten_nor_resumed(tiny_run: TrainConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = override(tiny_run, {"schedule.steps": "3", "validation.times": "1"})
+    config = override(tiny_run, {"schedule.steps": "3", "validation.times": "1", "precision": "fp32"})
     intruder = Intruder(override(config, {"seed": "5"}), run)
     result = train(config, run, observers=[intruder])
     assert len(intruder.refusals) == 2

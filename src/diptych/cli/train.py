@@ -51,7 +51,7 @@ def train(
         int | None, Parameter(help="Number of pairs per forward pass. It must divide the batch size.")
     ] = None,
     lr: Annotated[float | None, Parameter(help="Peak learning rate.")] = None,
-    precision: Annotated[str | None, Parameter(help="Precision: fp32, bf16 or fp16.")] = None,
+    precision: Annotated[str | None, Parameter(help="Precision: auto, fp32, bf16 or fp16.")] = None,
     checkpoint_steps: Annotated[int | None, Parameter(help="Also save a checkpoint every N steps.")] = None,
     seed: Annotated[int | None, Parameter(help="Random seed of weights, order, crops and captions.")] = None,
     device: Annotated[str | None, Parameter(help="Device: cpu, cuda, mps or auto.")] = None,

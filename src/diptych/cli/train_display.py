@@ -79,6 +79,8 @@ class Display:
             "batch accuracy", f"image to text {result.image_to_text:4.0%}   text to image {result.text_to_image:4.0%}"
         )
         table.add_row("speed", f"{report.pairs_per_s:,.0f} pairs/s   waiting for data {report.data_wait:.1%}")
+        if use := _gpu_use(report):
+            table.add_row("GPU", use)
         if self._validation:
             table.add_row("validation", self._describe(self._validation[1]) + f" [dim](step {self._validation[0]})[/]")
         bar = Table.grid(padding=(0, 2), expand=True)
@@ -100,11 +102,22 @@ class Display:
 
     def _line(self, report: StepReport) -> str:
         result = report.result
+        use = f"  {use}" if (use := _gpu_use(report)) else ""
         return (
             f"step {report.step:>6}  {report.progress:4.0%}  loss {result.loss:.3f} (ln N {math.log(self._batch_size):.2f})"
-            f"  i2t {result.image_to_text:.0%}  t2i {result.text_to_image:.0%}  {report.pairs_per_s:,.0f} pairs/s"
+            f"  i2t {result.image_to_text:.0%}  t2i {result.text_to_image:.0%}  {report.pairs_per_s:,.0f} pairs/s{use}"
             f"  wait {report.data_wait:.1%}  {_clock(report.seconds_left)} left"
         )
+
+
+def _gpu_use(report: StepReport) -> str:
+    """Utilization and peak memory, as far as they are known."""
+    uses = []
+    if report.utilization is not None:
+        uses.append(f"{report.utilization:.0%} of peak rate")
+    if report.peak_memory_bytes is not None:
+        uses.append(f"{report.peak_memory_bytes / 2**30:.1f} GiB")
+    return ", ".join(uses)
 
 
 def _clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from diptych.models.clip import CLIP
+from diptych.models.layers import Block
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
@@ -75,6 +76,9 @@ def can_halve(model: CLIP) -> bool:
 def _is_plain(tower: nn.Module) -> bool:
     if not isinstance(tower, VisionTransformer | TextTransformer):
         return False
-    is_compiled = tower._compiled_call_impl is not None
+    # `compile_blocks` replaces the class of compiled blocks.
+    is_compiled = tower._compiled_call_impl is not None or any(
+        type(block) is not Block for block in tower.transformer.blocks
+    )
     has_patch_dropout = bool(getattr(tower.config, "patch_dropout", 0))
     return not (is_compiled or has_patch_dropout or tower.transformer.gradient_checkpointing)

@@ -112,6 +112,20 @@ class Ranks(NamedTuple):
             raise error
         return value  # type: ignore[return-value]
 
+    def run_on_all(self, action: Callable[[], Object]) -> list[Object]:
+        """Run the action on every rank and return the results of all, in order of rank. Results must be picklable.
+
+        Raises:
+            DiptychError: the action raised it on a rank; the error of the first such rank is raised on all ranks.
+        """
+        if self.size == 1:
+            return [action()]
+        outcomes = self.gather_objects(_outcome(action))
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [value for value, _ in outcomes]  # type: ignore[misc]
+
     @staticmethod
     def _reduced(tensor: Tensor, operation: distributed.ReduceOp.RedOpType) -> Tensor:
         reduced = tensor.detach().clone().contiguous()

@@ -1,12 +1,21 @@
 """Select the device, and detect the features of the CPU."""
 
+import os
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from diptych.core.errors import ConfigError
-from diptych.device.launch import is_launched, local_rank
+from diptych.device.launch import is_launched, local_rank, local_size
+
+HOST_DEVICES = frozenset({"cpu", "meta"})
+"""Device types whose values the host can read without waiting for queued kernels."""
+
+
+def reads_values(device: torch.device) -> bool:
+    """Whether the host can read values on a device without waiting. On a GPU, a read waits for all queued kernels."""
+    return device.type in HOST_DEVICES
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -28,7 +37,27 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ConfigError(
             f"this machine has no device '{name}'; it has: {', '.join(k for k, there in has.items() if there)}"
         )
-    return torch.device(name, local_rank()) if name == "cuda" and is_launched() else torch.device(name)
+    device = torch.device(name, local_rank()) if name == "cuda" and is_launched() else torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Events are recorded on the current device.
+    return device
+
+
+def cores_of_rank() -> int:
+    """Number of CPU cores that this process may use; the ranks of a machine share them. At least 1."""
+    # macOS and Windows lack `sched_getaffinity`.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // local_size())
+
+
+def decodes_in_processes(device: torch.device) -> bool:
+    """Whether to decode images in processes, because the device encodes them much faster than threads decode them."""
+    return device.type == "cuda"
+
+
+def num_decoders(device: torch.device) -> int:
+    """Number of images to decode at the same time while a device encodes others: two on a CPU, and one per core for a GPU."""
+    return max(2, cores_of_rank()) if decodes_in_processes(device) else 2
 
 
 def has_fast_int8() -> bool:

@@ -15,6 +15,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from diptych.core.errors import DiptychError, RunError
+from diptych.device.determinism import deterministic_algorithms
 from diptych.device.distributed import Ranks, all_ranks
 
 _PATIENCE = timedelta(minutes=30)
@@ -40,15 +41,25 @@ def local_size() -> int:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(*, deterministic: bool = False) -> Iterator[Ranks]:
     """Join the default process group, and leave it when the block ends; yields all ranks.
+
+    With `deterministic`, PyTorch uses deterministic algorithms only within the block (`deterministic_algorithms`). This must be
+    decided before CUDA starts, which joining does.
 
     Does nothing if the process was not launched with others, or if the group exists already. When a rank fails, its error is
     raised with the number of the rank. The other ranks exit without their own errors, which would only report the lost rank.
 
     Raises:
         RunError: another rank exited without an error message.
+        ConfigError: deterministic algorithms are not possible, because CUDA has started with other settings.
     """
+    with deterministic_algorithms(deterministic), _group() as ranks:
+        yield ranks
+
+
+@contextmanager
+def _group() -> Iterator[Ranks]:
     if not is_launched() or distributed.is_initialized():
         yield all_ranks()
         return

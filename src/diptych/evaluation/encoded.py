@@ -22,6 +22,7 @@ from diptych.core.sample import ImageInput
 from diptych.data.sources.copies import merge_copies
 from diptych.data.sources.identity import image_digest, split_hash
 from diptych.data.sources.protocol import Source
+from diptych.device.distributed import ALONE, Ranks
 from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, tower_hash
 from diptych.images.decode import decode
 from diptych.images.transforms import size_name
@@ -91,10 +92,21 @@ class SourceEncoder:
         embedder: the model.
         cache: stores embeddings, so that the same data is not encoded again.
         track: reports progress.
+        ranks: the ranks that share the encoding. All of them must call the same methods with the same arguments, and all get
+            the same results. With several ranks, `cache` must be None.
     """
 
-    def __init__(self, embedder: Embedder, *, cache: EmbeddingCache | None = None, track: Track = silently) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        cache: EmbeddingCache | None = None,
+        track: Track = silently,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        assert cache is None or ranks.size == 1
         self.embedder = embedder
+        self.ranks = ranks
         self.track = track
         self._cache = cache
         self._tower_hashes: dict[str, str] = {}
@@ -138,7 +150,7 @@ class SourceEncoder:
 
         def compute() -> Float32[ndarray, "N E"]:
             with self.track("texts", len(texts)) as advance:
-                return self.embedder.encode_texts(texts, advance=advance)
+                return self.embedder.encode_texts(texts, advance=advance, ranks=self.ranks)
 
         if self._cache is None:
             return compute()
@@ -196,7 +208,7 @@ class SourceEncoder:
             "skipped_images": len(images.skipped),
             "transform": f"{config.pixels.interpolation} short side, centre crop",
             "image_px": size_name(config.image.image_px),
-            "precision": str(next(self.embedder.bundle.model.parameters()).dtype).removeprefix("torch."),
+            "precision": str(self.embedder.dtype).removeprefix("torch."),
             "device": self.embedder.device.type,
         }
 
@@ -207,10 +219,32 @@ class SourceEncoder:
         change: Callable[[ImageInput], ImageInput] | None,
         advance: Callable[[], object],
     ) -> Float32[ndarray, "N E"]:
-        """Return one embedding per sample; a row of zeros if its image cannot be read. Images are loaded lazily."""
+        """Return one embedding per sample; a row of zeros if its image cannot be read."""
+        parts = self.ranks.run_on_all(lambda: self._encode_rows(source, self._rows(len(source)), change, advance))
+        for _, part_reasons in parts:
+            reasons.update(part_reasons)
+        emb = np.concatenate([part_emb for part_emb, _ in parts])
+        emb[list(reasons)] = 0  # Marks unreadable images: a unit embedding is never all zeros.
+        return emb
+
+    def _rows(self, num: int) -> range:
+        """The samples that this rank encodes: whole batches, so that the embeddings do not depend on the number of ranks."""
+        size = self.embedder.batch_size
+        share = -(-num // (size * self.ranks.size)) * size
+        return range(num)[self.ranks.rows(share)]
+
+    def _encode_rows(
+        self,
+        source: Source,
+        rows: range,
+        change: Callable[[ImageInput], ImageInput] | None,
+        advance: Callable[[], object],
+    ) -> tuple[Float32[ndarray, "N E"], dict[int, str]]:
+        """Return the embeddings of some samples, and why images cannot be read. Images are loaded lazily."""
+        reasons = dict[int, str]()
 
         def pictures() -> Iterator[ImageInput]:
-            for i in range(len(source)):
+            for i in rows:
                 try:
                     image = source[i].image
                     yield image if change is None else change(image)
@@ -220,11 +254,9 @@ class SourceEncoder:
                 advance()
 
         def record_error(position: int, error: ImageError) -> None:
-            reasons.setdefault(position, str(error))
+            reasons.setdefault(rows[position], str(error))
 
-        emb = self.embedder.encode_images(pictures(), on_error=record_error)
-        emb[list(reasons)] = 0  # Marks unreadable images: a unit embedding is never all zeros.
-        return emb
+        return self.embedder.encode_images(pictures(), on_error=record_error), reasons
 
     def _image_key(self, source: Source, change_name: str) -> str:
         if self._cache is None:
@@ -246,7 +278,9 @@ class SourceEncoder:
                 self._tower_hashes[kind] = tower_hash(model.image_tower, config.image, config.pixels)
             else:
                 self._tower_hashes[kind] = tower_hash(model.text_tower, config.text)
-        return self._tower_hashes[kind]
+        weights = next(self.embedder.bundle.model.parameters()).dtype
+        computed = "" if self.embedder.dtype == weights else f"-{str(self.embedder.dtype).removeprefix('torch.')}"
+        return self._tower_hashes[kind] + computed
 
     def _cached(self, key: str, compute: Callable[[], Float32[ndarray, "N E"]]) -> Float32[ndarray, "N E"]:
         return compute() if self._cache is None else self._cache.get(key, compute)

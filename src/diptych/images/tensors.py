@@ -1,5 +1,7 @@
 """Operations on batches of pixels as tensors, on the device of the model. Shapes: B batch, H height, W width."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -18,6 +20,10 @@ def shrink(pixels: UInt8[Tensor, "B 3 H W"], image_px: Pixels, *, config: PixelC
 
 def normalize(pixels: UInt8[Tensor, "B 3 H W"], config: PixelConfig) -> Float[Tensor, "B 3 H W"]:
     """Return `(pixels / 255 - mean) / std` in float32, on the device of the pixels."""
-    mean = torch.tensor(config.mean, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(config.std, device=pixels.device).view(1, 3, 1, 1)
+    mean, std = (_channels(values, pixels.device) for values in (config.mean, config.std))
     return (pixels.float() / 255 - mean) / std
+
+
+def _channels(values: Sequence[float], device: torch.device) -> Float[Tensor, "1 3 1 1"]:
+    """One number per channel. The device itself fills the tensor: a copy from the host would wait for its queue of kernels."""
+    return torch.cat([torch.full((1, 1, 1, 1), value, device=device) for value in values], dim=1)

@@ -51,7 +51,7 @@ class LoadedBundle(ClipTasks):
     ) -> None:
         self.bundle = bundle
         self.path = path
-        self.embedder = Embedder(bundle, batch_size=batch_size, urls=urls)
+        self.embedder = Embedder(bundle, batch_size=batch_size, urls=urls, precision="fp32")
         self._track = track
         self._identities = identities
 

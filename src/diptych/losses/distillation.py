@@ -93,7 +93,7 @@ class _TiledDistillationLoss(torch.autograd.Function):
             student, teacher = Softmaxes.of(*students, ranks=ranks), Softmaxes.of(*teachers, ranks=ranks)
             # For rows and columns: -sum(p log q) = log-sum-exp of the student's logits - sum(p * logits).
             total = student.rows.logs().sum() + student.columns.part(here).logs().sum()
-            for tile, target in zip(tiles(*students), tiles(*teachers), strict=True):
+            for tile, target in zip(tiles(*students), teacher.tiles(*teachers), strict=True):
                 total -= tile.logits.mul_(teacher.on(target)).sum()
             loss = (ranks.sum(total) / (2 * len(students[1]))).float()
         ctx.save_for_backward(*student_inputs, *teacher_inputs, *student.to_save(), *teacher.to_save())
@@ -112,7 +112,7 @@ class _TiledDistillationLoss(torch.autograd.Function):
                 torch.zeros_like(image),
                 torch.zeros_like(text),
             )  # residual @ text, its transpose @ image
-            for tile, target in zip(tiles(image, text, scale), tiles(*teachers), strict=True):
+            for tile, target in zip(student.tiles(image, text, scale), teacher.tiles(*teachers), strict=True):
                 residual = student.on(tile).sub_(teacher.on(target))
                 image_sum[tile.rows].addmm_(residual, text[tile.columns])
                 text_sum[tile.columns].addmm_(residual.T, image[tile.rows])

@@ -14,7 +14,7 @@ from diptych.device.distributed import ALONE, Ranks, accepts_across_ranks
 from diptych.losses.contrastive import clip_loss
 from diptych.losses.positives import group_numbers, group_sums
 from diptych.losses.softmaxes import Softmaxes
-from diptych.losses.tiles import tiles, tiling
+from diptych.losses.tiles import tiling
 
 
 @accepts_across_ranks
@@ -32,9 +32,9 @@ def tiled_clip_loss(
     On a GPU, a matrix that fits into one tile is computed by `clip_loss` itself, because kernel launches would take longer
     than the matrix products.
 
-    The log-sum-exp of each row and column is accumulated online (Milakov & Gimelshein 2018) and is exact at a logit scale of
-    100. The gradient of the logit scale is the inner product of the embeddings and their gradients, which is more precise than
-    a sum over all logits.
+    The log-sum-exp of each row and column is accumulated online (Milakov & Gimelshein 2018). It is exact for embeddings of unit
+    length and logit scales up to 100; on a GPU, logits must lie between -170 and 170. The gradient of the logit scale is the
+    inner product of the embeddings and their gradients, which is more precise than a sum over all logits.
 
     With several `ranks`, the batch is the joint batch of all of them (`all_ranks()`). All ranks must have the same
     number of rows and use the same ids in `groups`, and each must run the forward and the backward pass, because both exchange
@@ -150,7 +150,7 @@ def _residual_sums(
     probability near 1.
     """
     image_sum, text_sum = torch.zeros_like(image), torch.zeros_like(text)
-    for tile in tiles(image, text, scale):
+    for tile in softmaxes.tiles(image, text, scale):
         weights = softmaxes.on(tile)
         tile.take_off_pairs(2 * own[here], here.start)
         image_sum[tile.rows].addmm_(weights, text[tile.columns])

@@ -18,6 +18,7 @@ from diptych.core.errors import ConfigError
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, ViTConfig, reads
 from diptych.models.convnet import ConvNet
 from diptych.models.modified_resnet import ModifiedResNet
+from diptych.models.packing import PackedTexts
 from diptych.models.prefix_tree import PrefixTree
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
@@ -108,13 +109,14 @@ class CLIP(nn.Module):
         return functional.normalize(self.image_tower(pixels).float(), dim=-1)
 
     def encode_text(
-        self, ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " U"]
+        self, ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"] | PackedTexts, lengths: Int64[Tensor, " U"] | None = None
     ) -> Float[Tensor, "U E"]:
         """Embeddings of unit length of texts, in float32 for weights of any dtype.
 
         Args:
-            ids: token ids, one padded row per text; or all texts concatenated without padding.
+            ids: token ids, one padded row per text; all texts concatenated without padding; or packed texts.
             lengths: number of tokens of each text, including start and end token. They are read on the CPU and can stay there.
+                Packed texts need none.
         """
         return functional.normalize(self.text_tower(ids, lengths).float(), dim=-1)
 
@@ -125,10 +127,10 @@ class CLIP(nn.Module):
     def forward(
         self,
         pixels: Float[Tensor, "B 3 H W"],
-        ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"],
-        lengths: Int64[Tensor, " U"],
+        ids: Int64[Tensor, "U T"] | Int64[Tensor, " N"] | PackedTexts,
+        lengths: Int64[Tensor, " U"] | None = None,
     ) -> CLIPOutput:
-        """Embeddings of images and texts, the logit scale and the logit bias."""
+        """Embeddings of images and texts, the logit scale and the logit bias; see `encode_text` for the texts."""
         return CLIPOutput(self.encode_image(pixels), self.encode_text(ids, lengths), self.logit_scale, self.logit_bias)
 
     @torch.no_grad()

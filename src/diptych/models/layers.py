@@ -8,7 +8,6 @@ Shapes: N tokens of all sequences, S sequences, W width, A query tokens, H heads
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,12 +16,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diptych.core.deprecation import RenamedAttribute
-from diptych.models.attention import SequenceLayout, attend, attend_once, split_buckets
+from diptych.models.attention import AncestorIds, SequenceLayout, attend, attend_paths, attend_pooled
 from diptych.models.config import Activation, TextConfig, ViTConfig
-from diptych.models.single_query import AttentionHook, single_query_attention
-
-AncestorIds: TypeAlias = tuple[Int64[Tensor, "_ _"], ...]
-"""One tensor (queries, length) per path length: for each query token the tokens that it attends to, itself last."""
+from diptych.models.single_query import AttentionHook
 
 
 class LayerNorm(nn.LayerNorm):
@@ -94,50 +90,24 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool) -> Float[Tensor, "N W"]:
         """Self-attention. If causal, a token attends only to itself and earlier tokens of its sequence."""
         query, key, value = (self._split_heads(side(x)) for side in (self.query, self.key, self.value))  # N H D
-        if self.hook is None or is_causal:
-            attended = attend(query, key, value, layout, is_causal=is_causal)
-        else:
-            attended = self._attend_with_hook(query, key, value, layout)
-        return self.out(attended.flatten(1))
+        return self.out(attend(query, key, value, layout, is_causal=is_causal, hook=self.hook).flatten(1))
 
     def pooled(
         self, query_token: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
     ) -> Float[Tensor, "S W"]:
-        """Attention with one query per sequence, which attends to the whole sequence; see `single_query.py`."""
+        """Attention with one query per sequence, which attends to the whole sequence."""
         query = self.query(query_token)
-        if layout.cu_seq is None or self.hook is not None:
-            tokens = split_buckets(x, layout)
-            attended = single_query_attention(query, tokens, self.key, self.value, heads=self.heads, hook=self.hook)
-        else:
-            key, value = self._split_heads(self.key(x)), self._split_heads(self.value(x))
-            attended = attend_once(self._split_heads(query), key, value, layout).flatten(1)
+        attended = attend_pooled(
+            query, x, layout, key=self.key, value=self.value, heads=self.heads, hook=self.hook
+        )  # S W
         return self.out(attended)
 
     def along_paths(
         self, query_token: Float[Tensor, "A W"], x: Float[Tensor, "N W"], paths: AncestorIds
     ) -> Float[Tensor, "A W"]:
         """Attention in which each query token attends to the tokens of its path; see `prefix_tree.py`."""
-        query, key, value = self.query(query_token), self.key(x), self.value(x)
-        outputs = []
-        for part, path in zip(query.split([len(path) for path in paths]), paths, strict=True):
-            keys, values = (
-                side[path.flatten()].view(*path.shape, self.heads, self.head_width).transpose(1, 2)
-                for side in (key, value)
-            )  # queries H length D
-            queries = part.view(len(path), self.heads, 1, self.head_width)
-            outputs.append(functional.scaled_dot_product_attention(queries, keys, values).flatten(1))
-        return self.out(torch.cat(outputs))
-
-    def _attend_with_hook(self, query: Tensor, key: Tensor, value: Tensor, layout: SequenceLayout) -> Tensor:
-        """Attention that computes its weights explicitly and passes them to `hook`."""
-        assert self.hook is not None
-        out = []
-        for qkv in zip(*(split_buckets(side, layout) for side in (query, key, value)), strict=True):
-            q, k, v = (side.transpose(1, 2) for side in qkv)  # num H length D
-            weights = (q @ k.transpose(2, 3) * self.head_width**-0.5).softmax(dim=3)
-            self.hook(weights)
-            out.append((weights @ v).transpose(1, 2).flatten(0, 1))
-        return torch.cat([query[:0], *out])
+        query, key, value = (self._split_heads(side) for side in (self.query(query_token), self.key(x), self.value(x)))
+        return self.out(attend_paths(query, key, value, paths).flatten(1))
 
     def _split_heads(self, x: Float[Tensor, "A W"]) -> Float[Tensor, "A H D"]:
         return x.unflatten(1, (self.heads, self.head_width))
@@ -245,8 +215,3 @@ def init_mlp(layers: MLP, *, std: float, out_std: float) -> None:
     nn.init.normal_(second.weight, std=out_std)
     nn.init.zeros_(first.bias)
     nn.init.zeros_(second.bias)
-
-
-def mean_of_each(x: Float[Tensor, "N W"], layout: SequenceLayout) -> Float[Tensor, "S W"]:
-    """The mean over the tokens of each sequence."""
-    return torch.cat([x[:0], *(tokens.mean(dim=1) for tokens in split_buckets(x, layout))])

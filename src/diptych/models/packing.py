@@ -1,7 +1,7 @@
 """Packing of texts: their tokens are concatenated without padding, so that nothing is computed for padding.
 
-Texts are sorted by length, because sequences of one length share an attention call. After the last layer, `inverse_perm`
-restores the order of the batch.
+Texts are sorted by length, because sequences of one length share an attention call on a CPU. After the last layer,
+`inverse_perm` restores the order of the batch. For a GPU, data workers pack the texts (`PackedTexts`).
 
 Shapes: B texts, N tokens of all texts.
 """
@@ -14,7 +14,22 @@ from torch import Tensor
 
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import DataError
+from diptych.device.packed_texts import PackedTexts, PackingSpec, num_parts, pack_texts
+from diptych.models import attention
 from diptych.models.attention import LengthBucket, SequenceLayout
+from diptych.models.config import TextConfig
+
+__all__ = [
+    "PackedTexts",
+    "Packing",
+    "PackingSpec",
+    "layout_of",
+    "num_parts",
+    "pack",
+    "pack_texts",
+    "pack_uniform",
+    "packing_spec",
+]
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,55 @@ def pack(
     buckets = tuple(LengthBucket(num, length) for num, length in zip(counts.tolist(), values.tolist(), strict=True))
     return Packing(
         layout=SequenceLayout.of(buckets, device, limit=limit),
-        gather_idx=gather_idx.to(device),
-        position=position.to(device),
-        start_idx=start_idx.to(device),
-        end_idx=end_idx.to(device),
-        inverse_perm=inverse_perm.to(device),
+        gather_idx=gather_idx.to(device, non_blocking=True),
+        position=position.to(device, non_blocking=True),
+        start_idx=start_idx.to(device, non_blocking=True),
+        end_idx=end_idx.to(device, non_blocking=True),
+        inverse_perm=inverse_perm.to(device, non_blocking=True),
     )
+
+
+def pack_uniform(num: int, length: int, device: torch.device) -> Packing:
+    """The packing of `num` padded texts that all have `length` tokens. Nothing is copied from the host.
+
+    >>> packing = pack_uniform(2, 3, torch.device("cpu"))
+    >>> packing.position.tolist(), packing.start_idx.tolist(), packing.end_idx.tolist()
+    ([0, 1, 2, 0, 1, 2], [0, 3], [2, 5])
+    """
+    gather_idx = torch.arange(num * length, device=device)
+    rows = torch.arange(num, device=device)
+    return Packing(
+        layout=SequenceLayout((LengthBucket(num, length),)),
+        gather_idx=gather_idx,
+        position=gather_idx % length,
+        start_idx=rows * length,
+        end_idx=rows * length + (length - 1),
+        inverse_perm=rows,
+    )
+
+
+def layout_of(packing: Packing | PackedTexts) -> SequenceLayout:
+    """How the packed tokens are split into sequences."""
+    if isinstance(packing, Packing):
+        return packing.layout
+    return SequenceLayout(
+        (), cu_seq=packing.cu_seq, slots=packing.slots, is_token=packing.is_token, limit=packing.limit
+    )
+
+
+def packing_spec(config: TextConfig, device: torch.device, *, micro_batch: int | None) -> PackingSpec | None:
+    """How texts should be packed for a text tower on `device`; None if the tower packs them by itself.
+
+    That is the case on a CPU, where it shares prefixes, and in SigLIP's layout, in which all texts have the context length.
+
+    Args:
+        config: config of the tower.
+        device: device of the tower.
+        micro_batch: number of pairs that are encoded at once; None if it is the whole batch.
+
+    >>> packing_spec(TextConfig(), torch.device("cpu"), micro_batch=None) is None
+    True
+    """
+    if device.type in attention.BUCKETED_DEVICES or config.layout == "siglip":
+        return None
+    return PackingSpec(context_length=config.context_length, micro_batch=micro_batch)

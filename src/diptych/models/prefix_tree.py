@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from torch import Tensor
 
-from diptych.models.layers import AncestorIds
+from diptych.models.attention import AncestorIds
 
 _MAX_NODE_SHARE = 0.75
 """Sharing needs fewer nodes than this share of the tokens, because gathering the ancestors of nodes takes time."""

@@ -1,6 +1,6 @@
 """The text tower: a causal or bidirectional transformer.
 
-Shapes: B texts, T tokens of the longest text, N tokens of all texts, C context length, W width, E embedding.
+Shapes: B texts, T tokens of the longest text, N tokens of all texts, S sequences, C context length, W width, E embedding.
 """
 
 import torch
@@ -8,9 +8,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.models.attention import mean_of_each
 from diptych.models.config import TextConfig
-from diptych.models.layers import Block, LayerNorm, Transformer, mean_of_each, norm_eps, normal
-from diptych.models.packing import Packing, pack
+from diptych.models.layers import Block, LayerNorm, Transformer, norm_eps, normal
+from diptych.models.packing import PackedTexts, Packing, layout_of, pack, pack_uniform
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
 
@@ -37,26 +38,30 @@ class TextTransformer(nn.Module):
             nn.init.zeros_(self.projection.bias)
 
     def forward(
-        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
+        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"] | PackedTexts, lengths: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B E"]:
         """Embeddings of texts, not normalized.
 
         Args:
-            ids: token ids, one padded row per text; or all texts concatenated without padding.
+            ids: token ids, one padded row per text; all texts concatenated without padding; or packed texts on the device of
+                the tower, which SigLIP's layout does not accept.
             lengths: number of tokens of each text, including start and end token. They are read on the CPU and can stay there.
+                Packed texts need none, and neither do padded rows in SigLIP's layout.
         """
+        if isinstance(ids, PackedTexts):
+            assert self.config.layout != "siglip"
+            return self._encode(ids.ids, ids)
         if self.config.layout == "siglip":
-            ids, lengths = self._pad_to_context(ids, lengths)
+            padded = self._pad_to_context(ids, lengths)
+            return self._encode(padded.flatten(), pack_uniform(padded.shape[0], padded.shape[1], ids.device))
+        assert lengths is not None
         if ids.ndim == 2 and ids.device.type == "cpu" and self.supports_prefix_sharing and len(ids) > 1:
             tree = shared_tree(ids.numpy(), lengths.numpy(), ids.device)
             if tree is not None:
                 return self.along_tree(tree)
         padded_to = ids.shape[1] if ids.ndim == 2 else None
         packing = pack(lengths, padded_to=padded_to, device=ids.device, limit=self.config.context_length)
-        positions = functional.embedding(packing.position, self.position_emb)
-        x = self.token_emb(ids.flatten()[packing.gather_idx]) + positions  # N W
-        out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
-        return out[packing.inverse_perm]
+        return self._encode(ids.flatten()[packing.gather_idx], packing)
 
     @property
     def supports_prefix_sharing(self) -> bool:
@@ -78,17 +83,22 @@ class TextTransformer(nn.Module):
         out: Tensor = self.projection(self.norm_post(pooled))
         return out[tree.end_of_text]
 
-    def _pooled(self, x: Float[Tensor, "N W"], packing: Packing) -> Float[Tensor, "B W"]:
-        is_causal = self.config.is_causal
+    def _encode(self, ids: Int64[Tensor, " N"], packing: Packing | PackedTexts) -> Float[Tensor, "B E"]:
+        x = self.token_emb(ids) + functional.embedding(packing.position, self.position_emb)  # N W
+        out: Tensor = self.projection(self.norm_post(self._pooled(x, packing)))
+        return out[packing.inverse_perm]
+
+    def _pooled(self, x: Float[Tensor, "N W"], packing: Packing | PackedTexts) -> Float[Tensor, "S W"]:
+        is_causal, layout = self.config.is_causal, layout_of(packing)
         if self.config.pooling == "mean":
-            return mean_of_each(self.transformer(x, packing.layout, is_causal=is_causal), packing.layout)
+            return mean_of_each(self.transformer(x, layout, is_causal=is_causal), layout)
         token_idx = packing.end_idx if self.config.pooling == "eot" else packing.start_idx
-        return self.transformer.pooled(x, packing.layout, token_idx, is_causal=is_causal)
+        return self.transformer.pooled(x, layout, token_idx, is_causal=is_causal)
 
     def _pad_to_context(
-        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"]
-    ) -> tuple[Int64[Tensor, "B C"], Int64[Tensor, " B"]]:
-        context = self.config.context_length
+        self, ids: Int64[Tensor, "B T"] | Int64[Tensor, " N"], lengths: Int64[Tensor, " B"] | None
+    ) -> Int64[Tensor, "B C"]:
         if ids.ndim == 1:
+            assert lengths is not None
             ids = torch.nn.utils.rnn.pad_sequence(list(torch.split(ids, lengths.tolist())), batch_first=True)
-        return functional.pad(ids, (0, context - ids.shape[1])), torch.full_like(lengths, context)
+        return functional.pad(ids, (0, self.config.context_length - ids.shape[1]))

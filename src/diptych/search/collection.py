@@ -170,7 +170,7 @@ def update(
     def store_phash(content: bytes, phash: int) -> None:
         phashes[digest_of(content)] = phash
 
-    with index.writing(wait_s=_WAIT_S), DecodePool(on_phash=store_phash) as pool:
+    with index.writing(wait_s=_WAIT_S), DecodePool(clip.embedder.num_decoders, on_phash=store_phash) as pool:
         index.repair()
         embedder = Embedder(clip.bundle, batch_size=clip.embedder.batch_size, decode_pool=pool)
         names = tuple(dict.fromkeys((*clip.identities, *index.models)))

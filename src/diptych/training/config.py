@@ -12,10 +12,11 @@ from diptych.core.files import write_text
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.splits import FIRST_SPLIT_RULE
-from diptych.device.precision import Precision
+from diptych.device.precision import PrecisionSetting
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads
+from diptych.training.compilation import CompileSetting
 from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
@@ -75,12 +76,19 @@ class CheckpointConfig:
 
 @settings
 class LogsConfig:
-    """Experiment trackers that receive the metrics of the run."""
+    """How often steps are logged, and the experiment trackers that receive the metrics of the run."""
 
+    every_steps: int = 5
+    """Interval of logged steps. On a GPU, the metrics of all steps since the last logged one are copied to the host together.
+    Several ranks exchange the elapsed time, stop signals and unreadable samples at least this often."""
     trackers: tuple[Literal["wandb", "trackio"], ...] = ()
     """`wandb` or `trackio`. Each is an extra (pip install 'diptych[wandb]') and uses its own settings for keys and servers."""
     project: str = "diptych"
     """Name of the project in the trackers."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ConfigError(f"logs.every_steps is {self.every_steps}; it must be at least 1")
 
 
 @settings
@@ -126,8 +134,13 @@ class TrainConfig:
     """Seed for initial weights, order, augmentation and choice of captions."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`, or `auto`."""
-    precision: Precision = "fp32"
-    """Dtype of matrix products in the towers: `fp32`, `bf16` or `fp16`. Weights are always fp32."""
+    precision: PrecisionSetting = "auto"
+    """Dtype of matrix products in the towers: `fp32`, `bf16`, `fp16`, or `auto`: bf16 on GPUs that support it, fp16 on older
+    ones with tensor cores, and fp32 otherwise. The run folder stores the selected precision. Weights are always fp32. With bf16
+    and fp16, a GPU that supports TF32 uses it for the remaining fp32 products; with `fp32` it does not."""
+    deterministic: bool = False
+    """Use deterministic algorithms only, so that two runs on one GPU, and a resumed run, end with the same weights, bit for
+    bit: slower on a GPU. Runs on a CPU are always deterministic."""
     parallel: Parallel = "ddp"
     """How several processes (`torchrun`) train together: each has the whole model (`ddp`), or a shard of it (`fsdp`), for
     models that do not fit on one device."""
@@ -136,9 +149,9 @@ class TrainConfig:
     of the whole batch. It must divide `batch_size`; None encodes the whole batch at once."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: much less memory, about a third more time."""
-    compile: bool = False
-    """Compile the image tower (`torch.compile`): the first step takes a minute, later steps are faster. The text tower is not
-    compiled, because packed texts have a different layout in each step."""
+    compile: CompileSetting = "auto"
+    """Compile both towers, block by block (`torch.compile`): the first step takes up to a minute, later steps are faster. On a
+    CPU only the image tower is compiled. `auto` compiles on CUDA GPUs if the run has at least 1,000 steps or 10 minutes."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, between 0 and 1, such as 0.999. If set, the average is validated
     and saved in bundles; None uses the weights themselves."""
@@ -248,7 +261,9 @@ def look_up(plain: Mapping[str, Any], path: str, *, default: Any = None) -> Any:
 def _completed(plain: Any) -> Any:
     """The settings of a run, completed by the values that earlier versions used for settings that they did not have."""
     data = plain.get("data") if isinstance(plain, dict) else None
-    return {**plain, "data": {"split_rule": FIRST_SPLIT_RULE, **data}} if isinstance(data, dict) else plain
+    if not isinstance(data, dict):
+        return plain
+    return {"precision": "fp32", **plain, "data": {"split_rule": FIRST_SPLIT_RULE, **data}}
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

@@ -130,6 +130,7 @@ def _distinct_pairs(batch: Batch) -> Batch:
         pixels=batch.pixels[rows],
         ids=batch.ids[texts, : int(lengths.max())],
         lengths=lengths,
+        packed=(),
         text_of_row=torch.arange(len(rows)),
         positive_groups=torch.arange(len(rows)),
         positive_keys=batch.positive_keys[rows],

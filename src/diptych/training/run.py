@@ -1,24 +1,24 @@
 """The training loop: from a config to a run folder with a bundle in it. Read this file from top to bottom.
 
-All ranks of a run execute the same code. After each step they agree on the elapsed time and on whether one of them received a
-stop signal. Only rank 0 measures, writes and reports.
+All ranks of a run execute the same code. Every few steps they agree on the elapsed time, on unreadable samples, and on whether
+one of them received a stop signal. They share the encoding of validations; only rank 0 computes metrics, writes and reports.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
 from diptych.cpu.memory import Growth, keep_freed_memory, return_freed_memory
-from diptych.data.batches.batch import Batch
 from diptych.data.batches.loader import training_batches
 from diptych.device.launch import joined_ranks
 from diptych.training.checkpoint.manager import CheckpointManager
 from diptych.training.config import TrainConfig
-from diptych.training.optim.freeze import set_training_mode
+from diptych.training.out_of_memory import take_step
 from diptych.training.parallel.clock import RunClock
+from diptych.training.precision import run_precision
 from diptych.training.report.diagnosis import divergence_stops
 from diptych.training.report.events import Observer
 from diptych.training.report.messages import describe_run, describe_start
@@ -53,17 +53,18 @@ def train(
     Raises:
         ConfigError: a setting contradicts another setting or the data, or the data lies in the run folder.
         DataError: the data cannot be read, or too many samples are unreadable.
-        RunError: the folder cannot be used, no checkpoint is intact, the data has changed, or the loss is no longer finite.
+        RunError: the folder or its checkpoints cannot be used, the data has changed, the loss diverges, or memory runs out.
         SaveError: the trained bundle could not be written.
         BusyError: another run is writing to the folder.
     """
     run = Path(run)
-    with joined_ranks() as ranks:
+    with joined_ranks(deterministic=config.deterministic) as ranks:
         keep_freed_memory()
         check_start(config, ranks, run=None if resume else run)
         with hold_run_folder(run, overwrite=overwrite, resume=resume, ranks=ranks):
             setup = set_up(config, run, ranks, resume=resume, accept_changed_data=accept_changed_data)
-            return _Run(setup, observers).go()
+            with run_precision(setup.assembly.step.precision, setup.assembly.step.device):
+                return _Run(setup, observers).go()
 
 
 class _Run:
@@ -73,7 +74,7 @@ class _Run:
         self.setup, self.config, self.path, self.ranks = setup, setup.config, setup.path, setup.ranks
         self.assembly, self.schedule, self.skipped = setup.assembly, setup.schedule, setup.skipped
         self.step = setup.progress.step
-        self.clock = RunClock(self.ranks, elapsed_s=setup.progress.elapsed_s)
+        self.clock = RunClock(self.ranks, elapsed_s=setup.progress.elapsed_s, every_steps=self.config.logs.every_steps)
         self.observers = open_observers(self.config, self.path, self.ranks, first_step=self.step, more=observers)
         self.manager = CheckpointManager(
             config=self.config,
@@ -95,6 +96,10 @@ class _Run:
             clock=self.clock,
             is_decoded=setup.train_source.is_decoded,
         )
+        size, device = self.config.batch_size, self.assembly.step.device
+        self._batches = training_batches(
+            setup.examples, setup.tokenizer, batch_size=size, first_step=self.step, ranks=self.ranks, device=device
+        )
         self._stop_requested: Callable[[], bool] = lambda: False
 
     def go(self) -> RunResult:
@@ -115,13 +120,6 @@ class _Run:
 
     def _loop(self) -> bool:
         """Take steps, validate and save checkpoints until the run ends. Returns False if a signal stopped it."""
-        batches = training_batches(
-            self.setup.examples,
-            self.setup.tokenizer,
-            batch_size=self.config.batch_size,
-            first_step=self.step,
-            ranks=self.ranks,
-        )
         growth = Growth()
         if self.step == 0:
             loss = self._validate().loss
@@ -130,9 +128,10 @@ class _Run:
         while self._progress() < 1 and not self.manager.is_out_of_patience:
             if self.clock.is_stopped:
                 return False
-            self._take_step(batches)
+            self._take_step()
             growth.look()
-            self._agree()
+            if self.clock.is_due(self.step):
+                self._agree()
             is_best = False
             if self._validations_due() >= next_validation and self._progress() < 1:
                 next_validation = int(self._validations_due()) + 1
@@ -141,41 +140,41 @@ class _Run:
                 self._save_checkpoint()
         return True
 
-    def _take_step(self, batches: Iterator[Batch]) -> None:
+    def _take_step(self) -> None:
         """Load the next batch, train on it, and report the step."""
         start = time.monotonic()
-        batch = next(batches)
-        waited = time.monotonic() - start
-        self.assembly.step.stopwatch.add("data", waited)
-        self.skipped.add(self.ranks.gather_if_any(batch.skipped), num_tried=(self.step + 1) * self.config.batch_size)
+        batch, waited_s = self.assembly.step.stopwatch.next_batch(self._batches)
+        self.skipped.note(batch.skipped)
         progress = self._progress()
         lr = self.config.optimizer.lr * self.schedule.lr_factor(self.step, progress)
-        set_training_mode(self.assembly.model, self.config.lock)
         # The towers' random numbers depend only on the step, so that a resumed run draws the same ones.
         seed = stable_hash(self.config.seed, "step", self.step)
-        result = self.assembly.step(batch, lr=lr, seed=seed, small_px=self.schedule.small_px(progress))
+        small_px, is_first = self.schedule.small_px(progress), self.step == self.setup.progress.step
+        result = take_step(self.assembly.step, batch, is_first=is_first, lr=lr, seed=seed, small_px=small_px)
         self.step += 1
-        self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited, took_s=time.monotonic() - start)
+        self.reporter.report(batch, result, step=self.step, lr=lr, waited_s=waited_s, took_s=time.monotonic() - start)
 
     def _agree(self) -> None:
-        self.clock.agree(is_stopped=self._stop_requested())
+        """Exchange elapsed time, stop signals and unreadable samples with the other ranks."""
+        self.clock.agree(self.step, is_stopped=self._stop_requested())
+        self.skipped.exchange(num_tried=self.step * self.config.batch_size)
 
     def _validations_due(self) -> float:
-        epoch = self.step / self.schedule.steps_per_epoch
-        return self.config.validation.num_due(progress=self._progress(), epoch=epoch)
+        return self.config.validation.num_due(
+            progress=self._progress(), epoch=self.step / self.schedule.steps_per_epoch
+        )
 
     def _progress(self) -> float:
         return self.schedule.progress(self.step, self.clock.elapsed_s)
 
     def _validate(self) -> Validation:
-        config, embedder, source = self.config, self.assembly.embedder, self.setup.val_subset
+        config, embedder, source, ranks = self.config, self.assembly.embedder, self.setup.val_subset, self.ranks
         data, loss, size, seed = config.data, config.loss, config.batch_size, config.seed
+        self.reporter.flush()
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
             return_freed_memory()
             self.assembly.refresh_eval_model()
-            validation = self.ranks.run_on_rank0(
-                lambda: validate(embedder, source, config=data, loss=loss, batch_size=size, seed=seed)
-            )
+            validation = validate(embedder, source, config=data, loss=loss, batch_size=size, seed=seed, ranks=ranks)
             return_freed_memory()
         self._agree()
         self.observers.notify(lambda observer: observer.on_validation(self.step, validation))
@@ -183,6 +182,8 @@ class _Run:
         return validation
 
     def _save_checkpoint(self, *, must: bool = False) -> None:
+        self.reporter.flush()
+        self._agree()
         elapsed_s, skipped = self.clock.elapsed_s, self.skipped.reasons
         with self.assembly.step.stopwatch.time("checkpoints"):
             self.manager.save_checkpoint(self.step, elapsed_s=elapsed_s, skipped=skipped, must=must)
@@ -191,15 +192,14 @@ class _Run:
     def _finish(self) -> RunResult:
         """Validate once more, save the bundle, and evaluate it on the whole validation split."""
         config, elapsed_s, bundle = self.config, self.clock.elapsed_s, self.path / "bundle"
+        embedder = self.assembly.embedder
         validation = self._validate()
         self.manager.update_best(validation, self.step)
         self._save_checkpoint()
         self.manager.save_bundle(validation, bundle, self.step)
         split, metric, source = config.data.val_split, config.validation.metric, self.setup.val_source
         with divergence_stops(config.optimizer.lr), self.assembly.step.stopwatch.time("evaluation"):
-            retrieval, zero_shot = self.ranks.run_on_rank0(
-                lambda: measure_split(self.assembly.embedder, source, split=split, metric=metric)
-            )
+            retrieval, zero_shot = measure_split(embedder, source, split=split, metric=metric, ranks=self.ranks)
         self.manager.add_split_metrics(bundle, retrieval, zero_shot)
         self.reporter.report_cut_captions(self.setup.tokenizer.context_length)
         return replace(self._result(bundle), elapsed_s=elapsed_s, retrieval=retrieval, zero_shot=zero_shot)
@@ -210,8 +210,6 @@ class _Run:
             bundle=bundle,
             steps=self.step,
             elapsed_s=self.clock.elapsed_s,
-            retrieval=None,
-            zero_shot=None,
             num_skipped=len(self.skipped.reasons),
             data_wait=self.reporter.throughput.data_wait,
             seconds=self.assembly.step.stopwatch.total(),

@@ -209,9 +209,9 @@ class RunResult:
     """Steps of the whole run, including those before it was resumed."""
     elapsed_s: float
     """Seconds of the whole run, including those before it was resumed."""
-    retrieval: RetrievalReport | None
+    retrieval: RetrievalReport | None = None
     """Retrieval on the whole validation split; None if the run was interrupted."""
-    zero_shot: ZeroShotReport | None
+    zero_shot: ZeroShotReport | None = None
     """Zero-shot accuracy on the whole validation split; None if the run was interrupted or has another metric."""
     num_skipped: int
     """Number of samples that could not be read."""

@@ -2,8 +2,6 @@
 
 import copy
 import math
-import os
-import shutil
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +26,22 @@ from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import take_few
 from diptych.device.distributed import Ranks
 from diptych.device.hardware import choose_device
+from diptych.device.packed_texts import PackingSpec
+from diptych.device.precision import resolve_precision
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
+from diptych.models.packing import packing_spec
 from diptych.tokenizers.kept import kept_or_trained
 from diptych.tokenizers.load_tokenizer import UNTRAINED, load_tokenizer, train_tokenizer
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, load_checkpoint
+from diptych.training.compilation import compile_blocks, decide_compile
 from diptych.training.config import TrainConfig, hide_secrets, write_config
 from diptych.training.distillation import Teacher, open_teacher
 from diptych.training.optim.build import build_optimizers
 from diptych.training.optim.ema import WeightAverage
-from diptych.training.optim.freeze import apply_freeze
+from diptych.training.optim.freeze import apply_freeze, set_training_mode
 from diptych.training.optim.schedule import Schedule
 from diptych.training.parallel.tensors import copy_model
 from diptych.training.parallel.wrap import replicate
@@ -63,7 +65,8 @@ class RunSetup:
     """Everything that a run needs before its first step."""
 
     config: TrainConfig
-    """The config of the run. If the run starts from `init`, `config.model` describes that model."""
+    """The config of the run, with a precision other than `auto`. If the run starts from `init`, `config.model` describes that
+    model."""
     path: Path
     """The run folder."""
     ranks: Ranks
@@ -102,15 +105,22 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
     train_source, val_source = open_data(config)
     is_resumed = resume and ranks.run_on_rank0(lambda: has_begun(run))
     device = choose_device(config.device)
-    warning = check_precision(config.precision, device)
+    # FSDP does not support the gradient scaling that fp16 needs.
+    precision = resolve_precision(config.precision, device, allows_fp16=config.parallel != "fsdp")
+    config = replace(config, precision=precision)
+    warning = check_precision(precision, device)
     messages = [] if warning is None else [warning]
     data = fingerprints(config, train_source, val_source, ranks)
     resumed = run if is_resumed else None
     start = starting_point(config, resumed, train_source, ranks, captions_hash=data["training"].captions)
     if config.init is not None:
         config = replace(config, model=start.model.config)
-    assembly = assemble(config, start.model.to(device), start.tokenizer, ranks)
-    examples = training_examples(train_source, config, assembly.step.teacher)
+    planned = Schedule(config.schedule, steps_per_epoch(len(train_source), config.batch_size))
+    compiles, reason = decide_compile(config.compile, device, planned)
+    messages += [] if reason is None else [reason]
+    assembly = assemble(replace(config, compile=compiles), start.model.to(device), start.tokenizer, ranks)
+    packing = packing_spec(config.model.text, device, micro_batch=config.micro_batch)
+    examples = training_examples(train_source, config, assembly.step.teacher, packing=packing)
     skipped = SkippedSamples(run / SKIPPED, ranks, num_samples=len(train_source), max_share=config.data.max_skipped)
     progress = Progress(step=0, elapsed_s=0.0, best_metric=-math.inf, best_step=None, skipped=())
     if is_resumed:
@@ -263,7 +273,9 @@ def _check_sizes(data: DataConfig, splits: Splits) -> None:
         )
 
 
-def training_examples(source: Source, config: TrainConfig, teacher: Teacher | None = None) -> TrainingExamples:
+def training_examples(
+    source: Source, config: TrainConfig, teacher: Teacher | None = None, *, packing: PackingSpec | None = None
+) -> TrainingExamples:
     """The training examples of a run: rows of a source, prepared for its model and its teacher."""
     return TrainingExamples(
         source,
@@ -273,6 +285,7 @@ def training_examples(source: Source, config: TrainConfig, teacher: Teacher | No
         image_px=config.model.image.image_px,
         seed=config.seed,
         teacher=None if teacher is None else teacher.input_spec,
+        packing=packing,
     )
 
 
@@ -348,17 +361,19 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         ranks: the ranks that train it.
 
     Raises:
-        ConfigError: the config freezes more layers than there are, or no C++ compiler is found for `compile` on a CPU.
+        ConfigError: the config freezes more layers than there are, or `compile` is true and a compiler is missing.
         BundleError: the teacher cannot be read.
     """
+    device = model.log_logit_scale.device
+    precision = resolve_precision(config.precision, device)
     linear.optimize(model)
     model.set_gradient_checkpointing(config.gradient_checkpointing)
     apply_freeze(model, config.lock)
+    set_training_mode(model, config.lock)
     is_sharded = ranks.size > 1 and config.parallel == "fsdp"
     eval_model = copy.deepcopy(model) if config.ema is not None or is_sharded else model
-    if config.compile:
-        _check_compiler(model.log_logit_scale.device)
-        model.image_tower.compile()
+    if config.compile is True:  # `set_up` decides what `auto` means for a run.
+        compile_blocks(model, image_sizes_vary=bool(config.schedule.small_first))
     replicas = replicate(model, config.parallel, ranks)
     average = None if config.ema is None else WeightAverage(model, config.ema)
     optimizers = build_optimizers(model, config.optimizer)
@@ -368,23 +383,17 @@ def assemble(config: TrainConfig, model: CLIP, tokenizer: Tokenizer, ranks: Rank
         loss=config.loss,
         max_grad_norm=config.optimizer.max_grad_norm,
         micro_batch=config.micro_batch,
-        precision=config.precision,
+        precision=precision,
         average=average,
         replicas=replicas,
-        teacher=open_teacher(config.distill, model.log_logit_scale.device, config.precision),
+        teacher=open_teacher(config.distill, device, precision),
         teacher_weight=config.distill.weight,
-        runner=ParallelHalves() if ranks.size == 1 and config.precision == "fp32" and can_halve(model) else None,
+        runner=ParallelHalves() if ranks.size == 1 and precision == "fp32" and can_halve(model) else None,
     )
     extras = {"average": average, "scaler": step.scaler if step.scaler.is_enabled() else None}
     state = TrainingState(
         model=model, optimizers=optimizers, extras={name: part for name, part in extras.items() if part is not None}
     )
-    embedder = Embedder(Bundle(model=eval_model, tokenizer=tokenizer))
+    evaluated = Bundle(model=eval_model, tokenizer=tokenizer)
+    embedder = Embedder(evaluated, precision=precision if device.type == "cuda" else "fp32")
     return Assembly(model=model, step=step, state=state, embedder=embedder)
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Check that a C++ compiler is installed, which `torch.compile` needs on a CPU."""
-    named = os.environ.get("CXX")
-    if device.type == "cpu" and not any(map(shutil.which, [named] if named else ["g++", "clang++"])):
-        raise ConfigError("compile is true, which on a CPU needs a C++ compiler: install g++, or set CXX")

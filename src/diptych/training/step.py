@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +11,27 @@ from torch import Tensor, nn
 from diptych.core.randomness import stable_hash
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import positive_group_ids
+from diptych.device.hardware import reads_values
 from diptych.device.precision import Precision
 from diptych.device.timer import Stopwatch
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
+from diptych.models.packing import PackedTexts, num_parts, pack_texts, packing_spec
 from diptych.training.distillation import Teacher
 from diptych.training.loss import LossConfig
+from diptych.training.optim.base import Share, skip_update_if
 from diptych.training.optim.ema import WeightAverage
 from diptych.training.parallel.tensors import clip_grad_norm
 from diptych.training.parallel.wrap import Replicas
-from diptych.training.precision import autocast, gradient_scaler
+from diptych.training.precision import autocast, gradient_scaler, share_overflow
+from diptych.training.step_result import StepResult
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """Metrics of one training step, computed before the weights were updated."""
-
-    loss: float
-    """Contrastive loss, without the distillation loss."""
-    image_to_text: float
-    """Share of the batch's images whose most similar text is a positive, within [0, 1]."""
-    text_to_image: float
-    """Share of the batch's texts whose most similar image is a positive, within [0, 1]."""
-    logit_scale: float
-    grad_norm: float
-    """Norm of the gradient before clipping."""
-    skipped: bool
-    """Whether the update was skipped, because the loss or a gradient was not finite."""
-    teacher_loss: float | None = None
-    """Distillation loss; None without a teacher."""
+_Texts: TypeAlias = tuple[PackedTexts] | tuple[Tensor] | tuple[Tensor, Tensor]
+"""The arguments of the text tower."""
 
 
 @runtime_checkable
@@ -70,8 +57,8 @@ class _Part:
     """Images and texts that are encoded in one forward pass."""
 
     pixels: Tensor
-    ids: Tensor
-    lengths: Tensor
+    texts: _Texts
+    """Packed texts, or token ids and lengths."""
     seed: int
 
 
@@ -84,6 +71,9 @@ class TrainingStep:
 
     With several ranks, each rank encodes its own rows, and the loss is computed over the rows of all ranks. Because parameter
     gradients are averaged over ranks, the loss is multiplied by `ranks.size` before the backward pass.
+
+    A step whose loss or gradient is not finite does not change weights, optimizer state or averaged weights. On a GPU, the
+    device itself skips the update, so that the host does not wait for the values.
 
     Args:
         model: the model to train, on its device.
@@ -126,6 +116,7 @@ class TrainingStep:
         self.teacher = teacher
         self.teacher_weight = teacher_weight
         self.device = model.log_logit_scale.device
+        self._parameters = tuple(model.parameters())
         self.scaler = gradient_scaler(precision, self.device)
         self.stopwatch = Stopwatch(self.device)
         self.runner: PartRunner = runner or _SequentialRunner()
@@ -142,26 +133,19 @@ class TrainingStep:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         is_joint = self.ranks.size > 1
-        groups = positive_group_ids(batch.positive_keys, self.ranks) if is_joint else batch.positive_groups
-        emb, loss, teacher_loss = self._backward(batch, groups.to(self.device), self._parts(batch, seed, small_px))
+        groups = (
+            positive_group_ids(batch.positive_keys.to(self.device), self.ranks) if is_joint else batch.positive_groups
+        )
+        groups = groups.to(self.device)
+        emb, loss, teacher_loss = self._backward(batch, groups, self._parts(batch, seed, small_px))
         with self.stopwatch.time("optimizer"):
             grad_norm = self._clip()
             # A distillation loss that is not finite makes the gradient norm not finite.
-            is_finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
-            self._update_weights(lr, is_finite=is_finite)
+            self._update_weights(lr, is_finite=torch.isfinite(loss) & torch.isfinite(grad_norm))
         self.stopwatch.flush()
-        image_to_text, text_to_image = batch_accuracy(
-            emb.image_emb, emb.text_emb, groups.to(self.device), ranks=self.ranks
-        )
-        return StepResult(
-            loss=loss.item(),
-            image_to_text=image_to_text.item(),
-            text_to_image=text_to_image.item(),
-            logit_scale=emb.logit_scale.item(),
-            grad_norm=grad_norm.item(),
-            skipped=not is_finite,
-            teacher_loss=None if teacher_loss is None else teacher_loss.item(),
-        )
+        image_to_text, text_to_image = batch_accuracy(emb.image_emb, emb.text_emb, groups, ranks=self.ranks)
+        self.stopwatch.step_ends()
+        return StepResult.of(loss, image_to_text, text_to_image, emb.logit_scale, grad_norm, teacher_loss)
 
     def _backward(self, batch: Batch, groups: Tensor, parts: list[_Part]) -> tuple[CLIPOutput, Tensor, Tensor | None]:
         """Compute the gradients of all parameters. Returns the embeddings, the loss, and the distillation loss."""
@@ -193,21 +177,35 @@ class TrainingStep:
 
     def _parts(self, batch: Batch, seed: int, small_px: int | None) -> list[_Part]:
         images = batch.pixels if small_px is None else shrink(batch.pixels, small_px, config=self.model.config.pixels)
-        num = -(-len(batch.pixels) // (self.micro_batch or len(batch.pixels)))
+        num = num_parts(len(batch.pixels), self.micro_batch)
         if num == 1:
             num = min(self.runner.num, len(batch.pixels))
-        pieces = zip(*(whole.tensor_split(num) for whole in (images, batch.ids, batch.lengths)), strict=True)
+        pieces = zip(images.tensor_split(num), self._texts(batch, num), strict=True)
         return [
-            _Part(pixels.to(self.device, non_blocking=True), ids.to(self.device), lengths, stable_hash(seed, number))
-            for number, (pixels, ids, lengths) in enumerate(pieces, start=num * self.ranks.rank)
+            _Part(pixels.to(self.device, non_blocking=True), texts, stable_hash(seed, number))
+            for number, (pixels, texts) in enumerate(pieces, start=num * self.ranks.rank)
         ]
+
+    def _texts(self, batch: Batch, num: int) -> Sequence[_Texts]:
+        """The texts of `num` parts of a batch, on the device."""
+        spec = packing_spec(self.model.config.text, self.device, micro_batch=self.micro_batch)
+        padded = zip(batch.ids.tensor_split(num), batch.lengths.tensor_split(num), strict=True)
+        if spec is None:
+            on_device = [(ids.to(self.device, non_blocking=True), lengths) for ids, lengths in padded]
+            # A GPU packs no texts only in SigLIP's layout, which needs no lengths. DDP would copy them to the GPU and wait.
+            return on_device if reads_values(self.device) else [(ids,) for ids, _ in on_device]
+        packed = batch.packed
+        if len(packed) != num:  # The batch was not made by the data workers of this run.
+            limit = spec.context_length
+            packed = tuple(pack_texts(ids.cpu(), lengths.cpu(), context_length=limit) for ids, lengths in padded)
+        return [(part.to(self.device, non_blocking=True),) for part in packed]
 
     def _forward(self, part: _Part) -> CLIPOutput:
         if self.runner.num == 1:
             torch.manual_seed(part.seed)
         with autocast(self.precision, self.device):
             pixels = normalize(part.pixels, self.model.config.pixels)
-            output: CLIPOutput = self.replicas.forward(pixels, part.ids, part.lengths)
+            output: CLIPOutput = self.replicas.forward(pixels, *part.texts)
         return output
 
     def _first_pass(self, parts: list[_Part], *, keeps_graph: bool) -> list[CLIPOutput]:
@@ -242,20 +240,26 @@ class TrainingStep:
         """Clip the gradients in place. Returns their norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        return clip_grad_norm(self.model.parameters(), self.max_grad_norm or float("inf"), self.ranks)
+        share_overflow(self.scaler, self.optimizers)
+        return clip_grad_norm(self._parameters, self.max_grad_norm or float("inf"), self.ranks)
 
-    def _update_weights(self, lr: float, *, is_finite: bool) -> None:
-        if not is_finite and not self.scaler.is_enabled():
-            return
+    def _update_weights(self, lr: float, *, is_finite: Tensor) -> None:
+        has_scaler = self.scaler.is_enabled()
+        share: Share = is_finite.float()
+        if reads_values(self.device) or self.device.type == "mps":  # Not all optimizers there have `found_inf`.
+            share = 1.0 if is_finite else 0.0
+            if not share and not has_scaler:
+                return
+        found_inf = None if has_scaler or isinstance(share, float) else 1 - share
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_factor"]
-            self.scaler.step(optimizer)  # Skips the update if an fp16 gradient is infinite or NaN.
+            with skip_update_if(optimizer, found_inf):
+                self.scaler.step(optimizer)  # Skips the update if an fp16 gradient is infinite or NaN.
         self.scaler.update()
-        if is_finite:
-            self.model.clamp_temperature()
-            if self.average is not None:
-                self.average.update(self.model)
+        self.model.clamp_temperature()
+        if self.average is not None:
+            self.average.update(self.model, share=share)
 
 
 def _tensors(output: CLIPOutput) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """Validation during training: loss, accuracies, retrieval and zero-shot accuracy on held-out samples."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias, assert_never
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 from PIL import Image
+from torch import nn
 
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
@@ -18,6 +20,7 @@ from diptych.core.settings import settings
 from diptych.data.batches.groups import group_rows
 from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.protocol import Source
+from diptych.device.distributed import ALONE, Ranks
 from diptych.evaluation.encoded import EncodedPairs, SourceEncoder
 from diptych.evaluation.retrieval import RetrievalReport, rank_pairs
 from diptych.evaluation.zero_shot import ZeroShotReport, evaluate_zero_shot, zero_shot_accuracy
@@ -133,12 +136,19 @@ class Validation:
 
 
 def validate(
-    embedder: Embedder, source: Source, *, config: DataConfig, loss: LossConfig, batch_size: int, seed: int
+    embedder: Embedder,
+    source: Source,
+    *,
+    config: DataConfig,
+    loss: LossConfig,
+    batch_size: int,
+    seed: int,
+    ranks: Ranks = ALONE,
 ) -> Validation:
     """Encode a validation source once and compute loss, accuracies, retrieval and zero-shot accuracy from the embeddings.
 
-    One caption per image enters loss and accuracies; which one depends only on `seed` and the image's key. The model is left in
-    evaluation mode.
+    One caption per image enters loss and accuracies; which one depends only on `seed` and the image's key. The model is in
+    evaluation mode meanwhile.
 
     Args:
         embedder: the model to validate.
@@ -147,10 +157,48 @@ def validate(
         loss: loss of the run.
         batch_size: number of pairs per batch, at most the number of images.
         seed: seed for the selection of captions and the order of the batches.
+        ranks: the ranks that share the encoding. All of them must call this function; rank 0 computes the metrics.
     """
-    embedder.bundle.model.eval()
+    with _evaluation_mode(embedder.bundle.model):
+        pairs = _encode_pairs(embedder, source, ranks)
+        return ranks.run_on_rank0(
+            lambda: _validate_pairs(embedder, source, pairs, config=config, loss=loss, batch_size=batch_size, seed=seed)
+        )
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within the block, all modules are in evaluation mode; afterwards each has the mode that it had before."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def _encode_pairs(embedder: Embedder, source: Source, ranks: Ranks) -> EncodedPairs:
+    """Encode images and captions, shared among ranks."""
+    buffers = tuple(embedder.bundle.model.buffers())
+    if ranks.size > 1 and buffers:  # The running averages of batch norm differ between the ranks of a DDP model.
+        shared = ranks.run_on_rank0(lambda: [buffer.cpu() for buffer in buffers])
+        for buffer, value in zip(buffers, shared, strict=True):
+            buffer.copy_(value)
+    return SourceEncoder(embedder, ranks=ranks).encode_pairs(source)
+
+
+def _validate_pairs(
+    embedder: Embedder,
+    source: Source,
+    pairs: EncodedPairs,
+    *,
+    config: DataConfig,
+    loss: LossConfig,
+    batch_size: int,
+    seed: int,
+) -> Validation:
     encoder = SourceEncoder(embedder)
-    pairs = encoder.encode_pairs(source)
     keys, labels = pairs.images.keys, pairs.images.labels
     firsts = np.searchsorted(pairs.image_of_text, np.arange(len(keys)))
     counts = np.bincount(pairs.image_of_text, minlength=len(keys)).tolist()
@@ -207,12 +255,20 @@ def draw_samples(pairs: EncodedPairs, selected: Int64[ndarray, " I"]) -> Validat
 
 
 def measure_split(
-    embedder: Embedder, source: Source, *, split: str, metric: Metric
+    embedder: Embedder, source: Source, *, split: str, metric: Metric, ranks: Ranks = ALONE
 ) -> tuple[RetrievalReport, ZeroShotReport | None]:
-    """Evaluate retrieval on a whole source, and zero-shot accuracy if `metric` is `zero_shot` (otherwise None)."""
-    encoder = SourceEncoder(embedder)
-    pairs = encoder.encode_pairs(source)
-    retrieval = rank_pairs(encoder, pairs, split=split).report
-    if metric != "zero_shot":
-        return retrieval, None
-    return retrieval, evaluate_zero_shot(encoder, source, split=split, images=pairs.images).report
+    """Evaluate retrieval on a whole source, and zero-shot accuracy if `metric` is `zero_shot` (otherwise None).
+
+    With several ranks, all of them must call this function. They share the encoding; rank 0 computes the metrics.
+    """
+
+    def measure() -> tuple[RetrievalReport, ZeroShotReport | None]:
+        encoder = SourceEncoder(embedder)
+        retrieval = rank_pairs(encoder, pairs, split=split).report
+        if metric != "zero_shot":
+            return retrieval, None
+        return retrieval, evaluate_zero_shot(encoder, source, split=split, images=pairs.images).report
+
+    with _evaluation_mode(embedder.bundle.model):
+        pairs = _encode_pairs(embedder, source, ranks)
+        return ranks.run_on_rank0(measure)

@@ -3,10 +3,18 @@
 Shapes: B batch, U distinct captions in the batch, H height, W width, T tokens of the longest caption, K positive keys per row.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
+import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+
+from diptych.device.packed_texts import PackedTexts
+
+_ON_HOST = frozenset({"lengths"})
+"""Fields whose tensors always stay on the host: their values determine the shapes of a computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,9 @@ class Batch:
     ranks, so that groups can be formed over the global batch."""
     keys: tuple[str, ...]
     captions: tuple[str, ...]
+    packed: tuple[PackedTexts, ...] = ()
+    """The same captions packed for the text tower, one item for each part of the batch that is encoded at once. Empty if the
+    tower packs `ids` itself: on a CPU, and in SigLIP's layout."""
     for_teacher: ModelInput | None = None
     """The same images and captions, preprocessed for the teacher model."""
     skipped: tuple[tuple[str, str], ...] = ()
@@ -48,3 +59,63 @@ class Batch:
     """Seconds that the worker spent reading, decoding and cropping the rows."""
     source_pixels: int = 0
     """Total pixels of the images before cropping and resizing."""
+
+    def pin_memory(self) -> "Batch":
+        """The batch with its tensors in page-locked memory, from which they can be copied to a GPU asynchronously.
+
+        `lengths` is not changed. The data loader calls this method in a separate thread.
+        """
+        return _with_tensors(self, Tensor.pin_memory)
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> "Batch":
+        """The batch with its tensors on a device, except `lengths`, which stays on the host.
+
+        Args:
+            device: the device.
+            non_blocking: whether copies from page-locked memory may still be running when this returns.
+        """
+        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def share_memory(self) -> None:
+        """Move all tensors into shared memory, in place, as a transfer to another process needs.
+
+        Raises:
+            RuntimeError: there is not enough shared memory.
+        """
+        for tensor in _tensors(self):
+            tensor.share_memory_()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all tensors in bytes."""
+        return sum(tensor.nbytes for tensor in _tensors(self))
+
+
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested dataclasses and tuples with all tensors changed, except those in `_ON_HOST`."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_with_tensors(item, change) for item in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return replace(
+        value,
+        **{
+            field.name: _with_tensors(getattr(value, field.name), change)
+            for field in fields(value)
+            if field.init and field.name not in _ON_HOST
+        },
+    )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors of nested dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from numpy import ndarray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.fingerprint import PicturesBy
@@ -27,20 +27,27 @@ from diptych.data.batches.captions import drop_words, names_side
 from diptych.data.batches.groups import Positives, hash_positive_keys, positive_group_ids
 from diptych.data.batches.order import Arrangement, BatchSampler
 from diptych.data.batches.rows import CaptionChoice, RowTable
+from diptych.data.batches.shared_memory import Workers, free_bytes, is_exhausted, plan_workers, too_small
 from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
 from diptych.device.distributed import ALONE, Ranks
 from diptych.device.forks import unmoved_objects
+from diptych.device.hardware import cores_of_rank
 from diptych.device.launch import local_size
+from diptych.device.packed_texts import PackingSpec
+from diptych.device.prefetch import prefetch
 from diptych.images.augment import AugmentConfig, random_color_params, random_crop_params, training_pixels
 from diptych.images.decode import decode_array
-from diptych.images.transforms import PixelConfig, Pixels
+from diptych.images.transforms import PixelConfig, Pixels, height_width
 from diptych.tokenizers.protocol import Tokenizer
 
 _MAX_REPLACEMENTS = 50
 """Consecutive unreadable samples after which a worker returns an error."""
 _MAX_DEATHS = 3
 """How often worker processes may be killed before training stops with an error."""
+_DEATHS = ("DataLoader worker (pid", "Pin memory thread exited")
+"""Beginnings of PyTorch's errors for a killed worker; the second occurs while a batch is transferred to the pinning thread."""
+_CPU = torch.device("cpu")
 
 
 @settings
@@ -76,8 +83,8 @@ class DataConfig:
     """How a resumed run detects replaced images: by the `sizes` of their files, or by their `contents`, which reads all
     images once."""
     workers: int | None = None
-    """Number of worker processes; 0 loads the data in the training process. The default is one per two cores, at most 8; the
-    ranks of a machine share its cores."""
+    """Number of worker processes; 0 loads the data in the training process. The default is one per two cores, at most 8, for
+    training on a CPU, and the number of cores minus one on other devices. The ranks of a machine share its cores."""
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1 or not 0 <= self.max_skipped < 1:
@@ -97,10 +104,16 @@ class DataConfig:
 
     @property
     def num_workers(self) -> int:
-        """Number of worker processes, with the default resolved."""
+        """Number of worker processes on a CPU, with the default resolved."""
         if self.workers is not None:
             return self.workers
         return max(1, min(8, (os.cpu_count() or 1) // (2 * local_size())))
+
+    def workers_on(self, device: torch.device) -> int:
+        """Number of worker processes for training on a device, with the default resolved."""
+        if self.workers is not None or device.type == "cpu":
+            return self.num_workers
+        return max(1, cores_of_rank() - 1)
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,8 @@ class TrainingExamples(Dataset["Example | DataError"]):
     image_px: Pixels
     seed: int
     teacher: InputSpec | None = None
+    packing: PackingSpec | None = None
+    """How the captions are packed for the text tower; None if the tower does it."""
 
     def __post_init__(self) -> None:
         self.rows = RowTable(self.source, self.config.caption)
@@ -208,6 +223,7 @@ class Collate:
     tokenizer: Tokenizer
     positives: Positives
     teacher: InputSpec | None = None
+    packing: PackingSpec | None = None
 
     def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
         """Return the batch of the rows, in their order, or the first error among them."""
@@ -218,17 +234,19 @@ class Collate:
         captions = tuple(example.caption for example in examples)
         distinct = {caption: number for number, caption in enumerate(dict.fromkeys(captions))}
         encoded = self.tokenizer.encode(tuple(distinct))
+        ids, lengths = torch.from_numpy(encoded.ids), torch.from_numpy(encoded.lengths)
         labels = [example.label for example in examples]
         positive_keys = hash_positive_keys(keys, captions, labels, positives=self.positives)
         return Batch(
             pixels=torch.from_numpy(np.stack([example.pixels for example in examples])),
-            ids=torch.from_numpy(encoded.ids),
-            lengths=torch.from_numpy(encoded.lengths),
+            ids=ids,
+            lengths=lengths,
             text_of_row=torch.tensor([distinct[caption] for caption in captions]),
             positive_groups=positive_group_ids(positive_keys, ALONE),
             positive_keys=positive_keys,
             keys=keys,
             captions=captions,
+            packed=() if self.packing is None else self.packing.pack(ids, lengths, num_pairs=len(examples)),
             for_teacher=self._for_teacher(examples, tuple(distinct)),
             skipped=tuple(skip for example in examples for skip in example.skipped),
             num_cut=encoded.num_cut,
@@ -252,30 +270,79 @@ def training_batches(
     batch_size: int,
     first_step: int = 0,
     ranks: Ranks = ALONE,
+    device: torch.device = _CPU,
 ) -> Iterator[Batch]:
     """Yield batches indefinitely, starting at `first_step`. With several ranks, each rank gets its own part of every batch.
 
     If a worker process is killed, the workers are restarted at the current step, with a `DiptychWarning`.
 
+    Args:
+        examples: the rows of the batches.
+        tokenizer: tokenizer of the model.
+        batch_size: number of rows of a batch, over all ranks.
+        first_step: number of batches to skip.
+        ranks: the ranks that share each batch.
+        device: the device that trains the model. It decides the number of workers, and batches for a CUDA device are in
+            page-locked memory and are copied to it one step ahead (`prefetch`). Otherwise the batches are on the host.
+
     Raises:
-        DataError: fifty consecutive samples are unreadable, or workers were killed three times.
+        DataError: fifty consecutive samples are unreadable, workers were killed three times, or the shared memory is too small
+            for the workers.
     """
     config = examples.config
     rows = examples.rows.for_order(
         positives=config.positives, arrangement=config.positives_in_batch, blocks_at_once=config.shards_at_once
     )
-    collate = Collate(tokenizer, config.positives, examples.teacher)
+    collate = _SharedCollate(Collate(tokenizer, config.positives, examples.teacher, examples.packing))
+    batch_bytes = -(-batch_size // ranks.size) * _row_bytes(examples, tokenizer)
+    workers = plan_workers(config.workers_on(device), batch_bytes=batch_bytes)
 
     def load_from(step: int) -> Iterator[Batch | DataError]:
         sampler = BatchSampler(rows, batch_size=batch_size, seed=examples.seed, first_step=step, ranks=ranks)
-        return _load(examples, sampler, collate)
+        return _load(examples, sampler, collate, workers, is_pinned=device.type == "cuda")
 
-    with unmoved_objects() if config.num_workers else nullcontext():
-        yield from _restart_killed_workers(load_from, first_step, num_workers=config.num_workers)
+    with unmoved_objects() if workers.num else nullcontext():
+        loaded = _restart_killed_workers(load_from, first_step, num_workers=workers.num, batch_bytes=batch_bytes)
+        yield from prefetch(loaded, device)
+
+
+@dataclass(frozen=True)
+class _SharedCollate:
+    """Collate function that puts the batches of a worker into shared memory.
+
+    PyTorch would do so in a thread of the worker. If there is too little memory, that thread loses the batch, and the training
+    process waits for it forever.
+    """
+
+    collate: Collate
+
+    def __call__(self, rows: list[Example | DataError]) -> Batch | DataError:
+        batch = self.collate(rows)
+        if isinstance(batch, DataError) or get_worker_info() is None:
+            return batch
+        try:
+            batch.share_memory()
+        except RuntimeError as error:
+            if free_bytes() is None or "shared memory" not in str(error):
+                raise
+            return too_small(batch.num_bytes)
+        return batch
+
+
+def _row_bytes(examples: TrainingExamples, tokenizer: Tokenizer) -> int:
+    """Approximate size of a row of a batch: its pixels, and up to five numbers of 8 bytes per token."""
+    height, width = height_width(examples.image_px)
+    num = 3 * height * width + 40 * tokenizer.context_length
+    return num if examples.teacher is None else num + _teacher_bytes(examples.teacher)
+
+
+def _teacher_bytes(teacher: InputSpec) -> int:
+    height, width = height_width(teacher.image_px)
+    return 3 * height * width + 8 * teacher.tokenizer.context_length
 
 
 def _restart_killed_workers(
-    load_from: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int
+    load_from: Callable[[int], Iterator[Batch | DataError]], step: int, *, num_workers: int, batch_bytes: int
 ) -> Iterator[Batch]:
     """Yield the batches of `load_from(step)`; call it again at the current step if its workers are killed."""
     for death in range(1, _MAX_DEATHS + 1):
@@ -287,8 +354,10 @@ def _restart_killed_workers(
                 step += 1
         # ConnectionError and EOFError occur if the worker is killed while it transfers a batch.
         except (RuntimeError, ConnectionError, EOFError) as error:
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+            if isinstance(error, RuntimeError) and not str(error).startswith(_DEATHS):
                 raise
+            if is_exhausted(batch_bytes):
+                raise too_small(batch_bytes) from None
             if death == _MAX_DEATHS:
                 raise DataError(
                     f"worker processes were killed {death} times, most likely because memory ran out; try fewer "
@@ -298,19 +367,21 @@ def _restart_killed_workers(
             warnings.warn(text, DiptychWarning, stacklevel=2)
 
 
-def _load(examples: TrainingExamples, sampler: BatchSampler, collate: Collate) -> Iterator[Batch | DataError]:
-    workers = examples.config.num_workers
+def _load(
+    examples: TrainingExamples, sampler: BatchSampler, collate: _SharedCollate, workers: Workers, *, is_pinned: bool
+) -> Iterator[Batch | DataError]:
     loader = DataLoader(
         examples,
         batch_sampler=sampler,
         collate_fn=collate,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        num_workers=workers.num,
+        prefetch_factor=workers.ahead if workers.num else None,
         worker_init_fn=_start_worker,
+        pin_memory=is_pinned,
     )
     before = signal.getsignal(signal.SIGCHLD)
     batches: Iterator[Batch | DataError] = iter(loader)
-    if workers and threading.current_thread() is threading.main_thread():
+    if workers.num and threading.current_thread() is threading.main_thread():
         # PyTorch's handler raises at any point of the training process, for example within an optimizer step. A killed
         # worker is also detected when the next batch is fetched.
         is_from_pytorch = getattr(before, "__module__", "").startswith("torch.")

@@ -16,13 +16,14 @@ _MAY_DIFFER = {
     "data.max_skipped",
     "data.skip_missing",
     "data.fingerprint",
+    "deterministic",
     "gradient_checkpointing",
     "parallel",
     "checkpoint",
     "logs",
 }
 """Settings and sections that do not change the trained model: devices, speed, and the locations of files."""
-_ADDED: dict[str, Any] = {"data.split_rule": 1}
+_ADDED: dict[str, Any] = {"data.split_rule": 1, "precision": "fp32"}
 """Settings that were added in later versions and change the trained model, with the values that earlier versions used."""
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.core.errors import ConfigError, RunError
+from diptych.training.optim.base import Share
 from diptych.training.parallel.tensors import copy_tensors, local
 
 
@@ -25,21 +26,36 @@ class WeightAverage:
         if not 0 <= decay < 1:
             raise ConfigError(f"the decay of the averaged weights is {decay}; it must lie within [0, 1)")
         self.decay = decay
-        self.num_updates = 0
+        self._num_updates: Share = 0.0
         self.weights = {name: weight.to(torch.float32, copy=True) for name, weight in _weights(model).items()}
         self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
 
+    @property
+    def num_updates(self) -> int:
+        """Number of updates so far, without those that were skipped. Waits for the device."""
+        return int(self._num_updates)
+
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Update the average with the current weights of the model. Call it after each training step."""
-        self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        current = _weights(model)
-        torch._foreach_lerp_(
-            [local(weight) for weight in self.weights.values()],
-            [local(current[name]).float() for name in self.weights],
-            weight=1 - decay,
-        )
+    def update(self, model: nn.Module, *, share: Share = 1.0) -> None:
+        """Update the average with the current weights of the model. Call it after each training step.
+
+        Args:
+            model: the model that is averaged.
+            share: 1, or 0 if the step was skipped, which leaves the averaged weights unchanged.
+        """
+        if isinstance(share, float) and not share:
+            return
+        self._num_updates = self._num_updates + share
+        weights = _weights(model)
+        average = [local(weight) for weight in self.weights.values()]
+        current = [local(weights[name]).float() for name in self.weights]
+        num = self._num_updates
+        if isinstance(num, float):
+            torch._foreach_lerp_(average, current, weight=1 - min(self.decay, (1 + num) / (10 + num)))
+        else:
+            change = torch._foreach_sub(current, average)
+            torch._foreach_mul_(change, (9 / (10 + num)).clamp(min=1 - self.decay) * share)
+            torch._foreach_add_(average, change)
         _copy(dict(model.named_buffers()), self.buffers)
 
     @torch.no_grad()
@@ -67,7 +83,7 @@ class WeightAverage:
                 )
         _copy(state["weights"], self.weights)
         _copy(state["buffers"], self.buffers)
-        self.num_updates = state["num_updates"]
+        self._num_updates = float(state["num_updates"])
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diptych.training.optim.base import GroupwiseOptimizer
+from diptych.training.optim.base import GroupwiseOptimizer, Share
 from diptych.training.parallel.tensors import local
 
 
@@ -33,7 +33,9 @@ class Lion(GroupwiseOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
-    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any], *, share: Share
+    ) -> None:
         (beta_1, beta_2), lr = group["betas"], group["lr"]
         momenta = [local(self._momentum(parameter)) for parameter in parameters]
         parameters = [local(parameter) for parameter in parameters]
@@ -41,6 +43,12 @@ class Lion(GroupwiseOptimizer):
         update = torch._foreach_mul(momenta, beta_1)
         torch._foreach_add_(update, gradients, alpha=1 - beta_1)
         torch._foreach_sign_(update)
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, update, alpha=-lr)
-        torch._foreach_lerp_(momenta, gradients, 1 - beta_2)
+        torch._foreach_mul_(parameters, 1 - share * lr * group["weight_decay"])
+        if isinstance(share, float):
+            torch._foreach_add_(parameters, update, alpha=-lr * share)
+            torch._foreach_lerp_(momenta, gradients, (1 - beta_2) * share)
+            return
+        torch._foreach_mul_(update, -lr * share)
+        torch._foreach_add_(parameters, update)
+        torch._foreach_mul_(momenta, 1 - (1 - beta_2) * share)
+        torch._foreach_add_(momenta, gradients, alpha=1 - beta_2)  # The gradients are 0 if the update is skipped.

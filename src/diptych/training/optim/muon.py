@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.training.optim.base import GroupwiseOptimizer
+from diptych.training.optim.base import GroupwiseOptimizer, Share
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
@@ -36,14 +36,16 @@ class Muon(GroupwiseOptimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def _update(self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any], *, share: Share
+    ) -> None:
         beta, lr = group["momentum"], group["lr"]
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            momentum = self._momentum(parameter).lerp_(gradient, 1 - beta)
+            momentum = self._momentum(parameter).lerp_(gradient, (1 - beta) * share)
             update = orthogonalized(gradient.lerp(momentum, beta).flatten(1))  # Nesterov momentum, (out, in * kernel).
             scale = 0.2 * max(update.shape) ** 0.5
-            parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(update.view_as(parameter), alpha=-lr * scale)
+            parameter.mul_(1 - share * lr * group["weight_decay"])
+            parameter.add_(update.mul_(share).view_as(parameter), alpha=-lr * scale)
 
 
 def orthogonalized(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:

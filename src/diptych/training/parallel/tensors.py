@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.device.distributed import Ranks
+from diptych.device.hardware import reads_values
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -63,7 +64,7 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float, ranks: R
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     norm = grad_norm(with_grad, ranks)
-    if norm.device.type == "cpu" and norm + 1e-6 <= max_norm:
+    if max_norm == float("inf") or (reads_values(norm.device) and norm + 1e-6 <= max_norm):
         return norm
     for kind in (True, False):
         same_kind = [parameter for parameter in with_grad if is_sharded(parameter) is kind]

@@ -16,7 +16,7 @@ from diptych.images.tensors import normalize
 from diptych.models.clip import CLIP
 from diptych.training.loss import LossConfig
 from diptych.training.parallel.tensors import grad_norm
-from diptych.training.step import StepResult
+from diptych.training.step_result import StepResult
 
 MAX_STRIKES = 10
 """Number of consecutive skipped steps after which the run stops."""
@@ -42,8 +42,14 @@ class TrainingMonitor:
         self.strikes = 0
         self._stuck = 0
 
-    def skipped(self, result: StepResult, batch: Batch, step: int, *, lr: float) -> str | None:
+    def skipped(self, result: StepResult, keys: Sequence[str], step: int, *, lr: float) -> str | None:
         """Record a step. Returns a message if it was skipped, otherwise None.
+
+        Args:
+            result: the result of the step.
+            keys: the keys of its samples.
+            step: number of the step.
+            lr: learning rate, for the message of the error.
 
         Raises:
             RunError: ten consecutive steps were skipped.
@@ -54,7 +60,7 @@ class TrainingMonitor:
         what = f"loss {result.loss:g}, gradient norm {result.grad_norm:g}: not finite"
         if self.strikes == MAX_STRIKES:
             raise RunError(f"{what}, {MAX_STRIKES} steps in a row: the weights have diverged; {_lr_advice(lr)}")
-        return f"step {step} skipped: {what}; its samples: {', '.join(batch.keys)}"
+        return f"step {step} skipped: {what}; its samples: {', '.join(keys)}"
 
     def is_stuck(self, loss: float) -> bool:
         """Record the loss of a step. Returns True at the 500th consecutive step with a loss within 1 % of ln(N)."""
@@ -107,7 +113,7 @@ def diagnostics(
     Args:
         model: the model that is trained.
         batch: the batch of the step.
-        result: the result of the step.
+        result: the result of this step, or of one of the steps before it.
         ranks: the ranks of the run, all of which must call it.
         lr: learning rate of the step.
         warmup_left: steps until the end of the warm-up.

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,11 +15,14 @@ from diptych.core.address import redacted
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import DiptychWarning
 from diptych.training.report.event_file import forget_after, read_events
-from diptych.training.step import StepResult
+from diptych.training.step_result import StepResult
 from diptych.training.validation import Validation
 
-_STEP_SCALARS = ("loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss")
-"""Values of a step that are shown in TensorBoard; `events.jsonl` contains all of them."""
+_STEP_SCALARS = (
+    *("loss", "image_to_text", "text_to_image", "logit_scale", "lr", "grad_norm", "teacher_loss"),
+    *("utilization", "peak_memory_bytes"),
+)
+"""Values of a step that are shown in TensorBoard; `events.jsonl` contains all of them. A value that is None is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,10 @@ class StepReport:
     """Throughput over the last few seconds of training, without validation."""
     data_wait: float
     """Share of training time spent waiting for data, within [0, 1]."""
+    utilization: float | None = None
+    """Operations per second (`models/flops.py`) divided by the GPU's peak rate, within [0, 1]; None if that is not known."""
+    peak_memory_bytes: int | None = None
+    """Largest memory that tensors have occupied on this GPU so far; None on other devices."""
     result: StepResult
 
 
@@ -119,10 +126,9 @@ class EventLog:
         """Log the first step and every `every_steps` steps."""
         if report.step % self._every_steps and report.step > 1:
             return
-        event = {**asdict(report), **asdict(report.result), "ln_n": math.log(self._batch_size)}
-        del event["result"]
-        if report.result.teacher_loss is None:
-            del event["teacher_loss"]
+        event = {**vars(report), **report.result.metrics, "skipped": report.result.skipped}
+        event = {name: value for name, value in event.items() if name != "result" and value is not None}
+        event["ln_n"] = math.log(self._batch_size)
         self._write(report.step, event, tuple(name for name in _STEP_SCALARS if name in event))
 
     def on_validation(self, step: int, validation: Validation) -> None:

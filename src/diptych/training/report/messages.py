@@ -12,6 +12,7 @@ from diptych.device.distributed import Ranks
 from diptych.models.clip import CLIP
 from diptych.models.config import STAGED
 from diptych.training.config import TrainConfig
+from diptych.training.precision import describe_precision
 
 _MAX_ODDITIES = 3
 _OLD_NAMES = {"what_it_does": "describe_run", "where_it_starts": "describe_start"}
@@ -23,10 +24,10 @@ __getattr__ = renamed_names(__name__, _OLD_NAMES)
 def describe_run(
     config: TrainConfig, model: CLIP, source: Source, *, device: torch.device, run: Path, ranks: Ranks
 ) -> list[str]:
-    """Lines that describe a run: its data, model and device, a note on batch norms in micro-batches, and oddities of the data.
+    """Lines that describe a run: data, model, device, precision on a GPU, batch norms in micro-batches, oddities of the data.
 
     Args:
-        config: config of the run.
+        config: config of the run, with a precision other than `auto`.
         model: the model that is trained.
         source: the training samples.
         device: the device of this rank.
@@ -40,6 +41,9 @@ def describe_run(
         f"Training {config.recipe}: {len(source):,} images of {config.data.source}, {trained:,} parameters{also_locked}, on "
         f"{_device_names(config, device, ranks)}, into {run}"
     ]
+    assert config.precision != "auto"
+    precision = describe_precision(config.precision, device)
+    lines += [] if precision is None else [precision]
     at_once = config.micro_batch or config.batch_size // ranks.size
     if at_once < config.batch_size and isinstance(config.model.image, STAGED):
         why = "with micro_batch" if config.micro_batch else "on several ranks"

@@ -28,6 +28,9 @@ def open_observers(
     """
     if ranks.rank != 0:
         return Observers([])
-    log, plain = EventLog(run, batch_size=config.batch_size, first_step=first_step), without_secrets(to_plain(config))
-    trackers = [Tracker(kind, run, project=config.logs.project, config=plain) for kind in config.logs.trackers]
+    logs, plain = config.logs, without_secrets(to_plain(config))
+    log = EventLog(run, batch_size=config.batch_size, first_step=first_step, every_steps=logs.every_steps)
+    trackers = [
+        Tracker(kind, run, project=logs.project, config=plain, every_steps=logs.every_steps) for kind in logs.trackers
+    ]
     return Observers([log, *trackers, *more])

@@ -28,13 +28,27 @@ class SkippedSamples:
         self.num_samples = num_samples
         self.max_share = max_share
         self.reasons: dict[str, str] = {}
-        self._is_writer = ranks.rank == 0
+        self._ranks = ranks
+        self._noted: list[tuple[str, str]] = []
 
     def go_on(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Replace the record by that of a checkpoint. Samples that a killed run recorded after it are removed from the file."""
         self.reasons = dict(skipped)
-        if self._is_writer and self.path.exists():
+        if self._ranks.rank == 0 and self.path.exists():
             write_text(self.path, _lines(self.reasons))
+
+    def note(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Note (key, reason) of samples that a batch of this rank could not read, until the next `exchange`."""
+        self._noted += skipped
+
+    def exchange(self, *, num_tried: int) -> None:
+        """Record the noted samples of all ranks. All ranks must call it; see `add`.
+
+        Raises:
+            DataError: too many samples are unreadable.
+        """
+        noted, self._noted = self._noted, []
+        self.add(self._ranks.gather_if_any(noted), num_tried=num_tried)
 
     def add(self, skipped: Iterable[tuple[str, str]], *, num_tried: int) -> None:
         """Record the samples that a batch could not read.
@@ -51,7 +65,7 @@ class SkippedSamples:
         if not new:
             return
         self.reasons.update(new)
-        if self._is_writer:
+        if self._ranks.rank == 0:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_lines(new))
         tried = min(self.num_samples, max(num_tried, 1000))

@@ -1,12 +1,15 @@
 """Reports the steps of a run: metrics, throughput, advice on slow data, and a diagnosis of a loss that does not fall."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from diptych.data.batches.batch import Batch
 from diptych.device.distributed import Ranks
+from diptych.device.hardware import reads_values
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
 from diptych.training.config import TrainConfig
@@ -15,12 +18,26 @@ from diptych.training.parallel.clock import RunClock
 from diptych.training.report.diagnosis import TrainingMonitor, diagnose, diagnostics
 from diptych.training.report.events import Observers, StepReport
 from diptych.training.report.throughput import Throughput
-from diptych.training.step import StepResult
+from diptych.training.report.utilization import Utilization
+from diptych.training.step_result import ResultCopy, StepResult
+
+
+class _Step(NamedTuple):
+    """A completed step that is not reported yet."""
+
+    report: StepReport
+    keys: Sequence[str]
+    """The keys of its samples."""
 
 
 @dataclass(kw_only=True, eq=False)
 class StepReporter:
-    """Reports the steps of a run to its observers."""
+    """Reports the steps of a run to its observers.
+
+    A CPU run reports each step at once. On a GPU, the metrics of the first step, and then of every `logs.every_steps` steps,
+    are copied to the host together. They are reported after the host has queued the kernels of the next step, so that the
+    device always has work. All ranks report the same steps at the same time.
+    """
 
     config: TrainConfig
     model: CLIP
@@ -36,15 +53,21 @@ class StepReporter:
     def __post_init__(self) -> None:
         self._monitor = TrainingMonitor(self.config.batch_size, loss=self.config.loss)
         self._num_cut = 0
+        device = self.model.log_logit_scale.device
+        self._every_steps = 1 if reads_values(device) else self.config.logs.every_steps
+        self._copies_later = device.type == "cuda"
+        self._waiting: list[_Step] = []
+        self._copied: tuple[list[_Step], ResultCopy] | None = None
+        self._utilization = Utilization(self.config, device, num_ranks=self.ranks.size)
         self.throughput = Throughput(
             batch_size=self.config.batch_size,
             image_pixels=math.prod(height_width(self.config.model.image.image_px)),
-            num_workers=self.config.data.num_workers,
+            num_workers=self.config.data.workers_on(self.model.log_logit_scale.device),
             is_decoded=self.is_decoded,
         )
 
     def report(self, batch: Batch, result: StepResult, *, step: int, lr: float, waited_s: float, took_s: float) -> None:
-        """Report a completed step. All ranks must call it.
+        """Report a step when its result is on the host. All ranks must call it after each step.
 
         Args:
             batch: the batch of the step.
@@ -57,10 +80,12 @@ class StepReporter:
         Raises:
             RunError: ten consecutive steps were skipped.
         """
+        self._newest = batch
         self._num_cut += batch.num_cut
         self.throughput.record_step(batch, waited_s=waited_s, took_s=took_s)
         elapsed = self.clock.now()
         progress = self.schedule.progress(step, elapsed)
+        self._utilization.record(batch, small_px=self.schedule.small_px(progress))
         report = StepReport(
             step=step,
             epoch=step / self.schedule.steps_per_epoch,
@@ -70,15 +95,53 @@ class StepReporter:
             lr=lr,
             pairs_per_s=self.throughput.pairs_per_s,
             data_wait=self.throughput.data_wait,
+            utilization=self._utilization.share(self.throughput.pairs_per_s),
+            peak_memory_bytes=self._utilization.peak_memory_bytes(),
             result=result,
         )
+        self._waiting.append(_Step(report, batch.keys))
+        self._report_copied()
+        if step == 1 or step % self._every_steps == 0:
+            self._copy()
+            if not self._copies_later:
+                self._report_copied()
+        advice = self.throughput.advice()
+        if advice is not None:
+            self.observers.say(advice)
+
+    def flush(self) -> None:
+        """Report all steps so far. Waits for the device. All ranks must call it.
+
+        Raises:
+            RunError: ten consecutive steps were skipped.
+        """
+        self._report_copied()
+        if self._waiting:
+            self._copy()
+            self._report_copied()
+
+    def _copy(self) -> None:
+        """Start the copy of the results of all waiting steps."""
+        self._copied = self._waiting, ResultCopy([step.report.result for step in self._waiting])
+        self._waiting = []
+
+    def _report_copied(self) -> None:
+        if self._copied is None:
+            return
+        (steps, copy), self._copied = self._copied, None
+        for (report, keys), result in zip(steps, copy.wait(), strict=True):
+            self._report(replace(report, result=result), keys)
+
+    def _report(self, report: StepReport, keys: Sequence[str]) -> None:
+        """Report a step whose result is on the host."""
         self.observers.notify(lambda observer: observer.on_step(report))
-        for message in (self.throughput.advice(), self._monitor.skipped(result, batch, step, lr=lr)):
-            if message is not None:
-                self.observers.say(message)
+        result, step, lr = report.result, report.step, report.lr
+        message = self._monitor.skipped(result, keys, step, lr=lr)
+        if message is not None:
+            self.observers.say(message)
         if self._monitor.is_stuck(result.loss):
             warmup_left = max(0, self.config.schedule.warmup_steps - step)
-            measured = diagnostics(self.model, batch, result, self.ranks, lr=lr, warmup_left=warmup_left)
+            measured = diagnostics(self.model, self._newest, result, self.ranks, lr=lr, warmup_left=warmup_left)
             self.observers.say(diagnose(measured, ln_n=self._monitor.ln_n))
 
     def report_cut_captions(self, context_length: int) -> None:

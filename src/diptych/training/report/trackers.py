@@ -15,9 +15,9 @@ from diptych.training.validation import Validation
 _ID = "tracked-as.txt"
 _STEP_METRICS = (
     *("loss", "image_to_text", "text_to_image", "logit_scale", "grad_norm", "lr", "epoch", "pairs_per_s"),
-    "teacher_loss",
+    *("teacher_loss", "utilization", "peak_memory_bytes"),
 )
-"""Metrics of a step that are logged, as named in `StepReport` and `StepResult`; `teacher_loss` only with a teacher."""
+"""Metrics of a step that are logged, as named in `StepReport` and `StepResult`. A metric that is None is left out."""
 
 
 class Tracker:
@@ -48,8 +48,8 @@ class Tracker:
         """Log the first step and every `every_steps` steps."""
         if report.step % self._every_steps and report.step > 1:
             return
-        values = {**vars(report), **vars(report.result)}
-        self._log(report.step, {f"train/{name}": values[name] for name in _STEP_METRICS if values[name] is not None})
+        values = {**vars(report), **report.result.metrics}
+        self._log(report.step, {f"train/{name}": values[name] for name in _STEP_METRICS if name in values})
 
     def on_validation(self, step: int, validation: Validation) -> None:
         """Log the metrics of a validation."""
