@@ -82,6 +82,19 @@ def test_wrong_type_names_file_path_and_value(plain: object, message: str) -> No
         from_plain(Outer, plain, what="file.yaml")
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("compile", "'compile' is 'foo': input should be a valid boolean or 'auto'$"),
+        ("lock.image", "'lock.image' is 'foo': input should be a valid integer or 'all'$"),
+        ("precision", "'precision' is 'foo': input should be 'auto', 'fp32', 'bf16' or 'fp16'$"),
+    ],
+)
+def test_a_value_of_no_member_of_a_union_names_all_of_them(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(TrainConfig(), {path: "foo"})
+
+
 def test_settings_are_frozen() -> None:
     with pytest.raises(AttributeError):
         Outer().name = "y"  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: build them from YAML or JSON, check types, write them back, override fields by path."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
@@ -37,7 +37,7 @@ def from_plain(cls: type[T], plain: Any, *, what: str = "config") -> T:
     try:
         return _adapter(cls).validate_python(plain)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise ConfigError(f"{what}: {_explain(cls, error.errors()[0])}") from None
+        raise ConfigError(f"{what}: {_explain(cls, error.errors())}") from None
 
 
 @lru_cache
@@ -48,8 +48,10 @@ def _adapter(cls: type[Any]) -> Any:
     return TypeAdapter(cls)
 
 
-def _explain(cls: type[Any], error: Any) -> str:
-    path = ".".join(str(part) for part in _without_kinds(cls, error["loc"]))
+def _explain(cls: type[Any], errors: Sequence[Any]) -> str:
+    """Describe the first error. Each member of a union of plain types has an error of its own for the same value."""
+    error = errors[0]
+    path = _path(cls, error)
     where, context = f"'{path}'" if path else "the whole", error.get("ctx", {})
     match error["type"]:
         case "unexpected_keyword_argument":
@@ -59,7 +61,15 @@ def _explain(cls: type[Any], error: Any) -> str:
         case "union_tag_invalid":
             return f"'{path}.kind' is '{context['tag']}'; known: {context['expected_tags']}"
         case _:
+            same = [other["msg"] for other in errors if _path(cls, other) == path]
+            if len(same) > 1:  # "Input should be a valid integer, unable to parse ..." and "Input should be 'all'".
+                same = [text.partition(", unable to")[0].removeprefix("Input should be ") for text in same]
+                return f"{where} is {error['input']!r:.200}: input should be {' or '.join(dict.fromkeys(same))}"
             return f"{where} is {error['input']!r:.200}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _path(cls: type[Any], error: Any) -> str:
+    return ".".join(str(part) for part in _without_kinds(cls, error["loc"]))
 
 
 def override(value: T, changes: Mapping[str, Any]) -> T:
@@ -152,9 +162,11 @@ def _type_paths(cls: type[Any], prefix: str = "") -> Iterator[str]:
 
 
 def _without_kinds(cls: type[Any], location: tuple[Any, ...]) -> Iterator[Any]:
-    """Yield the location of an error as it appears in the file: without the kind names that pydantic inserts for unions."""
+    """Yield the location of an error as it appears in the file: without the names that pydantic inserts for unions."""
     kinds: list[type[Any]] = [cls]
     for part in location:
+        if not kinds and isinstance(part, str):  # A member of a union of plain types, such as `int`.
+            continue
         if len(kinds) > 1:
             kinds = [kind for kind in kinds if kind.kind == part]
             continue

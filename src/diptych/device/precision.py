@@ -9,7 +9,7 @@ import torch
 
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 """Data type of matrix products and convolutions."""
-PrecisionSetting: TypeAlias = Precision | Literal["auto"]
+PrecisionSetting: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 """A precision, or `auto` for the fastest that the device supports (`resolve_precision`)."""
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
