@@ -1,10 +1,18 @@
 """The precision of a run on a GPU; the capability and the name of the GPU are replaced."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
-from diptych.device.precision import Precision
+from diptych.core.settings import to_plain
+from diptych.device.precision import Precision, PrecisionSetting
+from diptych.training.checkpoint.compatibility import differing_settings
+from diptych.training.config import read_run_config
 from diptych.training.precision import describe_precision, run_precision
+from diptych.tuning.trial import _resumable
+from tests.conftest import TINY_RUN
 
 CUDA = torch.device("cuda")
 
@@ -32,3 +40,15 @@ def test_other_devices_are_left_alone() -> None:
     with run_precision("bf16", torch.device("cpu")):
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
     assert describe_precision("bf16", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(("setting", "is_resumed"), [("auto", True), ("fp32", True), ("bf16", False)])
+def test_auto_agrees_with_the_precision_that_a_run_chose(
+    finished_run: Path, setting: PrecisionSetting, *, is_resumed: bool
+) -> None:
+    """For a resumed run, and for the trial of a study that goes on."""
+    config = replace(TINY_RUN, precision=setting)
+    saved = to_plain(read_run_config(finished_run / "config.yaml"))
+    assert saved["precision"] == "fp32"
+    assert ("precision" not in {path for path, _, _ in differing_settings(saved, config)}) == is_resumed
+    assert (_resumable(config, finished_run) is not None) == is_resumed

@@ -121,8 +121,9 @@ def _configure_compiler() -> None:
     dynamo.optimize_ddp = False
     # Otherwise kernels are selected by their measured time.
     inductor.deterministic = torch.are_deterministic_algorithms_enabled()
-    # A run in fp32 was asked for.
+    # Advice against fp32, which the user chose, and a note on inputs of blocks, of which the compiler reads `grad`.
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 
 def _compile_methods(modules: Iterable[nn.Module], names: Iterable[str], *, dynamic: bool | None) -> None:

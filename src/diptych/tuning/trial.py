@@ -117,11 +117,15 @@ def _train(
 
 
 def _resumable(config: TrainConfig, folder: Path) -> TrainConfig | None:
-    """The config of the run in the folder, if it equals `config` except for the micro-batch; otherwise None."""
+    """The config of the run in the folder, if it equals `config` except for the micro-batch; otherwise None.
+
+    A run stores the precision that it chose for `auto`, so `auto` equals any.
+    """
     if not (folder / CONFIG).is_file():
         return None
     saved = read_run_config(folder / CONFIG)
-    return saved if replace(saved, micro_batch=config.micro_batch) == config else None
+    precision = config.precision if config.precision == "auto" else saved.precision
+    return saved if replace(saved, micro_batch=config.micro_batch, precision=precision) == config else None
 
 
 class _Listener:
