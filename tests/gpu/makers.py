@@ -46,16 +46,6 @@ def step_on(device: torch.device, *, precision: str = "fp32", optimizer: str = "
     return TrainingStep(model, optimizers, precision=precision, average=WeightAverage(model, decay=0.9))  # type: ignore[arg-type]
 
 
-def state_of(step: TrainingStep) -> dict[str, Tensor]:
-    """Copies of the weights, the optimizers' state and the average."""
-    found = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
-    for number, optimizer in enumerate(step.optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            found |= {f"{number} {index} {name}": torch.as_tensor(value).clone() for name, value in values.items()}
-    assert step.average is not None
-    return found | {f"average {name}": tensor.clone() for name, tensor in step.average.weights.items()}
-
-
 def run_on(device: torch.device, changes: dict[str, str] | None = None) -> TrainConfig:
     """Ten steps with dropout of patches and an average of the weights."""
     common = {"device": device.type, "model.image.patch_dropout": "0.25", "ema": "0.9", "checkpoint.steps": "4"}

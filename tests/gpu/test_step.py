@@ -9,7 +9,8 @@ from torch import distributed, nn
 
 from diptych.device.distributed import ALONE
 from diptych.training.parallel.wrap import Replicas
-from tests.gpu.makers import batch_with, state_of, step_on
+from tests.gpu.makers import batch_with, step_on
+from tests.training.makers import state_of
 
 pytestmark = pytest.mark.gpu
 BATCH = batch_with([3, 8, 5, 4, 8, 8, 3, 6, 7, 5, 4, 3])

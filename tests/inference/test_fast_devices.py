@@ -65,11 +65,17 @@ def test_half_precision_is_near_and_of_unit_length(tiny_bundle: Path, paths: lis
         np.testing.assert_allclose(ours, full, atol=0.02)
 
 
-def test_a_gpu_computes_in_half_and_a_cpu_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    for lacks, expected in ((True, "fp16"), (False, "bf16")):
-        monkeypatch.setattr(embedder_module, "lacks_bf16", lambda _device, lacks=lacks: lacks)
-        assert embedder_module._fast_precision(torch.device("cuda")) == expected
-    assert embedder_module._fast_precision(torch.device("cpu")) == "fp32"
+def test_without_a_precision_the_device_decides(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def resolve(setting: str, device: torch.device) -> str:
+        asked.append((setting, device.type))
+        return "bf16"
+
+    monkeypatch.setattr(embedder_module, "resolve_precision", resolve)
+    assert Embedder(load_bundle(tiny_bundle)).dtype == torch.bfloat16
+    assert asked == [("auto", "cpu")]
+    assert Embedder(load_bundle(tiny_bundle), precision="fp32").dtype == torch.float32
 
 
 def test_an_explanation_stays_float32(tiny_bundle: Path, paths: list[Path]) -> None:

@@ -95,3 +95,14 @@ def first_weights(bundle: Path, seed: int = 0) -> dict[str, torch.Tensor]:
     """The initial weights of the run with this seed that wrote the bundle."""
     torch.manual_seed(seed)
     return CLIP(load_bundle(bundle).config).state_dict()
+
+
+def state_of(step: TrainingStep) -> dict[str, torch.Tensor]:
+    """Copies of everything that a step changes: weights, the optimizers' state, the average and its number of updates."""
+    found = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
+    for number, optimizer in enumerate(step.optimizers):
+        for index, values in optimizer.state_dict()["state"].items():
+            found |= {f"{number} {index} {name}": torch.as_tensor(value).clone() for name, value in values.items()}
+    assert step.average is not None
+    found |= {f"average {name}": tensor.clone() for name, tensor in step.average.weights.items()}
+    return found | {"updates": torch.tensor(step.average.num_updates)}

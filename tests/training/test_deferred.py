@@ -28,7 +28,7 @@ from diptych.training.step import TrainingStep
 from diptych.training.step_result import ResultCopy, StepResult
 from diptych.training.validation import Validation
 from tests.conftest import TINY_MODEL, TINY_RUN
-from tests.training.makers import batch_of, model_of
+from tests.training.makers import batch_of, model_of, state_of
 
 NAMES = ("adamw", "lion", "muon")
 
@@ -113,17 +113,6 @@ def _step(name: str, *, precision: str = "fp32") -> TrainingStep:
     )
 
 
-def _state(step: TrainingStep) -> dict[str, torch.Tensor]:
-    """Copies of everything that a step changes: weights, the optimizers' state, the average and its number of updates."""
-    found = {name: tensor.clone() for name, tensor in step.model.state_dict().items()}
-    for number, optimizer in enumerate(step.optimizers):
-        for index, values in optimizer.state_dict()["state"].items():
-            found |= {f"{number} {index} {name}": torch.as_tensor(value).clone() for name, value in values.items()}
-    assert step.average is not None
-    found |= {f"average {name}": tensor.clone() for name, tensor in step.average.weights.items()}
-    return found | {"updates": torch.tensor(step.average.num_updates)}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_device_takes_the_steps_that_the_host_takes(name: str, as_on_a_gpu: Callable[[], None]) -> None:
     """With the same numbers, up to the rounding of operations in another order."""
@@ -132,8 +121,8 @@ def test_the_device_takes_the_steps_that_the_host_takes(name: str, as_on_a_gpu: 
     as_on_a_gpu()
     device = _step(name)
     assert [device(batch, lr=1e-3, seed=seed).loss for seed in range(3)] == pytest.approx(losses, rel=1e-5)
-    theirs = _state(host)
-    for part, ours in _state(device).items():
+    theirs = state_of(host)
+    for part, ours in state_of(device).items():
         if name == "lion" and part.endswith("key.bias"):  # Its gradient is 0 up to rounding, and Lion takes the sign.
             continue
         torch.testing.assert_close(ours, theirs[part], rtol=1e-4, atol=2e-5, msg=part)
@@ -149,15 +138,15 @@ def test_the_device_skips_a_step_that_is_not_finite(
     step, batch = _step(name, precision=precision), batch_of(TINY_MODEL)
     while step(batch, lr=1e-3, seed=0).skipped:  # The loss scale of fp16 is still too large.
         assert precision == "fp16"
-    before = _state(step)
+    before = state_of(step)
     with monkeypatch.context() as patch:
         patch.setattr("diptych.training.step.normalize", lambda pixels, _config: pixels.float() * broken)
         assert step(batch, lr=1e-3, seed=1).skipped
-    after = _state(step)
+    after = state_of(step)
     assert before.keys() == after.keys()
     assert [part for part, value in after.items() if not torch.equal(value, before[part])] == []
     assert not step(batch, lr=1e-3, seed=2).skipped
-    assert not torch.equal(_state(step)["log_logit_scale"], before["log_logit_scale"])
+    assert not torch.equal(state_of(step)["log_logit_scale"], before["log_logit_scale"])
 
 
 @pytest.mark.parametrize("name", NAMES)

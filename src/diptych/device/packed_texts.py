@@ -9,14 +9,14 @@ Shapes: U texts, T tokens of the longest text, N tokens with the filling, S sequ
 sequence, rounded up to a multiple of 16.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from diptych.core.errors import DataError
+from diptych.device.tensors import with_tensors
 
 TOKEN_MULTIPLE = 64
 """The number of packed tokens is a multiple of this."""
@@ -49,17 +49,12 @@ class PackedTexts:
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "PackedTexts":
         """The same texts on `device`."""
-        tensors: dict[str, Any] = {
-            name: part.to(device, non_blocking=non_blocking)
-            for name, part in vars(self).items()
-            if isinstance(part, Tensor)
-        }
-        return replace(self, **tensors)
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackingSpec:
-    """How a data worker packs the texts of a batch."""
+    """How data workers pack the texts of each batch."""
 
     context_length: int
     """Maximum number of tokens of a text."""
@@ -69,7 +64,7 @@ class PackingSpec:
     def pack(
         self, ids: Int64[Tensor, "U T"], lengths: Int64[Tensor, " U"], *, num_pairs: int
     ) -> tuple[PackedTexts, ...]:
-        """The packed texts of each part of a batch; `torch.tensor_split` splits the texts into `num_parts` parts."""
+        """The packed texts of a batch, one item per part (`num_parts`, `torch.tensor_split`)."""
         num = num_parts(num_pairs, self.micro_batch)
         parts = zip(ids.tensor_split(num), lengths.tensor_split(num), strict=True)
         return tuple(pack_texts(*part, context_length=self.context_length) for part in parts)

@@ -9,7 +9,7 @@ import torch
 
 @runtime_checkable
 class Movable(Protocol):
-    """Something with tensors that can be copied to a device, such as a batch."""
+    """An object whose tensors can be copied to a device, such as a `Batch`."""
 
     def to(self: "Moved", device: torch.device, *, non_blocking: bool) -> "Moved":
         """A copy on the device. With `non_blocking`, copies from page-locked memory may still be running."""
@@ -61,7 +61,7 @@ class _SideStream:
         self._stream = torch.cuda.Stream(device)
 
     def start(self, batch: Moved) -> _Copy[Moved]:
-        """Start to copy a batch."""
+        """Start the copy of a batch."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             copied = batch.to(self._device, non_blocking=True)

@@ -25,7 +25,7 @@ from diptych.core.sample import ImageInput
 from diptych.device.distributed import ALONE, Ranks
 from diptych.device.forks import before_computing
 from diptych.device.hardware import decodes_in_processes, num_decoders
-from diptych.device.precision import DTYPES, Precision, lacks_bf16
+from diptych.device.precision import DTYPES, Precision, resolve_precision
 from diptych.images.decode import decode, describe, file_content
 from diptych.images.pool import DecodePool
 from diptych.images.tensors import normalize
@@ -80,7 +80,9 @@ class Embedder:
         self.decode_pool = decode_pool
         self.device = next(bundle.model.parameters()).device
         weights = next(bundle.model.parameters()).dtype
-        self.dtype = DTYPES[precision or _fast_precision(self.device)] if weights == torch.float32 else weights
+        self.dtype = (
+            DTYPES[precision or resolve_precision("auto", self.device)] if weights == torch.float32 else weights
+        )
         """The dtype of the computation; embeddings are float32 in any case."""
         self._is_cast = self.dtype != weights
         before_computing(self.device)  # Loading has already started PyTorch's CPU threads or a CUDA context.
@@ -333,13 +335,6 @@ class _Running(NamedTuple):
     readable: list[int]
     emb: Tensor | None
     """Embeddings of the readable images; None if there is none."""
-
-
-def _fast_precision(device: torch.device) -> Precision:
-    """The half precision of a CUDA GPU, and float32 elsewhere."""
-    if device.type != "cuda":
-        return "fp32"
-    return "fp16" if lacks_bf16(device) else "bf16"
 
 
 def _one_behind(items: Iterable[Item]) -> Iterator[Item]:

@@ -3,15 +3,14 @@
 Shapes: B batch, U distinct captions in the batch, H height, W width, T tokens of the longest caption, K positive keys per row.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from diptych.device.packed_texts import PackedTexts
+from diptych.device.tensors import tensors_of, with_tensors
 
 _ON_HOST = frozenset({"lengths"})
 """Fields whose tensors always stay on the host: their values determine the shapes of a computation."""
@@ -65,7 +64,7 @@ class Batch:
 
         `lengths` is not changed. The data loader calls this method in a separate thread.
         """
-        return _with_tensors(self, Tensor.pin_memory)
+        return with_tensors(self, Tensor.pin_memory, keep=_ON_HOST)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> "Batch":
         """The batch with its tensors on a device, except `lengths`, which stays on the host.
@@ -74,7 +73,7 @@ class Batch:
             device: the device.
             non_blocking: whether copies from page-locked memory may still be running when this returns.
         """
-        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking), keep=_ON_HOST)
 
     def share_memory(self) -> None:
         """Move all tensors into shared memory, in place, as a transfer to another process needs.
@@ -82,40 +81,10 @@ class Batch:
         Raises:
             RuntimeError: there is not enough shared memory.
         """
-        for tensor in _tensors(self):
+        for tensor in tensors_of(self):
             tensor.share_memory_()
 
     @property
     def num_bytes(self) -> int:
         """Size of all tensors in bytes."""
-        return sum(tensor.nbytes for tensor in _tensors(self))
-
-
-def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of nested dataclasses and tuples with all tensors changed, except those in `_ON_HOST`."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_with_tensors(item, change) for item in value)
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    return replace(
-        value,
-        **{
-            field.name: _with_tensors(getattr(value, field.name), change)
-            for field in fields(value)
-            if field.init and field.name not in _ON_HOST
-        },
-    )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors of nested dataclasses and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+        return sum(tensor.nbytes for tensor in tensors_of(self))

@@ -279,7 +279,7 @@ def training_batches(
     Args:
         examples: the rows of the batches.
         tokenizer: tokenizer of the model.
-        batch_size: number of rows of a batch, over all ranks.
+        batch_size: number of rows per batch, over all ranks.
         first_step: number of batches to skip.
         ranks: the ranks that share each batch.
         device: the device that trains the model. It decides the number of workers, and batches for a CUDA device are in

@@ -98,8 +98,6 @@ def check_same_data(
 def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[str, str, str]]:
     """The settings that differ and change the trained model. Secrets in addresses are not compared.
 
-    A checkpoint stores the precision that was chosen for `auto`, so `auto` agrees with any.
-
     Args:
         saved: settings of the checkpoint as plain data.
         config: settings of the resumed run, or the same as plain data.
@@ -112,8 +110,6 @@ def differing_settings(saved: Mapping[str, Any], config: object) -> list[tuple[s
     """
     before, now = dict(flat(saved)), dict(flat(to_plain(config)))
     before = {key: value for key, value in _ADDED.items() if key in now} | before
-    if now.get("precision") == "auto":
-        before["precision"] = "auto"
     return [
         (key, _format(before, key), _format(now, key))
         for key in dict.fromkeys([*now, *before])

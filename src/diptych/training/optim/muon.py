@@ -45,7 +45,9 @@ class Muon(GroupwiseOptimizer):
             update = orthogonalized(gradient.lerp(momentum, beta).flatten(1))  # Nesterov momentum, (out, in * kernel).
             scale = 0.2 * max(update.shape) ** 0.5
             parameter.mul_(1 - share * lr * group["weight_decay"])
-            parameter.add_(update.mul_(share).view_as(parameter), alpha=-lr * scale)
+            if isinstance(share, torch.Tensor):
+                update.mul_(share)
+            parameter.add_(update.view_as(parameter), alpha=-lr * scale)
 
 
 def orthogonalized(matrix: Float[Tensor, "R C"]) -> Float[Tensor, "R C"]:

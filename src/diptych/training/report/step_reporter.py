@@ -95,8 +95,6 @@ class StepReporter:
             lr=lr,
             pairs_per_s=self.throughput.pairs_per_s,
             data_wait=self.throughput.data_wait,
-            utilization=self._utilization.share(self.throughput.pairs_per_s),
-            peak_memory_bytes=self._utilization.peak_memory_bytes(),
             result=result,
         )
         self._waiting.append(_Step(report, batch.keys))
@@ -129,8 +127,10 @@ class StepReporter:
         if self._copied is None:
             return
         (steps, copy), self._copied = self._copied, None
-        for (report, keys), result in zip(steps, copy.wait(), strict=True):
-            self._report(replace(report, result=result), keys)
+        results, peak_bytes = copy.wait(), self._utilization.peak_memory_bytes()
+        for (report, keys), result in zip(steps, results, strict=True):
+            share = self._utilization.share(report.pairs_per_s)
+            self._report(replace(report, result=result, utilization=share, peak_memory_bytes=peak_bytes), keys)
 
     def _report(self, report: StepReport, keys: Sequence[str]) -> None:
         """Report a step whose result is on the host."""
