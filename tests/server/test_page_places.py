@@ -89,7 +89,7 @@ def test_next_goes_beyond_the_first_page(page: Page, index: Index, clip: LoadedB
     check_accessible(page)
     page.keyboard.press("Escape")
     expect(page.locator("#detail")).to_be_hidden()
-    assert page.evaluate("[...document.querySelectorAll('#grid .open')].indexOf(document.activeElement)") == 47
+    expect(page.locator("#grid .open").nth(47)).to_be_focused()  # When the event `close` of the dialog has arrived.
 
 
 def test_back_closes_the_large_view(page: Page, index: Index) -> None:
