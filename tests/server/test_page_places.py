@@ -38,7 +38,7 @@ def test_back_and_forward(page: Page) -> None:
     page.go_back()
     expect(page.locator("#terms li")).to_have_count(0)
     page.wait_for_function("id => document.querySelector('#grid img')?.src.includes(id)", arg=red[0])
-    assert ids(page) == red
+    assert ids(page)[: len(red)] == red  # Scrolling may have loaded more.
     page.go_back()
     expect(page.locator("#notice")).to_contain_text("Search by words or by pictures")
     assert page.locator("#text").input_value() == ""
