@@ -18,6 +18,7 @@ check: $(CHECKED)  ## Everything that must hold: format, lint, layers, types, te
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint deploy/Dockerfile
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -52,6 +53,7 @@ bench: $(CHECKED)  ## Measure against the live peers, on a quiet machine: make b
 	$(call BENCH,loss)
 	$(call BENCH,serve)
 	$(call BENCH,start_up)
+	$(call BENCH,light)
 
 format: $(CHECKED)  ## Format, and mend what the linter can mend
 	$(BIN)/ruff format .
@@ -68,7 +70,7 @@ clean:  ## Remove what the other targets made, but for runs/
 	$(PYTHON) -m venv .venv || { echo "No venv module: on Debian and Ubuntu, apt-get install python3-venv" >&2; rm -rf .venv; exit 2; }
 
 $(INSTALLED): .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,serve]'
 	@touch $@
 
 $(CHECKED): $(INSTALLED)

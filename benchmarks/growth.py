@@ -31,7 +31,7 @@ from harness import arguments, machine, table, write
 from numpy.typing import NDArray
 from PIL import Image
 
-from diptych.device.hardware import has_fast_int8
+from diptych.core.cpu import has_fast_int8
 from diptych.index.exact import encode, nearest
 from diptych.index.filters import Filter, parse_filter
 from diptych.index.local import LocalIndex

@@ -21,7 +21,7 @@ from harness import Times, arguments, in_turn, machine, must_agree, product_ceil
 from PIL import Image
 from sides import in_open_clip, in_transformers, own_bundle
 
-from diptych.bundle.folder import save_bundle
+from diptych.bundle.folder import require_bundle, save_bundle
 from diptych.data.open_source import open_source
 from diptych.images.decode import decode
 from diptych.images.tensors import normalize
@@ -122,9 +122,9 @@ def _image_times(clip: LoadedBundle, integer: LoadedBundle, open_clip: Any, phot
         return model.encode_image(pixels, **more)
 
     sides = {
-        "Diptych": lambda: encode(clip.bundle.model),
+        "Diptych": lambda: encode(require_bundle(clip.bundle).model),
         "open_clip": lambda: encode(open_clip.model, normalize=True),
-        "int8": lambda: encode(integer.bundle.model),
+        "int8": lambda: encode(require_bundle(integer.bundle).model),
     }
     must_agree("images", float((sides["Diptych"]() - sides["open_clip"]()).abs().max()), at_most=1e-5)
     before = product_ceiling()

@@ -17,9 +17,11 @@ import torch
 from hypothesis import settings as hypothesis_settings
 from PIL import Image, ImageDraw
 
+from diptych.bundle.open_bundle import open_bundle
 from diptych.cli.output import console
 from diptych.core.settings import override
 from diptych.data.batches.loader import DataConfig
+from diptych.export.onnx_folder import export_onnx
 from diptych.images.augment import AugmentConfig
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
@@ -138,6 +140,14 @@ def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_bundle(finished_run: Path) -> Path:
     """The folder of a tiny trained bundle; leave it as it is."""
     return finished_run / "bundle"
+
+
+@pytest.fixture(scope="session")
+def onnx_folder(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle as an ONNX export in fp32; leave it as it is."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    export_onnx(open_bundle(tiny_bundle), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from torch import library
 
 _PEERS = {
     "open_clip": "open_clip",
+    "timm": "timm",
     "transformers": "transformers",
     "classification_metrics": "clip_benchmark.metrics.zeroshot_classification",
     "benchmark_datasets": "clip_benchmark.datasets.builder",

@@ -10,6 +10,7 @@ Importing this module is fast: each public name is imported on first use.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from diptych.core.extras import missing_extra
 from diptych.core.version import VERSION
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from diptych.bundle.open_bundle import export_bundle, open_bundle
     from diptych.core.errors import DiptychError
     from diptych.data.open_source import open_source
-    from diptych.inference.loaded import LoadedBundle, load
+    from diptych.inference.loaded import load
+    from diptych.inference.loaded_bundle import LoadedBundle
     from diptych.inference.query import parse_query
     from diptych.losses.contrastive import clip_loss
     from diptych.models.clip import CLIP
@@ -59,7 +61,7 @@ _MODULES = {
     "save_bundle": "bundle.folder",
     "DiptychError": "core.errors",
     "open_source": "data.open_source",
-    "LoadedBundle": "inference.loaded",
+    "LoadedBundle": "inference.loaded_bundle",
     "load": "inference.loaded",
     "parse_query": "inference.query",
     "clip_loss": "losses.contrastive",
@@ -79,7 +81,10 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'diptych' has no attribute '{name}'")
-    return getattr(import_module(f"diptych.{_MODULES[name]}"), name)
+    try:
+        return getattr(import_module(f"diptych.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise (missing_extra(error, f"diptych.{name}") or error) from None
 
 
 def __dir__() -> list[str]:

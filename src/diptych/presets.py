@@ -106,6 +106,12 @@ PRESETS: dict[str, CLIPConfig] = {
     # For a few thousand photos, and for a few thousand images of 32 px.
     "photos-convnet": _convnet(ConvNetConfig()),
     "icons-convnet": _convnet(ConvNetConfig(image_px=32, stem_stride=2)),
+    # For a few thousand photos, in an architecture that open_clip and Hugging Face load.
+    "photos-vit": CLIPConfig(
+        embed_dim=256,
+        image=ViTConfig(image_px=96, patch_px=16, width=256, layers=6, heads=4),
+        text=_clip_text(width=256, layers=6, heads=4),
+    ),
     # For a few thousand photos, with a vision transformer.
     "photos-small": CLIPConfig(
         embed_dim=256,

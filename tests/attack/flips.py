@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diptych.bundle.folder import require_bundle
 from diptych.core.errors import DiptychError
 from diptych.index.open_index import open_index
 from diptych.inference.loaded import load
@@ -24,7 +25,9 @@ def flip_bundle(num: int, bundle: Path, work: Path, *, seed: int) -> Outcome:
 
     def numbers() -> tuple[str, NDArray[np.float32], NDArray[np.float32]]:
         clip = load(work, device="cpu", progress=False)
-        weights = torch.cat([tensor.flatten().float() for tensor in clip.bundle.model.state_dict().values()])
+        weights = torch.cat(
+            [tensor.flatten().float() for tensor in require_bundle(clip.bundle).model.state_dict().values()]
+        )
         return clip.identity, weights.numpy(), clip.encode_texts(["a small red circle"])
 
     return _flip_all("bundle", num, bundle, work, numbers, seed=seed)
@@ -61,7 +64,9 @@ def flip_run(num: int, run: Path, work: Path, *, seed: int) -> Outcome:
             raise DiptychError(fault)
         train(read_config(work / "config.yaml"), work, resume=True)
         clip = load(work / "bundle", device="cpu", progress=False)
-        weights = torch.cat([tensor.flatten().float() for tensor in clip.bundle.model.state_dict().values()])
+        weights = torch.cat(
+            [tensor.flatten().float() for tensor in require_bundle(clip.bundle).model.state_dict().values()]
+        )
         return "", weights.numpy(), weights.numpy()
 
     return _flip_all("run folder", num, run, work, numbers, seed=seed, within=kept)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diptych.bundle import checksums
 from diptych.bundle import folder as folder_module
-from diptych.bundle.folder import FILES, Bundle, add_evaluation, add_metrics, load_bundle, save_bundle
+from diptych.bundle.folder import FILES, Bundle, add_evaluation, add_metrics, load_bundle, require_bundle, save_bundle
 from diptych.bundle.identity import computed_identity, model_identity, sampled_identity
 from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.serialize import weights_checksum, write_weights
@@ -355,6 +355,6 @@ def test_what_is_not_a_regular_file_is_refused(bundle: Path, name: str) -> None:
 def test_a_lower_precision_keeps_the_identities(bundle: Path) -> None:
     full = load(bundle, device="cpu")
     half = LoadedBundle(load_bundle(bundle), identities=full.identities)
-    half.bundle.model.convert(torch.bfloat16)
+    require_bundle(half.bundle).model.convert(torch.bfloat16)
     assert half.identities == full.identities
     assert np.allclose(half.encode_texts(["a dog"]), full.encode_texts(["a dog"]), atol=0.1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.bundle import folder as folder_module
+from diptych.bundle import read_tokenizer
 from diptych.bundle.folder import load_bundle, save_bundle
 from diptych.core.errors import BundleError
 from tests.bundle.makers import reseal
@@ -35,7 +35,7 @@ def test_a_panic_of_the_engine_is_damage(bundle: Path, monkeypatch: pytest.Monke
     def panics(*_: object, **__: object) -> None:
         raise panic("index out of bounds")
 
-    monkeypatch.setattr(folder_module, "load_tokenizer", panics)
+    monkeypatch.setattr(read_tokenizer, "load_tokenizer", panics)
     with pytest.raises(BundleError, match=r"tokenizer\.json: is damaged \(index out of bounds\)"):
         load_bundle(bundle)
 

@@ -1,12 +1,9 @@
 """The hub, against a server on this machine that answers as it does."""
 
-import hashlib
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,70 +13,23 @@ import torch
 
 from diptych.bundle.hub import download
 from diptych.bundle.hugging_face_writer import write_hugging_face
-from diptych.core.errors import BundleError
+from diptych.core.errors import BundleError, ConfigError
 from diptych.models.clip import CLIP
+from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from tests.bundle.makers import SMALL
-
-COMMIT = "a" * 40
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """One model, `me/clip`; `me/gated` asks for terms to be accepted."""
-
-    folder: Path
-    asked: list[str]
-
-    def log_message(self, *_: object) -> None:
-        """Keep the test's output clean."""
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        self.asked.append(f"{self.command} {self.path}")
-        names = sorted(path.name for path in self.folder.iterdir())
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/me/gated"):
-            self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Accept the terms"})
-        elif path.startswith("/api/models/me/clip/tree"):
-            files = [
-                {"type": "file", "oid": "b" * 40, "size": (self.folder / n).stat().st_size, "path": n} for n in names
-            ]
-            self._send(200, json.dumps(files).encode(), {})
-        elif path.startswith("/api/models/me/clip"):
-            info = {"id": "me/clip", "sha": COMMIT, "siblings": [{"rfilename": name} for name in names], "tags": []}
-            self._send(200, json.dumps(info).encode(), {})
-        elif path.startswith("/me/clip/resolve/") and (self.folder / path.rsplit("/", 1)[1]).is_file():
-            content = (self.folder / path.rsplit("/", 1)[1]).read_bytes()
-            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def _send(self, code: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(code)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+from tests.hub_server import HubServer
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
     folder = tmp_path_factory.mktemp("hub")
+    (folder / "me" / "clip").mkdir(parents=True)
     torch.manual_seed(0)
-    write_hugging_face(CLIP(SMALL), folder)
-    (folder / "pytorch_model.bin").write_bytes(b"never asked for")
-    asked: list[str] = []
-    handler = type("Handler", (_Hub,), {"folder": folder, "asked": asked})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    write_hugging_face(CLIP(SMALL), ClipBPETokenizer(), folder / "me" / "clip")
+    (folder / "me" / "clip" / "pytorch_model.bin").write_bytes(b"never asked for")
+    server = HubServer(folder)
+    yield server.url, server.asked
+    server.close()
 
 
 def _import(name: str, out: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -176,3 +126,60 @@ def test_weights_are_fetched_once_of_whichever_naming(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert download("hf:me/clip") == tmp_path
     assert set(fetched) == {*files} - left_out
+
+
+_PUSHED = ["README.md", "bundle/config.json", "bundle/model.safetensors", "config.json", "tokenizer.json"]
+_ONNX = ["diptych/config.json", "onnx/text_model.onnx", "example.py"]
+
+
+@pytest.mark.parametrize(
+    ("files", "has_torch", "patterns"),
+    [
+        ([*_PUSHED, *_ONNX], True, {"bundle/*"}),
+        ([*_PUSHED, *_ONNX], False, {"config.json", "tokenizer.json", "onnx/*", "diptych/*"}),
+        (["config.json", *_ONNX], True, {"config.json", "onnx/*", "diptych/*"}),
+    ],
+)
+def test_of_a_pushed_model_only_one_form_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], has_torch: bool, patterns: set[str]
+) -> None:
+    fetched: list[str] = []
+
+    def fetch(_: str, *, allow_patterns: list[str]) -> str:
+        fetched.extend(allow_patterns)
+        return str(tmp_path)
+
+    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: has_torch)
+    assert download("hf:me/clip") == (tmp_path / "bundle" if patterns == {"bundle/*"} else tmp_path)
+    assert set(fetched) == patterns
+
+
+def test_a_bundle_alone_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in ("bundle/config.json", "README.md")])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
+    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: False)
+    with pytest.raises(ConfigError, match=r"has no ONNX files, so it needs PyTorch: pip install 'diptych\[train\]'"):
+        download("hf:me/clip")
+
+
+@pytest.mark.parametrize(("config", "has_torch"), [("bundle/config.json", True), ("diptych/config.json", False)])
+def test_a_pushed_model_in_the_cache_is_used_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, has_torch: bool
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
+    cached = {config: str(tmp_path / config)}
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: cached.get(name))
+    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: has_torch)
+    folder = tmp_path / "bundle" if has_torch else tmp_path
+    (tmp_path / config).parent.mkdir()
+    (tmp_path / config).write_text(json.dumps({"files": {"weights": "0" * 64}}))
+    with pytest.raises(BundleError, match="is not in the cache"):
+        download("hf:me/clip")
+    (folder / "weights").touch()
+    assert download("hf:me/clip") == folder

@@ -23,6 +23,7 @@ from diptych.models.clip import CLIP
 from diptych.models.config import ConvNetConfig
 from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+from diptych.tokenizers.protocol import Tokenizer
 from tests import peers
 from tests.bundle.makers import SMALL
 
@@ -42,7 +43,7 @@ def openai_weights(model: CLIP) -> dict[str, Tensor]:
 def open_clip_folder(model: CLIP, tmp_path: Path) -> Path:
     folder = tmp_path / "open_clip"
     folder.mkdir()
-    write_open_clip(model, folder)
+    write_open_clip(model, ClipBPETokenizer(), folder)
     return folder
 
 
@@ -50,7 +51,7 @@ def open_clip_folder(model: CLIP, tmp_path: Path) -> Path:
 def hugging_face_folder(model: CLIP, tmp_path: Path) -> Path:
     folder = tmp_path / "hugging_face"
     folder.mkdir()
-    write_hugging_face(model, folder)
+    write_hugging_face(model, ClipBPETokenizer(), folder)
     return folder
 
 
@@ -273,7 +274,8 @@ def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
 
 
 HUGGING_FACE = [
-    ("config.json", ("model_type",), "siglip", "model_type is 'siglip'; Diptych supports 'clip'"),
+    ("config.json", ("model_type",), "blip", "model_type is 'blip'; Diptych supports clip and siglip"),
+    ("config.json", ("model_type",), "siglip", "it reads only SigLIP folders that it exported"),
     ("config.json", ("vision_config", "hidden_act"), "silu", "vision_config has hidden_act 'silu'"),
     ("config.json", ("vision_config", "num_channels"), 1, "num_channels 1"),
     ("config.json", ("vision_config",), "x", "vision_config is 'x', not an object"),
@@ -357,8 +359,8 @@ def test_hugging_face_weights_in_parts_and_of_half_precision(hugging_face_folder
 
 
 def test_a_damaged_export_is_not_kept(model: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(model: CLIP, folder: Path) -> None:
-        write_open_clip(model, folder)
+    def careless(model: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
+        write_open_clip(model, tokenizer, folder)
         weights = load_file(folder / "open_clip_model.safetensors")
         weights["visual.proj"][0, 0] += 1e-3
         save_file(weights, folder / "open_clip_model.safetensors")

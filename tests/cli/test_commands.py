@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from diptych.cli.main import main
+from diptych.core.cpu import has_fast_int8
 from diptych.data.sources.cifar import CIFAR100
 from diptych.data.sources.shapes import CLASSES
-from diptych.device.hardware import has_fast_int8
 from diptych.training.config import TrainConfig, write_config
 from tests.cli.makers import error_of
 from tests.data.makers import python_files
@@ -37,7 +37,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     ("line", "says"),
     [
         ("trian demo", "train"),
-        ("train", "name data to train on, a recipe (demo, small-data"),
+        ("train", "name data to train on, a recipe ("),
         ("train dmo", "did you mean 'demo'"),
         ("train demo --schedule.small-first [[0.5,32]]", "small_first needs a tower that reads any size"),
         ("train small-data --preset vit-b-32 --data json:/nowhere.json", "/nowhere.json: no such file"),
@@ -63,7 +63,12 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         ("import /nowhere --out x --activation relu", "relu"),
         ("import /nowhere --out x --preset vit-b-32", "--preset is only for files of weights"),
         ("export /nowhere --to open-clip --out x", "/nowhere: no such file or folder"),
-        ("export /nowhere --to onnx --out x", "onnx"),
+        ("export /nowhere --to coreml --out x", "coreml"),
+        ("export /nowhere --to onnx --out x", "/nowhere: no such file or folder"),
+        ("export /nowhere --to onnx --out x --pictures /nowhere/else", "/nowhere/else: no such folder"),
+        ("export /nowhere --to onnx --out x --precision bf16", "bf16"),
+        ("export /nowhere --to open-clip --out x --precision int8", "--precision is for --to onnx"),
+        ("export /nowhere --to hugging-face --out x --force", "--force is for --to onnx"),
         ("train demo --set eps", "write path=value"),
         ("train demo --epochs 3 --steps 3", "exclude each other"),
         ("train demo --device tpu", "no device 'tpu'"),
@@ -268,7 +273,8 @@ def test_import_replaces_bundles_alone(capsys: pytest.CaptureFixture[str], tiny_
     for name, says in ((bundle, "holds weights.pt"), (f"{out}/weights.pt", "is not a bundle that can be replaced")):
         assert says in _fails_after(capsys, "import", name, "--out", out, "--overwrite")
     assert (tmp_path / "copy" / "weights.pt").read_text() == "keep"
-    assert "does not support" in error_of(capsys, "export", out, "--to", "open-clip", "--out", str(tmp_path / "there"))
+    there = str(tmp_path / "mine")
+    assert "already exists" in error_of(capsys, "export", out, "--to", "open-clip", "--out", there)
 
 
 def _fails_after(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -316,10 +322,12 @@ def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
     """Spelled out in `cli`, which imports nothing heavy; here they are held to their homes."""
     from diptych.bundle.open_bundle import ExportFormat
     from diptych.cli import weights
+    from diptych.export.quantize import GraphPrecision
     from diptych.models.config import Activation
 
     assert get_args(weights.Activation) == get_args(Activation)
-    assert get_args(weights.Target) == get_args(ExportFormat)
+    assert get_args(weights.Target) == (*get_args(ExportFormat), "onnx")
+    assert get_args(weights.GraphPrecision) == get_args(GraphPrecision)
 
 
 def test_given_classes_are_shown_beside_the_datas_own(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

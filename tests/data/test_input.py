@@ -15,7 +15,6 @@ from diptych.data.batches.batch import Batch, ModelInput
 from diptych.data.batches.loader import DataConfig, TrainingExamples, training_batches
 from diptych.data.batches.shared_memory import Workers, plan_workers
 from diptych.data.open_source import open_source
-from diptych.device import hardware
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import PixelConfig
 from diptych.tokenizers.character import CharacterTokenizer
@@ -96,8 +95,7 @@ def test_a_gpu_is_fed_by_all_cores_but_one(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    for module in (hardware, loader):
-        monkeypatch.setattr(module, "local_size", lambda: ranks)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     assert DataConfig().workers_on(CUDA) == expected
     assert DataConfig(workers=3).workers_on(CUDA) == 3
     assert DataConfig().workers_on(torch.device("cpu")) == max(1, min(8, cores // (2 * ranks)))
@@ -131,7 +129,7 @@ def test_fewer_workers_where_one_batch_each_does_not_fit(monkeypatch: pytest.Mon
 
 def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "free_bytes", lambda: 240)
-    monkeypatch.setattr(shared_memory, "local_size", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert plan_workers(2, batch_bytes=10) == Workers(2, 3)
 
 

@@ -12,9 +12,10 @@ def test_objects_are_left_alone_for_a_while() -> None:
     with unmoved_objects():
         frozen = gc.get_freeze_count()
         assert frozen > 1000
+        # A few frozen objects may be deleted meanwhile, for example when a thread of an earlier test ends.
         with unmoved_objects():
-            assert gc.get_freeze_count() == frozen
-        assert gc.get_freeze_count() == frozen
+            assert frozen - 100 < gc.get_freeze_count() <= frozen
+        assert frozen - 100 < gc.get_freeze_count() <= frozen
     assert gc.get_freeze_count() == 0
 
 

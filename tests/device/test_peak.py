@@ -2,8 +2,8 @@
 
 import pytest
 
+from diptych.core.precision import Precision
 from diptych.device.peak import peak_flops
-from diptych.device.precision import Precision
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import warnings
 import pytest
 import torch
 
-from diptych.device.precision import Precision, float32_products, has_tf32, resolve_precision
+from diptych.core.precision import Precision
+from diptych.device.precision import float32_products, has_tf32, resolve_precision
 
 CUDA = torch.device("cuda")
 

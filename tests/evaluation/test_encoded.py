@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diptych.bundle.folder import require_bundle
 from diptych.core.errors import NotFiniteError
 from diptych.data.open_source import open_source
 from diptych.evaluation.cache import EmbeddingCache, tower_hash
@@ -53,7 +54,7 @@ def test_another_models_embeddings_are_others(clip: LoadedBundle, tiny_bundle: P
     mine = SourceEncoder(clip.embedder, cache=cache).encode_images(source)
     other = load(tiny_bundle, device="cpu")
     with torch.no_grad():
-        next(other.bundle.model.image_tower.parameters()).add_(0.1)
+        next(require_bundle(other.bundle).model.image_tower.parameters()).add_(0.1)
     fresh = SourceEncoder(other.embedder).encode_images(source).emb
     assert not np.array_equal(fresh, mine.emb)
     np.testing.assert_array_equal(SourceEncoder(other.embedder, cache=cache).encode_images(source).emb, fresh)
@@ -91,7 +92,7 @@ def test_what_is_no_number_is_named(tiny_bundle: Path, flickr_folder: Path) -> N
     for tower, what in (("image_tower", "4 of 4 image"), ("text_tower", "8 of 8 text")):
         broken = load(tiny_bundle, device="cpu")
         with torch.no_grad():
-            getattr(broken.bundle.model, tower).norm_post.weight.fill_(float("nan"))
+            getattr(require_bundle(broken.bundle).model, tower).norm_post.weight.fill_(float("nan"))
         with pytest.raises(NotFiniteError, match=rf"{what} embeddings are not finite numbers"):
             SourceEncoder(broken.embedder).encode_pairs(source)
 

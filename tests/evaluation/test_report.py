@@ -104,10 +104,10 @@ def test_what_a_page_shows_is_text(tmp_path: Path) -> None:
 
 
 def test_a_card_keeps_the_last_of_each_evaluation(clip: LoadedBundle, tmp_path: Path) -> None:
-    from diptych.bundle.folder import save_bundle
+    from diptych.bundle.folder import require_bundle, save_bundle
 
     bundle = tmp_path / "bundle"
-    save_bundle(clip.bundle, bundle)
+    save_bundle(require_bundle(clip.bundle), bundle)
     for share in ("10 %", "20 %"):
         add_evaluation(bundle, "Zero-shot on val, shapes", summary=f"top 1 {share}", protocol={"split_hash": "abc"})
     add_evaluation(bundle, "Retrieval on val, shapes", summary="R@1 5 %", protocol={"images": 3})

@@ -173,7 +173,7 @@ _ONE_WAY = {
         "core/files.py",
     },
     r"\bhtml\.escape|from html import|<html|<td|<script": set(),
-    r"\bjinja2\b": {"core/html.py"},
+    r"\bjinja2\b(?!\")": {"core/html.py"},
     r"\bcsv\.(writer|DictWriter)\b|from csv import|\bto_csv\b": {"core/csv_file.py"},
     r"\bImage\.open\b|\bdecode_jpeg\(": {"images/opener.py", "images/jpeg.py", "images/decode.py"},
     r"(?<![\w.])print\(|\bsys\.(__)?(stdout|stderr)(__)?\.write\b": {"cli/output.py", "cli/timing.py"},
@@ -198,6 +198,29 @@ def test_every_picture_is_opened_with_a_list_of_formats() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Image.open"
     ]
     assert calls == [("opener.py", ["formats"])]
+
+
+def _telemetry_calls(code: str) -> list[tuple[str, bool]]:
+    """The functions that import ONNX Runtime, and whether the statement before the import disables telemetry."""
+    found = []
+    for function in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)):
+        lines = [ast.unparse(statement) for statement in function.body]
+        imports = [i for i, line in enumerate(lines) if re.match(r"(from|import) onnxruntime\b", line)]
+        if imports:
+            found.append((function.name, "disable_telemetry()" in lines[: imports[0]]))
+    return found
+
+
+def test_onnx_runtime_is_imported_without_its_telemetry() -> None:
+    """Imports are inside functions, because official builds read the environment variable at the first import."""
+    assert _telemetry_calls("def f():\n import onnxruntime\ndef g():\n disable_telemetry()\n import onnxruntime\n") == [
+        ("f", False),
+        ("g", True),
+    ]
+    code = {str(path.relative_to(SOURCE)): path.read_text("utf-8") for path in FILES}
+    calls = {name: _telemetry_calls(text) for name, text in code.items()}
+    assert {name: found for name, found in calls.items() if not all(is_disabled for _, is_disabled in found)} == {}
+    assert sum(map(len, calls.values())) >= 4
 
 
 def test_the_readmes_tree_is_the_disks() -> None:

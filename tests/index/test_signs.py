@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from diptych.cli.main import main
-from diptych.index import build_signs, exact, signs
+from diptych.index import build_signs, exact, products, signs
 from diptych.index.approximate import AnnInfo, Approximate, FileId
 from diptych.index.create_local import create_local_index
 from diptych.index.exact import encode, nearest
@@ -220,7 +220,7 @@ def test_codes_that_rule_out_little_are_given_up(spread: float, monkeypatch: pyt
 
 
 def test_float16_gives_the_same_scores_as_its_values_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exact, "_CONVERTED", 7)
+    monkeypatch.setattr(products, "_ROWS", 7)
     vectors = unit(500).astype(np.float16)
     found, expected = (
         nearest(vectors, unit(9, seed=1), top=20),

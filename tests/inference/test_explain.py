@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from diptych.bundle.folder import Bundle
+from diptych.bundle.folder import Bundle, require_bundle
 from diptych.cli.main import main
 from diptych.core.errors import DiptychError
 from diptych.core.settings import override
-from diptych.inference import loaded
+from diptych.inference import load_model
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
 from diptych.inference.loaded import InferencePrecision, LoadedBundle, load
@@ -78,8 +78,8 @@ def _centre(heat: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
 def test_the_heat_lies_on_what_was_named(
     seeing: LoadedBundle, precision: InferencePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
-    monkeypatch.setattr(loaded, "has_fast_int8", lambda: True)
+    monkeypatch.setattr(load_model, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(load_model, "has_fast_int8", lambda: True)
     assert seeing.path is not None
     embedder = load(seeing.path, device="cpu", precision=precision).embedder
     right, apart = 0, list[float]()
@@ -129,23 +129,28 @@ def test_every_tower_can_be_explained(image: ViTConfig | ResNetConfig | ConvNetC
 
 def test_a_lower_precision_is_explained_in_float32(seeing: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The map is that of a float32 model with the same, rounded weights."""
-    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(load_model, "cpu_has", lambda *_: True)
     assert seeing.path is not None
     half, rounded = (load(seeing.path, device="cpu", precision=kind) for kind in ("bf16", "fp32"))
-    rounded.bundle.model.image_tower.load_state_dict(half.bundle.model.image_tower.state_dict())
-    rounded.bundle.model.text_tower = half.bundle.model.text_tower
+    require_bundle(rounded.bundle).model.image_tower.load_state_dict(
+        require_bundle(half.bundle).model.image_tower.state_dict()
+    )
+    require_bundle(rounded.bundle).model.text_tower = require_bundle(half.bundle).model.text_tower
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     texts = ["a red circle", "a blue square"]
     found, expected = (explain(clip.embedder, picture, texts) for clip in (half, rounded))
     np.testing.assert_array_equal(found.heat, expected.heat)
     np.testing.assert_array_equal(found.cosine, expected.cosine)
-    assert {weight.dtype for weight in half.bundle.model.image_tower.parameters()} == {torch.bfloat16, torch.float32}
+    assert {weight.dtype for weight in require_bundle(half.bundle).model.image_tower.parameters()} == {
+        torch.bfloat16,
+        torch.float32,
+    }
 
 
 def test_a_frozen_model_can_be_explained(seeing: LoadedBundle) -> None:
     assert seeing.path is not None
     frozen = load(seeing.path, device="cpu")
-    frozen.bundle.model.requires_grad_(False)
+    require_bundle(frozen.bundle).model.requires_grad_(False)
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     found, expected = (explain(clip.embedder, picture, ["a red circle"]) for clip in (frozen, seeing))
     np.testing.assert_array_equal(found.heat, expected.heat)

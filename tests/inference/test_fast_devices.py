@@ -11,10 +11,10 @@ import torch
 from diptych.bundle.folder import load_bundle
 from diptych.core.sample import ImageInput
 from diptych.images.pool import DecodePool
-from diptych.inference import embedder as embedder_module
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
 from diptych.inference.loaded import LoadedBundle
+from diptych.models import towers
 
 TEXTS = ["a red circle", "two dogs", "a red square"]
 
@@ -37,8 +37,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[DecodePool]:
         opened.append(pool)
 
     monkeypatch.setattr(DecodePool, "__init__", noted)
-    monkeypatch.setattr(embedder_module, "decodes_in_processes", lambda _device: True)
-    monkeypatch.setattr(embedder_module, "num_decoders", lambda _device: 3)
+    monkeypatch.setattr(towers, "decodes_in_processes", lambda _device: True)
+    monkeypatch.setattr(towers, "num_decoders", lambda _device: 3)
     return opened
 
 
@@ -54,7 +54,7 @@ def _children() -> set[str]:
 def test_half_precision_is_near_and_of_unit_length(tiny_bundle: Path, paths: list[Path]) -> None:
     bundle = load_bundle(tiny_bundle)
     exact, half = Embedder(bundle), Embedder(bundle, precision="bf16")
-    assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    assert (exact.towers.dtype_name, half.towers.dtype_name) == ("float32", "bfloat16")
     for ours, full in (
         (half.encode_images(paths), exact.encode_images(paths)),
         (half.encode_texts(TEXTS), exact.encode_texts(TEXTS)),
@@ -72,10 +72,10 @@ def test_without_a_precision_the_device_decides(tiny_bundle: Path, monkeypatch: 
         asked.append((setting, device.type))
         return "bf16"
 
-    monkeypatch.setattr(embedder_module, "resolve_precision", resolve)
-    assert Embedder(load_bundle(tiny_bundle)).dtype == torch.bfloat16
+    monkeypatch.setattr(towers, "resolve_precision", resolve)
+    assert Embedder(load_bundle(tiny_bundle)).towers.dtype_name == "bfloat16"
     assert asked == [("auto", "cpu")]
-    assert Embedder(load_bundle(tiny_bundle), precision="fp32").dtype == torch.float32
+    assert Embedder(load_bundle(tiny_bundle), precision="fp32").towers.dtype_name == "float32"
 
 
 def test_an_explanation_stays_float32(tiny_bundle: Path, paths: list[Path]) -> None:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diptych.bundle.folder import Bundle, save_bundle
+from diptych.bundle.folder import Bundle, require_bundle, save_bundle
+from diptych.core.cpu import has_fast_int8
 from diptych.core.errors import ConfigError
 from diptych.data.open_source import open_source
-from diptych.device.hardware import has_fast_int8
-from diptych.inference import loaded
+from diptych.inference import load_model, loaded
 from diptych.inference.loaded import LoadedBundle, load
 from diptych.models.clip import CLIP
 from diptych.models.int8 import Int8Linear
@@ -39,7 +39,7 @@ def test_int8_agrees_with_float32(tiny_bundle: Path, clip: LoadedBundle) -> None
     integer = load(tiny_bundle, device="cpu", precision="int8")
     assert 0.999 < integer.min_cosine_to_fp32(images) < 1
     assert integer.identity == clip.identity
-    assert any(isinstance(module, Int8Linear) for module in integer.bundle.model.image_tower.modules())
+    assert any(isinstance(module, Int8Linear) for module in require_bundle(integer.bundle).model.image_tower.modules())
     texts = ["a red circle", "a large blue square on white"]
     assert np.einsum("ne,ne->n", integer.encode_texts(texts), clip.encode_texts(texts)).min() > 0.999
 
@@ -47,7 +47,7 @@ def test_int8_agrees_with_float32(tiny_bundle: Path, clip: LoadedBundle) -> None
 def test_sixteen_bits_agree_with_float32(
     tiny_bundle: Path, clip: LoadedBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(load_model, "cpu_has", lambda *_: True)
     source = open_source("shapes:40")
     images = [source[i].image for i in range(8)]
     half = load(tiny_bundle, device="cpu", precision="bf16")

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from diptych.inference import embedder
 from diptych.inference.loaded import LoadedBundle
 from diptych.models import prefix_tree as tree_module
+from diptych.models import towers
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
 from diptych.models.prefix_tree import PrefixTree, common_prefix_lengths, in_order, prefix_tree
@@ -59,8 +59,8 @@ def test_many_prompts_are_encoded_by_trees(clip: LoadedBundle, monkeypatch: pyte
         trees.append(prefix_tree(*given))
         return trees[-1]
 
-    monkeypatch.setattr(embedder, "prefix_tree", noted)
-    monkeypatch.setattr(embedder, "_NODES_PER_BATCH", 20)
+    monkeypatch.setattr(towers, "prefix_tree", noted)
+    monkeypatch.setattr(towers, "_NODES_PER_BATCH", 20)
     shared = clip.encode_texts(prompts)
     assert len(trees) > 1
     monkeypatch.setattr(TextTransformer, "supports_prefix_sharing", False)

@@ -35,6 +35,7 @@ PARAMETERS = {
     "vit-h-14": 986_109_441,
     "vit-b-16-siglip": 216_525_314,  # open_clip's ViT-B-16-SigLIP and 17,408 more tokens of 768.
     "small": 29_418_625,
+    "photos-vit": 22_484_225,
     "flickr-vit-b-16": 137_011_201,
     "bert-vit-b-16": 149_620_737,
     "cifar10-rn": 51_688_753,

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.bundle.renaming import Rename, norm, same, shaped, stacked, to_theirs
+from diptych.bundle.renaming import to_theirs
+from diptych.bundle.siglip_names import hugging_face_siglip_names
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from tests import peers
@@ -46,50 +47,8 @@ def _peer() -> torch.nn.Module:
     return model
 
 
-def _names() -> list[Rename]:
-    vision, text, pool = "vision_model.embeddings", "text_model.embeddings", "vision_model.head"
-    query_key_value = [f"image_tower.pool.attention.{name}" for name in ("query", "key", "value")]
-    return [
-        shaped("image_tower.stem.embed.weight", f"{vision}.patch_embedding.weight", (3, 8, 8)),
-        same("image_tower.stem.embed.bias", f"{vision}.patch_embedding.bias"),
-        same("image_tower.position_emb", f"{vision}.position_embedding.weight"),
-        *_blocks("image_tower", "vision_model"),
-        *norm("image_tower.norm_post", "vision_model.post_layernorm"),
-        Rename(("image_tower.pool.query",), f"{pool}.probe", lambda p: p[0].view(1, 1, -1), lambda w: [w.flatten()]),
-        *(
-            stacked([f"{n}.{part}" for n in query_key_value], f"{pool}.attention.in_proj_{part}")
-            for part in ("weight", "bias")
-        ),
-        *norm("image_tower.pool.attention.out", f"{pool}.attention.out_proj"),
-        *norm("image_tower.pool.norm", f"{pool}.layernorm"),
-        *norm("image_tower.pool.mlp.0", f"{pool}.mlp.fc1"),
-        *norm("image_tower.pool.mlp.2", f"{pool}.mlp.fc2"),
-        same("text_tower.token_emb.weight", f"{text}.token_embedding.weight"),
-        same("text_tower.position_emb", f"{text}.position_embedding.weight"),
-        *_blocks("text_tower", "text_model"),
-        *norm("text_tower.norm_post", "text_model.final_layer_norm"),
-        *norm("text_tower.projection", "text_model.head"),
-        Rename(("log_logit_scale",), "logit_scale", lambda p: p[0].view(1), lambda w: [w[0]]),
-        Rename(("logit_bias",), "logit_bias", lambda p: p[0].view(1), lambda w: [w[0]]),
-    ]
-
-
-def _blocks(ours: str, theirs: str) -> list[Rename]:
-    pairs = {
-        **{"norm_1": "layer_norm1", "norm_2": "layer_norm2", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2"},
-        **{f"attention.{mine}": f"self_attn.{mine[0]}_proj" for mine in ("query", "key", "value")},
-        "attention.out": "self_attn.out_proj",
-    }
-    return [
-        rename
-        for i in range(2)
-        for mine, other in pairs.items()
-        for rename in norm(f"{ours}.transformer.blocks.{i}.{mine}", f"{theirs}.encoder.layers.{i}.{other}")
-    ]
-
-
 def test_siglip_is_the_peers() -> None:
-    theirs, table = _peer(), _names()
+    theirs, table = _peer(), hugging_face_siglip_names(CONFIG)
     weights: dict[str, Tensor] = {}
     for rename in table:
         weights |= dict(zip(rename.ours, rename.take(theirs.state_dict()[rename.theirs]), strict=True))

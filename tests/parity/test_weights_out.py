@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.bundle.folder import Bundle
+from diptych.bundle.folder import Bundle, require_bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.openai import openai_names
@@ -37,6 +37,7 @@ from tests.parity.models import (
     save_hugging_face,
     shaken,
 )
+from tokenizers import Tokenizer as Engine
 
 TEXTS = ["a dog in the snow", "Two CHILDREN on a swing, laughing!", "a red circle", "", "the 1990s café"]
 TEXT = TextConfig(tokenizer="clip-bpe", vocab_size=49408, width=64, layers=2, heads=2)
@@ -152,6 +153,21 @@ def test_gradients_of_what_is_exported(name: str, to: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("to", ["open-clip", "hugging-face"])
+def test_the_tokenizers_file_gives_the_ids(to: Any, tmp_path: Path) -> None:
+    """`tokenizer.json`, as transformers.js and fastembed read it; with OpenAI's names of the marks for `CLIPTokenizer`."""
+    bundle = _bundle(MODELS["vit"])
+    export_bundle(bundle, to, tmp_path / "out")
+    engine = Engine.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    engine.no_padding()
+    encoded = bundle.tokenizer.encode(TEXTS)
+    expected = [row[:length].tolist() for row, length in zip(encoded.ids, encoded.lengths, strict=True)]
+    assert [encoding.ids for encoding in engine.encode_batch(TEXTS)] == expected
+    marks = ("<|startoftext|>", "<|endoftext|>") if to == "hugging-face" else ("<start_of_text>", "<end_of_text>")
+    assert [engine.token_to_id(mark) for mark in marks] == [49406, 49407]
+    assert engine.encode(f"a dog {marks[1]}").ids == [49406, 320, 1929, 49407, 49407]
+
+
+@pytest.mark.parametrize("to", ["open-clip", "hugging-face"])
 def test_out_and_in_again_is_the_same_bundle(to: Any, tmp_path: Path) -> None:
     bundle = _bundle(MODELS["vit"])
     export_bundle(bundle, to, tmp_path / "out")
@@ -165,11 +181,29 @@ def test_out_and_in_again_is_the_same_bundle(to: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("preset", "to", "message"),
     [
-        ("photos-small", "open-clip", "open_clip does not support its convolutional stem, its learned-bpe tokenizer"),
+        (
+            "photos-small",
+            "open-clip",
+            "open_clip does not support its convolutional stem; .* `.*export BUNDLE --to onnx`",
+        ),
+        (
+            "photos-convnet",
+            "open-clip",
+            "its convolutional network, its bidirectional text tower, its text tower's mean pool",
+        ),
+        (
+            "photos-convnet",
+            "hugging-face",
+            "CLIPModel does not support its convolutional network, its bidirectional text",
+        ),
         ("bert-vit-b-16", "open-clip", "its bidirectional text tower, its text tower's cls pooling"),
-        ("vit-b-16-siglip", "open-clip", "its attention pooling, SigLIP's layout"),
+        (
+            "vit-b-16-siglip",
+            "open-clip",
+            r"its image tower's gelu_tanh \(in SigLIP's layout and of this size, it has gelu\)",
+        ),
         ("cifar10-rn", "hugging-face", "CLIPModel does not support its ResNet"),
-        ("shapes-tiny", "hugging-face", "its mean pooling, its character tokenizer"),
+        ("shapes-tiny", "hugging-face", "CLIPModel does not support its mean pooling; every model can be exported"),
     ],
 )
 def test_what_a_peer_has_no_place_for_is_refused_by_name(
@@ -241,7 +275,7 @@ def test_ten_photos_through_a_hugging_face_folder(tmp_path: Path) -> None:
     save_hugging_face(hugging_face_model(image_size=224, patch_size=32), tmp_path / "hf")
     clip = LoadedBundle(open_bundle(tmp_path / "hf"))
     ours = clip.similarity(photos, PHOTO_TEXTS).cosine
-    export_bundle(clip.bundle, "hugging-face", tmp_path / "out")  # Theirs lacks the tokenizer's files.
+    export_bundle(require_bundle(clip.bundle), "hugging-face", tmp_path / "out")  # Theirs lacks the tokenizer's files.
     assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["model_type"] == "clip"
     np.testing.assert_allclose(ours, _hugging_face_cosines(tmp_path / "out", photos, PHOTO_TEXTS), atol=1e-5)
     assert ours.std() > 1e-4

@@ -266,7 +266,7 @@ def test_a_model_is_known_by_each_of_its_names(
 ) -> None:
     refresh(index_folder, clip, photos)
     before = clip.identities
-    monkeypatch.setitem(vars(clip), "identities", ("sha256-of-it", *before))
+    monkeypatch.setitem(vars(clip), "base_identities", ("sha256-of-it", *before))
     with open_or_create(index_folder, clip) as index:
         assert index.models == before  # Reading changes nothing.
     assert refresh(index_folder, clip, photos) == Update(unchanged=6)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from diptych.index.protocol import Index
-from diptych.inference import loaded
+from diptych.inference import load_model, loaded
 from diptych.inference.explain import explain
 from diptych.inference.loaded import InferencePrecision, LoadedBundle
 from diptych.search.collection import open_or_create, update
@@ -214,8 +214,8 @@ def test_heat_explains_the_picture_that_was_indexed(
     tiny_bundle: Path, tmp_path: Path, precision: InferencePrecision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not a smaller copy of it: in one of a panorama the model sees other pixels."""
-    monkeypatch.setattr(loaded, "cpu_has", lambda *_: True)
-    monkeypatch.setattr(loaded, "has_fast_int8", lambda: True)
+    monkeypatch.setattr(load_model, "cpu_has", lambda *_: True)
+    monkeypatch.setattr(load_model, "has_fast_int8", lambda: True)
     noise = np.random.default_rng(0).integers(0, 255, (150, 3000, 3), dtype=np.uint8)
     (tmp_path / "pictures").mkdir()
     Image.fromarray(noise).save(tmp_path / "pictures" / "panorama.png")
@@ -226,7 +226,8 @@ def test_heat_explains_the_picture_that_was_indexed(
         with served(create_app(clip, opened)) as own:
             heat = own.ask("GET", f"/v1/images/{entry.digest}/heat?text=red")
     assert heat.status == 200
-    assert heat.content == render_heat_map(explain(clip.embedder, entry.key, ["red"]))
+    expected = explain(clip.embedder, entry.key, ["red"])
+    assert heat.content == render_heat_map(expected.picture, expected.heat[0])
 
 
 def test_a_picture_that_has_changed_is_not_shown(clip: LoadedBundle, tmp_path: Path) -> None:

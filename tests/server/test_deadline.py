@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from diptych.index.protocol import Index
+from diptych.inference import explain
 from diptych.inference.embedder import Embedder
 from diptych.inference.loaded import LoadedBundle
 from diptych.server import engine as engines
@@ -87,7 +88,7 @@ def test_everything_else_is_held_to_the_deadline(
         held.wait(30)
         raise RuntimeError
 
-    monkeypatch.setattr(engines, "explain_pixels", waits)
+    monkeypatch.setattr(explain, "explain_pixels", waits)
     monkeypatch.setattr(parse_body, "_parse", waits)
     key = next(iter(index.search(clip.encode_texts(["a"]), top=1)[0])).entry.digest
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diptych.device.precision import Precision, PrecisionSetting
+from diptych.core.precision import Precision, PrecisionSetting
 from diptych.training.config import read_run_config
 from diptych.training.precision import describe_precision, run_precision
 from diptych.tuning.trial import _resumable

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional
 
 from diptych.core.errors import ConfigError, RunError
+from diptych.core.precision import Precision
 from diptych.core.randomness import stable_hash
-from diptych.device.precision import Precision
 from diptych.images.tensors import normalize
 from diptych.losses.contrastive import clip_loss
 from diptych.models import attention

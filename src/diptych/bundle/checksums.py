@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -38,8 +38,13 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**_without_checksum(content), "sha256": _checksum(content)}
 
 
-def check_seal(content: Mapping[str, Any], path: Path) -> None:
+def check_seal(content: Mapping[str, Any], path: Path, *, checked_files: Sequence[str] = CHECKED_FILES) -> None:
     """Check the content of a `config.json` against its own checksum.
+
+    Args:
+        content: the content.
+        path: the path of the file.
+        checked_files: files whose checksums it must contain.
 
     Raises:
         BundleError: its own checksum is missing or differs, or the checksum of another file is missing.
@@ -47,8 +52,8 @@ def check_seal(content: Mapping[str, Any], path: Path) -> None:
     if content.get("sha256") != _checksum(content):
         raise BundleError(f"{path}: is damaged or was edited: it does not match its own checksum; {_REMEDY}")
     files = content.get("files")
-    if not isinstance(files, dict) or any(not isinstance(files.get(name), str) for name in CHECKED_FILES):
-        raise BundleError(f"{path}: has no checksums of {' and '.join(CHECKED_FILES)}; {_REMEDY}")
+    if not isinstance(files, dict) or any(not isinstance(files.get(name), str) for name in checked_files):
+        raise BundleError(f"{path}: has no checksums of {' and '.join(checked_files)}; {_REMEDY}")
 
 
 def check_file(path: Path, expected: str, *, verify: Verify) -> None:

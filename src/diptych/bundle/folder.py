@@ -23,18 +23,20 @@ from safetensors import SafetensorError
 
 from diptych.bundle.card import model_card, with_evaluations
 from diptych.bundle.checksums import CHECKED_FILES, Verify, check_file, check_seal, seal, source_stamp
-from diptych.bundle.identity import computed_identity, model_identity
+from diptych.bundle.identity import computed_identity, model_identity, sampled_identity
+from diptych.bundle.read_tokenizer import read_tokenizer
 from diptych.bundle.serialize import write_weights
 from diptych.bundle.stored_weights import load_weights
 from diptych.core.address import redacted, without_secrets
 from diptych.core.cache import recall, remember
 from diptych.core.errors import BundleError, ConfigError, DiptychWarning
 from diptych.core.files import replace_folder, sha256_of, write_text
+from diptych.core.precision import Precision
 from diptych.core.program import command
 from diptych.core.settings import from_plain, read_json, to_plain
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
-from diptych.tokenizers.load_tokenizer import load_tokenizer
+from diptych.models.towers import ModelTowers
 from diptych.tokenizers.protocol import Tokenizer
 
 FORMAT_VERSION = 3
@@ -82,6 +84,41 @@ class Bundle:
         """The architecture and the image transform."""
         return self.model.config
 
+    def identities(self) -> tuple[str, ...]:
+        """The identity, then the identity of the same model in indexes of earlier versions."""
+        return self.identity, sampled_identity(self.model)
+
+    @property
+    def variant(self) -> str:
+        """Always empty: the files of a bundle are as trained, and `diptych.load` converts the model in memory."""
+        return ""
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor of the cosine similarities before a softmax."""
+        return float(self.model.logit_scale.item())
+
+    def towers(self, precision: Precision | None = None) -> ModelTowers:
+        """Return the towers with the interface that the embedder uses. See `ModelTowers` for `precision`."""
+        return ModelTowers(self.model, precision)
+
+
+def require_bundle(model: object, what: str = "this") -> Bundle:
+    """Return the model if it is a bundle.
+
+    Args:
+        model: the model of an embedder or of a loaded bundle.
+        what: the feature that needs the PyTorch model; it is the subject of the message.
+
+    Raises:
+        ConfigError: the model is an ONNX export.
+    """
+    if not isinstance(model, Bundle):
+        raise ConfigError(
+            f"{what} needs the bundle, and this model is an ONNX export; name the bundle that was exported"
+        )
+    return model
+
 
 def save_bundle(bundle: Bundle, path: Path) -> None:
     """Write a bundle to a folder, atomically; an existing folder is replaced.
@@ -110,8 +147,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         yield tmp
         tmp.chmod(0o755)
-        for file in tmp.iterdir():
-            file.chmod(0o644)
+        for inside in tmp.rglob("*"):
+            inside.chmod(0o755 if inside.is_dir() else 0o644)
         old = path.with_name(f".{path.name}-old")
         shutil.rmtree(old, ignore_errors=True)
         replace_folder(tmp, path, old=old)
@@ -153,7 +190,7 @@ def load_bundle(path: str | Path, *, verify: Verify = "auto") -> Bundle:
     try:
         identity, source = _check_files(folder, content, config, verify=verify)
         model = load_weights(config, folder / "model.safetensors")
-        tokenizer = _load_tokenizer(config, folder / "tokenizer.json")
+        tokenizer = read_tokenizer(config, folder / "tokenizer.json")
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read ({error.strerror or error})") from None
     return Bundle(
@@ -278,20 +315,3 @@ def _warn_without_checksums(folder: Path) -> None:
             DiptychWarning,
             stacklevel=2,
         )
-
-
-def _load_tokenizer(config: CLIPConfig, path: Path) -> Tokenizer:
-    text = config.text
-    try:
-        tokenizer = load_tokenizer(text.tokenizer, path, context_length=text.context_length)
-    except BaseException as error:
-        # The `tokenizers` library raises plain exceptions, and a `PanicException`, which does not derive from `Exception`.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
-        raise BundleError(f"{path}: is damaged ({reason:.200})") from None
-    if tokenizer.vocab_size != text.vocab_size:
-        raise BundleError(
-            f"{path.parent}: its tokenizer has {tokenizer.vocab_size} entries, its model {text.vocab_size}"
-        )
-    return tokenizer

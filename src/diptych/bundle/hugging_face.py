@@ -1,4 +1,4 @@
-"""Read Hugging Face's CLIP folders: `config.json`, weights, the settings of the image processor, and the tokenizer files.
+"""Read Hugging Face's CLIP and SigLIP folders: `config.json`, weights, settings of the image processor, tokenizer files.
 
 `transformers` is not needed, because the files are plain JSON and safetensors.
 """
@@ -9,27 +9,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diptych.bundle.foreign_tokenizer import END, START, own_tokenizer_file
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped
+from diptych.bundle.siglip_names import hugging_face_siglip_names
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain, read_json
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
+from diptych.models.config import Activation, CLIPConfig, ImageConfig, TextConfig, ViTConfig
 from diptych.tokenizers.clip_bpe import clip_vocabulary
+from diptych.tokenizers.load_tokenizer import TokenizerKind
+from diptych.tokenizers.protocol import END as END_ID
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 FILTERS = {2: "bilinear", 3: "bicubic"}
 """Interpolation filters by Pillow's numbers, which the image processor's file contains."""
-START, END = "<|startoftext|>", "<|endoftext|>"
+_CLIP = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_SIGLIP = {
+    **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    **{"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "clip": {
+        "vision": {
+            **_CLIP,
+            **{"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+            **{"image_size": 224, "patch_size": 32},
+        },
+        "text": {
+            **_CLIP,
+            **{"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
+            **{"vocab_size": 49408, "max_position_embeddings": 77},
+        },
+    },
+    "siglip": {
+        "vision": {**_SIGLIP, "image_size": 224, "patch_size": 16},
+        "text": {**_SIGLIP, "vocab_size": 32000, "max_position_embeddings": 64},
+    },
+}
+"""Defaults of the library for settings that a config does not contain, by model type and tower."""
 
 
 def hugging_face_names(config: CLIPConfig) -> list[Rename]:
-    """Return the mapping between Diptych's tensor names and those of `transformers.CLIPModel`."""
+    """Return the mapping between Diptych's tensor names and those of `transformers.CLIPModel` or `SiglipModel`."""
     image, text = config.image, config.text
     assert isinstance(image, ViTConfig)
+    if image.layout == "siglip":
+        return hugging_face_siglip_names(config)
     vision = "vision_model.embeddings"
     return [
         shaped("image_tower.stem.embed.weight", f"{vision}.patch_embedding.weight", (3, *height_width(image.patch_px))),
@@ -68,28 +97,31 @@ def _blocks(ours: str, theirs: str, layers: int) -> list[Rename]:
 
 
 def read_hugging_face(folder: Path) -> CLIP:
-    """Return the model in a folder that `CLIPModel.save_pretrained` wrote, or in a similar folder from the hub.
+    """Return the model in a folder that `save_pretrained` of `CLIPModel` or `SiglipModel` wrote, or in a similar folder.
 
     Raises:
         BundleError: a file is missing or damaged, or the model has a feature that Diptych does not support; the message names
             it.
     """
     content = _read_json(folder / CONFIG)
-    if content.get("model_type") != "clip":
-        raise BundleError(f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych supports 'clip'")
+    if content.get("model_type") not in DEFAULTS:
+        raise BundleError(
+            f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych supports {' and '.join(DEFAULTS)}"
+        )
     try:
-        image, text = _image_config(_tower(content, "vision_config")), _text_config(_tower(content, "text_config"))
-        config = CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
+        config = _config(content, folder)
     except (AttributeError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from None
-    config = replace(config, pixels=_pixel_config(folder, image))
-    _check_vocabulary(folder)
+    config = replace(config, pixels=_pixel_config(folder, config.image))
+    if own_tokenizer_file(folder) is None:
+        _check_vocabulary(folder)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise BundleError(f"{folder}: holds no weights; Hugging Face's are {WEIGHTS[0]} or {WEIGHTS[2]}")
     weights = {name: tensor for name, tensor in read_weights(path).items() if not name.endswith(".position_ids")}
+    shape = (1,) if config.init_logit_bias is not None else ()
     if "logit_scale" in weights and weights["logit_scale"].numel() == 1:
-        weights["logit_scale"] = weights["logit_scale"].reshape(())
+        weights["logit_scale"] = weights["logit_scale"].reshape(shape)
     return CLIP.from_weights(config, from_theirs(weights, hugging_face_names(config), config, what=str(path)))
 
 
@@ -104,45 +136,71 @@ def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _image_config(vision: Mapping[str, Any]) -> ViTConfig:
-    width = vision.get("hidden_size", 768)
+def _config(content: Mapping[str, Any], folder: Path) -> CLIPConfig:
+    model_type = content["model_type"]
+    defaults, own_tokenizer = DEFAULTS[model_type], own_tokenizer_file(folder)
+    if model_type == "siglip" and own_tokenizer is None:
+        raise ConfigError(
+            "model_type is 'siglip'; Diptych has no SentencePiece tokenizer, so it reads only SigLIP folders that it exported"
+        )
+    image = _image_config({**defaults["vision"], **_tower(content, "vision_config")}, model_type)
+    text = _text_config({**defaults["text"], **_tower(content, "text_config")}, model_type, own_tokenizer)
+    if model_type == "clip":
+        return CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
+    return CLIPConfig(embed_dim=image.width, image=image, text=text, init_temperature=0.1, init_logit_bias=-10.0)
+
+
+def _image_config(vision: Mapping[str, Any], model_type: str) -> ViTConfig:
     if vision.get("num_channels", 3) != 3:
         raise ConfigError(f"vision_config has num_channels {vision['num_channels']}; Diptych supports 3")
+    if not vision.get("vision_use_head", True):
+        raise ConfigError("vision_config has vision_use_head False; Diptych supports only SigLIP's attention pooling")
+    siglip = {"layout": "siglip", "pooling": "attention"} if model_type == "siglip" else {}
     plain = {
-        "image_px": vision.get("image_size", 224),
-        "patch_px": vision.get("patch_size", 32),
-        "layers": vision.get("num_hidden_layers", 12),
-        "heads": vision.get("num_attention_heads", 12),
-        **_shared("vision_config", vision, width, vision.get("intermediate_size", 3072)),
+        "image_px": vision["image_size"],
+        "patch_px": vision["patch_size"],
+        **_shared("vision_config", vision, model_type),
+        **siglip,
     }
     return from_plain(ViTConfig, plain, what="vision_config")
 
 
-def _text_config(text: Mapping[str, Any]) -> TextConfig:
-    width = text.get("hidden_size", 512)
-    if text.get("vocab_size", 49408) != 49408:
+def _text_config(
+    text: Mapping[str, Any], model_type: str, own_tokenizer: tuple[TokenizerKind, Path] | None
+) -> TextConfig:
+    kind = "clip-bpe" if own_tokenizer is None else own_tokenizer[0]
+    if kind == "clip-bpe" and text["vocab_size"] != 49408:
         raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych supports only CLIP's, 49408")
-    # With an `eos_token_id` of 2, a text is pooled at its largest token id, which is the end token.
-    if text.get("eos_token_id", 49407) not in (49407, 2):
-        raise ConfigError(f"text_config has eos_token_id {text['eos_token_id']}; Diptych supports only CLIP's, 49407")
+    # With an `eos_token_id` of 2, CLIPModel pools a text at its largest token id, which is the end token of CLIP's tokenizer.
+    end_ids = (49407, 2) if kind == "clip-bpe" else (END_ID,)
+    if model_type == "clip" and text.get("eos_token_id", 49407) not in end_ids:
+        expected = "CLIP's, 49407" if kind == "clip-bpe" else f"{END_ID} with this tokenizer"
+        raise ConfigError(f"text_config has eos_token_id {text.get('eos_token_id')}; Diptych supports only {expected}")
+    siglip = {"layout": "siglip", "is_causal": False} if model_type == "siglip" else {}
     plain = {
-        "tokenizer": "clip-bpe",
-        "vocab_size": 49408,
-        "context_length": text.get("max_position_embeddings", 77),
-        "layers": text.get("num_hidden_layers", 12),
-        "heads": text.get("num_attention_heads", 8),
-        **_shared("text_config", text, width, text.get("intermediate_size", 2048)),
+        "tokenizer": kind,
+        "vocab_size": text["vocab_size"],
+        "context_length": text["max_position_embeddings"],
+        **_shared("text_config", text, model_type),
+        **siglip,
     }
     return from_plain(TextConfig, plain, what="text_config")
 
 
-def _shared(where: str, tower: Mapping[str, Any], width: int, hidden: int) -> dict[str, Any]:
-    activation = tower.get("hidden_act", "quick_gelu")
+def _shared(where: str, tower: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    activation, eps, width = tower["hidden_act"], tower["layer_norm_eps"], tower["hidden_size"]
     if activation not in ACTIVATIONS:
         raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych supports {', '.join(ACTIVATIONS)}")
-    if not math.isclose(tower.get("layer_norm_eps", 1e-5), 1e-5):
-        raise ConfigError(f"{where} has layer_norm_eps {tower['layer_norm_eps']}; Diptych supports 1e-05")
-    return {"width": width, "mlp_ratio": hidden / width, "activation": ACTIVATIONS[activation]}
+    expected = DEFAULTS[model_type]["text"]["layer_norm_eps"]
+    if not math.isclose(eps, expected):
+        raise ConfigError(f"{where} has layer_norm_eps {eps}; Diptych supports {expected:g}")
+    return {
+        "width": width,
+        "layers": tower["num_hidden_layers"],
+        "heads": tower["num_attention_heads"],
+        "mlp_ratio": tower["intermediate_size"] / width,
+        "activation": ACTIVATIONS[activation],
+    }
 
 
 def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -158,12 +216,14 @@ def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return (path, _read_json(path)) if path.is_file() else None
 
 
-def _pixel_config(folder: Path, image: ViTConfig) -> PixelConfig:
+def _pixel_config(folder: Path, image: ImageConfig) -> PixelConfig:
     """Return the image transform of a folder; without a file, OpenAI's transform as in `CLIPImageProcessor`."""
     found = read_processor(folder)
     if found is None:
         return PixelConfig(crop_rounding="down")
     path, plain = found[0], {name: value for name, value in found[1].items() if value is not None}
+    if str(plain.get("image_processor_type", "")).startswith("Siglip"):
+        raise BundleError(f"{path}: resizes pictures without keeping the aspect ratio, which Diptych does not support")
     for switch in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if plain.get(switch) is False:
             raise BundleError(f"{path}: has {switch} false, which Diptych does not support")

@@ -1,4 +1,4 @@
-"""Write a model as a folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load."""
+"""Write a model as a folder that `transformers` loads: `CLIPModel` or `SiglipModel`, and the processor of the same name."""
 
 import json
 import math
@@ -7,102 +7,104 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from diptych.bundle.hugging_face import (
-    ACTIVATIONS,
-    CONFIG,
+from diptych.bundle.foreign_tokenizer import (
     END,
-    FILTERS,
     START,
-    WEIGHTS,
-    hub_vocabulary,
-    hugging_face_names,
+    transformers_tokenizer_files,
+    with_hub_marks,
+    write_own_tokenizer,
 )
+from diptych.bundle.hugging_face import ACTIVATIONS, CONFIG, FILTERS, WEIGHTS, hub_vocabulary, hugging_face_names
+from diptych.bundle.libraries import check_hugging_face, is_siglip
 from diptych.bundle.renaming import to_theirs
-from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
-from diptych.models.layers import hidden_width
+from diptych.models.layers import hidden_width, norm_eps
 from diptych.tokenizers.clip_bpe import clip_merges
+from diptych.tokenizers.protocol import Tokenizer
 
 
-def write_hugging_face(model: CLIP, folder: Path) -> None:
-    """Write the folder that `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained` load.
+def write_hugging_face(model: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the folder that `from_pretrained` of `CLIPModel` and `CLIPProcessor` loads, or of `SiglipModel` and its processor.
 
     Raises:
-        ConfigError: `CLIPModel` does not support a feature of the model; the message names it.
+        ConfigError: the class does not support a feature of the model; the message names it.
     """
     config = model.config
     check_hugging_face(config)
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     save_file(to_theirs(weights, hugging_face_names(config)), folder / WEIGHTS[0], metadata={"format": "pt"})
-    _write_json(folder / CONFIG, _config_of(config))
+    _write_json(folder / CONFIG, _config_of(config, tokenizer))
     _write_json(folder / "preprocessor_config.json", _processor_of(config))
+    if config.text.tokenizer == "clip-bpe" and not is_siglip(config):
+        _write_clip_tokenizer(tokenizer, folder)
+    else:
+        _write_tokenizer(tokenizer, config, folder)
+
+
+def _write_clip_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer in the format of OpenAI's models, for `CLIPTokenizer`."""
     _write_json(folder / "vocab.json", hub_vocabulary())
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in clip_merges())]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files = transformers_tokenizer_files(tokenizer, with_mask=True)
+    _write_json(folder / "tokenizer.json", with_hub_marks(files["tokenizer.json"]))
     special_tokens = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     _write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": config.text.context_length, **special_tokens},
+        {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **special_tokens},
     )
     _write_json(folder / "special_tokens_map.json", special_tokens)
 
 
-def check_hugging_face(config: CLIPConfig) -> None:
-    """Check that `transformers.CLIPModel` supports a model.
-
-    Raises:
-        ConfigError: `CLIPModel` does not support a feature of the model; the message names it.
-    """
-    image, text = config.image, config.text
-    reasons = []
-    if not isinstance(image, ViTConfig):
-        reasons.append("its ResNet")
-    else:
-        (height, width), (patch_height, patch_width) = height_width(image.image_px), height_width(image.patch_px)
-        reasons += ["its convolutional stem"] if image.stem == "conv" else []
-        reasons += [f"its {image.pooling} pooling"] if image.pooling != "cls" else []
-        reasons += (
-            ["its pictures or patches that are not square"] if height != width or patch_height != patch_width else []
-        )
-    reasons += ["SigLIP's layout"] if text.layout == "siglip" else []
-    reasons += [] if text.is_causal else ["its bidirectional text tower"]
-    reasons += [] if text.pooling == "eot" else [f"its text tower's {text.pooling} pooling"]
-    reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
-    reasons += ["its logit bias"] if config.init_logit_bias is not None else []
-    if reasons:
-        raise ConfigError(f"Hugging Face's CLIPModel does not support {', '.join(reasons)}")
+def _write_tokenizer(tokenizer: Tokenizer, config: CLIPConfig, folder: Path) -> None:
+    files = transformers_tokenizer_files(tokenizer, with_mask=not is_siglip(config))  # SigLIP attends to the padding.
+    for name, content in files.items():
+        _write_json(folder / name, content)
+    write_own_tokenizer(tokenizer, config.text.tokenizer, folder)
 
 
-def _config_of(config: CLIPConfig) -> dict[str, Any]:
+def _config_of(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     image, text = config.image, config.text
     assert isinstance(image, ViTConfig)
+    name = "siglip" if is_siglip(config) else "clip"
+    width = "projection_size" if name == "siglip" else "projection_dim"
     return {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.embed_dim,
-        "logit_scale_init_value": -math.log(config.init_temperature),
+        "architectures": ["SiglipModel" if name == "siglip" else "CLIPModel"],
+        "model_type": name,
         "vision_config": {
-            "model_type": "clip_vision_model",
+            "model_type": f"{name}_vision_model",
             "image_size": height_width(image.image_px)[0],
             "patch_size": height_width(image.patch_px)[0],
-            **_tower_of(image, config.embed_dim),
+            **({} if name == "siglip" else {width: config.embed_dim}),
+            **_tower_of(image),
         },
         "text_config": {
-            "model_type": "clip_text_model",
+            "model_type": f"{name}_text_model",
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-            "pad_token_id": 49407,
-            **_tower_of(text, config.embed_dim),
+            "bos_token_id": tokenizer.start_id,
+            "eos_token_id": tokenizer.end_id,
+            "pad_token_id": _pad_id(config, tokenizer),
+            width: config.embed_dim,
+            **_tower_of(text),
         },
+        **({} if name == "siglip" else _clip_settings(config)),
         "torch_dtype": "float32",
     }
 
 
-def _tower_of(tower: ViTConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
+def _clip_settings(config: CLIPConfig) -> dict[str, Any]:
+    return {"projection_dim": config.embed_dim, "logit_scale_init_value": -math.log(config.init_temperature)}
+
+
+def _pad_id(config: CLIPConfig, tokenizer: Tokenizer) -> int:
+    """`CLIPTokenizer` pads with the end token, which a causal text tower does not attend to."""
+    return tokenizer.end_id if config.text.tokenizer == "clip-bpe" and not is_siglip(config) else tokenizer.pad_id
+
+
+def _tower_of(tower: ViTConfig | TextConfig) -> dict[str, Any]:
     theirs = {ours: name for name, ours in ACTIVATIONS.items()}
     return {
         "hidden_size": tower.width,
@@ -110,9 +112,8 @@ def _tower_of(tower: ViTConfig | TextConfig, embed_dim: int) -> dict[str, Any]:
         "num_hidden_layers": tower.layers,
         "num_attention_heads": tower.heads,
         "hidden_act": theirs[tower.activation],
-        "layer_norm_eps": 1e-5,
+        "layer_norm_eps": norm_eps(tower),
         "attention_dropout": 0.0,
-        "projection_dim": embed_dim,
     }
 
 
@@ -120,7 +121,9 @@ def _processor_of(config: CLIPConfig) -> dict[str, Any]:
     side = height_width(config.image.image_px)[0]
     numbers = {name: number for number, name in FILTERS.items()}
     return {
+        # Also for SigLIP, whose own processor does not preserve the aspect ratio.
         "image_processor_type": "CLIPImageProcessor",
+        **({"processor_class": "SiglipProcessor"} if is_siglip(config) else {}),
         **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
         "size": {"shortest_edge": side},
         "crop_size": {"height": side, "width": side},

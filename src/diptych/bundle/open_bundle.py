@@ -1,5 +1,6 @@
 """Open models in all supported formats as bundles: Diptych, open_clip and Hugging Face folders, files of weights, hub ids."""
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +11,23 @@ import torch
 from diptych.bundle import hugging_face, hugging_face_writer, open_clip
 from diptych.bundle.checksums import Verify, source_stamp
 from diptych.bundle.folder import Bundle, load_bundle, whole_folder
+from diptych.bundle.foreign_tokenizer import tokenizer_of
 from diptych.bundle.hub import PREFIX, download
+from diptych.bundle.onnx_layout import is_onnx_folder, refuse_half_export
 from diptych.bundle.openai import read_openai
 from diptych.bundle.weights import SUFFIXES
-from diptych.core.errors import BundleError, ConfigError, unknown_name
+from diptych.core.errors import BundleError, ConfigError, OnnxExportError, unknown_name
 from diptych.core.settings import read_json
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, ViTConfig
 from diptych.models.resolution import at_resolution
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
+from diptych.tokenizers.protocol import Tokenizer
 
 ExportFormat: TypeAlias = Literal["open-clip", "hugging-face"]
 
-_WRITERS: dict[ExportFormat, tuple[Callable[[CLIP, Path], None], Callable[[Path], CLIP]]] = {
+_WRITERS: dict[ExportFormat, tuple[Callable[[CLIP, Tokenizer, Path], None], Callable[[Path], CLIP]]] = {
     "open-clip": (open_clip.write_open_clip, open_clip.read_open_clip),
     "hugging-face": (hugging_face_writer.write_hugging_face, hugging_face.read_hugging_face),
 }
@@ -84,8 +88,13 @@ def export_bundle(bundle: Bundle, to: ExportFormat, folder: Path) -> None:
         raise ConfigError(f"{folder}: already exists and is not empty; choose another --out")
     write, read = _WRITERS[to]
     with whole_folder(folder) as tmp:
-        write(bundle.model, tmp)
-        _check_same(bundle.model, read(tmp), folder)
+        write(bundle.model, bundle.tokenizer, tmp)
+        model = read(tmp)
+        _check_same(bundle.model, model, folder)
+        if _saved(tokenizer_of(model.config, tmp)) != _saved(bundle.tokenizer):
+            raise BundleError(
+                f"{folder}: the exported tokenizer differs from the bundle's when it is read back; the export was removed"
+            )
 
 
 def _read(path: Path, name: str, activation: Activation | None, preset: str | None, verify: Verify) -> Bundle:
@@ -97,9 +106,15 @@ def _read(path: Path, name: str, activation: Activation | None, preset: str | No
         return _imported(model, name, "weights in OpenAI's naming", assumed=assumed, source=source)
     if preset is not None:
         raise ConfigError(f"{name}: --preset is only for files of weights; a model folder contains its config")
+    if is_onnx_folder(path):
+        raise OnnxExportError(
+            f"{name}: is an ONNX export, which cannot be trained or converted; name the bundle that was exported", path
+        )
+    if path.is_dir():
+        refuse_half_export(path, name)
     match _kind(path):
         case "open-clip":
-            return _imported(open_clip.read_open_clip(path), name, "open_clip folder", source=_folder_stamp(path))
+            return _imported(open_clip.read_open_clip(path), name, "open_clip folder", folder=path)
         case "hugging-face":
             has_transform = hugging_face.read_processor(path) is not None
             lacking = "OpenAI's image transform: the folder has no preprocessor_config.json"
@@ -108,7 +123,7 @@ def _read(path: Path, name: str, activation: Activation | None, preset: str | No
                 name,
                 "Hugging Face folder",
                 assumed=None if has_transform else lacking,
-                source=_folder_stamp(path),
+                folder=path,
             )
         case _:
             return load_bundle(path, verify=verify)
@@ -133,10 +148,38 @@ def _kind(folder: Path) -> ExportFormat | None:
     return "hugging-face" if is_hugging_face else None
 
 
-def _imported(model: CLIP, name: str, kind: str, *, source: str | None, assumed: str | None = None) -> Bundle:
-    tokenizer = ClipBPETokenizer(context_length=model.config.text.context_length)
+def _imported(
+    model: CLIP,
+    name: str,
+    kind: str,
+    *,
+    folder: Path | None = None,
+    source: str | None = None,
+    assumed: str | None = None,
+) -> Bundle:
+    """Return a model of another library as a bundle, with CLIP's tokenizer or that of the folder.
+
+    Args:
+        model: the model.
+        name: where it was read from, as the user gave it.
+        kind: its format, for the origin.
+        folder: the folder of the model; None for a file of weights.
+        source: the key of a file of weights (`source_stamp`); that of a folder is computed.
+        assumed: what the format does not contain, for the origin.
+    """
+    if folder is None:
+        tokenizer: Tokenizer = ClipBPETokenizer(context_length=model.config.text.context_length)
+    else:
+        tokenizer, source = tokenizer_of(model.config, folder), _folder_stamp(folder)
     origin = {"imported_from": name, "format": kind, **({"assumed": assumed} if assumed else {})}
     return Bundle(model=model, tokenizer=tokenizer, origin=origin, source=source)
+
+
+def _saved(tokenizer: Tokenizer) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(path)
+        return path.read_bytes()
 
 
 def _check_same(ours: CLIP, theirs: CLIP, folder: Path) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from diptych.bundle.openai import check_openai_names, load_openai, openai_names
+from diptych.bundle.foreign_tokenizer import own_tokenizer_file, write_own_tokenizer
+from diptych.bundle.libraries import check_open_clip, is_siglip
+from diptych.bundle.openai import load_openai, openai_names
 from diptych.bundle.renaming import to_theirs
+from diptych.bundle.siglip_names import timm_name, timm_tower
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain, read_json
@@ -17,6 +20,9 @@ from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.models.layers import hidden_width
+from diptych.tokenizers.hugging_face import write_tokenizer_files
+from diptych.tokenizers.load_tokenizer import TokenizerKind
+from diptych.tokenizers.protocol import END, Tokenizer
 
 CONFIG = "open_clip_config.json"
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
@@ -27,7 +33,6 @@ _VISION: dict[str, Any] = {
     "attentional_pool": False,
     "no_ln_pre": False,
     "pos_embed_type": "learnable",
-    "act_kwargs": None,
     "norm_kwargs": None,
     "block_type": None,
     "qk_norm": False,
@@ -36,15 +41,10 @@ _VISION: dict[str, Any] = {
     "scale_attn_inner": False,
     "scale_attn": False,
     "scale_fc": False,
-    "timm_model_name": None,
 }
 """Options of open_clip's image towers, each with the only value that Diptych supports."""
 _TEXT: dict[str, Any] = {
-    **{
-        name: value
-        for name, value in _VISION.items()
-        if name.startswith(("ls_", "act_", "norm_", "block_", "qk_", "scale"))
-    },
+    **{name: value for name, value in _VISION.items() if name.startswith(("ls_", "norm_", "block_", "qk_", "scale"))},
     "vocab_size": 49408,
     "hf_model_name": None,
     "hf_tokenizer_name": None,
@@ -54,6 +54,10 @@ _TEXT: dict[str, Any] = {
     "proj_type": "linear",
     "proj_bias": False,
 }
+_SIGLIP_TEXT = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}}
+"""Options of a text tower in SigLIP's layout. Without a causal mask, open_clip attends to the padding, as SigLIP does."""
+_TOKENIZER = "tokenizer.json"
+"""Value of `hf_tokenizer_name`. Any value makes open_clip read the tokenizer from the folder instead of using its own."""
 _HARMLESS = {
     "output_tokens", "pad_id", "eos_id", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool",
     "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
@@ -73,7 +77,8 @@ def read_open_clip(folder: Path) -> CLIP:
         content = read_json(path)
         if not isinstance(content, dict):
             raise ConfigError("holds no JSON object")
-        config = _config(_object(content, "model_cfg"), _object(content, "preprocess_cfg"))
+        model, pixels = _object(content, "model_cfg"), _object(content, "preprocess_cfg")
+        config = _config(model, pixels, own_tokenizer=own_tokenizer_file(folder))
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"{path}: is not a config of open_clip ({type(error).__name__}: {error})") from None
     except ConfigError as error:
@@ -84,20 +89,24 @@ def read_open_clip(folder: Path) -> CLIP:
     return load_openai(read_weights(weights), config, what=str(weights))
 
 
-def write_open_clip(model: CLIP, folder: Path) -> None:
+def write_open_clip(model: CLIP, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the folder that open_clip loads as `local-dir:FOLDER`.
 
     Raises:
         ConfigError: open_clip does not support a feature of the model; the message names it.
     """
     config = model.config
-    check_openai_names(config, what="open_clip")
-    if isinstance(config.image, ResNetConfig) and not isinstance(config.image.image_px, int):
-        raise ConfigError("open_clip does not support a ResNet on pictures that are not square")
+    check_open_clip(config)
     weights = to_theirs(
         {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, openai_names(config)
     )
+    if is_siglip(config):  # open_clip's class for models with an image tower of timm has a module for the text tower.
+        is_text = [name for name in weights if not name.startswith(("visual.", "logit_"))]
+        weights |= {f"text.{name}": weights.pop(name) for name in is_text}
     save_file(weights, folder / _WEIGHTS[0])
+    write_tokenizer_files(tokenizer, folder)
+    if config.text.tokenizer != "clip-bpe":
+        write_own_tokenizer(tokenizer, config.text.tokenizer, folder)
     pixels = config.pixels
     content = {
         "model_cfg": _model_cfg(config),
@@ -111,7 +120,9 @@ def write_open_clip(model: CLIP, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _config(model: Mapping[str, Any], pixels: Mapping[str, Any]) -> CLIPConfig:
+def _config(
+    model: Mapping[str, Any], pixels: Mapping[str, Any], *, own_tokenizer: tuple[TokenizerKind, Path] | None = None
+) -> CLIPConfig:
     known = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale", "init_logit_bias", "custom_text"}
     known |= {"nonscalar_logit_scale", "output_dict"}
     _refuse_unknown("model_cfg", set(model) - known)
@@ -121,7 +132,7 @@ def _config(model: Mapping[str, Any], pixels: Mapping[str, Any]) -> CLIPConfig:
     return CLIPConfig(
         embed_dim=model["embed_dim"],
         image=_image_config(_object(model, "vision_cfg"), activation),
-        text=_text_config(_object(model, "text_cfg"), activation),
+        text=_text_config(_object(model, "text_cfg"), activation, own_tokenizer[0] if own_tokenizer else "clip-bpe"),
         pixels=_pixel_config(pixels),
         init_logit_bias=None if model.get("init_logit_bias") is None else float(model["init_logit_bias"]),
     )
@@ -136,8 +147,10 @@ def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | ResNetConfig:
+    if vision.get("timm_model_name"):
+        return _timm_config(vision)
     known = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "pool_type"}
-    _check("vision_cfg", vision, known | {"final_ln_after_pool"}, _VISION)
+    _check("vision_cfg", vision, known | {"final_ln_after_pool", "act_kwargs", "timm_model_name"}, _VISION)
     for name in ("width", "head_width"):
         if not isinstance(vision.get(name, 64), int) or vision.get(name, 64) < 1:
             raise ConfigError(f"vision_cfg has {name} {vision[name]!r}, which is not a positive integer")
@@ -158,23 +171,66 @@ def _image_config(vision: Mapping[str, Any], activation: str) -> ViTConfig | Res
         "layers": layers,
         "heads": width // head_width,
         "mlp_ratio": vision.get("mlp_ratio", 4.0),
-        "activation": activation,
+        "activation": _activation(vision, activation),
         "pooling": "cls" if pool_type == "tok" else "mean",
         "patch_dropout": vision.get("patch_dropout", 0.0),
     }
     return from_plain(ViTConfig, plain, what="vision_cfg")
 
 
-def _text_config(text: Mapping[str, Any], activation: str) -> TextConfig:
-    known = {"context_length", "width", "heads", "layers", "mlp_ratio", "pool_type", "final_ln_after_pool"}
-    _check("text_cfg", text, known, _TEXT)
-    if text.get("pool_type", "argmax") not in {"argmax", "eos"}:
-        raise ConfigError(f"text_cfg has pool_type {text['pool_type']!r}, which Diptych does not support")
-    if text.get("pool_type") == "eos" and text.get("eos_id", 2) != 49407:
-        raise ConfigError(f"text_cfg has eos_id {text.get('eos_id', 2)}; Diptych supports only CLIP's, 49407")
+def _timm_config(vision: Mapping[str, Any]) -> ViTConfig:
+    """Return the config of an image tower of timm, which open_clip's config only names."""
+    name = vision["timm_model_name"]
+    tower = timm_tower(name) if isinstance(name, str) else None
+    if tower is None:
+        raise ConfigError(f"vision_cfg has timm_model_name {name!r}, which Diptych does not support")
+    only = {"timm_pool": "map", "timm_proj": "none", "image_size": tower.image_px}
+    different = [f"{key} {vision.get(key)!r}" for key, value in only.items() if vision.get(key) != value]
+    if different:
+        raise ConfigError(f"vision_cfg has {', '.join(different)}, which Diptych does not support with {name}")
+    return tower
+
+
+def _activation(tower: Mapping[str, Any], activation: str) -> str:
+    options = tower.get("act_kwargs")
+    if options in (None, {}, {"approximate": "none"}):
+        return activation
+    if options == {"approximate": "tanh"} and activation == "gelu":
+        return "gelu_tanh"
+    raise ConfigError(f"a tower has act_kwargs {options!r} with {activation}, which Diptych does not support")
+
+
+def _text_config(text: Mapping[str, Any], activation: str, kind: TokenizerKind) -> TextConfig:
+    known = {
+        "context_length",
+        "width",
+        "heads",
+        "layers",
+        "mlp_ratio",
+        "pool_type",
+        "final_ln_after_pool",
+        "act_kwargs",
+    }
     plain = {name: text[name] for name in ("context_length", "width", "heads", "layers", "mlp_ratio") if name in text}
-    clip_bpe = {"tokenizer": "clip-bpe", "vocab_size": 49408, "activation": activation}
-    return from_plain(TextConfig, {**plain, **clip_bpe}, what="text_cfg")
+    plain |= {
+        "tokenizer": kind,
+        "vocab_size": text.get("vocab_size", 49408),
+        "activation": _activation(text, activation),
+    }
+    only = (
+        _TEXT if kind == "clip-bpe" else {**_TEXT, "vocab_size": plain["vocab_size"], "hf_tokenizer_name": _TOKENIZER}
+    )
+    if all(text.get(name) == value for name, value in _SIGLIP_TEXT.items()):
+        _check("text_cfg", text, known, {**only, **_SIGLIP_TEXT})
+        return from_plain(TextConfig, {**plain, "is_causal": False, "layout": "siglip"}, what="text_cfg")
+    _check("text_cfg", text, known, only)
+    end_id = 49407 if kind == "clip-bpe" else END
+    if text.get("pool_type", "argmax") not in ({"argmax", "eos"} if kind == "clip-bpe" else {"eos"}):
+        raise ConfigError(f"text_cfg has pool_type {text.get('pool_type')!r}, which Diptych does not support")
+    if text.get("pool_type") == "eos" and text.get("eos_id", 2) != end_id:
+        whose = "only CLIP's" if kind == "clip-bpe" else "only that of this tokenizer"
+        raise ConfigError(f"text_cfg has eos_id {text.get('eos_id', 2)}; Diptych supports {whose}, {end_id}")
+    return from_plain(TextConfig, plain, what="text_cfg")
 
 
 def _pixel_config(pixels: Mapping[str, Any]) -> PixelConfig:
@@ -206,11 +262,31 @@ def _refuse_unknown(where: str, names: set[str]) -> None:
 
 
 def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
-    image, text = config.image, config.text
-    assert not isinstance(image, ConvNetConfig)  # `check_openai_names` rejects it.
+    bias = {} if config.init_logit_bias is None else {"init_logit_bias": config.init_logit_bias}
+    return {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.text.activation == "quick_gelu",
+        **({"custom_text": True} if is_siglip(config) else {}),
+        "vision_cfg": _vision_cfg(config),
+        "text_cfg": _text_cfg(config.text),
+        **bias,
+    }
+
+
+def _vision_cfg(config: CLIPConfig) -> dict[str, Any]:
+    image = config.image
+    assert not isinstance(image, ConvNetConfig)  # `check_open_clip` rejects it.
     vision: dict[str, Any] = {"image_size": _plain(image.image_px), "width": image.width}
     if isinstance(image, ResNetConfig):
         vision |= {"layers": list(image.layers), "head_width": 32 * image.width // image.heads, "patch_size": None}
+    elif image.layout == "siglip":
+        timm = {
+            "timm_model_name": timm_name(image),
+            "timm_model_pretrained": False,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        }
+        vision = {"image_size": image.image_px, **timm}
     else:
         vision |= {
             "layers": image.layers,
@@ -218,20 +294,30 @@ def _model_cfg(config: CLIPConfig) -> dict[str, Any]:
             "mlp_ratio": _their_ratio(image.width, image.mlp_ratio),
             "patch_size": _plain(image.patch_px),
             "patch_dropout": image.patch_dropout,
+            **_act_kwargs(image),
             **({"pool_type": "avg", "final_ln_after_pool": True} if image.pooling == "mean" else {}),
         }
+    return vision
+
+
+def _text_cfg(text: TextConfig) -> dict[str, Any]:
     names = ("context_length", "vocab_size", "width", "heads", "layers")
-    bias = {} if config.init_logit_bias is None else {"init_logit_bias": config.init_logit_bias}
+    own_tokenizer = {} if text.tokenizer == "clip-bpe" else {"hf_tokenizer_name": _TOKENIZER}
+    if text.layout == "siglip":
+        pooling = _SIGLIP_TEXT
+    else:
+        pooling = {} if text.tokenizer == "clip-bpe" else {"pool_type": "eos", "eos_id": END}
     return {
-        "embed_dim": config.embed_dim,
-        "quick_gelu": text.activation == "quick_gelu",
-        "vision_cfg": vision,
-        "text_cfg": {
-            **{name: getattr(text, name) for name in names},
-            "mlp_ratio": _their_ratio(text.width, text.mlp_ratio),
-        },
-        **bias,
+        **{name: getattr(text, name) for name in names},
+        "mlp_ratio": _their_ratio(text.width, text.mlp_ratio),
+        **_act_kwargs(text),
+        **pooling,
+        **own_tokenizer,
     }
+
+
+def _act_kwargs(tower: ViTConfig | TextConfig) -> dict[str, Any]:
+    return {"act_kwargs": {"approximate": "tanh"}} if tower.activation == "gelu_tanh" else {}
 
 
 def _their_ratio(width: int, ratio: float) -> float:

@@ -10,13 +10,23 @@ from pathlib import Path
 
 from torch import Tensor
 
+from diptych.bundle.libraries import check_openai_names
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, stacked, transposed
+from diptych.bundle.siglip_names import timm_names
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.program import command
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import (
+    Activation,
+    CLIPConfig,
+    ConvNetConfig,
+    ImageConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from diptych.presets import preset as preset_config
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
@@ -28,19 +38,29 @@ _TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transfo
 
 
 def openai_names(config: CLIPConfig) -> list[Rename]:
-    """Return the mapping between Diptych's tensor names and OpenAI's."""
+    """Return the mapping between Diptych's tensor names and OpenAI's, with open_clip's additions for SigLIP's layout."""
     image, text = config.image, config.text
-    assert not isinstance(image, ConvNetConfig)  # `check_openai_names` rejects it.
-    table = _vit_names(image) if isinstance(image, ViTConfig) else _resnet_names(image)
-    table += [
+    table = [
+        *_image_names(image),
         same("text_tower.token_emb.weight", "token_embedding.weight"),
         same("text_tower.position_emb", "positional_embedding"),
         *_blocks("text_tower.transformer", "transformer", text.layers),
         *norm("text_tower.norm_post", "ln_final"),
-        transposed("text_tower.projection.weight", "text_projection"),
+        *(
+            norm("text_tower.projection", "text_projection")
+            if text.layout == "siglip"
+            else [transposed("text_tower.projection.weight", "text_projection")]
+        ),
         same("log_logit_scale", "logit_scale"),
     ]
     return table if config.init_logit_bias is None else [*table, same("logit_bias", "logit_bias")]
+
+
+def _image_names(image: ImageConfig) -> list[Rename]:
+    assert not isinstance(image, ConvNetConfig)  # `check_openai_names` and `check_open_clip` reject it.
+    if isinstance(image, ResNetConfig):
+        return _resnet_names(image)
+    return timm_names(image) if image.layout == "siglip" else _vit_names(image)
 
 
 def _vit_names(image: ViTConfig) -> list[Rename]:
@@ -98,35 +118,6 @@ def _batch_norm(ours: str, theirs: str) -> list[Rename]:
     running = [same(f"{ours}.{name}", f"{theirs}.{name}") for name in ("running_mean", "running_var")]
     count = same(f"{ours}.num_batches_tracked", f"{theirs}.num_batches_tracked", default=0)
     return [*norm(ours, theirs), *running, count]
-
-
-def check_openai_names(config: CLIPConfig, *, what: str) -> None:
-    """Check that a model can be represented in OpenAI's naming, which open_clip also uses.
-
-    Args:
-        config: the config of the model.
-        what: name of the format, which starts the message.
-
-    Raises:
-        ConfigError: the format does not support a feature of the model; the message names it.
-    """
-    image, text = config.image, config.text
-    reasons = []
-    if isinstance(image, ConvNetConfig):
-        reasons.append("its convolutional network")
-    if isinstance(image, ViTConfig):
-        reasons += ["its convolutional stem"] if image.stem == "conv" else []
-        reasons += [f"its {image.pooling} pooling"] if image.pooling == "attention" else []
-        if image.activation != text.activation:
-            reasons.append(f"its two activations, {image.activation} and {text.activation}")
-    if "siglip" in {getattr(image, "layout", "clip"), text.layout}:
-        reasons.append("SigLIP's layout")
-    reasons += [] if text.is_causal else ["its bidirectional text tower"]
-    reasons += [] if text.pooling == "eot" else [f"its text tower's {text.pooling} pooling"]
-    reasons += [] if text.tokenizer == "clip-bpe" else [f"its {text.tokenizer} tokenizer"]
-    reasons += ["its activation gelu_tanh"] if text.activation == "gelu_tanh" else []
-    if reasons:
-        raise ConfigError(f"{what} does not support {', '.join(reasons)}")
 
 
 def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str) -> CLIP:

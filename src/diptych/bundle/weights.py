@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diptych.bundle.torchscript import is_torchscript, read_torchscript
-from diptych.core.errors import BundleError, ConfigError
-from diptych.core.settings import read_json
+from diptych.bundle.weights_index import indexed_files
+from diptych.core.errors import BundleError
 
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 _ZIP_SLACK = 64 * 2**20
@@ -53,20 +53,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = _without_wrapping(content, path)
     _refuse_views(tensors, path)
     return tensors
-
-
-def indexed_files(path: Path) -> set[str]:
-    """Return the names of the files that an index (`model.safetensors.index.json`) lists.
-
-    Raises:
-        BundleError: the file is not such an index.
-    """
-    try:
-        return {Path(name).name for name in read_json(path)["weight_map"].values()}
-    except ConfigError as error:
-        raise BundleError(str(error)) from None
-    except (KeyError, TypeError, AttributeError):
-        raise BundleError(f"{path}: is not an index of weights") from None
 
 
 def _read_index(path: Path) -> dict[str, Tensor]:

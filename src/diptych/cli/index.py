@@ -202,7 +202,7 @@ def build(
     from diptych.index.address import is_address
     from diptych.index.hnsw import ENOUGH, Hnsw
     from diptych.index.open_index import open_index
-    from diptych.search.collection import check_model
+    from diptych.search.check_model import check_model
     from diptych.search.sample_texts import sample_texts
 
     clip = loading.load_for(index, bundle) if approximate else None

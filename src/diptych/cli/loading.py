@@ -15,7 +15,7 @@ from diptych.core.paths import path_kind
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder, or any model that `diptych import` reads.")]
+BundlePath = Annotated[Path, Parameter(help="Bundle folder, ONNX export, or any model that `diptych import` reads.")]
 
 IndexAddress = Annotated[
     str, Parameter(help="Folder of the index, or its address as postgresql://USER@HOST/DATABASE?index=NAME.")
@@ -35,6 +35,10 @@ class Loading:
         Literal["fp32", "bf16", "fp16", "int8"],
         Parameter(help="Precision of the model; int8 is for CPUs. Below fp32, its cosine with fp32 is printed."),
     ] = "fp32"
+    provider: Annotated[
+        str | None,
+        Parameter(help="For an ONNX export: execution provider of ONNX Runtime, such as cuda, coreml or openvino."),
+    ] = None
     urls: Annotated[bool, Parameter(help="Allow URLs of images (http, s3, ...).")] = False
 
     def load(self, bundle: Path) -> "LoadedBundle":
@@ -45,7 +49,7 @@ class Loading:
         """
         from diptych.inference.loaded import load
 
-        return load(bundle, device=self.device, precision=self.precision, urls=self.urls)
+        return load(bundle, device=self.device, precision=self.precision, urls=self.urls, provider=self.provider)
 
     def load_for(self, index: str, bundle: Path | None) -> "LoadedBundle":
         """Load a bundle to use with an index.
@@ -78,7 +82,7 @@ class Loading:
             clip: the loaded bundle.
             images: image files. The first 16 that can be read are compared.
         """
-        if self.precision == "fp32":
+        if self.precision == "fp32":  # True for every ONNX export; its graphs were compared at export.
             return
         from diptych.core.errors import ImageError
         from diptych.images.decode import decode

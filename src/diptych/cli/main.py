@@ -18,6 +18,7 @@ from diptych.cli.index import add, build, compact, duplicates, merge, remove, st
 from diptych.cli.inference import classify, explain, rank_images, rank_texts, similarity
 from diptych.cli.models import presets, recipes
 from diptych.cli.output import escape_unencodable, print_traceback, warn
+from diptych.cli.push import push
 from diptych.cli.search import search
 from diptych.cli.serve import serve, serve_runs
 from diptych.cli.train import dotted_to_set, train
@@ -25,6 +26,7 @@ from diptych.cli.tune import tune
 from diptych.cli.weights import export, import_model
 from diptych.core.address import redacted
 from diptych.core.errors import DiptychError, DiptychWarning
+from diptych.core.extras import missing_extra
 from diptych.core.program import command
 from diptych.core.terminal import visible
 
@@ -60,7 +62,10 @@ runs_app = App(name="runs", help="Inspect training runs.")
 runs_app.command(serve_runs, name="serve")
 app.command(import_model, name="import")
 _COMMANDS: tuple[tuple[App, tuple[Any, ...]], ...] = (
-    (app, (demo, train, tune, evaluate_app, data_app, index_app, runs_app, search, serve, export, presets, recipes)),
+    (
+        app,
+        (demo, train, tune, evaluate_app, data_app, index_app, runs_app, search, serve, export, push, presets, recipes),
+    ),
     (app, (similarity, explain, classify, rank_images, rank_texts)),
     (data_app, (audit, show, pack, shards)),
     (evaluate_app, (retrieval, zero_shot, probe, knn, robustness, compare)),
@@ -113,6 +118,12 @@ def main(tokens: Sequence[str] | None = None) -> int:
         with _process_group() if words[:1] == ["train"] else nullcontext():
             code = app(dotted_to_set(words), exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error, f"`diptych {' '.join(words[:1])}`")
+        if missing is None:
+            raise
+        warn(str(missing))
+        return 2
     except (CycloptsError, DiptychError) as error:
         warn(str(error))
         return 2

@@ -1,6 +1,10 @@
 """`diptych presets` and `diptych recipes`: list the available models and training recipes."""
 
-from diptych.cli.output import Json, errors, print_json, print_table
+from collections.abc import Sequence
+from textwrap import shorten
+
+from diptych.cli.output import Json, errors, print_facts, print_json, print_line, print_table
+from diptych.core.program import command
 
 
 def presets(*, as_json: Json = False) -> None:
@@ -29,14 +33,31 @@ def presets(*, as_json: Json = False) -> None:
 
 
 def recipes(*, as_json: Json = False) -> None:
-    """List the training recipes for `diptych train`."""
+    """List the training recipes for `diptych train`, and which libraries can load the models that they train."""
+    from diptych.bundle.libraries import library_reasons
     from diptych.recipes.recipe import RECIPES
 
     first_lines = {name: (make.__doc__ or "").strip().splitlines()[0] for name, make in RECIPES.items()}
+    reasons = {name: library_reasons(make().model) for name, make in RECIPES.items()}
     if as_json:
-        print_json(first_lines)
+        print_json({name: {"description": line, "cannot_load": reasons[name]} for name, line in first_lines.items()})
         return
-    print_table("Recipes", ["name", "description"], [[name, line] for name, line in first_lines.items()])
+    print_facts("Recipes", first_lines)
+    rows = [[name, *map(_loads, by_library.values())] for name, by_library in reasons.items()]
+    print_table(
+        "Libraries that load the model, or why they cannot", ["name", "ONNX", "Hugging Face", "open_clip"], rows
+    )
+    print_line()
+    print_line(f"Export a model:  {command('export', 'BUNDLE', '--to', 'onnx', '--out', 'DIR')}")
+
+
+def _loads(reasons: Sequence[str]) -> str:
+    """A cell of the table: "yes", or the first reason and the number of others, in at most 24 characters."""
+    if not reasons:
+        return "yes"
+    first = reasons[0].removeprefix("its ").replace("text tower's", "text").removesuffix(" tower")
+    more = f" +{len(reasons) - 1}" if len(reasons) > 1 else ""
+    return shorten(first, 24 - len(more), placeholder="...") + more
 
 
 def _short(count: int) -> str:

@@ -43,12 +43,9 @@ def search(
     stopwatch = Stopwatch()
     # For one short text, spinning threads gain nothing, and they cost half a second if other programs use the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch  # noqa: F401  (timed separately)
-
-    stopwatch.lap("import torch")
     from diptych.index.filters import parse_filter
     from diptych.index.open_index import open_index
-    from diptych.search.collection import check_model
+    from diptych.search.check_model import check_model
     from diptych.search.similar import HitGroup, search_groups
 
     if top < 1:

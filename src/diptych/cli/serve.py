@@ -51,7 +51,7 @@ def serve(
         )
     _check_installed()
     from diptych.index.open_index import open_index
-    from diptych.search.collection import check_model
+    from diptych.search.check_model import check_model
     from diptych.server.app import create_app
     from diptych.server.keys import read_keys
     from diptych.server.limits import Limits
@@ -62,6 +62,7 @@ def serve(
     with bind_socket(host, port) as listening, ExitStack() as held:
         opened = None if index is None else held.enter_context(open_index(index, timeout_s=deadline))
         clip = loading.load(bundle)
+        clip.embedder.towers.open()
         index_summary = ""
         if opened is not None:
             check_model(opened, clip)
@@ -120,6 +121,7 @@ def _warn_if_public(host: str, keys: list[str]) -> None:
 def _check_installed() -> None:
     try:
         import fastapi  # noqa: F401
+        import httptools  # noqa: F401  (optional for uvicorn; its parser limits the size of headers)
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from diptych.cli.output import print_facts, print_line
+from diptych.cli.output import print_facts, print_line, print_skipped
 from diptych.core.errors import ConfigError
 from diptych.core.program import command
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from diptych.bundle.folder import Bundle
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
-Target = Literal["open-clip", "hugging-face"]
+Target = Literal["open-clip", "hugging-face", "onnx"]
+GraphPrecision = Literal["fp32", "fp16", "int8"]
+_NUM_CALIBRATION = 128
+"""Maximum number of images of a folder that are used; more images hardly change the measured ranges."""
 
 
 def import_model(
@@ -50,19 +53,70 @@ def export(
     bundle: Annotated[str, Parameter(help="Bundle folder, or any model that `diptych import` reads.")],
     /,
     *,
-    to: Annotated[Target, Parameter(help="Library to convert to.")],
+    to: Annotated[Target, Parameter(help="Library or format to convert to.")],
     out: Annotated[Path, Parameter(help="Folder to write.")],
+    precision: Annotated[
+        GraphPrecision | None,
+        Parameter(
+            help="For onnx: precision of the weights, fp32 by default. The cosine with fp32 must be at least 0.99."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, Parameter(help="For onnx: write fp16 or int8 even if the cosine is below 0.99.", show_default=True)
+    ] = False,
+    pictures: Annotated[
+        Path | None,
+        Parameter(help="For onnx: folder of typical images, for int8 calibration and the comparison with the bundle."),
+    ] = None,
 ) -> None:
-    """Convert a bundle to the format of another library, and verify the result."""
+    """Convert a bundle to the format of another library or to ONNX, and verify the result."""
+    from diptych.bundle.libraries import is_siglip
     from diptych.bundle.open_bundle import export_bundle, open_bundle
 
-    export_bundle(open_bundle(bundle, verify="full"), to, out)
+    if to == "onnx":
+        from diptych.cli.onnx_report import print_onnx_report
+        from diptych.export.onnx_folder import export_onnx
+
+        images, skipped = ([], []) if pictures is None else _calibration_images(pictures)
+        opened = open_bundle(bundle, verify="full")
+        report = export_onnx(
+            opened,
+            out,
+            precision=precision or "fp32",
+            force=force,
+            images=images,
+            on_error=lambda name, error: skipped.append((name, str(error))),
+        )
+        print_skipped(skipped)
+        print_onnx_report(report, out)
+        return
+    given = {"--precision": precision is not None, "--force": force, "--pictures": pictures is not None}
+    unused = [name for name, is_given in given.items() if is_given]
+    if unused:
+        raise ConfigError(f"{unused[0]} is for --to onnx; {to} stores the weights as they are")
+    opened = open_bundle(bundle, verify="full")
+    export_bundle(opened, to, out)
+    model = f"transformers.{'Siglip' if is_siglip(opened.config) else 'CLIP'}"
     examples = {
         "open-clip": f"open_clip.create_model_from_pretrained('local-dir:{out}'), open_clip.get_tokenizer('local-dir:{out}')",
-        "hugging-face": f"transformers.CLIPModel.from_pretrained('{out}'), transformers.CLIPProcessor.from_pretrained('{out}')",
+        "hugging-face": f"{model}Model.from_pretrained('{out}'), {model}Processor.from_pretrained('{out}')",
     }
     print_line(f"Written to {out}. Read back and compared: bit-identical.")
     print_line(f"Load it:  {examples[to]}")
+
+
+def _calibration_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """At most `_NUM_CALIBRATION` evenly spaced images of a folder, and (path, reason) of unreadable subfolders.
+
+    Raises:
+        ImageError: the folder is missing, cannot be read, or contains no images.
+    """
+    from diptych.images.listing import list_images
+
+    listing = list_images(folder)
+    num = min(len(listing.paths), _NUM_CALIBRATION)
+    images = [listing.paths[i * len(listing.paths) // num] for i in range(num)]
+    return images, [(path, f"{path}: {reason}") for path, reason in listing.unreadable]
 
 
 def _check_replaceable(path: str, out: Path) -> None:

@@ -7,6 +7,7 @@
     │   └── NotFiniteError  embeddings are NaN or infinite because of the weights
     ├── BusyError           another process holds a lock that this one needs
     ├── BundleError         a folder is not a complete bundle, or the bundle does not fit its use
+    │   └── OnnxExportError     a bundle is needed, and there is an ONNX export
     ├── IndexingError       a search index cannot be read or written
     └── RunError            a run folder, a checkpoint or training itself fails
         └── SaveError       the output of a run or a study cannot be saved; it can continue later
@@ -16,6 +17,7 @@ The command line prints the message on one line and exits with status 2.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 from diptych.core.address import redacted
 
@@ -61,6 +63,15 @@ class BusyError(DiptychError):
 
 class BundleError(DiptychError):
     """A folder is not a complete bundle, or the bundle does not fit its use."""
+
+
+class OnnxExportError(BundleError):
+    """A bundle is needed, and there is an ONNX export."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+        """The folder of the export."""
 
 
 class IndexingError(DiptychError):

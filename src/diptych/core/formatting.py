@@ -13,6 +13,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def size_text(num_bytes: int) -> str:
+    """Return a size as text, in bytes below 10,000 bytes and otherwise in megabytes (10^6 bytes).
+
+    >>> size_text(1200), size_text(34_567_890)
+    ('1,200 B', '34.57 MB')
+    """
+    return f"{num_bytes:,} B" if num_bytes < 10_000 else f"{num_bytes / 1e6:,.2f} MB"
+
+
 def plain(value: Any) -> Any:
     """Return dataclasses, arrays and paths as values that JSON supports; such values themselves are unchanged.
 

@@ -1,5 +1,6 @@
 """Check that an argument is a list and not a single value; split lists into parts."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,20 @@ def chunks(num: int, size: int) -> Iterator[slice]:
     [slice(0, 3, None), slice(3, 5, None)]
     """
     return (slice(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Yield each item after the next one has been requested, so that a device is busy while the caller waits for a result.
+
+    >>> list(one_behind("abc"))
+    ['a', 'b', 'c']
+    """
+    waiting = deque[T]()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def check_list(items: object, what: str) -> None:

@@ -10,8 +10,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
-import fsspec
-
 from diptych.core.cache import cache_folder, make_room
 from diptych.core.errors import ConfigError, DataError
 from diptych.core.files import atomic_write, file_lock
@@ -42,7 +40,7 @@ def list_remote(pattern: str) -> list[str]:
         DataError: the location cannot be reached, or no file matches.
     """
     try:
-        files, path = fsspec.core.url_to_fs(pattern)
+        files, path = _fsspec().core.url_to_fs(pattern)
         found = sorted(files.unstrip_protocol(name) for name in files.glob(path))
     except ImportError:
         raise _missing_extra(pattern) from None
@@ -61,7 +59,7 @@ def remote_version(url: str) -> str:
         DataError: the file does not exist or cannot be reached.
     """
     try:
-        files, path = fsspec.core.url_to_fs(url)
+        files, path = _fsspec().core.url_to_fs(url)
         meta: dict[str, Any] = files.info(path)
     except ImportError:
         raise _missing_extra(url) from None
@@ -86,8 +84,14 @@ def read_remote(url: str, *, max_bytes: int) -> bytes:
     return content
 
 
+def _fsspec() -> Any:
+    import fsspec  # noqa: PLC0415  (the import takes 20 ms, and most commands read no URL)
+
+    return fsspec
+
+
 def _read(url: str, num_bytes: int) -> bytes:
-    with fsspec.open(url, "rb") as source:
+    with _fsspec().open(url, "rb") as source:
         return bytes(source.read(num_bytes))
 
 
@@ -152,7 +156,7 @@ def _fetch(url: str, path: Path) -> None:
 
     def copy() -> None:
         try:
-            with fsspec.open(url, "rb") as source, path.open("wb") as target:
+            with _fsspec().open(url, "rb") as source, path.open("wb") as target:
                 shutil.copyfileobj(source, target, length=2**20)
         except Exception:
             path.unlink(missing_ok=True)

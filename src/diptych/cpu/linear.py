@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from diptych.device.hardware import cpu_vendor
+from diptych.core.cpu import cpu_vendor
 from diptych.models.clip import CLIP
 from diptych.models.layers import MLP
 

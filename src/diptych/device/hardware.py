@@ -1,13 +1,22 @@
-"""Select the device, and detect the features of the CPU."""
-
-import os
-from functools import cache
-from pathlib import Path
+"""Select the device. Functions for CPU features that do not need torch are in `core/cpu.py`."""
 
 import torch
 
+from diptych.core.cpu import cores_of_rank, cpu_vendor
 from diptych.core.errors import ConfigError
-from diptych.device.launch import is_launched, local_rank, local_size
+from diptych.core.launched import is_launched, local_rank
+
+__all__ = [
+    "HOST_DEVICES",
+    "choose_device",
+    "cores_of_rank",
+    "cpu_has",
+    "cpu_vendor",
+    "decodes_in_processes",
+    "has_fast_int8",
+    "num_decoders",
+    "reads_values",
+]
 
 HOST_DEVICES = frozenset({"cpu", "meta"})
 """Device types whose values the host can read without waiting for queued kernels."""
@@ -43,13 +52,6 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def cores_of_rank() -> int:
-    """Number of CPU cores that this process may use; the ranks of a machine share them. At least 1."""
-    # macOS and Windows lack `sched_getaffinity`.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // local_size())
-
-
 def decodes_in_processes(device: torch.device) -> bool:
     """Whether to decode images in processes, because the device encodes them much faster than threads decode them."""
     return device.type == "cuda"
@@ -66,17 +68,9 @@ def has_fast_int8() -> bool:
 
 
 def cpu_has(*instructions: str) -> bool:
-    """Whether this CPU has any of the instruction sets, named as in `torch.cpu.get_capabilities`."""
+    """Whether this CPU has any of the instruction sets, named as in `torch.cpu.get_capabilities`.
+
+    Unlike `diptych.core.cpu.cpu_has`, which needs no torch, it knows them on every operating system.
+    """
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name) for name in instructions)
-
-
-@cache
-def cpu_vendor() -> str | None:
-    """Return the vendor id of this CPU (`GenuineIntel`, `AuthenticAMD`), or None if `/proc/cpuinfo` does not contain one."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    vendors = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("vendor_id")]
-    return vendors[0] if vendors else None

@@ -15,29 +15,17 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from diptych.core.errors import DiptychError, RunError
+from diptych.core.launched import is_launched, local_rank, local_size
 from diptych.device.determinism import deterministic_algorithms
 from diptych.device.distributed import Ranks, all_ranks
+
+__all__ = ["is_launched", "joined_ranks", "leave", "local_rank", "local_size"]
 
 _PATIENCE = timedelta(minutes=30)
 """How long ranks wait for a busy rank, for example one that is validating. A rank that exits is noticed at once."""
 _GRACE_S = 10.0
 """How long a rank that lost another one waits before it exits, so that the launcher can see which rank failed first."""
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-
-
-def is_launched() -> bool:
-    """Whether a launcher started this process together with others (`WORLD_SIZE` > 1)."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def local_rank() -> int:
-    """Return the index of this process among those launched on this machine, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
-def local_size() -> int:
-    """Return the number of processes launched on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from diptych.device.precision import Precision
+from diptych.core.precision import Precision
 
 _TERA = 1e12
 

@@ -3,14 +3,10 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
 
 import torch
 
-Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
-"""Data type of matrix products and convolutions."""
-PrecisionSetting: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
-"""A precision, or `auto` for the fastest that the device supports (`resolve_precision`)."""
+from diptych.core.precision import Precision, PrecisionSetting
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of each precision."""

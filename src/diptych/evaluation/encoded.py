@@ -14,6 +14,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from PIL import Image
 
+from diptych.bundle.folder import Bundle
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.digests import FileDigests
 from diptych.core.errors import DataError, ImageError, NotFiniteError
@@ -208,8 +209,9 @@ class SourceEncoder:
             "skipped_images": len(images.skipped),
             "transform": f"{config.pixels.interpolation} short side, centre crop",
             "image_px": size_name(config.image.image_px),
-            "precision": str(self.embedder.dtype).removeprefix("torch."),
+            "precision": self.embedder.towers.dtype_name,
             "device": self.embedder.device.type,
+            **({} if self.embedder.towers.engine == "PyTorch" else {"engine": self.embedder.towers.engine}),
         }
 
     def _encode_all(
@@ -272,15 +274,22 @@ class SourceEncoder:
 
     def _tower_hash(self, kind: Literal["image", "text"]) -> str:
         if kind not in self._tower_hashes:
-            model = self.embedder.bundle.model
-            config = model.config
-            if kind == "image":
-                self._tower_hashes[kind] = tower_hash(model.image_tower, config.image, config.pixels)
-            else:
-                self._tower_hashes[kind] = tower_hash(model.text_tower, config.text)
-        weights = next(self.embedder.bundle.model.parameters()).dtype
-        computed = "" if self.embedder.dtype == weights else f"-{str(self.embedder.dtype).removeprefix('torch.')}"
-        return self._tower_hashes[kind] + computed
+            self._tower_hashes[kind] = _tower_hash(self.embedder, kind)
+        return self._tower_hashes[kind]
 
     def _cached(self, key: str, compute: Callable[[], Float32[ndarray, "N E"]]) -> Float32[ndarray, "N E"]:
         return compute() if self._cache is None else self._cache.get(key, compute)
+
+
+def _tower_hash(embedder: Embedder, kind: Literal["image", "text"]) -> str:
+    """A hash of everything in the model that determines the embeddings of images or of texts."""
+    bundle, towers = embedder.bundle, embedder.towers
+    if not isinstance(bundle, Bundle):
+        return f"{towers.engine}-{bundle.identities()[0]}-{bundle.variant}".replace(" ", "-")
+    model, config = bundle.model, bundle.config
+    if kind == "image":
+        found = tower_hash(model.image_tower, config.image, config.pixels)
+    else:
+        found = tower_hash(model.text_tower, config.text)
+    weights = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return found if towers.dtype_name == weights else f"{found}-{towers.dtype_name}"

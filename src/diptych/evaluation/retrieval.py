@@ -149,7 +149,7 @@ def rank_pairs(encoder: SourceEncoder, pairs: EncodedPairs, *, split: str) -> Re
         pairs.image_emb,
         pairs.text_emb,
         pairs.image_of_text,
-        device=encoder.embedder.device,
+        device=torch.device(str(encoder.embedder.device)),
         track=encoder.track,
     )
     report = RetrievalReport(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
@@ -107,8 +108,10 @@ def _measure(
         return "zero-shot top 1", accuracy, meta
     pairs = encoder.encode_pairs(source)
 
+    device = torch.device(str(encoder.embedder.device))
+
     def mean_r1(images: EncodedImages) -> float:
-        both = retrieval_ranks(images.emb, pairs.text_emb, pairs.image_of_text, device=encoder.embedder.device)
+        both = retrieval_ranks(images.emb, pairs.text_emb, pairs.image_of_text, device=device)
         return float(np.mean([ranks.found_at(1).mean() for ranks in both]))
 
     return "mean R@1 of both directions", mean_r1, {"texts": len(pairs.captions)}

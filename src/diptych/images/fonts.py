@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from itertools import groupby
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -90,8 +91,12 @@ Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont | FontChain
 
 
 def font_for(texts: str, size: int) -> Font:
-    """Return a font with the characters of the texts: Pillow's default for ASCII, otherwise a chain of system fonts."""
-    return ImageFont.load_default(size) if texts.replace("…", "").isascii() else FontChain(size)
+    """Return a font with the characters of the texts: Pillow's default for ASCII, otherwise a chain of system fonts.
+
+    Matplotlib finds the system fonts. If it is not installed, the function returns Pillow's default font for all texts.
+    """
+    is_plain = texts.replace("…", "").isascii() or not _has_matplotlib()
+    return ImageFont.load_default(size) if is_plain else FontChain(size)
 
 
 def draw_line(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, font: Font, *, fill: Any) -> None:
@@ -102,13 +107,18 @@ def draw_line(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, 
         draw.text(place, text, fill=fill, font=font)
 
 
+@cache
+def _has_matplotlib() -> bool:
+    return find_spec("matplotlib") is not None
+
+
 @lru_cache(maxsize=64)
 def _opened(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
 def _replaced(letter: str) -> str:
-    if letter.isascii() or _font_of(letter) is not None:
+    if letter.isascii() or not _has_matplotlib() or _font_of(letter) is not None:
         return letter
     is_unseen = letter in "\u200c\u200d" or "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
     return "" if is_unseen else PLACEHOLDER

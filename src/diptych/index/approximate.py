@@ -22,8 +22,9 @@ from numpy import ndarray
 from diptych.core.deprecation import renamed_names
 from diptych.core.lists import chunks
 from diptych.core.program import command
+from diptych.core.threads import in_threads
 from diptych.index.exact import Codes, Vectors, nearest, rank, scores_of
-from diptych.index.signs import Signs, in_threads, smallest
+from diptych.index.signs import Signs, smallest
 
 AnnKind: TypeAlias = Literal["signs", "hnsw"]
 """Sign bits for an index in a folder, or pgvector's HNSW graph for an index in PostgreSQL."""

@@ -1,9 +1,10 @@
 """Exact nearest neighbors: fast products select candidates, and reproducible scores rank them.
 
-Candidates come from a float32 matrix product, or from a product of eight-bit codes. Both have an error of at most `slack`. A
-vector whose product is more than 2 * `slack` below the K-th best cannot be among the K nearest, nor tie with the last of them.
-A code consists of a scale and integers. With q' and v' the decoded codes of a query q and a vector v, the error of the product
-is bounded by the Cauchy-Schwarz inequality: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'|.
+Candidates come from a float32 matrix product, or from a product of eight-bit codes (`products.py`). Both have an error of at
+most `slack`. A vector whose product is more than 2 * `slack` below the K-th best cannot be among the K nearest, nor tie with
+the last of them. A code consists of a scale and integers. With q' and v' the decoded codes of a query q and a vector v, the
+error of the product is bounded by the Cauchy-Schwarz inequality: |q.v - q'.v'| <= |q - q'| |v'| + |q| |v - v'|. Products of the
+integers are exact. Sign bits would be no useful first pass: their bound excludes hardly any vector (decision 0044).
 
 The score of each candidate is computed separately, in float64 and in a fixed order of summation, and rounded to float32. It
 therefore does not depend on the other queries and vectors of a request, and equal vectors have equal scores. Candidates are
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int8, Int64
 from numpy import ndarray
 
-from diptych.device.hardware import has_fast_int8
+from diptych.core.cpu import has_fast_int8
+from diptych.index.products import float_products, integer_products, is_exact
 
 _CHUNK = 65_536
 _TILE = 2**21
@@ -37,9 +38,6 @@ _MOST_LEFT = 0.02
 """Maximum share of pairs of a query and a vector that may be candidates according to the codes, in addition to 4 K pairs per
 query. If vectors differ by little more than the errors of their codes, most pairs are candidates, and the float32 products are
 faster."""
-_CONVERTED = 16_384
-"""Number of float16 vectors that are converted at a time. Fewer would stay in the cache, but would alternate so often between
-the threads of PyTorch and of NumPy's matrix product that these slow each other down."""
 _FEW = 10_000
 """Minimum number of vectors for which codes are used. The float32 product of fewer vectors is faster."""
 _LARGEST = 127
@@ -102,7 +100,7 @@ def nearest(
     num = len(vectors) if among is None else len(among)
     kept = min(top, num)
     rows, scores = np.full((len(queries), kept), -1), np.full((len(queries), kept), -np.inf, dtype=np.float32)
-    is_coded = codes is not None and has_fast_int8() and num >= max(_FEW, top)
+    is_coded = codes is not None and num >= max(_FEW, top) and has_fast_int8() and is_exact()
     for start in range(0, len(queries) if kept else 0, _QUERIES):
         part = slice(start, start + _QUERIES)
         candidates = _Candidates(vectors, queries[part], kept)
@@ -127,33 +125,19 @@ def _by_products(
     num_queries, dim = queries.shape
     slack = np.full(num_queries, dim * np.finfo(np.float32).eps + 1e-6, dtype=np.float32)
     for places, chunk in _chunks(vectors, among, min(_CHUNK, max(_SMALLEST_TILE, _TILE // num_queries))):
-        yield places, _multiply(queries, chunk), slack
-
-
-def _multiply(queries: Float32[ndarray, "Q E"], chunk: Vectors) -> Float32[ndarray, "Q C"]:
-    if chunk.dtype != np.float16:
-        return queries @ np.asarray(chunk, dtype=np.float32).T
-    # PyTorch converts float16 faster than NumPy.
-    products = np.empty((len(queries), len(chunk)), dtype=np.float32)
-    buffer = np.empty((min(_CONVERTED, len(chunk)), chunk.shape[1]), dtype=np.float32)
-    for start in range(0, len(chunk), _CONVERTED):
-        part = chunk[start : start + _CONVERTED]
-        converted = buffer[: len(part)]
-        torch.from_numpy(converted).copy_(
-            torch.from_numpy(np.array(part))
-        )  # A copy, because files are mapped read-only.
-        products[:, start : start + len(part)] = queries @ converted.T
-    return products
+        yield places, float_products(queries, chunk), slack
 
 
 def _by_codes(codes: Codes, queries: Float32[ndarray, "Q E"], among: Int64[ndarray, " M"] | None) -> Iterator[_Tile]:
     encoded = encode(queries)
-    query_integers = torch.from_numpy(encoded.integers)
-    for places, integers in _chunks(codes.integers, among, max(_SMALLEST_TILE, _TILE // len(queries))):
-        scale, error = codes.scale[places], float(np.fmax.reduce(codes.error[places]))
-        products = torch._int_mm(query_integers, torch.from_numpy(integers).T) * torch.from_numpy(scale)
-        products *= torch.from_numpy(encoded.scale)[:, None]
-        yield places, products.numpy(), (encoded.error * (1 + error) + error + _ROUNDING).astype(np.float32)
+    size = max(_SMALLEST_TILE, _TILE // len(queries))
+    sides = (_chunks(side, among, size) for side in (codes.integers, codes.scale, codes.error))
+    for (places, integers), (_, scale), (_, errors) in zip(*sides, strict=True):
+        error = float(np.fmax.reduce(errors))
+        products = integer_products(encoded.integers, integers)
+        products *= scale
+        products *= encoded.scale[:, None]
+        yield places, products, (encoded.error * (1 + error) + error + _ROUNDING).astype(np.float32)
 
 
 class _Candidates:
@@ -190,7 +174,7 @@ class _Candidates:
         self._slack = np.maximum(self._slack, slack)
         floor = self._floor()
         if len(places) >= self._top and not np.isfinite(floor).all():
-            tops = torch.topk(torch.from_numpy(products), self._top).values[:, -1].numpy()
+            tops = np.partition(products, -self._top, axis=1)[:, -self._top]
             floor = np.maximum(floor, tops - 2 * self._slack)
         is_left = products >= np.maximum(floor, _LOWEST)[:, None]
         self._num_pairs, self._num_left = (

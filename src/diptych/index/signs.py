@@ -15,17 +15,18 @@ Q queries, K rows per query, R found.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt16, UInt64
 from numpy import ndarray
 
+from diptych.core.cpu import num_cores
 from diptych.core.lists import chunks
+from diptych.core.threads import in_threads
 from diptych.index.exact import Vectors
 
 _MAGIC: Final = b"diptych signs 1\n"
@@ -39,8 +40,6 @@ _RIDGE = 1e-3
 """Regularization of the least-squares problem for W, relative to the number of sampled vectors."""
 _QUERIES = 16
 """Number of queries per pass over the file. Each query has candidates in memory."""
-_Part = TypeVar("_Part")
-_Result = TypeVar("_Result")
 
 
 class _Header(NamedTuple):
@@ -228,16 +227,3 @@ def smallest(values: ndarray, num: int) -> Int64[ndarray, " R"]:
     is_kept = values < limit
     is_kept[np.flatnonzero(values == limit)[: num - np.count_nonzero(is_kept)]] = True
     return np.flatnonzero(is_kept)
-
-
-def num_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_threads(action: Callable[[_Part], _Result], parts: Sequence[_Part]) -> list[_Result]:
-    """The results of an action for all parts, each in its own thread. NumPy releases the GIL in its loops."""
-    if len(parts) < 2:
-        return [action(part) for part in parts]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(action, parts))

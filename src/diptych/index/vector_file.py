@@ -117,8 +117,8 @@ class VectorFile:
     def _raw_codes(self, num: int) -> tuple[ndarray, ndarray] | None:
         if num == 0 or self._num_codes() < num:
             return None
-        try:  # PyTorch warns about arrays that are not writable, so the mode is copy-on-write.
-            integers = np.memmap(self._integers, dtype=np.int8, mode="c", shape=(num, self.dim))
+        try:
+            integers = np.memmap(self._integers, dtype=np.int8, mode="r", shape=(num, self.dim))
             return integers, np.memmap(self._scales, dtype="<f4", mode="r", shape=(num, 2))
         except (OSError, ValueError):
             return None

@@ -1,49 +1,38 @@
-"""Encoding of images and texts with a bundle. Shapes: N inputs, B texts of a batch, H W pixels, E embedding."""
+"""Encoding of images and texts with a model. Shapes: N inputs, B texts of a batch, H W pixels, E embedding."""
 
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from threading import Semaphore
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 from PIL import Image
-from torch import Tensor
 
-from diptych.bundle.folder import Bundle
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
-from diptych.core.lists import check_list
+from diptych.core.lists import check_list, one_behind
+from diptych.core.precision import Precision
 from diptych.core.remote import is_remote, read_remote
 from diptych.core.sample import ImageInput
-from diptych.device.distributed import ALONE, Ranks
-from diptych.device.forks import before_computing
-from diptych.device.hardware import decodes_in_processes, num_decoders
-from diptych.device.precision import DTYPES, Precision, resolve_precision
 from diptych.images.decode import decode, describe, file_content
 from diptych.images.pool import DecodePool
-from diptych.images.tensors import normalize
 from diptych.images.transforms import evaluation_pixels
-from diptych.models.prefix_tree import plan_sharing, prefix_tree
-from diptych.tokenizers.protocol import Encoded, check_texts
+from diptych.inference.towers import THIS_PROCESS, Device, Model, RankGroup
+from diptych.tokenizers.protocol import check_texts
 
 T = TypeVar("T")
-Item = TypeVar("Item")
 
 _MAX_URL_BYTES = 256 * 2**20
 """Maximum size of an image that is read from a URL."""
-_NODES_PER_BATCH = 4096
-"""Approximate number of nodes of a prefix tree: large enough for efficient matmuls, small enough to fit in the cache."""
 
 
 class Embedder:
-    """Encodes images and texts with the model, tokenizer and image transform of a bundle.
+    """Encodes images and texts with the towers, tokenizer and image transform of a bundle or an ONNX folder.
 
     Images are decoded while others are encoded: on a CPU in two threads; on a CUDA GPU, from the second batch on, in one
     process per core, because the GPU encodes images faster than Python threads decode them.
@@ -51,23 +40,24 @@ class Embedder:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Model,
         *,
         batch_size: int = 64,
         urls: bool = False,
         decode_pool: DecodePool | None = None,
         precision: Precision | None = None,
     ) -> None:
-        """Create an embedder for a bundle.
+        """Create an embedder for a model.
 
         Args:
-            bundle: the model with its tokenizer and image transform.
+            bundle: the model with its tokenizer and image transform: a bundle or an ONNX folder.
             batch_size: number of images or texts per batch.
             urls: whether an image may be a URL.
             decode_pool: decodes image files in separate processes with limits of time and memory. If None, some or all images
                 are decoded in this process, which is only safe for images that you trust.
             precision: data type of the computation. The default is bf16 on a CUDA GPU, or fp16 if it does not support bf16,
-                and fp32 on other devices. It has no effect on a model whose weights are not float32, which uses their dtype.
+                and fp32 on other devices. It has no effect on a model whose weights are not float32, which uses their dtype,
+                or on an ONNX folder.
 
         Raises:
             ConfigError: `batch_size` is below 1.
@@ -78,17 +68,20 @@ class Embedder:
         self.batch_size = batch_size
         self.urls = urls
         self.decode_pool = decode_pool
-        self.device = next(bundle.model.parameters()).device
-        weights = next(bundle.model.parameters()).dtype
-        self.dtype = (
-            DTYPES[precision or resolve_precision("auto", self.device)] if weights == torch.float32 else weights
-        )
-        """The dtype of the computation; embeddings are float32 in any case."""
-        self._is_cast = self.dtype != weights
-        before_computing(self.device)  # Loading has already started PyTorch's CPU threads or a CUDA context.
+        self.towers = bundle.towers(precision)
         self._has_warned = False
         self.on_cut: Callable[[int], object] = self._warn_once
         """Called with the number of texts that were truncated to the context length. The default emits a warning once."""
+
+    @property
+    def device(self) -> Device:
+        """The device that computes the embeddings."""
+        return self.towers.device
+
+    @property
+    def dtype(self) -> Any:
+        """The `torch.dtype` of the computation of a bundle; for an ONNX folder the name of its data type."""
+        return getattr(self.towers, "dtype", self.towers.dtype_name)
 
     @property
     def dim(self) -> int:
@@ -98,7 +91,7 @@ class Embedder:
     @property
     def num_decoders(self) -> int:
         """Number of images that are decoded at the same time."""
-        return num_decoders(self.device)
+        return self.towers.num_decoders
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -108,7 +101,7 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """Factor of the cosine similarities before a softmax."""
-        return float(self.bundle.model.logit_scale.item())
+        return self.bundle.logit_scale
 
     def encode_images(
         self,
@@ -132,7 +125,7 @@ class Embedder:
         """
         check_list(images, "images")
         rows = []
-        for running in _one_behind(map(self._start, self._pixel_batches(images, on_error))):
+        for running in one_behind(map(self._start, self._pixel_batches(images, on_error))):
             rows.append(self._result(running))
             for _ in range(running.num):
                 advance()
@@ -161,13 +154,12 @@ class Embedder:
         return evaluation_pixels(decoded, image_px=config.image.image_px, config=config.pixels)
 
     def encode_texts(
-        self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None, ranks: Ranks = ALONE
+        self, texts: Sequence[str], *, advance: Callable[[], object] = lambda: None, ranks: RankGroup = THIS_PROCESS
     ) -> Float32[ndarray, "N E"]:
         """Embeddings of unit length, one row per text.
 
-        Repeated texts are encoded once. Texts are sorted by length, so that a batch has few different lengths
-        (`models/packing.py`). If common prefixes make up enough of the tokens, as in prompts for many classes, each prefix is
-        encoded once (`models/prefix_tree.py`).
+        Repeated texts are encoded once. Texts are sorted by length, so that a batch has few different lengths. See also
+        `diptych.models.towers.ModelTowers.encode_texts`.
 
         Args:
             texts: the texts. Longer texts than the context length are truncated (see `on_cut`).
@@ -179,7 +171,6 @@ class Embedder:
         """
         check_list(texts, "texts")
         check_texts(texts)
-        before_computing(self.device)
         row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         if len(row_of) < len(texts):
             distinct = self.encode_texts(tuple(row_of), ranks=ranks)
@@ -192,11 +183,13 @@ class Embedder:
 
         def encode_share() -> list[tuple[Int64[ndarray, " B"], Float32[ndarray, "B E"]]]:
             share = list[tuple[Int64[ndarray, " B"], Float32[ndarray, "B E"]]]()
-            with torch.inference_mode(), self._autocast():
-                for rows, emb in _one_behind(self._encode_encoded(encoded, ranks)):
-                    share.append((rows, emb.float().cpu().numpy()))
-                    for _ in rows:
-                        advance()
+            batches = self.towers.encode_texts(
+                encoded, batch_size=self.batch_size, rank=ranks.rank, num_ranks=ranks.size
+            )
+            for rows, emb in batches:
+                share.append((rows, emb))
+                for _ in rows:
+                    advance()
             return share
 
         out = np.empty((len(texts), self.dim), dtype=np.float32)
@@ -204,26 +197,6 @@ class Embedder:
             for rows, emb in share:
                 out[rows] = emb
         return out
-
-    def _encode_encoded(self, encoded: Encoded, ranks: Ranks) -> Iterator[tuple[Int64[ndarray, " B"], Tensor]]:
-        """Yield the row indices and the embeddings of each batch of this rank."""
-        model, ids, lengths = self.bundle.model, encoded.ids, encoded.lengths
-        sharing = plan_sharing(ids, lengths) if model.text_tower.supports_prefix_sharing else None
-        if sharing is not None:
-            order, new = sharing
-            batches = np.split(order, np.flatnonzero(np.diff(new.cumsum() // _NODES_PER_BATCH)) + 1)
-            for rows in batches[ranks.rank :: ranks.size]:
-                yield rows, model.encode_text_tree(prefix_tree(ids[rows], lengths[rows], self.device))
-            return
-        by_length = np.argsort(lengths, kind="stable")
-        size = self.batch_size
-        for start in range(ranks.rank * size, len(ids), ranks.size * size):
-            rows = by_length[start : start + size]
-            trimmed = torch.from_numpy(ids[rows])[:, : int(lengths[rows].max())]
-            yield rows, model.encode_text(trimmed.to(self.device), torch.from_numpy(lengths[rows]))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, dtype=self.dtype) if self._is_cast else nullcontext()
 
     def _warn_once(self, num_cut: int) -> None:
         if not self._has_warned:
@@ -270,7 +243,7 @@ class Embedder:
 
         with ExitStack() as stack:
             own_pool = None
-            if self.decode_pool is None and decodes_in_processes(self.device):
+            if self.decode_pool is None and self.towers.decodes_in_processes:
                 own_pool = stack.enter_context(DecodePool(num_threads))
             threads = stack.enter_context(ThreadPoolExecutor(num_threads))
             yield from _read_ahead(threads, read, copied(own_pool), self.batch_size)
@@ -296,25 +269,15 @@ class Embedder:
 
     def _start(self, batch: list[UInt8[ndarray, "3 H W"] | None]) -> "_Running":
         """Queue the computation of a batch on the device."""
-        before_computing(self.device)
         readable = [row for row, pixels in enumerate(batch) if pixels is not None]
-        if not readable:
-            return _Running(len(batch), readable, None)
         images = [pixels for pixels in batch if pixels is not None]
-        is_pinned = self.device.type == "cuda"
-        stacked = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=is_pinned)
-        np.stack(images, out=stacked.numpy())
-        stacked = stacked.to(self.device, non_blocking=is_pinned)
-        with torch.inference_mode(), self._autocast():
-            return _Running(
-                len(batch), readable, self.bundle.model.encode_image(normalize(stacked, self.bundle.config.pixels))
-            )
+        return _Running(len(batch), readable, self.towers.start_images(images) if images else None)
 
     def _result(self, running: "_Running") -> Float32[ndarray, "N E"]:
         """Wait for the embeddings of a batch; those of images that cannot be read are NaN."""
         out = np.full((running.num, self.dim), np.nan, dtype=np.float32)
-        if running.emb is not None:
-            out[running.readable] = running.emb.float().cpu().numpy()
+        if running.wait is not None:
+            out[running.readable] = running.wait()
         return out
 
     def _empty(self) -> Float32[ndarray, "N E"]:
@@ -333,18 +296,8 @@ class _Running(NamedTuple):
 
     num: int
     readable: list[int]
-    emb: Tensor | None
-    """Embeddings of the readable images; None if there is none."""
-
-
-def _one_behind(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield each item after the next has been requested, so that a device has work while the caller waits for a result."""
-    waiting = deque[Item]()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.popleft()
-    yield from waiting
+    wait: Callable[[], Float32[ndarray, "B E"]] | None
+    """Waits for the embeddings of the readable images; None if there is none."""
 
 
 def _copy_image(image: Image.Image | ndarray) -> Image.Image | ImageError:

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diptych.bundle.folder import require_bundle
 from diptych.core.lists import check_not_empty
 from diptych.core.sample import ImageInput
 from diptych.images.sheet import SheetRow, contact_sheet
@@ -80,14 +81,16 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
 
     Raises:
         DiptychError: there is no text.
+        ConfigError: the model is an ONNX export.
     """
     check_not_empty(texts, "text")
-    config = embedder.bundle.config
-    text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(embedder.device)
-    model = _copy_in_float32(embedder.bundle.model)
+    bundle = require_bundle(embedder.bundle, "a heat map")
+    device = next(bundle.model.parameters()).device
+    text_emb = torch.from_numpy(embedder.encode_texts(texts)).to(device)
+    model = _copy_in_float32(bundle.model)
     recorded, to_map = _record(model.image_tower)
     with torch.enable_grad():
-        batch = normalize(torch.from_numpy(pixels[None]).to(embedder.device), config.pixels)
+        batch = normalize(torch.from_numpy(pixels[None]).to(device), bundle.config.pixels)
         batch.requires_grad_()  # Gradients must flow even if all parameters are frozen.
         cosine = text_emb @ model.encode_image(batch)[0]
         maps = [to_map(torch.autograd.grad(score, recorded, retain_graph=True)) for score in _contrasts(cosine)]

@@ -8,6 +8,7 @@ all sequences of one length        one call of `scaled_dot_product_attention`
 several lengths, CPU               one call per length, so that nothing is computed for padding
 several lengths, CUDA, fp16/bf16   `varlen_attn`: one call, no padding
 several lengths, any other         one call on sequences padded to the longest
+a padded grid (`padded`)           one call on the grid as it is
 =================================  ====================================================================
 
 On a GPU, one call per length is slow: cuDNN builds a new plan for each new pair (number of texts, length).
@@ -63,7 +64,8 @@ class SequenceLayout:
     slots: Int64[Tensor, " N"] | None = None
     """The position of each token in the flattened padded grid (S * L). None where attention uses the buckets."""
     is_token: Bool[Tensor, "S L"] | None = None
-    """False at the padding of the padded grid. None where attention uses the buckets."""
+    """False at the padding of the padded grid. None where attention uses the buckets. If `slots` is None, the tokens include
+    the padding."""
     limit: int | None = None
     """Maximum length over all batches. Kernels receive it instead of L, so that compiled code works for all batches."""
 
@@ -86,10 +88,18 @@ class SequenceLayout:
         cu_seq, slots, is_token = (side.to(device, non_blocking=True) for side in (cu_seq, slots, is_token))
         return cls(buckets, cu_seq=cu_seq, slots=slots, is_token=is_token, limit=limit)
 
+    @classmethod
+    def padded(cls, is_token: Bool[Tensor, "S L"]) -> "SequenceLayout":
+        """Return the layout of S sequences that are padded to L tokens (N = S * L). Padding follows the tokens of a sequence.
+
+        No value is read on the host, so an exported graph works for any number and length of sequences.
+        """
+        return cls((), is_token=is_token)
+
     @property
     def is_uniform(self) -> bool:
         """Whether all sequences have the same length."""
-        return self.cu_seq is None and len(self.buckets) <= 1
+        return self.is_token is None and len(self.buckets) <= 1
 
     @property
     def num_sequences(self) -> int:
@@ -99,7 +109,13 @@ class SequenceLayout:
     @property
     def num_tokens(self) -> int:
         """N, the number of tokens."""
-        return sum(bucket.num * bucket.length for bucket in self.buckets) if self.slots is None else len(self.slots)
+        if self.slots is not None:
+            return len(self.slots)
+        return self.num_sequences * self.max_length if self.is_token is not None else self._num_in_buckets
+
+    @property
+    def _num_in_buckets(self) -> int:
+        return sum(bucket.num * bucket.length for bucket in self.buckets)
 
     @property
     def max_length(self) -> int:
@@ -132,9 +148,9 @@ def attend(
     (True, True)
     """
     kernel = functional.scaled_dot_product_attention if hook is None or is_causal else partial(_with_weights, hook=hook)
-    if layout.cu_seq is None:
+    if layout.is_token is None:
         return _by_bucket(query, key, value, layout, is_causal=is_causal, kernel=kernel)
-    if hook is None and _varlen_kernel(query) is not None:
+    if hook is None and _has_varlen(query, layout):
         return _varlen(query, key, value, layout, is_causal=is_causal)
     q, k, v = (pad_sequences(side, layout).transpose(1, 2) for side in (query, key, value))  # S H L D
     # The causal mask already excludes the padding, which follows all tokens of a sequence.
@@ -163,7 +179,7 @@ def attend_once(
     torch.Size([2, 1, 8])
     """
     kernel = functional.scaled_dot_product_attention if hook is None else partial(_with_weights, hook=hook)
-    if layout.cu_seq is None:
+    if layout.is_token is None:
         keys, values = (split_buckets(side, layout) for side in (key, value))
         queries = query.split([bucket.num for bucket in layout.buckets])
         parts = [
@@ -171,7 +187,7 @@ def attend_once(
             for q, k, v in zip(queries, keys, values, strict=True)
         ]
         return torch.cat([query[:0], *parts])
-    if hook is None and _varlen_kernel(query) is not None:
+    if hook is None and _has_varlen(query, layout):
         one_each = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
         return _varlen(query, key, value, layout, one_each=one_each, is_causal=False)
     k, v = (pad_sequences(side, layout).transpose(1, 2) for side in (key, value))  # S H L D
@@ -201,7 +217,7 @@ def attend_pooled(
         heads: number of heads.
         hook: called with the attention weights (sequences, H, 1, keys) of each call.
     """
-    if layout.cu_seq is None:
+    if layout.is_token is None:
         return single_query_attention(query, split_buckets(x, layout), key, value, heads=heads, hook=hook)
     q, k, v = (side.unflatten(1, (heads, -1)) for side in (query, key(x), value(x)))
     return attend_once(q, k, v, layout, hook=hook).flatten(1)
@@ -230,12 +246,17 @@ def mean_of_each(x: Float[Tensor, "N W"], layout: SequenceLayout) -> Float[Tenso
     """The mean over the tokens of each sequence. It is deterministic on every device."""
     if layout.is_token is None:
         return torch.cat([x[:0], *(tokens.mean(dim=1) for tokens in split_buckets(x, layout))])
-    return pad_sequences(x, layout).sum(dim=1) / layout.is_token.sum(dim=1, keepdim=True)
+    grid = pad_sequences(x, layout)
+    if layout.slots is None:
+        grid = grid.masked_fill(~layout.is_token[:, :, None], 0)
+    return grid.sum(dim=1) / layout.is_token.sum(dim=1, keepdim=True)
 
 
 def pad_sequences(x: Float[Tensor, "N *sizes"], layout: SequenceLayout) -> Float[Tensor, "S L *sizes"]:
-    """The tokens of a layout with `slots`, each sequence padded with zeros to the length of the longest one."""
-    assert layout.slots is not None
+    """The tokens of a layout with `is_token` as a grid. With `slots`, the padding is zero; otherwise it is that of `x`."""
+    if layout.slots is None:
+        assert layout.is_token is not None
+        return x.unflatten(0, layout.is_token.shape)
     grid = (layout.num_sequences, layout.max_length)
     return x.new_zeros(grid[0] * grid[1], *x.shape[1:]).index_copy(0, layout.slots, x).unflatten(0, grid)
 
@@ -316,6 +337,10 @@ _VARLEN: dict[int, Callable[..., Any] | None] = {}
 _MIN_CAPABILITY = (8, 0)
 
 
+def _has_varlen(query: Tensor, layout: SequenceLayout) -> bool:
+    return layout.cu_seq is not None and _varlen_kernel(query) is not None
+
+
 def _varlen_kernel(query: Tensor) -> Callable[..., Any] | None:
     """The kernel for sequences of several lengths, if it supports this device, dtype and head width."""
     if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
@@ -340,8 +365,8 @@ def _import_varlen() -> Callable[..., Any]:
 
 
 def _unpad(x: Float[Tensor, "S L H D"], layout: SequenceLayout) -> Float[Tensor, "N H D"]:
-    assert layout.slots is not None
-    return x.flatten(0, 1).index_select(0, layout.slots)
+    tokens = x.flatten(0, 1)
+    return tokens if layout.slots is None else tokens.index_select(0, layout.slots)
 
 
 def _key_mask(layout: SequenceLayout) -> Bool[Tensor, "S 1 1 L"]:

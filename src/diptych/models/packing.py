@@ -9,7 +9,7 @@ Shapes: B texts, N tokens of all texts.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from diptych.core.deprecation import RenamedAttribute
@@ -26,6 +26,7 @@ __all__ = [
     "layout_of",
     "num_parts",
     "pack",
+    "pack_padded",
     "pack_texts",
     "pack_uniform",
     "packing_spec",
@@ -111,6 +112,26 @@ def pack_uniform(num: int, length: int, device: torch.device) -> Packing:
         position=gather_idx % length,
         start_idx=rows * length,
         end_idx=rows * length + (length - 1),
+        inverse_perm=rows,
+    )
+
+
+def pack_padded(is_token: Bool[Tensor, "B T"]) -> Packing:
+    """Return a packing that keeps the padding of the rows. No value is read on the host, so it can be exported to a graph.
+
+    >>> packing = pack_padded(torch.tensor([[True, True, False], [True, True, True]]))
+    >>> packing.position.tolist(), packing.start_idx.tolist(), packing.end_idx.tolist()
+    ([0, 1, 2, 0, 1, 2], [0, 3], [1, 5])
+    """
+    num, length = is_token.shape
+    rows = torch.arange(num, device=is_token.device)
+    start_idx = rows * length
+    return Packing(
+        layout=SequenceLayout.padded(is_token),
+        gather_idx=torch.arange(num * length, device=is_token.device),
+        position=torch.arange(length, device=is_token.device).repeat(num),
+        start_idx=start_idx,
+        end_idx=start_idx + is_token.sum(dim=1) - 1,
         inverse_perm=rows,
     )
 

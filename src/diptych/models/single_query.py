@@ -40,7 +40,7 @@ def single_query_attention(
         hook: called with the attention weights (num, H, 1, L) of each tensor of `sequences`.
     """
     queries = query.unflatten(1, (heads, -1))
-    counts = [len(tokens) for tokens in sequences]
+    counts = [tokens.shape[0] for tokens in sequences]
     if not (_is_plain(key) and _is_plain(value)):
         parts = zip(sequences, queries.split(counts), strict=True)
         return torch.cat([query[:0], *(_project_all_tokens(tokens, q, key, value, hook) for tokens, q in parts)])

@@ -4,14 +4,14 @@ Shapes: B texts, T tokens of the longest text, N tokens of all texts, S sequence
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.models.attention import mean_of_each
 from diptych.models.config import TextConfig
 from diptych.models.layers import Block, LayerNorm, Transformer, norm_eps, normal
-from diptych.models.packing import PackedTexts, Packing, layout_of, pack, pack_uniform
+from diptych.models.packing import PackedTexts, Packing, layout_of, pack, pack_padded, pack_uniform
 from diptych.models.prefix_tree import PrefixTree, shared_tree
 
 
@@ -62,6 +62,19 @@ class TextTransformer(nn.Module):
         padded_to = ids.shape[1] if ids.ndim == 2 else None
         packing = pack(lengths, padded_to=padded_to, device=ids.device, limit=self.config.context_length)
         return self._encode(ids.flatten()[packing.gather_idx], packing)
+
+    def encode_padded(self, ids: Int64[Tensor, "B T"], is_token: Bool[Tensor, "B T"]) -> Float[Tensor, "B E"]:
+        """Return the embeddings of padded texts, not normalized. They equal those of `forward`, which skips the padding.
+
+        No length is read on the host, so an exported graph works for any number and length of texts.
+
+        Args:
+            ids: token ids, one row per text.
+            is_token: False at the padding, which follows the tokens of each text.
+        """
+        if self.config.layout == "siglip":
+            return self.forward(ids)
+        return self._encode(ids.flatten(), pack_padded(is_token))
 
     @property
     def supports_prefix_sharing(self) -> bool:

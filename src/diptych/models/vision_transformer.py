@@ -61,7 +61,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         """One vector per image."""
-        query = self.query.expand(len(x), -1)  # B D
+        query = self.query.expand(x.shape[0], -1)  # B D
         layout = SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),))
         attended = self.attention.pooled(query, x.flatten(0, 1), layout)
         return attended + self.mlp(self.norm(attended))
@@ -103,7 +103,7 @@ class VisionTransformer(nn.Module):
         x: Tensor = self._drop_patches(patches + self.position_emb[extra:])
         if self.class_emb is None:
             return x
-        class_token = (self.class_emb + self.position_emb[0]).expand(len(x), 1, -1)
+        class_token = (self.class_emb + self.position_emb[0]).expand(x.shape[0], 1, -1)
         return torch.cat([class_token, x], dim=1)
 
     def _drop_patches(self, patches: Float[Tensor, "B N D"]) -> Float[Tensor, "B K D"]:

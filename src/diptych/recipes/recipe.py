@@ -8,12 +8,13 @@ from diptych.recipes.demo import demo
 from diptych.recipes.flickr30k import flickr30k_bert, flickr30k_small, flickr30k_vit_b_16
 from diptych.recipes.paper_vit_b_32 import paper_vit_b_32
 from diptych.recipes.shapes import shapes
-from diptych.recipes.small_data import small_data
+from diptych.recipes.small_data import small_data, small_vit
 from diptych.training.config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "demo": demo,
     "small-data": small_data,
+    "small-vit": small_vit,
     "flickr30k-small": flickr30k_small,
     "flickr30k-vit-b-16": flickr30k_vit_b_16,
     "flickr30k-bert": flickr30k_bert,

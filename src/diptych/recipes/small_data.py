@@ -43,6 +43,20 @@ def small_data() -> TrainConfig:
     )
 
 
+def small_vit() -> TrainConfig:
+    """A small vision transformer with CLIP's tokenizer for your own photos, which open_clip and Hugging Face can load.
+
+    The settings are those of `small-data` without progressive resizing, because position embeddings fix the image size.
+    """
+    config = small_data()
+    return replace(
+        config,
+        recipe="small-vit",
+        model=preset("photos-vit"),
+        schedule=replace(config.schedule, small_first=()),
+    )
+
+
 def recipe_for(
     data: str, *, changes: Mapping[str, Any] | None = None, must_be_small: bool = True
 ) -> tuple[TrainConfig, str]:

@@ -20,7 +20,8 @@ from diptych.index.open_index import open_index, open_or_create_index
 from diptych.index.protocol import Index
 from diptych.index.vector_file import VectorDtype
 from diptych.inference.embedder import Embedder
-from diptych.inference.loaded import LoadedBundle
+from diptych.inference.loaded_bundle import LoadedBundle
+from diptych.search.check_model import check_model
 from diptych.search.scan import Omissions, ScannedFile, describe_picture, digest_of, read_captions, read_picture, scan
 
 _BATCH_FILES, _BATCH_BYTES = 256, 128 * 2**20
@@ -93,22 +94,8 @@ def open_or_create(place: str | Path, clip: LoadedBundle | None, *, kind: Vector
     model, *aliases = clip.identities
     dim = clip.bundle.config.embed_dim
     index = open_or_create_index(place, dim=dim, model=model, bundle=bundle, kind=kind, aliases=aliases)
-    check_model(index, clip)
+    check_model(index, clip, adds=True)
     return index
-
-
-def check_model(index: Index, clip: LoadedBundle) -> None:
-    """Check that the vectors of an index come from a model. The index may store any of its names, including earlier ones.
-
-    Raises:
-        IndexingError: the vectors come from another model. The index is closed.
-    """
-    if index.model not in clip.identities:
-        index.close()
-        raise IndexingError(
-            f"{index.place}: has vectors of the model {index.model} ({index.bundle}), and {clip.path} is {clip.identity}: "
-            "their numbers do not compare; make another index for it"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

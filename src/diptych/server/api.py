@@ -189,7 +189,8 @@ async def _info(engine: Engine) -> schemas.Info:
         bundle=None if path is None else path.resolve().name,
         dim=bundle.config.embed_dim,
         image_px=list(px) if isinstance(px, tuple) else px,
-        device=str(engine.embedder.device),
+        device=_device_name(engine),
+        heat_maps=engine.has_heat_maps,
         logit_scale=engine.embedder.logit_scale,
         threshold=threshold,
         pictures=None if engine.index is None else await engine.read_index(len),
@@ -291,3 +292,10 @@ def _all(index: Index, key: str) -> Sequence[Entry]:
     if not entries:
         raise Problem(404, "the index has no such picture; /v1/search returns the ids")
     return entries
+
+
+def _device_name(engine: Engine) -> str:
+    """The device, and for an ONNX export its engine and precision: "cpu", "cpu (ONNX Runtime, int8)"."""
+    towers = engine.embedder.towers
+    is_plain = towers.engine == "PyTorch"
+    return str(towers.device) if is_plain else f"{towers.device} ({towers.engine}, {towers.dtype_name})"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from diptych.core.version import VERSION
 from diptych.index.protocol import Index
-from diptych.inference.loaded import LoadedBundle
+from diptych.inference.loaded_bundle import LoadedBundle
 from diptych.server.api import api
 from diptych.server.engine import Engine
 from diptych.server.errors import add_error_handlers

@@ -16,8 +16,7 @@ from diptych.index.entry import Entry, SearchHit
 from diptych.index.filters import Filter
 from diptych.index.protocol import Index
 from diptych.inference.embedder import Embedder
-from diptych.inference.explain import explain_pixels
-from diptych.inference.loaded import LoadedBundle
+from diptych.inference.loaded_bundle import LoadedBundle
 from diptych.server.batching import Batcher
 from diptych.server.limits import Limits
 from diptych.server.metrics import Counts
@@ -183,6 +182,11 @@ class Engine:
         (hits,) = await self._await(self.searches, [(vector, (top, skip, selected))])
         return hits
 
+    @property
+    def has_heat_maps(self) -> bool:
+        """Whether the server can draw heat maps: True for a bundle, False for an ONNX export."""
+        return self.embedder.towers.engine == "PyTorch"
+
     async def explain(self, entries: Sequence[Entry], text: str) -> bytes:
         """A PNG of an indexed image with a heat map that shows which parts match a text.
 
@@ -191,8 +195,11 @@ class Engine:
             text: the text.
 
         Raises:
-            Problem: no file has the indexed content any more (410), or the request timed out (503).
+            Problem: the model is an ONNX export (404), no file has the indexed content any more (410), or the request timed out
+                (503).
         """
+        if not self.has_heat_maps:
+            raise Problem(404, "this server has no heat maps: they need a bundle, and its model is an ONNX export")
         content = await self.run_in_thread("pictures", partial(read_original, entries))
         (pixels,) = await self._decoded([content])
         (png,) = await self._await(self.heat_maps, [(pixels, text)])
@@ -265,7 +272,10 @@ class Engine:
         return [results[number] for number in range(len(jobs))]
 
     def _explain(self, jobs: list[tuple[UInt8[ndarray, "3 H W"], str]]) -> list[bytes]:
-        return [render_heat_map(explain_pixels(self.embedder, pixels, [text])) for pixels, text in jobs]
+        from diptych.inference.explain import explain_pixels  # noqa: PLC0415  (imports PyTorch)
+
+        explained = (explain_pixels(self.embedder, pixels, [text]) for pixels, text in jobs)
+        return [render_heat_map(explanation.picture, explanation.heat[0]) for explanation in explained]
 
 
 def _checked(results: Sequence[Any]) -> list[Any]:

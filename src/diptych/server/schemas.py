@@ -288,6 +288,7 @@ class Info(Model):
     dim: int
     image_px: int | list[int]
     device: str
+    heat_maps: bool = Field(description="Whether the server draws heat maps; false for an ONNX export.")
     logit_scale: float
     threshold: float | None = Field(
         description="Calibrated cosine that separates matching pairs from others; null if the bundle has none."

@@ -10,13 +10,14 @@ from threading import Lock
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
 from PIL import Image
 
 from diptych.core.errors import ImageError
 from diptych.core.files import read_regular
 from diptych.images.pool import DecodePool
 from diptych.index.entry import Entry
-from diptych.inference.explain import Explanation
 from diptych.search.scan import digest_of
 from diptych.server.problems import Problem
 
@@ -87,17 +88,12 @@ class PictureReader:
                 self._num_bytes -= len(oldest)
 
 
-def render_heat_map(explanation: Explanation) -> bytes:
-    """A PNG of the image with the heat map of the first text over it: red where the image matches the text.
-
-    Args:
-        explanation: the heat maps of one image. `heat[0]` has values within [0, 1].
-    """
-    heat = explanation.heat[0]
+def render_heat_map(picture: UInt8[ndarray, "H W 3"], heat: Float32[ndarray, "H W"]) -> bytes:
+    """A PNG of an image with a heat map over it: red where the image matches the text. `heat` has values within [0, 1]."""
     layer = np.zeros((*heat.shape, 4), dtype=np.uint8)
     layer[..., 0], layer[..., 1] = 255, (110 * (1 - heat)).astype(np.uint8)
     layer[..., 3] = (190 * heat).astype(np.uint8)
-    base = Image.fromarray(explanation.picture).convert("RGBA")
+    base = Image.fromarray(picture).convert("RGBA")
     png = io.BytesIO()
     Image.alpha_composite(base, Image.fromarray(layer, "RGBA")).convert("RGB").save(png, "PNG")
     return png.getvalue()

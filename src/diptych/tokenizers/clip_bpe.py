@@ -17,9 +17,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-
-import ftfy
-import regex
+from typing import Any
 
 from diptych.core.errors import BundleError, DataError
 from diptych.core.settings import read_json
@@ -38,10 +36,8 @@ MARKS = ("<start_of_text>", "<end_of_text>")
 _IDENTITY = {"vocabulary": VOCABULARY_NAME, "sha256": VOCABULARY_SHA256}
 _END_OF_WORD = "</w>"
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-# The text is lowercase already, but IGNORECASE also matches the long s of "'ſ" as an s.
-_PIECE = regex.compile(
-    "|".join([*MARKS, *_CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"]), regex.IGNORECASE
-)
+_ASCII_PIECE = re.compile("|".join([*MARKS, *_CONTRACTIONS, r"[a-z]+", r"[0-9]", r"[^\sa-z0-9]+"]))
+"""Splits lowercase ASCII text into pieces. `re` is imported faster than `regex`, which `_any_piece` needs."""
 # ASCII text without characters that cleaning may change: it only needs to be lowercased.
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*").fullmatch
 
@@ -134,7 +130,8 @@ class _ChunkIds(dict[str, list[int]]):
         self._engine = models.BPE(vocabulary, _merges(), end_of_word_suffix=_END_OF_WORD)
 
     def __missing__(self, chunk: str) -> list[int]:
-        ids = [i for piece in _PIECE.findall(chunk) for i in self._ids_of_piece(piece)]
+        pieces = _ASCII_PIECE if chunk.isascii() else _any_piece()
+        ids = [i for piece in pieces.findall(chunk) for i in self._ids_of_piece(piece)]
         if len(chunk) <= _MAX_CACHED_CHARACTERS:
             if len(self) >= _MAX_CACHED_CHUNKS:
                 self.clear()
@@ -146,6 +143,16 @@ class _ChunkIds(dict[str, list[int]]):
             return [self._special_ids[piece]]
         spelled = piece.encode("utf-8").decode("latin-1").translate(_characters_of_bytes())
         return [token.id for token in self._engine.tokenize(spelled)]
+
+
+@cache
+def _any_piece() -> Any:
+    """A pattern that splits any lowercase text into pieces."""
+    import regex  # noqa: PLC0415  (the import takes 40 ms)
+
+    # IGNORECASE also matches the long s of "'ſ" as an s.
+    pieces = "|".join([*MARKS, *_CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"])
+    return regex.compile(pieces, regex.IGNORECASE)
 
 
 @cache
@@ -181,6 +188,8 @@ def _bytes_of_characters() -> dict[str, int]:
 def _clean(text: str, position: int) -> str:
     if _PLAIN(text):
         return text.lower()
+    import ftfy  # noqa: PLC0415  (the import takes 60 ms)
+
     try:
         return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
     except ValueError as error:

@@ -68,6 +68,10 @@ class LearnedBPETokenizer(BaseTokenizer):
         else:
             path.write_bytes(self._text.encode("utf-8"))
 
+    def engine_json(self) -> str:
+        """Return the JSON of the engine, in the format of Hugging Face's `tokenizers`."""
+        return str(self._engine.to_str())
+
     @classmethod
     def load(cls, path: Path, *, context_length: int) -> "LearnedBPETokenizer":
         """Return the tokenizer that `save` wrote.

@@ -9,10 +9,10 @@ import yaml
 from diptych.core.address import redacted, without_secrets
 from diptych.core.errors import ConfigError
 from diptych.core.files import write_text
+from diptych.core.precision import PrecisionSetting
 from diptych.core.settings import from_plain, read_yaml, settings, to_plain
 from diptych.data.batches.loader import DataConfig
 from diptych.data.sources.splits import FIRST_SPLIT_RULE
-from diptych.device.precision import PrecisionSetting
 from diptych.images.augment import AugmentConfig
 from diptych.images.transforms import height_width
 from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, reads

@@ -7,11 +7,11 @@ from torch import Tensor
 from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.errors import ConfigError
+from diptych.core.precision import Precision
 from diptych.core.settings import settings
 from diptych.cpu import linear
 from diptych.data.batches.batch import ModelInput
 from diptych.data.batches.loader import InputSpec
-from diptych.device.precision import Precision
 from diptych.images.tensors import normalize
 from diptych.training.precision import autocast
 

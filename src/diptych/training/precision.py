@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from diptych.core.errors import ConfigError
-from diptych.device.precision import DTYPES, Precision, float32_products, has_tf32, lacks_bf16, lacks_fast_fp16
+from diptych.core.precision import Precision
+from diptych.device.precision import DTYPES, float32_products, has_tf32, lacks_bf16, lacks_fast_fp16
 
 
 def check_precision(precision: Precision, device: torch.device) -> str | None:

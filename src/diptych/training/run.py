@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from diptych.bundle.folder import require_bundle
 from diptych.core.randomness import stable_hash
 from diptych.core.signals import stop_on_signal
 from diptych.cpu.memory import Growth, keep_freed_memory, return_freed_memory
@@ -80,7 +81,7 @@ class _Run:
             config=self.config,
             run=self.path,
             state=self.assembly.state,
-            evaluated=self.assembly.embedder.bundle,
+            evaluated=require_bundle(self.assembly.embedder.bundle),
             ranks=self.ranks,
             progress=setup.progress,
             steps_per_epoch=self.schedule.steps_per_epoch,
@@ -104,7 +105,7 @@ class _Run:
 
     def go(self) -> RunResult:
         """Train until the schedule ends, validation stops improving, or a signal arrives."""
-        source, device = self.setup.train_source, self.assembly.embedder.device
+        source, device = self.setup.train_source, self.assembly.step.device
         lines = describe_run(self.config, self.assembly.model, source, device=device, run=self.path, ranks=self.ranks)
         for text in (*self.setup.messages, *lines):
             self.observers.say(text)

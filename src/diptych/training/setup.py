@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from diptych.bundle.folder import Bundle
+from diptych.bundle.folder import Bundle, require_bundle
 from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
 from diptych.core.array_cache import MIN_ROWS
@@ -344,7 +344,7 @@ class Assembly:
 
     def refresh_eval_model(self) -> None:
         """Copy the current weights, or their average, to the embedder. All ranks must call it."""
-        eval_model = self.embedder.bundle.model
+        eval_model = require_bundle(self.embedder.bundle).model
         if self.step.average is not None:
             self.step.average.copy_to(eval_model)
         elif eval_model is not self.model:

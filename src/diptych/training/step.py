@@ -8,11 +8,11 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from diptych.core.precision import Precision
 from diptych.core.randomness import stable_hash
 from diptych.data.batches.batch import Batch
 from diptych.data.batches.groups import positive_group_ids
 from diptych.device.hardware import reads_values
-from diptych.device.precision import Precision
 from diptych.device.timer import Stopwatch
 from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy

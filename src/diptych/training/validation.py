@@ -12,6 +12,7 @@ from numpy import ndarray
 from PIL import Image
 from torch import nn
 
+from diptych.bundle.folder import require_bundle
 from diptych.core.deprecation import RenamedAttribute
 from diptych.core.errors import ConfigError
 from diptych.core.randomness import keyed_generator
@@ -159,7 +160,7 @@ def validate(
         seed: seed for the selection of captions and the order of the batches.
         ranks: the ranks that share the encoding. All of them must call this function; rank 0 computes the metrics.
     """
-    with _evaluation_mode(embedder.bundle.model):
+    with _evaluation_mode(require_bundle(embedder.bundle).model):
         pairs = _encode_pairs(embedder, source, ranks)
         return ranks.run_on_rank0(
             lambda: _validate_pairs(embedder, source, pairs, config=config, loss=loss, batch_size=batch_size, seed=seed)
@@ -180,7 +181,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _encode_pairs(embedder: Embedder, source: Source, ranks: Ranks) -> EncodedPairs:
     """Encode images and captions, shared among ranks."""
-    buffers = tuple(embedder.bundle.model.buffers())
+    buffers = tuple(require_bundle(embedder.bundle).model.buffers())
     if ranks.size > 1 and buffers:  # The running averages of batch norm differ between the ranks of a DDP model.
         shared = ranks.run_on_rank0(lambda: [buffer.cpu() for buffer in buffers])
         for buffer, value in zip(buffers, shared, strict=True):
@@ -219,7 +220,7 @@ def _validate_pairs(
             )
         )
         image, text = torch.from_numpy(pairs.image_emb[batch]), torch.from_numpy(pairs.text_emb[selected[batch]])
-        bias = embedder.bundle.model.logit_bias
+        bias = require_bundle(embedder.bundle).model.logit_bias
         value = loss(
             image, text, torch.tensor(embedder.logit_scale), None if bias is None else bias.detach().cpu(), groups
         )
@@ -269,6 +270,6 @@ def measure_split(
             return retrieval, None
         return retrieval, evaluate_zero_shot(encoder, source, split=split, images=pairs.images).report
 
-    with _evaluation_mode(embedder.bundle.model):
+    with _evaluation_mode(require_bundle(embedder.bundle).model):
         pairs = _encode_pairs(embedder, source, ranks)
         return ranks.run_on_rank0(measure)

@@ -18,8 +18,10 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from diptych.core.cpu import cores_of_rank
 from diptych.core.errors import ConfigError, DataError, DiptychWarning, ImageError
 from diptych.core.fingerprint import PicturesBy
+from diptych.core.launched import local_size
 from diptych.core.randomness import keyed_generator
 from diptych.core.settings import settings
 from diptych.data.batches.batch import Batch, ModelInput
@@ -32,8 +34,6 @@ from diptych.data.sources.protocol import Source
 from diptych.data.sources.splits import FIRST_SPLIT_RULE, SPLIT_RULE
 from diptych.device.distributed import ALONE, Ranks
 from diptych.device.forks import unmoved_objects
-from diptych.device.hardware import cores_of_rank
-from diptych.device.launch import local_size
 from diptych.device.packed_texts import PackingSpec
 from diptych.device.prefetch import prefetch
 from diptych.images.augment import AugmentConfig, random_color_params, random_crop_params, training_pixels

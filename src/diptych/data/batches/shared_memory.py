@@ -7,7 +7,7 @@ import warnings
 from typing import NamedTuple
 
 from diptych.core.errors import DataError, DiptychWarning
-from diptych.device.launch import local_size
+from diptych.core.launched import local_size
 
 _FOLDER = "/dev/shm"
 _USABLE = 0.5

@@ -90,7 +90,7 @@ function words(hit) {
   const captions = hit.captions.map((caption) => make("p", { textContent: `“${caption}”` }));
   const parts = [list, ...captions, likes(hit)];
   if (hit.similar?.length) parts.push(similar(hit));
-  if (query.text.trim()) parts.push(heat(hit));
+  if (query.text.trim() && by("detail").dataset.heatMaps !== "false") parts.push(heat(hit));
   parts.push(make("a", { href: api.fileOf(hit.id), download: hit.name, textContent: "Save the picture" }));
   return parts;
 }

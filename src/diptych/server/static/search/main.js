@@ -171,6 +171,7 @@ async function look() {
   try {
     const told = await api.info();
     hasIndex = told.pictures !== null;
+    by("detail").dataset.heatMaps = told.heat_maps;
     by("state").className = "good";
     by("state-text").textContent = "Ready";
     const size = Array.isArray(told.image_px) ? told.image_px.join("×") : told.image_px;

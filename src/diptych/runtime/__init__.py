@@ -1,0 +1,1 @@
+"""Run ONNX exports with ONNX Runtime, without PyTorch."""
