@@ -97,7 +97,7 @@ def test_detail_with_its_heat(page: Page) -> None:
     name = page.locator("#detail-name").inner_text()
     page.get_by_role("button", name="What speaks for").click()
     expect(page.locator("#detail-picture.heat")).to_have_js_property("complete", True)
-    page.wait_for_function("document.querySelector('#detail-picture').naturalWidth === 32")
+    page.wait_for_function("() => document.querySelector('#detail-picture').naturalWidth === 32")
     check_accessible(page)
     keep(page, "detail")
     page.keyboard.press("ArrowRight")

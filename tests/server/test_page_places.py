@@ -118,7 +118,7 @@ def test_back_closes_the_large_view(page: Page, index: Index) -> None:
     page.keyboard.press("Escape")
     expect(page.locator("#detail")).to_be_hidden()
     page.wait_for_function("scroll => Math.abs(scrollY - scroll) < 2", arg=scroll)
-    page.wait_for_function("!location.search.includes('picture')")  # Escape goes back, which takes a moment.
+    page.wait_for_function("() => !location.search.includes('picture')")  # Escape goes back, which takes a moment.
 
 
 def test_an_address_opens_a_picture(browser: Browser, site: Site, index: Index, clip: LoadedBundle) -> None:
