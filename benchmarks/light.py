@@ -143,10 +143,10 @@ def _exported(bundle: Bundle, place: Path, *, precisions: tuple[Any, ...]) -> di
 def _cold_searches(
     models: dict[str, dict[str, Path]], light: Path, place: Path, *, rounds: int
 ) -> tuple[list[list[str]], list[str]]:
-    rows, splits = [], []
+    rows, splits = list[list[str]](), list[str]()
     limits = {"small-data": 0.5, "ViT-B/32": 0.6}
     for name, paths in models.items():
-        index = place / f"index-{paths['bundle'].parent.name}"
+        index = place / f"index-{len(rows)}"
         _make_index(index, paths["bundle"])
         export = paths.get("int8", paths["fp32"])
         words = ["search", str(index), QUERY, "--timing", "--bundle"]
@@ -242,6 +242,14 @@ def _one_memory_mib(light: Path, export: Path) -> float:
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
 
+def _is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=60):
+            return True
+    except OSError:
+        return False
+
+
 @contextmanager
 def _serving(light: Path, export: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     command = [str(light / "bin/diptych"), "serve", str(export), "--port", "0"]
@@ -249,7 +257,10 @@ def _serving(light: Path, export: Path) -> Iterator[tuple["subprocess.Popen[str]
     assert process.stdout is not None
     try:
         line = next(line for line in process.stdout if line.startswith("Open "))
-        yield process, line.split()[1].rstrip("/")
+        address = line.split()[1].rstrip("/")
+        while not _is_ready(address):
+            time.sleep(0.05)
+        yield process, address
     finally:
         process.terminate()
         process.wait(60)
