@@ -71,7 +71,7 @@ def main() -> None:
         cold, splits = _cold_searches(models, light, place, rounds=given.rounds)
         encoding = [row for name, paths in models.items() for row in _encoding_rows(name, paths, rounds=given.rounds)]
         memory = [
-            [name, *(f"{_memory_mib(light, paths[kind]):.0f}" for kind in ("fp32", "int8") if kind in paths)]
+            [name, *(f"{_memory_mib(light, paths[kind]):.0f}" if kind in paths else "" for kind in ("fp32", "int8"))]
             for name, paths in models.items()
         ]
         stack.close()
