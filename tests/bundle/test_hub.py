@@ -101,6 +101,20 @@ def test_a_download_that_was_broken_off_is_not_whole(tmp_path: Path, monkeypatch
     assert download("hf:me/clip") == tmp_path
 
 
+def _repository(monkeypatch: pytest.MonkeyPatch, folder: Path, files: list[str]) -> list[str]:
+    """A repository with these files, of which nothing is downloaded; the patterns of the files that are requested."""
+    fetched: list[str] = []
+
+    def fetch(_: str, *, allow_patterns: list[str]) -> str:
+        fetched.extend(allow_patterns)
+        return str(folder)
+
+    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    return fetched
+
+
 _PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
 _BOTH = ["config.json", "model.safetensors", "open_clip_model.safetensors", "open_clip_config.json", "onnx/config.json"]
 
@@ -115,15 +129,7 @@ _BOTH = ["config.json", "model.safetensors", "open_clip_model.safetensors", "ope
 def test_weights_are_fetched_once_of_whichever_naming(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], left_out: set[str]
 ) -> None:
-    fetched: list[str] = []
-
-    def fetch(_: str, *, allow_patterns: list[str]) -> str:
-        fetched.extend(allow_patterns)
-        return str(tmp_path)
-
-    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
-    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    fetched = _repository(monkeypatch, tmp_path, files)
     assert download("hf:me/clip") == tmp_path
     assert set(fetched) == {*files} - left_out
 
@@ -143,16 +149,8 @@ _ONNX = ["diptych/config.json", "onnx/text_model.onnx", "example.py"]
 def test_of_a_pushed_model_only_one_form_is_fetched(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: list[str], has_torch: bool, patterns: set[str]
 ) -> None:
-    fetched: list[str] = []
-
-    def fetch(_: str, *, allow_patterns: list[str]) -> str:
-        fetched.extend(allow_patterns)
-        return str(tmp_path)
-
-    about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
-    monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: has_torch)
+    fetched = _repository(monkeypatch, tmp_path, files)
+    monkeypatch.setattr("diptych.bundle.hub.has_torch", lambda: has_torch)
     assert download("hf:me/clip") == (tmp_path / "bundle" if patterns == {"bundle/*"} else tmp_path)
     assert set(fetched) == patterns
 
@@ -160,7 +158,7 @@ def test_of_a_pushed_model_only_one_form_is_fetched(
 def test_a_bundle_alone_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     about = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in ("bundle/config.json", "README.md")])
     monkeypatch.setattr(huggingface_hub, "model_info", lambda _: about)
-    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: False)
+    monkeypatch.setattr("diptych.bundle.hub.has_torch", lambda: False)
     with pytest.raises(ConfigError, match=r"has no ONNX files, so it needs PyTorch: pip install 'diptych\[train\]'"):
         download("hf:me/clip")
 
@@ -175,7 +173,7 @@ def test_a_pushed_model_in_the_cache_is_used_once_it_is_whole(
     monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     cached = {config: str(tmp_path / config)}
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: cached.get(name))
-    monkeypatch.setattr("diptych.bundle.hub._has_torch", lambda: has_torch)
+    monkeypatch.setattr("diptych.bundle.hub.has_torch", lambda: has_torch)
     folder = tmp_path / "bundle" if has_torch else tmp_path
     (tmp_path / config).parent.mkdir()
     (tmp_path / config).write_text(json.dumps({"files": {"weights": "0" * 64}}))

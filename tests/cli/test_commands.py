@@ -322,12 +322,10 @@ def test_the_words_of_the_command_line_are_those_of_the_library() -> None:
     """Spelled out in `cli`, which imports nothing heavy; here they are held to their homes."""
     from diptych.bundle.open_bundle import ExportFormat
     from diptych.cli import weights
-    from diptych.export.quantize import GraphPrecision
     from diptych.models.config import Activation
 
     assert get_args(weights.Activation) == get_args(Activation)
     assert get_args(weights.Target) == (*get_args(ExportFormat), "onnx")
-    assert get_args(weights.GraphPrecision) == get_args(GraphPrecision)
 
 
 def test_given_classes_are_shown_beside_the_datas_own(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,11 @@ from diptych.cli.main import main
 from diptych.cli.onnx_report import print_onnx_report
 from diptych.core.errors import BundleError, ConfigError, ImageError
 from diptych.core.files import sha256_of
+from diptych.core.precision import GraphPrecision
 from diptych.core.settings import to_plain
 from diptych.export.comparison import TowerComparison, check_ids, draw_images, sample_texts
 from diptych.export.graphs import data_path
 from diptych.export.onnx_folder import export_onnx
-from diptych.export.quantize import GraphPrecision
 from diptych.export.report import check_deviation
 from diptych.inference.loaded_bundle import LoadedBundle
 from diptych.inference.towers import Model

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diptych.bundle.processor import processor_config
 from diptych.export.comparison import draw_images
-from diptych.export.processor import model_config, processor_config
+from diptych.export.model_config import model_config
 from diptych.images.tensors import normalize
 from diptych.images.transforms import PixelConfig, evaluation_pixels
 from diptych.models.config import CLIPConfig, TextConfig

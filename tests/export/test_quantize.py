@@ -11,8 +11,9 @@ import torch
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.precision import GraphPrecision
 from diptych.export.graphs import data_path, write_image_graph, write_text_graph
-from diptych.export.quantize import MIN_TABLE_ROWS, GraphPrecision, to_fp16, to_int8, with_precision
+from diptych.export.quantize import MIN_TABLE_ROWS, to_fp16, to_int8, with_precision
 from diptych.models.config import CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
 from tests.makers import randomized
 

@@ -1,6 +1,6 @@
 """The model card (README.md) of a bundle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diptych.images.transforms import size_name
@@ -30,28 +30,48 @@ def describe_text_tower(text: TextConfig) -> str:
     return f"{kind}, {text.layers} layers of {text.width}, {entries}, context {text.context_length}"
 
 
-def model_card(model: CLIP, origin: Mapping[str, Any]) -> str:
+def usage(address: str = "path/to/this/folder", *, install: str | None = None) -> list[str]:
+    """Return the lines of a code block that shows how to use a model.
+
+    Args:
+        address: what `diptych.load` is called with.
+        install: the command that installs what the model needs; shown as a comment.
+    """
+    return [
+        "```python",
+        f"import diptych{'' if install is None else f'  # {install}'}",
+        "",
+        f'clip = diptych.load("{address}")',
+        'clip.rank_images("a dog in the snow", "photos/")',
+        "```",
+    ]
+
+
+def model_card(
+    model: CLIP,
+    origin: Mapping[str, Any],
+    *,
+    title: str = "A CLIP model in Diptych's format",
+    example: Sequence[str] | None = None,
+) -> str:
     """Return the content of a bundle's README.md.
 
     Args:
         model: the model.
         origin: facts about the origin of the model by name, each of which becomes a line.
+        title: the heading.
+        example: lines that show how to use the model; by default `usage()`.
     """
     config = model.config
     lines = [
-        "# A CLIP model in Diptych's format",
+        f"# {title}",
         "",
         f"- image tower: {describe_image_tower(config.image)}; pictures of {size_name(config.image.image_px)} px",
         f"- text tower: {describe_text_tower(config.text)}",
         f"- parameters: {sum(parameter.numel() for parameter in model.parameters()):,}",
         *(f"- {name}: {value}" for name, value in origin.items()),
         "",
-        "```python",
-        "import diptych",
-        "",
-        'clip = diptych.load("path/to/this/folder")',
-        'clip.rank_images("a dog in the snow", "photos/")',
-        "```",
+        *(usage() if example is None else example),
     ]
     return "\n".join(lines) + "\n"
 

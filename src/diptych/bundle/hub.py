@@ -5,12 +5,12 @@ PyTorch is installed, only the bundle is downloaded, otherwise only the ONNX exp
 """
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 from diptych.bundle.onnx_layout import ONNX_CONFIG
 from diptych.bundle.weights_index import indexed_files
 from diptych.core.errors import BundleError, ConfigError
+from diptych.core.extras import has_torch
 from diptych.core.settings import read_json
 
 PREFIX = "hf:"
@@ -48,7 +48,7 @@ def download(name: str) -> Path:
     try:
         files = [file.rfilename for file in model_info(identifier).siblings or []]
         wanted = _wanted(files)
-        if not _has_torch() and ONNX_CONFIG not in files:
+        if not has_torch() and ONNX_CONFIG not in files:
             raise ConfigError(f"{name}: has no ONNX files, so it needs PyTorch: pip install 'diptych[train]'")
         folder = Path(snapshot_download(identifier, allow_patterns=wanted))
         return folder / BUNDLE if wanted[:1] == [f"{BUNDLE}/*"] else folder
@@ -62,17 +62,13 @@ def download(name: str) -> Path:
         raise BundleError(f"{name}: the hub has no such model; for a private one log in with `hf auth login`") from None
     except Exception as error:  # Raised by several libraries: HTTP client, huggingface_hub, operating system.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    pushed = BUNDLE_CONFIG if _has_torch() else ONNX_CONFIG
+    pushed = BUNDLE_CONFIG if has_torch() else ONNX_CONFIG
     for config in (pushed, "config.json", "open_clip_config.json"):
         cached = try_to_load_from_cache(identifier, config)
         complete = _complete_folder(Path(cached), config) if isinstance(cached, str) else None
         if complete is not None:
             return complete
     raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})")
-
-
-def _has_torch() -> bool:
-    return find_spec("torch") is not None
 
 
 def _complete_folder(cached: Path, config: str) -> Path | None:
@@ -107,7 +103,7 @@ def _wanted(files: list[str]) -> list[str]:
     For a repository that `diptych push` wrote, return the patterns of the bundle or of the ONNX folder. The list is empty if
     PyTorch is not installed and the repository has no ONNX folder.
     """
-    if BUNDLE_CONFIG in files and _has_torch():
+    if BUNDLE_CONFIG in files and has_torch():
         return [f"{BUNDLE}/*"]
     if ONNX_CONFIG in files:
         at_root = [name for name in files if re.fullmatch(r"[^/]+\.json", name)]

@@ -14,8 +14,9 @@ from diptych.bundle.foreign_tokenizer import (
     with_hub_marks,
     write_own_tokenizer,
 )
-from diptych.bundle.hugging_face import ACTIVATIONS, CONFIG, FILTERS, WEIGHTS, hub_vocabulary, hugging_face_names
+from diptych.bundle.hugging_face import ACTIVATIONS, CONFIG, WEIGHTS, hub_vocabulary, hugging_face_names
 from diptych.bundle.libraries import check_hugging_face, is_siglip
+from diptych.bundle.processor import processor_config
 from diptych.bundle.renaming import to_theirs
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
@@ -118,20 +119,8 @@ def _tower_of(tower: ViTConfig | TextConfig) -> dict[str, Any]:
 
 
 def _processor_of(config: CLIPConfig) -> dict[str, Any]:
-    side = height_width(config.image.image_px)[0]
-    numbers = {name: number for number, name in FILTERS.items()}
-    return {
-        # Also for SigLIP, whose own processor does not preserve the aspect ratio.
-        "image_processor_type": "CLIPImageProcessor",
-        **({"processor_class": "SiglipProcessor"} if is_siglip(config) else {}),
-        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"), True),
-        "size": {"shortest_edge": side},
-        "crop_size": {"height": side, "width": side},
-        "resample": numbers[config.pixels.interpolation],
-        "rescale_factor": 1 / 255,
-        "image_mean": list(config.pixels.mean),
-        "image_std": list(config.pixels.std),
-    }
+    """Also for SigLIP, whose own processor does not preserve the aspect ratio, a `CLIPImageProcessor`."""
+    return {**({"processor_class": "SiglipProcessor"} if is_siglip(config) else {}), **processor_config(config)}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

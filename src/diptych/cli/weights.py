@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from diptych.cli.output import print_facts, print_line, print_skipped
 from diptych.core.errors import ConfigError
+from diptych.core.precision import GraphPrecision
 from diptych.core.program import command
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Target = Literal["open-clip", "hugging-face", "onnx"]
-GraphPrecision = Literal["fp32", "fp16", "int8"]
 _NUM_CALIBRATION = 128
 """Maximum number of images of a folder that are used; more images hardly change the measured ranges."""
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from diptych.core.launched import local_size
 
+INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""Instruction sets with dot products of 8-bit integers."""
+
 
 def num_cores() -> int:
     """Number of CPU cores that this process may use."""
@@ -20,7 +23,7 @@ def cores_of_rank() -> int:
 
 def has_fast_int8() -> bool:
     """Whether this CPU has instructions for dot products of 8-bit integers (VNNI or AMX)."""
-    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+    return cpu_has(*INT8_INSTRUCTIONS)
 
 
 def cpu_has(*instructions: str) -> bool:

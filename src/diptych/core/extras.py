@@ -1,5 +1,7 @@
 """Error messages for missing packages that belong to an extra of Diptych."""
 
+from importlib.util import find_spec
+
 from diptych.core.errors import ConfigError
 
 _EXTRAS = {
@@ -33,3 +35,8 @@ def missing_extra(error: ImportError, what: str = "this") -> ConfigError | None:
         return None
     extra, package = found
     return ConfigError(f"{what} needs {package}, which is not installed: pip install 'diptych[{extra}]'")
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed. It is not imported."""
+    return find_spec("torch") is not None

@@ -8,3 +8,5 @@ PrecisionSetting: TypeAlias = Literal["auto", "fp32", "bf16", "fp16"]
 """A precision, or `auto` for the fastest that the device supports."""
 InferencePrecision: TypeAlias = Literal["fp32", "bf16", "fp16", "int8"]
 """Data type in which a loaded model computes embeddings."""
+GraphPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
+"""Data type of the weights of an ONNX graph. The file names of fp16 and int8 graphs end with it."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from diptych.core.cpu import cores_of_rank, cpu_vendor
+from diptych.core.cpu import INT8_INSTRUCTIONS, cores_of_rank, cpu_vendor
 from diptych.core.errors import ConfigError
 from diptych.core.launched import is_launched, local_rank
 
@@ -64,7 +64,7 @@ def num_decoders(device: torch.device) -> int:
 
 def has_fast_int8() -> bool:
     """Whether this CPU has instructions for dot products of 8-bit integers (VNNI or AMX)."""
-    return cpu_has("avx512_vnni", "avx_vnni", "amx_int8")
+    return cpu_has(*INT8_INSTRUCTIONS)
 
 
 def cpu_has(*instructions: str) -> bool:

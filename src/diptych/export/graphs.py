@@ -16,7 +16,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jaxtyping
 import torch
@@ -32,6 +32,8 @@ from diptych.models.text_transformer import TextTransformer
 
 if TYPE_CHECKING:
     import onnx_ir
+
+Module = TypeVar("Module", bound=nn.Module)
 
 OPSET = 20
 """Opset version. The exporter supports 18 and above; from 23 on, onnxruntime rejects the boolean masks that it writes."""
@@ -71,7 +73,7 @@ def write_image_graph(model: CLIP, path: Path, *, metadata: Mapping[str, str] = 
     """
     height, width = height_width(model.config.image.image_px)
     graph = _export(
-        _ImageGraph(_for_export(model.image_tower)),
+        _ImageGraph(as_float32(model.image_tower)),
         {"pixel_values": torch.zeros(_EXAMPLES, 3, height, width)},
         dims={"pixel_values": {0: BATCH}},
         output="image_embeds",
@@ -99,8 +101,7 @@ def write_text_graph(
     Raises:
         ConfigError: the text tower contains an operator that ONNX cannot express; the message names it.
     """
-    tower = _for_export(model.text_tower)
-    assert isinstance(tower, TextTransformer)
+    tower = as_float32(model.text_tower)
     example = torch.full((_EXAMPLES, 2), end_id)
     graph = _export(
         _TextGraph(tower, end_id=end_id, pad_id=pad_id),
@@ -144,13 +145,13 @@ class _TextGraph(nn.Module):
         return functional.normalize(self.tower.encode_padded(ids, is_token), dim=-1)
 
 
-def _for_export(tower: nn.Module) -> nn.Module:
-    """The tower in evaluation mode, on the CPU and in float32. It is copied only if it has to be converted."""
-    is_ready = not any(module.training for module in tower.modules()) and all(
+def as_float32(module: Module) -> Module:
+    """Return a module in float32, in evaluation mode and on the CPU. It is copied only if it must be converted."""
+    is_ready = not any(part.training for part in module.modules()) and all(
         tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.int64)
-        for tensor in tower.state_dict().values()
+        for tensor in module.state_dict().values()
     )
-    return tower if is_ready else copy.deepcopy(tower).cpu().float().eval()
+    return module if is_ready else copy.deepcopy(module).cpu().float().eval()
 
 
 def _export(

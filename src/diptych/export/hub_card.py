@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diptych.bundle.card import model_card, with_evaluations
+from diptych.bundle.card import model_card, usage, with_evaluations
 from diptych.models.clip import CLIP
 
 _FRONT_MATTER = """---
@@ -33,9 +33,8 @@ def hub_card(
         metrics: metrics of the bundle; the card lists those under `evaluations`.
         has_onnx: whether the repository contains the ONNX export.
     """
-    card = model_card(model, origin).replace("# A CLIP model in Diptych's format", f"# {address.rpartition('/')[2]}", 1)
-    card = card.replace('diptych.load("path/to/this/folder")', f'diptych.load("{address}")')
-    card = card.replace("import diptych\n", "import diptych  # pip install 'diptych[train,hub]'\n", 1)
+    example = usage(address, install="pip install 'diptych[train,hub]'")
+    card = model_card(model, origin, title=address.rpartition("/")[2], example=example)
     card += _ONNX if has_onnx else ""
     evaluations = metrics.get("evaluations")
     if isinstance(evaluations, Mapping) and evaluations:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from diptych.bundle.card import describe_image_tower, describe_text_tower
+from diptych.bundle.card import describe_image_tower, describe_text_tower, usage
 from diptych.images.transforms import height_width, size_name
 from diptych.models.config import CLIPConfig
 
@@ -70,11 +70,6 @@ def onnx_card(
         ),
         "```",
         "",
-        "```python",
-        "import diptych",
-        "",
-        'clip = diptych.load("path/to/this/folder")',
-        'clip.rank_images("a dog in the snow", "photos/")',
-        "```",
+        *usage(),
     ]
     return "\n".join(lines) + "\n"

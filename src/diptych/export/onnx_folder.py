@@ -10,7 +10,6 @@
 The files are written to a temporary folder, read back and compared with the bundle. Only then is the folder renamed.
 """
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,17 +17,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, assert_never
 
-import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
 from diptych.bundle.checksums import seal
 from diptych.bundle.folder import Bundle, whole_folder
 from diptych.bundle.onnx_layout import ONNX_CONFIG
+from diptych.bundle.processor import processor_config
 from diptych.core.errors import ConfigError, ImageError
 from diptych.core.extras import missing_extra
 from diptych.core.files import sha256_of
+from diptych.core.precision import GraphPrecision
 from diptych.core.sample import ImageInput
 from diptych.core.settings import to_plain
 from diptych.export.comparison import (
@@ -40,10 +39,10 @@ from diptych.export.comparison import (
     sample_texts,
 )
 from diptych.export.examples import javascript_example, python_example
-from diptych.export.graphs import OPSET, data_path, write_image_graph, write_text_graph
+from diptych.export.graphs import OPSET, as_float32, data_path, write_image_graph, write_text_graph
+from diptych.export.model_config import model_config
 from diptych.export.onnx_card import onnx_card
-from diptych.export.processor import model_config, processor_config
-from diptych.export.quantize import GraphPrecision, to_fp16, to_int8
+from diptych.export.quantize import to_fp16, to_int8
 from diptych.export.report import OnnxReport, check_deviation, lower_cosine
 from diptych.export.shareable import shareable
 from diptych.export.speed import Speed, measure_speed
@@ -51,8 +50,9 @@ from diptych.images.decode import describe
 from diptych.images.transforms import PixelConfig
 from diptych.inference.embedder import Embedder
 from diptych.models.config import STAGED
-from diptych.runtime.onnx_folder import ONNX_FORMAT, TOKENIZER, graph_names, load_onnx
-from diptych.runtime.towers import normalization_table
+from diptych.runtime.onnx_config import ONNX_FORMAT, TOKENIZER, graph_names
+from diptych.runtime.onnx_folder import load_onnx
+from diptych.runtime.towers import normalization_table, normalize
 from diptych.tokenizers.hugging_face import write_tokenizer_files
 from tokenizers import Tokenizer as Engine
 
@@ -115,13 +115,14 @@ def export_onnx(
     with whole_folder(folder) as tmp:
         _write_graphs(bundle, tmp, precision=precision, calibration=calibration)
         has_tokenizer = _write_files(bundle, tmp, precision=precision)
-        _write_config(bundle, tmp, precision=precision, min_cosine=None)
+        checksums = _checksums(tmp)
+        _write_config(bundle, tmp, precision=precision, checksums=checksums, min_cosine=None)
         result = _compared(embedder, pixels, tmp)
         check_deviation(result.images, result.texts, precision=precision, force=force, folder=folder)
         if has_tokenizer:
             _check_tokenizer(bundle, tmp)
         cosine = None if precision == "fp32" else lower_cosine(result.images, result.texts)
-        _write_config(bundle, tmp, precision=precision, min_cosine=cosine)
+        _write_config(bundle, tmp, precision=precision, checksums=checksums, min_cosine=cosine)
         _write_card(bundle, tmp, precision=precision, min_cosine=cosine)
         return OnnxReport(
             folder=folder,
@@ -195,12 +196,8 @@ def _check_extra() -> None:
 
 def _in_float32(bundle: Bundle) -> Bundle:
     """The bundle with its model in float32, in evaluation mode and on the CPU. The model is copied only if necessary."""
-    state = bundle.model.state_dict().values()
-    is_ready = all(tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.int64) for tensor in state)
-    if is_ready and not bundle.model.training:
-        return bundle
-    identity = bundle.identity
-    return replace(bundle, model=copy.deepcopy(bundle.model).cpu().float().eval(), known_identity=identity)
+    model = as_float32(bundle.model)
+    return bundle if model is bundle.model else replace(bundle, model=model, known_identity=bundle.identity)
 
 
 def _write_graphs(bundle: Bundle, folder: Path, *, precision: GraphPrecision, calibration: Sequence[Pixels]) -> None:
@@ -229,8 +226,7 @@ def _batches(pixels: Sequence[Pixels], config: PixelConfig) -> Iterator[Float32[
     """Batches of normalized pixels."""
     table = normalization_table(config)
     for start in range(0, len(pixels), _BATCH):
-        batch = np.stack(pixels[start : start + _BATCH])
-        yield np.stack([table[channel][batch[:, channel]] for channel in range(3)], axis=1)
+        yield normalize(pixels[start : start + _BATCH], table)
 
 
 def _write_files(bundle: Bundle, folder: Path, *, precision: GraphPrecision) -> bool:
@@ -250,10 +246,22 @@ def _write_files(bundle: Bundle, folder: Path, *, precision: GraphPrecision) -> 
     return has_tokenizer
 
 
-def _write_config(bundle: Bundle, folder: Path, *, precision: GraphPrecision, min_cosine: float | None) -> None:
-    """Write Diptych's own config, with checksums of the graphs and of the tokenizer, and without private metadata."""
-    bias, (identity, *aliases) = bundle.model.logit_bias, bundle.identities()
+def _checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the graphs and of the tokenizer, by path within the folder."""
     checked = [*sorted(path.relative_to(folder).as_posix() for path in (folder / "onnx").iterdir()), TOKENIZER]
+    return {name: sha256_of(folder / name) for name in checked}
+
+
+def _write_config(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    precision: GraphPrecision,
+    checksums: dict[str, str],
+    min_cosine: float | None,
+) -> None:
+    """Write Diptych's own config, without private metadata."""
+    bias, (identity, *aliases) = bundle.model.logit_bias, bundle.identities()
     content = {
         "onnx_format": ONNX_FORMAT,
         "precision": precision,
@@ -263,7 +271,7 @@ def _write_config(bundle: Bundle, folder: Path, *, precision: GraphPrecision, mi
         "logit_bias": None if bias is None else bias.item(),
         "identity": identity,
         "aliases": aliases,
-        "files": {name: sha256_of(folder / name) for name in checked},
+        "files": checksums,
         "metrics": shareable(bundle.metrics),
         "origin": shareable(bundle.origin),
         "min_cosine": min_cosine,

@@ -10,22 +10,22 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int8
 from numpy import ndarray
 
 from diptych.core.errors import ConfigError
+from diptych.core.precision import GraphPrecision
 from diptych.core.telemetry import disable_telemetry
 from diptych.export.graphs import TOWER, quiet, save_graph
 from diptych.models.config import ConvNetConfig, ResNetConfig
+from diptych.runtime.onnx_config import precision_suffix
 
 if TYPE_CHECKING:
     import onnx_ir
 
-GraphPrecision: TypeAlias = Literal["fp32", "fp16", "int8"]
-"""Data type of the weights of a graph. The file names of fp16 and int8 graphs end with it."""
 _STATIC_OPS = ["Conv", "Add", "Relu", "AveragePool", "MatMul", "Gemm"]
 MIN_TABLE_ROWS = 1024
 """Embedding tables with fewer rows, such as position embeddings, stay in float32 in an int8 graph."""
@@ -43,7 +43,7 @@ def with_precision(path: Path, precision: GraphPrecision) -> Path:
     >>> with_precision(Path("onnx/text_model.onnx"), "int8").name
     'text_model_int8.onnx'
     """
-    return path if precision == "fp32" else path.with_name(f"{path.stem}_{precision}{path.suffix}")
+    return path.with_name(f"{path.stem}{precision_suffix(precision)}{path.suffix}")
 
 
 def to_fp16(path: Path) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from diptych.core.errors import BundleError, ConfigError
+from diptych.core.precision import GraphPrecision
 from diptych.export.comparison import TowerComparison
-from diptych.export.quantize import GraphPrecision
 from diptych.export.speed import Speed
 
 MAX_DIFFERENCE = 1e-4

@@ -1,12 +1,11 @@
 """Load models for inference (`diptych.load`)."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from diptych.bundle.hub import PREFIX, download
 from diptych.bundle.onnx_layout import is_onnx_folder, refuse_half_export
 from diptych.core.errors import BundleError, ConfigError, OnnxExportError
-from diptych.core.extras import missing_extra
+from diptych.core.extras import has_torch, missing_extra
 from diptych.core.precision import InferencePrecision
 from diptych.core.progress import bar, silently
 from diptych.images.transforms import Pixels
@@ -95,7 +94,7 @@ def load(
 def _onnx_folder(path: str | Path) -> Path | None:
     """The ONNX folder at a path; None for any other model. If PyTorch is installed, a hub id stands for a bundle."""
     if str(path).startswith(PREFIX):
-        if find_spec("torch"):
+        if has_torch():
             return None
         path = download(str(path))
     refuse_half_export(Path(path), str(path))

@@ -11,7 +11,7 @@ from pydantic import Field
 from diptych.bundle.checksums import canonical_json, check_seal
 from diptych.bundle.onnx_layout import ONNX_CONFIG
 from diptych.core.errors import BundleError, ConfigError
-from diptych.core.precision import InferencePrecision
+from diptych.core.precision import GraphPrecision
 from diptych.core.settings import from_plain, read_json, settings
 from diptych.models.config import CLIPConfig
 
@@ -24,13 +24,22 @@ MAX_OPSET = 26
 _NAME = re.compile(r"onnx/[\w.-]{1,100}")
 
 
-def graph_names(precision: InferencePrecision) -> tuple[str, str]:
+def precision_suffix(precision: GraphPrecision) -> str:
+    """Return what the name of a graph file ends with, by which transformers.js selects it.
+
+    >>> precision_suffix("fp32"), precision_suffix("int8")
+    ('', '_int8')
+    """
+    return "" if precision == "fp32" else f"_{precision}"
+
+
+def graph_names(precision: GraphPrecision) -> tuple[str, str]:
     """Return the paths of the image graph and the text graph within an ONNX folder.
 
     >>> graph_names("int8")
     ('onnx/vision_model_int8.onnx', 'onnx/text_model_int8.onnx')
     """
-    suffix = "" if precision == "fp32" else f"_{precision}"
+    suffix = precision_suffix(precision)
     return f"onnx/vision_model{suffix}.onnx", f"onnx/text_model{suffix}.onnx"
 
 
@@ -40,7 +49,7 @@ class OnnxConfig:
 
     onnx_format: Literal[1]
     """Version of the format."""
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: GraphPrecision
     """Precision of the graphs."""
     opset: Annotated[int, Field(ge=1)]
     """Version of ONNX's operators in the graphs."""

@@ -19,12 +19,10 @@ from diptych.core.errors import BundleError
 from diptych.core.precision import Precision
 from diptych.images.transforms import height_width
 from diptych.models.config import CLIPConfig
-from diptych.runtime.onnx_config import ONNX_FORMAT, TOKENIZER, OnnxConfig, graph_names, read_onnx_config
+from diptych.runtime.onnx_config import TOKENIZER, OnnxConfig, graph_names, read_onnx_config
 from diptych.runtime.sessions import Sessions
 from diptych.runtime.towers import OnnxTowers
 from diptych.tokenizers.protocol import Tokenizer
-
-__all__ = ["ONNX_FORMAT", "TOKENIZER", "OnnxModel", "graph_names", "load_onnx"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from numpy import ndarray
 
-from diptych.core.precision import InferencePrecision
+from diptych.core.precision import GraphPrecision
 from diptych.images.transforms import PixelConfig
 from diptych.runtime.sessions import OnnxDevice, Sessions
 from diptych.tokenizers.protocol import Encoded
 
-_DTYPES: dict[InferencePrecision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "int8": "int8"}
+_DTYPES: dict[GraphPrecision, str] = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 class OnnxTowers:
@@ -22,7 +22,7 @@ class OnnxTowers:
 
     engine = "ONNX Runtime"
 
-    def __init__(self, sessions: Sessions, *, pixels: PixelConfig, precision: InferencePrecision) -> None:
+    def __init__(self, sessions: Sessions, *, pixels: PixelConfig, precision: GraphPrecision) -> None:
         self.sessions = sessions
         self._table = normalization_table(pixels)
         self.dtype_name = _DTYPES[precision]
@@ -49,10 +49,7 @@ class OnnxTowers:
 
     def start_images(self, pixels: Sequence[UInt8[ndarray, "3 H W"]]) -> Callable[[], Float32[ndarray, "B E"]]:
         """Return a function that computes the embeddings of a batch of at least one image. They have unit length."""
-        normalized = np.empty((len(pixels), *pixels[0].shape), dtype=np.float32)  # B 3 H W
-        for out, image in zip(normalized, pixels, strict=True):
-            for channel, values, table in zip(out, image, self._table, strict=True):
-                np.take(table, values, out=channel)
+        normalized = normalize(pixels, self._table)
         return lambda: self.sessions.encode_pixels(normalized)
 
     def encode_texts(
@@ -86,3 +83,19 @@ def normalization_table(config: PixelConfig) -> Float32[ndarray, "3 256"]:
     scaled = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = (np.asarray(values, dtype=np.float32)[:, None] for values in (config.mean, config.std))
     return (scaled - mean) / std
+
+
+def normalize(
+    pixels: Sequence[UInt8[ndarray, "3 H W"]], table: Float32[ndarray, "3 256"]
+) -> Float32[ndarray, "B 3 H W"]:
+    """Return a batch of at least one image with each byte replaced by its value in a `normalization_table`.
+
+    >>> table = normalization_table(PixelConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 0.5, 0.25)))
+    >>> normalize([np.full((3, 1, 1), 255, dtype=np.uint8)], table).ravel().tolist()
+    [1.0, 2.0, 4.0]
+    """
+    normalized = np.empty((len(pixels), *pixels[0].shape), dtype=np.float32)
+    for out, image in zip(normalized, pixels, strict=True):
+        for channel, values, of_channel in zip(out, image, table, strict=True):
+            np.take(of_channel, values, out=channel)
+    return normalized
