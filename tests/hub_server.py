@@ -1,4 +1,4 @@
-"""A hub on this machine that answers as Hugging Face's does: model info, downloads, and commits."""
+"""A hub on this machine that answers as Hugging Face's does: model info, search, downloads, and commits."""
 
 import base64
 import hashlib
@@ -8,13 +8,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 COMMIT = "a" * 40
 WRITE_TOKEN, READ_TOKEN = "hf_write" + "w" * 20, "hf_read" + "r" * 20
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Models in `folder/OWNER/NAME`; `me/gated` asks for terms to be accepted. Uploads need `WRITE_TOKEN`."""
+    """Models in `folder/OWNER/NAME`, other revisions in `folder/OWNER/NAME@REVISION`. Uploads need `WRITE_TOKEN`.
+
+    `me/gated` is unknown to everybody who has not accepted its terms; of `me/walled` only the files are.
+    """
 
     folder: Path
     asked: list[str]
@@ -70,28 +74,46 @@ class _Hub(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         self.asked.append(f"{self.command} {self.path}")
-        path = self.path.partition("?")[0]
-        info = re.fullmatch(r"/api/models/(\w+/[\w.-]+)(/tree/.*|/revision/.*)?", path)
-        resolved = re.fullmatch(r"/(\w+/[\w.-]+)/resolve/[^/]+/(.+)", path)
-        if path.startswith("/api/models/me/gated"):
+        path, _, query = self.path.partition("?")
+        info = re.fullmatch(r"/api/models/(\w+/[\w.-]+)(?:/(tree|revision)/([^/]+).*)?", path)
+        resolved = re.fullmatch(r"/(\w+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
+        if path == "/api/models":
+            self._send(200, json.dumps(self._found(query)).encode(), {})
+        elif path.startswith("/api/models/me/gated") or path.startswith("/me/walled/resolve"):
             self._send(403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Accept the terms"})
         elif info and (self.folder / info[1]).is_dir():
-            self._send(200, json.dumps(self._info(info[1], is_tree="/tree/" in path)).encode(), {})
-        elif resolved and (self.folder / resolved[1] / resolved[2]).is_file():
-            content = (self.folder / resolved[1] / resolved[2]).read_bytes()
-            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            self._inform(info[1], info[3] or "main", is_tree=info[2] == "tree")
+        elif resolved and (file := self._at(resolved[1], resolved[2])[0] / resolved[3]).is_file():
+            content = file.read_bytes()
+            commit = self._at(resolved[1], resolved[2])[1]
+            self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit})
         else:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
 
-    def _info(self, name: str, *, is_tree: bool) -> Any:
-        model = self.folder / name
+    def _found(self, query: str) -> list[dict[str, Any]]:
+        wanted = parse_qs(query).get("search", [""])[0]
+        names = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.glob("*/*") if path.is_dir())
+        return [{"id": name, "modelId": name} for name in names if wanted in name and "@" not in name]
+
+    def _at(self, name: str, revision: str) -> tuple[Path, str]:
+        """The folder and the commit of a revision."""
+        others = sorted(self.folder.glob(f"{name}@*"))
+        commits = {path: f"{number:x}" * 40 for number, path in enumerate(others, start=11)}
+        for path, commit in commits.items():
+            if revision in {commit, path.name.partition("@")[2]}:
+                return path, commit
+        return self.folder / name, COMMIT
+
+    def _inform(self, name: str, revision: str, *, is_tree: bool) -> None:
+        model, commit = self._at(name, revision)
+        if commit == COMMIT and revision not in {"main", COMMIT}:
+            self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return
         files = {path.relative_to(model).as_posix(): path for path in sorted(model.rglob("*")) if path.is_file()}
-        if is_tree:
-            return [
-                {"type": "file", "oid": "b" * 40, "size": path.stat().st_size, "path": n} for n, path in files.items()
-            ]
+        tree = [{"type": "file", "oid": "b" * 40, "size": path.stat().st_size, "path": n} for n, path in files.items()]
         siblings = [{"rfilename": file} for file in files]
-        return {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": name in self.private}
+        about = {"id": name, "sha": commit, "siblings": siblings, "tags": [], "private": name in self.private}
+        self._send(200, json.dumps(tree if is_tree else about).encode(), {})
 
     def _url(self) -> str:
         return f"http://{self.headers['Host']}"

@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 from diptych.core.errors import ConfigError, unknown_name
+from diptych.images.resample import Interpolation
 from diptych.images.transforms import PixelConfig
 from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.tokenizers.preparation import SIGLIP, SIGLIP_2
 
 
 def _clip_text(**settings: Any) -> TextConfig:
@@ -32,6 +34,45 @@ def _drawings(**settings: Any) -> CLIPConfig:
 def _convnet(image: ConvNetConfig) -> CLIPConfig:
     text = TextConfig(vocab_size=4000, context_length=48, width=256, layers=2, heads=4, is_causal=False, pooling="mean")
     return CLIPConfig(embed_dim=256, image=image, text=text)
+
+
+_SIGLIP_SIZES = {
+    "b": (768, 12, 12, 3072),
+    "l": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant": (1536, 40, 16, 6144),
+}
+"""Width, layers, heads and MLP width of SigLIP's towers. `giant` has the text tower of `so400m`."""
+_T5_ENGLISH = {
+    "vocab_size": 32_000,
+    "preparation": SIGLIP,
+}
+_T5_MULTILINGUAL = {**_T5_ENGLISH, "vocab_size": 250_000}
+_GEMMA = {
+    "vocab_size": 256_000,
+    "preparation": SIGLIP_2,
+}
+
+
+def _siglip_tower(size: str) -> dict[str, Any]:
+    width, layers, heads, hidden = _SIGLIP_SIZES[size]
+    sizes = {"width": width, "layers": layers, "heads": heads, "mlp_ratio": hidden / width}
+    return {**sizes, "layout": "siglip", "activation": "gelu_tanh"}
+
+
+def _siglip(size: str, patch_px: int, image_px: int, text: dict[str, Any], interpolation: Interpolation) -> CLIPConfig:
+    """Return a SigLIP model with its original vocabulary, text preparation and image transform (Zhai et al. 2023)."""
+    image = ViTConfig(image_px=image_px, patch_px=patch_px, pooling="attention", **_siglip_tower(size))
+    tower = {**_siglip_tower("so400m" if size == "giant" else size), **text}
+    halves = (0.5, 0.5, 0.5)
+    return CLIPConfig(
+        embed_dim=image.width,
+        image=image,
+        text=TextConfig(tokenizer="pretrained", is_causal=False, **{"context_length": 64, **tower}),
+        pixels=PixelConfig(mean=halves, std=halves, resize="squash", interpolation=interpolation),
+        init_temperature=0.1,
+        init_logit_bias=-10.0,
+    )
 
 
 PRESETS: dict[str, CLIPConfig] = {
@@ -121,11 +162,32 @@ PRESETS: dict[str, CLIPConfig] = {
 }
 """Configs of all models by name."""
 
+_SIGLIP = [("b", 16, 224), ("b", 16, 256), ("b", 16, 384), ("b", 16, 512), ("l", 16, 256), ("l", 16, 384)]
+_SIGLIP_2 = [*_SIGLIP, ("b", 32, 256), ("l", 16, 512), ("so400m", 16, 256), ("so400m", 16, 384), ("so400m", 16, 512)]
+_SO400M_14 = [("so400m", 14, 224), ("so400m", 14, 384)]
+_GIANT = [("giant", 16, 256), ("giant", 16, 384)]
+# The published models of Zhai et al. 2023 and Tschannen et al. 2025, with the interpolation in their hub repositories.
+PRESETS |= {
+    **{f"siglip-{s}-{p}-{px}": _siglip(s, p, px, _T5_ENGLISH, "bicubic") for s, p, px in _SIGLIP + _SO400M_14},
+    **{
+        f"siglip-{s}-{p}-{px}-multilingual": _siglip(s, p, px, _T5_MULTILINGUAL, "bicubic")
+        for s, p, px in [("b", 16, 256), ("so400m", 16, 256)]
+    },
+    **{f"siglip2-{s}-{p}-{px}": _siglip(s, p, px, _GEMMA, "bilinear") for s, p, px in _SIGLIP_2 + _SO400M_14 + _GIANT},
+}
+# These two differ from the others: a short context, and a text tower without projection.
+PRESETS |= {
+    "siglip-so400m-14-224": _siglip("so400m", 14, 224, {**_T5_ENGLISH, "context_length": 16}, "bicubic"),
+    "siglip-so400m-16-256-multilingual": _siglip(
+        "so400m", 16, 256, {**_T5_MULTILINGUAL, "has_projection": False}, "bicubic"
+    ),
+}
+
 
 def _quick_gelu(config: CLIPConfig) -> CLIPConfig:
     """Return the config with OpenAI's activation QuickGELU; in a ResNet it applies only to the text tower."""
     image = replace(config.image, activation="quick_gelu") if isinstance(config.image, ViTConfig) else config.image
-    return replace(config, image=image, text=replace(config.text, activation="quick_gelu"))
+    return replace(config, image=image, text=replace(config.own_text, activation="quick_gelu"))
 
 
 _RESNETS = ("rn50", "rn101", "rn50x4", "rn50x16", "rn50x64")

@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from diptych.bundle.bare_weights import inferred_config
 from diptych.bundle.folder import Bundle
 from diptych.bundle.hugging_face_writer import write_hugging_face
 from diptych.bundle.open_bundle import _WRITERS, export_bundle, open_bundle
-from diptych.bundle.open_clip import CONFIG, _config, write_open_clip
-from diptych.bundle.openai import _inferred, openai_names
+from diptych.bundle.open_clip import CONFIG, write_open_clip
+from diptych.bundle.open_clip_config import open_clip_config
+from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import to_theirs
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import BundleError, ConfigError
 from diptych.images.transforms import PixelConfig
 from diptych.models.clip import CLIP
-from diptych.models.config import ConvNetConfig
+from diptych.models.config import ConvNetConfig, TimmConfig
 from diptych.presets import PRESETS
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.protocol import Tokenizer
@@ -73,7 +76,7 @@ def _refused(path: Path, match: str, **arguments: Any) -> None:
 def test_a_bare_file_must_say_its_activation(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(openai_weights, tmp_path / "w.safetensors")
     _refused(tmp_path / "w.safetensors", r"does not say which activation .* --activation quick_gelu")
-    assert open_bundle(tmp_path / "w.safetensors", activation="gelu").config.text.activation == "gelu"
+    assert open_bundle(tmp_path / "w.safetensors", activation="gelu").config.own_text.activation == "gelu"
 
 
 def test_openais_own_marks_say_it(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -85,11 +88,11 @@ def test_openais_own_marks_say_it(openai_weights: dict[str, Tensor], tmp_path: P
     half = {name: tensor.half() for name, tensor in openai_weights.items()}
     torch.save({**half, **marks}, tmp_path / "ViT.pt")
     bundle = open_bundle(tmp_path / "ViT.pt")
-    assert bundle.config.text.activation == "quick_gelu"
+    assert bundle.config.own_text.activation == "quick_gelu"
     assert bundle.config.image.activation == "quick_gelu"  # type: ignore[union-attr]
     assert {parameter.dtype for parameter in bundle.model.parameters()} == {torch.float32}
     _refused(tmp_path / "ViT.pt", "trained with quick_gelu, not with gelu", activation="gelu")
-    assert "square pictures, heads by width" in bundle.origin["assumed"]
+    assert "square pictures" in bundle.origin["assumed"]
 
 
 def test_a_torchscript_archive_as_openai_published_them(openai_weights: dict[str, Tensor], tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_architecture_from_tensors_alone(name: str, tmp_path: Path) -> None:
     config = PRESETS[name]
     with torch.device("meta"):
         shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
-    inferred = _inferred(shapes, config.text.activation, tmp_path)
+    inferred = inferred_config(shapes, WeightsFacts(activation=config.own_text.activation), tmp_path)
     assert (inferred.image, inferred.text, inferred.embed_dim) == (config.image, config.text, config.embed_dim)
 
 
@@ -207,13 +210,13 @@ def test_architecture_from_tensors_alone(name: str, tmp_path: Path) -> None:
 )
 def test_heads_that_no_shape_tells_are_those_of_the_peers_models(name: str, tmp_path: Path) -> None:
     """Heads of 64 numbers are a convention that open_clip's largest towers break."""
-    config = _config(peers.open_clip.get_model_config(name), {})
+    config = open_clip_config({"model_cfg": peers.open_clip.get_model_config(name)})
     with torch.device("meta"):
         shapes = to_theirs(CLIP(config).state_dict(), openai_names(config))
-    inferred = _inferred(shapes, "gelu", tmp_path)
-    assert not isinstance(inferred.image, ConvNetConfig)
-    assert not isinstance(config.image, ConvNetConfig)
-    assert (inferred.image.heads, inferred.text.heads) == (config.image.heads, config.text.heads)
+    inferred = inferred_config(shapes, WeightsFacts(activation="gelu"), tmp_path)
+    assert not isinstance(inferred.image, ConvNetConfig | TimmConfig)
+    assert not isinstance(config.image, ConvNetConfig | TimmConfig)
+    assert (inferred.image.heads, inferred.own_text.heads) == (config.image.heads, config.own_text.heads)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -232,24 +235,38 @@ def test_a_preset_states_the_architecture(openai_weights: dict[str, Tensor], tmp
 
 
 OPEN_CLIP = [
-    (("model_cfg", "vision_cfg", "timm_model_name"), "vit_base", "vision_cfg has timm_model_name 'vit_base'"),
-    (("model_cfg", "vision_cfg", "no_ln_pre"), True, "vision_cfg has no_ln_pre True"),
-    (("model_cfg", "vision_cfg", "ls_init_value"), 1e-5, "vision_cfg has ls_init_value"),
-    (("model_cfg", "vision_cfg", "pool_type"), "avg", "pool_type 'avg' and final_ln_after_pool False"),
+    (("model_cfg", "vision_cfg", "timm_model_name"), "vit_bas_patch16_224", "did you mean 'vit_base_patch16_224'"),
+    (("model_cfg", "vision_cfg", "no_ln_pre"), True, r"unexpected tensors: visual\.ln_pre\.bias"),
+    (("model_cfg", "vision_cfg", "attentional_pool"), True, r"tensors are missing: visual\.attn_pool"),
+    (("model_cfg", "vision_cfg", "attentional_pool"), "parallel", "vision_cfg has attentional_pool 'parallel'"),
+    (("model_cfg", "vision_cfg", "pool_type"), "none", "vision_cfg has pool_type 'none'"),
+    (("model_cfg", "vision_cfg", "pos_embed_type"), "rotary", "vision_cfg has pos_embed_type 'rotary'"),
+    (("model_cfg", "vision_cfg", "norm_kwargs"), {"elementwise_affine": False}, "vision_cfg has norm_kwargs"),
+    (("model_cfg", "vision_cfg", "norm_kwargs"), {"eps": 2.0}, "norm_eps is 2.0"),
+    (("model_cfg", "vision_cfg", "qk_norm"), True, "vision_cfg has qk_norm True"),
+    (("model_cfg", "vision_cfg", "act_kwargs"), {"negative_slope": 1}, "a tower has act_kwargs"),
     (("model_cfg", "vision_cfg", "sparkles"), 1, "vision_cfg has sparkles, which Diptych does not know"),
     (("model_cfg", "vision_cfg", "width"), "wide", "vision_cfg"),
-    (("model_cfg", "text_cfg", "hf_model_name"), "roberta", "text_cfg has hf_model_name 'roberta'"),
-    (("model_cfg", "text_cfg", "vocab_size"), 250002, "text_cfg has vocab_size 250002"),
-    (("model_cfg", "text_cfg", "no_causal_mask"), True, "text_cfg has no_causal_mask True"),
+    (
+        ("model_cfg", "text_cfg", "hf_model_name"),
+        "roberta",
+        "the model needs the config of the text encoder roberta; save its config.json as text_config.json",
+    ),
+    (("model_cfg", "text_cfg", "vocab_size"), 250002, "vocab_size is 250002; clip-bpe has 49408"),
+    (("model_cfg", "text_cfg", "tokenizer_kwargs"), {"clean": "lower"}, "text_cfg has tokenizer_kwargs"),
+    (("model_cfg", "text_cfg", "tokenizer_mode"), "clips", "text_cfg has tokenizer_mode 'clips'"),
+    (("model_cfg", "text_cfg", "embed_cls"), True, r"tensors are missing: cls_emb"),
+    (("model_cfg", "text_cfg", "proj_type"), "mlp", "text_cfg has proj_type 'mlp'"),
+    (("model_cfg", "text_cfg", "scale_fc"), True, "text_cfg has scale_fc True"),
     (("model_cfg", "text_cfg", "pool_type"), "last", "text_cfg has pool_type 'last'"),
-    (("model_cfg", "multimodal_cfg"), {}, "model_cfg has multimodal_cfg"),
     (("model_cfg", "embed_dim"), 17, r"wrong shapes: .*visual\.proj is 64x16, expected 64x17"),
     (("model_cfg",), None, "model_cfg is None, not an object"),
     (("model_cfg", "vision_cfg"), [], r"vision_cfg is \[\], not an object"),
     (("model_cfg", "text_cfg"), "x", "text_cfg is 'x', not an object"),
     (("model_cfg", "vision_cfg", "head_width"), 0, "vision_cfg has head_width 0"),
     (("model_cfg", "text_cfg", "pool_type"), "eos", "text_cfg has eos_id 2; Diptych supports only CLIP's, 49407"),
-    (("preprocess_cfg", "resize_mode"), "squash", "preprocess_cfg has resize_mode 'squash'"),
+    (("preprocess_cfg", "resize_mode"), "stretch", "preprocess_cfg has resize_mode 'stretch'"),
+    (("preprocess_cfg", "mode"), "L", "preprocess_cfg has mode 'L'"),
     (("preprocess_cfg", "interpolation"), "nearest", "preprocess_cfg.*interpolation"),
 ]
 
@@ -263,8 +280,8 @@ def test_open_clip_folders_that_are_refused(
 
 
 def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
-    _refused(open_clip_folder, "has gelu, which activation quick_gelu contradicts", activation="quick_gelu")
-    _refused(open_clip_folder, "--preset is only for files of weights", preset="vit-b-32")
+    _refused(open_clip_folder, "has gelu, but the activation was given as quick_gelu", activation="quick_gelu")
+    _refused(open_clip_folder, "--preset is only for weights files", preset="vit-b-32")
     (open_clip_folder / "open_clip_model.safetensors").unlink()
     _refused(open_clip_folder, "holds no weights; open_clip's are open_clip_model.safetensors")
     (open_clip_folder / CONFIG).write_text("{")
@@ -274,10 +291,15 @@ def test_open_clip_folders_that_lack_something(open_clip_folder: Path) -> None:
 
 
 HUGGING_FACE = [
-    ("config.json", ("model_type",), "blip", "model_type is 'blip'; Diptych supports clip and siglip"),
-    ("config.json", ("model_type",), "siglip", "it reads only SigLIP folders that it exported"),
+    (
+        "config.json",
+        ("model_type",),
+        "blip",
+        "model_type is 'blip'; Diptych supports clip, siglip, siglip2, metaclip_2",
+    ),
     ("config.json", ("vision_config", "hidden_act"), "silu", "vision_config has hidden_act 'silu'"),
     ("config.json", ("vision_config", "num_channels"), 1, "num_channels 1"),
+    ("config.json", ("model_type",), {}, "model_type is {}; Diptych supports clip"),
     ("config.json", ("vision_config",), "x", "vision_config is 'x', not an object"),
     ("config.json", ("vision_config", "hidden_size"), 0, "config.json: "),
     ("config.json", ("text_config", "eos_token_id"), 5000, "text_config has eos_token_id 5000"),
@@ -285,20 +307,45 @@ HUGGING_FACE = [
     ("vocab.json", ("dog</w>",), None, "holds another vocabulary"),
     ("config.json", ("vision_config", "patch_size"), 7, "not a multiple of patch_px 7"),
     ("config.json", ("vision_config", "image_size"), 64, "the model's input is 64x64 px"),
-    ("config.json", ("text_config", "layer_norm_eps"), 1e-6, "text_config has layer_norm_eps 1e-06"),
+    ("config.json", ("text_config", "layer_norm_eps"), -1e-6, "text_config has layer_norm_eps -1e-06"),
+    ("config.json", ("text_config", "layer_norm_eps"), "small", "text_config has layer_norm_eps 'small'"),
     (
         "config.json",
         ("text_config", "vocab_size"),
         99,
-        "text_config has vocab_size 99; Diptych supports only CLIP's, 49408",
+        "text_config has vocab_size 99; CLIP's tokenizer has 49408 entries",
     ),
     ("config.json", ("text_config", "num_hidden_layers"), 2, r"tensors are missing: text_model\.encoder\.layers\.1"),
+    ("config.json", ("projection_dim",), 1.5, "projection_dim is 1.5, which is not a whole number"),
     ("config.json", ("projection_dim",), 17, "wrong shapes: .*projection.weight is 16x64, expected 17x64"),
-    ("preprocessor_config.json", ("do_normalize",), False, "has do_normalize false"),
+    ("preprocessor_config.json", ("do_resize",), False, "has do_resize false"),
+    (
+        "preprocessor_config.json",
+        ("do_center_crop",),
+        False,
+        "without do_center_crop, so its images have no fixed shape",
+    ),
+    ("preprocessor_config.json", ("image_processor_type",), "Siglip2ImageProcessor", "is a NaFlex model"),
+    ("preprocessor_config.json", ("image_processor_type",), "DetrImageProcessor", "is a DetrImageProcessor, which"),
+    ("preprocessor_config.json", ("pad_size",), {"height": 99, "width": 99}, "has pad_size"),
     ("preprocessor_config.json", ("crop_size",), {"height": 30, "width": 30}, "has crop_size"),
-    ("preprocessor_config.json", ("size",), {"height": 32, "width": 32}, "has size"),
+    (
+        "preprocessor_config.json",
+        ("size",),
+        {"height": 40, "width": 32},
+        "has size .* but the model's input is 32x32 px",
+    ),
+    ("preprocessor_config.json", ("size",), {"shortest_edge": 30}, "is smaller than its crop"),
+    (
+        "preprocessor_config.json",
+        ("size",),
+        {"shortest_edge": 32, "longest_edge": 99},
+        "a shortest_edge, or height and",
+    ),
+    ("preprocessor_config.json", ("size",), "large", "has size 'large'"),
     ("preprocessor_config.json", ("resample",), 0, "has resample 0"),
-    ("preprocessor_config.json", ("rescale_factor",), 1.0, "has rescale_factor 1.0; Diptych supports 1/255"),
+    ("preprocessor_config.json", ("rescale_factor",), 0, "has rescale_factor 0; it must be above 0"),
+    ("preprocessor_config.json", ("image_mean",), {"red": 1}, "preprocessor_config.json: damaged"),
     ("preprocessor_config.json", ("image_std",), [0, 0, 0], "each must be above 0"),
     ("vocab.json", ("dog</w>",), 3, "holds another vocabulary of 49408 entries"),
 ]

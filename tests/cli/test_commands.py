@@ -61,7 +61,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
         ("import /nowhere --out x", "/nowhere: no such file or folder"),
         ("import /nowhere", "--out"),
         ("import /nowhere --out x --activation relu", "relu"),
-        ("import /nowhere --out x --preset vit-b-32", "--preset is only for files of weights"),
+        ("import /nowhere --out x --preset vit-b-32", "--preset is only for weights files"),
         ("export /nowhere --to open-clip --out x", "/nowhere: no such file or folder"),
         ("export /nowhere --to coreml --out x", "coreml"),
         ("export /nowhere --to onnx --out x", "/nowhere: no such file or folder"),

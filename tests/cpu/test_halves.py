@@ -117,7 +117,7 @@ def test_a_locked_tower_stays_without_gradient(tower: str) -> None:
 
 
 def test_what_counts_a_batch_or_draws_or_is_computed_again_goes_through_whole() -> None:
-    image, text = TINY_MODEL.image, TINY_MODEL.text
+    image, text = TINY_MODEL.image, TINY_MODEL.own_text
     assert isinstance(image, ViTConfig)
     convolutional = ConvNetConfig(image_px=32, widths=(8, 16), layers=(1, 1))
     for config in (

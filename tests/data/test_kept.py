@@ -28,7 +28,9 @@ from diptych.data.sources.splits import Splits
 from diptych.data.sources.subset import Subset
 from diptych.device.distributed import ALONE
 from diptych.training import setup
-from diptych.training.setup import open_data, starting_point
+from diptych.training import starting_point as starting
+from diptych.training.setup import open_data
+from diptych.training.starting_point import starting_point
 from tests.conftest import TINY_RUN, draw_photos
 from tests.data.makers import MAKERS
 
@@ -40,7 +42,7 @@ KEPT_KINDS = sorted(set(MAKERS) & kept.KINDS)
 def _small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty cache that keeps also little, and files that count as settled at once."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (kept, splits, setup):
+    for module in (kept, splits, starting):
         monkeypatch.setattr(module, "MIN_ROWS", 2)
     monkeypatch.setattr(FileStates, "is_settled", lambda _: True)
     monkeypatch.setattr("diptych.core.cache.SETTLED_S", -1.0)

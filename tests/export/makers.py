@@ -14,8 +14,9 @@ from diptych.export.comparison import draw_images
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
 from diptych.tokenizers.load_tokenizer import TokenizerKind
+from diptych.tokenizers.preparation import TextPreparation
 from tests.parity.models import shaken
-from tests.tokenizers.makers import make_tokenizer
+from tests.tokenizers.makers import PREPARATION, make_tokenizer
 
 SIDE = 64
 VIT = ViTConfig(image_px=SIDE, patch_px=16, width=64, layers=1, heads=2)
@@ -24,11 +25,14 @@ RESNET = ResNetConfig(image_px=SIDE, layers=(1, 1, 1, 1), width=8, heads=4)
 TEXTS = ["a dog", "Two  dogs run, it's &amp; <end>", "", "a red circle", "dog " * 100]
 
 
-def small_bundle(kind: TokenizerKind, image: ImageConfig, **text: Any) -> Bundle:
+def small_bundle(
+    kind: TokenizerKind, image: ImageConfig, preparation: TextPreparation = PREPARATION, **text: Any
+) -> Bundle:
     """A bundle whose embeddings differ from input to input, unlike those of a freshly initialized model."""
     torch.manual_seed(0)
-    tokenizer = make_tokenizer(kind)
-    sizes = {"context_length": tokenizer.context_length, "width": 64, "layers": 1, "heads": 2}
+    tokenizer = make_tokenizer(kind, preparation=preparation)
+    sizes: dict[str, Any] = {"context_length": tokenizer.context_length, "width": 64, "layers": 1, "heads": 2}
+    sizes["preparation"] = getattr(tokenizer, "preparation", TextPreparation())
     config = CLIPConfig(
         embed_dim=32,
         image=image,

@@ -20,9 +20,17 @@ from diptych.core.errors import ConfigError
 from diptych.export.graphs import MAX_INLINE_BYTES, OPSET, data_path, write_image_graph, write_text_graph
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
+from diptych.models.config import (
+    CLIPConfig,
+    ConvNetConfig,
+    ImageConfig,
+    ResNetConfig,
+    TextConfig,
+    TextTowerConfig,
+    ViTConfig,
+)
 from diptych.tokenizers.protocol import END, START, pad_and_mark
-from tests.makers import randomized
+from tests.makers import ENCODER_TOWERS, TIMM_TOWERS, randomized
 
 TOLERANCE = 1e-5
 CONTEXT = 9
@@ -35,10 +43,15 @@ IMAGE_TOWERS: dict[str, ImageConfig] = {
     "attention, flat patches": replace(VIT, layers=1, pooling="attention", patch_px=(8, 16), activation="quick_gelu"),
     "siglip, attention": SIGLIP_VIT,
     "siglip, mean": replace(SIGLIP_VIT, pooling="mean"),
+    "coca": replace(VIT, pooling="coca", pool_heads=4),
+    "no norm before, norm before mean": replace(
+        VIT, layers=1, pooling="mean", has_norm_pre=False, norms_before_mean=True
+    ),
     "convnet": ConvNetConfig(image_px=(16, 32), stem_stride=2, widths=(8, 16), layers=(2, 1)),
     "resnet": ResNetConfig(image_px=(32, 64), layers=(1, 1, 1, 1), width=8, heads=4),
+    **TIMM_TOWERS,
 }
-TEXT_TOWERS = {
+TEXT_TOWERS: dict[str, TextTowerConfig] = {
     "causal, eot": replace(TEXT, dropout=0.1),
     "causal, mean": replace(TEXT, layers=1, pooling="mean"),
     "bidirectional, eot": replace(TEXT, layers=1, is_causal=False),
@@ -46,6 +59,11 @@ TEXT_TOWERS = {
     "bidirectional, cls": replace(TEXT, is_causal=False, pooling="cls"),
     "siglip, causal": replace(TEXT, layers=1, layout="siglip", pooling="eot"),
     "siglip, mean": replace(TEXT, layers=1, layout="siglip", is_causal=False, pooling="mean"),
+    "siglip, end": replace(TEXT, layers=1, layout="siglip", is_causal=False, pooling="end"),
+    "clipa": replace(TEXT, layers=1, layout="siglip", is_causal=False, has_projection_bias=False, norm_eps=1e-5),
+    "no projection": replace(TEXT, layers=1, layout="siglip", is_causal=False, has_projection=False),
+    "appended": replace(TEXT, pooling="appended"),
+    **ENCODER_TOWERS,
 }
 _SLOW = {
     "siglip, mean",
@@ -55,6 +73,10 @@ _SLOW = {
     "siglip, causal",
     "bidirectional, mean",
     "resnet",
+    "timm swin",
+    "timm vit",
+    "bert, pooler",
+    "xlm-roberta, last",
 }
 """An export takes three seconds, so `make check` skips towers whose parts occur in other towers."""
 
@@ -67,7 +89,7 @@ LENGTHS = ([0], [CONTEXT - 2], [0, 0], [7, 7], [1, 0, 4, 7, 2], [12], [30, 3, 7,
 """Tokens of each text of a batch, without start and end token: the shortest, exactly the context, and longer than it."""
 
 
-def _model(*, image: ImageConfig = VIT, text: TextConfig = TEXT) -> CLIP:
+def _model(*, image: ImageConfig = VIT, text: TextTowerConfig = TEXT) -> CLIP:
     return randomized(CLIPConfig(embed_dim=16, image=image, text=text))
 
 

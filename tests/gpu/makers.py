@@ -17,7 +17,7 @@ from diptych.training.optim.ema import WeightAverage
 from diptych.training.step import TrainingStep
 from tests.conftest import TINY_MODEL, TINY_RUN
 
-CONFIG = replace(TINY_MODEL, text=replace(TINY_MODEL.text, heads=1))
+CONFIG = replace(TINY_MODEL, text=replace(TINY_MODEL.own_text, heads=1))
 """Heads of a width that fits every kernel."""
 
 

@@ -39,6 +39,19 @@ def test_the_pixels_are_those_of_this_process(pool: DecodePool) -> None:
         assert np.array_equal(found, evaluation_pixels(decode(content), image_px=image_px, config=CONFIG))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        PixelConfig(resize="squash", interpolation="lanczos", resize_px=40),
+        PixelConfig(resize="pad", pad_color=(1, 2, 250)),
+    ],
+)
+def test_the_processes_know_every_transform(pool: DecodePool, config: PixelConfig) -> None:
+    content = encoded("JPEG", 100, 60)
+    found = pool.pixels(content, image_px=32, config=config)
+    assert np.array_equal(found, evaluation_pixels(decode(content), image_px=32, config=config))
+
+
 def test_a_forked_process_has_decoders_of_its_own() -> None:
     content = encoded("JPEG", 100, 60)
     with DecodePool(1, timeout_s=60) as pool:

@@ -1,6 +1,6 @@
 import math
 import tracemalloc
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +19,10 @@ from diptych.images.augment import (
     random_crop_params,
     training_pixels,
 )
+from diptych.images.resample import FILTERS, Interpolation
 from diptych.images.resize import resize
 from diptych.images.tensors import normalize, shrink
 from diptych.images.transforms import (
-    FILTERS,
     OPENAI_MEAN,
     OPENAI_STD,
     PixelConfig,
@@ -53,9 +53,9 @@ def test_evaluation_pixels_equal_a_plain_reference(size: tuple[int, int], interp
 def whole_resize_then_crop(image: Image.Image, image_px: Pixels, config: PixelConfig) -> NDArray[np.uint8]:
     """The transform as OpenAI and open_clip write it."""
     height, width = height_width(image_px)
-    scale = max(height / image.height, width / image.width)
+    ratio = min(image.height / height, image.width / width)
     if height != width:
-        size = (round(image.width * scale), round(image.height * scale))
+        size = (round(image.width / ratio), round(image.height / ratio))
     elif image.width <= image.height:
         size = (width, width * image.height // image.width)
     else:
@@ -80,6 +80,7 @@ def test_cropping_first_gives_the_pixels_of_the_whole_resize(size: tuple[int, in
         PixelConfig(interpolation="bicubic"),
         PixelConfig(interpolation="bicubic", crop_rounding="down"),
         PixelConfig(interpolation="bilinear"),
+        PixelConfig(interpolation="lanczos"),
     ]
     for pixels in (gray, rng.integers(0, 256, gray.shape, dtype=np.uint8)):
         image = Image.fromarray(pixels)
@@ -90,15 +91,80 @@ def test_cropping_first_gives_the_pixels_of_the_whole_resize(size: tuple[int, in
 
 
 @pytest.mark.parametrize("size", [(1, 600_000), (600_000, 1)])
-def test_memory_does_not_grow_with_the_aspect_ratio(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        PixelConfig(),
+        PixelConfig(interpolation="lanczos", resize_px=300),
+        PixelConfig(resize="squash"),
+        PixelConfig(resize="squash", resize_px=16_384),
+        PixelConfig(resize="pad", resize_px=16_384, pad_color=(1, 2, 3)),
+        PixelConfig(resize="pad", pad_color=(1, 2, 3)),
+    ],
+)
+def test_memory_does_not_grow_with_the_aspect_ratio(size: tuple[int, int], config: PixelConfig) -> None:
     """Resized as a whole, the picture would have 30 billion pixels."""
     image = Image.new("RGB", size, (1, 2, 3))
     tracemalloc.start()
-    found = evaluation_pixels(image, image_px=224, config=PixelConfig())
+    found = evaluation_pixels(image, image_px=224, config=config)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 20 * 2**20
     assert np.array_equal(found, np.broadcast_to(np.array([1, 2, 3], np.uint8)[:, None, None], (3, 224, 224)))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 65), (1, 1), (1, 90), (90, 1), (32, 32)])
+def test_squash_keeps_the_whole_picture(size: tuple[int, int]) -> None:
+    found = evaluation_pixels(_noise(*size), image_px=(32, 48), config=PixelConfig(resize="squash"))
+    expected = np.asarray(_noise(*size).resize((48, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(found, expected)
+
+
+def test_pad_adds_borders_of_the_color() -> None:
+    config = PixelConfig(resize="pad", pad_color=(9, 8, 7))
+    found = evaluation_pixels(_noise(64, 30), image_px=32, config=config)
+    assert (found[:, :8] == np.array([9, 8, 7])[:, None, None]).all()
+    assert (found[:, 23:] == np.array([9, 8, 7])[:, None, None]).all()
+    expected = np.asarray(_noise(64, 30).resize((32, 15), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(found[:, 8:23], expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resize_px": 0}, r"model\.pixels\.resize_px is 0"),
+        ({"resize_px": 10**6}, r"model\.pixels\.resize_px is 1000000"),
+        ({"pad_color": (0, 0, 256)}, r"model\.pixels\.pad_color is \(0, 0, 256\)"),
+    ],
+)
+def test_impossible_transforms_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PixelConfig(**wrong)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 65), (1, 90), (32, 32)])
+@pytest.mark.parametrize("config", [PixelConfig(resize="squash"), PixelConfig(resize="pad", pad_color=(5, 6, 7))])
+def test_training_without_random_crops_sees_the_pixels_of_the_evaluation(
+    size: tuple[int, int], config: PixelConfig
+) -> None:
+    image = _noise(*size).resize((8, 8)).resize(size)
+    crop = random_crop_params(
+        *size, AugmentConfig(crop_area=(1, 1)), np.random.default_rng(0), image_px=16, mode=config.resize
+    )
+    found = training_pixels(np.asarray(image), crop, image_px=16, config=config)
+    expected = evaluation_pixels(image, image_px=16, config=config)
+    near_the_border = np.abs(found.astype(int) - expected).max(axis=0)
+    assert np.median(near_the_border) <= 2
+    if config.resize == "squash":
+        assert near_the_border.max() <= 2
+
+
+def test_random_crops_do_not_depend_on_the_mode() -> None:
+    crops = [
+        random_crop_params(64, 48, AugmentConfig(), np.random.default_rng(3), image_px=16, mode=mode)
+        for mode in ("crop", "squash", "pad")
+    ]
+    assert len(set(crops)) == 1
 
 
 def test_flip_mirrors_the_same_crop() -> None:
@@ -119,17 +185,17 @@ def test_training_pixels_are_of_the_box_alone() -> None:
 @given(
     size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     target=st.tuples(st.integers(1, 120), st.integers(1, 120)),
-    interpolation=st.sampled_from(["bicubic", "bilinear"]),
+    interpolation=st.sampled_from(list(FILTERS)),
     smooth=st.booleans(),
 )
 def test_training_pixels_are_pillows_within_two(
-    size: tuple[int, int], target: tuple[int, int], interpolation: str, smooth: bool
+    size: tuple[int, int], target: tuple[int, int], interpolation: Interpolation, smooth: bool
 ) -> None:
     """Also of noise, black and white: there the filter overshoots at every pixel."""
     image = _noise(*size)
     image = image.resize((size[0] // 2 + 1, size[1])).resize(size) if smooth else image.point(lambda x: 255 * (x > 127))
     expected = np.asarray(image.resize(target[::-1], getattr(Image.Resampling, interpolation.upper())))
-    pixels = resize(np.asarray(image), *target, interpolation=interpolation)  # type: ignore[arg-type]
+    pixels = resize(np.asarray(image), *target, interpolation=interpolation)
     assert np.abs(pixels.transpose(1, 2, 0).astype(int) - expected).max() <= 2
 
 
@@ -258,8 +324,8 @@ def test_normalize_takes_each_channel_by_its_own() -> None:
         torch.testing.assert_close(out[0, channel].double(), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_a_batch_is_shrunk_as_pillow_shrinks_a_picture(interpolation: Literal["bicubic", "bilinear"]) -> None:
+@pytest.mark.parametrize("interpolation", list(FILTERS))
+def test_a_batch_is_shrunk_as_pillow_shrinks_a_picture(interpolation: Interpolation) -> None:
     picture = np.asarray(_noise(96, 96))
     batch = torch.from_numpy(picture.transpose(2, 0, 1).copy())[None]
     small = shrink(batch, 40, config=PixelConfig(interpolation=interpolation))

@@ -13,6 +13,7 @@ from diptych.bundle.folder import Bundle, require_bundle
 from diptych.cli.main import main
 from diptych.core.errors import DiptychError
 from diptych.core.settings import override
+from diptych.images.transforms import PixelConfig
 from diptych.inference import load_model
 from diptych.inference.embedder import Embedder
 from diptych.inference.explain import explain
@@ -125,6 +126,20 @@ def test_every_tower_can_be_explained(image: ViTConfig | ResNetConfig | ConvNetC
     np.testing.assert_array_equal(embedder.encode_images([picture]), before)  # Nobody watches any more.
     with pytest.raises(DiptychError, match="no text"):
         explain(embedder, picture, [])
+
+
+def test_a_map_covers_the_pixels_that_no_patch_covers() -> None:
+    torch.manual_seed(0)
+    image = ViTConfig(image_px=(35, 38), patch_px=8, width=16, layers=2, heads=2, pooling="attention", layout="siglip")
+    text = replace(TINY_MODEL.text, tokenizer="hashing")
+    config = replace(TINY_MODEL, embed_dim=16, image=image, text=text, pixels=PixelConfig(resize="squash"))
+    bundle = Bundle(model=CLIP(config).eval(), tokenizer=HashingTokenizer(vocab_size=300, context_length=24))
+    picture = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
+    found = explain(Embedder(bundle), picture, ["a", "b"])
+    assert found.heat.shape == (2, 35, 38)
+    assert found.picture.shape == (35, 38, 3)
+    np.testing.assert_array_equal(found.heat[:, 32:, :32], np.repeat(found.heat[:, 31:32, :32], 3, axis=1))
+    np.testing.assert_array_equal(found.heat[:, :, 32:], np.repeat(found.heat[:, :, 31:32], 6, axis=2))
 
 
 def test_a_lower_precision_is_explained_in_float32(seeing: LoadedBundle, monkeypatch: pytest.MonkeyPatch) -> None:

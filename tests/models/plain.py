@@ -1,15 +1,16 @@
 """The towers once more, slowly and plainly: padded, masked, every token through every block. What the fast ones must equal."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diptych.models.layers import Attention, Block
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
 
-def plain_text(tower: TextTransformer, ids: Tensor, lengths: Tensor) -> Tensor:
+def plain_text(tower: nn.Module, ids: Tensor, lengths: Tensor) -> Tensor:
     """Embeddings of padded texts: softmax over a masked matrix, the pooled token picked at the very end."""
+    assert isinstance(tower, TextTransformer)
     config = tower.config
     num = ids.shape[1]
     seen = torch.arange(num)[None, :] < lengths[:, None]

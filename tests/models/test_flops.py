@@ -24,6 +24,7 @@ IMAGES: dict[str, ImageConfig] = {
     "patch dropout": replace(VIT, patch_dropout=0.5),
     "conv stem, mean": replace(VIT, stem="conv", pooling="mean"),
     "siglip": replace(VIT, layout="siglip", pooling="attention"),
+    "coca": replace(VIT, pooling="coca", pool_heads=4),
     "convnet": ConvNetConfig(image_px=32, stem_stride=2, widths=(8, 16), layers=(1, 2)),
     "resnet": ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4),
 }
@@ -32,6 +33,8 @@ TEXTS = {
     "cls": replace(TEXT, is_causal=False, pooling="cls"),
     "mean": replace(TEXT, is_causal=False, pooling="mean"),
     "siglip": replace(TEXT, is_causal=False, layout="siglip"),
+    "siglip, end": replace(TEXT, is_causal=False, layout="siglip", pooling="end"),
+    "appended": replace(TEXT, pooling="appended"),
 }
 
 
@@ -45,7 +48,7 @@ def _counted(config: CLIPConfig, lock: LockConfig | None = None, *, image_px: in
     model = CLIP(config).train()
     apply_freeze(model, lock or LockConfig())
     ids = torch.ones(len(LENGTHS), max(LENGTHS), dtype=torch.int64)
-    ids[:, 0] = torch.arange(len(LENGTHS))  # No common prefixes, which a CPU would encode once.
+    ids[:, 0] = torch.arange(len(LENGTHS)) + 1  # No common prefixes, which a CPU would encode once.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         out = model(torch.rand(len(LENGTHS), 3, image_px, image_px), ids, torch.tensor(LENGTHS))
         # The gradients of both embeddings are computed even if a tower is frozen.
@@ -64,7 +67,8 @@ def test_operations_are_those_that_are_computed(image: str, text: str) -> None:
     config = _config(IMAGES[image], TEXTS[text])
     # PyTorch counts the masked half of causal attention, too: two products, forward and twice backward, in all but the last
     # block, of each pair above the diagonal.
-    masked = sum(length * (length - 1) // 2 for length in LENGTHS) if text == "causal" else 0
+    lengths = {"causal": LENGTHS, "appended": [length + 1 for length in LENGTHS]}.get(text, ())
+    masked = sum(length * (length - 1) // 2 for length in lengths)
     assert _formula(config) == _counted(config) - 6 * 2 * WIDTH * masked * (LAYERS - 1)
 
 

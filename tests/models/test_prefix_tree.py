@@ -19,7 +19,7 @@ from diptych.models.prefix_tree import PrefixTree, common_prefix_lengths, in_ord
 from diptych.models.text_transformer import TextTransformer
 from tests.conftest import TINY_MODEL
 
-CONFIG: CLIPConfig = replace(TINY_MODEL, text=replace(TINY_MODEL.text, layers=3))
+CONFIG: CLIPConfig = replace(TINY_MODEL, text=replace(TINY_MODEL.own_text, layers=3))
 
 
 def _padded(texts: list[list[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

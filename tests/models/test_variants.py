@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from diptych.core.errors import ConfigError
+from diptych.images.transforms import PixelConfig
 from diptych.losses.contrastive import clip_loss
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, ImageConfig, ResNetConfig, TextConfig, ViTConfig
@@ -137,6 +138,28 @@ def test_another_resolution_keeps_the_weights(image: ImageConfig, new_px: int | 
     assert resized.config.image.image_px == new_px
     if changed:
         assert torch.equal(ours[position][0], theirs[position][0])  # The class token's.
+
+
+def test_another_resolution_keeps_the_share_that_is_cropped() -> None:
+    config = CLIPConfig(embed_dim=24, image=VIT, text=TEXT, pixels=PixelConfig(resize_px=36))
+    resized = at_resolution(CLIP(config), 64).config
+    assert (resized.image.image_px, resized.pixels.resize_px) == (64, 72)
+    assert at_resolution(CLIP(config), 16).config.pixels.resize_px == 18
+    with pytest.raises(ConfigError, match="resize_px is 30; it must be at least 32"):
+        replace(config, pixels=PixelConfig(resize_px=30))
+
+
+def test_siglips_layout_ignores_the_pixels_that_no_patch_covers() -> None:
+    image = replace(VIT, image_px=(35, 38), layout="siglip", pooling="attention")
+    torch.manual_seed(0)
+    model = CLIP(CLIPConfig(embed_dim=32, image=image, text=TEXT))
+    pixels = torch.randn(2, 3, 35, 38)
+    changed = pixels.clone()
+    changed[:, :, 32:] = changed[:, :, :, 32:] = 9
+    assert torch.equal(model.encode_image(pixels), model.encode_image(changed))
+    assert image.covered_px == (32, 32)
+    whole = at_resolution(model, 32)
+    assert torch.equal(whole.encode_image(pixels[:, :, :32, :32]), model.eval().encode_image(pixels))
 
 
 def test_another_resolution_that_does_not_go_with_the_patches() -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.open_bundle import open_bundle
-from diptych.bundle.open_clip import _config
+from diptych.bundle.open_clip_config import open_clip_config
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import to_theirs
 from diptych.models.config import ViTConfig
@@ -66,7 +66,7 @@ def test_a_hugging_face_folder(tmp_path: Path, activation: str) -> None:
     bundle = open_bundle(save_hugging_face(theirs, tmp_path / "hf"))
     assert isinstance(bundle.config.image, ViTConfig)
     assert bundle.config.image.heads == 5
-    assert bundle.config.text.activation == activation
+    assert bundle.config.own_text.activation == activation
 
     assert_parity(bundle.model, theirs, encode_hugging_face, hugging_face_names(bundle.config))
 
@@ -85,7 +85,7 @@ PRESETS_THERE = {
 @pytest.mark.parametrize("name", list(PRESETS_THERE))
 def test_a_preset_is_what_the_peer_calls_so(name: str, quick_gelu: str) -> None:
     config = peers.open_clip.get_model_config(name + quick_gelu)
-    assert _config(config, {}) == PRESETS[PRESETS_THERE[name] + quick_gelu]
+    assert open_clip_config({"model_cfg": config}) == PRESETS[PRESETS_THERE[name] + quick_gelu]
 
 
 def test_position_embeddings_are_resized_as_open_clip_does(tmp_path: Path) -> None:

@@ -1,7 +1,18 @@
 """Tokenizers of every kind, and texts that are hard to tokenize."""
 
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+import sentencepiece
+
+from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
 from diptych.tokenizers.load_tokenizer import TokenizerKind, train_tokenizer
-from diptych.tokenizers.protocol import Tokenizer
+from diptych.tokenizers.preparation import TextPreparation
+from diptych.tokenizers.pretrained import PretrainedTokenizer
+from diptych.tokenizers.protocol import END, PAD, START, UNKNOWN, Tokenizer, encodable
+from diptych.tokenizers.sentence_pieces import SentencePieceTokenizer
 
 CAPTIONS = [
     "a red circle",
@@ -9,7 +20,12 @@ CAPTIONS = [
     "the quick brown fox jumps over the lazy dog",
     "É ς &",
 ]
-VOCAB_SIZES: dict[TokenizerKind, int] = {"character": 320, "learned-bpe": 320, "clip-bpe": 49_408, "hashing": 320}
+VOCAB_SIZES: dict[TokenizerKind, int] = {
+    **{"character": 320, "learned-bpe": 320, "clip-bpe": 49_408, "hashing": 320},
+    **{"pretrained": 320, "sentencepiece": 320},
+}
+PREPARATION = TextPreparation(start_id=START, end_id=END, pad_id=PAD, special_tokens="text", stops_at_end=True)
+"""For the tokenizers of other models, which have the special ids of ours here."""
 HARD_TEXTS = [
     "",
     " \n\t ",
@@ -36,5 +52,41 @@ HARD_TEXTS = [
 ]
 
 
-def make_tokenizer(kind: TokenizerKind, context_length: int = 24) -> Tokenizer:
-    return train_tokenizer(kind, CAPTIONS, vocab_size=VOCAB_SIZES[kind], context_length=context_length)
+def make_tokenizer(
+    kind: TokenizerKind,
+    context_length: int = 24,
+    captions: Sequence[str] = CAPTIONS,
+    preparation: TextPreparation = PREPARATION,
+) -> Tokenizer:
+    size = VOCAB_SIZES[kind]
+    match kind:
+        case "pretrained":
+            engine = LearnedBPETokenizer.train(captions, vocab_size=size, context_length=context_length)
+            return PretrainedTokenizer(engine.engine_json(), context_length=context_length, preparation=preparation)
+        case "sentencepiece":
+            content = sentence_pieces(tuple(captions))
+            preparation = replace(preparation, clean="whitespace")  # The small model does not collapse whitespace.
+            return SentencePieceTokenizer(content, context_length=context_length, preparation=preparation)
+        case _:
+            return train_tokenizer(kind, captions, vocab_size=size, context_length=context_length)
+
+
+@cache
+def sentence_pieces(captions: tuple[str, ...]) -> bytes:
+    """A small sentencepiece model that falls back to bytes, with the special ids of our tokenizers."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=map(encodable, captions),
+        model_writer=written,
+        vocab_size=VOCAB_SIZES["sentencepiece"],
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        normalization_rule_name="identity",
+        pad_id=PAD,
+        unk_id=UNKNOWN,
+        bos_id=START,
+        eos_id=END,
+        minloglevel=2,
+    )
+    return written.getvalue()

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import ftfy
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from diptych.tokenizers.hugging_face import FILES, tokenizer_files, write_tokenizer_files
@@ -45,6 +46,7 @@ def test_ids_of_hard_texts_truncated_and_padded(kind: TokenizerKind) -> None:
 @pytest.mark.parametrize("kind", ["clip-bpe", "character"])
 @given(text=st.text(alphabet="aΣΑ中1'.:-ª\u0301Ⓐ ", max_size=10))
 def test_a_capital_sigma_next_to_anything(kind: TokenizerKind, text: str) -> None:
+    assume(ftfy.fix_encoding(text) == text)  # The format cannot express the repair of a wrong encoding, as of "aΣª".
     assert THEIRS[kind].encode(text).ids == OURS[kind].encode([text]).ids[0].tolist()
 
 

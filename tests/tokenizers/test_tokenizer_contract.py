@@ -10,17 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diptych.core.errors import ConfigError, DataError
-from diptych.tokenizers.load_tokenizer import TokenizerKind, load_tokenizer, train_tokenizer
+from diptych.tokenizers.load_tokenizer import PREPARED, TokenizerKind, load_tokenizer, train_tokenizer
+from diptych.tokenizers.preparation import TextPreparation
 from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Tokenizer
+from tests.tokenizers.makers import VOCAB_SIZES, make_tokenizer
 
 CAPTIONS = ["a red circle", "two dogs run < over > the grass / end", "the quick brown fox jumps over the lazy dog", "É"]
-VOCAB_SIZES: dict[TokenizerKind, int] = {"character": 320, "learned-bpe": 320, "clip-bpe": 49_408, "hashing": 320}
 KINDS = list(VOCAB_SIZES)
 CONTEXT = 24
 
 
 def _make(kind: TokenizerKind, context_length: int = CONTEXT) -> Tokenizer:
-    return train_tokenizer(kind, CAPTIONS, vocab_size=VOCAB_SIZES[kind], context_length=context_length)
+    return make_tokenizer(kind, context_length, CAPTIONS)
+
+
+def _preparation(tokenizer: Tokenizer) -> TextPreparation:
+    return getattr(tokenizer, "preparation", TextPreparation())
 
 
 LONG: dict[str, Tokenizer] = {kind: _make(kind, 4000) for kind in KINDS}
@@ -154,7 +159,7 @@ def test_padding_goes_to_the_longest_and_no_further(tokenizer: Tokenizer) -> Non
 def test_saved_and_loaded_gives_the_same_ids(kind: TokenizerKind, tmp_path: Path) -> None:
     before = _make(kind)
     before.save(tmp_path / "tokenizer.json")
-    after = load_tokenizer(kind, tmp_path / "tokenizer.json", context_length=CONTEXT)
+    after = load_tokenizer(kind, tmp_path / "tokenizer.json", context_length=CONTEXT, preparation=_preparation(before))
     texts = [*CAPTIONS, "unknown ☃ signs", "", "A  RED\tCircle", "<end> <pad>"]
     assert after.encode(texts).ids.tolist() == before.encode(texts).ids.tolist()
     assert (after.vocab_size, after.kind, after.context_length) == (before.vocab_size, kind, CONTEXT)
@@ -196,13 +201,13 @@ def test_training_twice_gives_the_same_tokenizer(kind: TokenizerKind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lone_surrogate_in_a_caption_is_a_character_like_any_other(kind: TokenizerKind) -> None:
-    tokenizer = train_tokenizer(kind, ["dog \ud800"], vocab_size=VOCAB_SIZES[kind], context_length=CONTEXT)
+    tokenizer = make_tokenizer(kind, CONTEXT, ["dog \ud800"])
     encoded = tokenizer.encode(["dog \ud800"])
     assert UNKNOWN not in encoded.ids
     assert encoded.lengths[0] > tokenizer.encode(["dog"]).lengths[0]
 
 
-@pytest.mark.parametrize("kind", ["learned-bpe", "clip-bpe"])
+@pytest.mark.parametrize("kind", ["learned-bpe", "clip-bpe", *sorted(PREPARED)])
 def test_bpe_joins_surrogate_pairs_and_replaces_lone_ones(kind: TokenizerKind) -> None:
     torn, whole = LONG[kind].encode(["a \ud83d\ude00 b \udc00"]), LONG[kind].encode(["a 😀 b \ufffd"])
     assert torn.ids.tolist() == whole.ids.tolist()
@@ -211,3 +216,11 @@ def test_bpe_joins_surrogate_pairs_and_replaces_lone_ones(kind: TokenizerKind) -
 def test_bpe_keeps_to_its_vocabulary_size() -> None:
     assert _make("learned-bpe").vocab_size == 320
     assert train_tokenizer("learned-bpe", ["ab"], vocab_size=5000, context_length=8).vocab_size < 300
+
+
+@pytest.mark.parametrize("kind", sorted(PREPARED))
+def test_tokenizers_of_other_models_are_not_trained(kind: TokenizerKind) -> None:
+    with pytest.raises(
+        ConfigError, match=f"a {kind} tokenizer cannot be trained on captions; name a model that has one with --init"
+    ):
+        train_tokenizer(kind, CAPTIONS, vocab_size=320, context_length=CONTEXT)

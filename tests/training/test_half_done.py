@@ -11,7 +11,6 @@ from diptych.training.report.events import EventLog
 from diptych.training.report.skipped import SkippedSamples
 from diptych.training.run_folder import (
     CONFIG,
-    TOKENIZER,
     check_run_folder,
     clear_leftovers,
     create_run_folder,
@@ -48,7 +47,7 @@ def test_killed_as_it_emptied_the_folder_it_can_be_resumed(tmp_path: Path, monke
 def test_killed_between_the_renames_of_its_only_checkpoint_it_goes_on(tmp_path: Path) -> None:
     one, other = make_state(0), make_state(1)
     place = save_at(tmp_path, one, 3)
-    (tmp_path / TOKENIZER).write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
     place.rename(place.with_name(f".{place.name}.old"))
     assert has_begun(tmp_path)
     assert load_checkpoint(tmp_path, other, ALONE, config=SETTINGS, on_message=print).step == 3

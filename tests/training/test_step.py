@@ -24,7 +24,7 @@ from tests.training.makers import assert_close, batch_of, gradients, model_of, s
 _DROPPING = replace(
     TINY_MODEL,
     image=replace(TINY_MODEL.image, image_px=64, patch_dropout=0.5, dropout=0.1),  # type: ignore[arg-type]
-    text=replace(TINY_MODEL.text, dropout=0.1),
+    text=replace(TINY_MODEL.own_text, dropout=0.1),
 )
 _CONVNET = replace(TINY_MODEL, image=ConvNetConfig(image_px=32, widths=(8, 16), layers=(1, 1)))
 _RESNET = replace(TINY_MODEL, image=ResNetConfig(image_px=32, layers=(1, 1, 1, 1), width=8, heads=4))
@@ -50,7 +50,7 @@ def test_texts_packed_by_workers_give_the_gradients_of_those_packed_in_the_tower
     batch = batch_of(TINY_MODEL, distinct=5)
     expected, loss = gradients(TINY_MODEL, batch, torch.float64)
     monkeypatch.setattr(attention, "BUCKETED_DEVICES", frozenset())
-    spec = packing_spec(TINY_MODEL.text, torch.device("cpu"), micro_batch=micro_batch)
+    spec = packing_spec(TINY_MODEL.own_text, torch.device("cpu"), micro_batch=micro_batch)
     assert spec is not None
     if is_packed:
         batch = replace(batch, packed=spec.pack(batch.ids, batch.lengths, num_pairs=12))
@@ -126,14 +126,14 @@ def test_a_step_that_is_not_finite_moves_nothing(precision: Precision, micro_bat
     model = model_of(TINY_MODEL)
     step, batch = step_of(model, precision=precision, micro_batch=micro_batch), batch_of(TINY_MODEL)
     assert not step(batch, lr=1e-3, seed=0).skipped or precision == "fp16"
-    broken = model.text_tower.projection.weight.data.clone()
-    model.text_tower.projection.weight.data[0, 0] = torch.inf
+    broken = model.get_parameter("text_tower.projection.weight").data.clone()
+    model.get_parameter("text_tower.projection.weight").data[0, 0] = torch.inf
     before = {name: value.clone() for name, value in model.state_dict().items()}
     scale = step.scaler.get_scale()
     assert step(batch, lr=1e-3, seed=1).skipped
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert step.scaler.get_scale() == (scale / 2 if precision == "fp16" else scale)
-    model.text_tower.projection.weight.data = broken
+    model.get_parameter("text_tower.projection.weight").data = broken
     assert not step(batch, lr=1e-3, seed=2).skipped
 
 
@@ -192,7 +192,7 @@ def test_the_average_follows_steps_that_count() -> None:
     step, batch = step_of(model, average=average), batch_of(TINY_MODEL)
     step(batch, lr=1e-2, seed=0)
     first, now = model_of(TINY_MODEL), {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.text_tower.projection.weight.data[0, 0] = torch.inf
+    model.get_parameter("text_tower.projection.weight").data[0, 0] = torch.inf
     assert step(batch, lr=1e-2, seed=1).skipped
     shown = model_of(TINY_MODEL)
     average.copy_to(shown)

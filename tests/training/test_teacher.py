@@ -19,7 +19,8 @@ from diptych.losses.distillation import distillation_loss
 from diptych.training.config import TrainConfig
 from diptych.training.distillation import DistillConfig
 from diptych.training.run import train
-from diptych.training.setup import Assembly, assemble, open_data, starting_point, training_examples
+from diptych.training.setup import Assembly, assemble, open_data, training_examples
+from diptych.training.starting_point import starting_point
 from tests.conftest import TINY_RUN
 
 STUDENT = override(

@@ -47,10 +47,10 @@ def test_what_is_proposed_goes_together(priority: str) -> None:
         for _ in range(40):
             values = suggest(study.ask(), space)
             config = space.settings(values)
-            assert config.model.text.width % config.model.text.heads == 0
+            assert config.model.own_text.width % config.model.own_text.heads == 0
             assert isinstance(config.model.image, ViTConfig)
             assert config.model.image.width % config.model.image.heads == 0
-            seen.add((config.model.text.width, config.model.text.heads))
+            seen.add((config.model.own_text.width, config.model.own_text.heads))
     if priority == "low":
         assert seen == {(512, 8), (512, 16), (768, 8), (768, 12), (768, 16), (1024, 8), (1024, 16)}
 

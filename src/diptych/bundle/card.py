@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diptych.bundle.licenses import non_commercial_note
 from diptych.images.transforms import size_name
 from diptych.models.clip import CLIP
-from diptych.models.config import ConvNetConfig, ImageConfig, TextConfig, ViTConfig
+from diptych.models.config import ConvNetConfig, ImageConfig, TextTowerConfig, TimmConfig, TransformersConfig, ViTConfig
 
 _MEASURED = "## Measured"
 """Heading of the last part of the card, which lists the evaluations."""
@@ -20,14 +21,23 @@ def describe_image_tower(image: ImageConfig) -> str:
         return (
             f"convolutional network, {' + '.join(map(str, image.layers))} blocks of {', '.join(map(str, image.widths))}"
         )
+    if isinstance(image, TimmConfig):
+        return f"timm's {image.name}, {image.pooling or 'its own'} pooling, {_projection(image)}"
     return f"ResNet, {' + '.join(map(str, image.layers))} blocks, width {image.width}, attention pooling"
 
 
-def describe_text_tower(text: TextConfig) -> str:
+def describe_text_tower(text: TextTowerConfig) -> str:
     """Return a short description of a text tower, without a period."""
+    if isinstance(text, TransformersConfig):
+        kind, entries = text.config.get("model_type"), f"{text.tokenizer} tokenizer of {text.vocab_size:,} entries"
+        return f"transformers' {kind}, {text.pooling} pooling, {_projection(text)}, {entries}, context {text.context_length}"
     kind = "causal" if text.is_causal else "bidirectional"
     entries = f"{text.tokenizer} tokenizer of {text.vocab_size:,} entries"
     return f"{kind}, {text.layers} layers of {text.width}, {entries}, context {text.context_length}"
+
+
+def _projection(tower: TimmConfig | TransformersConfig) -> str:
+    return "no projection" if tower.projection == "none" else f"{tower.projection} projection"
 
 
 def usage(address: str = "path/to/this/folder", *, install: str | None = None) -> list[str]:
@@ -63,6 +73,7 @@ def model_card(
         example: lines that show how to use the model; by default `usage()`.
     """
     config = model.config
+    note = non_commercial_note(origin)
     lines = [
         f"# {title}",
         "",
@@ -70,6 +81,7 @@ def model_card(
         f"- text tower: {describe_text_tower(config.text)}",
         f"- parameters: {sum(parameter.numel() for parameter in model.parameters()):,}",
         *(f"- {name}: {value}" for name, value in origin.items()),
+        *([] if note is None else ["", f"**Not for commercial use:** {note}."]),
         "",
         *(usage() if example is None else example),
     ]

@@ -1,6 +1,6 @@
 """SHA-256 checksums of a bundle. `config.json` contains those of the other files and its own.
 
-"files": {"model.safetensors": SHA-256, "tokenizer.json": SHA-256}
+"files": {"model.safetensors": SHA-256, "tokenizer.json" or "tokenizer.model": SHA-256}
 "sha256": SHA-256 of everything else in `config.json`, as canonical JSON
 """
 

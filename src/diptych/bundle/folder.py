@@ -2,7 +2,7 @@
 
     config.json        model config, logit scale, metrics with their protocol, origin, checksums
     model.safetensors  weights
-    tokenizer.json     the file of the tokenizer
+    tokenizer.json     the tokenizer's own file; `tokenizer.model` for a sentencepiece model
     README.md          model card
 
 A bundle is written to a temporary folder and then renamed, so that an existing bundle is always complete.
@@ -37,6 +37,7 @@ from diptych.core.settings import from_plain, read_json, to_plain
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig
 from diptych.models.towers import ModelTowers
+from diptych.tokenizers.load_tokenizer import TOKENIZER_FILES, tokenizer_file
 from diptych.tokenizers.protocol import Tokenizer
 
 FORMAT_VERSION = 3
@@ -44,6 +45,7 @@ FORMAT_VERSION = 3
 WITHOUT_CHECKSUMS = 2
 """The only older format that can still be read."""
 FILES = ("config.json", *CHECKED_FILES)
+"""File names of a bundle whose tokenizer is not a sentencepiece model; see `bundle_files`."""
 _warned: set[Path] = set()
 """Bundles without checksums about which this process has warned."""
 
@@ -62,6 +64,18 @@ class Bundle:
     """The identity if it is known from checksums; None if it must be computed. Do not set it for a bundle that you create."""
     source: str | None = None
     """Key under which the computed identity is cached: the files of the model and their times (`source_stamp`)."""
+
+    def __post_init__(self) -> None:
+        """Check that the config and the tokenizer have the same text preparation.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        of_tokenizer = getattr(self.tokenizer, "preparation", None)
+        if of_tokenizer is not None and of_tokenizer != self.model.config.text.preparation:
+            raise ConfigError(
+                f"the tokenizer has {of_tokenizer}, but the config of the model has {self.model.config.text.preparation}"
+            )
 
     @property
     def identity(self) -> str:
@@ -161,6 +175,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def bundle_files(folder: Path) -> tuple[str, str, str]:
+    """Return the file names of config, weights and tokenizer of the bundle in a folder."""
+    config, weights, tokenizer = FILES
+    return config, weights, next((name for name in TOKENIZER_FILES if (folder / name).exists()), tokenizer)
+
+
 def is_bundle(path: Path) -> bool:
     """Whether a folder is a Diptych bundle of any format version."""
     try:
@@ -190,7 +210,7 @@ def load_bundle(path: str | Path, *, verify: Verify = "auto") -> Bundle:
     try:
         identity, source = _check_files(folder, content, config, verify=verify)
         model = load_weights(config, folder / "model.safetensors")
-        tokenizer = read_tokenizer(config, folder / "tokenizer.json")
+        tokenizer = read_tokenizer(config, folder / tokenizer_file(config.text.tokenizer))
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read ({error.strerror or error})") from None
     return Bundle(
@@ -240,12 +260,13 @@ def add_evaluation(path: Path, what: str, *, summary: str, protocol: Mapping[str
 
 def _write(bundle: Bundle, folder: Path) -> None:
     weights_sha256 = write_weights(bundle.model.state_dict(), folder / "model.safetensors")
-    bundle.tokenizer.save(folder / "tokenizer.json")
+    tokenizer = folder / tokenizer_file(bundle.config.text.tokenizer)
+    bundle.tokenizer.save(tokenizer)
     content = {
         "format_version": FORMAT_VERSION,
         "model": to_plain(bundle.config),
         "logit_scale": round(bundle.model.logit_scale.item(), 4),
-        "files": {"model.safetensors": weights_sha256, "tokenizer.json": sha256_of(folder / "tokenizer.json")},
+        "files": {"model.safetensors": weights_sha256, tokenizer.name: sha256_of(tokenizer)},
         "metrics": without_secrets(bundle.metrics),
         "origin": without_secrets(bundle.origin),
     }
@@ -259,9 +280,10 @@ def _check_folder(folder: Path) -> None:
         if folder.exists():
             raise BundleError(f"{folder}: is neither a folder nor a file of weights (.safetensors, .pt, .pth, .bin)")
         raise BundleError(f"{folder}: no such file or folder")
-    missing = [name for name in FILES if not (folder / name).exists()]
+    files = bundle_files(folder)
+    missing = [name for name in files if not (folder / name).exists()]
     if not missing:
-        irregular = [name for name in FILES if not stat.S_ISREG((folder / name).stat().st_mode)]
+        irregular = [name for name in files if not stat.S_ISREG((folder / name).stat().st_mode)]
         if irregular:
             raise BundleError(f"{folder / irregular[0]}: is not a regular file")
         return
@@ -286,11 +308,18 @@ def _read_config(path: Path) -> dict[str, Any]:
             f"{path}: format_version is {version!r:.40}; this Diptych reads {WITHOUT_CHECKSUMS} and {FORMAT_VERSION}"
         )
     if version == FORMAT_VERSION or "files" in content or "sha256" in content:  # A flipped bit turns version 3 into 2.
-        check_seal(content, path)
+        check_seal(content, path, checked_files=_checked_files(content))
     for name in ("metrics", "origin"):
         if not isinstance(content.get(name, {}), dict):
             raise BundleError(f"{path}: its {name} is not an object")
     return dict(content)
+
+
+def _checked_files(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the names of the files whose checksums a config contains: weights and tokenizer."""
+    files = content.get("files")
+    names = files if isinstance(files, dict) else {}
+    return CHECKED_FILES[0], next((name for name in TOKENIZER_FILES if name in names), CHECKED_FILES[1])
 
 
 def _check_files(
@@ -299,10 +328,11 @@ def _check_files(
     """Check the files of a bundle; return its identity, or else the key under which the computed identity is cached."""
     if content["format_version"] == WITHOUT_CHECKSUMS:
         _warn_without_checksums(folder)
-        return None, source_stamp(folder / name for name in FILES)
-    for name in CHECKED_FILES:
+        return None, source_stamp(folder / name for name in bundle_files(folder))
+    names = _checked_files(content)
+    for name in names:
         check_file(folder / name, content["files"][name], verify=verify)
-    weights, tokenizer = (content["files"][name] for name in CHECKED_FILES)
+    weights, tokenizer = (content["files"][name] for name in names)
     return model_identity(config, weights_sha256=weights, tokenizer_sha256=tokenizer), None
 
 

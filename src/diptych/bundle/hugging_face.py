@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych.bundle.foreign_tokenizer import END, START, own_tokenizer_file
+from diptych.bundle.foreign_tokenizer import END, START, own_tokenizer_file, preparation_of, tokenizer_file_of
+from diptych.bundle.processor import processor_pixels
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped
 from diptych.bundle.siglip_names import hugging_face_siglip_names
 from diptych.bundle.weights import read_weights
@@ -17,16 +18,15 @@ from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import from_plain, read_json
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, ImageConfig, TextConfig, ViTConfig
+from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
 from diptych.tokenizers.clip_bpe import clip_vocabulary
-from diptych.tokenizers.load_tokenizer import TokenizerKind
 from diptych.tokenizers.protocol import END as END_ID
 
 CONFIG = "config.json"
+CLIP_END_ID = 49407
+"""Id of the end token in CLIP's tokenizer."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
-FILTERS = {2: "bilinear", 3: "bicubic"}
-"""Interpolation filters by Pillow's numbers, which the image processor's file contains."""
 _CLIP = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _SIGLIP = {
     **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -51,11 +51,14 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 """Defaults of the library for settings that a config does not contain, by model type and tower."""
+DEFAULTS["siglip2"] = DEFAULTS["siglip"]
+_LIKE_CLIP = {"metaclip_2": "clip"}
+"""Model types whose towers have the layout, the names and the defaults of another type."""
 
 
 def hugging_face_names(config: CLIPConfig) -> list[Rename]:
     """Return the mapping between Diptych's tensor names and those of `transformers.CLIPModel` or `SiglipModel`."""
-    image, text = config.image, config.text
+    image, text = config.image, config.own_text
     assert isinstance(image, ViTConfig)
     if image.layout == "siglip":
         return hugging_face_siglip_names(config)
@@ -104,16 +107,18 @@ def read_hugging_face(folder: Path) -> CLIP:
             it.
     """
     content = _read_json(folder / CONFIG)
-    if content.get("model_type") not in DEFAULTS:
+    known = [*DEFAULTS, *_LIKE_CLIP]
+    if content.get("model_type") not in known:
+        supported = ", ".join(known)
         raise BundleError(
-            f"{folder / CONFIG}: model_type is {content.get('model_type')!r}; Diptych supports {' and '.join(DEFAULTS)}"
+            f"{folder / CONFIG}: model_type is {content.get('model_type')!r:.60}; Diptych supports {supported}"
         )
     try:
         config = _config(content, folder)
     except (AttributeError, TypeError, ValueError, ArithmeticError, ConfigError) as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from None
-    config = replace(config, pixels=_pixel_config(folder, config.image))
-    if own_tokenizer_file(folder) is None:
+    config = replace(config, pixels=_pixel_config(folder, config))
+    if config.text.tokenizer == "clip-bpe" and own_tokenizer_file(folder) is None:
         _check_vocabulary(folder)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
@@ -137,52 +142,82 @@ def _tower(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _config(content: Mapping[str, Any], folder: Path) -> CLIPConfig:
-    model_type = content["model_type"]
-    defaults, own_tokenizer = DEFAULTS[model_type], own_tokenizer_file(folder)
-    if model_type == "siglip" and own_tokenizer is None:
-        raise ConfigError(
-            "model_type is 'siglip'; Diptych has no SentencePiece tokenizer, so it reads only SigLIP folders that it exported"
-        )
-    image = _image_config({**defaults["vision"], **_tower(content, "vision_config")}, model_type)
-    text = _text_config({**defaults["text"], **_tower(content, "text_config")}, model_type, own_tokenizer)
+    model_type = _LIKE_CLIP.get(content["model_type"], content["model_type"])
+    defaults, vision = DEFAULTS[model_type], _tower(content, "vision_config")
+    text = {**defaults["text"], **_tower(content, "text_config")}
+    image = _image_config({**defaults["vision"], **vision}, model_type)
     if model_type == "clip":
-        return CLIPConfig(embed_dim=content.get("projection_dim", 512), image=image, text=text)
-    return CLIPConfig(embed_dim=image.width, image=image, text=text, init_temperature=0.1, init_logit_bias=-10.0)
+        tower = _clip_text_config(text, folder)
+        return CLIPConfig(embed_dim=_whole(content, "projection_dim", 512), image=image, text=tower)
+    embed_dim = _whole(text, "projection_size", text["hidden_size"])
+    if embed_dim != image.width:
+        raise ConfigError(
+            f"text_config has projection_size {embed_dim}, but the image embeddings have {image.width} dimensions"
+        )
+    tower = _siglip_text_config(text, folder)
+    return CLIPConfig(embed_dim=embed_dim, image=image, text=tower, init_temperature=0.1, init_logit_bias=-10.0)
+
+
+def _whole(content: Mapping[str, Any], name: str, default: int) -> int:
+    found = content.get(name)
+    found = default if found is None else found
+    if not isinstance(found, int):
+        raise ConfigError(f"{name} is {found!r:.40}, which is not a whole number")
+    return found
 
 
 def _image_config(vision: Mapping[str, Any], model_type: str) -> ViTConfig:
     if vision.get("num_channels", 3) != 3:
         raise ConfigError(f"vision_config has num_channels {vision['num_channels']}; Diptych supports 3")
     if not vision.get("vision_use_head", True):
-        raise ConfigError("vision_config has vision_use_head False; Diptych supports only SigLIP's attention pooling")
-    siglip = {"layout": "siglip", "pooling": "attention"} if model_type == "siglip" else {}
+        raise ConfigError(
+            "vision_config has vision_use_head False, so the model has no image embedding; use a model with attention pooling"
+        )
+    siglip = {} if model_type == "clip" else {"layout": "siglip", "pooling": "attention"}
     plain = {
-        "image_px": vision["image_size"],
-        "patch_px": vision["patch_size"],
+        "image_px": _pixels(vision["image_size"]),
+        "patch_px": _pixels(vision["patch_size"]),
         **_shared("vision_config", vision, model_type),
         **siglip,
     }
     return from_plain(ViTConfig, plain, what="vision_config")
 
 
-def _text_config(
-    text: Mapping[str, Any], model_type: str, own_tokenizer: tuple[TokenizerKind, Path] | None
-) -> TextConfig:
-    kind = "clip-bpe" if own_tokenizer is None else own_tokenizer[0]
+def _pixels(size: Any) -> Any:
+    return tuple(size) if isinstance(size, list) else size
+
+
+def _clip_text_config(text: Mapping[str, Any], folder: Path) -> TextConfig:
+    kind, preparation = tokenizer_file_of(folder)[0], preparation_of(folder)
     if kind == "clip-bpe" and text["vocab_size"] != 49408:
-        raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; Diptych supports only CLIP's, 49408")
+        raise ConfigError(f"text_config has vocab_size {text['vocab_size']}; CLIP's tokenizer has 49408 entries")
+    end_id = {"clip-bpe": CLIP_END_ID, "pretrained": preparation.end_id, "sentencepiece": preparation.end_id}.get(
+        kind, END_ID
+    )
     # With an `eos_token_id` of 2, CLIPModel pools a text at its largest token id, which is the end token of CLIP's tokenizer.
-    end_ids = (49407, 2) if kind == "clip-bpe" else (END_ID,)
-    if model_type == "clip" and text.get("eos_token_id", 49407) not in end_ids:
-        expected = "CLIP's, 49407" if kind == "clip-bpe" else f"{END_ID} with this tokenizer"
-        raise ConfigError(f"text_config has eos_token_id {text.get('eos_token_id')}; Diptych supports only {expected}")
-    siglip = {"layout": "siglip", "is_causal": False} if model_type == "siglip" else {}
+    pools_at = text.get("eos_token_id", CLIP_END_ID)
+    is_largest = pools_at == 2 and end_id in {CLIP_END_ID, text["vocab_size"] - 1} and text["vocab_size"] <= 49408
+    if pools_at != end_id and not is_largest:
+        raise ConfigError(
+            f"text_config has eos_token_id {pools_at}, but the end token of its tokenizer has id {end_id}"
+        )
+    return _text_config(text, "clip", {"tokenizer": kind, "preparation": preparation})
+
+
+def _siglip_text_config(text: Mapping[str, Any], folder: Path) -> TextConfig:
+    kind, path = tokenizer_file_of(folder)
+    if path is None:
+        raise ConfigError("model_type is 'siglip', but the folder has no tokenizer (tokenizer.json or spiece.model)")
+    settings = {"layout": "siglip", "is_causal": False, "tokenizer": kind, "preparation": preparation_of(folder)}
+    return _text_config(text, "siglip", settings)
+
+
+def _text_config(text: Mapping[str, Any], model_type: str, settings: Mapping[str, Any]) -> TextConfig:
     plain = {
-        "tokenizer": kind,
         "vocab_size": text["vocab_size"],
         "context_length": text["max_position_embeddings"],
         **_shared("text_config", text, model_type),
-        **siglip,
+        **settings,
     }
     return from_plain(TextConfig, plain, what="text_config")
 
@@ -191,15 +226,16 @@ def _shared(where: str, tower: Mapping[str, Any], model_type: str) -> dict[str, 
     activation, eps, width = tower["hidden_act"], tower["layer_norm_eps"], tower["hidden_size"]
     if activation not in ACTIVATIONS:
         raise ConfigError(f"{where} has hidden_act {activation!r}; Diptych supports {', '.join(ACTIVATIONS)}")
-    expected = DEFAULTS[model_type]["text"]["layer_norm_eps"]
-    if not math.isclose(eps, expected):
-        raise ConfigError(f"{where} has layer_norm_eps {eps}; Diptych supports {expected:g}")
+    if not isinstance(eps, float | int) or not 0 < eps < 1:
+        raise ConfigError(f"{where} has layer_norm_eps {eps!r:.40}; it must lie within (0, 1)")
+    is_default = math.isclose(eps, DEFAULTS[model_type]["text"]["layer_norm_eps"])
     return {
         "width": width,
         "layers": tower["num_hidden_layers"],
         "heads": tower["num_attention_heads"],
         "mlp_ratio": tower["intermediate_size"] / width,
         "activation": ACTIVATIONS[activation],
+        **({} if is_default else {"norm_eps": eps}),
     }
 
 
@@ -216,37 +252,14 @@ def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return (path, _read_json(path)) if path.is_file() else None
 
 
-def _pixel_config(folder: Path, image: ImageConfig) -> PixelConfig:
-    """Return the image transform of a folder; without a file, OpenAI's transform as in `CLIPImageProcessor`."""
+def _pixel_config(folder: Path, config: CLIPConfig) -> PixelConfig:
+    """Return the image transform of a folder; without a file, the default of the model's processor in transformers."""
     found = read_processor(folder)
-    if found is None:
-        return PixelConfig(crop_rounding="down")
-    path, plain = found[0], {name: value for name, value in found[1].items() if value is not None}
-    if str(plain.get("image_processor_type", "")).startswith("Siglip"):
-        raise BundleError(f"{path}: resizes pictures without keeping the aspect ratio, which Diptych does not support")
-    for switch in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-        if plain.get(switch) is False:
-            raise BundleError(f"{path}: has {switch} false, which Diptych does not support")
-    if not math.isclose(plain.get("rescale_factor", 1 / 255), 1 / 255, rel_tol=1e-6):
-        raise BundleError(f"{path}: has rescale_factor {plain['rescale_factor']}; Diptych supports 1/255")
-    height, width = height_width(image.image_px)
-    short = min(height, width)
-    fitting = {
-        "size": (None, short, {"shortest_edge": short}),
-        "crop_size": (None, height, {"height": height, "width": width}),
-    }
-    for name, sizes in fitting.items():
-        if plain.get(name) not in sizes:
-            raise BundleError(f"{path}: has {name} {plain[name]}, but the model's input is {height}x{width} px")
-    resample = plain.get("resample", 3)
-    if not isinstance(resample, int) or resample not in FILTERS:
-        raise BundleError(f"{path}: has resample {resample}; Diptych supports {FILTERS}")
-    known = {"mean": plain.get("image_mean"), "std": plain.get("image_std"), "interpolation": FILTERS[resample]}
-    given = {name: value for name, value in known.items() if value is not None}
-    try:
-        return from_plain(PixelConfig, {**given, "crop_rounding": "down"}, what=str(path))
-    except ConfigError as error:
-        raise BundleError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    plain = {} if found is None else found[1]
+    image, path = config.image, folder / "preprocessor_config.json" if found is None else found[0]
+    if found is None and isinstance(image, ViTConfig) and image.layout == "siglip":
+        plain = {"image_processor_type": "SiglipImageProcessor"}
+    return processor_pixels(plain, image.image_px, what=str(path))
 
 
 def _check_vocabulary(folder: Path) -> None:

@@ -60,14 +60,35 @@ def _write_clip_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _write_tokenizer(tokenizer: Tokenizer, config: CLIPConfig, folder: Path) -> None:
+    if config.text.tokenizer == "sentencepiece":
+        _write_sentence_pieces(tokenizer, config, folder)
+        return
     files = transformers_tokenizer_files(tokenizer, with_mask=not is_siglip(config))  # SigLIP attends to the padding.
     for name, content in files.items():
         _write_json(folder / name, content)
     write_own_tokenizer(tokenizer, config.text.tokenizer, folder)
 
 
+def _write_sentence_pieces(tokenizer: Tokenizer, config: CLIPConfig, folder: Path) -> None:
+    """Write the files of `SiglipTokenizer`, whose code has the text preparation of SigLIP and no other."""
+    tokenizer.save(folder / "spiece.model")
+    names = {
+        "eos_token": "</s>",
+        "pad_token": "</s>" if tokenizer.pad_id == tokenizer.end_id else "<pad>",
+        "unk_token": "<unk>",
+    }
+    settings = {
+        "tokenizer_class": "SiglipTokenizer",
+        "do_lower_case": True,
+        "model_max_length": tokenizer.context_length,
+    }
+    _write_json(folder / "tokenizer_config.json", {**settings, "model_input_names": ["input_ids"], **names})
+    _write_json(folder / "special_tokens_map.json", names)
+    write_own_tokenizer(tokenizer, "sentencepiece", folder)
+
+
 def _config_of(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    image, text = config.image, config.text
+    image, text = config.image, config.own_text
     assert isinstance(image, ViTConfig)
     name = "siglip" if is_siglip(config) else "clip"
     width = "projection_size" if name == "siglip" else "projection_dim"
@@ -100,7 +121,7 @@ def _clip_settings(config: CLIPConfig) -> dict[str, Any]:
     return {"projection_dim": config.embed_dim, "logit_scale_init_value": -math.log(config.init_temperature)}
 
 
-def _pad_id(config: CLIPConfig, tokenizer: Tokenizer) -> int:
+def _pad_id(config: CLIPConfig, tokenizer: Tokenizer) -> int | None:
     """`CLIPTokenizer` pads with the end token, which a causal text tower does not attend to."""
     return tokenizer.end_id if config.text.tokenizer == "clip-bpe" and not is_siglip(config) else tokenizer.pad_id
 
@@ -119,8 +140,14 @@ def _tower_of(tower: ViTConfig | TextConfig) -> dict[str, Any]:
 
 
 def _processor_of(config: CLIPConfig) -> dict[str, Any]:
-    """Also for SigLIP, whose own processor does not preserve the aspect ratio, a `CLIPImageProcessor`."""
-    return {**({"processor_class": "SiglipProcessor"} if is_siglip(config) else {}), **processor_config(config)}
+    """Return a `CLIPImageProcessor`, or a `SiglipImageProcessor`, which cannot crop, for SigLIP's layout without cropping."""
+    content = processor_config(config)
+    if not is_siglip(config):
+        return content
+    if not content["do_center_crop"]:
+        content["image_processor_type"] = "SiglipImageProcessor"
+        del content["do_center_crop"], content["crop_size"]
+    return {"processor_class": "SiglipProcessor", **content}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ from diptych.models.config import CLIPConfig
 from diptych.tokenizers.protocol import Tokenizer
 
 _SAMPLED = 128
-_WITHOUT_EFFECT = {"dropout", "patch_dropout", "mlp_ratio", "init_temperature", "init_logit_bias"}
-"""Settings that only training uses, or that follow from the names and shapes of the weights."""
+_WITHOUT_EFFECT = {"dropout", "patch_dropout", "mlp_ratio", "init_temperature", "init_logit_bias", "special_names"}
+"""Settings that only training uses, or that follow from the names and shapes of the weights. `special_names` affects only
+texts that contain the name of a special token. It is left out so that models that were indexed before it existed keep their
+identity."""
 
 
 def model_identity(config: CLIPConfig, *, weights_sha256: str, tokenizer_sha256: str) -> str:
@@ -61,12 +63,20 @@ def sampled_identity(model: CLIP) -> str:
 
 
 def _essence(value: Any) -> Any:
-    """Return the settings that differ from their defaults, so that a new setting does not change existing identities."""
+    """Return the settings that differ from their defaults, so that a new setting does not change existing identities.
+
+    Settings that were added after the first release have `repr=False`, so that they change neither this nor `sampled_identity`.
+    """
     if not is_dataclass(value):
         return value
-    found = {field: getattr(value, field.name) for field in fields(value) if field.name not in _WITHOUT_EFFECT}
-    return {
-        field.name: _essence(content)
-        for field, content in found.items()
-        if field.name == "kind" or is_dataclass(content) or content != field.default
+    found = {
+        field: getattr(value, field.name)
+        for field in fields(value)
+        if field.name not in _WITHOUT_EFFECT and field.metadata.get("has_effect", True)
     }
+    essence = {
+        field: _essence(content)
+        for field, content in found.items()
+        if field.name == "kind" or (is_dataclass(content) and field.repr) or content != field.default
+    }
+    return {field.name: content for field, content in essence.items() if content != {} or field.repr}

@@ -1,26 +1,34 @@
-"""Open models in all supported formats as bundles: Diptych, open_clip and Hugging Face folders, files of weights, hub ids."""
+"""Open models in all supported formats as bundles: Diptych, open_clip and Hugging Face folders, weights files, hub ids."""
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import torch
 
-from diptych.bundle import hugging_face, hugging_face_writer, open_clip
+from diptych.bundle import big_vision, hugging_face, hugging_face_writer, open_clip
+from diptych.bundle.adapters import is_adapter, merged_adapter
+from diptych.bundle.bare_weights import read_bare_weights
 from diptych.bundle.checksums import Verify, source_stamp
 from diptych.bundle.folder import Bundle, load_bundle, whole_folder
 from diptych.bundle.foreign_tokenizer import tokenizer_of
 from diptych.bundle.hub import PREFIX, download
+from diptych.bundle.known_models import missing_model, resolve_name
+from diptych.bundle.licenses import LICENSE, allows_commercial_use, warn_if_non_commercial
+from diptych.bundle.model_license import license_of
 from diptych.bundle.onnx_layout import is_onnx_folder, refuse_half_export
-from diptych.bundle.openai import read_openai
-from diptych.bundle.weights import SUFFIXES
+from diptych.bundle.refusals import refuse_unsupported
+from diptych.bundle.sentence_transformers import sentence_transformers_clip
+from diptych.bundle.weights import INDEX, SUFFIXES
+from diptych.bundle.weights_facts import Pooling, WeightsChoice, WeightsFacts
 from diptych.core.errors import BundleError, ConfigError, OnnxExportError, unknown_name
+from diptych.core.paths import path_kind
 from diptych.core.settings import read_json
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, ViTConfig
+from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
 from diptych.models.resolution import at_resolution
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.protocol import Tokenizer
@@ -40,18 +48,35 @@ def open_bundle(
     preset: str | None = None,
     image_px: Pixels | None = None,
     verify: Verify = "auto",
+    weights: WeightsChoice | None = None,
+    heads: tuple[int, ...] | None = None,
+    pooling: tuple[Pooling, ...] | None = None,
+    is_causal: bool | None = None,
+    progress: bool = True,
 ) -> Bundle:
     """Return the model at a path as a bundle, on the CPU, in evaluation mode.
 
+    If the license does not allow commercial use, this function emits a `DiptychWarning`.
+
     Args:
-        path: a bundle, a model folder of open_clip or Hugging Face, a file of weights in OpenAI's naming (`.pt`, `.pth`,
-            `.bin`, `.safetensors`), or `hf:` followed by a hub id.
-        activation: the activation with which the model was trained. A file of weights may need it; other formats contain it,
-            and a different value is an error.
-        preset: the architecture of a file of weights; by default it is inferred from the tensors.
+        path: a bundle; a model folder of open_clip, Hugging Face or sentence-transformers; a folder with a LoRA adapter in
+            PEFT's format; a weights file in OpenAI's naming (`.pt`, `.pth`, `.bin`, `.ckpt`, `.safetensors`,
+            `.safetensors.index.json`); a big_vision checkpoint (`.npz`) next to its tokenizer; `hf:` followed by a hub id and
+            optionally `@` and a revision; or the short name of a known model (`bundle.known_models`).
+        activation: the activation with which the model was trained. A weights file may need it. Other formats contain it, and
+            a different value is an error.
+        preset: the architecture of a weights file; by default it is inferred from the tensors.
         image_px: image size in pixels, if it differs from the model's; position embeddings are resized.
         verify: `full` reads all files of a bundle and compares their checksums; `auto` skips a large file that was verified
             before and has the same size, times and inode. Folders of other libraries have no checksums.
+        weights: for a training checkpoint, "ema" for weights averaged over the training steps, or "raw" for the weights of the
+            last step; by default the averaged weights if the file has them.
+        heads: for a weights file, the numbers of attention heads of the image tower and the text tower; by default one head per
+            64 channels.
+        pooling: for a weights file, the pooling of the image tower ("cls" or "mean") and of the text tower ("eot", "last" or
+            "first"); by default class token and end token.
+        is_causal: for a weights file, whether the text tower has a causal mask; by default True.
+        progress: whether a download shows a progress bar, if standard error is a terminal.
 
     Raises:
         BundleError: there is no model at the path, it is damaged, or it has a feature that Diptych does not support.
@@ -59,15 +84,29 @@ def open_bundle(
     """
     if activation is not None and activation not in get_args(Activation):
         raise ConfigError(unknown_name("activation", activation, get_args(Activation)))
-    folder = download(str(path)) if str(path).startswith(PREFIX) else Path(path)
     if verify not in get_args(Verify):
         raise ConfigError(unknown_name("value of verify", verify, get_args(Verify)))
-    bundle = _read(folder, str(path), activation, preset, verify)
-    if activation is not None and bundle.config.text.activation != activation:
-        raise BundleError(f"{path}: has {bundle.config.text.activation}, which activation {activation} contradicts")
+    facts = WeightsFacts(
+        activation=activation, preset=preset, weights=weights, heads=heads, pooling=pooling, is_causal=is_causal
+    )
+    name = resolve_name(str(path))
+    folder = download(name, progress=progress) if name.startswith(PREFIX) else Path(name)
+    bundle = _with_license(_read(folder, name, facts, verify), name)
+    found = bundle.config.text.activation if isinstance(bundle.config.text, TextConfig) else "no activation to choose"
+    if activation is not None and found != activation:
+        raise BundleError(f"{path}: has {found}, but the activation was given as {activation}")
     if image_px is not None and height_width(image_px) != height_width(bundle.config.image.image_px):
         source = None if bundle.source is None else f"{bundle.source} {height_width(image_px)}"
         bundle = replace(bundle, model=at_resolution(bundle.model, image_px), known_identity=None, source=source)
+    return bundle
+
+
+def _with_license(bundle: Bundle, name: str) -> Bundle:
+    """Return the bundle with its license, if known, in the origin. Warn if the license does not allow commercial use."""
+    if LICENSE not in bundle.origin:
+        found = license_of(name)
+        bundle = bundle if found is None else replace(bundle, origin={**bundle.origin, LICENSE: found})
+    warn_if_non_commercial(bundle.origin, name)
     return bundle
 
 
@@ -97,22 +136,52 @@ def export_bundle(bundle: Bundle, to: ExportFormat, folder: Path) -> None:
             )
 
 
-def _read(path: Path, name: str, activation: Activation | None, preset: str | None, verify: Verify) -> Bundle:
-    if path.is_file() and path.suffix in SUFFIXES:
-        model = read_openai(path, activation=activation, preset=preset)
-        shape = "" if preset else ", class token or attention pooling, square pictures, heads by width"
-        assumed = f"OpenAI's image transform{shape}"
-        source = source_stamp([path], activation, preset)
-        return _imported(model, name, "weights in OpenAI's naming", assumed=assumed, source=source)
-    if preset is not None:
-        raise ConfigError(f"{name}: --preset is only for files of weights; a model folder contains its config")
+def _read(path: Path, name: str, facts: WeightsFacts, verify: Verify) -> Bundle:
+    if path.is_file() and path.name.endswith(INDEX) and path.parent.joinpath(hugging_face.CONFIG).is_file():
+        path = path.parent
+    if path.is_file() and path.suffix == big_vision.SUFFIX:
+        return _read_big_vision(path, name)
+    if path.is_file() and (path.suffix in SUFFIXES or path.name.endswith(INDEX)):
+        return _read_file(path, name, facts)
+    if facts.preset is not None:
+        raise ConfigError(f"{name}: --preset is only for weights files; a model folder contains its config")
+    if facts.stated:
+        setting = "no-causal" if facts.stated[0] == "is_causal" else facts.stated[0]
+        raise ConfigError(f"{name}: --{setting} is only for weights files; a model folder contains its config")
+    if path_kind(path) is None:
+        raise BundleError(missing_model(name))
     if is_onnx_folder(path):
         raise OnnxExportError(
             f"{name}: is an ONNX export, which cannot be trained or converted; name the bundle that was exported", path
         )
     if path.is_dir():
         refuse_half_export(path, name)
-    match _kind(path):
+        refuse_unsupported(path, name)
+    return _read_folder(sentence_transformers_clip(path), name, verify)
+
+
+def _read_file(path: Path, name: str, facts: WeightsFacts) -> Bundle:
+    found = read_bare_weights(path, facts)
+    source = source_stamp([path], *(getattr(facts, field.name) for field in fields(facts)))
+    notes = {} if found.note is None else {"weights": found.note}
+    return _imported(found.model, name, "weights in OpenAI's naming", assumed=found.assumed, source=source, notes=notes)
+
+
+def _adapter_origin(name: str, base: Bundle) -> dict[str, str]:
+    """The origin of a merged adapter. Its license is the one of the base or of the adapter that excludes commercial use."""
+    base_name = str(base.origin.get("imported_from", "a bundle"))
+    licenses = [found for found in (base.origin.get(LICENSE), license_of(name)) if isinstance(found, str)]
+    licenses.sort(key=lambda found: allows_commercial_use(found) is not False)
+    origin = {"imported_from": name, "format": "adapter in PEFT's format", "base": base_name}
+    return {**origin, LICENSE: licenses[0]} if licenses else origin
+
+
+def _read_folder(path: Path, name: str, verify: Verify) -> Bundle:
+    if is_adapter(path):
+        base, model = merged_adapter(path, lambda given, base_name: _adapted_base(given, base_name, path, verify))
+        origin = _adapter_origin(name, base)
+        return replace(base, model=model, origin=origin, known_identity=None, source=None, metrics={})
+    match folder_kind(path):
         case "open-clip":
             return _imported(open_clip.read_open_clip(path), name, "open_clip folder", folder=path)
         case "hugging-face":
@@ -129,11 +198,26 @@ def _read(path: Path, name: str, activation: Activation | None, preset: str | No
             return load_bundle(path, verify=verify)
 
 
+def _adapted_base(path: Path, name: str, adapter: Path, verify: Verify) -> Bundle:
+    if is_adapter(path):
+        raise BundleError(f"{adapter}: its base model {name} is an adapter itself; merge that one first")
+    return _with_license(_read(path, name, WeightsFacts(), verify), name)
+
+
+def _read_big_vision(path: Path, name: str) -> Bundle:
+    model, tokenizer = big_vision.read_big_vision(path)
+    assumed = (
+        "the text preparation of SigLIP or SigLIP 2 by vocabulary, gelu_tanh, and Pillow's filter for TensorFlow's"
+    )
+    origin = {"imported_from": name, "format": "checkpoint of big_vision", "assumed": assumed}
+    return Bundle(model=model, tokenizer=tokenizer, origin=origin, source=_folder_stamp(path.parent))
+
+
 def _folder_stamp(folder: Path) -> str | None:
     return source_stamp(path for path in folder.iterdir() if path.is_file())
 
 
-def _kind(folder: Path) -> ExportFormat | None:
+def folder_kind(folder: Path) -> ExportFormat | None:
     """Return the format of another library's folder; None if it is neither of them.
 
     Some hub folders have the configs of both libraries, but only Hugging Face's weights.
@@ -156,22 +240,27 @@ def _imported(
     folder: Path | None = None,
     source: str | None = None,
     assumed: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Bundle:
-    """Return a model of another library as a bundle, with CLIP's tokenizer or that of the folder.
+    """Return a model of another library as a bundle, with the tokenizer in its folder, or CLIP's for a weights file.
 
     Args:
         model: the model.
-        name: where it was read from, as the user gave it.
+        name: the path or address of the model, as the user wrote it.
         kind: its format, for the origin.
-        folder: the folder of the model; None for a file of weights.
-        source: the key of a file of weights (`source_stamp`); that of a folder is computed.
-        assumed: what the format does not contain, for the origin.
+        folder: the folder of the model; None for a weights file.
+        source: the key of a weights file (`source_stamp`); for a folder, it is computed.
+        assumed: assumptions about settings that the format does not contain, for the origin.
+        notes: further entries of the origin.
     """
     if folder is None:
-        tokenizer: Tokenizer = ClipBPETokenizer(context_length=model.config.text.context_length)
+        text = model.config.text
+        tokenizer: Tokenizer = ClipBPETokenizer(
+            context_length=text.context_length, special_names=text.preparation.special_names
+        )
     else:
         tokenizer, source = tokenizer_of(model.config, folder), _folder_stamp(folder)
-    origin = {"imported_from": name, "format": kind, **({"assumed": assumed} if assumed else {})}
+    origin = {"imported_from": name, "format": kind, **({"assumed": assumed} if assumed else {}), **(notes or {})}
     return Bundle(model=model, tokenizer=tokenizer, origin=origin, source=source)
 
 
@@ -191,9 +280,15 @@ def _check_same(ours: CLIP, theirs: CLIP, folder: Path) -> None:
 
 
 def _essence(config: CLIPConfig) -> CLIPConfig:
-    """Return the config without settings that only training uses, that follow from weight shapes, or that set rounding."""
+    """Return the config without settings that only training uses, that follow from weight shapes, or that set rounding.
+
+    The names of CLIP's special tokens are also left out, because Hugging Face's folders always use OpenAI's names.
+    """
     image = config.image
     if isinstance(image, ViTConfig):
         image = replace(image, mlp_ratio=1.0, patch_dropout=0.0)
-    text, pixels = replace(config.text, mlp_ratio=1.0), replace(config.pixels, crop_rounding="even")
+    preparation = replace(config.text.preparation, special_names="open-clip")
+    text, pixels = replace(config.text, preparation=preparation), replace(config.pixels, crop_rounding="even")
+    if isinstance(text, TextConfig):
+        text = replace(text, mlp_ratio=1.0)
     return replace(config, image=image, text=text, pixels=pixels, init_temperature=1.0, init_logit_bias=None)

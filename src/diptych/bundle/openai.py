@@ -1,66 +1,80 @@
-"""OpenAI's names of weights, which open_clip also uses, and the architecture implied by a file of weights in this naming.
-
-A file of weights does not contain the activation, and a model with the wrong activation silently gives wrong features. The
-activation is known only if the file has the extra entries of OpenAI's own archives; otherwise the user must name it.
-"""
+"""OpenAI's tensor names, which open_clip also uses, and open_clip's additions for later models."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
-from diptych.bundle.libraries import check_openai_names
+from diptych.bundle.open_clip_towers import IGNORED, timm_tower_names, transformers_tower_names
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped, stacked, transposed
 from diptych.bundle.siglip_names import timm_names
-from diptych.bundle.weights import read_weights
-from diptych.core.errors import BundleError, ConfigError
-from diptych.core.program import command
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import (
-    Activation,
-    CLIPConfig,
-    ConvNetConfig,
-    ImageConfig,
-    ResNetConfig,
-    TextConfig,
-    ViTConfig,
-)
-from diptych.presets import preset as preset_config
+from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, TimmConfig, ViTConfig
 
 MARKS = ("input_resolution", "context_length", "vocab_size")
 """Extra entries that only OpenAI's own archives contain."""
 _DERIVED = (*MARKS, "attn_mask")
-_IMAGE_HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
-"""Width of an attention head by tower width, for the image towers H, g, bigG and e of open_clip; in all others it is 64."""
-_TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.")
+_TEXT = ("text_projection", "positional_embedding", "token_embedding.", "transformer.", "ln_final.", "cls_emb")
+_PREFIXED_TEXT = tuple(f"text.{part}" for part in _TEXT)
+_DECODER = "text_decoder."
+"""Prefix of CoCa's caption decoder, which embeddings do not need."""
+_QUERY = "visual.attn_pool.query"
+_SCALES = {".ls_1.gamma": ".attn.out_proj", ".ls_2.gamma": ".mlp.c_proj"}
+"""Suffixes of LayerScale's factors in a block, and of the last layer of each branch."""
 
 
 def openai_names(config: CLIPConfig) -> list[Rename]:
-    """Return the mapping between Diptych's tensor names and OpenAI's, with open_clip's additions for SigLIP's layout."""
-    image, text = config.image, config.text
-    table = [
-        *_image_names(image),
-        same("text_tower.token_emb.weight", "token_embedding.weight"),
-        same("text_tower.position_emb", "positional_embedding"),
-        *_blocks("text_tower.transformer", "transformer", text.layers),
-        *norm("text_tower.norm_post", "ln_final"),
-        *(
-            norm("text_tower.projection", "text_projection")
-            if text.layout == "siglip"
-            else [transposed("text_tower.projection.weight", "text_projection")]
-        ),
-        same("log_logit_scale", "logit_scale"),
-    ]
+    """Return the mapping between Diptych's tensor names and OpenAI's, with open_clip's additions."""
+    text = _text_names(config.text) if isinstance(config.text, TextConfig) else transformers_tower_names(config)
+    table = [*_image_names(config), *text, same("log_logit_scale", "logit_scale")]
     return table if config.init_logit_bias is None else [*table, same("logit_bias", "logit_bias")]
 
 
-def _image_names(image: ImageConfig) -> list[Rename]:
+def _text_names(text: TextConfig) -> list[Rename]:
+    has_bias = text.layout == "siglip" if text.has_projection_bias is None else text.has_projection_bias
+    if not text.has_projection:
+        projection = []
+    elif has_bias:  # A linear layer instead of a matrix.
+        projection = norm("text_tower.projection", "text_projection")
+    else:
+        projection = [transposed("text_tower.projection.weight", "text_projection")]
+    return [
+        same("text_tower.token_emb.weight", "token_embedding.weight"),
+        same("text_tower.position_emb", "positional_embedding"),
+        *([same("text_tower.appended_emb", "cls_emb")] if text.pooling == "appended" else []),
+        *_blocks("text_tower.transformer", "transformer", text.layers),
+        *norm("text_tower.norm_post", "ln_final"),
+        *projection,
+    ]
+
+
+def _image_names(config: CLIPConfig) -> list[Rename]:
+    image = config.image
     assert not isinstance(image, ConvNetConfig)  # `check_openai_names` and `check_open_clip` reject it.
+    if isinstance(image, TimmConfig):
+        return timm_tower_names(config)
     if isinstance(image, ResNetConfig):
         return _resnet_names(image)
-    return timm_names(image) if image.layout == "siglip" else _vit_names(image)
+    if image.layout == "siglip":
+        return timm_names(image)
+    return _vit_names(image) + (_pool_names(image, config.embed_dim) if image.pooling == "coca" else [])
+
+
+def _pool_names(image: ViTConfig, embed_dim: int) -> list[Rename]:
+    """Return the entries for CoCa's pooling. Only its first query contributes to the embedding."""
+    ours, theirs, sides = "image_tower.pool", "visual.attn_pool", ("query", "key", "value")
+    if image.width == embed_dim:
+        weights = [stacked([f"{ours}.{side}.weight" for side in sides], f"{theirs}.attn.in_proj_weight")]
+    else:
+        weights = [same(f"{ours}.{side}.weight", f"{theirs}.attn.{side[0]}_proj_weight") for side in sides]
+    return [
+        Rename((f"{ours}.query_emb",), _QUERY, lambda parts: parts[0][None], lambda whole: [whole[0]]),
+        *norm(f"{ours}.norm_query", f"{theirs}.ln_q"),
+        *norm(f"{ours}.norm_token", f"{theirs}.ln_k"),
+        *weights,
+        stacked([f"{ours}.{side}.bias" for side in sides], f"{theirs}.attn.in_proj_bias"),
+        *norm(f"{ours}.out", f"{theirs}.attn.out_proj"),
+    ]
 
 
 def _vit_names(image: ViTConfig) -> list[Rename]:
@@ -68,7 +82,7 @@ def _vit_names(image: ViTConfig) -> list[Rename]:
         shaped("image_tower.stem.embed.weight", "visual.conv1.weight", (3, *height_width(image.patch_px))),
         same("image_tower.class_emb", "visual.class_embedding"),
         same("image_tower.position_emb", "visual.positional_embedding"),
-        *norm("image_tower.norm_pre", "visual.ln_pre"),
+        *(norm("image_tower.norm_pre", "visual.ln_pre") if image.has_norm_pre else []),
         *_blocks("image_tower.transformer", "visual.transformer", image.layers),
         *norm("image_tower.norm_post", "visual.ln_post"),
         transposed("image_tower.projection.weight", "visual.proj"),
@@ -131,111 +145,43 @@ def load_openai(weights: Mapping[str, Tensor], config: CLIPConfig, *, what: str)
     Raises:
         BundleError: tensors are missing, unexpected, not finite, or of another shape; the message names them.
     """
-    plain = {}
-    for name, tensor in weights.items():
-        short = name.removeprefix("text.") if name.startswith(tuple(f"text.{part}" for part in _TEXT)) else name
-        if short.removeprefix("text.") not in _DERIVED and not short.endswith(".attn_mask"):
-            plain[short] = tensor.reshape(()) if short.startswith("logit_") and tensor.numel() == 1 else tensor
+    plain = plain_names(weights, has_own_text=isinstance(config.text, TextConfig))
     return CLIP.from_weights(config, from_theirs(plain, openai_names(config), config, what=what))
 
 
-def read_openai(path: Path, *, activation: Activation | None, preset: str | None) -> CLIP:
-    """Return the model in a file of weights.
+def plain_names(weights: Mapping[str, Tensor], *, has_own_text: bool = True) -> dict[str, Tensor]:
+    """Return OpenAI's or open_clip's weights under the names of `openai_names`, without those that embeddings do not need.
+
+    The function removes the prefix `text.` of the text tower, CoCa's decoder, and all but the first query of CoCa's pooling. It
+    multiplies LayerScale's factors into the preceding layers, which gives the same features.
 
     Args:
-        path: the file.
-        activation: the activation with which the model was trained; None if the file or the preset implies it.
-        preset: name of the architecture; None to infer it from the tensors.
+        weights: tensors by the names in a file.
+        has_own_text: whether the text tower is open_clip's own, not a transformers encoder.
 
-    Raises:
-        BundleError: the file cannot be read, has other names, or the activation is unknown or contradicts the file.
-        ConfigError: the preset does not exist, or OpenAI's naming does not support it.
+    >>> import torch
+    >>> list(plain_names({"text.ln_final.weight": torch.ones(2), "text_decoder.ln_final.weight": torch.ones(2)}))
+    ['ln_final.weight']
     """
-    weights = read_weights(path)
-    if any(name.startswith("vision_model.") for name in weights):
-        raise BundleError(f"{path}: is in Hugging Face's format; pass the folder, which contains config.json")
-    is_openai_archive = all(name in weights for name in MARKS)
-    if preset is not None:
-        config = preset_config(preset)
-        check_openai_names(config, what="OpenAI's naming")
-    else:
-        known: Activation | None = "quick_gelu" if is_openai_archive else None
-        config = _inferred(weights, activation or known, path)
-    if is_openai_archive and config.text.activation != "quick_gelu":
-        raise BundleError(f"{path}: is OpenAI's, which was trained with quick_gelu, not with {config.text.activation}")
-    if activation is not None and activation != config.text.activation:
-        raise BundleError(f"activation {activation} contradicts {preset}, which has {config.text.activation}")
-    return load_openai(weights, config, what=str(path))
+    plain: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        short = name.removeprefix("text.") if has_own_text and name.startswith(_PREFIXED_TEXT) else name
+        is_derived = short.removeprefix("text.") in _DERIVED or short.endswith(".attn_mask") or name in IGNORED
+        if is_derived or short.startswith(_DECODER):
+            continue
+        is_number = short.startswith("logit_") and tensor.numel() == 1
+        plain[short] = tensor.reshape(()) if is_number else tensor[:1] if short == _QUERY else tensor
+    return _without_scales(plain)
 
 
-def _inferred(weights: Mapping[str, Tensor], activation: Activation | None, path: Path) -> CLIPConfig:
-    """Return the architecture inferred from names and shapes, as in OpenAI's `build_model`."""
-    shapes = {name.removeprefix("text."): tensor.shape for name, tensor in weights.items()}
-    try:
-        image = _inferred_vit(shapes) if "visual.proj" in shapes else _inferred_resnet(shapes)
-        width = shapes["ln_final.weight"][0]
-        text = TextConfig(
-            tokenizer="clip-bpe",
-            vocab_size=shapes["token_embedding.weight"][0],
-            context_length=shapes["positional_embedding"][0],
-            width=width,
-            layers=_count(shapes, "transformer.resblocks."),
-            heads=_heads(width),
-            mlp_ratio=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
-        )
-        config = CLIPConfig(
-            embed_dim=shapes["text_projection"][1],
-            image=image,
-            text=text,
-            init_logit_bias=0.0 if "logit_bias" in shapes else None,
-        )
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
-        first = ", ".join(sorted(weights)[:3])
-        raise BundleError(f"{path}: is not in OpenAI's naming; its first tensors are {first}") from None
-    except ConfigError as error:
-        raise BundleError(f"{path}: {error}") from None
-    if activation is None:
-        raise BundleError(
-            f"{path}: does not say which activation it was trained with, and the wrong one gives wrong features; use "
-            "--activation quick_gelu (OpenAI's weights, and open_clip's models named -quickgelu) or --activation gelu to "
-            f"{command('import')}, or activation= to diptych.load"
-        )
-    return _with_activation(config, activation)
-
-
-def _inferred_vit(shapes: Mapping[str, tuple[int, ...]]) -> ViTConfig:
-    width, _, *patch = shapes["visual.conv1.weight"]
-    side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-    return ViTConfig(
-        image_px=patch[0] * side if patch[0] == patch[1] else (patch[0] * side, patch[1] * side),
-        patch_px=patch[0] if patch[0] == patch[1] else (patch[0], patch[1]),
-        width=width,
-        layers=_count(shapes, "visual.transformer.resblocks."),
-        heads=_heads(width, _IMAGE_HEAD_WIDTHS.get(width, 64)),
-        mlp_ratio=shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
-    )
-
-
-def _inferred_resnet(shapes: Mapping[str, tuple[int, ...]]) -> ResNetConfig:
-    width = shapes["visual.conv3.weight"][0]
-    side = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
-    first, second, third, fourth = (_count(shapes, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
-    return ResNetConfig(image_px=32 * side, layers=(first, second, third, fourth), width=width, heads=width // 2)
-
-
-def _heads(width: int, head_width: int = 64) -> int:
-    if width % head_width:
-        raise ConfigError(
-            f"width {width} is not a multiple of {head_width}, so the number of heads cannot be inferred; add --preset"
-        )
-    return width // head_width
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """Return the number of numbered modules under a prefix."""
-    return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
-
-
-def _with_activation(config: CLIPConfig, activation: Activation) -> CLIPConfig:
-    image = replace(config.image, activation=activation) if isinstance(config.image, ViTConfig) else config.image
-    return replace(config, image=image, text=replace(config.text, activation=activation))
+def _without_scales(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in list(weights):
+        for suffix, layer in _SCALES.items():
+            owner = name.removesuffix(suffix) + layer
+            parts = [f"{owner}.{part}" for part in ("weight", "bias")]
+            scale = weights[name]
+            fits = all(part in weights and weights[part].shape[:1] == scale.shape for part in parts)
+            if name.endswith(suffix) and fits:  # Otherwise it is reported as an unexpected tensor.
+                del weights[name]
+                weights |= {part: (weights[part].float().T * scale.float()).T for part in parts}
+    return weights

@@ -20,7 +20,7 @@ _TIMM_SIZES = {
 _TIMM_TOWERS: dict[tuple[str, int, int], Activation] = {
     **{("base", 16, side): "gelu" for side in (224, 256, 384, 512)},
     **{("large", 16, side): "gelu" for side in (256, 384)},
-    **{("so400m", 14, side): "gelu" for side in (224, 378)},
+    **{("so400m", 14, side): "gelu" for side in (224, 378, 384)},
     **dict.fromkeys([("base", 32, 256), ("large", 16, 512)], "gelu_tanh"),
     **{("so400m", 16, side): "gelu_tanh" for side in (256, 384, 512)},
     **{("giantopt", 16, side): "gelu_tanh" for side in (256, 384)},
@@ -119,7 +119,7 @@ def hugging_face_siglip_names(config: CLIPConfig) -> list[Rename]:
         *norm("image_tower.pool.mlp.2", f"{pool}.mlp.fc2"),
         same("text_tower.token_emb.weight", f"{text}.token_embedding.weight"),
         same("text_tower.position_emb", f"{text}.position_embedding.weight"),
-        *_siglip_blocks("text_tower", "text_model", config.text.layers),
+        *_siglip_blocks("text_tower", "text_model", config.own_text.layers),
         *norm("text_tower.norm_post", "text_model.final_layer_norm"),
         *norm("text_tower.projection", "text_model.head"),
         _one_number("log_logit_scale", "logit_scale"),

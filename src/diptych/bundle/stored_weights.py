@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych.bundle.renaming import shape_text
 from diptych.core.errors import BundleError
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ViTConfig
+from diptych.models.config import STAGED, CLIPConfig, TextConfig, ViTConfig
 
 _FLOATS = {"F64", "F32", "BF16", "F16"}
 
@@ -28,6 +28,7 @@ def load_weights(config: CLIPConfig, path: Path) -> CLIP:
     try:
         model = _empty_model(config, path)
         model.load_state_dict(load_file(path), assign=True)
+        model.fill_buffers()
     except SafetensorError as error:
         raise BundleError(f"{path}: is damaged ({error})") from None
     except RuntimeError as error:
@@ -54,8 +55,12 @@ def _empty_model(config: CLIPConfig, path: Path) -> CLIP:
 
 
 def _num_blocks(config: CLIPConfig) -> int:
-    image = config.image
-    return config.text.layers + (image.layers if isinstance(image, ViTConfig) else sum(image.layers))
+    """Return the number of blocks whose sizes are in the config; 0 for a tower of another library."""
+    image, text = config.image, config.text
+    num_text = text.layers if isinstance(text, TextConfig) else 0
+    if isinstance(image, ViTConfig):
+        return num_text + image.layers
+    return num_text + (sum(image.layers) if isinstance(image, STAGED) else 0)
 
 
 def _first_difference(

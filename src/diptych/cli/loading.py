@@ -15,7 +15,9 @@ from diptych.core.paths import path_kind
 if TYPE_CHECKING:
     from diptych.inference.loaded import LoadedBundle
 
-BundlePath = Annotated[Path, Parameter(help="Bundle folder, ONNX export, or any model that `diptych import` reads.")]
+BundlePath = Annotated[
+    Path, Parameter(help="Bundle folder, ONNX export, short name, or any model that `diptych import` reads.")
+]
 
 IndexAddress = Annotated[
     str, Parameter(help="Folder of the index, or its address as postgresql://USER@HOST/DATABASE?index=NAME.")
@@ -61,6 +63,7 @@ class Loading:
         Raises:
             IndexingError: `bundle` is None, and there is no index yet, or its bundle no longer exists.
         """
+        from diptych.bundle.known_models import PREFIX
         from diptych.index.open_index import index_exists, open_index, shown_place
 
         if bundle is not None:
@@ -69,7 +72,7 @@ class Loading:
             raise IndexingError(f"{shown_place(index)}: holds no index yet; a new one needs --bundle")
         with open_index(index) as opened:
             place, stored = opened.place, opened.bundle
-        if not stored or path_kind(stored) is None:
+        if not stored or (not stored.startswith(PREFIX) and path_kind(stored) is None):
             raise IndexingError(
                 f"{place}: was made with {stored or 'a bundle without a path'}, which does not exist; name it with --bundle"
             )

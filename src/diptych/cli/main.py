@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 import diptych
+from diptych.cli.check_model import check_model
 from diptych.cli.data import audit, pack, shards, show
 from diptych.cli.demo import demo
 from diptych.cli.evaluate import compare, knn, probe, retrieval, robustness, zero_shot
@@ -64,7 +65,22 @@ app.command(import_model, name="import")
 _COMMANDS: tuple[tuple[App, tuple[Any, ...]], ...] = (
     (
         app,
-        (demo, train, tune, evaluate_app, data_app, index_app, runs_app, search, serve, export, push, presets, recipes),
+        (
+            demo,
+            train,
+            tune,
+            evaluate_app,
+            data_app,
+            index_app,
+            runs_app,
+            search,
+            serve,
+            export,
+            push,
+            check_model,
+            presets,
+            recipes,
+        ),
     ),
     (app, (similarity, explain, classify, rank_images, rank_texts)),
     (data_app, (audit, show, pack, shards)),

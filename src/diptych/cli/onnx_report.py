@@ -37,7 +37,9 @@ def print_onnx_report(report: "OnnxReport", out: Path) -> None:
     )
     print_line()
     if not report.has_tokenizer:
-        print_line("No tokenizer.json: Hugging Face's format cannot express a hashing tokenizer.")
+        print_line(
+            "No tokenizer.json: Hugging Face's format cannot express this tokenizer; README.md describes what to use."
+        )
     print_line(f"Use it:          {command('similarity', out, 'photo.jpg', 'a dog', 'a cat')}")
     print_line(f"In Python:       diptych.load({str(out)!r}).rank_images('a dog', 'photos/')")
     print_line(f"Without Diptych: python {out / 'example.py'} photo.jpg 'a dog' 'a cat'")

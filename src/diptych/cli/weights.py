@@ -21,7 +21,11 @@ _NUM_CALIBRATION = 128
 
 def import_model(
     path: Annotated[
-        str, Parameter(help="Model folder of open_clip or Hugging Face, weights file of OpenAI's CLIP, or hf:ID.")
+        str,
+        Parameter(
+            help="Model folder of open_clip, Hugging Face or sentence-transformers, PEFT adapter, weights file, hf:ID, "
+            "hf:ID@REVISION, or short name of a known model."
+        ),
     ],
     /,
     *,
@@ -33,17 +37,45 @@ def import_model(
         str | None, Parameter(help="Architecture of the model, if the tensors of a weights file do not determine it.")
     ] = None,
     image_px: Annotated[int | None, Parameter(help="Interpolate the position embeddings for this image size.")] = None,
+    weights: Annotated[
+        Literal["ema", "raw"] | None,
+        Parameter(help="Weights to use if a training checkpoint has both: averaged (default), or of the last step."),
+    ] = None,
+    heads: Annotated[
+        str | None,
+        Parameter(help="Attention heads of image and text tower in a weights file, such as 12,8; default: width / 64."),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        Parameter(
+            help="Pooling of a weights file: cls or mean (images), eot, last or first (texts), such as mean,last."
+        ),
+    ] = None,
+    no_causal: Annotated[
+        bool, Parameter(help="The text tower of a weights file has no causal mask and attends to the padding.")
+    ] = False,
     overwrite: Annotated[bool, Parameter(help="Replace an existing bundle.", show_default=True)] = False,
 ) -> None:
     """Convert a model of another library to a bundle."""
     from diptych.bundle.folder import save_bundle
     from diptych.bundle.open_bundle import open_bundle
+    from diptych.bundle.weights_facts import poolings
 
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: already exists; choose another --out, or use --overwrite")
     if out.exists():
         _check_replaceable(path, out)
-    bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px, verify="full")
+    bundle = open_bundle(
+        path,
+        activation=activation,
+        preset=preset,
+        image_px=image_px,
+        verify="full",
+        weights=weights,
+        heads=_numbers(heads),
+        pooling=None if pooling is None else poolings(pooling.split(",")),
+        is_causal=False if no_causal else None,
+    )
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
     print_line(f"Use it:  {command('similarity', out, 'photo.jpg', 'a dog', 'a cat')}")
@@ -105,6 +137,18 @@ def export(
     print_line(f"Load it:  {examples[to]}")
 
 
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    """Return the numbers of a list such as "12,8"."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+        raise ConfigError(
+            f"--heads is {text}; give one number for the image tower and one for the text tower, such as 12,8"
+        )
+    return tuple(map(int, parts))
+
+
 def _calibration_images(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     """At most `_NUM_CALIBRATION` evenly spaced images of a folder, and (path, reason) of unreadable subfolders.
 
@@ -125,11 +169,11 @@ def _check_replaceable(path: str, out: Path) -> None:
     Raises:
         ConfigError: the folder contains the model to import or other files, or it is not a bundle.
     """
-    from diptych.bundle.folder import FILES, is_bundle
+    from diptych.bundle.folder import bundle_files, is_bundle
 
     if Path(path).resolve().is_relative_to(out.resolve()) or not (is_bundle(out) or _is_empty(out)):
         raise ConfigError(f"{out}: is not a bundle that can be replaced; choose another --out")
-    others = sorted(entry.name for entry in out.iterdir() if entry.name not in {*FILES, "README.md"})
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in {*bundle_files(out), "README.md"})
     if others:
         raise ConfigError(
             f"{out}: holds {others[0]}, which is not part of the bundle; move it, or choose another --out"
@@ -142,7 +186,8 @@ def _is_empty(folder: Path) -> bool:
 
 def _facts(bundle: "Bundle") -> dict[str, str]:
     from diptych.bundle.card import describe_image_tower, describe_text_tower
-    from diptych.images.transforms import size_name
+    from diptych.images.transforms import size_name, transform_name
+    from diptych.models.config import TextConfig
 
     config = bundle.config
     return {
@@ -150,7 +195,7 @@ def _facts(bundle: "Bundle") -> dict[str, str]:
         "image tower": describe_image_tower(config.image),
         "text tower": describe_text_tower(config.text),
         "embedding": f"dimension {config.embed_dim}, logit scale {bundle.model.logit_scale.item():.2f}",
-        "activation": config.text.activation,
-        "pictures": f"{size_name(config.image.image_px)} px, {config.pixels.interpolation}",
+        **({"activation": config.text.activation} if isinstance(config.text, TextConfig) else {}),
+        "pictures": f"{size_name(config.image.image_px)} px, {transform_name(config.pixels)}",
         **{name.replace("_", " "): str(value) for name, value in bundle.origin.items()},
     }

@@ -60,17 +60,29 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
     Raises:
         ConfigError: the file is missing, not a regular file, larger than `max_bytes`, or not UTF-8.
     """
+    content = read_bytes(path, max_bytes=max_bytes)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        ConfigError: the file is missing, not a regular file, or larger than `max_bytes`.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"{path}: is not a regular file")
         if status.st_size > max_bytes:
             raise ConfigError(f"{path}: has {status.st_size:,} bytes; at most {max_bytes:,} are read")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
 def parse_yaml(text: str, *, what: str) -> Any:

@@ -12,6 +12,7 @@ _EXTRAS = {
     "tensorboard": ("train", "TensorBoard"),
     "onnx": ("train", "onnx"),
     "onnxscript": ("train", "onnxscript"),
+    "sentencepiece": ("sentencepiece", "sentencepiece"),
     "sklearn": ("probe", "scikit-learn"),
     "optuna": ("tune", "Optuna"),
     "fastapi": ("serve", "FastAPI"),

@@ -5,11 +5,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar, cast, dataclass_transform, get_args
 
-from diptych.core.bounded import parse_yaml, read_json, read_text, read_yaml
+from diptych.core.bounded import parse_json, parse_yaml, read_bytes, read_json, read_text, read_yaml
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.formatting import plain as to_plain
 
-__all__ = ["from_plain", "merge", "override", "read_json", "read_text", "read_yaml", "settings", "to_plain"]
+__all__ = [
+    "from_plain",
+    "merge",
+    "override",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "read_yaml",
+    "settings",
+    "to_plain",
+]
 
 T = TypeVar("T")
 
@@ -118,7 +129,7 @@ def _merged(value: Any, changes: Any) -> Any:
     if not dataclasses.is_dataclass(value) or not isinstance(changes, Mapping):
         return changes
     own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if "kind" in changes and "kind" in own and changes["kind"] != own["kind"]:
+    if "kind" in changes and changes["kind"] != getattr(value, "kind", changes["kind"]):
         return changes
     unsets: Mapping[str, tuple[str, ...]] = getattr(value, "unsets", {})
     unset = {other: None for name, others in unsets.items() if changes.get(name) is not None for other in others}
@@ -177,6 +188,6 @@ def _without_kinds(cls: type[Any], location: tuple[Any, ...]) -> Iterator[Any]:
 
 def _settings_of(annotation: Any) -> list[type[Any]]:
     """Return the settings classes in an annotation: none, one, or the members of a union."""
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return [cast(type[Any], annotation)]
     return [kind for member in get_args(annotation) for kind in _settings_of(member)]

@@ -5,7 +5,7 @@ Shapes: I images, X texts, E embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Literal, TypeAlias
 
@@ -26,7 +26,7 @@ from diptych.data.sources.protocol import Source
 from diptych.device.distributed import ALONE, Ranks
 from diptych.evaluation.cache import EmbeddingCache, combined_hash, ids_hash, tower_hash
 from diptych.images.decode import decode
-from diptych.images.transforms import size_name
+from diptych.images.transforms import size_name, transform_name
 from diptych.inference.embedder import Embedder
 
 Captions: TypeAlias = Literal["all", "first"]
@@ -207,7 +207,7 @@ class SourceEncoder:
             "split_hash": split_hash(images.source),
             "images": len(images.rows),
             "skipped_images": len(images.skipped),
-            "transform": f"{config.pixels.interpolation} short side, centre crop",
+            "transform": transform_name(config.pixels),
             "image_px": size_name(config.image.image_px),
             "precision": self.embedder.towers.dtype_name,
             "device": self.embedder.device.type,
@@ -288,8 +288,16 @@ def _tower_hash(embedder: Embedder, kind: Literal["image", "text"]) -> str:
         return f"{towers.engine}-{bundle.identities()[0]}-{bundle.variant}".replace(" ", "-")
     model, config = bundle.model, bundle.config
     if kind == "image":
-        found = tower_hash(model.image_tower, config.image, config.pixels)
+        hidden = *_hidden(config.image), *_hidden(config.pixels)
+        found = tower_hash(model.image_tower, config.image, config.pixels, *hidden)
     else:
-        found = tower_hash(model.text_tower, config.text)
+        found = tower_hash(model.text_tower, config.text, *_hidden(config.text))
     weights = str(next(model.parameters()).dtype).removeprefix("torch.")
     return found if towers.dtype_name == weights else f"{found}-{towers.dtype_name}"
+
+
+def _hidden(config: object) -> list[tuple[str, object]]:
+    """Return changed settings that `repr` omits, because they were added after the first release."""
+    assert is_dataclass(config)
+    left_out = [(field, getattr(config, field.name)) for field in fields(config) if not field.repr]
+    return [(field.name, value) for field, value in left_out if value != field.default]

@@ -28,7 +28,9 @@ from torch.nn import functional
 from diptych.core.errors import ConfigError
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
+from diptych.models.config import TextConfig
 from diptych.models.text_transformer import TextTransformer
+from diptych.models.transformers_tower import TransformersTower
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -83,28 +85,37 @@ def write_image_graph(model: CLIP, path: Path, *, metadata: Mapping[str, str] = 
 
 
 def write_text_graph(
-    model: CLIP, path: Path, *, end_id: int, pad_id: int = 0, metadata: Mapping[str, str] = _NO_METADATA
+    model: CLIP,
+    path: Path,
+    *,
+    end_id: int | None,
+    pad_id: int = 0,
+    stops_at_end: bool = True,
+    metadata: Mapping[str, str] = _NO_METADATA,
 ) -> None:
     """Write the text tower: int64 `input_ids`, `attention_mask` (B, T) -> float32 `text_embeds` (B, E) of unit length.
 
-    Padding must follow the tokens of a text. The graph ignores everything after the first end token, as `encode_text` does. It
-    truncates texts to the context length and replaces the last remaining token of a truncated text with the end token. Large
-    tensors are written to `data_path(path)`. Existing files are replaced.
+    Padding must follow the tokens of a text. If the tokenizer stops at the end token, the graph ignores everything after the
+    first one, as `encode_text` does. It truncates texts to the context length and replaces the last remaining token of a
+    truncated text with the end token. In SigLIP's layout it pads texts to the context length, and the attention mask may also
+    count the padding. A text without tokens counts as one token of padding. Large tensors are written to `data_path(path)`.
+    Existing files are replaced.
 
     Args:
         model: the model; its weights are written in float32.
         path: the file to write, usually with the suffix `.onnx`. Its folder must exist.
-        end_id: id of the end token (`Tokenizer.end_id`).
-        pad_id: id that pads texts to the context length in SigLIP's layout (`Tokenizer.pad_id`).
+        end_id: id of the end token (`Tokenizer.end_id`); None if there is none.
+        pad_id: id of the padding (`Tokenizer.pad_id`).
+        stops_at_end: whether a text ends at its first end token (`Tokenizer.stops_at_end`); if False, it ends at the padding.
         metadata: names and values that are stored in the graph (`metadata_props`).
 
     Raises:
         ConfigError: the text tower contains an operator that ONNX cannot express; the message names it.
     """
     tower = as_float32(model.text_tower)
-    example = torch.full((_EXAMPLES, 2), end_id)
+    example = torch.full((_EXAMPLES, 2), pad_id if end_id is None else end_id)
     graph = _export(
-        _TextGraph(tower, end_id=end_id, pad_id=pad_id),
+        _TextGraph(tower, end_id=end_id, pad_id=pad_id, stops_at_end=stops_at_end),
         {"input_ids": example, "attention_mask": torch.ones_like(example)},
         dims={name: {0: BATCH, 1: TEXT_LENGTH} for name in ("input_ids", "attention_mask")},
         max_length=model.config.text.context_length,
@@ -125,21 +136,31 @@ class _ImageGraph(nn.Module):
 
 
 class _TextGraph(nn.Module):
-    def __init__(self, tower: TextTransformer, *, end_id: int, pad_id: int) -> None:
+    def __init__(
+        self, tower: TextTransformer | TransformersTower, *, end_id: int | None, pad_id: int, stops_at_end: bool
+    ) -> None:
         super().__init__()
-        self.tower, self.end_id, self.pad_id = tower, end_id, pad_id
+        self.tower, self.end_id, self.pad_id, self.stops_at_end = tower, end_id, pad_id, stops_at_end
 
     def forward(self, input_ids: Int64[Tensor, "B T"], attention_mask: Int64[Tensor, "B T"]) -> Float[Tensor, "B E"]:
         """Embeddings of unit length of texts with at most C tokens."""
-        context_length = self.tower.config.context_length
+        config = self.tower.config
+        context_length, is_siglip = config.context_length, isinstance(config, TextConfig) and config.layout == "siglip"
         position = torch.arange(input_ids.shape[1])
-        is_given = attention_mask != 0
-        # Some tokenizers truncate without restoring the end token. A complete text of C tokens already has it here.
-        ids = torch.where(is_given & (position == context_length - 1), self.end_id, input_ids)
-        if self.tower.config.layout == "siglip":
+        is_given = (attention_mask != 0) | (position == 0)
+        ids = torch.where(attention_mask != 0, input_ids, self.pad_id)
+        if self.end_id is not None:
+            # Some tokenizers truncate without restoring the end token. A complete text of C tokens already has it here.
+            is_last = is_given & (position == context_length - 1)
+            if is_siglip:  # Some tokenizers pad to C tokens and count the padding in the mask.
+                is_last &= ids != self.pad_id
+            ids = torch.where(is_last, self.end_id, ids)
+        if is_siglip:
             filling = ids.new_full((ids.shape[0], context_length), self.pad_id)
-            ids = torch.cat([torch.where(is_given, ids, self.pad_id), filling], dim=1)[:, :context_length]
+            ids = torch.cat([ids, filling], dim=1)[:, :context_length]
             return functional.normalize(self.tower.encode_padded(ids, torch.ones_like(ids, dtype=torch.bool)), dim=-1)
+        if self.end_id is None or not self.stops_at_end:
+            return functional.normalize(self.tower.encode_padded(ids, is_given), dim=-1)
         is_end = ((ids == self.end_id) & is_given).long()
         is_token = is_given & (is_end.cumsum(dim=1) == is_end)  # No end token precedes it.
         return functional.normalize(self.tower.encode_padded(ids, is_token), dim=-1)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diptych.bundle.card import model_card, usage, with_evaluations
+from diptych.bundle.licenses import LICENSE, license_metadata
 from diptych.models.clip import CLIP
 
 _FRONT_MATTER = """---
@@ -11,7 +12,7 @@ library_name: diptych
 pipeline_tag: zero-shot-image-classification
 tags:
 - clip
-{tags}---
+{tags}{license}---
 """
 _ONNX = """
 ## Without PyTorch
@@ -24,7 +25,7 @@ For ONNX Runtime and transformers.js, see `example.py` and, if it exists, `examp
 def hub_card(
     model: CLIP, address: str, *, origin: Mapping[str, Any], metrics: Mapping[str, Any], has_onnx: bool
 ) -> str:
-    """Return the content of README.md, with the metadata fields that the hub reads except the license.
+    """Return the content of README.md with the metadata fields that the hub reads, including the license if it is known.
 
     Args:
         model: the model.
@@ -39,4 +40,7 @@ def hub_card(
     evaluations = metrics.get("evaluations")
     if isinstance(evaluations, Mapping) and evaluations:
         card = with_evaluations(card, evaluations)
-    return _FRONT_MATTER.format(tags="- onnx\n- transformers.js\n" if has_onnx else "") + "\n" + card
+    stated = origin.get(LICENSE)
+    metadata = license_metadata(stated if isinstance(stated, str) else None)
+    tags = "- onnx\n- transformers.js\n" if has_onnx else ""
+    return _FRONT_MATTER.format(tags=tags, license=metadata) + "\n" + card

@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from diptych.bundle.card import describe_image_tower, describe_text_tower, usage
+from diptych.bundle.describe_text import describe_preparation
+from diptych.bundle.licenses import non_commercial_note
 from diptych.images.transforms import height_width, size_name
-from diptych.models.config import CLIPConfig
+from diptych.models.config import CLIPConfig, TextTowerConfig
 
 _HASHING = """Hugging Face's format cannot express the hashing tokenizer, so this folder has no `tokenizer.json`, and
 transformers.js cannot encode texts. `example.py` contains the few lines that compute the ids."""
+_SENTENCEPIECE = """Hugging Face's format cannot express a sentencepiece model exactly, so this folder has no `tokenizer.json`,
+and transformers.js cannot encode texts. `example.py` reads `diptych/tokenizer.model` with the `sentencepiece` library."""
+_CLEANED = """, except for texts that Diptych repairs before it
+tokenizes them (texts with encoding errors such as `cafÃ©`, ligatures, full-width letters, terminal escapes, or HTML entities
+other than `&amp; &lt; &gt; &quot; &#39; &apos; &nbsp;`)"""
 _CLIP_BPE = """`tokenizer.json` gives the same ids as the model's tokenizer, except for texts that Diptych repairs before it
 tokenizes them (texts with encoding errors such as `cafÃ©`, ligatures, full-width letters, terminal escapes, or HTML entities
 other than `&amp; &lt; &gt; &quot; &#39; &apos; &nbsp;`), and for texts with more than three tokens such as `<end_of_text>` in
@@ -17,6 +24,9 @@ _EXACT = "`tokenizer.json` gives the same ids as the model's tokenizer."
 _RECTANGLE = """The input of this model is not square. `example.py` scales an image until it covers the input and crops the
 center, as in training. `preprocessor_config.json` cannot express this, so programs that use it resize the image to the input
 size, which changes the aspect ratio."""
+
+_BORDERS = """The images of this model get borders, which `example.py` adds. `preprocessor_config.json` cannot express this, so
+programs that use it resize the image to the input size, which changes the aspect ratio."""
 
 
 def onnx_card(
@@ -32,8 +42,10 @@ def onnx_card(
         facts: facts about the export and the origin of the model, by name; each one becomes a line.
     """
     kind, (height, width) = config.text.tokenizer, height_width(config.image.image_px)
-    has_tokenizer = kind != "hashing"
-    tokenizer = {"hashing": _HASHING, "clip-bpe": _CLIP_BPE}.get(kind, _EXACT)
+    has_tokenizer = kind not in {"hashing", "sentencepiece"}
+    known = {"hashing": _HASHING, "sentencepiece": _SENTENCEPIECE, "clip-bpe": _CLIP_BPE}
+    tokenizer = known.get(kind, _pretrained(config.text) if kind == "pretrained" else _EXACT)
+    note = non_commercial_note(facts)
     lines = [
         "# A CLIP model as ONNX graphs",
         "",
@@ -42,6 +54,7 @@ def onnx_card(
         f"- embeddings: {config.embed_dim} numbers, of unit length",
         f"- precision: {precision}; opset {opset}",
         *(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items()),
+        *([] if note is None else ["", f"**Not for commercial use:** {note}."]),
         "",
         "## Files",
         "",
@@ -57,7 +70,12 @@ def onnx_card(
         f"| `example.py`{', `example.mjs`' if has_tokenizer else ''} | rank texts for a picture |",
         "",
         *tokenizer.splitlines(),
-        *(["", *_RECTANGLE.splitlines()] if height != width else []),
+        "",
+        "To encode a text, the model",
+        "",
+        *(f"- {step}" for step in describe_preparation(config.text)),
+        *(["", *_RECTANGLE.splitlines()] if height != width and config.pixels.resize == "crop" else []),
+        *(["", *_BORDERS.splitlines()] if config.pixels.resize == "pad" else []),
         "",
         "## Use",
         "",
@@ -73,3 +91,12 @@ def onnx_card(
         *usage(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _pretrained(text: TextTowerConfig) -> str:
+    """Return the note about a `tokenizer.json` of another model, to which the text preparation was prepended."""
+    exceptions = _CLEANED if text.preparation.clean != "none" else ""
+    return (
+        "`tokenizer.json` is the file of the original model, with the text preparation below added. It gives the same\n"
+        f"ids as the model's tokenizer{exceptions}."
+    )

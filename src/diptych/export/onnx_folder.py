@@ -4,7 +4,8 @@
     tokenizer.json, tokenizer_config.json    Hugging Face's tokenizer files, unless the format cannot express the tokenizer
     onnx/vision_model.onnx                   pixel_values -> image_embeds
     onnx/text_model.onnx                     input_ids, attention_mask -> text_embeds
-    diptych/config.json, tokenizer.json      config and tokenizer with which Diptych uses the folder like the bundle
+    diptych/config.json, tokenizer.json      config and tokenizer, so that Diptych can use the folder like the bundle;
+                                             `tokenizer.model` for a sentencepiece model
     README.md, example.py, example.mjs       model card and examples
 
 The files are written to a temporary folder, read back and compared with the bundle. Only then is the folder renamed.
@@ -50,7 +51,7 @@ from diptych.images.decode import describe
 from diptych.images.transforms import PixelConfig
 from diptych.inference.embedder import Embedder
 from diptych.models.config import STAGED
-from diptych.runtime.onnx_config import ONNX_FORMAT, TOKENIZER, graph_names
+from diptych.runtime.onnx_config import ONNX_FORMAT, graph_names, tokenizer_path
 from diptych.runtime.onnx_folder import load_onnx
 from diptych.runtime.towers import normalization_table, normalize
 from diptych.tokenizers.hugging_face import write_tokenizer_files
@@ -115,7 +116,7 @@ def export_onnx(
     with whole_folder(folder) as tmp:
         _write_graphs(bundle, tmp, precision=precision, calibration=calibration)
         has_tokenizer = _write_files(bundle, tmp, precision=precision)
-        checksums = _checksums(tmp)
+        checksums = _checksums(tmp, tokenizer_path(bundle.config))
         _write_config(bundle, tmp, precision=precision, checksums=checksums, min_cosine=None)
         result = _compared(embedder, pixels, tmp)
         check_deviation(result.images, result.texts, precision=precision, force=force, folder=folder)
@@ -205,7 +206,14 @@ def _write_graphs(bundle: Bundle, folder: Path, *, precision: GraphPrecision, ca
     (folder / "onnx").mkdir()
     full = folder / "onnx/vision_model.onnx", folder / "onnx/text_model.onnx"
     write_image_graph(bundle.model, full[0], metadata=metadata)
-    write_text_graph(bundle.model, full[1], end_id=tokenizer.end_id, pad_id=tokenizer.pad_id, metadata=metadata)
+    write_text_graph(
+        bundle.model,
+        full[1],
+        end_id=tokenizer.end_id,
+        pad_id=tokenizer.pad_id,
+        stops_at_end=tokenizer.stops_at_end,
+        metadata=metadata,
+    )
     match precision:
         case "fp32":
             return
@@ -237,7 +245,7 @@ def _write_files(bundle: Bundle, folder: Path, *, precision: GraphPrecision) -> 
     _write_json(folder / "config.json", model_config(config, tokenizer, dtype=precision, external_data=external))
     _write_json(folder / "preprocessor_config.json", processor_config(config))
     (folder / "diptych").mkdir()
-    tokenizer.save(folder / TOKENIZER)
+    tokenizer.save(folder / tokenizer_path(config))
     has_tokenizer = write_tokenizer_files(tokenizer, folder)
     example = python_example(config, tokenizer, graphs=graphs)
     (folder / "example.py").write_text(example, encoding="utf-8")
@@ -246,9 +254,9 @@ def _write_files(bundle: Bundle, folder: Path, *, precision: GraphPrecision) -> 
     return has_tokenizer
 
 
-def _checksums(folder: Path) -> dict[str, str]:
+def _checksums(folder: Path, tokenizer: str) -> dict[str, str]:
     """The SHA-256 of the graphs and of the tokenizer, by path within the folder."""
-    checked = [*sorted(path.relative_to(folder).as_posix() for path in (folder / "onnx").iterdir()), TOKENIZER]
+    checked = [*sorted(path.relative_to(folder).as_posix() for path in (folder / "onnx").iterdir()), tokenizer]
     return {name: sha256_of(folder / name) for name in checked}
 
 

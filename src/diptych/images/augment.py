@@ -16,7 +16,7 @@ from diptych.core.deprecation import renamed_names
 from diptych.core.errors import ConfigError
 from diptych.core.settings import settings
 from diptych.images.resize import resize
-from diptych.images.transforms import PixelConfig, Pixels, height_width
+from diptych.images.transforms import PixelConfig, Pixels, ResizeMode, height_width
 
 __getattr__ = renamed_names(__name__, {"random_view": "random_crop_params", "random_look": "random_color_params"})
 
@@ -64,7 +64,7 @@ class CropParams(NamedTuple):
     """A crop of an image, and whether it is flipped horizontally."""
 
     box: tuple[int, int, int, int]
-    """(left, upper, right, lower) in pixels of the image; pixels outside the image are black."""
+    """(left, upper, right, lower) in pixels of the image; it may extend beyond the image."""
     flipped: bool
 
 
@@ -86,9 +86,18 @@ class ColorParams(NamedTuple):
 
 
 def random_crop_params(
-    width: int, height: int, augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels = 224
+    width: int,
+    height: int,
+    augment: AugmentConfig,
+    generator: np.random.Generator,
+    *,
+    image_px: Pixels = 224,
+    mode: ResizeMode = "crop",
 ) -> CropParams:
     """Draw a crop of random area, aspect ratio and position, as torchvision's `RandomResizedCrop`, or a shift (`pad_px`).
+
+    A `crop_area` of (1, 1) disables random crops. For a model that squashes or pads its images, the whole image is then used,
+    as in evaluation.
 
     >>> random_crop_params(64, 48, AugmentConfig(crop_area=(0.25, 0.5)), np.random.default_rng(0))
     CropParams(box=(0, 10, 27, 46), flipped=False)
@@ -98,7 +107,8 @@ def random_crop_params(
         height: of the image, in pixels.
         augment: the settings.
         generator: source of randomness.
-        image_px: size of the model's input; only used with `pad_px`.
+        image_px: size of the model's input; only used with `pad_px` and for padded images.
+        mode: how images are fitted to the shape of the model's input (`PixelConfig.resize`).
     """
     flipped = bool(generator.random() < augment.flip)
     if augment.pad_px:
@@ -106,6 +116,8 @@ def random_crop_params(
         right, down = generator.integers(-augment.pad_px, augment.pad_px, size=2, endpoint=True)
         left, upper = round(int(right) * width / columns), round(int(down) * height / rows)
         return CropParams((left, upper, left + width, upper + height), flipped)
+    if augment.crop_area[0] == 1 and mode != "crop":
+        return CropParams((0, 0, width, height) if mode == "squash" else _padded_box(width, height, image_px), flipped)
     low, high = (math.log(ratio) for ratio in augment.crop_ratio)
     for _ in range(10):
         area = (
@@ -120,6 +132,15 @@ def random_crop_params(
     side = min(width, height)  # The image is very long: take its center.
     left, upper = (width - side) // 2, (height - side) // 2
     return CropParams((left, upper, left + side, upper + side), flipped)
+
+
+def _padded_box(width: int, height: int, image_px: Pixels) -> tuple[int, int, int, int]:
+    """Return the smallest box around an image with the aspect ratio of the model's input."""
+    rows, columns = height_width(image_px)
+    scale = max(height / rows, width / columns)
+    new_width, new_height = max(width, round(columns * scale)), max(height, round(rows * scale))
+    left, upper = -((new_width - width) // 2), -((new_height - height) // 2)
+    return (left, upper, left + new_width, upper + new_height)
 
 
 def random_color_params(augment: AugmentConfig, generator: np.random.Generator, *, image_px: Pixels) -> ColorParams:
@@ -142,9 +163,14 @@ def training_pixels(
     config: PixelConfig,
     colors: ColorParams | None = None,
 ) -> UInt8[ndarray, "3 H W"]:
-    """Crop and resize an image to the model's input, as torchvision's `resized_crop`, and apply the color changes."""
+    """Crop and resize an image to the model's input, as torchvision's `resized_crop`, and apply the color changes.
+
+    Pixels of the crop outside the image have the `pad_color` of the config, which is black by default.
+    """
     height, width = height_width(image_px)
-    pixels = resize(_crop(image, crop.box), height, width, interpolation=config.interpolation)  # (3, H, W)
+    pixels = resize(
+        _crop(image, crop.box, config.pad_color), height, width, interpolation=config.interpolation
+    )  # (3, H, W)
     if colors is not None and colors.changes_colors():
         pixels = _adjust_colors(pixels, colors)
     if crop.flipped:
@@ -155,13 +181,15 @@ def training_pixels(
     return pixels
 
 
-def _crop(image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int]) -> UInt8[ndarray, "H3 W3 3"]:
+def _crop(
+    image: UInt8[ndarray, "H2 W2 3"], box: tuple[int, int, int, int], pad_color: tuple[int, int, int]
+) -> UInt8[ndarray, "H3 W3 3"]:
     left, upper, right, lower = box
     height, width = image.shape[:2]
     inside = image[max(upper, 0) : lower, max(left, 0) : right]
     if left >= 0 and upper >= 0 and right <= width and lower <= height:
         return inside
-    canvas = np.zeros((lower - upper, right - left, 3), dtype=np.uint8)
+    canvas = np.full((lower - upper, right - left, 3), pad_color, dtype=np.uint8)
     top, start = max(-upper, 0), max(-left, 0)
     canvas[top : top + inside.shape[0], start : start + inside.shape[1]] = inside
     return canvas

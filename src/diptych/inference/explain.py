@@ -16,17 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diptych.bundle.folder import require_bundle
+from diptych.core.errors import ConfigError
 from diptych.core.lists import check_not_empty
 from diptych.core.sample import ImageInput
 from diptych.images.sheet import SheetRow, contact_sheet
 from diptych.images.tensors import normalize
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
+from diptych.models.config import ImageConfig, ViTConfig
 from diptych.models.convnet import ConvNet
 from diptych.models.int8 import Int8Linear
 from diptych.models.layers import Attention
 from diptych.models.modified_resnet import ModifiedResNet
-from diptych.models.vision_transformer import VisionTransformer
+from diptych.models.timm_tower import TimmTower
+from diptych.models.vision_transformer import EmbeddingPool, VisionTransformer
 
 _COLD, _HOT = (0.05, 0.15, 0.6), (1.0, 0.25, 0.0)
 """RGB colors of heat 0 and heat 1."""
@@ -81,7 +84,7 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
 
     Raises:
         DiptychError: there is no text.
-        ConfigError: the model is an ONNX export.
+        ConfigError: the model is an ONNX export, or it has a timm image tower.
     """
     check_not_empty(texts, "text")
     bundle = require_bundle(embedder.bundle, "a heat map")
@@ -94,9 +97,7 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
         batch.requires_grad_()  # Gradients must flow even if all parameters are frozen.
         cosine = text_emb @ model.encode_image(batch)[0]
         maps = [to_map(torch.autograd.grad(score, recorded, retain_graph=True)) for score in _contrasts(cosine)]
-    heat = functional.interpolate(
-        torch.stack(maps)[:, None], size=pixels.shape[1:], mode="bicubic", align_corners=False
-    )[:, 0]
+    heat = _at_full_size(torch.stack(maps), bundle.config.image, pixels.shape[1:])
     heat = heat - heat.amin(dim=(1, 2), keepdim=True)
     heat = heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
     return Explanation(
@@ -105,6 +106,14 @@ def explain_pixels(embedder: Embedder, pixels: UInt8[ndarray, "3 H W"], texts: S
         cosine=cosine.detach().cpu().numpy(),
         heat=heat.detach().float().cpu().numpy(),
     )
+
+
+def _at_full_size(maps: Float[Tensor, "X R C"], image: ImageConfig, size: tuple[int, ...]) -> Float[Tensor, "X H W"]:
+    """Return the maps at the size of the image. Edge pixels outside all patches have the value of the nearest covered pixel."""
+    covered = image.covered_px if isinstance(image, ViTConfig) else size
+    heat = functional.interpolate(maps[:, None], size=covered, mode="bicubic", align_corners=False)
+    rest = (0, size[1] - covered[1], 0, size[0] - covered[0])
+    return functional.pad(heat, rest, mode="replicate")[:, 0] if any(rest) else heat[:, 0]
 
 
 def _copy_in_float32(model: CLIP) -> CLIP:
@@ -146,7 +155,7 @@ def _relevance(layers: list[Float[Tensor, "_ _"]], tower: VisionTransformer) -> 
     for attention in layers:
         if attention.shape[0] == num:
             relevance = relevance + attention @ relevance
-        else:  # One query: the class token in the last block, with a residual connection, or the query of `AttentionPool`.
+        else:  # One query: the class token in the last block, with a residual connection, or the query of a pool.
             relevance = attention @ relevance + (relevance[:1] if tower.config.pooling == "cls" else 0)  # 1 T
     extra = tower.config.num_extra_tokens
     pooled = relevance.mean(dim=0) if relevance.shape[0] == num else relevance[0]
@@ -162,9 +171,11 @@ def _record(tower: nn.Module) -> tuple[list[Tensor], Callable[[Sequence[Tensor]]
     recorded: list[Tensor] = []
     if isinstance(tower, VisionTransformer):
         for module in tower.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | EmbeddingPool):
                 module.hook = recorded.append
         return recorded, lambda grads: _relevance(list(map(_positive_attention, recorded, grads)), tower)
+    if isinstance(tower, TimmTower):
+        raise ConfigError(f"there is no heat map for timm towers; this image tower is {tower.config.name}")
     assert isinstance(tower, ModifiedResNet | ConvNet)
     tower.stages[-1].register_forward_hook(lambda _module, _inputs, output: recorded.append(output))
     return recorded, lambda grads: _grad_cam(recorded[0], grads[0])

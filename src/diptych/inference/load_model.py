@@ -6,6 +6,7 @@ import torch
 
 from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
+from diptych.bundle.weights_facts import Pooling, WeightsChoice
 from diptych.core.errors import ConfigError
 from diptych.core.precision import InferencePrecision
 from diptych.cpu import linear
@@ -13,8 +14,9 @@ from diptych.device.hardware import choose_device, cpu_has, has_fast_int8
 from diptych.device.precision import DTYPES, lacks_bf16
 from diptych.images.transforms import Pixels
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, ConvNetConfig
+from diptych.models.config import Activation
 from diptych.models.int8 import to_int8
+from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 
 
@@ -26,6 +28,11 @@ def load_model(
     activation: Activation | None,
     preset: str | None,
     image_px: Pixels | None,
+    weights: WeightsChoice | None = None,
+    heads: tuple[int, ...] | None = None,
+    pooling: tuple[Pooling, ...] | None = None,
+    is_causal: bool | None = None,
+    progress: bool = True,
 ) -> tuple[Bundle, tuple[str, ...] | None]:
     """Open a model (`open_bundle`), convert it to a precision and move it to a device.
 
@@ -38,7 +45,17 @@ def load_model(
     """
     selected = choose_device(device)
     _check_precision(precision, selected)
-    bundle = open_bundle(path, activation=activation, preset=preset, image_px=image_px)
+    bundle = open_bundle(
+        path,
+        activation=activation,
+        preset=preset,
+        image_px=image_px,
+        weights=weights,
+        heads=heads,
+        pooling=pooling,
+        is_causal=is_causal,
+        progress=progress,
+    )
     identities = None
     if precision != "fp32":
         identities = bundle.identities()  # Before the weights are converted.
@@ -71,8 +88,14 @@ def _convert(model: CLIP, precision: InferencePrecision) -> None:
         model.convert(DTYPES[precision])
         return
     if not isinstance(model.image_tower, VisionTransformer):
-        tower = "convolutional network" if isinstance(model.config.image, ConvNetConfig) else "ResNet"
+        tower = {"convnet": "a convolutional network", "resnet": "a ResNet", "timm": "a timm model"}[
+            model.config.image.kind
+        ]
         raise ConfigError(
-            f"int8 is for vision transformers, and this image tower is a {tower}; its ONNX export can be int8"
+            f"int8 is for vision transformers, and this image tower is {tower}; its ONNX export can be int8"
+        )
+    if not isinstance(model.text_tower, TextTransformer):
+        raise ConfigError(
+            "int8 is for Diptych's own text towers, and this one is a transformers model; its ONNX export can be int8"
         )
     to_int8(model)

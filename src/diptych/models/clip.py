@@ -15,12 +15,26 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from diptych.core.errors import ConfigError
-from diptych.models.config import STAGED, CLIPConfig, ConvNetConfig, ImageConfig, ResNetConfig, ViTConfig, reads
+from diptych.models.config import (
+    STAGED,
+    CLIPConfig,
+    ConvNetConfig,
+    ImageConfig,
+    ResNetConfig,
+    TextConfig,
+    TextTowerConfig,
+    TimmConfig,
+    TransformersConfig,
+    ViTConfig,
+    reads,
+)
 from diptych.models.convnet import ConvNet
 from diptych.models.modified_resnet import ModifiedResNet
 from diptych.models.packing import PackedTexts
 from diptych.models.prefix_tree import PrefixTree
 from diptych.models.text_transformer import TextTransformer
+from diptych.models.timm_tower import BATCH_NORMS, TimmTower
+from diptych.models.transformers_tower import TransformersTower
 from diptych.models.vision_transformer import VisionTransformer
 
 MAX_LOGIT_SCALE = 100.0
@@ -69,7 +83,7 @@ class CLIP(nn.Module):
         super().__init__()
         self.config = config
         self.image_tower = image_tower(config.image, config.embed_dim)
-        self.text_tower = TextTransformer(config.text, config.embed_dim)
+        self.text_tower = text_tower(config.text, config.embed_dim)
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(config.init_temperature)))
         bias = config.init_logit_bias
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
@@ -83,6 +97,7 @@ class CLIP(nn.Module):
         """
         model = cls.without_memory(config)
         model.load_state_dict(weights, assign=True)
+        model.fill_buffers()
         return model.eval()
 
     @classmethod
@@ -90,6 +105,15 @@ class CLIP(nn.Module):
         """A model on PyTorch's `meta` device, which has names and shapes but no data."""
         with torch.device("meta"), _SkipInit():
             return cls(config)
+
+    def fill_buffers(self) -> None:
+        """Compute the buffers of timm and transformers towers that weights files do not contain.
+
+        Call this method after loading weights into a model that was built with `without_memory`.
+        """
+        for tower in (self.image_tower, self.text_tower):
+            if isinstance(tower, TimmTower | TransformersTower):
+                tower.fill_buffers()
 
     @property
     def logit_scale(self) -> Float[Tensor, ""]:
@@ -122,6 +146,7 @@ class CLIP(nn.Module):
 
     def encode_text_tree(self, tree: PrefixTree) -> Float[Tensor, "U E"]:
         """Embeddings of unit length of the texts of a prefix tree. `text_tower.supports_prefix_sharing` must be True."""
+        assert isinstance(self.text_tower, TextTransformer)
         return functional.normalize(self.text_tower.along_tree(tree).float(), dim=-1)
 
     def forward(
@@ -142,28 +167,57 @@ class CLIP(nn.Module):
         """Enable or disable recomputation of activations in the backward pass: less memory, a third more time.
 
         Raises:
-            ConfigError: the image tower has batch norms, whose running statistics would include every batch twice.
+            ConfigError: the image tower has batch norms, whose running statistics would include every batch twice, or another
+                library does not support it for its tower.
         """
         if enabled and isinstance(self.config.image, STAGED):
             raise ConfigError(
                 "gradient checkpointing needs transformers; model.image uses convolutions with batch norms"
             )
-        self.text_tower.transformer.gradient_checkpointing = enabled
-        if isinstance(self.image_tower, VisionTransformer):
-            self.image_tower.transformer.gradient_checkpointing = enabled
+        for tower in (self.image_tower, self.text_tower):
+            if isinstance(tower, VisionTransformer | TextTransformer):
+                tower.transformer.gradient_checkpointing = enabled
+            elif isinstance(tower, TimmTower | TransformersTower):
+                tower.set_gradient_checkpointing(enabled)
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        tower = self.text_tower
+        return (tower.transformer if isinstance(tower, TextTransformer) else tower).gradient_checkpointing
 
     @torch.no_grad()
     def convert(self, dtype: torch.dtype) -> "CLIP":
-        """Convert the weights to `dtype` in place and return the model. Norms, temperature and logit bias stay float32."""
+        """Convert the weights to `dtype` in place and return the model. Temperature and logit bias stay float32.
+
+        Norms of Diptych's own towers also stay float32. Norms of other libraries are converted, because they need weights of
+        the same dtype as their input.
+        """
+        others = [t for t in (self.image_tower, self.text_tower) if isinstance(t, TimmTower | TransformersTower)]
+        converted = {module for tower in others for module in tower.modules()}
         for module in self.modules():
-            if module is self or isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm):
+            is_norm = isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.GroupNorm)
+            if module is self or (is_norm and module not in converted):
                 continue
+            if module in converted and isinstance(module, BATCH_NORMS):
+                module.to(dtype)
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
         return self
 
 
-def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet | ConvNet:
+def text_tower(config: TextTowerConfig, embed_dim: int) -> TextTransformer | TransformersTower:
+    """Build the text tower of this config, with random weights."""
+    match config:
+        case TextConfig():
+            return TextTransformer(config, embed_dim)
+        case TransformersConfig():
+            return TransformersTower(config, embed_dim)
+        case _:
+            assert_never(config)
+
+
+def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet | ConvNet | TimmTower:
     """Build the image tower of this config, with random weights."""
     match config:
         case ViTConfig():
@@ -172,5 +226,7 @@ def image_tower(config: ImageConfig, embed_dim: int) -> VisionTransformer | Modi
             return ModifiedResNet(config, embed_dim)
         case ConvNetConfig():
             return ConvNet(config, embed_dim)
+        case TimmConfig():
+            return TimmTower(config, embed_dim)
         case _:
             assert_never(config)

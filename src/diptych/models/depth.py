@@ -2,19 +2,22 @@
 
 A layer is a transformer block, or a stage of a ResNet or a convolutional network. Layer i (from 0) has depth i + 1. Depth 0 is
 everything before the first layer: stem, class token, position and token embeddings. Pooling, norm and projection follow the
-last layer; their depth is the number of layers plus 1. The temperature and the logit bias belong to neither tower.
+last layer; their depth is the number of layers plus 1. The layers of a timm model are the groups that timm uses for layer-wise
+learning rates; the layers of a transformers encoder are its blocks. Temperature and logit bias belong to neither tower.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
 
-from diptych.models.config import STAGED, CLIPConfig
+from diptych.models.config import STAGED, CLIPConfig, TimmConfig, TransformersConfig
+from diptych.models.timm_tower import timm_facts
+from diptych.models.transformers_tower import text_facts
 
 Tower: TypeAlias = Literal["image", "text"]
 
 _TOWERS: dict[str, Tower] = {"image_tower": "image", "text_tower": "text"}
 
 _PARTS = {
-    **dict.fromkeys(("stem", "class_emb", "token_emb", "position_emb", "norm_pre"), "before"),
+    **dict.fromkeys(("stem", "class_emb", "token_emb", "position_emb", "appended_emb", "norm_pre"), "before"),
     **dict.fromkeys(("conv_1", "norm_1", "conv_2", "norm_2", "conv_3", "norm_3"), "before"),  # The stem of a ResNet.
     **dict.fromkeys(("transformer", "stages"), "layers"),
     **dict.fromkeys(("norm_post", "projection", "pool"), "after"),
@@ -61,6 +64,9 @@ def locate_parameter(name: str, config: CLIPConfig) -> LayerLocation | None:
         return None
     tower = _TOWERS[head]
     num_layers = num_layers_of(tower, config)
+    depths = _third_party_depths(tower, config)
+    if depths is not None:
+        return LayerLocation(tower, _third_party_depth(path, depths, num_layers), num_layers)
     match _PARTS[path[0]]:
         case "before":
             depth = 0
@@ -78,6 +84,28 @@ def num_layers_of(tower: Tower, config: CLIPConfig) -> int:
     >>> num_layers_of("image", CLIPConfig(image=ResNetConfig()))
     4
     """
+    image, text = config.image, config.text
     if tower == "text":
-        return config.text.layers
-    return len(config.image.layers) if isinstance(config.image, STAGED) else config.image.layers
+        return text_facts(text).num_layers if isinstance(text, TransformersConfig) else text.layers
+    if isinstance(image, TimmConfig):
+        return timm_facts(image, config.embed_dim).num_layers
+    return len(image.layers) if isinstance(image, STAGED) else image.layers
+
+
+def _third_party_depths(tower: Tower, config: CLIPConfig) -> dict[str, int] | None:
+    """Return the depth of each parameter of a timm or transformers tower by name; None for Diptych's own towers."""
+    if tower == "image":
+        return timm_facts(config.image, config.embed_dim).depths if isinstance(config.image, TimmConfig) else None
+    return text_facts(config.text).depths if isinstance(config.text, TransformersConfig) else None
+
+
+def _third_party_depth(path: list[str], depths: dict[str, int], num_layers: int) -> int:
+    """Return the depth of a parameter, buffer or module in a tower. A buffer has the depth of its module's parameters."""
+    if path[:1] != ["model"]:
+        return num_layers + 1  # The projection.
+    name = ".".join(path[1:])
+    for prefix in (name, name.rpartition(".")[0]):
+        found = [depth for known, depth in depths.items() if known == prefix or known.startswith(f"{prefix}.")]
+        if found:
+            return max(found) if name == prefix else min(found)
+    return num_layers + 1

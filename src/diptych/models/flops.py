@@ -8,7 +8,8 @@ The count is what the model requires, not what a kernel does. Texts have their r
 of a query and a key at the same or an earlier position. If a tower pools one token, the last block computes only that token,
 with one query per sequence (`single_query.py`). The count excludes operations that are repeated to save memory (gradient
 checkpointing, micro-batches, attention scores in the backward pass), padding, element-wise operations, the optimizer, the batch
-accuracies and a teacher.
+accuracies and a teacher. The operations of timm and transformers towers are counted on the `meta` device; for text encoders,
+they are modeled as a quadratic function of the text length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.images.transforms import height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import CLIPConfig, ConvNetConfig, ResNetConfig, TextConfig, ViTConfig
-from diptych.models.depth import locate_parameter
+from diptych.models.config import (
+    CLIPConfig,
+    ConvNetConfig,
+    ResNetConfig,
+    TextConfig,
+    TimmConfig,
+    TransformersConfig,
+    ViTConfig,
+)
+from diptych.models.depth import locate_parameter, num_layers_of
 from diptych.models.layers import hidden_width
 
 Frozen: TypeAlias = int | Literal["all"] | None
@@ -79,17 +88,12 @@ def step_flops(
     >>> round(step_flops(preset("vit-b-32"), num_images=1024, text_lengths=[14] * 1024) / 1024 / 1e9, 1)
     27.1
     """
-    text = config.text
-    lengths = torch.as_tensor(text_lengths, dtype=torch.int64)
-    if text.layout == "siglip":  # It attends to padding.
-        lengths = torch.full_like(lengths, text.context_length)
-    squares = int((lengths * lengths).sum())
-    num, tokens = len(lengths), int(lengths.sum())
-    texts = _Sequences(num, tokens, (squares + tokens) // 2 if text.is_causal else squares)
-    total = sum(part.operations(frozen_text) for part in _text_parts(text, config.embed_dim, texts))
+    total = _text_operations(config, torch.as_tensor(text_lengths, dtype=torch.int64), frozen_text)
     if isinstance(config.image, ViTConfig):
         image_parts = _image_parts(config.image, config.embed_dim, num_images)
         total += sum(part.operations(frozen_image) for part in image_parts)
+    elif isinstance(config.image, TimmConfig):
+        total += num_images * _timm_operations(config.image, config.embed_dim, frozen_image)
     else:
         total += num_images * _staged_operations(config.image, config.embed_dim, frozen_image, image_px)
     return total + 6 * num_images * (num_images if num_candidates is None else num_candidates) * config.embed_dim
@@ -104,24 +108,53 @@ def nominal_flops(config: CLIPConfig, *, num_images: int) -> int:
     >>> round(nominal_flops(preset("vit-b-32"), num_images=1) / 3 / 1e9, 2)  # The tables of open_clip have 14.78.
     14.78
     """
-    length = config.text.context_length
-    texts = _Sequences(1, length, length * length)
-    parts = _text_parts(config.text, config.embed_dim, texts, is_pooled=False)
-    total = sum(2 * 3 * part.multiply_adds for part in parts)
+    text, length = config.text, config.text.context_length
+    if isinstance(text, TransformersConfig):
+        total = 3 * _text_operations(config, torch.tensor([length]), "all")
+    else:
+        parts = _text_parts(text, config.embed_dim, _Sequences(1, length, length * length), is_pooled=False)
+        total = sum(2 * 3 * part.multiply_adds for part in parts)
     if isinstance(config.image, ViTConfig):
         image_parts = _image_parts(config.image, config.embed_dim, 1, is_nominal=True)
         total += sum(2 * 3 * part.multiply_adds for part in image_parts)
+    elif isinstance(config.image, TimmConfig):
+        total += 3 * _timm_operations(config.image, config.embed_dim, "all")
     else:
         total += 3 * _staged_operations(config.image, config.embed_dim, "all", None)
     return num_images * total
+
+
+def _text_operations(config: CLIPConfig, lengths: Tensor, frozen: Frozen) -> int:
+    """Operations of the text tower for texts of these lengths, forward and backward."""
+    text = config.text
+    if not isinstance(text, TransformersConfig) and text.layout == "siglip":  # It attends to padding.
+        lengths = torch.full_like(lengths, text.context_length)
+    num, tokens, squares = len(lengths), int(lengths.sum()), int((lengths * lengths).sum())
+    if isinstance(text, TransformersConfig):
+        one, two, three = (_encoder_operations(text, config.embed_dim, frozen, length) for length in (1, 2, 3))
+        twice_square = three - 2 * two + one
+        linear = two - one - 3 * twice_square // 2
+        return num * (one - linear - twice_square // 2) + tokens * linear + squares * twice_square // 2
+    texts = _Sequences(num, tokens, (squares + tokens) // 2 if text.is_causal else squares)
+    return sum(part.operations(frozen) for part in _text_parts(text, config.embed_dim, texts))
 
 
 def _text_parts(
     config: TextConfig, embed_dim: int, texts: _Sequences, *, is_pooled: bool | None = None
 ) -> Iterator[_Part]:
     is_pooled = config.pooling != "mean" if is_pooled is None else is_pooled
+    if config.pooling == "appended":
+        texts = _with_one_more(texts)
     yield from _blocks(config, texts, is_pooled=is_pooled)
-    yield _Part(config.layers + 1, texts.num * config.width * embed_dim)
+    if config.pooling == "appended":  # In the other blocks, the appended token is one more query per text.
+        yield from (_Part(depth, _pooled(config, texts)) for depth in range(1, config.layers + (not is_pooled)))
+    if config.has_projection:
+        yield _Part(config.layers + 1, texts.num * config.width * embed_dim)
+
+
+def _with_one_more(texts: _Sequences) -> _Sequences:
+    """Return the sequences that an appended token attends to: each text and one more position."""
+    return _Sequences(texts.num, texts.tokens + texts.num, texts.pairs + texts.tokens + texts.num)
 
 
 def _image_parts(config: ViTConfig, embed_dim: int, num: int, *, is_nominal: bool = False) -> Iterator[_Part]:
@@ -134,8 +167,12 @@ def _image_parts(config: ViTConfig, embed_dim: int, num: int, *, is_nominal: boo
     after = config.layers + 1
     if config.pooling == "attention":
         yield _Part(after, _pooled(config, images))
+    if config.pooling == "coca":
+        heads = config.pool_heads or config.heads
+        yield _Part(after, num * (embed_dim + 2 * config.width) * embed_dim + 2 * images.tokens * heads * config.width)
+        yield _Part(after, embed_dim * embed_dim)  # The query is the same for all images.
     if config.layout != "siglip":
-        yield _Part(after, num * config.width * embed_dim)
+        yield _Part(after, num * (embed_dim if config.pooling == "coca" else config.width) * embed_dim)
 
 
 def _stem(config: ViTConfig, num: int) -> Iterator[_Part]:
@@ -175,14 +212,41 @@ def _staged_operations(
     """Operations of a convolutional tower for one image, forward and backward, counted on the `meta` device."""
     whole = CLIPConfig(embed_dim=embed_dim, image=config)
     size = height_width(config.image_px) if image_px is None else (image_px, image_px)
-    tower = CLIP.without_memory(whole).image_tower
     pixels = torch.empty(2, 3, *size, device="meta")  # Two, because batch norms need more than one value per channel.
-    for name, parameter in tower.named_parameters():
-        location = locate_parameter(f"image_tower.{name}", whole)
+    return _counted(whole, "image_tower", frozen, pixels) // len(pixels)
+
+
+@lru_cache(maxsize=64)
+def _timm_operations(config: TimmConfig, embed_dim: int, frozen: Frozen) -> int:
+    """Operations of a timm tower for one image: three times the forward pass, less an equal share for each frozen layer.
+
+    The backward pass is not counted on the `meta` device, because PyTorch's counter treats grouped convolutions as dense.
+    """
+    whole = CLIPConfig(embed_dim=embed_dim, image=config)
+    pixels = torch.empty(1, 3, *height_width(config.image_px), device="meta")
+    forward = _counted(whole, "image_tower", "all", pixels)
+    num_layers = num_layers_of("image", whole)
+    num_trained = 0 if frozen == "all" else num_layers - (frozen or 0)
+    return forward + 2 * forward * num_trained // num_layers
+
+
+@lru_cache(maxsize=64)
+def _encoder_operations(config: TransformersConfig, embed_dim: int, frozen: Frozen, length: int) -> int:
+    """Operations of a transformers encoder for one text, forward and backward, counted on the `meta` device."""
+    whole = CLIPConfig(embed_dim=embed_dim, text=config)
+    ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
+    return _counted(whole, "text_tower", frozen, ids, torch.tensor([length]))
+
+
+def _counted(config: CLIPConfig, name: str, frozen: Frozen, *inputs: Tensor) -> int:
+    tower = CLIP.without_memory(config).get_submodule(name)
+    for parameter_name, parameter in tower.named_parameters():
+        location = locate_parameter(f"{name}.{parameter_name}", config)
         assert location is not None
         parameter.requires_grad_(frozen != "all" and (frozen is None or location.depth > frozen))
+    tower.train(name == "text_tower" or frozen != "all")
     with FlopCounterMode(display=False) as counted:
-        out = tower.train()(pixels)
+        out = tower(*inputs)
         if out.requires_grad:
             out.sum().backward()
-    return counted.get_total_flops() // len(pixels)
+    return counted.get_total_flops()

@@ -51,6 +51,8 @@ def norm_eps(config: ViTConfig | TextConfig) -> float:
     >>> norm_eps(TextConfig()), norm_eps(TextConfig(layout="siglip"))
     (1e-05, 1e-06)
     """
+    if config.norm_eps is not None:
+        return config.norm_eps
     return 1e-6 if config.layout == "siglip" else 1e-5
 
 
@@ -141,6 +143,12 @@ class Block(nn.Module):
         normed = self.norm_1(x)
         return self._add_and_mlp(x[token_idx], self.attention.pooled(normed[token_idx], normed, layout))
 
+    def appended(
+        self, token: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout
+    ) -> Float[Tensor, "S W"]:
+        """Return one more token per sequence after this block. It attends to the whole sequence; no token attends to it."""
+        return self._add_and_mlp(token, self.attention.pooled(self.norm_1(token), self.norm_1(x), layout))
+
     def along_paths(
         self, x: Float[Tensor, "N W"], nodes: Int64[Tensor, " A"], paths: AncestorIds
     ) -> Float[Tensor, "A W"]:
@@ -180,6 +188,18 @@ class Transformer(nn.Module):
         x = self._run_blocks(body, x, layout, is_causal=is_causal)
         assert isinstance(last, Block)
         return last.pooled(x, layout, token_idx)
+
+    def appended(
+        self, token: Float[Tensor, "S W"], x: Float[Tensor, "N W"], layout: SequenceLayout, *, is_causal: bool
+    ) -> Float[Tensor, "S W"]:
+        """Return one more token per sequence after the last block; see `Block.appended`."""
+        *body, last = self.blocks
+        for block in body:
+            assert isinstance(block, Block)
+            token = block.appended(token, x, layout)
+            x = self._run_blocks([block], x, layout, is_causal=is_causal)
+        assert isinstance(last, Block)
+        return last.appended(token, x, layout)
 
     def _run_blocks(self, blocks: Iterable[nn.Module], x: Tensor, layout: SequenceLayout, *, is_causal: bool) -> Tensor:
         for block in blocks:

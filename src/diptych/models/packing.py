@@ -17,7 +17,7 @@ from diptych.core.errors import DataError
 from diptych.device.packed_texts import PackedTexts, PackingSpec, num_parts, pack_texts
 from diptych.models import attention
 from diptych.models.attention import LengthBucket, SequenceLayout
-from diptych.models.config import TextConfig
+from diptych.models.config import TextConfig, TextTowerConfig
 
 __all__ = [
     "PackedTexts",
@@ -145,10 +145,11 @@ def layout_of(packing: Packing | PackedTexts) -> SequenceLayout:
     )
 
 
-def packing_spec(config: TextConfig, device: torch.device, *, micro_batch: int | None) -> PackingSpec | None:
+def packing_spec(config: TextTowerConfig, device: torch.device, *, micro_batch: int | None) -> PackingSpec | None:
     """How texts should be packed for a text tower on `device`; None if the tower packs them by itself.
 
-    That is the case on a CPU, where it shares prefixes, and in SigLIP's layout, in which all texts have the context length.
+    The result is None on a CPU, where the tower shares prefixes; in SigLIP's layout, where all texts have the context length;
+    for a tower with an appended token; and for transformers encoders, which need padded texts and a mask.
 
     Args:
         config: config of the tower.
@@ -158,6 +159,7 @@ def packing_spec(config: TextConfig, device: torch.device, *, micro_batch: int |
     >>> packing_spec(TextConfig(), torch.device("cpu"), micro_batch=None) is None
     True
     """
-    if device.type in attention.BUCKETED_DEVICES or config.layout == "siglip":
+    packs_itself = not isinstance(config, TextConfig) or config.layout == "siglip" or config.pooling == "appended"
+    if device.type in attention.BUCKETED_DEVICES or packs_itself:
         return None
     return PackingSpec(context_length=config.context_length, micro_batch=micro_batch)

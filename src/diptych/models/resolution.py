@@ -7,8 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from diptych.images.transforms import Pixels
+from diptych.core.errors import ConfigError
+from diptych.images.transforms import Pixels, height_width
 from diptych.models.clip import CLIP
+from diptych.models.config import TimmConfig
 
 
 def at_resolution(model: CLIP, image_px: Pixels) -> CLIP:
@@ -20,15 +22,30 @@ def at_resolution(model: CLIP, image_px: Pixels) -> CLIP:
     Raises:
         ConfigError: the image size is not a multiple of the patch size or stride.
     """
-    image = replace(model.config.image, image_px=image_px)
+    before, image = model.config.image, replace(model.config.image, image_px=image_px)
+    if isinstance(image, TimmConfig) or isinstance(before, TimmConfig):
+        return _timm_at_resolution(model, image_px)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name in ("image_tower.position_emb", "image_tower.pool.position_emb"):
         if name in weights:
-            num_extra = len(weights[name]) - model.config.image.grid[0] * model.config.image.grid[1]
-            weights[name] = resize_positions(
-                weights[name], before=model.config.image.grid, after=image.grid, num_extra=num_extra
-            )
-    return CLIP.from_weights(replace(model.config, image=image), weights).train(model.training)
+            num_extra = len(weights[name]) - before.grid[0] * before.grid[1]
+            weights[name] = resize_positions(weights[name], before=before.grid, after=image.grid, num_extra=num_extra)
+    pixels = model.config.pixels
+    if pixels.resize_px is not None:  # Crop the same fraction of the image.
+        short, new_short = (min(height_width(px)) for px in (before.image_px, image_px))
+        pixels = replace(pixels, resize_px=round(pixels.resize_px * new_short / short))
+    return CLIP.from_weights(replace(model.config, image=image, pixels=pixels), weights).train(model.training)
+
+
+def _timm_at_resolution(model: CLIP, image_px: Pixels) -> CLIP:
+    config = replace(model.config, image=replace(model.config.image, image_px=image_px))
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        return CLIP.from_weights(config, weights).train(model.training)
+    except RuntimeError:
+        raise ConfigError(
+            f"the image tower has position embeddings for {model.config.image.image_px} px and does not support {image_px} px"
+        ) from None
 
 
 def resize_positions(

@@ -8,9 +8,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from diptych.images.transforms import height_width
-from diptych.models.clip import image_tower
-from diptych.models.config import STAGED, CLIPConfig, ImageConfig, TextConfig
-from diptych.models.text_transformer import TextTransformer
+from diptych.models.clip import image_tower, text_tower
+from diptych.models.config import (
+    CLIPConfig,
+    ImageConfig,
+    TextConfig,
+    TextTowerConfig,
+    TransformersConfig,
+    ViTConfig,
+)
 
 _FEW, _MORE = 2, 3
 """Numbers of layers that are measured. Others are extrapolated, because all inner layers have the same cost."""
@@ -50,21 +56,21 @@ def model_size(config: CLIPConfig) -> ModelSize:
     )
 
 
-def _cache_key(tower: ImageConfig | TextConfig) -> ImageConfig | TextConfig:
+def _cache_key(tower: ImageConfig | TextTowerConfig) -> ImageConfig | TextTowerConfig:
     """The tower with a fixed activation, which does not change its size: towers that differ in it are counted once."""
-    return tower if isinstance(tower, STAGED) else replace(tower, activation="gelu")
+    return replace(tower, activation="gelu") if isinstance(tower, ViTConfig | TextConfig) else tower
 
 
 @lru_cache
-def _count(tower: ImageConfig | TextConfig, embed_dim: int) -> _Count:
-    if not isinstance(tower, STAGED) and tower.layers > _MORE:
+def _count(tower: ImageConfig | TextTowerConfig, embed_dim: int) -> _Count:
+    if isinstance(tower, ViTConfig | TextConfig) and tower.layers > _MORE:
         few, more = (_count(replace(tower, layers=layers), embed_dim) for layers in (_FEW, _MORE))
         num_other = tower.layers - _FEW
         return _Count(*(a + num_other * (b - a) for a, b in zip(few, more, strict=True)))
     inputs: tuple[torch.Tensor, ...]
     with torch.device("meta"):
-        if isinstance(tower, TextConfig):
-            module: torch.nn.Module = TextTransformer(tower, embed_dim)
+        if isinstance(tower, TextConfig | TransformersConfig):
+            module: torch.nn.Module = text_tower(tower, embed_dim)
             length = tower.context_length
             inputs = (torch.empty(1, length, dtype=torch.int64), torch.tensor([length], device="cpu"))
         else:

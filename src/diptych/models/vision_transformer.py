@@ -1,6 +1,7 @@
 """The image tower as a vision transformer.
 
-Shapes: B batch, H W pixels, N patches, K patches kept by dropout, D width, T tokens of an image, E embedding.
+Shapes: B batch, H W pixels, N patches, K patches kept by dropout, D width, T tokens of an image, P width
+of the pooled vector, E embedding.
 """
 
 from itertools import pairwise
@@ -10,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diptych.images.transforms import Pixels, height_width
-from diptych.models.attention import LengthBucket, SequenceLayout
+from diptych.models.attention import LengthBucket, SequenceLayout, attend_pooled
 from diptych.models.config import ViTConfig
 from diptych.models.layers import MLP, Attention, LayerNorm, Transformer, init_attention, init_mlp, norm_eps, normal
+from diptych.models.single_query import AttentionHook
 
 
 class PatchStem(nn.Module):
@@ -60,11 +62,43 @@ class AttentionPool(nn.Module):
         init_mlp(self.mlp, std=(2 * width) ** -0.5, out_std=(2 * width) ** -0.5)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
-        """One vector per image."""
+        """Return one vector per image."""
         query = self.query.expand(x.shape[0], -1)  # B D
         layout = SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),))
         attended = self.attention.pooled(query, x.flatten(0, 1), layout)
         return attended + self.mlp(self.norm(attended))
+
+
+class EmbeddingPool(nn.Module):
+    """Attention with one learned query over all tokens, in the width of the embedding (CoCa; Yu et al. 2022).
+
+    open_clip's pooling has 256 queries. The output of the first one is the embedding; the others are inputs of a decoder.
+    """
+
+    def __init__(self, config: ViTConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.heads = config.pool_heads or config.heads
+        self.hook: AttentionHook | None = None
+        """If set, called with the attention weights, as in `Attention`."""
+        self.query_emb = normal(embed_dim, std=1.0)
+        self.norm_query = LayerNorm(embed_dim, eps=norm_eps(config))
+        self.norm_token = LayerNorm(config.width, eps=norm_eps(config))
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.key = nn.Linear(config.width, embed_dim)
+        self.value = nn.Linear(config.width, embed_dim)
+        self.out = nn.Linear(embed_dim, embed_dim)
+        for linear in (self.query, self.key, self.value, self.out):
+            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B E"]:
+        """Return one vector per image."""
+        query = self.query(self.norm_query(self.query_emb)).expand(x.shape[0], -1)  # B E
+        tokens = self.norm_token(x).flatten(0, 1)
+        layout = SequenceLayout((LengthBucket(x.shape[0], x.shape[1]),))
+        return self.out(
+            attend_pooled(query, tokens, layout, key=self.key, value=self.value, heads=self.heads, hook=self.hook)
+        )
 
 
 class VisionTransformer(nn.Module):
@@ -77,6 +111,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         width, is_siglip = config.width, config.layout == "siglip"
         self.config = config
+        covered = config.covered_px
+        self._covered_px = None if covered == height_width(config.image_px) else covered
         self.stem = (
             PatchStem(config.patch_px, width, bias=is_siglip)
             if config.stem == "patch"
@@ -85,11 +121,13 @@ class VisionTransformer(nn.Module):
         rows, columns = config.grid
         self.class_emb = normal(width, std=width**-0.5) if config.num_extra_tokens else None
         self.position_emb = normal(config.num_extra_tokens + rows * columns, width, std=width**-0.5)
-        self.norm_pre = nn.Identity() if is_siglip else LayerNorm(width)
+        has_norm_pre = config.has_norm_pre and not is_siglip
+        self.norm_pre = LayerNorm(width, eps=norm_eps(config)) if has_norm_pre else nn.Identity()
         self.transformer = Transformer(config)
-        self.norm_post = LayerNorm(width, eps=norm_eps(config))
-        self.pool = AttentionPool(config) if config.pooling == "attention" else None
-        self.projection = nn.Identity() if is_siglip else nn.Linear(width, embed_dim, bias=False)
+        pooled_width = embed_dim if config.pooling == "coca" else width
+        self.norm_post = LayerNorm(pooled_width, eps=norm_eps(config))
+        self.pool = _pool(config, embed_dim)
+        self.projection = nn.Identity() if is_siglip else nn.Linear(pooled_width, embed_dim, bias=False)
         if isinstance(self.projection, nn.Linear):
             nn.init.normal_(self.projection.weight, std=width**-0.5)
 
@@ -98,6 +136,8 @@ class VisionTransformer(nn.Module):
         return self.projection(self._pooled(self.norm_pre(self._tokens(pixels))))
 
     def _tokens(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
+        if self._covered_px is not None:  # The image size is not a multiple of the patch size.
+            pixels = pixels[:, :, : self._covered_px[0], : self._covered_px[1]]
         patches = self.stem(pixels.to(self.position_emb.dtype))
         extra = self.config.num_extra_tokens
         x: Tensor = self._drop_patches(patches + self.position_emb[extra:])
@@ -115,7 +155,7 @@ class VisionTransformer(nn.Module):
         kept = torch.rand(batch, num, device=patches.device).topk(num_kept, dim=1).indices
         return patches.gather(1, kept[:, :, None].expand(-1, -1, width))
 
-    def _pooled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
+    def _pooled(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B P"]:
         batch, num = x.shape[:2]
         layout, flat = SequenceLayout((LengthBucket(batch, num),)), x.flatten(0, 1)
         if self.config.pooling == "cls":
@@ -123,5 +163,20 @@ class VisionTransformer(nn.Module):
             return self.norm_post(self.transformer.pooled(flat, layout, class_idx, is_causal=False))
         tokens = self.transformer(flat, layout, is_causal=False).unflatten(0, (batch, num))
         if self.pool is None:
-            return self.norm_post(tokens[:, self.config.num_extra_tokens :].mean(dim=1))
+            patches = tokens[:, self.config.num_extra_tokens :]
+            if self.config.norms_before_mean:
+                return self.norm_post(patches).mean(dim=1)
+            return self.norm_post(patches.mean(dim=1))
+        if self.config.pooling == "coca":
+            return self.norm_post(self.pool(tokens))
         return self.pool(self.norm_post(tokens))
+
+
+def _pool(config: ViTConfig, embed_dim: int) -> AttentionPool | EmbeddingPool | None:
+    match config.pooling:
+        case "attention":
+            return AttentionPool(config)
+        case "coca":
+            return EmbeddingPool(config, embed_dim)
+        case _:
+            return None

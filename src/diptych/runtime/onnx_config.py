@@ -14,9 +14,8 @@ from diptych.core.errors import BundleError, ConfigError
 from diptych.core.precision import GraphPrecision
 from diptych.core.settings import from_plain, read_json, settings
 from diptych.models.config import CLIPConfig
+from diptych.tokenizers.load_tokenizer import tokenizer_file
 
-TOKENIZER = "diptych/tokenizer.json"
-"""Path of the bundle's tokenizer file within an ONNX folder."""
 ONNX_FORMAT = 1
 """Version of the format of `ONNX_CONFIG`."""
 MAX_OPSET = 26
@@ -41,6 +40,15 @@ def graph_names(precision: GraphPrecision) -> tuple[str, str]:
     """
     suffix = precision_suffix(precision)
     return f"onnx/vision_model{suffix}.onnx", f"onnx/text_model{suffix}.onnx"
+
+
+def tokenizer_path(config: CLIPConfig) -> str:
+    """Return the path of the bundle's tokenizer file within an ONNX folder.
+
+    >>> tokenizer_path(CLIPConfig())
+    'diptych/tokenizer.json'
+    """
+    return f"diptych/{tokenizer_file(config.text.tokenizer)}"
 
 
 @settings
@@ -75,11 +83,12 @@ class OnnxConfig:
     """Checksum of everything else."""
 
     def __post_init__(self) -> None:
-        needed = {*graph_names(self.precision), TOKENIZER}
+        tokenizer = tokenizer_path(self.model)
+        needed = {*graph_names(self.precision), tokenizer}
         if missing := sorted(needed - self.files.keys()):
             raise ConfigError(f"{ONNX_CONFIG} has no checksum of {missing[0]}")
         for name in self.files:
-            if name != TOKENIZER and not _NAME.fullmatch(name):
+            if name != tokenizer and not _NAME.fullmatch(name):
                 raise ConfigError(f"{ONNX_CONFIG} has a checksum of {name!r:.60}, which is no file of an export")
 
     @cached_property
@@ -90,7 +99,7 @@ class OnnxConfig:
         """
         if self.precision == "fp32":
             return ""
-        graphs = {name: checksum for name, checksum in self.files.items() if name != TOKENIZER}
+        graphs = {name: checksum for name, checksum in self.files.items() if _NAME.fullmatch(name)}
         return f"{self.precision}-{sha256(canonical_json(graphs)).hexdigest()[:8]}"
 
 
@@ -106,7 +115,7 @@ def read_onnx_config(folder: Path) -> OnnxConfig:
         if not isinstance(content, dict) or content.get("onnx_format") != ONNX_FORMAT:
             found = content.get("onnx_format") if isinstance(content, dict) else None
             raise BundleError(f"{path}: onnx_format is {found!r:.40}; this Diptych reads {ONNX_FORMAT}")
-        check_seal(content, path, checked_files=[TOKENIZER])
+        check_seal(content, path, checked_files=[])
         config = from_plain(OnnxConfig, content, what=str(path))
     except ConfigError as error:
         raise BundleError(str(error)) from None

@@ -3,7 +3,7 @@
     config.json, preprocessor_config.json, tokenizer.json    for other libraries
     onnx/vision_model.onnx, onnx/text_model.onnx             the graphs; the names of lower precisions end in _fp16 or _int8
     diptych/config.json                                      model config, logit scale, identity, metrics, checksums
-    diptych/tokenizer.json                                   the file of the tokenizer in the bundle
+    diptych/tokenizer.json (or .model)                       the bundle's tokenizer file
 
 Graphs are read when they are first used: a text search does not read the image tower.
 """
@@ -19,7 +19,7 @@ from diptych.core.errors import BundleError
 from diptych.core.precision import Precision
 from diptych.images.transforms import height_width
 from diptych.models.config import CLIPConfig
-from diptych.runtime.onnx_config import TOKENIZER, OnnxConfig, graph_names, read_onnx_config
+from diptych.runtime.onnx_config import OnnxConfig, graph_names, read_onnx_config, tokenizer_path
 from diptych.runtime.sessions import Sessions
 from diptych.runtime.towers import OnnxTowers
 from diptych.tokenizers.protocol import Tokenizer
@@ -98,7 +98,7 @@ def load_onnx(
             raise BundleError(f"{folder}: is an incomplete export; {missing[0]} is missing: export the bundle again")
         for name, expected in facts.files.items():
             check_file(folder / name, expected, verify=verify)
-        tokenizer = read_tokenizer(facts.model, folder / TOKENIZER)
+        tokenizer = read_tokenizer(facts.model, folder / tokenizer_path(facts.model))
     except OSError as error:
         raise BundleError(f"{folder}: cannot be read ({error.strerror or error})") from None
     image, text = (folder / name for name in graph_names(facts.precision))

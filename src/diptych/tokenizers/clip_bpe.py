@@ -9,7 +9,6 @@ The merges are OpenAI's (see NOTICE); `scripts/make_clip_vocabulary.py` created 
 """
 
 import gzip
-import html
 import json
 import re
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from diptych.core.errors import BundleError, DataError
+from diptych.core.errors import BundleError
 from diptych.core.settings import read_json
-from diptych.tokenizers.protocol import BaseTokenizer
+from diptych.tokenizers.preparation import SpecialNames, repaired
+from diptych.tokenizers.protocol import BaseTokenizer, position_of
 from tokenizers import models
 
 VOCABULARY_NAME = "bpe_simple_vocab_16e6.txt.gz"
@@ -32,12 +32,12 @@ MERGES_FILE = "clip_merges.txt.gz"
 VOCAB_SIZE = 2 * 256 + NUM_MERGES + 2
 MARKS = ("<start_of_text>", "<end_of_text>")
 """Start and end token, the last entries of the vocabulary. If they are written in a caption, they are parsed as such."""
+NAMES: dict[SpecialNames, tuple[str, str]] = {"open-clip": MARKS, "openai": ("<|startoftext|>", "<|endoftext|>")}
+"""Names of the start and end token that are parsed in a text, by `TextPreparation.special_names`."""
 
 _IDENTITY = {"vocabulary": VOCABULARY_NAME, "sha256": VOCABULARY_SHA256}
 _END_OF_WORD = "</w>"
 _CONTRACTIONS = ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")
-_ASCII_PIECE = re.compile("|".join([*MARKS, *_CONTRACTIONS, r"[a-z]+", r"[0-9]", r"[^\sa-z0-9]+"]))
-"""Splits lowercase ASCII text into pieces. `re` is imported faster than `regex`, which `_any_piece` needs."""
 # ASCII text without characters that cleaning may change: it only needs to be lowercased.
 _PLAIN = re.compile(r"[\t\n\r -%'-~]*").fullmatch
 
@@ -48,8 +48,9 @@ _MAX_CACHED_CHARACTERS = 64
 class ClipBPETokenizer(BaseTokenizer):
     """The tokenizer of OpenAI's weights and of most open_clip weights; its vocabulary is fixed.
 
-    An end token that is written in a text is encoded as the end token. As in open_clip, `lengths` counts up to it, but `ids`
-    also contain the rest of the text. Decoding stops at the first end token and adds a space after each piece.
+    The name of the end token in a text is encoded as the end token; `special_names` selects open_clip's or OpenAI's name. As
+    in open_clip, `lengths` counts only up to it, but `ids` also contain the rest of the text. Decoding stops at the first end
+    token and adds a space after each piece.
 
     >>> tokenizer = ClipBPETokenizer()
     >>> encoded = tokenizer.encode(["A dog's life"])
@@ -63,11 +64,12 @@ class ClipBPETokenizer(BaseTokenizer):
     vocab_size = VOCAB_SIZE
     pad_id, start_id, end_id = 0, VOCAB_SIZE - 2, VOCAB_SIZE - 1
 
-    def __init__(self, *, context_length: int = 77) -> None:
+    def __init__(self, *, context_length: int = 77, special_names: SpecialNames = "open-clip") -> None:
         super().__init__(context_length)
+        self.special_names = special_names
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        ids_of = _chunk_ids().__getitem__
+        ids_of = _chunk_ids(self.special_names).__getitem__
         return [
             list(chain.from_iterable(map(ids_of, _clean(text, position).split())))
             for position, text in enumerate(texts)
@@ -89,8 +91,8 @@ class ClipBPETokenizer(BaseTokenizer):
         path.write_text(json.dumps(_IDENTITY) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path, *, context_length: int) -> "ClipBPETokenizer":
-        """Return the tokenizer that `save` wrote.
+    def load(cls, path: Path, *, context_length: int, special_names: SpecialNames = "open-clip") -> "ClipBPETokenizer":
+        """Return the tokenizer that `save` wrote. The file does not contain the names of the special tokens.
 
         Raises:
             BundleError: the file names a vocabulary other than CLIP's.
@@ -98,7 +100,7 @@ class ClipBPETokenizer(BaseTokenizer):
         content = read_json(path)
         if content != _IDENTITY:
             raise BundleError(f"{path}: names a vocabulary other than CLIP's {_IDENTITY}: {content!r:.200}")
-        return cls(context_length=context_length)
+        return cls(context_length=context_length, special_names=special_names)
 
 
 def clip_merges() -> list[tuple[str, str]]:
@@ -123,14 +125,15 @@ def clip_vocabulary() -> dict[str, int]:
 class _ChunkIds(dict[str, list[int]]):
     """Cache of the ids of chunks. Missing chunks are computed; the cache is cleared when it is full."""
 
-    def __init__(self) -> None:
+    def __init__(self, special_names: SpecialNames) -> None:
         super().__init__()
-        vocabulary = clip_vocabulary()
-        self._special_ids = {mark: vocabulary[mark] for mark in MARKS}
+        vocabulary, names = clip_vocabulary(), NAMES[special_names]
+        self._special_ids = {name: vocabulary[mark] for name, mark in zip(names, MARKS, strict=True)}
+        self._special_names = special_names
         self._engine = models.BPE(vocabulary, _merges(), end_of_word_suffix=_END_OF_WORD)
 
     def __missing__(self, chunk: str) -> list[int]:
-        pieces = _ASCII_PIECE if chunk.isascii() else _any_piece()
+        pieces = _ascii_piece(self._special_names) if chunk.isascii() else _any_piece(self._special_names)
         ids = [i for piece in pieces.findall(chunk) for i in self._ids_of_piece(piece)]
         if len(chunk) <= _MAX_CACHED_CHARACTERS:
             if len(self) >= _MAX_CACHED_CHUNKS:
@@ -146,18 +149,26 @@ class _ChunkIds(dict[str, list[int]]):
 
 
 @cache
-def _any_piece() -> Any:
-    """A pattern that splits any lowercase text into pieces."""
+def _ascii_piece(special_names: SpecialNames) -> re.Pattern[str]:
+    """Return a pattern that splits lowercase ASCII text into pieces. `re` imports faster than `regex` (`_any_piece`)."""
+    names = map(re.escape, NAMES[special_names])
+    return re.compile("|".join([*names, *_CONTRACTIONS, r"[a-z]+", r"[0-9]", r"[^\sa-z0-9]+"]))
+
+
+@cache
+def _any_piece(special_names: SpecialNames) -> Any:
+    """Return a pattern that splits any lowercase text into pieces."""
     import regex  # noqa: PLC0415  (the import takes 40 ms)
 
     # IGNORECASE also matches the long s of "'ſ" as an s.
-    pieces = "|".join([*MARKS, *_CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"])
+    names = map(re.escape, NAMES[special_names])
+    pieces = "|".join([*names, *_CONTRACTIONS, r"[\p{L}]+", r"[\p{N}]", r"[^\s\p{L}\p{N}]+"])
     return regex.compile(pieces, regex.IGNORECASE)
 
 
 @cache
-def _chunk_ids() -> _ChunkIds:
-    return _ChunkIds()
+def _chunk_ids(special_names: SpecialNames) -> _ChunkIds:
+    return _ChunkIds(special_names)
 
 
 @cache
@@ -188,9 +199,5 @@ def _bytes_of_characters() -> dict[str, int]:
 def _clean(text: str, position: int) -> str:
     if _PLAIN(text):
         return text.lower()
-    import ftfy  # noqa: PLC0415  (the import takes 60 ms)
-
-    try:
-        return html.unescape(html.unescape(ftfy.fix_text(text))).lower()
-    except ValueError as error:
-        raise DataError(f"text {position} cannot be cleaned: {error}") from None
+    with position_of(position):
+        return repaired(text).lower()

@@ -1,17 +1,22 @@
 """Write Hugging Face's tokenizer files, from which other libraries compute the same ids as a Diptych tokenizer.
 
 `tokenizer.json` describes text cleaning, merges, start and end tokens, truncation and padding. It contains no code, so it
-cannot express a hash function or `ftfy`'s repair of broken encodings. `docs/guides/models.md` lists the differences.
+cannot express a hash function, a sentencepiece model or `ftfy`'s repair of broken encodings. `docs/guides/models.md` lists the
+differences.
 """
 
 import json
+import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from diptych.tokenizers.character import CharacterTokenizer
-from diptych.tokenizers.clip_bpe import MARKS, ClipBPETokenizer, clip_merges, clip_vocabulary
+from diptych.tokenizers.clip_bpe import MARKS, NAMES, ClipBPETokenizer, clip_merges, clip_vocabulary
 from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
+from diptych.tokenizers.preparation import SpecialNames, TextPreparation
+from diptych.tokenizers.pretrained import PretrainedTokenizer
 from diptych.tokenizers.protocol import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 
 Json: TypeAlias = dict[str, Any]
@@ -35,11 +40,12 @@ _C1_CONTROLS = {
 """Control characters that `ftfy` takes for characters of Windows, such as U+0085 for an ellipsis."""
 _MAX_MARKS = 3
 """Number of marks in sequence that are text after a symbol; a longer sequence is not expressed."""
-_CLIP_PIECE = rf"{'|'.join(MARKS)}|'[s\u017f]|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|{_SYMBOL}+"
+_ASCII_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+_PIECES = rf"'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|{_SYMBOL}+"
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Json] | None:
-    """Return the content of `FILES` by name; None if the format cannot express the tokenizer (`hashing`).
+    """Return the content of `FILES` by name; None if the format cannot express the tokenizer (`hashing`, `sentencepiece`).
 
     With these files, `tokenizers.Tokenizer.from_file` and the `AutoTokenizer` of transformers and transformers.js return the
     same ids as `tokenizer.encode`. Texts are padded to the longest text of a call and truncated to the context length.
@@ -51,11 +57,14 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Json] | None:
     """
     match tokenizer:
         case ClipBPETokenizer():
-            content, names = _clip_bpe(), (clip_entry(tokenizer.pad_id), *MARKS)
+            marks = NAMES[tokenizer.special_names]
+            content, names = _clip_bpe(tokenizer.special_names), (clip_entry(tokenizer.pad_id), *marks)
         case LearnedBPETokenizer():
             content, names = _learned_bpe(tokenizer), (SPECIAL_TOKENS[0], *SPECIAL_TOKENS[2:])
         case CharacterTokenizer():
             content, names = _character(tokenizer), (SPECIAL_TOKENS[0], *SPECIAL_TOKENS[2:])
+        case PretrainedTokenizer():
+            content, names = _pretrained(tokenizer), _names(tokenizer)
         case _:
             return None
     pad, start, end = names
@@ -75,19 +84,21 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Json] | None:
             "pad_type_id": 0,
             "pad_token": pad,
         },
-        "post_processor": _marked(((start, tokenizer.start_id), (end, tokenizer.end_id))),
+        "post_processor": _marked((start, tokenizer.start_id), (end, tokenizer.end_id)),
     }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": tokenizer.context_length,
         "model_input_names": ["input_ids", "attention_mask"],
         "pad_token": pad,
-        "add_prefix_space": isinstance(
-            tokenizer, LearnedBPETokenizer
-        ),  # transformers copies it into the pre-tokenizer.
         "split_special_tokens": True,  # Special tokens, such as the one for padding, are text in a caption.
         "clean_up_tokenization_spaces": False,
     }
+    if isinstance(tokenizer, PretrainedTokenizer):
+        preparation = tokenizer.preparation  # Without punctuation, special tokens in a text become words.
+        settings["split_special_tokens"] = preparation.special_tokens == "text" or preparation.remove_punctuation
+    else:  # transformers copies it into the pre-tokenizer.
+        settings["add_prefix_space"] = isinstance(tokenizer, LearnedBPETokenizer)
     return dict(zip(FILES, (content, settings, Json()), strict=True))
 
 
@@ -112,27 +123,50 @@ def clip_entry(token_id: int) -> str:
     return next(entry for entry, i in clip_vocabulary().items() if i == token_id)
 
 
-def _clip_bpe() -> Json:
-    vocabulary = clip_vocabulary()
+def clip_tokenizer_json() -> Json:
+    """Return the `tokenizer.json` of transformers' `CLIPTokenizer`, which lacks the text cleaning of OpenAI's tokenizer."""
+    start, end = NAMES["openai"]
+    vocabulary = _clip_vocabulary("openai")
+    pieces = "|".join([*map(re.escape, NAMES["openai"]), "'s", _PIECES])
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    split = {"type": "Split", "pattern": {"Regex": pieces}, "behavior": "Removed", "invert": True}
+    special = [{**_added(name, vocabulary[name]), "normalized": False, "special": True} for name in (start, end)]
+    return {
+        "version": "1.0",
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "NFC"}, _replace(r"\s+", " "), {"type": "Lowercase"}],
+        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
+        "post_processor": _marked((start, vocabulary[start]), (end, vocabulary[end])),
+        "decoder": {"type": "Sequence", "decoders": [to_bytes, _replace("</w>", " ", is_regex=False)]},
+        "model": _bpe(vocabulary, clip_merges(), end_of_word_suffix="</w>", unk_token=end),
+    }
+
+
+def _clip_vocabulary(special_names: SpecialNames) -> dict[str, int]:
+    names = dict(zip(MARKS, NAMES[special_names], strict=True))
+    return {names.get(token, token): i for token, i in clip_vocabulary().items()}
+
+
+def _clip_bpe(special_names: SpecialNames) -> Json:
+    vocabulary, marks = _clip_vocabulary(special_names), NAMES[special_names]
+    patterns = [re.escape(mark) for mark in marks]
     # A start or end token right after a symbol is text, because the piece begins with the symbol. A space prevents a match.
-    after_symbol = f"(?<={_SYMBOL})" + "".join(f"(?<!{mark})" for mark in MARKS)
+    after_symbol = f"(?<={_SYMBOL})" + "".join(f"(?<!{pattern})" for pattern in patterns)
     cleaning = [
-        _replace("[\0-\b\v\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]", ""),
-        {"type": "NFC"},
-        _replace("&(?:amp;)+", "&"),
-        *(_replace(entity, character) for entity, character in _ENTITIES.items()),
-        *(_replace(control, character, is_regex=False) for control, character in _C1_CONTROLS.items()),
-        _replace("[\u02bc\u2018-\u201b]", "'"),
-        _replace("[\u201c-\u201f]", '"'),
+        *_repair(),
         *_lowercase(),
         _replace(_WHITESPACE, " "),
-        *(_replace(f"{after_symbol}{mark}", f"< {mark[1:]}") for mark in MARKS * _MAX_MARKS),
+        *(_replace(f"{after_symbol}{pattern}", f"< {pattern[1:]}") for pattern in patterns * _MAX_MARKS),
     ]
-    pieces = {"type": "Split", "pattern": {"Regex": _CLIP_PIECE}, "behavior": "Removed", "invert": True}
+    piece = "|".join([*patterns, "'[s\u017f]", _PIECES])
+    pieces = {"type": "Split", "pattern": {"Regex": piece}, "behavior": "Removed", "invert": True}
     to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         # Not marked as special, because CLIP's tokenizer parses these tokens in a caption.
-        "added_tokens": [_added(mark, vocabulary[mark]) for mark in MARKS],
+        "added_tokens": [_added(mark, vocabulary[mark]) for mark in marks],
         "normalizer": {"type": "Sequence", "normalizers": cleaning},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pieces, to_bytes]},
         "decoder": {"type": "Sequence", "decoders": [to_bytes, _replace("</w>", " ", is_regex=False)]},
@@ -161,6 +195,58 @@ def _character(tokenizer: CharacterTokenizer) -> Json:
     }
 
 
+def _pretrained(tokenizer: PretrainedTokenizer) -> Json:
+    """Return the tokenizer's own file with the text preparation before its normalizer."""
+    content: Json = json.loads(tokenizer.engine_json())
+    own = content.get("normalizer")
+    if tokenizer.preparation.special_tokens == "text":
+        content["added_tokens"] = [entry for entry in content.get("added_tokens") or [] if not entry["special"]]
+    cleaning = [*_cleaning(tokenizer.preparation), *([] if own is None else [own])]
+    return content | ({"normalizer": {"type": "Sequence", "normalizers": cleaning}} if cleaning else {})
+
+
+def _cleaning(preparation: TextPreparation) -> list[Json]:
+    """Return normalizers equivalent to `prepare_text`, except for texts that `ftfy` repairs and the case of rare letters."""
+    collapse = [_replace(_WHITESPACE, " "), {"type": "Strip", "strip_left": True, "strip_right": True}]
+    punctuation = _replace(_ASCII_PUNCTUATION, "")
+    lower = {
+        "full": _lowercase(),
+        "character": [{"type": "Lowercase"}],
+        "ascii": [_replace(letter, letter.lower(), is_regex=False) for letter in string.ascii_uppercase],
+    }[preparation.case_rule]
+    steps: list[Json] = []
+    if preparation.clean != "none":
+        steps += _repair()
+        if preparation.clean == "canonicalize":
+            steps += [_replace("_", " ", is_regex=False), punctuation, *_lowercase()]
+        steps += collapse
+        steps += _lowercase() if preparation.clean == "lower" else []
+    is_last = preparation.case_rule == "character"
+    steps += lower if preparation.lowercase and not is_last else []
+    steps += [punctuation, *collapse] if preparation.remove_punctuation else []
+    return steps + (lower if preparation.lowercase and is_last else [])
+
+
+def _names(tokenizer: PretrainedTokenizer) -> tuple[str, str, str]:
+    """Return the vocabulary entries for padding, start and end; an entry is empty if the tokenizer does not add that token."""
+    ids = (tokenizer.pad_id, tokenizer.start_id, tokenizer.end_id)
+    pad, start, end = ("" if i is None else tokenizer.entry(i) for i in ids)
+    return pad, start, end
+
+
+def _repair() -> list[Json]:
+    """Return normalizers for the most common repairs of `ftfy.fix_text` and HTML entities."""
+    return [
+        _replace("[\0-\b\v\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]", ""),
+        {"type": "NFC"},
+        _replace("&(?:amp;)+", "&"),
+        *(_replace(entity, character) for entity, character in _ENTITIES.items()),
+        *(_replace(control, character, is_regex=False) for control, character in _C1_CONTROLS.items()),
+        _replace("[\u02bc\u2018-\u201b]", "'"),
+        _replace("[\u201c-\u201f]", '"'),
+    ]
+
+
 def _lowercase() -> list[Json]:
     """Normalizers equal to `str.lower`. The format's own `Lowercase` does not handle a sigma at the end of a word."""
     return [_replace(f"(?<={_WORD_BEFORE})\u03a3(?!{_IGNORED}*{_CASED})", "\u03c2"), {"type": "Lowercase"}]
@@ -181,12 +267,13 @@ def _bpe(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], **given: 
     return {"type": "BPE", **optional, **flags, **given, "vocab": dict(vocabulary), "merges": [list(m) for m in merges]}
 
 
-def _marked(marks: tuple[tuple[str, int], tuple[str, int]]) -> Json:
-    """A post-processor that adds the start and the end token, each given as (name, id)."""
-    (start, _), (end, _) = marks
-    single = [_special(start), {"Sequence": {"id": "A", "type_id": 0}}, _special(end)]
-    pair = [*single[:2], {"Sequence": {"id": "B", "type_id": 0}}, _special(end)]
-    tokens = {name: {"id": name, "ids": [token_id], "tokens": [name]} for name, token_id in marks}
+def _marked(*marks: tuple[str, int | None]) -> Json:
+    """Return a post-processor that adds start and end token, each given as (name, id). A token with id None is left out."""
+    (start, start_id), (end, end_id) = marks
+    before, after = [_special(start)] * (start_id is not None), [_special(end)] * (end_id is not None)
+    single = [*before, {"Sequence": {"id": "A", "type_id": 0}}, *after]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}, *after]
+    tokens = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in marks if i is not None}
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from diptych.core.errors import BundleError
 from diptych.core.settings import read_text
-from diptych.tokenizers.protocol import SPECIAL_TOKENS, BaseTokenizer
+from diptych.tokenizers.merges import check_merges
+from diptych.tokenizers.protocol import SPECIAL_TOKENS, BaseTokenizer, encodable
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
@@ -51,11 +52,11 @@ class LearnedBPETokenizer(BaseTokenizer):
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        engine.train_from_iterator(map(_encodable, captions), trainer)
+        engine.train_from_iterator(map(encodable, captions), trainer)
         return cls(engine, context_length=context_length)
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._engine.encode_batch([_encodable(text) for text in texts], add_special_tokens=False)
+        encodings = self._engine.encode_batch([encodable(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def _text_of(self, ids: Sequence[int]) -> str:
@@ -77,18 +78,15 @@ class LearnedBPETokenizer(BaseTokenizer):
         """Return the tokenizer that `save` wrote.
 
         Raises:
-            ConfigError: the file is not a regular file, larger than 16 MiB, or not UTF-8.
+            ConfigError: the file is not a regular file, larger than 16 MiB, or not UTF-8, or its merges lack its prefix of
+                subwords.
             BundleError: an id is outside the vocabulary.
             Exception: the engine cannot read the file; it has no error class of its own.
         """
         text = read_text(path)
+        check_merges(text)
         engine = Engine.from_str(text)
         vocabulary = engine.get_vocab()
         if not vocabulary or max(vocabulary.values()) >= len(vocabulary):
             raise BundleError(f"{path}: the ids of its {len(vocabulary)} entries are not 0, 1, 2, ...")
         return cls(engine, context_length=context_length, text=text)
-
-
-def _encodable(text: str) -> str:
-    # The engine expects UTF-8, which has no lone surrogates (JSON's "\ud800"): they become U+FFFD, as in CLIP's tokenizer.
-    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,7 +4,8 @@ Shapes: B texts, T tokens of the longest text.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
@@ -29,7 +30,8 @@ class Encoded:
 
     ids: Int64[ndarray, "B T"]
     lengths: Int64[ndarray, " B"]
-    """Tokens of each text up to and including its first end token, which is at index `length - 1` and is the pooled token."""
+    """Number of tokens of each text that the model reads, at least 1. If the tokenizer stops at the end token, the first end
+    token of a text is at index `length - 1`."""
     num_cut: int
     """Number of texts that were longer than the context. Their end token is kept."""
 
@@ -44,17 +46,27 @@ class Tokenizer(Protocol):
     """Maximum number of tokens per text, including the start and end tokens."""
     pad_id: int
     """Id of the padding after a text."""
-    start_id: int
-    """Id of the token before each text."""
-    end_id: int
-    """Id of the token after each text."""
+
+    @property
+    def stops_at_end(self) -> bool:
+        """Whether `lengths` counts a text only up to its first end token, which may be part of the text."""
+
+    @property
+    def start_id(self) -> int | None:
+        """Id of the token before each text; None if there is none."""
+
+    @property
+    def end_id(self) -> int | None:
+        """Id of the token after each text; None if there is none."""
 
     @property
     def vocab_size(self) -> int:
         """The number of different ids."""
 
     def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts. An empty text is encoded as the start and end tokens.
+        """Return the ids of the texts.
+
+        An empty text is encoded as the start and end tokens; if the tokenizer adds neither, as one token of padding.
 
         Raises:
             DataError: an element is not a string, or a text is too long and `truncate` is "error". The message names its
@@ -75,7 +87,10 @@ class BaseTokenizer(ABC):
     """
 
     vocab_size: int
-    pad_id, start_id, end_id = PAD, START, END
+    pad_id: int = PAD
+    start_id: int | None = START
+    end_id: int | None = END
+    stops_at_end: bool = True
 
     def __init__(self, context_length: int) -> None:
         check_context_length(context_length)
@@ -113,6 +128,24 @@ class BaseTokenizer(ABC):
     @abstractmethod
     def _text_of(self, ids: Sequence[int]) -> str:
         """Return the text of valid ids, without special tokens."""
+
+
+def encodable(text: str) -> str:
+    """Return a text that can be encoded as UTF-8: lone surrogates, which JSON can contain, become U+FFFD.
+
+    >>> encodable("dog " + chr(0xD800)) == "dog " + chr(0xFFFD)
+    True
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+@contextmanager
+def position_of(position: int) -> Iterator[None]:
+    """Add the position of a text to the message of a `DataError` that its preparation raises."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"text {position} {error}") from None
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -157,36 +190,53 @@ def pad_and_mark(
     context_length: int,
     truncate: Truncate = "end",
     pad_id: int = PAD,
-    start_id: int = START,
-    end_id: int = END,
+    start_id: int | None = START,
+    end_id: int | None = END,
+    stops_at_end: bool = True,
 ) -> Encoded:
     """Add start and end tokens, truncate to the context length, and pad to the longest text.
 
     >>> pad_and_mark([[7, 8], [9]], context_length=8).ids.tolist()
     [[2, 7, 8, 3], [2, 9, 3, 0]]
+    >>> pad_and_mark([[7, 8], []], context_length=8, start_id=None).ids.tolist()
+    [[7, 8, 3], [3, 0, 0]]
+    >>> pad_and_mark([[]], context_length=8, start_id=None, end_id=None).ids.tolist()  # A text has at least one token.
+    [[0]]
+
+    Args:
+        tokens: ids of each text, without special tokens.
+        context_length: maximum number of tokens per text, including added ones.
+        truncate: how to treat a longer text.
+        pad_id: id of the padding.
+        start_id: id of the token before each text; None to add none.
+        end_id: id of the token after each text; None to add none.
+        stops_at_end: whether the length of a text counts only up to its first end token, which may be part of the text.
 
     Raises:
         DataError: a text is longer than the context and `truncate` is "error".
         ConfigError: `truncate` is neither "end" nor "error".
     """
-    room = context_length - 2
+    before, after = ([] if token is None else [token] for token in (start_id, end_id))
+    room = context_length - len(before) - len(after)
     num_cut = sum(len(row) > room for row in tokens)
     if truncate != "end":
-        _refuse_too_long(tokens, context_length=context_length, truncate=truncate)
-    marked = [[start_id, *row[:room], end_id] for row in tokens]
+        _refuse_too_long(tokens, room=room, context_length=context_length, truncate=truncate)
+    marked = [[*before, *row[:room], *after] or [pad_id] for row in tokens]
     ids = np.full((len(marked), max(map(len, marked), default=2)), pad_id, dtype=np.int64)
     for into, row in zip(ids, marked, strict=True):
         into[: len(row)] = row
-    lengths = np.array([row.index(end_id) + 1 for row in marked], dtype=np.int64)
+    stop = end_id if stops_at_end else None
+    lengths = np.array([len(row) if stop is None else row.index(stop) + 1 for row in marked], dtype=np.int64)
     return Encoded(ids=ids, lengths=lengths, num_cut=num_cut)
 
 
-def _refuse_too_long(tokens: Sequence[Sequence[int]], *, context_length: int, truncate: str) -> None:
+def _refuse_too_long(tokens: Sequence[Sequence[int]], *, room: int, context_length: int, truncate: str) -> None:
     if truncate not in get_args(Truncate):
         raise ConfigError(unknown_name("value of truncate", truncate, get_args(Truncate)))
     for position, row in enumerate(tokens):
-        if len(row) + 2 > context_length:
+        if len(row) > room:
+            num = len(row) + context_length - room
             raise DataError(
-                f"text {position} has {len(row) + 2} tokens, including the start and end tokens; the context holds "
+                f"text {position} has {num} tokens, including the start and end tokens; the context holds "
                 f'{context_length}. Shorten it, or cut it with truncate="end".'
             )

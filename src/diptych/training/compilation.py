@@ -22,6 +22,7 @@ from diptych.core.cache import cache_folder
 from diptych.core.errors import ConfigError
 from diptych.models import attention
 from diptych.models.clip import CLIP
+from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
 from diptych.training.optim.schedule import Schedule
 
@@ -83,8 +84,9 @@ def compile_blocks(model: CLIP, *, image_sizes_vary: bool = False) -> None:
     """Compile the towers of a model in place; in evaluation mode they run as before. Call it before DDP or FSDP wraps them.
 
     Vision transformers are compiled block by block, other image towers as a whole. Text blocks are compiled for any number of
-    texts and tokens. On CPUs they are not compiled, because each batch has other buckets. The names of weights do not
-    change. Compiled code is stored in the cache folder, or in the folder that `TORCHINDUCTOR_CACHE_DIR` names.
+    texts and tokens. They are not compiled on CPUs, because each batch has other buckets. transformers encoders are never
+    compiled, because their masks depend on values. The names of weights do not change. Compiled code is stored in the cache
+    folder, or in the folder that `TORCHINDUCTOR_CACHE_DIR` names.
 
     Args:
         model: the model.
@@ -105,7 +107,7 @@ def compile_blocks(model: CLIP, *, image_sizes_vary: bool = False) -> None:
         _compile_methods(model.image_tower.transformer.blocks, ("forward", "pooled"), dynamic=False)
     elif not image_sizes_vary:
         _compile_methods([model.image_tower], ("forward",), dynamic=None)
-    if device.type not in attention.BUCKETED_DEVICES:
+    if isinstance(model.text_tower, TextTransformer) and device.type not in attention.BUCKETED_DEVICES:
         _compile_methods(model.text_tower.transformer.blocks, ("forward", "pooled"), dynamic=True)
 
 

@@ -229,7 +229,28 @@ def read_plain_config(path: Path) -> Any:
     """
     secrets = path.with_name(SECRETS)
     whole = read_yaml(secrets) if secrets.is_file() else {}
-    return _restored(read_yaml(path), whole if isinstance(whole, dict) else {})
+    return _restored(_with_kinds(read_yaml(path), path), whole if isinstance(whole, dict) else {})
+
+
+def _with_kinds(plain: Any, path: Path) -> Any:
+    """Return the settings of a file with `tower` renamed to `kind`, as in `image: {tower: timm}`.
+
+    Raises:
+        ConfigError: the settings of a tower contain both names.
+    """
+    model = plain.get("model") if isinstance(plain, dict) else None
+    if not isinstance(model, dict):
+        return plain
+    renamed = {}
+    for name in ("image", "text"):
+        tower = model.get(name)
+        if isinstance(tower, dict) and "tower" in tower:
+            if "kind" in tower:
+                raise ConfigError(
+                    f"{path}: model.{name} has 'tower' and 'kind', which mean the same; remove one of them"
+                )
+            renamed[name] = {"kind": tower["tower"], **{key: value for key, value in tower.items() if key != "tower"}}
+    return {**plain, "model": {**model, **renamed}} if renamed else plain
 
 
 def starts_from(plain: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from diptych.core.errors import RunError
 from diptych.data.batches.batch import Batch
-from diptych.models.config import STAGED
+from diptych.models.config import STAGED, TimmConfig
 from diptych.training.precision import gradient_scaler
 from diptych.training.step import TrainingStep
 from diptych.training.step_result import StepResult
@@ -97,7 +97,7 @@ def _explain(step: TrainingStep, *, pairs: int, fits: int | None, is_tried: bool
     ways = []
     if fits is not None:
         ways.append(f"--micro-batch {fits}{', which fits' if is_tried else ''}")
-    if not isinstance(step.model.config.image, STAGED) and not step.model.text_tower.transformer.gradient_checkpointing:
+    if not isinstance(step.model.config.image, (*STAGED, TimmConfig)) and not step.model.gradient_checkpointing:
         ways.append("--set gradient_checkpointing=true, which recomputes activations")
     if fits is None:
         ways.append("a smaller model")

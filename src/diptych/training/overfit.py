@@ -21,7 +21,8 @@ from diptych.training.distillation import DistillConfig
 from diptych.training.loss import LossConfig
 from diptych.training.optim.build import OptimizerConfig
 from diptych.training.report.diagnosis import diagnose, diagnostics
-from diptych.training.setup import assemble, open_data, starting_point, training_examples
+from diptych.training.setup import assemble, open_data, training_examples
+from diptych.training.starting_point import starting_point, with_resolved_towers
 
 _NUM_PAIRS = 16
 _TARGET_LOSS = 0.05
@@ -65,7 +66,7 @@ def overfit_one_batch(
     """
     if all_ranks().size > 1:
         raise ConfigError("overfitting one batch needs a single process; run it without the launcher")
-    easy = _without_regularization(config)
+    easy = _without_regularization(with_resolved_towers(config))
     source, _ = open_data(config)
     start = starting_point(easy, None, source, ALONE)
     easy = replace(easy, model=start.model.config)

@@ -14,13 +14,14 @@ from diptych.data.local_paths import local_paths
 from diptych.device.distributed import Ranks
 from diptych.evaluation.retrieval import RetrievalReport
 from diptych.evaluation.zero_shot import ZeroShotReport
+from diptych.tokenizers.load_tokenizer import TOKENIZER_FILES
 from diptych.training.config import SECRETS, TrainConfig, read_config
 
-CONFIG, TOKENIZER, SKIPPED, EVENTS = "config.yaml", "tokenizer.json", "skipped.jsonl", "events.jsonl"
+CONFIG, SKIPPED, EVENTS = "config.yaml", "skipped.jsonl", "events.jsonl"
 LOCK = "run.lock"
 _KEPT = (CONFIG, LOCK, f"{LOCK}.holder")
 _WRITTEN = frozenset(
-    {*_KEPT, SECRETS, TOKENIZER, SKIPPED, EVENTS, f".{CONFIG}", "tracked-as.txt", "curves.png", "samples.png"}
+    {*_KEPT, SECRETS, *TOKENIZER_FILES, SKIPPED, EVENTS, f".{CONFIG}", "tracked-as.txt", "curves.png", "samples.png"}
     | {"checkpoints", "bundle", "bundle-best", "tensorboard", "wandb"}
 )
 """Names of all files and folders that a run writes and that `--overwrite` may remove."""
@@ -194,7 +195,8 @@ def clear_leftovers(run: Path) -> None:
 def has_begun(run: Path) -> bool:
     """Whether the folder contains a checkpoint or a bundle. A run that was killed before its first checkpoint starts again."""
     checkpoints = (path for pattern in ("step-*", ".step-*.old") for path in (run / "checkpoints").glob(pattern))
-    return ((run / TOKENIZER).is_file() and any(checkpoints)) or (run / "bundle").exists()
+    has_tokenizer = any((run / name).is_file() for name in TOKENIZER_FILES)
+    return (has_tokenizer and any(checkpoints)) or (run / "bundle").exists()
 
 
 @dataclass(frozen=True, kw_only=True)

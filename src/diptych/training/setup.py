@@ -6,13 +6,9 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from diptych.bundle.folder import Bundle, require_bundle
-from diptych.bundle.open_bundle import open_bundle
 from diptych.core.address import redacted
-from diptych.core.array_cache import MIN_ROWS
-from diptych.core.errors import ConfigError, DiptychWarning, RunError
+from diptych.core.errors import ConfigError, DiptychWarning
 from diptych.core.fingerprint import DataFingerprint
 from diptych.cpu import linear
 from diptych.cpu.halves import ParallelHalves, can_halve
@@ -31,8 +27,7 @@ from diptych.device.precision import resolve_precision
 from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.models.packing import packing_spec
-from diptych.tokenizers.kept import kept_or_trained
-from diptych.tokenizers.load_tokenizer import UNTRAINED, load_tokenizer, train_tokenizer
+from diptych.tokenizers.load_tokenizer import tokenizer_file
 from diptych.tokenizers.protocol import Tokenizer
 from diptych.training.checkpoint.state import TrainingState
 from diptych.training.checkpoint.store import Progress, load_checkpoint
@@ -51,12 +46,12 @@ from diptych.training.report.trackers import check_trackers
 from diptych.training.run_folder import (
     CONFIG,
     SKIPPED,
-    TOKENIZER,
     check_inputs_outside,
     clear_leftovers,
     create_run_folder,
     has_begun,
 )
+from diptych.training.starting_point import starting_point, with_resolved_towers
 from diptych.training.step import TrainingStep
 
 
@@ -102,6 +97,7 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
         DataError: the data cannot be read.
         RunError: no checkpoint is intact, or the data has changed.
     """
+    config = with_resolved_towers(config)
     train_source, val_source = open_data(config)
     is_resumed = resume and ranks.run_on_rank0(lambda: has_begun(run))
     device = choose_device(config.device)
@@ -165,7 +161,7 @@ def set_up(config: TrainConfig, run: Path, ranks: Ranks, *, resume: bool, accept
 def _write_new_folder(config: TrainConfig, run: Path, tokenizer: Tokenizer) -> None:
     create_run_folder(run)
     write_config(config, run / CONFIG)
-    tokenizer.save(run / TOKENIZER)
+    tokenizer.save(run / tokenizer_file(tokenizer.kind))
 
 
 def open_data(config: TrainConfig) -> tuple[Source, Source]:
@@ -287,48 +283,6 @@ def training_examples(
         teacher=None if teacher is None else teacher.input_spec,
         packing=packing,
     )
-
-
-def starting_point(
-    config: TrainConfig, resumed: Path | None, source: Source, ranks: Ranks, *, captions_hash: str | None = None
-) -> Bundle:
-    """Model and tokenizer before the first step: those of `config.init`, or random weights and a tokenizer for the captions.
-
-    Args:
-        config: config of the run.
-        resumed: folder of a run that is resumed, from which the tokenizer is loaded; None for a new run.
-        source: captions to train a new tokenizer on.
-        ranks: the ranks of the run.
-        captions_hash: hash of the captions of `source`, used as the cache key of a new tokenizer; None disables the cache.
-
-    Raises:
-        BundleError: `config.init` cannot be read.
-        RunError: the tokenizer in the run folder is damaged.
-    """
-    if config.init is not None and resumed is None:
-        bundle = open_bundle(config.init)
-        return replace(bundle, model=bundle.model.float())
-    tokenizer = ranks.run_on_rank0(lambda: _load_or_train_tokenizer(config, resumed, source, captions_hash))
-    torch.manual_seed(config.seed)
-    text = replace(config.model.text, vocab_size=tokenizer.vocab_size)
-    return Bundle(model=CLIP(replace(config.model, text=text)), tokenizer=tokenizer)
-
-
-def _load_or_train_tokenizer(
-    config: TrainConfig, resumed: Path | None, source: Source, captions_hash: str | None
-) -> Tokenizer:
-    text = config.model.text
-    if resumed is not None:
-        try:
-            return load_tokenizer(text.tokenizer, resumed / TOKENIZER, context_length=text.context_length)
-        except Exception as error:  # The tokenizer library raises plain `Exception`.
-            raise RunError(f"{resumed / TOKENIZER}: is damaged ({error})") from None
-    captions = (caption for i in range(len(source)) for caption in source.captions(i))
-    sizes = {"vocab_size": text.vocab_size, "context_length": text.context_length}
-    is_small = len(source) < MIN_ROWS or text.tokenizer in UNTRAINED
-    if captions_hash is None or is_small:
-        return train_tokenizer(text.tokenizer, captions, **sizes)
-    return kept_or_trained(text.tokenizer, captions, captions_hash=captions_hash, **sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

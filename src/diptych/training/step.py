@@ -18,6 +18,7 @@ from diptych.images.tensors import normalize, shrink
 from diptych.losses.contrastive import batch_accuracy
 from diptych.losses.distillation import tiled_distillation_loss
 from diptych.models.clip import CLIP, CLIPOutput
+from diptych.models.config import TransformersConfig
 from diptych.models.packing import PackedTexts, num_parts, pack_texts, packing_spec
 from diptych.training.distillation import Teacher
 from diptych.training.loss import LossConfig
@@ -192,8 +193,12 @@ class TrainingStep:
         padded = zip(batch.ids.tensor_split(num), batch.lengths.tensor_split(num), strict=True)
         if spec is None:
             on_device = [(ids.to(self.device, non_blocking=True), lengths) for ids, lengths in padded]
-            # A GPU packs no texts only in SigLIP's layout, which needs no lengths. DDP would copy them to the GPU and wait.
-            return on_device if reads_values(self.device) else [(ids,) for ids, _ in on_device]
+            if reads_values(self.device):
+                return on_device
+            if isinstance(self.model.config.text, TransformersConfig):
+                return [(ids, lengths.to(self.device, non_blocking=True)) for ids, lengths in on_device]
+            # SigLIP's layout needs no lengths. DDP would copy them to the GPU and wait.
+            return [(ids,) for ids, _ in on_device]
         packed = batch.packed
         if len(packed) != num:  # The batch was not made by the data workers of this run.
             limit = spec.context_length

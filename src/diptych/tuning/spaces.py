@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from diptych.core.errors import ConfigError, unknown_name
 from diptych.core.settings import read_yaml
-from diptych.models.config import ViTConfig
+from diptych.models.config import TextConfig, ViTConfig
 from diptych.training.config import TrainConfig
 from diptych.tuning.space import Dimension
 
@@ -24,7 +24,8 @@ def default_dimensions(base: TrainConfig, priority: Priority = "high") -> tuple[
         priority: `high`: learning rate, temperature, batch size and weight decay; `medium` adds depth, width and dropout; `low`
             adds heads and the MLP ratio.
     """
-    towers = [] if base.init is not None else ["text", *(["image"] if isinstance(base.model.image, ViTConfig) else [])]
+    is_own = {"text": isinstance(base.model.text, TextConfig), "image": isinstance(base.model.image, ViTConfig)}
+    towers = [] if base.init is not None else [tower for tower, has_sizes in is_own.items() if has_sizes]
     both = {
         name: tuple(f"model.{tower}.{name}" for tower in towers) for name in ("width", "dropout", "heads", "mlp_ratio")
     }
@@ -50,9 +51,9 @@ def default_dimensions(base: TrainConfig, priority: Priority = "high") -> tuple[
 
 def _is_available(dimension: Dimension, towers: list[str], base: TrainConfig) -> bool:
     model_fields = [field for field in dimension.fields if field.startswith("model.")]
-    if base.init is not None and (model_fields or not dimension.fields):
+    if not dimension.fields or (base.init is not None and model_fields):
         return False
-    return dimension.name != "image_layers" or "image" in towers
+    return all(dimension.name != f"{tower}_layers" or tower in towers for tower in ("image", "text"))
 
 
 def read_dimensions(path: Path) -> tuple[Dimension, ...]:

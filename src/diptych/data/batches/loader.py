@@ -194,7 +194,9 @@ class TrainingExamples(Dataset["Example | DataError"]):
             case _:
                 caption = sample.captions[which]
         image = decode_array(sample.image)
-        crop = random_crop_params(image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px)
+        crop = random_crop_params(
+            image.shape[1], image.shape[0], self.augment, generator, image_px=self.image_px, mode=self.pixels.resize
+        )
         if crop.flipped and names_side(caption):
             crop = crop._replace(flipped=False)
         colors = random_color_params(self.augment, generator, image_px=self.image_px)
