@@ -1,20 +1,22 @@
 """Compare the use of ONNX exports without PyTorch with the use of bundles: size, cold search, encoding, memory at rest.
 
-    python benchmarks/light.py [--environment DIR] [--out FILE]
+    python benchmarks/light.py [--environment DIR] [--rclip DIR] [--out FILE]
 
-The environment without PyTorch is created in a temporary folder, or in `--environment`, and kept there. The models are those of
-`small-data` and ViT-B/32, with random weights.
+The environment without PyTorch and that of rclip are created in a temporary folder, or in `--environment` and `--rclip`, where
+they are kept. The models are those of `small-data` and ViT-B/32, with random weights. rclip searches the same vectors with the
+same graph as the export of the ViT-B/32, because its own graphs would have to be downloaded from a hub.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,10 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import rclip_peer
 import torch
 from harness import Times, apart, arguments, in_turn, machine, table, turns, write
+from numpy.typing import NDArray
 
 import diptych
 from diptych.bundle.folder import Bundle, save_bundle
@@ -32,6 +36,7 @@ from diptych.index.entry import Entry, FileStat
 from diptych.index.open_index import create_index
 from diptych.models.clip import CLIP
 from diptych.presets import preset
+from diptych.runtime.onnx_config import graph_names
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.learned_bpe import LearnedBPETokenizer
 
@@ -62,19 +67,20 @@ _WORDS = [
 
 def main() -> None:
     """Compare, measure, print, and write the tables."""
-    given = arguments(__doc__, environment="", rounds=ROUNDS)
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+    given = arguments(__doc__, environment="", rclip="", rounds=ROUNDS)
+    with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         light = Path(given.environment) if given.environment else place / "light"
+        rclip = Path(given.rclip) if given.rclip else place / "rclip"
+        rclip_peer.install(rclip)
         downloaded = _install(light, place / "wheels")
         models = {"small-data": _small(place), "ViT-B/32": _vit(place)}
-        cold, splits = _cold_searches(models, light, place, rounds=given.rounds)
+        cold, splits = _cold_searches(models, light, rclip, place, rounds=given.rounds)
         encoding = [row for name, paths in models.items() for row in _encoding_rows(name, paths, rounds=given.rounds)]
         memory = [
             [name, *(f"{_memory_mib(light, paths[kind]):.0f}" if kind in paths else "" for kind in ("fp32", "int8"))]
             for name, paths in models.items()
         ]
-        stack.close()
         write(
             given.out,
             "# Use without PyTorch",
@@ -82,8 +88,9 @@ def main() -> None:
             f"`pip install 'diptych[serve]'` without PyTorch: {_size_mib(light):.0f} MiB on the disk (at most 280), "
             f"{downloaded:.0f} MiB to download.",
             f"`diptych search` for a text among {NUM:,} pictures, the whole process, seconds, medians of {given.rounds} "
-            "rounds in turn. The exports run in the environment without PyTorch, the bundles in the one with it:",
-            table(["model", "bundle", "export", "at most"], cold),
+            "rounds in turn. The exports run in the environment without PyTorch, the bundles in the one with it. "
+            f"rclip {rclip_peer.VERSION} searches the same vectors with the same text graph, and finds the same picture:",
+            table(["model", "bundle", "export", "rclip", "at most"], cold),
             "Where the time goes (`--timing`):",
             *(f"```\n{split}\n```" for split in splits),
             f"Milliseconds per picture or text, medians of {given.rounds} rounds in turn, each side in its own process:",
@@ -141,22 +148,28 @@ def _exported(bundle: Bundle, place: Path, *, precisions: tuple[Any, ...]) -> di
 
 
 def _cold_searches(
-    models: dict[str, dict[str, Path]], light: Path, place: Path, *, rounds: int
+    models: dict[str, dict[str, Path]], light: Path, rclip: Path, place: Path, *, rounds: int
 ) -> tuple[list[list[str]], list[str]]:
     rows, splits = list[list[str]](), list[str]()
     limits = {"small-data": 0.5, "ViT-B/32": 0.6}
     for name, paths in models.items():
         index = place / f"index-{len(rows)}"
-        _make_index(index, paths["bundle"])
+        vectors = _make_index(index, paths["bundle"])
         export = paths.get("int8", paths["fp32"])
         words = ["search", str(index), QUERY, "--timing", "--bundle"]
         commands = {
             "bundle": [str(Path(sys.executable).with_name("diptych")), *words, str(paths["bundle"])],
             "export": [str(light / "bin/diptych"), *words, str(export)],
         }
-        times = in_turn({side: partial(_run, command) for side, command in commands.items()}, rounds=rounds)
+        sides = {side: partial(_run, command) for side, command in commands.items()}
+        if name == "ViT-B/32":  # rclip has CLIP's tokenizer.
+            data = place / "rclip-data"
+            rclip_peer.write_data(data, rclip, export / graph_names("int8")[1], vectors)
+            sides["rclip"] = partial(_run_rclip, rclip, data)
+            _check_hits(sides)
+        times = in_turn(sides, rounds=rounds)
         kind = "int8" if "int8" in paths else "fp32"
-        medians = [f"{times.median(side):.2f}" for side in commands]
+        medians = [f"{times.median(side):.2f}" if side in sides else "" for side in ("bundle", "export", "rclip")]
         rows.append([f"{name}, {kind}", *medians, f"{limits[name]}"])
         splits.append(f"{name}, {kind}\n{_run(commands['export']).stderr.strip()}")
     return rows, splits
@@ -166,7 +179,22 @@ def _run(command: list[str]) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def _make_index(index: Path, bundle: Path) -> None:
+def _run_rclip(environment: Path, data: Path) -> "subprocess.CompletedProcess[str]":
+    command = [str(environment / "bin/rclip"), "--no-indexing", "--top", "20", QUERY]
+    variables = {**os.environ, "RCLIP_DATADIR": str(data)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=data, env=variables)
+
+
+def _check_hits(sides: Mapping[str, Callable[[], "subprocess.CompletedProcess[str]"]]) -> None:
+    """Exit if the best hits of rclip and of the export differ."""
+    first = {side: re.search(r"/(\d+)\.jpg", sides[side]().stdout) for side in ("export", "rclip")}
+    names = {side: None if found is None else found[1] for side, found in first.items()}
+    if None in names.values() or len({*names.values()}) > 1:
+        sys.exit(f"the best hits differ ({names}); nothing is timed")
+
+
+def _make_index(index: Path, bundle: Path) -> NDArray[np.float32]:
+    """Create an index of random vectors, and return them."""
     clip = diptych.load(bundle, device="cpu")
     dim = clip.bundle.config.embed_dim
     vectors = np.random.default_rng(0).standard_normal((NUM, dim), dtype=np.float32)
@@ -176,6 +204,7 @@ def _make_index(index: Path, bundle: Path) -> None:
             numbers = range(start, start + 10_000)
             entries = [Entry(key=f"/p/{i}.jpg", digest=f"{i}", stamp=FileStat(size=i, modified_ns=i)) for i in numbers]
             opened.add(entries, {f"{i}": vectors[i] for i in numbers})
+    return vectors
 
 
 def _encoding_rows(name: str, paths: dict[str, Path], *, rounds: int) -> Iterator[list[str]]:
