@@ -5,9 +5,7 @@ follow the text preparation in the model's config (`preparation.py`), not the fi
 """
 
 import re
-import string
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,7 @@ from diptych.core.errors import BundleError, ConfigError
 from diptych.core.settings import read_bytes
 from diptych.tokenizers.merges import check_merges
 from diptych.tokenizers.preparation import TextPreparation, clean_text, normalized_text
-from diptych.tokenizers.protocol import (
-    BaseTokenizer,
-    Encoded,
-    Truncate,
-    check_texts,
-    encodable,
-    pad_and_mark,
-    position_of,
-)
+from diptych.tokenizers.protocol import BaseTokenizer, encodable, position_of
 from tokenizers import Tokenizer as Engine
 from tokenizers import normalizers
 
@@ -52,25 +42,6 @@ class PreparedTokenizer(BaseTokenizer):
                 raise ConfigError(
                     f"model.text.preparation.{name} is {found}, outside the vocabulary of {vocab_size} entries"
                 )
-
-    def encode(self, texts: Sequence[str], *, truncate: Truncate = "end") -> Encoded:
-        """Return the ids of the texts, after the text preparation; see `Tokenizer.encode`.
-
-        `lengths` counts all tokens of a text, or, if the preparation says so, those up to the first end token.
-
-        Raises:
-            DataError: an element is not a string or cannot be cleaned, or a text is too long and `truncate` is "error".
-        """
-        check_texts(texts)
-        return pad_and_mark(
-            self._rows(texts),
-            context_length=self.context_length,
-            truncate=truncate,
-            pad_id=self.pad_id,
-            start_id=self.start_id,
-            end_id=self.end_id,
-            stops_at_end=self.stops_at_end,
-        )
 
     def _prepared(self, texts: Sequence[str]) -> list[str]:
         """Return the prepared texts.
@@ -124,11 +95,6 @@ class PretrainedTokenizer(PreparedTokenizer):
         own = [] if engine.normalizer is None else [engine.normalizer]
         if preparation.lowercase and preparation.case_rule == "character":
             engine.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
-        self._outside = preparation
-        if preparation.lowercase and preparation.case_rule == "ascii":  # "<EOS>" must not become a special token.
-            lower = [normalizers.Replace(letter, letter.lower()) for letter in string.ascii_uppercase]
-            engine.normalizer = normalizers.Sequence([*lower, *own])
-            self._outside = replace(preparation, lowercase=False)
         self._text, self._engine = text, engine
         self._special = _special_pattern(engine) if preparation.special_tokens == "parse" else None
         vocab_size = max(engine.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -175,9 +141,9 @@ class PretrainedTokenizer(PreparedTokenizer):
 
     def _normalized(self, text: str) -> str:
         if self._special is None:
-            return normalized_text(text, self._outside)
+            return super()._normalized(text)
         parts = self._special.split(text)  # Text and special token, in turn.
-        return "".join(part if i % 2 else normalized_text(part, self._outside) for i, part in enumerate(parts))
+        return "".join(part if i % 2 else normalized_text(part, self.preparation) for i, part in enumerate(parts))
 
     def _rows(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._engine.encode_batch_fast(self._prepared(texts), add_special_tokens=False)

@@ -110,6 +110,7 @@ class BaseTokenizer(ABC):
             pad_id=self.pad_id,
             start_id=self.start_id,
             end_id=self.end_id,
+            stops_at_end=self.stops_at_end,
         )
 
     def decode(self, ids: Sequence[int]) -> str:
