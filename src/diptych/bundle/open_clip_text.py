@@ -9,7 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diptych.bundle.foreign_tokenizer import own_tokenizer_file, preparation_of, tokenizer_file_of
+from diptych.bundle.foreign_tokenizer import (
+    own_tokenizer_file,
+    preparation_of,
+    tokenizer_file_of,
+    with_open_clip_cleaning,
+)
 from diptych.bundle.open_clip_options import BLOCKS, activation_of, check_options, norm_eps_of
 from diptych.bundle.open_clip_towers import transformers_tower_config
 from diptych.bundle.tower_folders import tower_folder
@@ -30,7 +35,6 @@ _KNOWN = {
     *_SIZES, "pool_type", "final_ln_after_pool", "act_kwargs", "norm_kwargs", "vocab_size", "hf_tokenizer_name",
     "tokenizer_kwargs", "embed_cls", "no_causal_mask", "proj_bias", "proj_type", "ls_init_value", "hf_model_name",
 }  # fmt: skip
-_CLEANING = ("whitespace", "lower", "canonicalize")
 _CLIP_END = VOCAB_SIZE - 1
 _POOLING_OF_PADDED = {"last": "eot", "first": "cls", "argmax": "end"}
 """Diptych's pooling in SigLIP's layout, by open_clip's name."""
@@ -161,10 +165,11 @@ def _tokenizer(text: Mapping[str, Any], folder: Path | None) -> tuple[TokenizerK
 def _preparation(text: Mapping[str, Any], folder: Path) -> TextPreparation:
     """Return the text preparation of the tokenizer in the folder, including open_clip's own cleaning."""
     options = text.get("tokenizer_kwargs") or {}
-    unknown = sorted(set(options) - {"clean", "strip_sep_token"})
-    clean = options.get("clean", "whitespace")
-    if unknown or clean not in _CLEANING:
+    if not isinstance(options, dict) or set(options) - {"clean", "strip_sep_token"}:
         raise ConfigError(f"text_cfg has tokenizer_kwargs {options!r:.80}; Diptych supports clean and strip_sep_token")
-    found = replace(preparation_of(folder), clean=clean, stops_at_end=text.get("pool_type") == "eos")
-    # CLIPA replaces the end token, which BERT's tokenizer adds to each text, with id 0.
-    return replace(found, end_id=0) if options.get("strip_sep_token") else found
+    found = with_open_clip_cleaning(
+        preparation_of(folder),
+        clean=options.get("clean", "whitespace"),
+        strip_sep_token=bool(options.get("strip_sep_token")),
+    )
+    return replace(found, stops_at_end=text.get("pool_type") == "eos")
