@@ -86,21 +86,6 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub that this process uses, and an empty cache."""
-    (tmp_path / "hub" / "me").mkdir(parents=True)
-    server = HubServer(tmp_path / "hub")
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield server
-    server.close()
-
-
 def _repository(hub: HubServer, name: str, *files: str, **contents: str) -> Path:
     """A repository with these files; `contents` are those of JSON files, by their name without the suffix."""
     folder = hub.folder / name

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from diptych.bundle.folder import Bundle, load_bundle, save_bundle
@@ -20,6 +21,7 @@ from diptych.inference.embedder import Embedder
 from diptych.models.clip import CLIP
 from diptych.models.config import CLIPConfig, TextConfig, TimmConfig, TransformersConfig, ViTConfig
 from tests import peers
+from tests.hub_server import HubServer
 from tests.makers import TIMM_TOWERS, encoder_tower
 
 VIT = ViTConfig(image_px=32, patch_px=16, width=16, layers=1, heads=2)
@@ -273,6 +275,32 @@ def test_an_architecture_without_weights_gets_a_tokenizer_of_its_own() -> None:
         300,
     )
     assert (resolved.pooling, resolved.context_length) == ("mean", 512)
+
+
+def test_towers_come_from_the_hub_and_then_from_the_cache(
+    here: HubServer, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(encoder_folder, here.folder / "me" / "encoder")
+    expected = peers.timm.create_model("convnext_atto", num_classes=3, **TIMM_TOWERS["timm convnext"].options)
+    image = replace(TIMM_TOWERS["timm convnext"], image_px=32, pretrained="hf:me/convnext", transform="timm")
+    (here.folder / "me" / "convnext").mkdir()
+    settings = {"num_classes": 3, "input_size": [3, 32, 32], "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+    content = {"architecture": "convnext_atto", "num_classes": 3, "pretrained_cfg": settings}
+    (here.folder / "me" / "convnext" / "config.json").write_text(json.dumps({**content, "model_args": image.options}))
+    save_file(expected.state_dict(), here.folder / "me" / "convnext" / "model.safetensors")
+    config = CLIPConfig(embed_dim=16, image=image, text=TransformersConfig(name="me/encoder", pretrained=True))
+    first, _ = _started(config)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    again, _ = _started(config)
+    fetched = [line.rpartition("/")[2] for line in here.asked if line.startswith("GET /me/")]
+    assert fetched.count("model.safetensors") == 2
+    encoder = peers.transformers.BertModel.from_pretrained(encoder_folder)
+    for model in (first, again):
+        stem = model.image_tower.get_parameter("model.stem.0.weight")
+        torch.testing.assert_close(stem, expected.get_parameter("stem.0.weight"), atol=0, rtol=0)
+        name = "embeddings.word_embeddings.weight"
+        found = model.text_tower.get_parameter(f"model.{name}")
+        torch.testing.assert_close(found, encoder.get_parameter(name), atol=0, rtol=0)
 
 
 def _change(folder: Path, **changes: Any) -> None:

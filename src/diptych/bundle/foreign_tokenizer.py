@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from diptych.bundle.json_objects import read_object
 from diptych.bundle.read_tokenizer import checked_tokenizer, read_tokenizer
 from diptych.bundle.tokenizer_settings import (
     ADDED,
     SETTINGS,
     TOKENIZER_JSON,
     TokenizerFolder,
-    read_object,
     start_and_end,
     vocabulary_of,
 )

@@ -9,7 +9,8 @@ weights are downloaded, and so that a folder with all weights also has all other
 
 import errno
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from diptych.bundle.refusals import refuse_naflex_name, refuse_unsupported
 from diptych.core.errors import BundleError, ConfigError
 from diptych.core.extras import has_torch
 
-__all__ = ["BUNDLE", "BUNDLE_CONFIG", "NEEDS_EXTRA", "PREFIX", "cached_snapshot", "download"]
+__all__ = ["BUNDLE", "BUNDLE_CONFIG", "NEEDS_EXTRA", "PREFIX", "cached_snapshot", "download", "download_files"]
 
 NEEDS_EXTRA = "the hub needs an extra: pip install 'diptych[hub]'"
 _NUM_SUGGESTED = 3
@@ -51,6 +52,62 @@ def download(name: str, *, progress: bool = True) -> Path:
         BundleError: the id is not valid, the hub has no such model or revision, access is denied, the model needs its own code
             or has an unsupported feature, or the hub cannot be reached and the model is not in the cache.
     """
+    repository = _parsed(name)
+    refuse_naflex_name(name)
+    try:
+        with _explained(name):
+            return _downloaded(repository, name, progress=progress)
+    except (BundleError, ConfigError):
+        raise
+    except Exception as error:  # Raised by several libraries: HTTP client, huggingface_hub, operating system.
+        reason = _first_line(error)
+    snapshot = cached_snapshot(name)
+    cached = None if snapshot is None else model_path(snapshot, has_torch=has_torch())
+    if snapshot is None or cached is None:
+        raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})")
+    refuse_unsupported(snapshot, name)
+    return cached
+
+
+def download_files(name: str, patterns: Sequence[str], *, progress: bool = True) -> Path:
+    """Return the local folder of a repository, and download the files of these patterns if necessary.
+
+    If the hub cannot be reached, the files in the cache are used.
+
+    Args:
+        name: `hf:owner/name`, or `hf:owner/name@revision`.
+        patterns: patterns of file names, as for `fnmatch`.
+        progress: as for `download`.
+
+    Raises:
+        ConfigError: the extra `hub` is not installed.
+        BundleError: the id is not valid, the hub has no such model or revision, access is denied, or the hub cannot be reached
+            and the repository is not in the cache.
+    """
+    repository = _parsed(name)
+    try:
+        with _explained(name):
+            from huggingface_hub import snapshot_download  # noqa: PLC0415  (an extra)
+
+            return Path(
+                snapshot_download(
+                    repository.name,
+                    revision=repository.revision,
+                    allow_patterns=list(patterns),
+                    tqdm_class=_bar(progress),
+                )
+            )
+    except (BundleError, ConfigError):
+        raise
+    except Exception as error:  # Raised by several libraries: HTTP client, huggingface_hub, operating system.
+        raise BundleError(
+            f"{name}: is not in the cache, and the hub cannot be reached ({_first_line(error)})"
+        ) from None
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn the errors of `huggingface_hub` about a repository into errors that name a remedy. Others pass through."""
     try:
         from huggingface_hub.errors import (  # noqa: PLC0415  (an extra)
             GatedRepoError,
@@ -61,11 +118,8 @@ def download(name: str, *, progress: bool = True) -> Path:
     except ImportError:
         raise ConfigError(NEEDS_EXTRA) from None
     repository = _parsed(name)
-    refuse_naflex_name(name)
     try:
-        return _downloaded(repository, name, progress=progress)
-    except (BundleError, ConfigError):
-        raise
+        yield
     except HFValidationError:
         raise BundleError(f"{name}: is not a hub id; an example is hf:openai/clip-vit-base-patch32") from None
     except GatedRepoError:
@@ -76,16 +130,14 @@ def download(name: str, *, progress: bool = True) -> Path:
         raise BundleError(f"{name}: the model has no revision {repository.revision!r:.80}") from None
     except RepositoryNotFoundError:
         raise BundleError(f"{name}: the hub has no such model{_suggestions(repository.name)}") from None
-    except Exception as error:  # Raised by several libraries: HTTP client, huggingface_hub, operating system.
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
             raise BundleError(f"{name}: cannot be written to the cache of the hub ({error.strerror})") from None
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    snapshot = cached_snapshot(name)
-    cached = None if snapshot is None else model_path(snapshot, has_torch=has_torch())
-    if snapshot is None or cached is None:
-        raise BundleError(f"{name}: is not in the cache, and the hub cannot be reached ({reason})")
-    refuse_unsupported(snapshot, name)
-    return cached
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def cached_snapshot(name: str) -> Path | None:

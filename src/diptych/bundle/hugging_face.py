@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from diptych.bundle.foreign_tokenizer import END, START, own_tokenizer_file, preparation_of, tokenizer_file_of
+from diptych.bundle.json_objects import read_object
 from diptych.bundle.processor import processor_pixels
 from diptych.bundle.renaming import Rename, from_theirs, norm, same, shaped
 from diptych.bundle.siglip_names import hugging_face_siglip_names
 from diptych.bundle.weights import read_weights
 from diptych.core.errors import BundleError, ConfigError
-from diptych.core.settings import from_plain, read_json
+from diptych.core.settings import from_plain
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.clip import CLIP
 from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
@@ -106,7 +107,7 @@ def read_hugging_face(folder: Path) -> CLIP:
         BundleError: a file is missing or damaged, or the model has a feature that Diptych does not support; the message names
             it.
     """
-    content = _read_json(folder / CONFIG)
+    content = read_object(folder / CONFIG, is_required=True)
     known = [*DEFAULTS, *_LIKE_CLIP]
     if content.get("model_type") not in known:
         supported = ", ".join(known)
@@ -245,11 +246,11 @@ def read_processor(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     The newer `processor_config.json` has priority, as in `transformers`.
     """
     path = folder / "processor_config.json"
-    nested = _read_json(path).get("image_processor") if path.is_file() else None
+    nested = read_object(path, is_required=True).get("image_processor") if path.is_file() else None
     if isinstance(nested, dict):
         return path, nested
     path = folder / "preprocessor_config.json"
-    return (path, _read_json(path)) if path.is_file() else None
+    return (path, read_object(path, is_required=True)) if path.is_file() else None
 
 
 def _pixel_config(folder: Path, config: CLIPConfig) -> PixelConfig:
@@ -267,7 +268,7 @@ def _check_vocabulary(folder: Path) -> None:
     for name in ("vocab.json", "tokenizer.json"):
         path = folder / name
         if path.is_file():
-            content = _read_json(path)
+            content = read_object(path, is_required=True)
             model = content.get("model")
             inner = model.get("vocab") if isinstance(model, dict) else None
             found = content if name == "vocab.json" else inner
@@ -280,13 +281,3 @@ def hub_vocabulary() -> dict[str, int]:
     """Return CLIP's vocabulary as token ids by token, with the special tokens named as on the hub."""
     names = {"<start_of_text>": START, "<end_of_text>": END}
     return {names.get(token, token): i for token, i in clip_vocabulary().items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = read_json(path)
-    except ConfigError as error:
-        raise BundleError(str(error)) from None
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: holds no JSON object")
-    return content

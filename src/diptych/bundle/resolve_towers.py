@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from diptych.bundle.foreign_tokenizer import preparation_of
+from diptych.bundle.json_objects import read_object
 from diptych.bundle.read_tokenizer import read_tokenizer
-from diptych.bundle.tower_folders import read_object, tower_folder
+from diptych.bundle.sentence_transformers import modules_of
+from diptych.bundle.tower_folders import tower_folder
 from diptych.core.errors import BundleError, ConfigError, DiptychWarning, unknown_name
-from diptych.core.settings import read_json
 from diptych.images.resample import Interpolation
 from diptych.images.transforms import PixelConfig, height_width
 from diptych.models.config import CLIPConfig
@@ -95,8 +96,8 @@ def _tokenizer_file(text: TransformersConfig) -> Path:
 def _with_timm(config: CLIPConfig, image: TimmConfig) -> CLIPConfig:
     known = pretrained_cfg(image.name)
     options: dict[str, Any] = {}
-    if isinstance(image.pretrained, str) and Path(image.pretrained).expanduser().is_dir():
-        content = read_object(Path(image.pretrained).expanduser() / "config.json")
+    if isinstance(image.pretrained, str) and not Path(image.pretrained).expanduser().is_file():
+        content = read_object(tower_folder(image.pretrained, with_weights=False) / "config.json")
         architecture = content.get("architecture", image.name)
         if architecture.partition(".")[0] != image.name.partition(".")[0]:
             raise ConfigError(f"model.image.name is {image.name}, but {image.pretrained} contains {architecture}")
@@ -181,28 +182,21 @@ def _folder(text: TransformersConfig) -> Path | None:
 
 def _module_folder(folder: Path) -> Path:
     """Return the folder of the encoder in a sentence-transformers folder; any other folder is returned unchanged."""
-    for module in _modules(folder):
-        if str(module.get("type", "")).endswith(".Transformer"):
-            return _inside(folder, module)
-    return folder
+    return next((module.folder for module in modules_of(folder) if module.kind == "Transformer"), folder)
 
 
 def _pooling(folder: Path | None) -> TextPooling:
     """Return the pooling in a sentence-transformers folder; `mean` if the folder does not define one."""
-    modules = [] if folder is None else _modules(folder)
+    modules = [] if folder is None else modules_of(folder)
     for module in modules:
-        kind = str(module.get("type", "")).rpartition(".")[2]
-        if kind not in {"Transformer", "Pooling", "Normalize"}:
+        if module.kind not in {"Transformer", "Pooling", "Normalize"}:
             warnings.warn(
-                f"{folder}: ignores the module {kind}, because Diptych's projection replaces it",
+                f"{folder}: ignores the module {module.kind}, because Diptych's projection replaces it",
                 DiptychWarning,
                 stacklevel=2,
             )
-    assert folder is not None or not modules
-    for module in modules:
-        if folder is not None and str(module.get("type", "")).endswith(".Pooling"):
-            return _named_pooling(read_object(_inside(folder, module) / "config.json"), folder)
-    return "mean"
+    pooling = next((module for module in modules if module.kind == "Pooling"), None)
+    return "mean" if pooling is None else _named_pooling(read_object(pooling.folder / "config.json"), pooling.folder)
 
 
 def _named_pooling(content: dict[str, Any], folder: Path) -> TextPooling:
@@ -221,21 +215,6 @@ def _named_pooling(content: dict[str, Any], folder: Path) -> TextPooling:
             f"{folder}: uses the pooling {found}, which Diptych does not support; set model.text.pooling to mean, cls or last"
         )
     return modes[used[0]]
-
-
-def _modules(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "modules.json"
-    if not path.is_file():
-        return []
-    content = read_json(path)
-    return [module for module in content if isinstance(module, dict)] if isinstance(content, list) else []
-
-
-def _inside(folder: Path, module: dict[str, Any]) -> Path:
-    path = str(module.get("path", ""))
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise BundleError(f"{folder}: modules.json names a folder outside of it")
-    return folder / path
 
 
 def _context_length(text: TransformersConfig, folder: Path | None, module: Path | None) -> int:

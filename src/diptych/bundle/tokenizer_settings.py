@@ -5,8 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diptych.core.errors import BundleError, ConfigError
-from diptych.core.settings import read_json
+from diptych.bundle.json_objects import read_object
+from diptych.core.errors import BundleError
 from diptych.tokenizers.pretrained import MAX_BYTES
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -28,7 +28,7 @@ class TokenizerFolder:
         Raises:
             BundleError: the file is damaged.
         """
-        return read_object(self.folder / TOKENIZER_JSON)
+        return _object(self.folder / TOKENIZER_JSON)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class TokenizerFolder:
         Raises:
             BundleError: the file is damaged.
         """
-        return read_object(self.folder / SETTINGS)
+        return _object(self.folder / SETTINGS)
 
     @cached_property
     def model_type(self) -> str:
@@ -46,7 +46,7 @@ class TokenizerFolder:
         Raises:
             BundleError: the file is damaged.
         """
-        return str(read_object(self.folder / "config.json").get("model_type", ""))
+        return str(_object(self.folder / "config.json").get("model_type", ""))
 
     @cached_property
     def added(self) -> dict[int, dict[str, Any]]:
@@ -62,7 +62,7 @@ class TokenizerFolder:
             if (token := _content(entry)) is not None:
                 given = entry if isinstance(entry, Mapping) else {}
                 listed[i] = {"id": i, "content": token, **{flag: given.get(flag) is True for flag in _FLAGS}}
-        plain = {str(i): token for token, i in read_object(self.folder / ADDED).items()}
+        plain = {str(i): token for token, i in _object(self.folder / ADDED).items()}
         for i, token in _pairs(plain, self.folder / ADDED):
             if i in listed and listed[i]["content"] != token:
                 raise BundleError(
@@ -78,7 +78,7 @@ class TokenizerFolder:
         Raises:
             BundleError: two files contradict each other.
         """
-        plain = {SETTINGS: self.settings, SPECIAL: read_object(self.folder / SPECIAL)}
+        plain = {SETTINGS: self.settings, SPECIAL: _object(self.folder / SPECIAL)}
         found = {file: token for file in plain if (token := _content(plain[file].get(name))) is not None}
         if len(set(found.values())) > 1:
             raise BundleError(
@@ -88,21 +88,8 @@ class TokenizerFolder:
         return next(iter(found.values()), None)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if the file is missing.
-
-    Raises:
-        BundleError: the file cannot be read, or contains something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = read_json(path, max_bytes=MAX_BYTES)
-    except ConfigError as error:
-        raise BundleError(str(error)) from None
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}: holds no JSON object")
-    return content
+def _object(path: Path) -> dict[str, Any]:
+    return read_object(path, max_bytes=MAX_BYTES)
 
 
 def vocabulary_of(content: Mapping[str, Any], path: Path) -> dict[str, int]:

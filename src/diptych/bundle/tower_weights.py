@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from diptych.bundle.efficientnet_lite_names import is_efficientnet_lite, to_timm_names
-from diptych.bundle.hub import PREFIX
 from diptych.bundle.renaming import shape_text
 from diptych.bundle.tower_folders import tower_folder, weights_file
 from diptych.bundle.weights import read_weights
@@ -45,12 +44,8 @@ def load_pretrained(model: CLIP, config: CLIPConfig) -> None:
 
 def _load_timm(tower: TimmTower, config: TimmConfig) -> None:
     source = str(config.name if config.pretrained is True else config.pretrained)
-    if config.pretrained is True:
-        weights = _of_timm(config.name, tower)
-    elif source.startswith((PREFIX, "hf-hub:")):
-        weights = _of_timm(f"hf-hub:{source.partition(':')[2]}", tower)
-    else:
-        weights = _fitted(read_weights(_file(source)), tower.model)
+    is_timms = config.pretrained is True
+    weights = _of_timm(source, tower) if is_timms else _fitted(read_weights(_file(source)), tower.model)
     if config.projection == "classifier":  # A classifier for another task is not loaded.
         expected = tower.model.state_dict()
         names = [name for name in expected if name.startswith(f"{pretrained_cfg(config.name)['classifier']}.")]
@@ -119,8 +114,6 @@ def _file(source: str) -> Path:
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    if path.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
-        raise BundleError(f"{source}: there is no such file")
     folder = tower_folder(source, with_weights=True)
     found = weights_file(folder) or next((weights_file(child) for child in sorted(folder.glob("0_*"))), None)
     if found is None:
