@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
+from diptych.models.clip import CLIP
+from tests.bundle.makers import SMALL
 from tests.hub_server import HubServer
 
 
@@ -29,3 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> CLIP:
+    """A small model with random weights, which no test may change."""
+    torch.manual_seed(0)
+    return CLIP(SMALL).eval()

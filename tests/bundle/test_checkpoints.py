@@ -18,6 +18,7 @@ from diptych.bundle.open_bundle import open_bundle
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import to_theirs
 from diptych.bundle.weights import read_state_dict
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import BundleError, ConfigError
 from diptych.models.clip import CLIP
 from tests.bundle.makers import SMALL
@@ -132,9 +133,9 @@ def test_a_checkpoint_that_contains_itself_ends(tmp_path: Path) -> None:
 def test_the_origin_says_which_weights_were_taken(tmp_path: Path, weights: dict[str, Tensor]) -> None:
     averaged = {name: tensor * 0.5 for name, tensor in weights.items()}
     torch.save({"state_dict": weights, "state_dict_ema": averaged}, tmp_path / "w.pt")
-    bundle = open_bundle(tmp_path / "w.pt", activation="gelu")
+    bundle = open_bundle(tmp_path / "w.pt", facts=WeightsFacts(activation="gelu"))
     assert bundle.origin["weights"] == "averaged; the file also has raw ones (--weights raw)"
-    raw = open_bundle(tmp_path / "w.pt", activation="gelu", weights="raw")
+    raw = open_bundle(tmp_path / "w.pt", facts=WeightsFacts(activation="gelu", weights="raw"))
     assert "weights" in raw.origin
     torch.testing.assert_close(raw.model.log_logit_scale, bundle.model.log_logit_scale * 2)
 
@@ -146,7 +147,7 @@ def test_an_index_is_given_directly(tmp_path: Path, weights: dict[str, Tensor]) 
         save_file({name: weights[name].contiguous() for name in part}, tmp_path / file)
     index = {"weight_map": {name: file for file, part in files.items() for name in part}}
     (tmp_path / "model.safetensors.index.json").write_text(str(index).replace("'", '"'))
-    bundle = open_bundle(tmp_path / "model.safetensors.index.json", activation="gelu")
+    bundle = open_bundle(tmp_path / "model.safetensors.index.json", facts=WeightsFacts(activation="gelu"))
     found = bundle.model.state_dict()["text_tower.token_emb.weight"]
     torch.testing.assert_close(found, weights["token_embedding.weight"])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diptych.bundle.open_bundle import open_bundle
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import BundleError, ConfigError
 from diptych.models.config import ViTConfig
 from tests import peers
@@ -44,7 +45,9 @@ def test_stated_facts_give_the_peers_features(tmp_path: Path, name: str) -> None
     vision, text, facts = STATED[name]
     theirs = _model(vision, text)
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
-    ours = open_bundle(tmp_path / "w.pt", activation="quick_gelu", **{"heads": (4, 4), **facts}).model
+    ours = open_bundle(
+        tmp_path / "w.pt", facts=WeightsFacts(activation="quick_gelu", **{"heads": (4, 4), **facts})
+    ).model
     pixels = random_pictures(ours)
     ids, lengths = (IDS[:4, :76], LENGTHS[:4]) if name == "coca" else (IDS, LENGTHS)
     with torch.no_grad():
@@ -60,12 +63,14 @@ def test_assumptions_are_recorded(tmp_path: Path) -> None:
     with pytest.raises(
         BundleError, match="width 96 is not a multiple of 64, so the heads cannot be inferred; add --heads"
     ):
-        open_bundle(tmp_path / "w.pt", **facts)
-    assumed = open_bundle(tmp_path / "w.pt", **facts, heads=(2, 1)).origin["assumed"]
+        open_bundle(tmp_path / "w.pt", facts=WeightsFacts(**facts))
+    assumed = open_bundle(tmp_path / "w.pt", facts=WeightsFacts(**facts, heads=(2, 1))).origin["assumed"]
     assert "a causal mask" in assumed
     assert "class token" in assumed
     assert "heads" not in assumed
-    stated = open_bundle(tmp_path / "w.pt", **facts, heads=(2, 1), pooling=("cls", "eot"), is_causal=True)
+    stated = open_bundle(
+        tmp_path / "w.pt", facts=WeightsFacts(**facts, heads=(2, 1), pooling=("cls", "eot"), is_causal=True)
+    )
     assert "mask" not in stated.origin["assumed"]
     assert "class token" not in stated.origin["assumed"]
     assert isinstance(stated.config.image, ViTConfig)
@@ -90,19 +95,19 @@ def test_assumptions_are_recorded(tmp_path: Path) -> None:
 def test_facts_that_do_not_fit(tmp_path: Path, facts: dict[str, Any], message: str) -> None:
     torch.save(open_clip_model({**VISION, "head_width": 48}).state_dict(), tmp_path / "w.pt")
     with pytest.raises((BundleError, ConfigError), match=message) as caught:
-        open_bundle(tmp_path / "w.pt", **{"activation": "quick_gelu", **facts})
+        open_bundle(tmp_path / "w.pt", facts=WeightsFacts(**{"activation": "quick_gelu", **facts}))
     assert "\n" not in str(caught.value)
 
 
 def test_facts_are_for_files(tiny_bundle: Path) -> None:
-    with pytest.raises(ConfigError, match="--weights is only for weights files; a model folder contains its config"):
-        open_bundle(tiny_bundle, weights="ema")
+    with pytest.raises(ConfigError, match="--weights is only for weights files in OpenAI's naming"):
+        open_bundle(tiny_bundle, facts=WeightsFacts(weights="ema"))
     with pytest.raises(ConfigError, match="--no-causal is only for weights files"):
-        open_bundle(tiny_bundle, is_causal=False)
+        open_bundle(tiny_bundle, facts=WeightsFacts(is_causal=False))
 
 
 def test_a_file_with_a_tower_of_timm_needs_its_folder(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = {"visual.trunk.norm.weight": torch.zeros(2)}
     torch.save(weights, tmp_path / "w.pt")
     with pytest.raises(BundleError, match=r"has a timm image tower, .*a folder with open_clip_config\.json"):
-        open_bundle(tmp_path / "w.pt", activation="gelu")
+        open_bundle(tmp_path / "w.pt", facts=WeightsFacts(activation="gelu"))

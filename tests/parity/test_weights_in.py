@@ -11,6 +11,7 @@ from diptych.bundle.open_bundle import open_bundle
 from diptych.bundle.open_clip_config import open_clip_config
 from diptych.bundle.openai import openai_names
 from diptych.bundle.renaming import to_theirs
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.models.config import ViTConfig
 from diptych.presets import PRESETS
 from tests import peers
@@ -37,21 +38,21 @@ def test_a_vit_in_openais_naming(tmp_path: Path, suffix: str, quick_gelu: bool) 
         save_file(dict(theirs.state_dict()), path)
     else:
         torch.save(theirs.state_dict(), path)
-    bundle = open_bundle(path, activation="quick_gelu" if quick_gelu else "gelu")
+    bundle = open_bundle(path, facts=WeightsFacts(activation="quick_gelu" if quick_gelu else "gelu"))
     assert_parity(bundle.model, theirs, encode_open_clip, openai_names(bundle.config))
 
 
 def test_a_resnet_in_openais_naming(tmp_path: Path) -> None:
     theirs = open_clip_model(RESNET)
     torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
-    bundle = open_bundle(tmp_path / "resnet.pt", activation="quick_gelu")
+    bundle = open_bundle(tmp_path / "resnet.pt", facts=WeightsFacts(activation="quick_gelu"))
     assert_parity(bundle.model, theirs, encode_open_clip, openai_names(bundle.config))
 
 
 def test_a_resnet_follows_its_batches_as_the_peers_does(tmp_path: Path) -> None:
     theirs = open_clip_model(RESNET)
     torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
-    ours = open_bundle(tmp_path / "resnet.pt", activation="quick_gelu").model.train()
+    ours = open_bundle(tmp_path / "resnet.pt", facts=WeightsFacts(activation="quick_gelu")).model.train()
     pictures = pixels(theirs)
     torch.testing.assert_close(ours.image_tower(pictures), theirs.train().encode_image(pictures), atol=1e-4, rtol=1e-4)
     table = openai_names(ours.config)
@@ -92,7 +93,7 @@ def test_position_embeddings_are_resized_as_open_clip_does(tmp_path: Path) -> No
     small, large = open_clip_model(VIT), open_clip_model({**VIT, "image_size": [80, 64]})
     weights = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     torch.save(weights, tmp_path / "small.pt")
-    ours = open_bundle(tmp_path / "small.pt", activation="quick_gelu", image_px=(80, 64)).model
+    ours = open_bundle(tmp_path / "small.pt", image_px=(80, 64), facts=WeightsFacts(activation="quick_gelu")).model
     peers.open_clip.model.resize_pos_embed(weights, large)
     large.load_state_dict(weights)
     torch.testing.assert_close(

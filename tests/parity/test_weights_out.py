@@ -16,6 +16,7 @@ from diptych.bundle.folder import Bundle, require_bundle
 from diptych.bundle.hugging_face import hugging_face_names
 from diptych.bundle.open_bundle import export_bundle, open_bundle
 from diptych.bundle.openai import openai_names
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import ConfigError
 from diptych.images.tensors import normalize
 from diptych.images.transforms import PixelConfig, evaluation_pixels, height_width
@@ -267,7 +268,7 @@ def test_ten_photos_through_open_clips_weights(vision: dict[str, Any], tmp_path:
     with torch.no_grad():
         stacked = torch.stack([preprocess(Image.open(photo)) for photo in photos])
         expected = _cosines(theirs.encode_image(stacked), theirs.encode_text(peers.open_clip.tokenize(PHOTO_TEXTS)))
-    clip = LoadedBundle(open_bundle(tmp_path / "weights.pt", activation="quick_gelu"))
+    clip = LoadedBundle(open_bundle(tmp_path / "weights.pt", facts=WeightsFacts(activation="quick_gelu")))
     np.testing.assert_allclose(clip.similarity(photos, PHOTO_TEXTS).cosine, expected, atol=1e-5)
     assert expected.std() > 1e-4
 

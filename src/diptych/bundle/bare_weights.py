@@ -66,7 +66,7 @@ def read_bare_weights(path: Path, facts: WeightsFacts | None = None) -> BareMode
     if facts.preset is not None:
         config = preset_config(facts.preset)
         check_openai_names(config, what="OpenAI's naming")
-        stated = [name for name in facts.stated if name != "weights"]
+        stated = [name for name in facts.stated if name not in ("activation", "preset", "weights")]
         if stated:
             raise ConfigError(f"a preset contains the architecture, so {stated[0]} cannot be set with it")
     else:

@@ -22,17 +22,18 @@ from diptych.bundle.onnx_layout import is_onnx_folder, refuse_half_export
 from diptych.bundle.refusals import refuse_unsupported
 from diptych.bundle.sentence_transformers import sentence_transformers_clip
 from diptych.bundle.weights import INDEX, SUFFIXES
-from diptych.bundle.weights_facts import Pooling, WeightsChoice, WeightsFacts
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import BundleError, ConfigError, OnnxExportError, unknown_name
 from diptych.core.paths import path_kind
 from diptych.core.settings import read_json
 from diptych.images.transforms import Pixels, height_width
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation, CLIPConfig, TextConfig, ViTConfig
+from diptych.models.config import CLIPConfig, TextConfig, ViTConfig
 from diptych.models.resolution import at_resolution
 from diptych.tokenizers.clip_bpe import ClipBPETokenizer
 from diptych.tokenizers.protocol import Tokenizer
 
+_NOTHING_STATED = WeightsFacts()
 ExportFormat: TypeAlias = Literal["open-clip", "hugging-face"]
 
 _WRITERS: dict[ExportFormat, tuple[Callable[[CLIP, Tokenizer, Path], None], Callable[[Path], CLIP]]] = {
@@ -44,14 +45,9 @@ _WRITERS: dict[ExportFormat, tuple[Callable[[CLIP, Tokenizer, Path], None], Call
 def open_bundle(
     path: str | Path,
     *,
-    activation: Activation | None = None,
-    preset: str | None = None,
+    facts: WeightsFacts = _NOTHING_STATED,
     image_px: Pixels | None = None,
     verify: Verify = "auto",
-    weights: WeightsChoice | None = None,
-    heads: tuple[int, ...] | None = None,
-    pooling: tuple[Pooling, ...] | None = None,
-    is_causal: bool | None = None,
     progress: bool = True,
 ) -> Bundle:
     """Return the model at a path as a bundle, on the CPU, in evaluation mode.
@@ -63,38 +59,25 @@ def open_bundle(
             PEFT's format; a weights file in OpenAI's naming (`.pt`, `.pth`, `.bin`, `.ckpt`, `.safetensors`,
             `.safetensors.index.json`); a big_vision checkpoint (`.npz`) next to its tokenizer; `hf:` followed by a hub id and
             optionally `@` and a revision; or the short name of a known model (`bundle.known_models`).
-        activation: the activation with which the model was trained. A weights file may need it. Other formats contain it, and
-            a different value is an error.
-        preset: the architecture of a weights file; by default it is inferred from the tensors.
+        facts: settings of a weights file that the file does not contain. Other formats contain them, and an activation that
+            differs, or any other setting, is an error.
         image_px: image size in pixels, if it differs from the model's; position embeddings are resized.
         verify: `full` reads all files of a bundle and compares their checksums; `auto` skips a large file that was verified
             before and has the same size, times and inode. Folders of other libraries have no checksums.
-        weights: for a training checkpoint, "ema" for weights averaged over the training steps, or "raw" for the weights of the
-            last step; by default the averaged weights if the file has them.
-        heads: for a weights file, the numbers of attention heads of the image tower and the text tower; by default one head per
-            64 channels.
-        pooling: for a weights file, the pooling of the image tower ("cls" or "mean") and of the text tower ("eot", "last" or
-            "first"); by default class token and end token.
-        is_causal: for a weights file, whether the text tower has a causal mask; by default True.
         progress: whether a download shows a progress bar, if standard error is a terminal.
 
     Raises:
         BundleError: there is no model at the path, it is damaged, or it has a feature that Diptych does not support.
         ConfigError: an argument is not valid or does not fit the model.
     """
-    if activation is not None and activation not in get_args(Activation):
-        raise ConfigError(unknown_name("activation", activation, get_args(Activation)))
     if verify not in get_args(Verify):
         raise ConfigError(unknown_name("value of verify", verify, get_args(Verify)))
-    facts = WeightsFacts(
-        activation=activation, preset=preset, weights=weights, heads=heads, pooling=pooling, is_causal=is_causal
-    )
     name = resolve_name(str(path))
     folder = download(name, progress=progress) if name.startswith(PREFIX) else Path(name)
     bundle = _with_license(_read(folder, name, facts, verify), name)
     found = bundle.config.text.activation if isinstance(bundle.config.text, TextConfig) else "no activation to choose"
-    if activation is not None and found != activation:
-        raise BundleError(f"{path}: has {found}, but the activation was given as {activation}")
+    if facts.activation is not None and found != facts.activation:
+        raise BundleError(f"{path}: has {found}, but the activation was given as {facts.activation}")
     if image_px is not None and height_width(image_px) != height_width(bundle.config.image.image_px):
         source = None if bundle.source is None else f"{bundle.source} {height_width(image_px)}"
         bundle = replace(bundle, model=at_resolution(bundle.model, image_px), known_identity=None, source=source)
@@ -139,15 +122,16 @@ def export_bundle(bundle: Bundle, to: ExportFormat, folder: Path) -> None:
 def _read(path: Path, name: str, facts: WeightsFacts, verify: Verify) -> Bundle:
     if path.is_file() and path.name.endswith(INDEX) and path.parent.joinpath(hugging_face.CONFIG).is_file():
         path = path.parent
-    if path.is_file() and path.suffix == big_vision.SUFFIX:
-        return _read_big_vision(path, name)
     if path.is_file() and (path.suffix in SUFFIXES or path.name.endswith(INDEX)):
         return _read_file(path, name, facts)
-    if facts.preset is not None:
-        raise ConfigError(f"{name}: --preset is only for weights files; a model folder contains its config")
-    if facts.stated:
-        setting = "no-causal" if facts.stated[0] == "is_causal" else facts.stated[0]
-        raise ConfigError(f"{name}: --{setting} is only for weights files; a model folder contains its config")
+    stated = [fact for fact in facts.stated if fact != "activation"]
+    if stated:
+        option = "no-causal" if stated[0] == "is_causal" else stated[0]
+        raise ConfigError(
+            f"{name}: --{option} is only for weights files in OpenAI's naming; other models contain their settings"
+        )
+    if path.is_file() and path.suffix == big_vision.SUFFIX:
+        return _read_big_vision(path, name)
     if path_kind(path) is None:
         raise BundleError(missing_model(name))
     if is_onnx_folder(path):
@@ -201,7 +185,7 @@ def _read_folder(path: Path, name: str, verify: Verify) -> Bundle:
 def _adapted_base(path: Path, name: str, adapter: Path, verify: Verify) -> Bundle:
     if is_adapter(path):
         raise BundleError(f"{adapter}: its base model {name} is an adapter itself; merge that one first")
-    return _with_license(_read(path, name, WeightsFacts(), verify), name)
+    return _with_license(_read(path, name, _NOTHING_STATED, verify), name)
 
 
 def _read_big_vision(path: Path, name: str) -> Bundle:

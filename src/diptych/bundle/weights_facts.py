@@ -1,7 +1,7 @@
 """Settings of a weights file that the user states, because the file does not contain them. Needs no PyTorch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypeAlias, cast, get_args
 
 from diptych.core.errors import ConfigError, unknown_name
@@ -49,6 +49,8 @@ class WeightsFacts:
     """Whether the text tower has a causal mask; None for True. Without a mask, it attends to the padding, as in open_clip."""
 
     def __post_init__(self) -> None:
+        if self.activation is not None and self.activation not in get_args(Activation):
+            raise ConfigError(unknown_name("activation", self.activation, get_args(Activation)))
         if self.heads is not None and (len(self.heads) not in (2, 3) or min(self.heads) < 1):
             raise ConfigError(
                 f"heads is {','.join(map(str, self.heads))}; give one number for the image tower and one for the text tower, "
@@ -73,8 +75,8 @@ class WeightsFacts:
 
     @property
     def stated(self) -> list[str]:
-        """Names of the settings that the user stated, except activation and preset."""
-        return [name for name in ("weights", "heads", "pooling", "is_causal") if getattr(self, name) is not None]
+        """Names of the settings that the user stated."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
     @property
     def image_pooling(self) -> Literal["cls", "mean"]:

@@ -59,23 +59,21 @@ def import_model(
     """Convert a model of another library to a bundle."""
     from diptych.bundle.folder import save_bundle
     from diptych.bundle.open_bundle import open_bundle
-    from diptych.bundle.weights_facts import poolings
+    from diptych.bundle.weights_facts import WeightsFacts, poolings
 
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: already exists; choose another --out, or use --overwrite")
     if out.exists():
         _check_replaceable(path, out)
-    bundle = open_bundle(
-        path,
+    facts = WeightsFacts(
         activation=activation,
         preset=preset,
-        image_px=image_px,
-        verify="full",
         weights=weights,
         heads=_numbers(heads),
         pooling=None if pooling is None else poolings(pooling.split(",")),
         is_causal=False if no_causal else None,
     )
+    bundle = open_bundle(path, facts=facts, image_px=image_px, verify="full")
     save_bundle(bundle, out)
     print_facts(str(out), _facts(bundle))
     print_line(f"Use it:  {command('similarity', out, 'photo.jpg', 'a dog', 'a cat')}")

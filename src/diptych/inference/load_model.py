@@ -6,7 +6,7 @@ import torch
 
 from diptych.bundle.folder import Bundle
 from diptych.bundle.open_bundle import open_bundle
-from diptych.bundle.weights_facts import Pooling, WeightsChoice
+from diptych.bundle.weights_facts import WeightsFacts
 from diptych.core.errors import ConfigError
 from diptych.core.precision import InferencePrecision
 from diptych.cpu import linear
@@ -14,7 +14,6 @@ from diptych.device.hardware import choose_device, cpu_has, has_fast_int8
 from diptych.device.precision import DTYPES, lacks_bf16
 from diptych.images.transforms import Pixels
 from diptych.models.clip import CLIP
-from diptych.models.config import Activation
 from diptych.models.int8 import to_int8
 from diptych.models.text_transformer import TextTransformer
 from diptych.models.vision_transformer import VisionTransformer
@@ -25,13 +24,8 @@ def load_model(
     *,
     device: str,
     precision: InferencePrecision,
-    activation: Activation | None,
-    preset: str | None,
+    facts: WeightsFacts,
     image_px: Pixels | None,
-    weights: WeightsChoice | None = None,
-    heads: tuple[int, ...] | None = None,
-    pooling: tuple[Pooling, ...] | None = None,
-    is_causal: bool | None = None,
     progress: bool = True,
 ) -> tuple[Bundle, tuple[str, ...] | None]:
     """Open a model (`open_bundle`), convert it to a precision and move it to a device.
@@ -45,17 +39,7 @@ def load_model(
     """
     selected = choose_device(device)
     _check_precision(precision, selected)
-    bundle = open_bundle(
-        path,
-        activation=activation,
-        preset=preset,
-        image_px=image_px,
-        weights=weights,
-        heads=heads,
-        pooling=pooling,
-        is_causal=is_causal,
-        progress=progress,
-    )
+    bundle = open_bundle(path, facts=facts, image_px=image_px, progress=progress)
     identities = None
     if precision != "fp32":
         identities = bundle.identities()  # Before the weights are converted.

@@ -6,7 +6,7 @@ from diptych.bundle.hub import PREFIX, download
 from diptych.bundle.known_models import missing_model, resolve_name
 from diptych.bundle.licenses import warn_if_non_commercial
 from diptych.bundle.onnx_layout import is_onnx_folder, refuse_half_export
-from diptych.bundle.weights_facts import Pooling, WeightsChoice
+from diptych.bundle.weights_facts import Pooling, WeightsChoice, WeightsFacts
 from diptych.core.errors import BundleError, ConfigError, OnnxExportError
 from diptych.core.extras import has_torch, missing_extra
 from diptych.core.paths import path_kind
@@ -76,7 +76,9 @@ def load(
             needs PyTorch, which is not installed.
     """
     track = bar if progress else silently
-    facts = {"weights": weights, "heads": heads, "pooling": pooling, "is_causal": is_causal}
+    facts = WeightsFacts(
+        activation=activation, preset=preset, weights=weights, heads=heads, pooling=pooling, is_causal=is_causal
+    )
     path = resolve_name(str(path))
     folder = _onnx_folder(path, progress=progress)
     if folder is None and provider is not None:
@@ -93,13 +95,8 @@ def load(
                 path,
                 device=device,
                 precision=precision,
-                activation=activation,
-                preset=preset,
+                facts=facts,
                 image_px=image_px,
-                weights=weights,
-                heads=heads,
-                pooling=pooling,
-                is_causal=is_causal,
                 progress=progress,
             )
         except OnnxExportError as error:  # A hub id of an export without its bundle.
@@ -113,10 +110,10 @@ def load(
                 track=track,
                 identities=identities,
             )
-    changes = {"precision": precision != "fp32", "activation": activation, "preset": preset, "image_px": image_px}
-    for name, value in {**changes, **facts}.items():
-        if value not in (None, False) or (name == "is_causal" and value is not None):
-            raise ConfigError(f"{path}: is an ONNX export; {name} is set when the bundle is exported")
+    changes = {"precision": precision != "fp32", "image_px": image_px}
+    stated = [*facts.stated, *(name for name, value in changes.items() if value)]
+    if stated:
+        raise ConfigError(f"{path}: is an ONNX export; {stated[0]} is set when the bundle is exported")
     model = load_onnx(folder, provider=_provider(device) if provider is None else provider)
     warn_if_non_commercial(model.origin, path)
     return LoadedBundle(model, path=Path(path), batch_size=batch_size, urls=urls, track=track)
